@@ -1,0 +1,78 @@
+"""The command line: ``rga-reid COMMAND ...`` and ``python cli.py COMMAND ...`` are this ``main``.
+
+Each command is one module here with two functions: ``parser()`` describes its options, ``run(options)`` does
+the work. Modules are imported when their command is asked for, so ``--help`` needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from rga_reid.errors import InputError
+
+COMMANDS = {
+    "demo": "the whole story on a synthetic data set: train, test, gallery, query, report",
+    "data": "check a data set against its card: data check ROOT",
+    "train": "train a model from a recipe: train --config market1501/rga_sc --data.root DIR",
+    "test": "evaluate a checkpoint: mAP, mINP, rank-1/5/10/20",
+    "features": "embed a folder of images into an .npz file",
+    "evaluate": "the same metrics for features of any model",
+    "gallery": "build and inspect galleries: gallery build, gallery info",
+    "query": "who is this? ranked gallery matches as a table, JSON or a page of pictures",
+}
+
+_USAGE = "usage: rga-reid COMMAND [options]    (rga-reid COMMAND --help tells the options)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after the program's name; ``sys.argv[1:]`` if not given.
+
+    Returns:
+        The exit code: 0 done, 2 bad input (one line on stderr says what), 130 interrupted by Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        print(f"rga-reid: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `rga-reid ... | head`: the reader has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("rga-reid: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(_USAGE, "", "commands:", sep="\n")
+        for name, summary in COMMANDS.items():
+            print(f"  {name:<{width}}  {summary}")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from rga_reid import __version__
+
+        print(f"rga-reid {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"unknown command {name!r}{hint} (known: {', '.join(COMMANDS)})")
+    from rga_reid.commands.parsing import parse
+
+    command = importlib.import_module(f"rga_reid.commands.{name}")
+    options = parse(command.parser(), words[1:])
+    if options is not None:
+        command.run(options)
+    return 0

@@ -1,0 +1,55 @@
+"""Option parsing shared by the commands: one clear line for a wrong option, never a page of usage."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.errors import InputError
+
+
+def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
+    """A jsonargparse parser that raises instead of printing its usage and exiting."""
+    return ArgumentParser(
+        prog=f"rga-reid {name}", description=description, exit_on_error=False, **settings
+    )
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
+    """Parse ``words``; None if ``--help`` was asked for (and printed).
+
+    Raises:
+        InputError: a wrong option; the message names it, and the nearest known one if it was mistyped.
+    """
+    try:
+        return parser.parse_args(list(words))
+    except SystemExit as leave:  # argparse leaves this way after --help and on its own errors
+        if leave.code in (0, None):
+            return None
+        raise InputError(f"{parser.prog}: wrong options; see {parser.prog} --help") from None
+    except Exception as error:
+        if type(error).__name__ not in (
+            "ArgumentError",
+            "ArgumentTypeError",
+            "NSKeyError",
+            "ParserError",
+        ):
+            raise
+        raise InputError(f"{parser.prog}: {_one_line(parser, str(error))}") from None
+
+
+def _one_line(parser: ArgumentParser, message: str) -> str:
+    """The parser's message on one line, with the nearest known option for an unknown one."""
+    line = " ".join(message.split())
+    unknown = [word for word in line.split() if word.startswith("--")]
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in unknown:
+        name = word.split("=")[0].rstrip(",:")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            if near:
+                return f"{line}; did you mean {near[0]}?"
+    return line
