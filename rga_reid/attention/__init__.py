@@ -1,0 +1,48 @@
+"""Attention mechanisms: (B, C, H, W) -> (B, C, H, W), each made by ``Mechanism(in_channels, size)``.
+
+``forward`` is the fast exact form; ``relations(x)`` the explicit one, with every matrix and step as a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from rga_reid.attention.cam import CAM
+from rga_reid.attention.cbam import CBAM
+from rga_reid.attention.criss_cross import CrissCross
+from rga_reid.attention.dual_attention import DualAttention
+from rga_reid.attention.nonlocal_block import NonLocal
+from rga_reid.attention.pam import PAM
+from rga_reid.attention.relations import Relations, Step
+from rga_reid.attention.rga import RGA
+from rga_reid.attention.squeeze_excitation import SE
+
+MECHANISMS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
+    "rga": RGA,
+    "rga_s": partial(RGA, channel=False),
+    "rga_c": partial(RGA, spatial=False),
+    "pam": PAM,
+    "cam": CAM,
+    "dual": DualAttention,
+    "nonlocal": NonLocal,
+    "criss_cross": CrissCross,
+    "se": SE,
+    "cbam": CBAM,
+}
+
+__all__ = [
+    "CAM",
+    "CBAM",
+    "MECHANISMS",
+    "PAM",
+    "RGA",
+    "SE",
+    "CrissCross",
+    "DualAttention",
+    "NonLocal",
+    "Relations",
+    "Step",
+]

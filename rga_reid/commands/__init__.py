@@ -72,7 +72,8 @@ def _dispatch(words: list[str]) -> int:
     from rga_reid.commands.parsing import parse
 
     command = importlib.import_module(f"rga_reid.commands.{name}")
-    options = parse(command.parser(), words[1:])
+    prepare = getattr(command, "prepare", list)  # a command may complete its words before they are parsed
+    options = parse(command.parser(), prepare(words[1:]))
     if options is not None:
         command.run(options)
     return 0

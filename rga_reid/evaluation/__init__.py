@@ -1,0 +1,6 @@
+"""Evaluation: pure functions on arrays. Knows no model and no file."""
+
+from rga_reid.evaluation.ranking import evaluate_distances, evaluate_ranking
+from rga_reid.evaluation.result import RankingResult
+
+__all__ = ["RankingResult", "evaluate_distances", "evaluate_ranking"]

@@ -1,0 +1,18 @@
+"""Models: ResNet with attention slots, the embedding head, checkpoints."""
+
+from rga_reid.models.build import build_model, resolve_attention
+from rga_reid.models.checkpoints import fingerprint, load_model, save_model
+from rga_reid.models.embedding import EmbeddingModel, TrainingOutput
+from rga_reid.models.resnet import ResNet, count_parameters
+
+__all__ = [
+    "EmbeddingModel",
+    "ResNet",
+    "TrainingOutput",
+    "build_model",
+    "count_parameters",
+    "fingerprint",
+    "load_model",
+    "resolve_attention",
+    "save_model",
+]

@@ -1,0 +1,7 @@
+"""Retrieval: feature extraction and galleries."""
+
+from rga_reid.retrieval.extraction import extract_features
+from rga_reid.retrieval.gallery import Gallery
+from rga_reid.retrieval.model_record import ModelRecord
+
+__all__ = ["Gallery", "ModelRecord", "extract_features"]

@@ -1,0 +1,59 @@
+"""Channel attention (CAM).
+
+Fu, Liu, Tian, Li, Bao, Fang, Lu: Dual Attention Network for Scene Segmentation, CVPR 2019,
+https://arxiv.org/abs/1809.02983. Section 3.3, equations 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rga_reid.attention.checks import check_map, positive
+from rga_reid.attention.relations import Relations, Trace
+from rga_reid.attention.softmax_attention import attend
+
+
+class CAM(nn.Module):
+    """Each channel adds a weighted sum over all channels.
+
+        E       = X Xᵀ
+        A[i, j] = softmaxⱼ(maxₖ E[i, k] − E[i, j]) = softmaxⱼ(−E[i, j])     (3)
+        out     = γ · A X + x                                               (4)
+
+    The sign, as in the published code, favours the channels that are *least* alike. γ starts at 0: the module
+    begins as the identity. It has no other parameter.
+
+    Args:
+        in_channels: channels C.
+        size: accepted and ignored; any map will do.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, in_channels: int, size: Sequence[int] | None = None) -> None:
+        super().__init__()
+        positive(in_channels=in_channels)
+        self.in_channels = in_channels
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_map("CAM", x, self.in_channels)
+        channels = x.flatten(2).mT  # (B, N, C): the nodes are channels
+        return self.gamma * attend(channels, -channels, channels).mT.reshape(x.shape) + x
+
+    def relations(self, x: Tensor) -> Relations:
+        """The explicit form, with matrix ``channels`` (B, C, C): [b, i, j] is what i takes from j."""
+        check_map("CAM", x, self.in_channels)
+        return Relations.of(self._explicit, x)
+
+    def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
+        trace.step("x", "input map", "", x)
+        flat = trace.step("X", "channels as vectors over positions", "x as (C, N)", x.flatten(2))
+        energy = trace.step("E", "similarity of channels", "X Xᵀ", torch.einsum("bip,bjp->bij", flat, flat))
+        a = (energy.amax(dim=2, keepdim=True) - energy).softmax(dim=2)
+        a = trace.matrix("channels", "A", "what i takes from each j", "softmaxⱼ(maxₖ E[i, k] − E[i, j])", a)
+        o = trace.step("O", "what each channel gathers", "A X", torch.einsum("bij,bjp->bip", a, flat))
+        return trace.step("out", "output map", "γ · O + x", self.gamma * o.reshape(x.shape) + x)

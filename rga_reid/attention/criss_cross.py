@@ -1,0 +1,111 @@
+"""Criss-cross attention (CCNet).
+
+Huang, Wang, Huang, Huang, Wei, Liu: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019,
+https://arxiv.org/abs/1811.11721. Section 3.2, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rga_reid.attention.checks import check_map, positive, reduced
+from rga_reid.attention.relations import Relations, Trace
+
+
+class CrissCross(nn.Module):
+    """Each position adds a weighted sum over its row and column; twice in a row reaches every position.
+
+        A[u, ·] = softmax(Q[:, u] · K[:, j]) over the H + W − 1 positions j in the row or column of u     (1)
+        out[u]  = γ · Σⱼ A[u, j] V[:, j] + x[u]                                                           (2)
+
+    The same module is applied ``recurrence`` times. γ starts at 0: the module begins as the identity.
+
+    Args:
+        in_channels: channels C.
+        size: accepted and ignored; any map will do.
+        ratio: Q and K have C // ratio channels.
+        recurrence: number of passes (2 in the paper).
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 8, recurrence: int = 2
+    ) -> None:
+        super().__init__()
+        inner = reduced(in_channels, ratio)
+        positive(recurrence=recurrence)
+        self.in_channels = in_channels
+        self.recurrence = recurrence
+        self.query_conv = nn.Conv2d(in_channels, inner, 1)
+        self.key_conv = nn.Conv2d(in_channels, inner, 1)
+        self.value_conv = nn.Conv2d(in_channels, in_channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_map("CrissCross", x, self.in_channels)
+        for _ in range(self.recurrence):
+            x = self.gamma * self._cross(x) + x
+        return x
+
+    def _cross(self, x: Tensor) -> Tensor:
+        """What every position gathers from its row and column: (B, C, H, W)."""
+        maps = [self.query_conv(x), self.key_conv(x), self.value_conv(x)]
+        rows = [t.transpose(1, 2) for t in maps]  # (B, H, ·, W): the W positions of each row
+        columns = [t.permute(0, 3, 1, 2) for t in maps]  # (B, W, ·, H): the H positions of each column
+        channels_last = maps[2].stride(1) == 1
+        if channels_last:
+            columns = [t.mT.contiguous().mT for t in columns]
+
+        def gather(weights: Tensor, values: Tensor) -> Tensor:  # in the memory layout of the values
+            return (weights @ values.mT).mT if channels_last else values @ weights.mT
+
+        in_row = rows[0].mT @ rows[1]  # (B, H, W, W)
+        in_column = columns[0].mT @ columns[1]  # (B, W, H, H)
+        # The position itself lies in both. It counts in its row: exp(lowest) = 0 takes it out of its column.
+        own = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
+        in_column = in_column.masked_fill(own, torch.finfo(in_column.dtype).min)
+        weights = torch.cat([in_column.transpose(1, 2), in_row], dim=3).softmax(dim=3)  # (B, H, W, H + W)
+        of_column, of_row = weights.split([x.shape[2], x.shape[3]], dim=3)
+        from_column = gather(of_column.transpose(1, 2), columns[2]).permute(0, 2, 3, 1)
+        return from_column + gather(of_row, rows[2]).transpose(1, 2)
+
+    def relations(self, x: Tensor) -> Relations:
+        """The explicit form, with one matrix ``pass_1``, ``pass_2``, ... (B, N, N) per pass.
+
+        Entry [b, i, j] is what position i takes from j: 0 unless they share a row or a column.
+        """
+        check_map("CrissCross", x, self.in_channels)
+        return Relations.of(self._explicit, x)
+
+    def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
+        width = x.shape[3]
+        position = torch.arange(x.shape[2] * width, device=x.device)
+        row, column = position // width, position % width
+        apart = (row[:, None] != row) & (column[:, None] != column)
+        trace.step("x0", "input map", "", x)
+        for r in range(1, self.recurrence + 1):
+            before = f"x{r - 1}"
+            q = self.query_conv(x).flatten(2)
+            k = self.key_conv(x).flatten(2)
+            v = self.value_conv(x).flatten(2)
+            trace.step(f"Q{r}", "what each position looks for", f"query_conv({before})", q)
+            trace.step(f"K{r}", "what each position offers", f"key_conv({before})", k)
+            trace.step(f"V{r}", "what each position gives", f"value_conv({before})", v)
+            energy = torch.einsum("bei,bej->bij", q, k)
+            trace.step(f"E{r}", "similarity", f"Q{r}ᵀ K{r}", energy)
+            a = trace.matrix(
+                f"pass_{r}",
+                f"A{r}",
+                "what i takes from each j in its row and column",
+                f"softmax of E{r}[i, j] over those j",
+                energy.masked_fill(apart, float("-inf")).softmax(dim=2),
+            )
+            o = torch.einsum("bcj,bij->bci", v, a)
+            trace.step(f"O{r}", "what each position gathers", f"V{r} A{r}ᵀ", o)
+            x = self.gamma * o.reshape(x.shape) + x
+            trace.step(f"x{r}", f"map after pass {r}", f"γ · O{r} + {before}", x)
+        return x

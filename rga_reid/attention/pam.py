@@ -1,0 +1,63 @@
+"""Position attention (PAM).
+
+Fu, Liu, Tian, Li, Bao, Fang, Lu: Dual Attention Network for Scene Segmentation, CVPR 2019,
+https://arxiv.org/abs/1809.02983. Section 3.2, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rga_reid.attention.checks import check_map, reduced
+from rga_reid.attention.relations import Relations, Trace
+from rga_reid.attention.softmax_attention import attend
+
+
+class PAM(nn.Module):
+    """Each position adds a weighted sum over all positions; the weights are similarities.
+
+        A[i, j] = softmaxⱼ(Q[:, i] · K[:, j])            (1)
+        out     = γ · V Aᵀ + x                           (2)
+
+    γ starts at 0: the module begins as the identity.
+
+    Args:
+        in_channels: channels C.
+        size: accepted and ignored; any map will do.
+        ratio: Q and K have C // ratio channels.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 8) -> None:
+        super().__init__()
+        inner = reduced(in_channels, ratio)
+        self.in_channels = in_channels
+        self.query_conv = nn.Conv2d(in_channels, inner, 1)
+        self.key_conv = nn.Conv2d(in_channels, inner, 1)
+        self.value_conv = nn.Conv2d(in_channels, in_channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_map("PAM", x, self.in_channels)
+        query, key, value = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        return self.gamma * attend(query, key, value).view_as(x) + x
+
+    def relations(self, x: Tensor) -> Relations:
+        """The explicit form, with matrix ``positions`` (B, N, N): [b, i, j] is what i takes from j."""
+        check_map("PAM", x, self.in_channels)
+        return Relations.of(self._explicit, x)
+
+    def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
+        trace.step("x", "input map", "", x)
+        q = trace.step("Q", "what each position looks for", "query_conv(x)", self.query_conv(x).flatten(2))
+        k = trace.step("K", "what each position offers", "key_conv(x)", self.key_conv(x).flatten(2))
+        v = trace.step("V", "what each position gives", "value_conv(x)", self.value_conv(x).flatten(2))
+        energy = trace.step("E", "similarity", "Qᵀ K", torch.einsum("bei,bej->bij", q, k))
+        a = energy.softmax(dim=2)
+        a = trace.matrix("positions", "A", "what i takes from each j", "softmaxⱼ(E[i, j])", a)
+        o = trace.step("O", "what each position gathers", "V Aᵀ", torch.einsum("bcj,bij->bci", v, a))
+        return trace.step("out", "output map", "γ · O + x", self.gamma * o.reshape(x.shape) + x)

@@ -1,0 +1,115 @@
+"""What a mechanism thinks: its relation matrices, its attention, and every step between, as values.
+
+``mechanism.relations(x)`` computes the explicit form of the papers, matrix by matrix. It shares no code with
+the fast ``forward``, so that each is the other's proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Step(NamedTuple):
+    """One named intermediate tensor of the explicit form."""
+
+    symbol: str  # as in the paper: "θ", "G"
+    meaning: str  # in words
+    formula: str  # how it follows from earlier symbols
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+
+@dataclass
+class Trace:
+    """The record of one run of an explicit form. Matrices ``given`` replace those it would compute."""
+
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    flow: list[Step] = field(default_factory=list)
+
+    def step(self, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
+        """Record an intermediate tensor and return it."""
+        self.flow.append(Step(symbol, meaning, formula, tensor))
+        return tensor
+
+    def matrix(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
+        """Record a relation matrix; return it, or the one given in its place."""
+        tensor = self.matrices[name] = self.given.get(name, tensor)
+        return self.step(symbol, meaning, formula, tensor)
+
+    def weight(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
+        """Record the attention that is finally applied and return it."""
+        self.weights[name] = tensor
+        return self.step(symbol, meaning, formula, tensor)
+
+
+@dataclass(frozen=True)
+class Relations:
+    """The explicit form of a mechanism on one batch.
+
+    ``matrices`` holds the relations by name: (B, N, N) between positions, (B, C, C) between channels,
+    (B, N, N') where keys are pooled; entry [b, i, j] is what node i takes from, or thinks of, node j.
+
+    All else follows from ``x`` and ``matrices`` and is computed when asked for, with the module's parameters
+    as they are then: change a matrix, in place or with ``dataclasses.replace``, and ``weights``, ``flow`` and
+    ``output`` change with it. Running statistics of batch norms are never touched.
+    """
+
+    x: Tensor
+    matrices: dict[str, Tensor]
+    explicit: Callable[[Tensor, Trace], Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, explicit: Callable[[Tensor, Trace], Tensor], x: Tensor) -> Relations:
+        """Run ``explicit(x, trace) -> output`` once and keep its matrices."""
+        trace = Trace()
+        explicit(x, trace)
+        return cls(x, trace.matrices, explicit)
+
+    def trace(self) -> tuple[Trace, Tensor]:
+        """All steps and the output, from ``x`` and ``matrices``, in one run."""
+        trace = Trace(given=self.matrices)
+        return trace, self.explicit(self.x, trace)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The attention that is finally applied, by name: (B, 1, H, W), (B, C, 1, 1), ..."""
+        return self.trace()[0].weights
+
+    @property
+    def flow(self) -> list[Step]:
+        """The named intermediate tensors, in order."""
+        return self.trace()[0].flow
+
+    @property
+    def output(self) -> Tensor:
+        """What ``forward(x)`` returns."""
+        return self.trace()[1]
+
+
+def run_layers(layers: nn.Module, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``layers(x)``, leaving the running statistics of batch norms alone.
+
+    Args:
+        layers: one layer, or a Sequential.
+        x: the input.
+        weight: used in place of the first layer's weight if given.
+    """
+    for layer in layers if isinstance(layers, nn.Sequential) else [layers]:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            statistics = (None, None) if layer.training else (layer.running_mean, layer.running_var)
+            x = F.batch_norm(x, *statistics, layer.weight, layer.bias, layer.training, 0.0, layer.eps)
+        elif weight is not None:
+            x, weight = F.conv2d(x, weight), None
+        else:
+            x = layer(x)
+    return x

@@ -1,0 +1,174 @@
+"""``query``: who is this? Ranked gallery matches as a table, JSON, CSV or a page of pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.gallery import check_output
+from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import InputError
+from rga_reid.files import atomic_file, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rga_reid.retrieval import Gallery
+
+_PAGE_QUERIES = 100  # more would make a page of many megabytes
+_PRINTED_QUERIES = 20
+_PIPE_WIDTH = 10_000
+_MARKET_NAME = re.compile(r"(-1|[0-9]{1,18})_c([0-9]{1,18})(?![0-9])")
+
+
+def parser() -> ArgumentParser:
+    """Options of ``query``."""
+    command = new_parser(
+        "query", "Find the images of a gallery that look most like the person in each query image."
+    )
+    command.add_argument("--gallery", metavar="DIR", required=True, help="folder of the gallery")
+    command.add_argument(
+        "--image", metavar="FILE", nargs="+", required=True, help="query images, or one folder of them"
+    )
+    command.add_argument(
+        "--checkpoint", metavar="FILE", help="the gallery's model (default: where it was when it was built)"
+    )
+    command.add_argument("--top-k", type=int, default=10, help="matches for each image")
+    command.add_argument("--exclude-camera", metavar="N", type=int, help="leave out matches from this camera")
+    command.add_argument("--json", metavar="FILE", help="write the matches there as JSON")
+    command.add_argument("--csv", metavar="FILE", help="write the matches there as CSV")
+    command.add_argument(
+        "--html", metavar="FILE", help=f"write a page of pictures there (the first {_PAGE_QUERIES} queries)"
+    )
+    command.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    return command
+
+
+def run(options: Namespace) -> None:
+    """Search, print the matches and write the files asked for."""
+    if options.top_k < 1:
+        raise InputError(f"--top-k: expected at least 1, got {options.top_k}")
+    for name in ("json", "csv", "html"):
+        check_output(f"--{name}", options[name])
+    queries = _query_table(options.image)
+
+    from rga_reid.models import load_model
+    from rga_reid.retrieval import Gallery, extract_features
+    from rga_reid.retrieval.extraction import choose_device
+
+    device = choose_device(options.device)
+    gallery = Gallery.open(options.gallery)
+    model = load_model(_checkpoint(gallery, options))
+    features, _ = extract_features(model, queries, device=device)
+    matches = gallery.search(features, options.top_k, exclude_camera=options.exclude_camera)
+    results = _as_json(queries, matches)
+    if options.json is not None:
+        write_json(options.json, results)
+    if options.csv is not None:
+        with atomic_file(options.csv) as temporary:
+            _with_images(queries, matches).to_csv(temporary, index=False)
+    if options.html is not None:
+        page = _page(queries, results, Path(options.gallery).absolute().name)
+        with atomic_file(options.html) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    _print(results)
+
+
+def _query_table(images: Sequence[str]) -> pd.DataFrame:
+    """Columns ``path``, ``pid``, ``camid`` of the query images."""
+    import pandas as pd
+
+    from rga_reid.data import table_from_images
+
+    if len(images) == 1 and Path(images[0]).is_dir():
+        return table_from_images(os.path.abspath(images[0]))
+    for image in images:
+        if not Path(image).is_file():
+            found = "a folder, which may only stand alone" if Path(image).is_dir() else "no such file"
+            raise InputError(f"--image {image}: expected an image file, found {found}")
+    labels = [_MARKET_NAME.match(Path(image).name) for image in images]
+    return pd.DataFrame(
+        {
+            "path": pd.Series([os.path.abspath(image) for image in images], dtype="str"),
+            "pid": pd.array([int(label[1]) if label else None for label in labels], dtype="Int64"),
+            "camid": pd.array([int(label[2]) if label else None for label in labels], dtype="Int64"),
+        }
+    )
+
+
+def _checkpoint(gallery: Gallery, options: Namespace) -> Path:
+    if gallery.model is not None:
+        return gallery.model.find_checkpoint(options.checkpoint)
+    if options.checkpoint is None:
+        raise InputError(
+            f"{options.gallery}: built from features, so it remembers no model; give theirs with --checkpoint"
+        )
+    if not Path(options.checkpoint).is_file():
+        raise InputError(f"--checkpoint {options.checkpoint}: no such file")
+    return Path(options.checkpoint)
+
+
+def _as_json(queries: pd.DataFrame, matches: pd.DataFrame) -> list[dict[str, Any]]:
+    """One object per query: its number, its image and its matches, best first; null where unknown."""
+    results: list[dict[str, Any]] = [
+        {"query": number, "image": path, "matches": []} for number, path in enumerate(queries["path"])
+    ]
+    for match in _records(matches):
+        results[match.pop("query")]["matches"].append(match)
+    return results
+
+
+def _with_images(queries: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
+    """The matches with the path of the query image beside its number."""
+    named = matches.copy()
+    named.insert(1, "image", queries["path"].take(matches["query"]).to_numpy())
+    return named
+
+
+def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str) -> str:
+    from rga_reid.reports.ranked_page import Match, Picture, ranked_page
+
+    shown = [Picture(**query) for query in _records(queries.head(_PAGE_QUERIES))]
+    matches = [[Match(**match) for match in result["matches"]] for result in results[: len(shown)]]
+    count = f"{len(queries):,} {'query' if len(queries) == 1 else 'queries'}"
+    if len(shown) < len(queries):
+        count = f"The first {len(shown)} of {count}"
+    note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities: 1 is identical."
+    return ranked_page(shown, matches, title="Who is this?", note=note)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain Python values, None where null."""
+    plain = table.astype(object).where(table.notna(), None)
+    return plain.to_dict("records")
+
+
+def _print(results: Sequence[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    # a pipe gets each match on one line, however long its path
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    for result in results[:_PRINTED_QUERIES]:
+        table = Table("#", "score", "person", "camera", box=SIMPLE_HEAD)
+        table.add_column("image", overflow="fold")
+        for match in result["matches"]:
+            labels = ["unknown" if match[key] is None else str(match[key]) for key in ("pid", "camid")]
+            table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, _printable(match["path"]))
+        console.print(_printable(result["image"]), soft_wrap=True)
+        console.print(table if result["matches"] else "no match in this gallery")
+    if len(results) > _PRINTED_QUERIES:
+        more = len(results) - _PRINTED_QUERIES
+        console.print(f"... and {more:,} more queries (all of them with --json or --csv)")
+
+
+def _printable(name: str) -> str:
+    """A file name without characters that would steer the terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in name)

@@ -1,0 +1,248 @@
+"""Data set cards: how a data set lies on disk, what its identity numbers mean, what it must count.
+
+A card is a short YAML file; ``datasets/README.md`` describes its keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import yaml
+
+from rga_reid.errors import InputError
+from rga_reid.resources import find_resource
+
+SPLITS = ("train", "query", "gallery")  #: in the order of a table
+LAYOUTS = ("names", "lists", "identities")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that a split's images come from.
+
+    Args:
+        folder: names of the folder, relative to the root: the first that exists is read. (Versions of one
+            data set name their folders differently.)
+        list: for the layout ``lists``: a text file in the root, one image a line: its path within the folder,
+            its pid.
+    """
+
+    folder: tuple[str, ...]
+    list: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a split's images are and how many there must be; None where the card does not say.
+
+    Args:
+        sources: read in this order.
+        images: files, of every kind.
+        identities: without junk and distractors.
+        junk: files with a junk pid.
+        distractors: files with a distractor pid.
+        optional: the split may be absent.
+    """
+
+    sources: tuple[Source, ...]
+    images: int | None = None
+    identities: int | None = None
+    junk: int | None = None
+    distractors: int | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """A data set's card.
+
+    Args:
+        name: short name, in file-name letters.
+        title: the name in full.
+        layout: ``names`` (pid in the file name), ``lists`` (pid in a list file) or ``identities`` (one folder
+            per identity).
+        splits: of ``train``, ``query``, ``gallery``, those that the data set has.
+        pattern: regular expression that a whole file name matches, with the named groups ``pid`` (layout
+            ``names``) and ``camid``; in the layout ``identities`` a name that does not fit has no camera.
+        junk_pids: images to be left out of a ranking altogether.
+        distractor_pids: gallery images of nobody asked for: always wrong.
+        cameras: how many there are.
+        citation, url, terms: whom to thank, where to ask for the data, what it may be used for.
+
+    Raises:
+        InputError: a field that contradicts the above; the message names card and key.
+    """
+
+    name: str
+    title: str
+    layout: str
+    splits: Mapping[str, Split]
+    pattern: str | None = None
+    junk_pids: tuple[int, ...] = ()
+    distractor_pids: tuple[int, ...] = ()
+    cameras: int | None = None
+    citation: str = ""
+    url: str = ""
+    terms: str = ""
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            self._refuse("layout", f"expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if not self.splits:
+            self._refuse("splits", f"expected at least one of {', '.join(SPLITS)}")
+        for name, split in self.splits.items():
+            self._check_split(name, split)
+        groups = self._groups()
+        if self.layout == "names" and "pid" not in groups:
+            self._refuse("pattern", "the layout 'names' needs a pattern with the group (?P<pid>...)")
+        if groups - {"pid", "camid"}:
+            self._refuse("pattern", f"unknown group {min(groups - {'pid', 'camid'})!r}, known: pid, camid")
+
+    def _check_split(self, name: str, split: Split) -> None:
+        if name not in SPLITS:
+            self._refuse(f"splits.{name}", f"unknown split, known: {', '.join(SPLITS)}")
+        if not split.sources:
+            self._refuse(f"splits.{name}.sources", "expected at least one source")
+        for number, source in enumerate(split.sources):
+            key = f"splits.{name}.sources[{number}]"
+            if not source.folder:
+                self._refuse(f"{key}.folder", "expected at least one folder name")
+            for part in (*source.folder, *([source.list] if source.list is not None else [])):
+                path = PurePosixPath(part)
+                if path.is_absolute() or ".." in path.parts or not part:
+                    self._refuse(key, f"expected a path within the data set's root, got {part!r}")
+            if (source.list is None) == (self.layout == "lists"):
+                problem = "needs" if self.layout == "lists" else "does not take"
+                self._refuse(f"{key}.list", f"the layout {self.layout!r} {problem} a list file")
+
+    def _groups(self) -> set[str]:
+        if self.pattern is None:
+            return set()
+        try:
+            return set(re.compile(self.pattern).groupindex)
+        except re.error as error:
+            self._refuse("pattern", f"not a regular expression ({error})")
+
+    def _refuse(self, key: str, problem: str) -> NoReturn:
+        raise InputError(f"card {self.name}: {key}: {problem}")
+
+
+def load_card(card: str | os.PathLike[str] | Card) -> Card:
+    """A bundled card by its name, or one's own by the path of its YAML file. A ``Card`` is returned as it is.
+
+    Raises:
+        InputError: an unknown name (the known ones are listed), a missing file, or a card that is not valid:
+            the message names the card and the key.
+    """
+    if isinstance(card, Card):
+        return card
+    text = os.fspath(card)
+    own = isinstance(card, os.PathLike) or text.endswith((".yaml", ".yml")) or os.sep in text
+    path = Path(text) if own else find_resource("datasets", text)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"card {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"card {path}: cannot read this file ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"card {path}: not valid YAML ({error})") from None
+    return _build(Card, value, f"card {path}", "")
+
+
+def _build(cls: Any, value: Any, card: str, key: str) -> Any:
+    """The dataclass ``cls`` from a YAML mapping; each key is converted by its entry in ``_CONVERTERS``."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {_shown(value)}")
+    known = {item.name: item for item in fields(cls)}
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(known)})"
+            raise InputError(f"{card}: {prefix}{name}: unknown key{hint}")
+    for name, item in known.items():
+        if name not in value and item.default is MISSING:
+            raise InputError(f"{card}: {prefix}{name}: this key is missing")
+    converted = {}
+    for name, item in value.items():
+        expected, convert = _CONVERTERS[name]
+        try:
+            converted[name] = convert(item, card, f"{prefix}{name}")
+        except TypeError:
+            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {_shown(item)}") from None
+    return cls(**converted)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _text(value: Any, *_: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return value.strip()
+
+
+def _flag(value: Any, *_: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _count(value: Any, *_: str) -> int:
+    if _integer(value) < 0:
+        raise TypeError
+    return _integer(value)
+
+
+def _integers(value: Any, *_: str) -> tuple[int, ...]:
+    return tuple(_integer(item) for item in _items(value))
+
+
+def _names(value: Any, *_: str) -> tuple[str, ...]:
+    return tuple(_text(item) for item in ([value] if isinstance(value, str) else _items(value)))
+
+
+def _sources(value: Any, card: str, key: str) -> tuple[Source, ...]:
+    items = _items(value)
+    return tuple(_build(Source, item, card, f"{key}[{number}]") for number, item in enumerate(items))
+
+
+def _splits(value: Any, card: str, key: str) -> dict[str, Split]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return {str(name): _build(Split, item, card, f"{key}.{name}") for name, item in value.items()}
+
+
+def _items(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+_TEXT = ("a text", _text)
+_COUNT = ("a count (a whole number, not negative)", _count)
+_CONVERTERS: dict[str, tuple[str, Callable[[Any, str, str], Any]]] = {
+    **dict.fromkeys(("name", "title", "layout", "pattern", "citation", "url", "terms", "list"), _TEXT),
+    **dict.fromkeys(("images", "identities", "junk", "distractors", "cameras"), _COUNT),
+    "junk_pids": ("a list of whole numbers", _integers),
+    "distractor_pids": ("a list of whole numbers", _integers),
+    "optional": ("true or false", _flag),
+    "folder": ("a folder name, or a list of them", _names),
+    "sources": ("a list of sources", _sources),
+    "splits": ("keys and values", _splits),
+}

@@ -1,0 +1,212 @@
+"""Image files to RGB pixels, or to one clear line about what is wrong with the file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from rga_reid.data.threads import in_threads
+from rga_reid.errors import InputError
+
+MAX_PIXELS = 64_000_000  #: a larger image is refused from its header, before any pixel is decoded
+
+Fault = Literal["missing", "empty", "truncated", "unreadable", "too large"]
+
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # pillow's others run programs or are rare
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+
+class ImageError(InputError):
+    """A file that is not a usable image; ``fault`` and ``detail`` say in which way."""
+
+    def __init__(self, path: str | os.PathLike[str], fault: Fault, detail: str) -> None:
+        super().__init__(f"{shown(path)}: {detail}")
+        self.fault, self.detail = fault, detail
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as 8-bit RGB, upright.
+
+    The EXIF orientation is applied, transparent pixels are composited on white, 16-bit values are scaled to
+    8 bits. Of an animation the first frame is taken.
+
+    Raises:
+        ImageError: (an ``InputError``) the file is missing, empty, truncated, not an image, of a pixel type
+            without a defined white (32-bit, floating point), or has more than ``MAX_PIXELS`` pixels.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(path, "unreadable", f"expected an image file, found {kind}")
+        if status.st_size == 0:
+            raise ImageError(path, "empty", "empty file (0 bytes), expected an image")
+        with open(path, "rb") as file:
+            image = _open(file, path)
+            _load(image, path)
+    except FileNotFoundError:
+        raise ImageError(path, "missing", "no such image file") from None
+    except OSError as error:
+        raise ImageError(path, "unreadable", f"cannot read this file ({error.strerror or error})") from None
+    return _to_rgb(image, path)
+
+
+def decode(paths: Iterable[str | os.PathLike[str]], size: tuple[int, int], *, threads: int = 2) -> np.ndarray:
+    """Read image files into one array.
+
+    Args:
+        paths: n image files.
+        size: (H, W) of the result; an image of another size is resized bilinearly with antialiasing.
+        threads: files decoded at the same time.
+
+    Returns:
+        uint8 ``(n, 3, H, W)``, RGB, in the order of ``paths``.
+
+    Raises:
+        ImageError: for the first file that ``read_image`` refuses.
+    """
+    files = list(paths)
+    height, width = size
+    if height < 1 or width < 1:
+        raise InputError(f"size: expected a height and a width of at least 1, got {tuple(size)}")
+    images = np.empty((len(files), 3, height, width), np.uint8)
+
+    def fill(row: int) -> None:
+        image = read_image(files[row])
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        images[row] = np.asarray(image).transpose(2, 0, 1)
+
+    for _ in in_threads(fill, range(len(files)), threads, "decoding"):
+        pass
+    return images
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Image files below a folder, sorted by relative POSIX path.
+
+    Known by their suffixes in any case; hidden files and folders and ``Thumbs.db`` are passed over. Linked
+    folders are followed, each once.
+
+    Raises:
+        InputError: the folder is missing, is not a folder, cannot be read, or holds no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        found = "found a file" if root.exists() else "no such folder"
+        raise InputError(f"{root}: expected a folder of images, {found}")
+    images = [path for path in _walk(root, set()) if path.suffix.lower() in _SUFFIXES]
+    if not images:
+        raise InputError(f"{root}: no image found in this folder (suffixes {' '.join(sorted(_SUFFIXES))})")
+    return sorted(images, key=lambda path: path.relative_to(root).as_posix())
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file name is one that file managers leave about: hidden, ``Thumbs.db``, ``desktop.ini``."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def is_unicode(path: str) -> bool:
+    """Whether a path is valid Unicode: tables and JSON cannot hold another."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for people to read, bytes that are not Unicode escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> list[Path]:
+    files = []
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return []
+        seen.add((status.st_dev, status.st_ino))
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if is_litter(entry.name):
+                continue
+            if not is_unicode(entry.path):
+                raise InputError(f"{shown(entry.path)}: the name is not valid UTF-8; rename it")
+            if entry.is_dir():
+                files += _walk(folder / entry.name, seen)
+            else:
+                files.append(folder / entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read this folder ({error.strerror})") from None
+    return files
+
+
+def _plugins() -> list[tuple[Callable[..., ImageFile.ImageFile], Callable[[bytes], object]]]:
+    """Of each accepted format: what opens it, and what knows it by a file's first 16 bytes."""
+    Image.init()
+    return [(factory, accept) for factory, accept in map(Image.OPEN.__getitem__, _FORMATS) if accept]
+
+
+def _open(file: BinaryIO, path: str | os.PathLike[str]) -> ImageFile.ImageFile:
+    """Read the header only, and judge the size by it.
+
+    Not by ``Image.open``: that judges by limits of its own, global ones, with a warning.
+    """
+    prefix = file.read(16).ljust(16, b"\0")  # older plug-ins index it
+    file.seek(0)
+    factories = [factory for factory, accept in _plugins() if accept(prefix) is True]
+    if not factories:
+        raise ImageError(path, "unreadable", "not an image, or of an unknown format")
+    try:
+        image = factories[0](file, "")
+    except Exception as error:  # plug-ins raise nearly anything on a damaged header
+        raise _damaged(error, path) from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        detail = f"image of {height} x {width} pixels, refused: more than {MAX_PIXELS:,}"
+        raise ImageError(path, "too large", detail)
+    return image
+
+
+def _load(image: ImageFile.ImageFile, path: str | os.PathLike[str]) -> None:
+    """Decode the pixels and turn them upright."""
+    try:
+        image.load()
+    except Exception as error:  # plug-ins raise nearly anything on damaged data
+        raise _damaged(error, path) from None
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # a damaged EXIF block tells no orientation, but the pixels are whole
+        return
+
+
+def _damaged(error: Exception, path: str | os.PathLike[str]) -> Exception:
+    if isinstance(error, MemoryError):
+        return error
+    if "truncated" in str(error).lower():
+        return ImageError(path, "truncated", f"truncated image ({error})")
+    return ImageError(path, "unreadable", f"damaged image ({error or type(error).__name__})")
+
+
+def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    # 16-bit PGM, and 16-bit PNG in older pillow, open as "I" with values to 65535; elsewhere "I" has no white
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        scaled = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(path, "unreadable", f"pixel type {image.mode!r}, expected 8 or 16 bits")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise ImageError(path, "unreadable", f"pixel type {image.mode!r}: cannot be shown as RGB") from None

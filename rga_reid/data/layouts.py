@@ -1,0 +1,159 @@
+"""The ways a data set lies on disk, each read into a ``Survey``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rga_reid.data.cards import Card, Source
+from rga_reid.data.images import is_litter, list_images
+from rga_reid.data.survey import Survey, contents, is_inside
+from rga_reid.errors import InputError
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+
+
+def survey_folder(root: Path, card: Card) -> Survey:
+    """Read a data set in the card's layout.
+
+    Raises:
+        InputError: the root is missing or empty, or a folder that the card names is missing or holds no
+            image. What is wrong with single files is gathered in the survey.
+    """
+    if not root.is_dir():
+        found = "found a file" if root.exists() else "no such folder"
+        raise InputError(f"{root}: expected the folder of a data set ({card.title}), {found}")
+    return {"names": _read_names, "lists": _read_lists, "identities": _read_identities}[card.layout](
+        root, card
+    )
+
+
+def _read_names(root: Path, card: Card) -> Survey:
+    """Flat folders; the pattern tells pid and camid from a file's name."""
+    survey = Survey()
+    for split, _, folder in _sources(root, card):
+        before = len(survey.rows)
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if is_litter(entry.name):
+                continue
+            numbers = _numbers(card.pattern, entry.name)
+            if numbers is None or numbers["pid"] is None:
+                survey.add_problem("name", entry.path, "the name does not fit the card's pattern")
+            elif not entry.is_file():
+                survey.add_problem("name", entry.path, "not a file")
+            else:
+                survey.add(split, entry.name, entry.path, numbers["pid"], numbers.get("camid"))
+        if len(survey.rows) == before:
+            raise InputError(
+                f"{folder}: expected images named as {card.pattern} (card {card.name}), "
+                f"found {contents(folder)}"
+            )
+    return survey
+
+
+def _read_lists(root: Path, card: Card) -> Survey:
+    """List files, a line ``path pid`` for each image; the pattern, if any, tells the camid from its name."""
+    survey = Survey()
+    for split, source, folder in _sources(root, card):
+        listing = root / str(source.list)
+        try:
+            lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise InputError(
+                f"{listing}: expected this list file (card {card.name}), found {contents(root)}"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{listing}: cannot read this list file ({error})") from None
+        if not any(line.strip() for line in lines):
+            raise InputError(f"{listing}: empty, expected a line 'path pid' for each image")
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                _read_line(survey, card, split, folder, line.strip(), f"{listing}, line {number}")
+    return survey
+
+
+def _read_line(survey: Survey, card: Card, split: str, folder: Path, line: str, where: str) -> None:
+    name, _, pid = line.replace("\t", " ").rpartition(" ")
+    name = name.rstrip()
+    path = os.path.join(folder, name)
+    numbers = _numbers(card.pattern, name.rpartition("/")[2]) if card.pattern else {}
+    if not name or not _INTEGER.fullmatch(pid):
+        survey.add_problem("line", where, f"expected 'path pid', got {line!r}")
+    elif not is_inside(name):
+        survey.add_problem("line", where, f"{name!r} leads outside the data set")
+    elif numbers is None:
+        survey.add_problem("name", where, f"the name {name!r} does not fit the card's pattern")
+    elif not os.path.isfile(path):
+        survey.add_problem("missing", where, f"no such image file: {path}")
+    else:
+        survey.add(split, name, path, int(pid), numbers.get("camid"))
+
+
+def _read_identities(root: Path, card: Card) -> Survey:
+    """One folder per identity; a folder's name is the pid, or if any is not a number, its place in order."""
+    survey = Survey()
+    places = [(split, folder) for split, _, folder in _sources(root, card)] or [("train", root)]
+    images = []
+    for split, folder in places:
+        for path in list_images(folder):
+            name = path.relative_to(folder).as_posix()
+            identity, *rest = name.split("/")
+            if len(rest) == 1:
+                images.append((split, name, path, identity))
+            else:
+                survey.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
+    pids = _folder_pids(root, {(split, identity) for split, _, _, identity in images})
+    for split, name, path, identity in images:
+        numbers = _numbers(card.pattern, path.name) if card.pattern else None
+        survey.add(split, name, str(path), pids[identity], (numbers or {}).get("camid"))
+    return survey
+
+
+def _folder_pids(root: Path, folders: set[tuple[str, str]]) -> dict[str, int]:
+    """Folder name -> pid, the same in all splits. ``folders``: (split, name)."""
+    names = sorted({name for _, name in folders})
+    if not all(_INTEGER.fullmatch(name) for name in names):
+        return {name: number for number, name in enumerate(names)}
+    owners: dict[tuple[str, int], str] = {}
+    for split, name in sorted(folders):
+        owner = owners.setdefault((split, int(name)), name)
+        if owner != name:
+            raise InputError(
+                f"{root}: in {split} the folders {owner!r} and {name!r} are both pid {int(name)}"
+            )
+    return {name: int(name) for name in names}
+
+
+def _sources(root: Path, card: Card) -> Iterator[tuple[str, Source, Path]]:
+    """Each split's sources with the folder that is there."""
+    for name, split in card.splits.items():
+        for source in split.sources:
+            folders = [root / folder for folder in source.folder if (root / folder).is_dir()]
+            if folders:
+                yield name, source, folders[0]
+            elif not split.optional:
+                raise InputError(_missing_folder(root, card, source))
+
+
+def _missing_folder(root: Path, card: Card, source: Source) -> str:
+    wanted = " or ".join(f"{folder}/" for folder in source.folder)
+    message = f"{root}: expected the folder {wanted} (card {card.name}), found {contents(root)}"
+    for entry in sorted(root.iterdir()):
+        if any((entry / folder).is_dir() for folder in source.folder):
+            return f"{message}; did you mean {entry}?"
+    if (root / "train").is_dir():
+        return f"{message}; for one folder per identity choose the card 'folders'"
+    return message
+
+
+def _numbers(pattern: str | None, name: str) -> dict[str, int | None] | None:
+    """What the pattern's groups tell: None if the name does not fit, or a group is not a whole number."""
+    match = re.fullmatch(pattern or "", name)
+    if match is None:
+        return None
+    texts = match.groupdict()
+    if not all(text is None or _INTEGER.fullmatch(text) for text in texts.values()):
+        return None
+    return {group: None if text is None else int(text) for group, text in texts.items()}

@@ -1,0 +1,65 @@
+"""What a reader finds in a data set: its images, and the files or lines that do not fit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from rga_reid.data.images import is_unicode, shown
+from rga_reid.errors import InputError
+
+
+class Row(NamedTuple):
+    """One image. ``name`` orders the rows of a split: its path within the split, with ``/``."""
+
+    split: str
+    name: str
+    path: str
+    pid: int
+    camid: int | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a data set: which file or line, and what with it."""
+
+    kind: str
+    where: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}"
+
+
+@dataclass
+class Survey:
+    """The rows and problems of a data set, gathered while it is read."""
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, split: str, name: str, path: str, pid: int, camid: int | None) -> None:
+        if is_unicode(path):
+            self.rows.append(Row(split, name, path, pid, camid))
+        else:
+            self.add_problem("name", path, "the name is not valid UTF-8")
+
+    def add_problem(self, kind: str, where: str | os.PathLike[str], detail: str) -> None:
+        self.problems.append(Problem(kind, shown(where), detail))
+
+
+def contents(folder: Path) -> str:
+    """What lies in a folder, in a few words, for an error message."""
+    try:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read this folder ({error.strerror})") from None
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{shown(', '.join(names[:6]))}{more}" if names else "nothing: it is empty"
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays below the folder that it is relative to."""
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts

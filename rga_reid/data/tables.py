@@ -1,0 +1,106 @@
+"""Data sets and folders of images as pandas tables, one row per image."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from rga_reid.data.cards import SPLITS, Card, load_card
+from rga_reid.data.csv_files import survey_csv
+from rga_reid.data.images import list_images
+from rga_reid.data.layouts import survey_folder
+from rga_reid.data.survey import Survey
+from rga_reid.errors import InputError
+
+DEFAULT_CARD = "market1501"
+
+_NAMED = 3  # problems that an error message names; `data check` lists all
+_MARKET_NAME = re.compile(r"(?P<pid>-1|[0-9]{1,18})_c(?P<camid>[0-9]{1,18})(?![0-9])")
+_IDENTITY_FOLDER = re.compile(r"-?[0-9]{1,18}")
+
+
+def read_table(
+    root: str | os.PathLike[str], card: str | os.PathLike[str] | Card = DEFAULT_CARD
+) -> pd.DataFrame:
+    """The table of a data set.
+
+    Args:
+        root: folder of the data set; or a ``.csv`` file with the columns path, pid, camid, split, which needs
+            no card.
+        card: name of a bundled card (``market1501``, ``folders``), path of one's own, or a ``Card``.
+
+    Returns:
+        Columns ``path`` (str, below ``root`` as given), ``pid`` (Int64, never null), ``camid`` (Int64, null
+        where unknown) and ``split`` (str). Sorted by split (train, query, gallery), then by the path within.
+
+    Raises:
+        InputError: the root is missing, empty or of another layout; a file's name does not fit the card; a
+            row of a CSV or list file is wrong or names a file that is missing. The first few are named.
+    """
+    survey = survey_data(root, card)
+    problems = survey.problems
+    if problems:
+        named = "; ".join(str(problem) for problem in problems[:_NAMED])
+        more = f" ... {len(problems)} in all, see `data check {root}`" if len(problems) > _NAMED else ""
+        raise InputError(named + more)
+    return to_table(survey)
+
+
+def survey_data(root: str | os.PathLike[str], card: str | os.PathLike[str] | Card) -> Survey:
+    """The images of a data set and everything in it that does not fit, see ``read_table``."""
+    place = Path(root)
+    survey = survey_csv(place) if is_csv(place) else survey_folder(place, load_card(card))
+    survey.rows.sort(key=lambda row: (SPLITS.index(row.split), row.name))
+    return survey
+
+
+def is_csv(root: str | os.PathLike[str]) -> bool:
+    """Whether a data set's root is a CSV file, by its suffix."""
+    return Path(root).suffix.lower() == ".csv"
+
+
+def to_table(survey: Survey) -> pd.DataFrame:
+    """The rows of a survey in the columns of ``read_table``."""
+    rows = survey.rows
+    return pd.DataFrame(
+        {
+            "path": pd.Series([row.path for row in rows], dtype="str"),
+            "pid": pd.array([row.pid for row in rows], dtype="Int64"),
+            "camid": pd.array([row.camid for row in rows], dtype="Int64"),
+            "split": pd.Series([row.split for row in rows], dtype="str"),
+        }
+    )
+
+
+def table_from_images(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """The images below any folder, with what their names tell.
+
+    A name that begins as Market-1501's do, ``PPPP_cC``, tells pid and camid. Otherwise a folder directly
+    below ``folder`` whose name is a whole number tells the pid of the images in it.
+
+    Returns:
+        Columns ``path`` (str, below ``folder`` as given), ``pid`` and ``camid`` (Int64, null where unknown),
+        sorted by the path within ``folder``.
+
+    Raises:
+        InputError: see ``list_images``.
+    """
+    paths = list_images(folder)
+    pids: list[int | None] = []
+    camids: list[int | None] = []
+    for path in paths:
+        match = _MARKET_NAME.match(path.name)
+        parent = path.relative_to(folder).parent.as_posix()
+        own_folder = _IDENTITY_FOLDER.fullmatch(parent)
+        pids.append(int(match["pid"]) if match else int(parent) if own_folder else None)
+        camids.append(int(match["camid"]) if match else None)
+    return pd.DataFrame(
+        {
+            "path": pd.Series([str(path) for path in paths], dtype="str"),
+            "pid": pd.array(pids, dtype="Int64"),
+            "camid": pd.array(camids, dtype="Int64"),
+        }
+    )

@@ -1,0 +1,128 @@
+"""Augmentation of whole batches on the device, each image with parameters of its own.
+
+torchvision.transforms.v2 draws one set of parameters for a batch; here crop, flip and erasing are drawn per
+image and applied to the batch in one resampling and one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rga_reid.errors import InputError
+
+_ATTEMPTS = 32  # draws of an erasing rectangle; one fits in far fewer
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The augmentation of the released RGA code, as probabilities and ranges.
+
+    Args:
+        crop_probability: of resizing to ``crop_scale`` times the size and cropping at a random place.
+        crop_scale: 1.125 leaves a shift of up to an eighth of the image.
+        flip_probability: of a horizontal flip.
+        erase_probability: of replacing a random rectangle (Zhong et al., AAAI 2020, arXiv 1708.04896)
+            by 0, which is the mean, after normalisation.
+        erase_area: range of the rectangle's share of the image.
+        erase_aspect: smallest height / width of the rectangle; the largest is its inverse.
+    """
+
+    crop_probability: float = 0.5
+    crop_scale: float = 1.125
+    flip_probability: float = 0.5
+    erase_probability: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_aspect: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("crop_probability", "flip_probability", "erase_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augmentation {name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.crop_scale < 1:
+            raise InputError(f"augmentation crop_scale: expected at least 1, got {self.crop_scale}")
+        if not 0 < self.erase_area[0] <= self.erase_area[1] < 1:
+            raise InputError(f"augmentation erase_area: expected 0 < low <= high < 1, got {self.erase_area}")
+        if not 0 < self.erase_aspect <= 1:
+            raise InputError(f"augmentation erase_aspect: expected 0 < aspect <= 1, got {self.erase_aspect}")
+
+    def __call__(
+        self,
+        images: Tensor,
+        size: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """uint8 ``(n, 3, h, w)`` to normalised float ``(n, 3, H, W)`` of ``size``, on the same device.
+
+        Args:
+            images: a batch; where an image is larger than ``size`` it is first resized with antialiasing.
+            size: (H, W) wanted.
+            mean, std: RGB, on the scale 0 to 1.
+            generator: of the CPU; the same state gives the same batch on every device.
+        """
+        height, width = size
+        x = images.float()
+        if x.shape[-2] > height or x.shape[-1] > width:
+            x = functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
+        theta = self._crop_and_flip(len(x), height, width, generator).to(x.device)
+        grid = functional.affine_grid(theta, [len(x), 3, height, width], align_corners=False)
+        x = functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        x = (x / 255 - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
+        return x * self._kept(len(x), height, width, generator).to(x.device)
+
+    def _crop_and_flip(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Affine maps ``(n, 2, 3)`` from output to input coordinates, both from -1 to 1."""
+        draw = torch.rand(4, n, generator=generator)
+        cropped = draw[0] < self.crop_probability
+        # the enlarged image has round(scale * size) pixels; a crop starts at a whole one
+        theta = torch.zeros(n, 2, 3)
+        for axis, (length, place) in enumerate(((width, draw[1]), (height, draw[2]))):
+            enlarged = round(self.crop_scale * length)
+            start = (place * (enlarged - length + 1)).floor()
+            scale = torch.where(cropped, length / enlarged, 1.0)
+            centre = (2 * start + length) / enlarged - 1
+            theta[:, axis, axis] = scale
+            theta[:, axis, 2] = torch.where(cropped, centre, 0.0)
+        flipped = draw[3] < self.flip_probability
+        theta[:, 0, 0] = torch.where(flipped, -theta[:, 0, 0], theta[:, 0, 0])
+        return theta
+
+    def _kept(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """1 where a pixel is kept, 0 where it is erased: ``(n, 1, H, W)``."""
+        draw = torch.rand(4, n, _ATTEMPTS, generator=generator)
+        chosen = torch.rand(n, generator=generator) < self.erase_probability
+        low, high = self.erase_area
+        area = (low + (high - low) * draw[0]) * (height * width)
+        aspect = self.erase_aspect + (1 / self.erase_aspect - self.erase_aspect) * draw[1]
+        tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (tall < height) & (wide < width)
+        first = fits.int().argmax(1, keepdim=True)
+        chosen &= fits.any(1)
+        tall, wide, y, x = (value.gather(1, first) for value in (tall, wide, draw[2], draw[3]))
+        top, left = (y * (height - tall + 1)).floor(), (x * (width - wide + 1)).floor()
+        rows, columns = torch.arange(height), torch.arange(width)
+        inside_rows = (rows >= top) & (rows < top + tall) & chosen[:, None]
+        inside_columns = (columns >= left) & (columns < left + wide)
+        return 1 - (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).float()
+
+
+def step_generator(*numbers: int) -> torch.Generator:
+    """A CPU generator for one step: (seed, step, rank, ...) always give the same draws.
+
+    Random numbers that depend on nothing but the step's number make a resumed run equal to one that was
+    never interrupted, without saving any generator's state.
+    """
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = ((mixed ^ (number & (2**64 - 1))) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed & (2**63 - 1))
+
+
+__all__ = ["Augmentation", "step_generator"]

@@ -1,0 +1,162 @@
+"""What the public functions take, checked once and brought to one form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rga_reid.errors import InputError
+
+_ROWS = 64  # of float64 at a time: they stay in the processor's cache
+
+
+def feature_matrix(values: Any, name: str) -> np.ndarray:
+    """A feature matrix as an array, without a copy where that is possible (a memory map stays one).
+
+    Args:
+        values: floating-point numbers ``(n, d)``, an array or a tensor on any device.
+        name: what an error message calls them.
+
+    Raises:
+        InputError: not a matrix, an empty one, or one of another type.
+    """
+    matrix = _array(values)
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
+        raise InputError(
+            f"{name}: expected a matrix (n, d) of floating-point numbers, got {matrix.dtype} {matrix.shape}"
+        )
+    return matrix
+
+
+def row_norms(features: np.ndarray, name: str, *, allow_zero: bool) -> np.ndarray:
+    """Euclidean length of each row of float32, float64 ``(n,)``; each depends on its own row only.
+
+    Raises:
+        InputError: a row that holds NaN or infinity, or only zeros where that has no meaning.
+    """
+    squares = np.empty(len(features))
+    for start in range(0, len(features), _ROWS):
+        rows = float32_rows(features, slice(start, start + _ROWS)).astype(np.float64)
+        squares[start : start + _ROWS] = np.multiply(rows, rows, out=rows).sum(axis=1)
+    # a float32 squared is far from overflow in float64, so a sum is finite exactly if its row is
+    refuse_rows(~np.isfinite(squares), name, "NaN or infinity")
+    if not allow_zero:
+        refuse_rows(squares == 0, name, "only zeros: it has no direction, so no cosine")
+    return np.sqrt(squares)
+
+
+def refuse_rows(wrong: np.ndarray, name: str, what: str) -> None:
+    """Raise an InputError that names the first row for which ``wrong`` is true."""
+    if wrong.any():
+        more = int(wrong.sum()) - 1
+        others = f" (and {more} more rows)" if more else ""
+        raise InputError(f"{name}: row {int(np.argmax(wrong))}{others} holds {what}")
+
+
+def float32_rows(features: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+    """Rows of a feature matrix in float32, C-contiguous; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(features[rows], dtype=np.float32)
+
+
+def distance_matrix(values: Any) -> np.ndarray:
+    """A matrix of distances as an array, without a copy where that is possible (a memory map stays one).
+
+    Raises:
+        InputError: not a matrix of real numbers, an empty one, or a row with NaN or infinity.
+    """
+    matrix = _array(values)
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
+        raise InputError(f"distances: expected a matrix (q, g) of numbers, got {matrix.dtype} {matrix.shape}")
+    finite = [
+        np.isfinite(matrix[start : start + _ROWS]).all(axis=1) for start in range(0, len(matrix), _ROWS)
+    ]
+    refuse_rows(~np.concatenate(finite), "distances", "NaN or infinity")
+    return matrix
+
+
+def labels(values: Any, length: int, name: str) -> pd.Series:
+    """Identities or cameras as nullable integers.
+
+    Args:
+        values: ``length`` whole numbers, null (None, NaN, NA or masked) where unknown: a list, an array, a
+            tensor, a masked or pandas array. None: all are unknown.
+        name: what an error message calls them.
+
+    Returns:
+        Int64 series of ``length``, rows numbered from 0.
+
+    Raises:
+        InputError: another length, or something that is not a whole number.
+    """
+    if values is None:
+        return pd.Series([pd.NA] * length, dtype="Int64")
+    plain: Any = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    if isinstance(plain, np.ma.MaskedArray):
+        masked, plain = np.ma.getmaskarray(plain), plain.data.astype(object)
+        plain[masked] = None
+    try:
+        series = pd.Series(plain).reset_index(drop=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: expected {length} whole numbers ({error})") from None
+    _same_length(len(series), length, name)
+    kind = pd.api.types.infer_dtype(series.dropna())
+    if kind not in ("integer", "floating", "mixed-integer-float", "empty"):
+        raise InputError(f"{name}: expected whole numbers, null where unknown, found {kind} values")
+    try:
+        return series.astype("Int64")
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name}: expected whole numbers of 64 bits, null where unknown") from None
+
+
+def file_names(values: Iterable[Any] | None, length: int, name: str) -> pd.Series:
+    """Paths as text, null where unknown; all are unknown if ``values`` is None.
+
+    Raises:
+        InputError: another length, or something that is not a path.
+    """
+    if values is None:
+        return pd.Series([pd.NA] * length, dtype="str")
+    paths: list[str | None] = []
+    for row, value in enumerate(values):
+        if isinstance(value, str | os.PathLike):
+            paths.append(os.fspath(value))
+        elif pd.api.types.is_scalar(value) and pd.isna(value):
+            paths.append(None)
+        else:
+            raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
+    _same_length(len(paths), length, name)
+    return pd.Series(paths, dtype="str")
+
+
+def torch_device(name: str | torch.device) -> torch.device:
+    """A device that this machine has, the CPU or a CUDA device.
+
+    Raises:
+        InputError: an unknown device, or one that is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(name)!r}: not available ({str(error).splitlines()[0]})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {str(name)!r}: expected cpu or cuda")
+    return device
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return np.asarray(values)
+
+
+def _same_length(found: int, expected: int, name: str) -> None:
+    if found != expected:
+        raise InputError(f"{name}: expected {expected} values, as many as there are rows, found {found}")

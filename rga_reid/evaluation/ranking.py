@@ -1,0 +1,176 @@
+"""Exact ranking metrics for features of any model, or for a matrix of distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation.counting import match_positions
+from rga_reid.evaluation.inputs import distance_matrix, feature_matrix, file_names, labels, torch_device
+from rga_reid.evaluation.result import RankingResult, per_query_metrics, summarise
+from rga_reid.evaluation.scores import CosineScores, DistanceScores, EuclideanScores, Scores
+from rga_reid.evaluation.truth import GroundTruth
+
+Metric = Literal["cosine", "euclidean"]
+AveragePrecision = Literal["step", "trapezoid"]
+
+
+def evaluate_ranking(
+    query_features: Any,
+    gallery_features: Any,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
+    *,
+    metric: Metric = "cosine",
+    average_precision: AveragePrecision = "step",
+    max_rank: int = 50,
+    junk_pids: Sequence[int] = (-1,),
+    query_paths: Iterable[Any] | None = None,
+    gallery_paths: Iterable[Any] | None = None,
+    device: str | torch.device = "cpu",
+    block_size: int = 4096,
+    progress: Callable[[float], None] | None = None,
+) -> RankingResult:
+    """Rank the gallery for each query and compare with the truth, in the protocol of Market-1501.
+
+    For each query, items of its identity and its camera are removed, and so is its own file; the other items
+    of its identity are correct matches, all the rest is wrong. Ranks are those of a stable sort by the
+    float64 score of each pair, whatever the block size, the number of threads and the device. The q x g
+    scores are never held at a time.
+
+    Args:
+        query_features, gallery_features: floating-point numbers ``(q, d)`` and ``(g, d)``, arrays (memory
+            maps too) or tensors, their rows of any length; ranked as float32.
+        query_pids, gallery_pids: identities, whole numbers ``(q,)`` and ``(g,)``. Null (None, NaN, NA) where
+            unknown: such a query is skipped, such a gallery item is a wrong answer for all.
+        query_camids, gallery_camids: cameras, likewise. An item or query of unknown camera is never removed
+            for its camera. None: no camera is known.
+        metric: "cosine", the dot product of the rows scaled to length 1, or "euclidean" for the rows as they
+            are.
+        average_precision: which rule ``mAP`` and ``average_precisions`` follow; the result has both means.
+        max_rank: length of the CMC curve.
+        junk_pids: gallery items of these identities are left out, such queries are skipped.
+        query_paths, gallery_paths: files, null where unknown: a query is known in the gallery by its path.
+        device: where the products are computed, such as "cuda".
+        block_size: gallery rows held on the device at a time.
+        progress: told the fraction that is done, now and then.
+
+    Raises:
+        InputError: features, labels and paths that do not fit together; a row of features with NaN, infinity,
+            or, for cosines, only zeros; no query with a correct match.
+    """
+    _one_of("metric", metric, get_args(Metric))
+    settings = _settings(metric, average_precision, max_rank, junk_pids)
+    where = torch_device(device)
+    query = feature_matrix(query_features, "query_features")
+    gallery = feature_matrix(gallery_features, "gallery_features")
+    if query.shape[1] != gallery.shape[1]:
+        raise InputError(
+            "query_features, gallery_features: expected rows of one length, found "
+            f"{query.shape[1]} and {gallery.shape[1]}"
+        )
+    _both_or_neither("camids", query_camids, gallery_camids)
+    query_table = _table("query", len(query), query_pids, query_camids, query_paths)
+    gallery_table = _table("gallery", len(gallery), gallery_pids, gallery_camids, gallery_paths)
+    scores = (CosineScores if metric == "cosine" else EuclideanScores)(query, gallery, where)
+    return _evaluate(scores, query_table, gallery_table, settings, block_size, progress)
+
+
+def evaluate_distances(
+    distances: Any,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
+    *,
+    average_precision: AveragePrecision = "step",
+    max_rank: int = 50,
+    junk_pids: Sequence[int] = (-1,),
+    query_paths: Iterable[Any] | None = None,
+    gallery_paths: Iterable[Any] | None = None,
+    block_size: int = 4096,
+    progress: Callable[[float], None] | None = None,
+) -> RankingResult:
+    """The same as ``evaluate_ranking`` for distances that are there already.
+
+    Args:
+        distances: real numbers ``(q, g)``, smaller for a better fit: an array (a memory map too) or a tensor.
+            Compared as they are; equal ones go by gallery order.
+        query_pids: this and the others as for ``evaluate_ranking``.
+
+    Raises:
+        InputError: as for ``evaluate_ranking``.
+    """
+    settings = _settings("distances", average_precision, max_rank, junk_pids)
+    matrix = distance_matrix(distances)
+    _both_or_neither("camids", query_camids, gallery_camids)
+    query_table = _table("query", matrix.shape[0], query_pids, query_camids, query_paths)
+    gallery_table = _table("gallery", matrix.shape[1], gallery_pids, gallery_camids, gallery_paths)
+    return _evaluate(DistanceScores(matrix), query_table, gallery_table, settings, block_size, progress)
+
+
+def _evaluate(
+    scores: Scores,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    settings: dict[str, Any],
+    block_size: int,
+    progress: Callable[[float], None] | None,
+) -> RankingResult:
+    _at_least_one("block_size", block_size)
+    truth = GroundTruth(query, gallery, settings["junk_pids"])
+    settings["cameras"] = "given" if truth.has_cameras else "none"
+    query.insert(0, "query", range(len(query)))
+    if query["path"].isna().all():
+        query = query.drop(columns="path")
+    found = match_positions(scores, truth, block_size=block_size, progress=progress)
+    table = per_query_metrics(query, found)
+    if not table["matches"].any():
+        raise truth.explain_no_match()
+    return summarise(table, len(truth.gallery_rows), settings)
+
+
+def _table(side: str, length: int, pids: Any, camids: Any, paths: Iterable[Any] | None) -> pd.DataFrame:
+    if pids is None:
+        raise InputError(f"{side}_pids: expected {length} identities, found none")
+    return pd.DataFrame(
+        {
+            "path": file_names(paths, length, f"{side}_paths"),
+            "pid": labels(pids, length, f"{side}_pids"),
+            "camid": labels(camids, length, f"{side}_camids"),
+        }
+    )
+
+
+def _settings(metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]) -> dict[str, Any]:
+    _one_of("average_precision", average_precision, get_args(AveragePrecision))
+    _at_least_one("max_rank", max_rank)
+    return {
+        "metric": metric,
+        "average_precision": average_precision,
+        "max_rank": max_rank,
+        "junk_pids": tuple(int(pid) for pid in junk_pids),
+        "reranked": False,
+    }
+
+
+def _both_or_neither(name: str, query: Any, gallery: Any) -> None:
+    if (query is None) != (gallery is None):
+        given, missing = ("gallery", "query") if query is None else ("query", "gallery")
+        raise InputError(f"{missing}_{name}: not given, but {given}_{name} are; give both or neither")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name}: expected {' or '.join(known)}, found {value!r}")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name}: expected at least 1, found {value}")

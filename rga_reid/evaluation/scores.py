@@ -1,0 +1,239 @@
+"""Scores of query-gallery pairs: a fast approximation with a known error, and the exact value.
+
+A score is higher the better a pair fits. The exact score of a pair is a float64 number that depends on its
+two rows alone; the approximation is a matrix product, which sums in an order of its own for each size of
+block, number of threads and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rga_reid.evaluation.inputs import float32_rows, row_norms
+
+_SLICE = 512  # columns that are summed before they join the total
+_MANY = 2**18  # pairs for which a search for equal rows pays
+_TEMPORARY = 2**18  # float64 numbers that exact scores hold at a time
+# What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
+_EXACT_ROUNDINGS = 48
+
+
+class Scores(Protocol):
+    """What a ranking needs of a metric."""
+
+    dtype: torch.dtype  #: of approximations that are good enough for most pairs
+    device: torch.device  #: where they are computed
+
+    def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Any:
+        """These query rows, prepared for ``approximate``; slices of what is returned serve too."""
+
+    def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Any:
+        """These gallery rows, likewise."""
+
+    def approximate(self, queries: Any, gallery: Any) -> Tensor:
+        """Scores of all pairs, ``(n, m)``."""
+
+    def error(self, dtype: torch.dtype) -> float:
+        """Bound on how far ``approximate`` is from ``exact`` when it computes with ``dtype``."""
+
+    def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        """Scores of the pairs ``(query_rows[n], gallery_rows[n])``, float64 ``(n,)``."""
+
+
+class CosineScores:
+    """The float64 dot product of two float32 rows, divided by the product of their lengths.
+
+    Args:
+        query, gallery: floating-point features ``(q, d)`` and ``(g, d)``.
+        device: where approximations are computed.
+
+    Raises:
+        InputError: a row with NaN, infinity, or only zeros.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, query: np.ndarray, gallery: np.ndarray, device: torch.device) -> None:
+        self.device = device
+        self._query, self._gallery = query, gallery
+        self._query_norms = row_norms(query, "query_features", allow_zero=False)
+        self._gallery_norms = row_norms(gallery, "gallery_features", allow_zero=False)
+
+    def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
+        unit = _divided(self._query, rows, self._query_norms[rows], dtype)
+        return torch.from_numpy(unit).to(self.device)
+
+    def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
+        unit = _divided(self._gallery, rows, self._gallery_norms[rows], dtype)
+        return torch.from_numpy(unit).to(self.device)
+
+    def approximate(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        return _product(queries, gallery)
+
+    def error(self, dtype: torch.dtype) -> float:
+        # Each entry of a unit row is off by at most 2 roundings (of the length, of the quotient), and by
+        # Cauchy-Schwarz Σ|x_i y_i| is at most 1.
+        return _rounding(self._query.shape[1], 4 + _EXACT_ROUNDINGS, dtype)
+
+    def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        dots = _over_pairs(_dot, self._query, query_rows, self._gallery, gallery_rows)
+        return dots / (self._query_norms[query_rows] * self._gallery_norms[gallery_rows])
+
+
+class EuclideanScores:
+    """Minus the squared Euclidean distance of two float32 rows, summed in float64.
+
+    Approximated by one product: ``−‖x − y‖² = [2x, −1, −‖x‖²] · [y, ‖y‖², 1]``. All is measured in a unit, a
+    power of two, that makes no row longer than 1: that changes no digit and no rank.
+
+    Args:
+        query, gallery: floating-point features ``(q, d)`` and ``(g, d)``.
+        device: where approximations are computed.
+
+    Raises:
+        InputError: a row with NaN or infinity.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, query: np.ndarray, gallery: np.ndarray, device: torch.device) -> None:
+        self.device = device
+        self._query, self._gallery = query, gallery
+        query_norms = row_norms(query, "query_features", allow_zero=True)
+        gallery_norms = row_norms(gallery, "gallery_features", allow_zero=True)
+        longest = max(query_norms.max(), gallery_norms.max())
+        self._unit = 2.0 ** np.ceil(np.log2(longest)) if longest > 0 else 1.0
+        self._query_squares = (query_norms / self._unit) ** 2
+        self._gallery_squares = (gallery_norms / self._unit) ** 2
+
+    def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
+        x = _divided(self._query, rows, np.full(len(rows), self._unit), dtype)
+        one, squares = np.ones(len(rows), x.dtype), self._query_squares[rows].astype(x.dtype)
+        return torch.from_numpy(np.column_stack([2 * x, -one, -squares])).to(self.device)
+
+    def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
+        y = _divided(self._gallery, rows, np.full(len(rows), self._unit), dtype)
+        one, squares = np.ones(len(rows), y.dtype), self._gallery_squares[rows].astype(y.dtype)
+        return torch.from_numpy(np.column_stack([y, squares, one])).to(self.device)
+
+    def approximate(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        return _product(queries, gallery)
+
+    def error(self, dtype: torch.dtype) -> float:
+        # The terms add up to at most 2‖x‖‖y‖ + ‖y‖² + ‖x‖² ≤ 4; the squares are sums in float64 themselves.
+        return 4 * _rounding(self._query.shape[1] + 2, 4 + 2 * _EXACT_ROUNDINGS, dtype)
+
+    def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        squares = _over_pairs(_squared_distance, self._query, query_rows, self._gallery, gallery_rows)
+        return -squares / self._unit**2
+
+
+class DistanceScores:
+    """Minus the given distances: exact already.
+
+    Args:
+        distances: ``(q, g)``, smaller for a better fit.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, distances: np.ndarray) -> None:
+        self._distances = distances
+        self._real = np.float32 if distances.dtype == np.float32 else np.float64
+        self.dtype = torch.float32 if distances.dtype == np.float32 else torch.float64
+
+    def queries(self, rows: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        return rows
+
+    def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        return rows
+
+    def approximate(self, queries: np.ndarray, gallery: np.ndarray) -> Tensor:
+        return torch.from_numpy(-self._distances[queries[:, None], gallery].astype(self._real))
+
+    def error(self, dtype: torch.dtype) -> float:
+        return 0.0
+
+    def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        return -self._distances[query_rows, gallery_rows].astype(np.float64)
+
+
+def _divided(features: np.ndarray, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Rows of float32 divided by their lengths, a new array of ``dtype``."""
+    # lengths that float32 cannot hold, or hardly, are divided by in float64
+    small, large = lengths.min(initial=1.0), lengths.max(initial=1.0)
+    wide = np.float32 if dtype == torch.float32 and small > 1e-30 and large < 1e30 else np.float64
+    quotient = float32_rows(features, rows).astype(wide, copy=False)  # indexing by `rows` has copied already
+    np.divide(quotient, lengths[:, None].astype(wide), out=quotient)
+    return quotient.astype(np.float32 if dtype == torch.float32 else np.float64, copy=False)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right.T``, a slice of the columns at a time: that is what bounds its error."""
+    total = left[:, :_SLICE] @ right[:, :_SLICE].T
+    for start in range(_SLICE, left.shape[1], _SLICE):
+        total += left[:, start : start + _SLICE] @ right[:, start : start + _SLICE].T
+    return total
+
+
+def _rounding(columns: int, others: int, dtype: torch.dtype) -> float:
+    """Bound on the error of ``_product`` of two rows with Σ|x_i y_i| ≤ 1.
+
+    Within a slice of s columns a term goes through at most s roundings, in whatever order the product sums
+    (one when it is formed, s − 1 when it is added, fewer with fused multiply-add), then through one for each
+    slice. ``others`` is how many more there are before and after. All n together change a term by a factor
+    within 1 ± n·u/(1 − n·u), where u is half the spacing of ``dtype`` at 1 (Higham, Accuracy and Stability of
+    Numerical Algorithms, 2nd edition, lemma 3.1).
+    """
+    roundings = min(columns, _SLICE) + -(-columns // _SLICE) + others
+    relative = roundings * torch.finfo(dtype).eps / 2
+    return relative / (1 - relative)
+
+
+def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x *= y
+    return x.sum(axis=1)
+
+
+def _squared_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x -= y
+    x *= x
+    return x.sum(axis=1)
+
+
+def _over_pairs(
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    query: np.ndarray,
+    query_rows: np.ndarray,
+    gallery: np.ndarray,
+    gallery_rows: np.ndarray,
+) -> np.ndarray:
+    """``function(x, y)`` of pairs of rows, some at a time; x is float64, a copy that it may change.
+
+    NumPy sums contiguous rows one by one, each in the same order: a value depends on its two rows alone.
+    """
+    if len(query_rows) > _MANY:  # perhaps because many rows are the same
+        query_rows, gallery_rows = _first_twins(query, query_rows), _first_twins(gallery, gallery_rows)
+        pairs, place = np.unique(query_rows * len(gallery) + gallery_rows, return_inverse=True)
+        if len(pairs) < len(place):
+            query_rows, gallery_rows = np.divmod(pairs, len(gallery))
+            return _over_pairs(function, query, query_rows, gallery, gallery_rows)[place]
+    values = np.empty(len(query_rows))
+    step = max(1, _TEMPORARY // query.shape[1])
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        x = float32_rows(query, query_rows[part]).astype(np.float64)
+        values[part] = function(x, float32_rows(gallery, gallery_rows[part]))
+    return values
+
+
+def _first_twins(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Each row number replaced by that of the first row, among those given, with the same content."""
+    distinct, place = np.unique(rows, return_inverse=True)
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(features[row].tobytes(), row) for row in distinct])[place]

@@ -1,0 +1,144 @@
+"""Backbone, global average pool, BNNeck: images in, embeddings out.
+
+The head of the released RGA code and of Luo et al. (Bag of Tricks, CVPRW 2019, arXiv 1903.07071, section 3.6):
+metric losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rga_reid.data import read_image
+from rga_reid.errors import InputError
+from rga_reid.models.resnet import ResNet, Size
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TrainingOutput(NamedTuple):
+    """What a model in training returns."""
+
+    features: Tensor  #: (n, d), pooled, before the neck: for metric losses
+    logits: Tensor  #: (n, classes), of the feature after the neck: for cross-entropy
+
+
+class EmbeddingModel(nn.Module):
+    """A re-identification model that holds its own preprocessing.
+
+    Args:
+        backbone: ``(n, 3, H, W) -> (n, C, h, w)`` with the attributes ``channels`` and ``size``.
+        classes: number of training identities; 0 leaves the classifier out (inference only).
+        mean, std: of the RGB channels, on the scale 0 to 1, that the backbone expects taken out.
+        config: how to build this model again (see ``build_model``); stored in checkpoints.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        classes: int = 0,
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.BatchNorm1d(backbone.channels)
+        self.neck.bias.requires_grad_(False)
+        self.classifier = nn.Linear(backbone.channels, classes, bias=False) if classes else None
+        if self.classifier is not None:
+            nn.init.normal_(self.classifier.weight, std=0.001)
+        self.size: Size = (backbone.size[0], backbone.size[1])
+        self.dimension = backbone.channels
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.config = config
+
+    def forward(self, images: Tensor) -> Any:
+        """Normalised float images ``(n, 3, H, W)``.
+
+        Returns:
+            In training ``TrainingOutput``; in evaluation the feature after the neck ``(n, d)``, not
+            L2-normalised.
+        """
+        features = self.backbone(images).mean((2, 3))
+        embedded = self.neck(features)
+        if not self.training:
+            return embedded
+        if self.classifier is None:
+            raise RuntimeError("this model was built without a classifier: it is for inference only")
+        return TrainingOutput(features, self.classifier(embedded))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``(n, 3, h, w)`` of any size to normalised float ``(n, 3, H, W)`` of the model's size."""
+        x = images.float()
+        if x.shape[-2:] != self.size:
+            x = functional.interpolate(x, self.size, mode="bilinear", antialias=True).round().clamp(0, 255)
+        mean = x.new_tensor(self.mean).view(3, 1, 1) * 255
+        std = x.new_tensor(self.std).view(3, 1, 1) * 255
+        return (x - mean) / std
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        images: Tensor | Sequence[Image.Image | str | Path],
+        *,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        flip: bool = False,
+    ) -> Tensor:
+        """Embed images for retrieval.
+
+        Args:
+            images: uint8 ``(n, 3, H, W)`` of any size, or a list of PIL images or of paths.
+            batch_size: images in one forward pass.
+            device: where to run; the model moves there and stays. By default where it is.
+            flip: average the features of each image and its mirror image before normalising.
+
+        Returns:
+            float32 ``(n, d)`` on the CPU, rows L2-normalised.
+
+        Raises:
+            InputError: a file that is not an image; a tensor of another type or shape.
+        """
+        if device is not None:
+            self.to(device)
+        where = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        try:
+            rows = [torch.empty(0, self.dimension)]
+            for start in range(0, len(images), batch_size):
+                batch = self._uint8_batch(images[start : start + batch_size]).to(where)
+                x = self.normalise(batch)
+                feature = self(x)
+                if flip:
+                    feature = feature + self(x.flip(-1))
+                rows.append(functional.normalize(feature.float()).cpu())
+        finally:
+            self.train(training)
+        return torch.cat(rows)
+
+    def _uint8_batch(self, images: Tensor | Sequence[Image.Image | str | Path]) -> Tensor:
+        if isinstance(images, Tensor):
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+                raise InputError(
+                    f"images: expected a uint8 tensor (n, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+                )
+            return images
+        batch = [self._uint8_image(image) for image in images]
+        return torch.stack(batch)
+
+    def _uint8_image(self, image: Image.Image | str | Path) -> Tensor:
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+        height, width = self.size
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)

@@ -1,0 +1,136 @@
+"""ResNet with an attention slot after each stage.
+
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (arXiv 1512.03385); the body is torchvision's.
+The last stage keeps its resolution (stride 1), as Luo et al., Bag of Tricks, CVPRW 2019 (arXiv 1903.07071).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torchvision
+from torch import Tensor, nn
+
+from rga_reid.errors import InputError
+
+Size = tuple[int, int]
+AttentionFactory = Callable[[int, Size], nn.Module]
+
+DEPTHS = (18, 34, 50, 101)
+
+
+class ResNet(nn.Module):
+    """``(n, 3, H, W) -> (n, C, H / 16, W / 16)``; C is 512 (depth 18, 34) or 2048 (depth 50, 101).
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        attention: class or callable ``(in_channels, size) -> Module``, built once for each chosen stage.
+        stages: the stages, 1 to 4, that an attention module follows.
+        last_stride: stride of stage 4; 2 gives ``(n, C, H / 32, W / 32)``.
+        weights: None, ``"imagenet"`` (torchvision's ImageNet-1k V1 weights, downloaded on first use) or the
+            path of a torchvision ResNet state_dict.
+        size: input (H, W) in pixels; attention modules are built for the map sizes that follow from it.
+
+    Raises:
+        InputError: unknown depth, stage or stride; weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        attention: AttentionFactory | None = None,
+        stages: Sequence[int] = (1, 2, 3, 4),
+        last_stride: int = 1,
+        weights: str | os.PathLike[str] | None = None,
+        size: Size = (256, 128),
+    ) -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise InputError(f"depth: expected one of {DEPTHS}, got {depth}")
+        if last_stride not in (1, 2):
+            raise InputError(f"last_stride: expected 1 or 2, got {last_stride}")
+        if not set(stages) <= {1, 2, 3, 4} or len(set(stages)) != len(stages):
+            raise InputError(f"stages: expected distinct stages out of 1, 2, 3, 4, got {list(stages)}")
+        if min(size) < 32:
+            raise InputError(f"size: expected at least 32x32 pixels, got {size[0]}x{size[1]}")
+        body = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+        if weights is not None:
+            body.load_state_dict(_pretrained_state(depth, weights))
+        self.depth, self.stages, self.last_stride, self.size = depth, tuple(stages), last_stride, tuple(size)
+        self.channels: int = body.fc.in_features
+        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        if last_stride == 1:
+            _keep_resolution(self.layer4)
+        widths = [self.channels // 8, self.channels // 4, self.channels // 2, self.channels]
+        for stage, (width, map_size) in enumerate(zip(widths, self.map_sizes(size), strict=True), 1):
+            chosen = attention is not None and stage in stages
+            module = attention(width, map_size) if attention is not None and chosen else nn.Identity()
+            self.add_module(f"attention{stage}", module)
+
+    def map_sizes(self, size: Size) -> list[Size]:
+        """The (H, W) of the four stages' outputs for an input of ``size`` pixels."""
+        sizes = []
+        for stride in (4, 2, 2, self.last_stride):
+            for _ in range(stride.bit_length() - 1):  # each halving rounds up: 3x3, stride 2, padding 1
+                size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+            sizes.append(size)
+        return sizes
+
+    def set_input_size(self, size: Size) -> None:
+        """Take inputs of ``size`` from now on: attention that is tied to a map size is told the new one."""
+        for stage, map_size in enumerate(self.map_sizes(size), 1):
+            module = getattr(self, f"attention{stage}")
+            if hasattr(module, "set_map_size"):
+                module.set_map_size(map_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised float images ``(n, 3, H, W)`` to the last feature map."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.attention1(self.layer1(x))
+        x = self.attention2(self.layer2(x))
+        x = self.attention3(self.layer3(x))
+        return self.attention4(self.layer4(x))
+
+
+def _keep_resolution(stage: nn.Module) -> None:
+    """Set every stride of a stage to 1: of the convolution that strides, and of its shortcut."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+
+
+def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """State_dict of torchvision's ResNet, by name or from a file; nothing is unpickled."""
+    if weights == "imagenet":
+        enum = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1  # type: ignore[attr-defined]
+        try:
+            return enum.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise InputError(
+                f"weights 'imagenet': cannot download them ({error}); offline, save torchvision's "
+                f"resnet{depth} weights elsewhere and give their path, or 'none' to start from scratch"
+            ) from None
+    from rga_reid.models.checkpoints import read_tensors
+
+    state = read_tensors(weights)
+    expected = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
+    wrong = sorted(
+        key for key in expected.keys() | state.keys()
+        if key not in state or key not in expected or state[key].shape != expected[key].shape
+    )
+    if wrong:
+        raise InputError(
+            f"weights {os.fspath(weights)}: not a torchvision resnet{depth} state_dict; "
+            f"{len(wrong)} keys or shapes differ, first {', '.join(wrong[:10])}"
+        )
+    return state
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+__all__ = ["DEPTHS", "AttentionFactory", "ResNet", "Size", "count_parameters"]

@@ -1,0 +1,142 @@
+"""A page of pictures: each query with its ranked gallery matches, right and wrong told apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from rga_reid.data import read_image
+from rga_reid.errors import InputError
+
+Verdict = Literal["correct", "wrong", "junk", "unknown"]
+
+JUNK_PID = -1  #: of a detection that shows no one well enough to judge
+_BOX = (192, 384)  # (width, height) that a thumbnail fits into: twice what the page shows, for sharp screens
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a person.
+
+    Args:
+        path: the image file; a file that is missing or unreadable is shown as a placeholder.
+        pid, camid: identity and camera; None where unknown.
+    """
+
+    path: str
+    pid: int | None = None
+    camid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match(Picture):
+    """A gallery image in a ranking.
+
+    Args:
+        rank: from 1.
+        score: similarity to the query: higher is more alike.
+    """
+
+    rank: int
+    score: float
+
+
+def verdict(query: Picture, match: Picture) -> Verdict:
+    """What a match is worth, by its labels.
+
+    ``junk`` is what an evaluation would leave out: a pid of −1, the same person seen by the same camera, or
+    the query's own file. ``unknown`` is a pair whose labels do not tell.
+    """
+    if match.pid == JUNK_PID or match.path == query.path:
+        return "junk"
+    if query.pid is None or query.pid == JUNK_PID or match.pid is None:
+        return "unknown"
+    if query.pid != match.pid:
+        return "wrong"
+    return "junk" if match.camid is not None and match.camid == query.camid else "correct"
+
+
+def ranked_page(
+    queries: Sequence[Picture],
+    matches: Sequence[Sequence[Match]],
+    *,
+    title: str = "Ranked matches",
+    note: str = "",
+) -> str:
+    """One HTML page that needs no other file and no network.
+
+    Args:
+        queries: q query images.
+        matches: for each query its matches, best first.
+        title: heading of the page.
+        note: a sentence below it.
+
+    Returns:
+        The page. Thumbnails are inside it, every name is escaped. Where no label is known, nothing is marked.
+
+    Raises:
+        InputError: not one list of matches for each query.
+    """
+    if len(queries) != len(matches):
+        raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
+    paths = track(
+        _distinct_paths(queries, matches),
+        "thumbnails",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    pictures = {path: _thumbnail(path) for path in paths}
+    rows = [_row(query, found) for query, found in zip(queries, matches, strict=True)]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["file_name"] = lambda path: Path(path).name
+    seen = {card["verdict"] for row in rows for card in row["cards"]}
+    return environment.get_template("ranked_page.html").render(
+        title=title,
+        note=note,
+        rows=rows,
+        pictures=pictures,
+        labelled=bool(seen - {"unknown"}),
+        legend=[name for name in ("correct", "wrong", "junk", "unknown") if name in seen],
+    )
+
+
+def _row(query: Picture, found: Sequence[Match]) -> dict[str, Any]:
+    cards = [{"match": match, "verdict": verdict(query, match)} for match in found]
+    counts = Counter(card["verdict"] for card in cards)
+    judged = counts["correct"] + counts["wrong"]
+    return {"query": query, "cards": cards, "correct": counts["correct"], "judged": judged}
+
+
+def _distinct_paths(queries: Sequence[Picture], matches: Sequence[Sequence[Match]]) -> list[str]:
+    paths = [query.path for query in queries] + [match.path for found in matches for match in found]
+    return list(dict.fromkeys(paths))
+
+
+def _thumbnail(path: str) -> str | None:
+    """The picture as a JPEG data URI, or None if the file cannot be shown."""
+    try:
+        image = read_image(path)
+    except (InputError, ValueError):  # ValueError: a name that no file can have, such as one with a zero byte
+        return None
+    image.thumbnail(_BOX, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

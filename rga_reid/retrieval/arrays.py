@@ -1,0 +1,74 @@
+"""What a gallery takes: a feature matrix and the table that describes its rows, checked."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+
+
+def unit_rows(features: Any, *, name: str = "features", first_row: int = 0) -> np.ndarray:
+    """Features with every row scaled to length 1.
+
+    Args:
+        features: numbers ``(n, d)``, an array or a CPU tensor.
+        name: what an error message calls them.
+        first_row: number of the first row in an error message, for a block of a larger matrix.
+
+    Returns:
+        float32 ``(n, d)``, C-contiguous. The length is taken in float64.
+
+    Raises:
+        InputError: not a matrix of real numbers; a row that is all zeros, or holds NaN or infinity.
+    """
+    matrix = np.asarray(features)
+    if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected a matrix (n, d) of numbers, got {matrix.dtype} {matrix.shape}")
+    exact = matrix.astype(np.float64)
+    # scaled by the largest entry first, so that no square overflows or vanishes
+    largest = np.abs(exact).max(axis=1, keepdims=True)
+    for wrong, what in ((~np.isfinite(largest), "NaN or infinity"), (largest == 0, "only zeros")):
+        if wrong.any():
+            raise InputError(f"{name}: row {first_row + int(np.argmax(wrong))} holds {what}")
+    exact /= largest
+    exact /= np.sqrt((exact * exact).sum(axis=1, keepdims=True))
+    return np.ascontiguousarray(exact, dtype=np.float32)
+
+
+def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
+    """The columns that a gallery keeps, in their types.
+
+    Args:
+        table: a ``path`` column (the files need not exist), optionally ``pid`` and ``camid``: whole numbers,
+            null where unknown. Other columns are left out.
+        name: what an error message calls it.
+
+    Returns:
+        A new table: ``path`` (str), ``pid`` and ``camid`` (Int64, nullable), rows numbered from 0.
+
+    Raises:
+        InputError: no ``path`` column, a path that is not a text, a pid or camid that is not a whole number.
+    """
+    if "path" not in table.columns:
+        found = ", ".join(map(str, table.columns)) or "none"
+        raise InputError(f"{name}: expected a column 'path', found {found}")
+    paths = []
+    for row, value in enumerate(table["path"]):
+        if not isinstance(value, str | os.PathLike):
+            raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
+        paths.append(os.fspath(value))
+    kept = pd.DataFrame({"path": pd.Series(paths, dtype="str")})
+    for column in ("pid", "camid"):
+        values = table[column].array if column in table.columns else [pd.NA] * len(kept)
+        try:
+            kept[column] = pd.array(values, dtype="Int64")
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"{name}: column '{column}': expected whole numbers, null where unknown, "
+                f"got {table[column].dtype}"
+            ) from None
+    return kept

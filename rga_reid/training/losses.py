@@ -1,0 +1,60 @@
+"""The two losses of the recipe; miners and triplets are pytorch-metric-learning's."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
+from pytorch_metric_learning.reducers import MeanReducer
+from torch import Tensor, nn
+
+from rga_reid.models import TrainingOutput
+
+
+class BatchHardTripletLoss(nn.Module):
+    """Hardest positive against hardest negative of each anchor (Hermans et al., arXiv 1703.07737, eq. 5).
+
+    Euclidean distance of unnormalised features, mean over all anchors. The library's defaults normalise
+    and average over the anchors with a loss above 0; the published recipe does neither.
+
+    Args:
+        margin: in units of the distance; None for the soft margin ``log(1 + exp(d_p - d_n))``.
+    """
+
+    def __init__(self, margin: float | None = 0.3) -> None:
+        super().__init__()
+        distance = LpDistance(normalize_embeddings=False, p=2)
+        self.miner = BatchHardMiner(distance=distance)
+        self.loss = TripletMarginLoss(
+            margin=0.0 if margin is None else margin,
+            smooth_loss=margin is None,
+            distance=distance,
+            reducer=MeanReducer(),
+        )
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """``(n, d)`` features and ``(n,)`` labels to a scalar."""
+        features = features.float()
+        return self.loss(features, labels, self.miner(features, labels))
+
+
+class ReIDLoss(nn.Module):
+    """Label-smoothed cross-entropy on the logits + triplet loss on the features before the neck, 1 : 1.
+
+    Args:
+        label_smoothing: ε of Szegedy et al., arXiv 1512.00567, section 7.
+        margin: see ``BatchHardTripletLoss``.
+    """
+
+    def __init__(self, label_smoothing: float = 0.1, margin: float | None = 0.3) -> None:
+        super().__init__()
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.triplet = BatchHardTripletLoss(margin)
+
+    def forward(self, output: TrainingOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Scalars ``loss`` (the sum), ``cross_entropy`` and ``triplet``, computed in float32."""
+        with torch.autocast(output.logits.device.type, enabled=False):
+            cross_entropy = self.cross_entropy(output.logits.float(), labels)
+            triplet = self.triplet(output.features, labels)
+        return {"loss": cross_entropy + triplet, "cross_entropy": cross_entropy, "triplet": triplet}

@@ -1,0 +1,153 @@
+"""The LightningModule: model, losses, optimizer and schedule. Nothing else in the package trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from rga_reid.data.transforms import Augmentation, step_generator
+from rga_reid.errors import InputError
+from rga_reid.evaluation import evaluate_ranking
+from rga_reid.models import build_model
+from rga_reid.models.checkpoints import CONFIG_KEY
+from rga_reid.training.losses import ReIDLoss
+from rga_reid.training.schedules import Schedule, WarmupStep
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+
+
+def adam(parameters: Iterable[Any]) -> Optimizer:
+    """Adam with the released RGA code's settings: rate 8e-4, coupled weight decay 5e-4."""
+    return torch.optim.Adam(parameters, lr=8e-4, weight_decay=5e-4)
+
+
+class ReIDModule(pl.LightningModule):
+    """Trains an ``EmbeddingModel`` on batches ``(uint8 images, labels)``.
+
+    Args:
+        classes: training identities; taken from the data set.
+        depth, attention, stages, last_stride, weights, size: of the model, see ``build_model``.
+        loss: label smoothing and triplet margin.
+        augmentation: drawn per image, on the device.
+        optimizer: class path and options; Adam as in the released RGA code by default.
+        schedule: of the learning rate.
+        input_sizes: epoch -> (H, W): train on smaller images first, from each of these epochs on. The size
+            of the last one must be ``size``. Validation is always at ``size``.
+        channels_last: keep images and weights as (n, H, W, C) in memory: faster convolutions.
+        seed: of the augmentation; taken from ``--seed``.
+    """
+
+    def __init__(
+        self,
+        classes: int = 0,
+        depth: int = 50,
+        attention: str | dict[str, Any] | None = "rga",
+        stages: Sequence[int] = (1, 2, 3, 4),
+        last_stride: int = 1,
+        weights: str | None = "imagenet",
+        size: tuple[int, int] = (256, 128),
+        loss: ReIDLoss | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        optimizer: OptimizerFactory = adam,
+        schedule: Schedule = WarmupStep(),  # noqa: B008 (frozen)
+        input_sizes: dict[int, tuple[int, int]] | None = None,
+        channels_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        height, width = size
+        self.input_sizes = {0: (height, width), **(input_sizes or {})}
+        if tuple(self.input_sizes[max(self.input_sizes)]) != (height, width):
+            raise InputError(f"input_sizes: the last one must be the model's size {height}x{width}")
+        self.model = build_model(
+            classes=classes,
+            depth=depth,
+            attention=attention,
+            stages=stages,
+            last_stride=last_stride,
+            weights=weights,
+            size=size,
+        )
+        if channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = loss or ReIDLoss()
+        self.augmentation, self.seed = augmentation, seed
+        self.optimizer, self.schedule = optimizer, schedule
+        self._validation: list[tuple[Tensor, Tensor]] = []
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+
+        def factor(step: int) -> float:
+            return self.schedule.factor(step * epochs / steps, epochs)
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def on_train_epoch_start(self) -> None:
+        self._set_input_size(self.input_sizes[max(e for e in self.input_sizes if e <= self.current_epoch)])
+
+    def _set_input_size(self, size: tuple[int, int]) -> None:
+        self.input_size = (size[0], size[1])
+        self.model.backbone.set_input_size(self.input_size)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, labels = batch
+        generator = step_generator(self.seed, self.global_step, self.global_rank)
+        model = self.model
+        x = self.augmentation(images, self.input_size, model.mean, model.std, generator)
+        losses = self.loss(model(x), labels)
+        if not torch.isfinite(losses["loss"]):
+            raise FloatingPointError(f"the loss is {losses['loss'].item()} at step {self.global_step}")
+        self.log_dict(losses, prog_bar=True, batch_size=len(images))
+        return losses["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        self._set_input_size(self.model.size)
+        self._validation = []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        images, rows = batch
+        features = self.model(self.model.normalise(images))
+        self._validation.append((features.float().cpu(), rows.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Rank the held-out identities: each (identity, camera) asks once, against all the others."""
+        table = self.trainer.datamodule.held_out  # type: ignore[attr-defined]
+        features = torch.cat([features for features, _ in self._validation])
+        rows = torch.cat([rows for _, rows in self._validation])
+        self._validation = []
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, (features, rows))
+            features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
+        if self.trainer.sanity_checking:
+            return
+        features = features[rows.argsort()].numpy()
+        asks = ~table.duplicated(["pid", "camid"])
+        result = evaluate_ranking(
+            features[asks.to_numpy()],
+            features,
+            table.pid[asks],
+            table.pid,
+            None if table.camid.isna().all() else table.camid[asks],
+            None if table.camid.isna().all() else table.camid,
+            query_paths=table.path[asks],
+            gallery_paths=table.path,
+        )
+        self.log_dict(
+            {"val_mAP": result.mAP, "val_rank1": result.rank(1)}, prog_bar=True, sync_dist=False, batch_size=1
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.model.config

@@ -1,0 +1,78 @@
+"""Learning-rate schedules: the factor on the optimizer's rate at a point in time, counted in epochs."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from rga_reid.errors import InputError
+
+
+class Schedule(ABC):
+    """A function of time; it keeps no state, so a resumed run needs none."""
+
+    @abstractmethod
+    def factor(self, epoch: float, epochs: int) -> float:
+        """What the learning rate is multiplied by.
+
+        Args:
+            epoch: epochs passed, with a fraction: 2.5 is the middle of the third epoch.
+            epochs: epochs in the whole run.
+        """
+
+
+@dataclass(frozen=True)
+class WarmupStep(Schedule):
+    """Linear warm-up, then a factor ``gamma`` at each milestone, once an epoch (the released RGA code).
+
+    Args:
+        warmup_epochs: epochs of the rise from ``start`` to 1.
+        start: factor of epoch 0.
+        milestones: epochs at which the rate falls.
+        gamma: what it falls by.
+    """
+
+    warmup_epochs: int = 20
+    start: float = 0.01
+    milestones: tuple[int, ...] = (80, 120, 160, 200, 240, 280, 320, 360)
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(self.milestones):
+            raise InputError(f"milestones: expected a rising list of epochs, got {list(self.milestones)}")
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        whole = math.floor(epoch)
+        if whole < self.warmup_epochs:
+            return self.start + (1 - self.start) * whole / self.warmup_epochs
+        return self.gamma ** sum(whole >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Cosine rise, then cosine fall, every step (Smith and Topin, arXiv 1708.07120).
+
+    Args:
+        rise: share of the run in which the rate rises.
+        start: factor of the first step.
+        end: factor after the last step.
+    """
+
+    rise: float = 0.15
+    start: float = 0.04
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rise < 1:
+            raise InputError(f"rise: expected a share between 0 and 1, got {self.rise}")
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        passed = min(epoch / epochs, 1.0)
+        if passed < self.rise:
+            return _cosine(self.start, 1.0, passed / self.rise)
+        return _cosine(1.0, self.end, (passed - self.rise) / (1 - self.rise))
+
+
+def _cosine(first: float, last: float, share: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2

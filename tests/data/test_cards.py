@@ -1,0 +1,175 @@
+"""Cards: the bundled ones say what is published, wrong ones are refused by card and key."""
+
+import dataclasses
+import re
+
+import pytest
+import yaml
+
+from rga_reid.data import Card, load_card
+from rga_reid.data.cards import Source, Split
+from rga_reid.errors import InputError
+from rga_reid.resources import find_resource, list_resources
+
+VALID = {
+    "name": "mine",
+    "title": "Mine",
+    "layout": "names",
+    "pattern": r"(?P<pid>\d+)_(?P<camid>\d)\.jpg",
+    "splits": {"train": {"sources": [{"folder": "train"}], "images": 3}},
+}
+
+
+def written(tmp_path, value):
+    path = tmp_path / "mine.yaml"
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value), encoding="utf-8")
+    return path
+
+
+def changed(**keys):
+    return {**VALID, **keys}
+
+
+def with_split(**keys):
+    return changed(splits={"train": {**VALID["splits"]["train"], **keys}})
+
+
+def test_market1501_counts():
+    card = load_card("market1501")
+    counts = {
+        name: (split.images, split.identities, split.junk, split.distractors)
+        for name, split in card.splits.items()
+    }
+    assert counts == {
+        "train": (12_936, 751, None, None),
+        "query": (3_368, 750, None, None),
+        "gallery": (19_732, 750, 3_819, 2_798),
+    }
+    assert (card.junk_pids, card.distractor_pids, card.cameras) == ((-1,), (0,), 6)
+    assert all((card.title, card.citation, card.terms))
+    assert card.url.startswith("https://")
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("0002_c1s1_000451_03.jpg", ("0002", "1")),
+        ("-1_c6s3_094992_04.jpg.jpg", ("-1", "6")),
+        ("0000_c1s6_023071_04.jpg.jpg", ("0000", "1")),
+        ("1501_c6s4_001902_01.jpg", ("1501", "6")),
+        ("0002_c1s1_000451_03.png", None),
+        ("0002_c1s1_000451_03.jpg.part", None),
+        ("x0002_c1s1_000451_03.jpg", None),
+        ("00020_c1s1_000451_03.jpg", None),
+        ("0002_c12s1_000451_03.jpg", None),
+    ],
+)
+def test_market1501_names(name, numbers):
+    match = re.fullmatch(load_card("market1501").pattern, name)
+    assert (match and (match["pid"], match["camid"])) == numbers
+
+
+def test_every_bundled_card_loads_under_its_own_name():
+    assert {"market1501", "folders"} <= set(list_resources("datasets"))
+    for name in list_resources("datasets"):
+        assert load_card(name).name == name
+
+
+def test_a_card_by_path_by_text_and_as_it_is(tmp_path):
+    path = written(tmp_path, VALID)
+    card = load_card(path)
+    assert card == load_card(str(path)) == load_card(card)
+    assert card.splits == {"train": Split((Source(("train",)),), images=3)}
+    assert load_card(find_resource("datasets", "market1501")) == load_card("market1501")
+
+
+def test_lists_with_folders_of_several_versions(tmp_path):
+    source = {"folder": ["train", "train_v2"], "list": "list_train.txt"}
+    split = {"sources": [source, {**source, "list": "list_val.txt"}], "optional": True}
+    card = load_card(written(tmp_path, changed(layout="lists", splits={"train": split})))
+    assert card.splits["train"].sources == (
+        Source(("train", "train_v2"), "list_train.txt"),
+        Source(("train", "train_v2"), "list_val.txt"),
+    )
+    assert card.splits["train"].optional
+
+
+def test_a_card_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_card("market1501").cameras = 7
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(InputError, match=r"'marketl501'; did you mean market1501\?.*folders"):
+        load_card("marketl501")
+
+
+def without(key):
+    return {name: value for name, value in VALID.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "the file: expected keys and values, got None"),
+        ("- a\n- b\n", "the file: expected keys and values"),
+        ("a: [1\n", "not valid YAML"),
+        ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        (without("title"), "title: this key is missing"),
+        (without("splits"), "splits: this key is missing"),
+        (changed(tittle="x"), r"tittle: unknown key; did you mean title\?"),
+        (changed(zzz=1), r"zzz: unknown key \(known: name, title"),
+        (changed(name=5), "name: expected a text, got 5"),
+        (changed(title=" "), "title: expected a text"),
+        (changed(cameras="six"), r"cameras: expected a count \(a whole number, not negative\), got 'six'"),
+        (changed(cameras=True), "cameras: expected a count"),
+        (changed(cameras=-1), "cameras: expected a count"),
+        (changed(junk_pids=-1), "junk_pids: expected a list of whole numbers, got -1"),
+        (changed(distractor_pids=["0"]), "distractor_pids: expected a list of whole numbers"),
+        (changed(layout="flat"), "layout: expected one of names, lists, identities, got 'flat'"),
+        (changed(pattern="(?P<pid>"), "pattern: not a regular expression"),
+        (changed(pattern=r"(\d+).jpg"), r"pattern: the layout 'names' needs a pattern with the group"),
+        (without("pattern"), "pattern: the layout 'names' needs a pattern"),
+        (changed(pattern=r"(?P<pid>\d+)(?P<cam>\d)"), "pattern: unknown group 'cam', known: pid, camid"),
+        (changed(splits={}), "splits: expected at least one of train, query, gallery"),
+        (changed(splits=[1]), "splits: expected keys and values"),
+        (changed(splits={"test": VALID["splits"]["train"]}), r"splits\.test: unknown split"),
+        (changed(splits={"train": 1}), r"splits\.train: expected keys and values, got 1"),
+        (changed(splits={"train": {}}), r"splits\.train\.sources: this key is missing"),
+        (with_split(image=3), r"splits\.train\.image: unknown key; did you mean images\?"),
+        (with_split(images=1.5), r"splits\.train\.images: expected a count"),
+        (with_split(optional="yes"), r"splits\.train\.optional: expected true or false"),
+        (with_split(sources="train"), r"splits\.train\.sources: expected a list of sources"),
+        (with_split(sources=[]), r"splits\.train\.sources: expected at least one source"),
+        (with_split(sources=[{}]), r"splits\.train\.sources\[0\]\.folder: this key is missing"),
+        (with_split(sources=[{"folder": 3}]), r"sources\[0\]\.folder: expected a folder name"),
+        (with_split(sources=[{"folder": []}]), r"sources\[0\]\.folder: expected at least one folder name"),
+        (with_split(sources=[{"folder": "/etc"}]), r"sources\[0\].*within the data set's root, got '/etc'"),
+        (with_split(sources=[{"folder": "a/../.."}]), "within the data set's root"),
+        (with_split(sources=[{"folder": "a", "list": "b.txt"}]), r"list: the layout 'names' does not take"),
+        (
+            {**with_split(sources=[{"folder": "a"}]), "layout": "lists"},
+            r"splits\.train\.sources\[0\]\.list: the layout 'lists' needs a list file",
+        ),
+    ],
+)
+def test_a_wrong_card_is_refused_by_card_and_key(tmp_path, value, words):
+    path = written(tmp_path, value)
+    with pytest.raises(InputError, match=words) as error:
+        load_card(path)
+    assert "mine" in str(error.value)
+
+
+def test_files_that_are_no_cards(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        load_card(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="cannot read this file"):
+        load_card(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot read this file"):
+        load_card(tmp_path / "binary.yaml")
+
+
+def test_a_card_made_in_python_validates_itself():
+    with pytest.raises(InputError, match="card x: layout"):
+        Card("x", "X", "nothing", {"train": Split((Source(("train",)),))})

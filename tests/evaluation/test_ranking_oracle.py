@@ -1,0 +1,170 @@
+"""Equality with a loop that is written straight from the definition, over many random cases."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import RankingResult, evaluate_distances, evaluate_ranking
+
+Labels = dict[str, Any]
+
+
+def naive_ranking(distance: np.ndarray, labels: Labels, max_rank: int, junk: tuple[int, ...] = (-1,)) -> Any:
+    """Sort, then walk down the list, for one query after the other. Unknown labels are None.
+
+    Returns the metrics, or None if no query has a match.
+    """
+    rows = []
+    for q, pid in enumerate(labels["query_pids"]):
+        if pid is None or pid in junk:
+            continue
+        hits = []
+        for g in np.argsort(distance[q], kind="stable"):
+            same_person = labels["gallery_pids"][g] == pid
+            if labels["gallery_pids"][g] in junk or is_same_file(labels, q, g):
+                continue
+            if same_person and is_same_camera(labels, q, g):
+                continue
+            hits.append(same_person)
+        if any(hits):
+            rows.append(walk(hits, max_rank))
+    if not rows:
+        return None
+    means = {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]}
+    return means | {"valid": len(rows), "first": [row["first"] for row in rows]}
+
+
+def is_same_camera(labels: Labels, q: int, g: int) -> bool:
+    if labels["query_camids"] is None or labels["query_camids"][q] is None:
+        return False
+    return labels["query_camids"][q] == labels["gallery_camids"][g]
+
+
+def is_same_file(labels: Labels, q: int, g: int) -> bool:
+    return labels["query_paths"] is not None and labels["query_paths"][q] == labels["gallery_paths"][g]
+
+
+def walk(hits: list[bool], max_rank: int) -> dict[str, Any]:
+    """One query, item by item, the trapezoid as compute_AP.m of Market-1501 adds it up."""
+    total = sum(hits)
+    step = trapezoid = found = 0
+    old_recall, old_precision = 0.0, 1.0
+    first = last = None
+    for place, hit in enumerate(hits):
+        if hit:
+            found += 1
+            step += found / (place + 1) / total
+            first = place if first is None else first
+            last = place
+        recall, precision = found / total, found / (place + 1)
+        trapezoid += (recall - old_recall) * (old_precision + precision) / 2
+        old_recall, old_precision = recall, precision
+    cmc = [float(first < k) for k in range(1, max_rank + 1)]
+    return {"step": step, "trapezoid": trapezoid, "INP": total / (last + 1), "cmc": cmc, "first": first + 1}
+
+
+def float64_distance(query: np.ndarray, gallery: np.ndarray, metric: str) -> np.ndarray:
+    """Pair by pair, so that equal gallery rows are at equal distances."""
+    query, gallery = query.astype(np.float64), gallery.astype(np.float64)
+    if metric == "euclidean":
+        return np.stack([((gallery - row) ** 2).sum(axis=1) for row in query])
+    query = query / np.sqrt((query**2).sum(axis=1, keepdims=True))
+    gallery = gallery / np.sqrt((gallery**2).sum(axis=1, keepdims=True))
+    return np.stack([-(gallery * row).sum(axis=1) for row in query])
+
+
+def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, str, Labels, int]:
+    """A small case with whatever can go wrong in a large one."""
+    rng = np.random.default_rng(seed)
+    q, g, d = (
+        int(rng.choice([1, 2, 6, 12])),
+        int(rng.choice([1, 2, 7, 30, 80])),
+        int(rng.choice([1, 2, 16, 700])),
+    )
+    query = rng.standard_normal((q, d)).astype(np.float32)
+    gallery = rng.standard_normal((g, d)).astype(np.float32)
+    metric = str(rng.choice(["cosine", "euclidean"]))
+    kind = rng.integers(7)
+    if kind == 0:  # many exact duplicates, across identities and in the query set
+        gallery = gallery[rng.integers(0, max(1, g // 4), g)]
+        query[-1] = gallery[0]
+    elif kind == 1:  # all features equal
+        query, gallery = query[[0] * q], query[[0] * g]
+    elif kind == 2:  # closer together than a float32 product can tell
+        gallery = gallery[:1] + np.float32(1e-6) * gallery
+    elif kind == 3:  # other lengths, the same direction
+        lengths = rng.choice([0.5, 1, 2], (g, 1)).astype(np.float32)
+        gallery = gallery[rng.integers(0, max(1, g // 2), g)] * lengths
+    elif kind == 4 and metric == "euclidean":  # whole numbers: different rows at equal distances
+        query, gallery = np.rint(query), np.rint(gallery)
+    elif kind == 5:  # one item far away, and a scale that float32 can hardly square
+        gallery[-1] *= 1e3
+        query, gallery = query * np.float32(1e-18), gallery * np.float32(1e-18)
+    people, cameras, unknown = int(rng.choice([1, 3, 8])), int(rng.choice([1, 2, 4])), rng.choice([0.0, 0.2])
+
+    def draw(count: int, low: int, high: int) -> list[int | None]:
+        return [None if rng.random() < unknown else int(rng.integers(low, high + 1)) for _ in range(count)]
+
+    labels: Labels = {
+        "query_pids": draw(q, -1, people),
+        "gallery_pids": draw(g, -1, people + 2),  # more people than are asked for: distractors
+        "query_camids": None,
+        "gallery_camids": None,
+        "query_paths": None,
+        "gallery_paths": None,
+    }
+    if rng.random() < 0.7:
+        labels |= {"query_camids": draw(q, 0, cameras), "gallery_camids": draw(g, 0, cameras)}
+    if rng.random() < 0.4:
+        labels |= {
+            "query_paths": [f"{n}.jpg" for n in range(q)],
+            "gallery_paths": [f"{n}.jpg" for n in rng.permutation(g)],
+        }
+    return query, gallery, metric, labels, int(rng.choice([1, 5, 50]))
+
+
+def check(result: RankingResult, expected: dict[str, Any]) -> None:
+    assert result.mAP_step == pytest.approx(expected["step"], abs=1e-12)
+    assert result.mAP_trapezoid == pytest.approx(expected["trapezoid"], abs=1e-12)
+    assert result.mINP == pytest.approx(expected["INP"], abs=1e-12)
+    np.testing.assert_allclose(result.cmc, expected["cmc"], rtol=0, atol=1e-12)
+    assert result.valid_queries == expected["valid"]
+    assert result.to_frame()["first_match"].dropna().tolist() == expected["first"]
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_equals_the_naive_loop(part: int) -> None:
+    compared = 0
+    for seed in itertools.count(10_000 * part):
+        query, gallery, metric, labels, max_rank = random_case(seed)
+        distance = float64_distance(query, gallery, metric)
+        expected = naive_ranking(distance, labels, max_rank)
+        options: Any = {"max_rank": max_rank, "block_size": 1 + seed % 50, **labels}
+        if expected is None:
+            with pytest.raises(InputError):
+                evaluate_ranking(query, gallery, metric=metric, **options)
+            continue
+        check(evaluate_ranking(query, gallery, metric=metric, **options), expected)
+        check(evaluate_distances(distance, **options), expected)
+        compared += 1
+        if compared == 100:
+            break
+
+
+def test_the_cases_are_hard() -> None:
+    """The oracle disagrees with a float32 product, so equality with it is worth something."""
+    differ = 0
+    for seed in range(300):
+        query, gallery, metric, labels, max_rank = random_case(seed)
+        if metric == "euclidean":
+            continue
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
+        expected = naive_ranking(float64_distance(query, gallery, metric), labels, max_rank)
+        float32 = naive_ranking(-unit[0] @ unit[1].T, labels, max_rank)
+        differ += expected is not None and expected["step"] != float32["step"]
+    assert differ >= 5

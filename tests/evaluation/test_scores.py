@@ -1,0 +1,95 @@
+"""Approximate scores against exact ones, and exact ones against rational arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from rga_reid.evaluation import scores as module
+from rga_reid.evaluation.scores import CosineScores, EuclideanScores
+
+CPU = torch.device("cpu")
+KINDS = [CosineScores, EuclideanScores]
+
+
+def features(columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    query, gallery = rng.standard_normal((2, 20, columns)).astype(np.float32)
+    gallery[:10] = query[:10] * rng.uniform(0.1, 3, (10, 1))  # all terms of one sign: the worst case
+    gallery[10] *= 1e4
+    return query, gallery
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [1, 3, 512, 513, 2048, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_bound_holds(kind: Any, columns: int, dtype: torch.dtype) -> None:
+    scores = kind(*features(columns), CPU)
+    rows = np.arange(20)
+    approximate = scores.approximate(scores.queries(rows, dtype), scores.gallery(rows, dtype))
+    exact = scores.exact(np.repeat(rows, 20), np.tile(rows, 20)).reshape(20, 20)
+    assert approximate.dtype == dtype
+    assert np.abs(approximate.double().numpy() - exact).max() < scores.error(dtype)
+    assert scores.error(dtype) < 3e3 * torch.finfo(dtype).eps
+
+
+def test_exact_cosine_is_that_of_rational_arithmetic() -> None:
+    query, gallery = features(33)
+    scores = CosineScores(query, gallery, CPU).exact(np.arange(20), np.arange(20))
+    for x, y, score in zip(query, gallery, scores, strict=True):
+        exact = [[Fraction(float(value)) for value in row] for row in (x, y)]
+        dot, xx, yy = (
+            sum(a * b for a, b in zip(exact[i], exact[j], strict=True)) for i, j in ((0, 1), (0, 0), (1, 1))
+        )
+        assert score == pytest.approx(float(dot) / (float(xx) * float(yy)) ** 0.5, abs=1e-15)
+
+
+def test_exact_distance_is_that_of_rational_arithmetic() -> None:
+    query, gallery = features(33)
+    kind = EuclideanScores(query, gallery, CPU)
+    scores = kind.exact(np.arange(20), np.arange(20))
+    squares = [
+        float(sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(x, y, strict=True)))
+        for x, y in zip(query, gallery, strict=True)
+    ]
+    np.testing.assert_allclose(scores / scores[10], np.array(squares) / squares[10], rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exact_score_depends_on_its_two_rows_alone(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = features(700)
+    gallery[15:] = gallery[3]
+    scores = kind(query, gallery, CPU)
+    rows = np.repeat(np.arange(20), 20), np.tile(np.arange(20), 20)
+    together = scores.exact(*rows)
+    alone = [scores.exact(rows[0][n : n + 1], rows[1][n : n + 1])[0] for n in range(400)]
+    assert together.tolist() == alone
+    monkeypatch.setattr(module, "_MANY", 10)  # equal rows are looked for
+    monkeypatch.setattr(module, "_TEMPORARY", 3 * 700)
+    assert scores.exact(*rows).tolist() == alone
+    assert (together.reshape(20, 20)[:, 15:] == together.reshape(20, 20)[:, [3]]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1e20, 1e33])
+def test_scale_does_not_matter(kind: Any, scale: float) -> None:
+    query, gallery = features(64)
+    rows = np.arange(20)
+    scores = kind(query * np.float32(scale), gallery * np.float32(scale), CPU)
+    approximate = scores.approximate(scores.queries(rows, torch.float32), scores.gallery(rows, torch.float32))
+    exact = scores.exact(np.repeat(rows, 20), np.tile(rows, 20)).reshape(20, 20)
+    assert np.abs(approximate.double().numpy() - exact).max() < scores.error(torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_computed_on_the_device(kind: Any) -> None:
+    rows = np.arange(20)
+    with FakeTensorMode():
+        scores = kind(*features(700), torch.device("cuda"))
+        tile = scores.approximate(scores.queries(rows, torch.float32), scores.gallery(rows, torch.float32))
+    assert (tile.device.type, tuple(tile.shape), tile.dtype) == ("cuda", (20, 20), torch.float32)

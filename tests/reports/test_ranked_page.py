@@ -1,0 +1,195 @@
+"""The page of ranked matches, read back as HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rga_reid.errors import InputError
+from rga_reid.reports.ranked_page import Match, Picture, Verdict, ranked_page, verdict
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "{{ 7 * 7 }}",
+    "&lt;b&gt;.jpg",
+]
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text outside ``<style>``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._style = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._style = tag == "style"
+
+    def handle_data(self, data: str) -> None:
+        if not self._style and data.strip():
+            self.words.append(data.strip())
+
+    def classes(self, *names: str) -> list[str]:
+        """Of the ``<figure>`` elements that have one of ``names``, that name, in order."""
+        found = [
+            str(attributes.get("class", "")).split() for tag, attributes in self.elements if tag == "figure"
+        ]
+        return [name for classes in found for name in names if name in classes]
+
+    def sources(self) -> list[str]:
+        return [str(attributes["src"]) for tag, attributes in self.elements if tag == "img"]
+
+
+def write_picture(path: Path, size: tuple[int, int] = (64, 128), colour: str = "teal") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("query", "match", "expected"),
+    [
+        # (pid, camid) of the query and of the match
+        ((7, 1), (7, 2), "correct"),
+        ((7, 1), (7, 1), "junk"),
+        ((7, 1), (8, 1), "wrong"),
+        ((7, 1), (8, 2), "wrong"),
+        ((7, 1), (0, 2), "wrong"),
+        ((7, 1), (-1, 2), "junk"),
+        ((None, None), (-1, 2), "junk"),
+        ((-1, 1), (-1, 2), "junk"),
+        ((-1, 1), (8, 2), "unknown"),
+        ((7, None), (7, None), "correct"),
+        ((7, 1), (7, None), "correct"),
+        ((7, None), (7, 1), "correct"),
+        ((None, 1), (7, 1), "unknown"),
+        ((7, 1), (None, 2), "unknown"),
+        ((0, 1), (0, 1), "junk"),
+    ],
+)
+def test_verdict(
+    query: tuple[int | None, int | None], match: tuple[int | None, int | None], expected: Verdict
+) -> None:
+    assert verdict(Picture("q.jpg", *query), Picture("g.jpg", *match)) == expected
+
+
+def test_the_same_file_is_junk() -> None:
+    assert verdict(Picture("a.jpg"), Picture("a.jpg")) == "junk"
+    assert verdict(Picture("a.jpg", 3, 1), Picture("a.jpg", 3, None)) == "junk"
+
+
+def test_each_match_is_marked_in_words_and_by_a_sign() -> None:
+    query = Picture("q.jpg", 7, 1)
+    labels = [(7, 2), (8, 1), (7, 1), (None, None), (7, 3)]
+    matches = [
+        Match(f"{rank}.jpg", pid, camid, rank=rank, score=1 - rank / 10)
+        for rank, (pid, camid) in enumerate(labels, 1)
+    ]
+    page = Page(ranked_page([query], [matches], title="Who is this?", note="Five pictures."))
+    marks = ["correct", "wrong", "junk", "unknown", "correct"]
+    assert page.classes("correct", "wrong", "junk", "unknown") == marks
+    words = [word for word in page.words if word in marks]
+    assert words[4:] == marks  # after the legend's four
+    signs = [str(attributes["href"]) for tag, attributes in page.elements if tag == "use"]
+    assert [sign[1:] for sign in signs if sign[1:] in marks][4:] == marks
+    assert [word for word in page.words if word.startswith("#")] == ["#1", "#2", "#3", "#4", "#5"]
+    for text in (
+        "Who is this?",
+        "Five pictures.",
+        "0.900",
+        "0.500",
+        "person 8",
+        "camera 3",
+        "person unknown",
+    ):
+        assert text in page.words
+    assert "2 correct of 3 judged" in page.words
+
+
+def test_without_labels_nothing_is_marked() -> None:
+    matches = [Match("a.jpg", rank=1, score=0.5), Match("b.jpg", 3, 1, rank=2, score=0.4)]
+    page = Page(ranked_page([Picture("q.jpg")], [matches]))
+    assert page.classes("correct", "wrong", "junk", "unknown", "marked") == []
+    assert not {"correct", "wrong", "junk", "unknown"} & set(page.words)
+
+
+def test_pictures_are_inside_the_page_and_small(tmp_path: Path) -> None:
+    query = Picture(write_picture(tmp_path / "q.png", (1000, 500), "red"))
+    match = Match(write_picture(tmp_path / "g.jpg", (64, 128), "blue"), rank=1, score=0.5)
+    sources = Page(ranked_page([query], [[match]])).sources()
+    sizes, colours = [], []
+    for source in sources:
+        head, data = source.split(",")
+        assert head == "data:image/jpeg;base64"
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        sizes.append(image.size)
+        colours.append(max("RGB", key=lambda band, image=image: image.getchannel(band).getextrema()[0]))
+    assert sizes == [(192, 96), (64, 128)]
+    assert colours == ["R", "B"]
+
+
+def test_missing_and_unreadable_pictures_have_a_placeholder(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    paths = [str(broken), str(tmp_path / "gone.jpg"), str(tmp_path), "a\0b.jpg", ""]
+    matches = [Match(path, rank=rank, score=0.5) for rank, path in enumerate(paths, 1)]
+    query = Picture(write_picture(tmp_path / "q.jpg"))
+    page = Page(ranked_page([query], [matches]))
+    assert len(page.sources()) == 1
+    assert page.words.count("file not found or unreadable") == 5
+
+
+def test_the_page_needs_no_network_and_runs_no_code(tmp_path: Path) -> None:
+    query = Picture(write_picture(tmp_path / "q.jpg"), 1, 1)
+    text = ranked_page([query], [[Match(query.path, 1, 2, rank=1, score=1.0)]])
+    page = Page(text)
+    assert all(source.startswith("data:image/") for source in page.sources())
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "base"}
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    policy = [attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text(name: str) -> None:
+    honest = Page(
+        ranked_page([Picture("a", 1, 1)], [[Match("a", 1, 2, rank=1, score=0.5)]], title="a", note="a")
+    )
+    query, match = Picture(name, 1, 1), Match(name, 1, 2, rank=1, score=0.5)
+    page = Page(ranked_page([query], [[match]], title=name, note=name))
+
+    def structure(page: Page) -> list[tuple[str, list[str]]]:
+        return [(tag, sorted(attributes)) for tag, attributes in page.elements if tag != "wbr"]
+
+    assert structure(page) == structure(honest)
+    assert [attributes["title"] for _, attributes in page.elements if "title" in attributes] == [name, name]
+    assert name in page.words
+
+
+def test_several_queries_and_one_without_matches() -> None:
+    matches = [[Match("a.jpg", rank=1, score=0.5)], [], [Match("b.jpg", rank=1, score=0.25)]]
+    page = Page(ranked_page([Picture("x.jpg"), Picture("y.jpg"), Picture("z.jpg")], matches))
+    assert [word for word in page.words if word.startswith("Query ")] == ["Query 1", "Query 2", "Query 3"]
+    assert page.words.count("No match in this gallery.") == 1
+    assert (
+        page.words.index("0.500") < page.words.index("No match in this gallery.") < page.words.index("0.250")
+    )
+
+
+def test_one_list_of_matches_per_query() -> None:
+    with pytest.raises(InputError, match="expected 2 lists, one per query, got 1"):
+        ranked_page([Picture("a.jpg"), Picture("b.jpg")], [[]])
