@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rga_reid.attention.checks import check_map, positive
+from rga_reid.attention.gathering import attend
 from rga_reid.attention.relations import Relations, Trace
-from rga_reid.attention.softmax_attention import attend
 
 
 class CAM(nn.Module):
@@ -42,7 +42,7 @@ class CAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("CAM", x, self.in_channels)
         channels = x.flatten(2).mT  # (B, N, C): the nodes are channels
-        return self.gamma * attend(channels, -channels, channels).mT.reshape(x.shape) + x
+        return x + self.gamma * attend(channels, -channels, channels).mT.unflatten(2, x.shape[2:])
 
     def relations(self, x: Tensor) -> Relations:
         """The explicit form, with matrix ``channels`` (B, C, C): [b, i, j] is what i takes from j."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rga_reid.attention.checks import check_map, positive, reduced
+from rga_reid.attention.gathering import gather
 from rga_reid.attention.relations import Relations, Trace
 
 
@@ -48,7 +49,7 @@ class CrissCross(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("CrissCross", x, self.in_channels)
         for _ in range(self.recurrence):
-            x = self.gamma * self._cross(x) + x
+            x = x + self.gamma * self._cross(x)
         return x
 
     def _cross(self, x: Tensor) -> Tensor:
@@ -56,12 +57,8 @@ class CrissCross(nn.Module):
         maps = [self.query_conv(x), self.key_conv(x), self.value_conv(x)]
         rows = [t.transpose(1, 2) for t in maps]  # (B, H, ·, W): the W positions of each row
         columns = [t.permute(0, 3, 1, 2) for t in maps]  # (B, W, ·, H): the H positions of each column
-        channels_last = maps[2].stride(1) == 1
-        if channels_last:
-            columns = [t.mT.contiguous().mT for t in columns]
-
-        def gather(weights: Tensor, values: Tensor) -> Tensor:  # in the memory layout of the values
-            return (weights @ values.mT).mT if channels_last else values @ weights.mT
+        if maps[2].stride(1) == 1:
+            columns = [t.mT.contiguous().mT for t in columns]  # channels stay side by side in memory
 
         in_row = rows[0].mT @ rows[1]  # (B, H, W, W)
         in_column = columns[0].mT @ columns[1]  # (B, W, H, H)
@@ -70,8 +67,8 @@ class CrissCross(nn.Module):
         in_column = in_column.masked_fill(own, torch.finfo(in_column.dtype).min)
         weights = torch.cat([in_column.transpose(1, 2), in_row], dim=3).softmax(dim=3)  # (B, H, W, H + W)
         of_column, of_row = weights.split([x.shape[2], x.shape[3]], dim=3)
-        from_column = gather(of_column.transpose(1, 2), columns[2]).permute(0, 2, 3, 1)
-        return from_column + gather(of_row, rows[2]).transpose(1, 2)
+        from_row = gather([of_row], rows[2]).transpose(1, 2)
+        return from_row + gather([of_column.transpose(1, 2)], columns[2]).permute(0, 2, 3, 1)
 
     def relations(self, x: Tensor) -> Relations:
         """The explicit form, with one matrix ``pass_1``, ``pass_2``, ... (B, N, N) per pass.

@@ -7,13 +7,14 @@ numbers are the paper's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rga_reid.attention.checks import check_map, positive
+from rga_reid.attention.gathering import attend, blocks_of, gather
 from rga_reid.attention.relations import Relations, Trace, run_layers
-from rga_reid.attention.softmax_attention import attend, blocks_of
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -101,15 +102,15 @@ class NonLocal(nn.Module):
             y = self._concatenation(theta, phi, g)
         else:
             y = attend(theta, phi, g)
-        return self.W(y.unflatten(2, x.shape[2:])) + x
+        return x + self.W(y.unflatten(2, x.shape[2:]))
 
     def _concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y[:, i] = Σⱼ ReLU(aᵢ + bⱼ) g[:, j] / N, with a = w₁ · θ and b = w₂ · φ."""
-        w1, w2 = self.concat_project.get_parameter("0.weight").view(2, 1, -1)
+        weight: Any = self.concat_project[0].weight
+        w1, w2 = weight.view(2, 1, -1)
         a = (w1 @ theta).mT  # (B, N, 1)
         b = w2 @ phi  # (B, 1, M)
-        values = (g / g.shape[2]).mT
-        return torch.cat([torch.relu(block + b) @ values for block in blocks_of(a, dim=1)], dim=1).mT
+        return gather((torch.relu(block + b) for block in blocks_of(a, dim=1)), g / g.shape[2])
 
     def relations(self, x: Tensor) -> Relations:
         """The explicit form, with matrix ``positions`` (B, N, M): [b, i, j] is what i takes from j.
@@ -154,6 +155,6 @@ def _associative(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     """(g φᵀ) θ / M or g (φᵀ θ) / M, whichever multiplies less; θ (B, E, N), φ and g (B, E, M)."""
     (_, e, n), m = theta.shape, phi.shape[2]
     g = g / m
-    if e * (n + m) <= 2 * n * m:
-        return torch.bmm(torch.bmm(g, phi.mT), theta)
-    return torch.bmm(g, torch.bmm(phi.mT, theta))
+    if e * (n + m) > 2 * n * m:
+        return gather([theta.mT @ phi], g)
+    return gather([theta.mT], g @ phi.mT if g.stride(1) != 1 else (phi @ g.mT).mT)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rga_reid.attention.checks import check_map, reduced
+from rga_reid.attention.gathering import attend
 from rga_reid.attention.relations import Relations, Trace
-from rga_reid.attention.softmax_attention import attend
 
 
 class PAM(nn.Module):
@@ -44,7 +44,7 @@ class PAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map("PAM", x, self.in_channels)
         query, key, value = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
-        return self.gamma * attend(query, key, value).view_as(x) + x
+        return x + self.gamma * attend(query, key, value).unflatten(2, x.shape[2:])
 
     def relations(self, x: Tensor) -> Relations:
         """The explicit form, with matrix ``positions`` (B, N, N): [b, i, j] is what i takes from j."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 
@@ -42,8 +42,7 @@ def run(options: Namespace) -> None:
     from rga_reid.files import write_json
 
     check = options.check
-    if check.json and not Path(check.json).absolute().parent.is_dir():
-        raise InputError(f"--json {check.json}: its folder does not exist")
+    check_output_file("--json", check.json)
     report = check_data(check.root, check.dataset, fast=check.fast)
     _print(report)
     if check.json:

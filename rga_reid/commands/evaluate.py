@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.gallery import check_output
+from rga_reid.commands.output import check_output_file, print_ranking, progress
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
@@ -18,8 +15,6 @@ from rga_reid.files import atomic_file, write_json
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-
-    from rga_reid.evaluation import RankingResult
 
 
 def parser() -> ArgumentParser:
@@ -51,8 +46,8 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Evaluate, print the metrics and write the files asked for."""
-    check_output("--json", options.json)
-    check_output("--per-query", options.per_query)
+    check_output_file("--json", options.json)
+    check_output_file("--per-query", options.per_query)
     if options.per_query is not None and Path(options.per_query).suffix not in (".csv", ".parquet"):
         raise InputError(f"--per-query {options.per_query}: expected a name that ends in .csv or .parquet")
 
@@ -65,7 +60,7 @@ def run(options: Namespace) -> None:
         given, missing = files if "camid" in query_table else files[::-1]
         raise InputError(f"{missing}: has no array 'camids', but {given} has; both need it, or neither")
     try:
-        with _progress("ranking") as progress:
+        with progress("ranking") as moved:
             result = evaluate_ranking(
                 query,
                 gallery,
@@ -79,7 +74,7 @@ def run(options: Namespace) -> None:
                 query_paths=query_table.get("path"),
                 gallery_paths=gallery_table.get("path"),
                 device=options.device,
-                progress=progress,
+                progress=moved,
             )
     except InputError as error:
         raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
@@ -87,7 +82,7 @@ def run(options: Namespace) -> None:
         write_json(options.json, result.to_dict())
     if options.per_query is not None:
         _write_table(options.per_query, result.to_frame())
-    _print(result)
+    print_ranking(result)
 
 
 def _read(path: str) -> tuple[np.ndarray, pd.DataFrame]:
@@ -99,46 +94,9 @@ def _read(path: str) -> tuple[np.ndarray, pd.DataFrame]:
     return features, table
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr if that is a terminal; yields the function that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda fraction: bar.update(task, completed=fraction)
-
-
 def _write_table(path: str, table: pd.DataFrame) -> None:
     with atomic_file(path) as temporary:
         if Path(path).suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
-
-
-def _print(result: RankingResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("metric", title_justify="left")
-    table.add_column("percent", justify="right")
-    rules = [
-        ("mean average precision (step)", result.mAP_step),
-        ("mean average precision (trapezoid, the Market-1501 MATLAB rule)", result.mAP_trapezoid),
-    ]
-    for name, value in rules if result.settings["average_precision"] == "step" else rules[::-1]:
-        table.add_row(name, f"{100 * value:.2f}")
-    table.add_row("mean inverse negative penalty", f"{100 * result.mINP:.2f}")
-    metrics = result.to_dict()
-    for k in (1, 5, 10, 20):
-        table.add_row(f"rank-{k}", f"{100 * metrics[f'rank-{k}']:.2f}")
-    console = Console(markup=False, highlight=False)
-    console.print(table)
-    skipped = f"; {result.skipped_queries:,} skipped, without a match" if result.skipped_queries else ""
-    cameras = "" if result.settings["cameras"] == "given" else "; cameras: none"
-    console.print(
-        f"{result.valid_queries:,} queries against {result.gallery:,} gallery items{skipped}{cameras}",
-        soft_wrap=True,
-    )

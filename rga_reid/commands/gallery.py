@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 
@@ -50,16 +51,6 @@ def run(options: Namespace) -> None:
         _info(options.info)
 
 
-def check_output(option: str, file: str | None) -> None:
-    """Refuse an output file whose folder does not exist, before any work is done."""
-    if file is None:
-        return
-    path = Path(file).absolute()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
-        raise InputError(f"{option} {file}: {what}")
-
-
 def _build(options: Namespace) -> None:
     from rga_reid.retrieval.gallery_folder import require_replaceable
 
@@ -79,7 +70,7 @@ def _check_build(options: Namespace) -> None:
         raise InputError("gallery build: --checkpoint goes with --images; features are taken as they are")
     if options.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
-    check_output("--json", options.json)
+    check_output_file("--json", options.json)
     if options.checkpoint is not None and not Path(options.checkpoint).is_file():
         raise InputError(f"--checkpoint {options.checkpoint}: no such file")
 
@@ -112,7 +103,7 @@ def _from_features(file: str) -> Gallery:
 def _info(options: Namespace) -> None:
     from rga_reid.retrieval import Gallery
 
-    check_output("--json", options.json)
+    check_output_file("--json", options.json)
     _tell(options.gallery, Gallery.open(options.gallery), options.json)
 
 

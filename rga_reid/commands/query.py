@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.gallery import check_output
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
@@ -55,7 +55,7 @@ def run(options: Namespace) -> None:
     if options.top_k < 1:
         raise InputError(f"--top-k: expected at least 1, got {options.top_k}")
     for name in ("json", "csv", "html"):
-        check_output(f"--{name}", options[name])
+        check_output_file(f"--{name}", options[name])
     queries = _query_table(options.image)
 
     from rga_reid.models import load_model

@@ -33,7 +33,7 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"recipe {path}: not a YAML file ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"recipe {path}: expected a mapping of options, got {type(content).__name__}")
-    base = content.pop("base", None)
+    base: str | None = content.pop("base", None)
     if base is None:
         return content
     beside = path.parent / str(base)
@@ -45,9 +45,8 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` laid over ``below``; neither is changed."""
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        nested = isinstance(value, dict) and isinstance(old, dict) and "class_path" not in value
-        merged[key] = merge(old, value) if nested else value
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and "class_path" not in value
+        merged[key] = merge(merged[key], value) if nested else value
     return merged
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -51,12 +53,19 @@ def prepare(words: Sequence[str]) -> list[str]:
 
 
 def run(options: Namespace) -> None:
-    """Check the folder and the data, then build the model and train it."""
+    """Train, and say what to do next."""
+    best = fit_recipe(options)
+    print(f"trained: {best}")
+    print(f"next: rga-reid test --checkpoint {best} --data.root {options.data.root}")
+
+
+def fit_recipe(options: Namespace) -> Path:
+    """Check the folder and the data, then build the model and train it; returns the checkpoint to test."""
     check_output(options.out, overwrite=options.overwrite, resume=options.resume)
     pl.seed_everything(options.seed, verbose=False)
     options_parser = parser()
     built = options_parser.instantiate_classes(options)
-    best = fit(
+    return fit(
         built.model,
         built.data,
         options.out,
@@ -65,5 +74,3 @@ def run(options: Namespace) -> None:
         overwrite=options.overwrite,
         resume=options.resume,
     )
-    print(f"trained: {best}")
-    print(f"next: rga-reid test --checkpoint {best} --data.root {options.data.root}")

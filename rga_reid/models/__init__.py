@@ -2,11 +2,15 @@
 
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.checkpoints import fingerprint, load_model, save_model
+from rga_reid.models.colour_histogram import ColourHistogram
 from rga_reid.models.embedding import EmbeddingModel, TrainingOutput
+from rga_reid.models.mirrored import Mirrored
 from rga_reid.models.resnet import ResNet, count_parameters
 
 __all__ = [
+    "ColourHistogram",
     "EmbeddingModel",
+    "Mirrored",
     "ResNet",
     "TrainingOutput",
     "build_model",

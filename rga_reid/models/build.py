@@ -71,8 +71,9 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
         return None
     name = choice if isinstance(choice, str) else choice.get("class_path")
     options = {} if isinstance(choice, str) else dict(choice.get("init_args") or {})
-    if isinstance(choice, Mapping) and (not isinstance(name, str) or set(choice) - {"class_path", "init_args"}):
-        raise InputError(f"attention: expected the keys class_path and init_args, got {sorted(choice)}")
+    unknown = set() if isinstance(choice, str) else set(choice) - {"class_path", "init_args"}
+    if not isinstance(name, str) or unknown:
+        raise InputError(f"attention: expected a name, or class_path and init_args, got {choice}")
     if name in mechanisms.MECHANISMS:
         factory: Any = mechanisms.MECHANISMS[name]
     elif "." in str(name):

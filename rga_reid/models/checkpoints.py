@@ -43,7 +43,9 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         unknown = sorted(key for key in state if key not in own and not key.startswith("classifier."))
         missing = sorted(key for key in own if key not in state)
         if unknown or missing:
-            raise InputError(f"{len(missing)} keys missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}")
+            raise InputError(
+                f"{len(missing)} keys missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
+            )
         model.load_state_dict({key: state[key] for key in own})
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file}: the weights do not fit the model they name ({error})") from None

@@ -1,6 +1,6 @@
 """Backbone, global average pool, BNNeck: images in, embeddings out.
 
-The head of the released RGA code and of Luo et al. (Bag of Tricks, CVPRW 2019, arXiv 1903.07071, section 3.6):
+The head of the released RGA code and of Luo et al. (Bag of Tricks, arXiv 1903.07071, section 3.6):
 metric losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0.
 """
 
@@ -92,7 +92,6 @@ class EmbeddingModel(nn.Module):
         *,
         batch_size: int = 64,
         device: str | torch.device | None = None,
-        flip: bool = False,
     ) -> Tensor:
         """Embed images for retrieval.
 
@@ -100,7 +99,6 @@ class EmbeddingModel(nn.Module):
             images: uint8 ``(n, 3, H, W)`` of any size, or a list of PIL images or of paths.
             batch_size: images in one forward pass.
             device: where to run; the model moves there and stays. By default where it is.
-            flip: average the features of each image and its mirror image before normalising.
 
         Returns:
             float32 ``(n, d)`` on the CPU, rows L2-normalised.
@@ -117,11 +115,7 @@ class EmbeddingModel(nn.Module):
             rows = [torch.empty(0, self.dimension)]
             for start in range(0, len(images), batch_size):
                 batch = self._uint8_batch(images[start : start + batch_size]).to(where)
-                x = self.normalise(batch)
-                feature = self(x)
-                if flip:
-                    feature = feature + self(x.flip(-1))
-                rows.append(functional.normalize(feature.float()).cpu())
+                rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
         finally:
             self.train(training)
         return torch.cat(rows)
@@ -141,4 +135,5 @@ class EmbeddingModel(nn.Module):
         height, width = self.size
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        return pixels.view(height, width, 3).permute(2, 0, 1)

@@ -1,6 +1,6 @@
 """ResNet with an attention slot after each stage.
 
-He et al., Deep Residual Learning for Image Recognition, CVPR 2016 (arXiv 1512.03385); the body is torchvision's.
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385; torchvision's body.
 The last stage keeps its resolution (stride 1), as Luo et al., Bag of Tricks, CVPRW 2019 (arXiv 1903.07071).
 """
 
@@ -46,6 +46,10 @@ class ResNet(nn.Module):
         size: Size = (256, 128),
     ) -> None:
         super().__init__()
+        self.attention1: nn.Module
+        self.attention2: nn.Module
+        self.attention3: nn.Module
+        self.attention4: nn.Module
         if depth not in DEPTHS:
             raise InputError(f"depth: expected one of {DEPTHS}, got {depth}")
         if last_stride not in (1, 2):
@@ -60,14 +64,14 @@ class ResNet(nn.Module):
         self.depth, self.stages, self.last_stride, self.size = depth, tuple(stages), last_stride, tuple(size)
         self.channels: int = body.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        self.layer1, self.layer2 = body.layer1, body.layer2
+        self.layer3, self.layer4 = body.layer3, body.layer4
         if last_stride == 1:
             _keep_resolution(self.layer4)
         widths = [self.channels // 8, self.channels // 4, self.channels // 2, self.channels]
         for stage, (width, map_size) in enumerate(zip(widths, self.map_sizes(size), strict=True), 1):
-            chosen = attention is not None and stage in stages
-            module = attention(width, map_size) if attention is not None and chosen else nn.Identity()
-            self.add_module(f"attention{stage}", module)
+            module = attention(width, map_size) if attention is not None and stage in stages else None
+            setattr(self, f"attention{stage}", module or nn.Identity())
 
     def map_sizes(self, size: Size) -> list[Size]:
         """The (H, W) of the four stages' outputs for an input of ``size`` pixels."""
@@ -104,7 +108,7 @@ def _keep_resolution(stage: nn.Module) -> None:
 def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, Tensor]:
     """State_dict of torchvision's ResNet, by name or from a file; nothing is unpickled."""
     if weights == "imagenet":
-        enum = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1  # type: ignore[attr-defined]
+        enum = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1
         try:
             return enum.get_state_dict(progress=False, check_hash=True)
         except OSError as error:
@@ -117,7 +121,8 @@ def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, 
     state = read_tensors(weights)
     expected = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
     wrong = sorted(
-        key for key in expected.keys() | state.keys()
+        key
+        for key in expected.keys() | state.keys()
         if key not in state or key not in expected or state[key].shape != expected[key].shape
     )
     if wrong:

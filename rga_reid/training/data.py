@@ -79,7 +79,7 @@ class ReIDData(pl.LightningDataModule):
         }
         IdentitySampler(self.train_table.pid.to_numpy(), **self.batch)  # too few identities: say so now
         if held_out and self.held_out.groupby("pid").size().max() < 2:
-            raise InputError("held_out: no held-out identity has two images to be ranked; give a larger share")
+            raise InputError("held_out: no held-out identity has two images to rank; give a larger share")
 
     @property
     def classes(self) -> int:

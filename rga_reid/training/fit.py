@@ -92,6 +92,9 @@ def fit(
 
 def _checkpoint(folder: Path, name: str, **options: Any) -> ModelCheckpoint:
     return ModelCheckpoint(
-        dirpath=folder, filename=Path(name).stem, enable_version_counter=False, save_on_train_epoch_end=True,
+        dirpath=folder,
+        filename=Path(name).stem,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
         **options,
     )

@@ -37,8 +37,8 @@ class ReIDModule(pl.LightningModule):
         augmentation: drawn per image, on the device.
         optimizer: class path and options; Adam as in the released RGA code by default.
         schedule: of the learning rate.
-        input_sizes: epoch -> (H, W): train on smaller images first, from each of these epochs on. The size
-            of the last one must be ``size``. Validation is always at ``size``.
+        input_sizes: rows (epoch, H, W): train on images of this size from this epoch on, the last row at
+            ``size``; smaller ones first save time. Validation is always at ``size``.
         channels_last: keep images and weights as (n, H, W, C) in memory: faster convolutions.
         seed: of the augmentation; taken from ``--seed``.
     """
@@ -56,14 +56,14 @@ class ReIDModule(pl.LightningModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         optimizer: OptimizerFactory = adam,
         schedule: Schedule = WarmupStep(),  # noqa: B008 (frozen)
-        input_sizes: dict[int, tuple[int, int]] | None = None,
+        input_sizes: Sequence[tuple[int, int, int]] = (),
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         height, width = size
-        self.input_sizes = {0: (height, width), **(input_sizes or {})}
-        if tuple(self.input_sizes[max(self.input_sizes)]) != (height, width):
+        self.input_sizes = {0: (height, width), **{epoch: (h, w) for epoch, h, w in input_sizes}}
+        if self.input_sizes[max(self.input_sizes)] != (height, width):
             raise InputError(f"input_sizes: the last one must be the model's size {height}x{width}")
         self.model = build_model(
             classes=classes,
@@ -75,7 +75,7 @@ class ReIDModule(pl.LightningModule):
             size=size,
         )
         if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.loss = loss or ReIDLoss()
         self.augmentation, self.seed = augmentation, seed
         self.optimizer, self.schedule = optimizer, schedule
@@ -133,11 +133,11 @@ class ReIDModule(pl.LightningModule):
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
         if self.trainer.sanity_checking:
             return
-        features = features[rows.argsort()].numpy()
+        ranked = features[rows.argsort()].numpy()
         asks = ~table.duplicated(["pid", "camid"])
         result = evaluate_ranking(
-            features[asks.to_numpy()],
-            features,
+            ranked[asks.to_numpy()],
+            ranked,
             table.pid[asks],
             table.pid,
             None if table.camid.isna().all() else table.camid[asks],

@@ -14,12 +14,10 @@ from rga_reid.data.synthetic.anatomy import Pose
 from rga_reid.data.synthetic.cameras import SUPERSAMPLING, Camera
 from rga_reid.data.synthetic.figure import STATIONS, Tube, figure
 from rga_reid.data.synthetic.people import Person
-from rga_reid.data.synthetic.rendering import Canvas, Flat, View, draw, extent, project
+from rga_reid.data.synthetic.rendering import Box, Canvas, Projection, View, draw, project
 from rga_reid.data.synthetic.scenery import SCENE_WIDTH, Scene, bicycle
 from rga_reid.data.synthetic.textures import plain
 from rga_reid.data.synthetic.wardrobe import dress
-
-Box = tuple[float, float, float, float]  #: left, top, right, bottom; metres on the image plane
 
 MARGIN = 1.04  # height of a box, in heights of the person
 SHIFT, ZOOM = 0.035, 0.05  # standard deviations of a detector's boxes, in box heights
@@ -77,14 +75,14 @@ class Studio:
             misplaced: shift of the box in box heights, in a random direction: a bad detection.
         """
         view = replace(sighting.view, yaw=sighting.view.yaw + rng.normal(0, 0.2))
-        flats = project(self._figure(rng, person, sighting), view)
-        box = self._detected(rng, extent(flats), misplaced)
+        seen = project(self._figure(rng, person, sighting), view)
+        box = self._detected(rng, seen.extent(), misplaced)
         place = sighting.place + rng.normal(0, 0.5)
         canvas = self._background(camera, box, place)
         self._shadow(canvas, box)
         if rng.random() < 0.15:
             self._passer_by(rng, canvas, box, sighting, rng.choice([-1, 1]) * rng.uniform(0.35, 0.75), -1.5)
-        self._draw(canvas, flats, box, view)
+        self._draw(canvas, seen, box, view)
         self._occlude(rng, canvas, box, sighting)
         return camera.develop(rng, canvas, sighting.exposure)
 
@@ -119,10 +117,12 @@ class Studio:
         picture = self.scenes[camera].crop(moved, (self.width, self.height))
         return np.asarray(picture).astype(np.float32)
 
-    def _draw(self, canvas: Canvas, flats: list[Flat], box: Box, view: View, x: float = 0, y: float = 0) -> None:
+    def _draw(
+        self, canvas: Canvas, seen: Projection, box: Box, view: View, x: float = 0, y: float = 0
+    ) -> None:
+        """Draw what stands at the place (x, y) of the image plane."""
         pixels = self._pixels(box)
-        origin = ((x - box[0]) * pixels, (y - box[1]) * pixels)
-        draw(canvas, [flat.placed(pixels, origin) for flat in flats], view)
+        draw(canvas, seen.placed(pixels, (x - box[0]) * pixels, (y - box[1]) * pixels), view)
 
     def _shadow(self, canvas: Canvas, box: Box) -> None:
         """A soft dark patch on the ground where somebody stands."""
@@ -138,11 +138,9 @@ class Studio:
         """Somebody else, ``aside`` metres to the right and ``nearer`` metres towards the camera."""
         person = self.passers_by[int(rng.integers(len(self.passers_by)))]
         view = replace(sighting.view, yaw=rng.uniform(0, 2 * pi))
-        flats = project(self._figure(rng, person, sighting), view)
-        distance = view.distance
-        scale = distance / (distance - nearer)
-        flats = [flat.placed(scale, (0, 0)) for flat in flats]
-        self._draw(canvas, flats, box, view, aside, nearer * scale * np.sin(view.pitch))
+        scale = view.distance / (view.distance - nearer)
+        seen = project(self._figure(rng, person, sighting), view).placed(scale, 0, 0)
+        self._draw(canvas, seen, box, view, aside, nearer * scale * np.sin(view.pitch))
 
     def _occlude(self, rng: np.random.Generator, canvas: Canvas, box: Box, sighting: Sighting) -> None:
         chance = rng.random()

@@ -1,8 +1,8 @@
-"""Softmax attention, in the form that suits the shape."""
+"""Gathering values by weights, in the form that suits shape and memory layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,20 @@ def blocks_of(queries: Tensor, dim: int) -> Sequence[Tensor]:
     return [queries] if queries.shape[dim] <= WHOLE else queries.split(BLOCK, dim)
 
 
+def gather(weights: Iterable[Tensor], values: Tensor) -> Tensor:
+    """out[:, i] = Σⱼ weights[i, j] values[:, j], for ``weights`` in blocks of rows i.
+
+    The result has the memory layout of ``values``, so that what follows need not copy it.
+
+    Shape: blocks (..., n, M), values (..., C, M) -> (..., C, sum of n).
+    """
+    if values.stride(-2) == 1:
+        rows = [block @ values.mT for block in weights]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=-2)).mT
+    columns = [values @ block.mT for block in weights]
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """out[:, i] = Σⱼ softmaxⱼ(query[:, i] · key[:, j]) value[:, j], without scaling.
 
@@ -29,8 +43,4 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if not query.is_cpu:
         q, k, v = (t.mT.unsqueeze(1) for t in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).mT
-    blocks = blocks_of(query, dim=2)
-    weights = (torch.bmm(block.mT, key).softmax(dim=2) for block in blocks)
-    if len(blocks) == 1 and value.stride(1) != 1:  # the result in the memory layout of value
-        return torch.bmm(value, next(weights).mT)
-    return torch.cat([torch.bmm(block, value.mT) for block in weights], dim=1).mT
+    return gather(((block.mT @ key).softmax(dim=2) for block in blocks_of(query, dim=2)), value)

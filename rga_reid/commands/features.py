@@ -1,0 +1,45 @@
+"""Embed a folder of images into an .npz file."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.output import check_output_file
+from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import InputError
+
+
+def parser() -> ArgumentParser:
+    """Options of ``features``."""
+    options = new_parser(
+        "features",
+        "Embed a folder of images: writes features, paths, and pids and camids where the names tell them.",
+    )
+    options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
+    options.add_argument("--images", metavar="DIR", required=True, help="folder of person crops")
+    options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
+    options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
+    options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    return options
+
+
+def run(options: Namespace) -> None:
+    """List the images, embed them, write the file."""
+    from rga_reid.data import table_from_images
+    from rga_reid.files import require_new
+    from rga_reid.models import load_model
+    from rga_reid.retrieval import extract_features
+    from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.retrieval.feature_files import write_features
+
+    if not options.out.endswith(".npz"):
+        raise InputError(f"--out {options.out}: expected a name that ends in .npz")
+    check_output_file("--out", options.out)
+    require_new(options.out, overwrite=options.overwrite)
+    table = table_from_images(options.images)
+    device = choose_device(options.device)
+    model = load_model(options.checkpoint, device)
+    features, table = extract_features(model, table, options.batch_size, device)
+    write_features(options.out, features, table)
+    print(f"{options.out}: {len(features)} images, {features.shape[1]} features each")

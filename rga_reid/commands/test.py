@@ -1,0 +1,52 @@
+"""Evaluate a checkpoint on the test images of a data set."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.output import check_output_file, print_ranking, progress
+from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import InputError
+
+
+def parser() -> ArgumentParser:
+    """Options of ``test``."""
+    options = new_parser(
+        "test", "Embed the query and gallery images of a data set and rank the gallery for each query."
+    )
+    options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
+    options.add_argument("--data.root", metavar="DIR", required=True, help="data set, or a CSV file")
+    options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
+    options.add_argument("--flip", action="store_true", help="average each feature with its mirror image's")
+    options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
+    options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    options.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
+    return options
+
+
+def run(options: Namespace) -> None:
+    """Check the files, embed, rank, print."""
+    from rga_reid.data import load_card, read_table
+    from rga_reid.experiments.testing import evaluate_model
+    from rga_reid.files import write_json
+    from rga_reid.models import Mirrored, load_model
+    from rga_reid.retrieval.extraction import choose_device
+
+    check_output_file("--json", options.json)
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    table = read_table(options.data.root, options.data.dataset)
+    device = choose_device(options.device)
+    model = load_model(options.checkpoint, device)
+    with progress("ranking") as moved:
+        result = evaluate_model(
+            Mirrored(model) if options.flip else model,
+            table,
+            junk_pids=load_card(options.data.dataset).junk_pids,
+            batch_size=options.batch_size,
+            device=device,
+            progress=moved,
+        )
+    if options.json is not None:
+        write_json(options.json, result.to_dict())
+    print_ranking(result)

@@ -1,0 +1,87 @@
+"""The whole story on the synthetic set: draw, train, test, index, ask, and leave pages to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from rga_reid.data import read_table
+from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.evaluation import RankingResult
+from rga_reid.experiments.testing import evaluate_model
+from rga_reid.files import atomic_file, write_json
+from rga_reid.models import ColourHistogram, load_model
+from rga_reid.reports.ranked_page import Match, Picture, ranked_page
+from rga_reid.retrieval import Gallery, ModelRecord, extract_features
+
+PAGE_QUERIES = 12
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured, and where it left what can be opened."""
+
+    histogram: RankingResult
+    model: RankingResult
+    data: Path
+    checkpoint: Path
+    gallery: Path
+    page: Path
+    metrics: Path
+
+
+def draw(out: Path, seed: int) -> Path:
+    """Draw the synthetic data set below ``out``; returns its folder."""
+    root = out / "data"
+    write_synthetic(root, SyntheticSettings(seed=seed))
+    return root
+
+
+def tell(
+    out: Path, root: Path, checkpoint: Path, seed: int, say: Callable[[str], None] = lambda step: None
+) -> DemoResult:
+    """Test the trained model beside a colour histogram, build a gallery, query it, write the page.
+
+    Args:
+        out: folder of the demo.
+        root: data set of ``draw``.
+        checkpoint: what was trained on it.
+        seed: of the choice of queries.
+        say: told each step before it begins.
+    """
+    table = read_table(root)
+    say("test: a colour histogram, for comparison")
+    histogram = evaluate_model(ColourHistogram(), table)
+    say("test: the trained model")
+    model = load_model(checkpoint)
+    result = evaluate_model(model, table)
+
+    say("gallery: build and query")
+    gallery = Gallery.build(
+        *extract_features(model, table[table.split == "gallery"]), model=ModelRecord.of(model, checkpoint)
+    )
+    gallery.save(out / "gallery")
+    queries = table[table.split == "query"].drop_duplicates("pid")
+    queries = queries.sample(min(PAGE_QUERIES, len(queries)), random_state=seed).reset_index(drop=True)
+    features, _ = extract_features(model, queries)
+    page = out / "query.html"
+    with atomic_file(page) as temporary:
+        temporary.write_text(_page(queries, gallery.search(features, 10)), encoding="utf-8")
+
+    metrics = out / "metrics.json"
+    write_json(metrics, {"colour histogram": histogram.to_dict(), "model": result.to_dict()})
+    return DemoResult(histogram, result, root, checkpoint, out / "gallery", page, metrics)
+
+
+def _page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
+    pictures = [Picture(row.path, int(row.pid), int(row.camid)) for row in queries.itertuples()]
+    lists: list[list[Match]] = [[] for _ in pictures]
+    for row in matches.itertuples():
+        lists[row.query].append(
+            Match(row.path, int(row.pid), int(row.camid), rank=int(row.rank), score=float(row.score))
+        )
+    note = "Synthetic pedestrians, drawn by code. None of these people was seen in training."
+    return ranked_page(pictures, lists, title="Who is this?", note=note)

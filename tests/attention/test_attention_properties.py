@@ -1,0 +1,216 @@
+"""What holds for every mechanism, on any map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rga_reid.attention import CAM, CBAM, MECHANISMS, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+
+Mechanism = Callable[..., nn.Module]
+FAMILY: dict[str, Mechanism] = {
+    "rga": partial(RGA, channel_ratio=2, spatial_ratio=3, down_ratio=2),
+    "rga_s": partial(RGA, channel=False, channel_ratio=4),
+    "rga_c": partial(RGA, spatial=False, channel_ratio=4),
+    "pam": partial(PAM, ratio=2),
+    "cam": CAM,
+    "dual": partial(DualAttention, ratio=2),
+    "nonlocal": NonLocal,
+    "nonlocal_gaussian": partial(NonLocal, mode="gaussian"),
+    "nonlocal_dot_product": partial(NonLocal, mode="dot_product", bn_layer=False),
+    "nonlocal_concatenation": partial(NonLocal, mode="concatenation", inter_channels=3),
+    "criss_cross_1": partial(CrissCross, ratio=2, recurrence=1),
+    "criss_cross_3": partial(CrissCross, ratio=4, recurrence=3),
+    "se": partial(SE, ratio=2),
+    "cbam": partial(CBAM, ratio=2, kernel_size=3),
+}
+LAYOUTS = ("contiguous", "channels_last", "strided")
+
+any_map = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def draw_map(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if layout == "strided":
+        batch, channels, height, width = shape
+        wide = torch.randn((batch, 2 * channels, width, height + 1), generator=generator, dtype=torch.float64)
+        return wide[:, ::2, :, 1:].mT.to(dtype)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
+shapes = st.tuples(st.integers(1, 3), st.integers(4, 9), st.integers(1, 9), st.integers(1, 9))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@any_map
+@given(shape=shapes, layout=st.sampled_from(LAYOUTS), training=st.booleans(), seed=st.integers(0, 99))
+def test_forward_equals_the_explicit_form(
+    name: str,
+    shape: tuple[int, int, int, int],
+    layout: str,
+    training: bool,
+    seed: int,
+    randomised: Callable[..., nn.Module],
+) -> None:
+    if shape[0] * shape[2] * shape[3] == 1:
+        training = False  # batch norm has no statistics of one number
+    module = randomised(FAMILY[name](shape[1], shape[2:]), seed).double().train(training)
+    x = draw_map(shape, layout, torch.float64, seed)
+    explicit = module.relations(x).output
+    fast = module(x)
+    assert fast.shape == x.shape
+    torch.testing.assert_close(fast, explicit, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+@any_map
+@given(shape=shapes, layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 99))
+def test_half_precision_is_as_good_as_its_digits(
+    name: str,
+    dtype: torch.dtype,
+    bound: float,
+    shape: tuple[int, int, int, int],
+    layout: str,
+    seed: int,
+    randomised: Callable[..., nn.Module],
+) -> None:
+    module = randomised(FAMILY[name](shape[1], shape[2:]), seed).to(dtype).eval()
+    x = draw_map(shape, layout, dtype, seed)
+    with torch.no_grad():
+        y = module(x)
+        exact = module.double()(x.double())
+    assert y.dtype == dtype
+    scale = max(1.0, float(exact.abs().max()))
+    assert float((y.double() - exact).abs().max()) <= bound * scale
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_autocast_trains(name: str, randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(FAMILY[name](8, (6, 5)))
+    x = draw_map((4, 8, 6, 5), "channels_last", torch.bfloat16, 0).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    y.float().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_against_finite_differences(
+    name: str, layout: str, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(FAMILY[name](4, (3, 2)), seed=4).double()
+    x = draw_map((3, 4, 3, 2), layout, torch.float64, 1).requires_grad_()
+    names = [key for key, _ in module.named_parameters()]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    inputs = (x, *(p.detach().requires_grad_() for p in module.parameters()))
+    for training in (False, True):
+        module.train(training)
+        assert torch.autograd.gradcheck(run, inputs, eps=1e-7, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_memory_layout_is_kept_and_makes_no_difference(
+    name: str, layout: str, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(FAMILY[name](8, (6, 5))).double().eval()
+    x = draw_map((2, 8, 6, 5), "contiguous", torch.float64, 3)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    y = module(x.to(memory_format=memory_format))
+    torch.testing.assert_close(y, module(x))
+    assert y.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_every_short_name_builds_a_module_for_a_stage(name: str) -> None:
+    module = MECHANISMS[name](64, (8, 4))
+    assert module(torch.randn(2, 64, 8, 4)).shape == (2, 64, 8, 4)
+
+
+@pytest.mark.parametrize("name", ["pam", "cam", "dual", "nonlocal", "criss_cross"])
+def test_new_residual_mechanisms_are_the_identity(name: str) -> None:
+    x = torch.randn(2, 64, 8, 4)
+    torch.testing.assert_close(MECHANISMS[name](64, (8, 4))(x), x)
+
+
+POSITION_BLIND = ["pam", "cam", "dual", "nonlocal", "nonlocal_gaussian", "nonlocal_dot_product"]
+POSITION_BLIND += ["nonlocal_concatenation", "se"]
+
+
+@pytest.mark.parametrize("name", POSITION_BLIND)
+@any_map
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_permuted_positions_give_permuted_results(
+    name: str, shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(FAMILY[name](shape[1], shape[2:]), seed).double().eval()
+    x = draw_map(shape, "contiguous", torch.float64, seed)
+    order = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(seed))
+
+    def permuted(t: Tensor) -> Tensor:
+        return t.flatten(2)[:, :, order].view_as(t)
+
+    torch.testing.assert_close(module(permuted(x)), permuted(module(x)), rtol=1e-9, atol=1e-9)
+
+
+@any_map
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_cam_follows_permuted_channels(
+    shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(CAM(shape[1]), seed).double()
+    x = draw_map(shape, "contiguous", torch.float64, seed)
+    order = torch.randperm(shape[1], generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(module(x[:, order]), module(x)[:, order], rtol=1e-9, atol=1e-9)
+
+
+@any_map
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_criss_cross_knows_rows_and_columns_but_no_order(
+    shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(CrissCross(shape[1], ratio=2), seed).double()
+    x = draw_map(shape, "contiguous", torch.float64, seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(shape[2], generator=generator)
+    columns = torch.randperm(shape[3], generator=generator)
+    y = module(x)
+    torch.testing.assert_close(module(x[:, :, rows][..., columns]), y[:, :, rows][..., columns])
+    torch.testing.assert_close(module(x.mT), y.mT)  # rows and columns are alike
+
+
+@pytest.mark.parametrize("name", [*POSITION_BLIND, "rga", "criss_cross_3", "cbam"])
+def test_images_of_a_batch_do_not_meet(name: str, randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(FAMILY[name](8, (7, 5))).double().eval()
+    x = draw_map((3, 8, 7, 5), "contiguous", torch.float64, 5)
+    torch.testing.assert_close(module(x), torch.cat([module(image) for image in x.split(1)]))
+
+
+@pytest.mark.parametrize("name", ["pam", "nonlocal", "nonlocal_gaussian", "nonlocal_concatenation"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_many_positions_in_blocks(name: str, layout: str, randomised: Callable[..., nn.Module]) -> None:
+    """More than 512 positions are taken in blocks of 256, the last one smaller."""
+    module = randomised(FAMILY[name](8, (29, 23))).double().eval()
+    x = draw_map((2, 8, 29, 23), layout, torch.float64, 6)
+    torch.testing.assert_close(module(x), module.relations(x).output, rtol=1e-10, atol=1e-10)
+
+
+def test_many_channels_in_blocks(randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(CAM(600)).double()
+    x = draw_map((2, 600, 3, 2), "contiguous", torch.float64, 7)
+    torch.testing.assert_close(module(x), module.relations(x).output, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,64 @@
+"""Small data for tests: images drawn here, nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rga_reid.commands import main
+from rga_reid.models import build_model, save_model
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused: exit code 2 and one line on stderr, which is returned."""
+
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        assert main(list(words)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("rga-reid: error: ")
+        assert error.count("\n") == 1, error
+        return error
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Market-1501 layout: 8 training and 4 test identities, two cameras, a distractor and a junk image."""
+    root = tmp_path_factory.mktemp("market")
+    rng = np.random.default_rng(0)
+
+    def save(folder: str, pid: int, camera: int, frame: int) -> None:
+        base = np.random.default_rng(pid + 2).integers(0, 256, (4, 2, 3))
+        noise = rng.integers(-20, 20, (64, 32, 3))
+        pixels = np.clip(base.repeat(16, 0).repeat(16, 1) + noise, 0, 255).astype(np.uint8)
+        name = f"{pid:04d}" if pid >= 0 else "-1"
+        (root / folder).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(root / folder / f"{name}_c{camera}s1_{frame:06d}_00.jpg")
+
+    for pid in range(1, 9):
+        for frame in range(6):
+            save("bounding_box_train", pid, 1 + frame % 2, frame)
+    for pid in range(11, 15):
+        save("query", pid, 1, 0)
+        for frame in range(1, 4):
+            save("bounding_box_test", pid, 1 + frame % 2, frame)
+    save("bounding_box_test", 0, 1, 0)
+    save("bounding_box_test", -1, 2, 0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained ResNet-18 with RGA-SC for 64x32 images."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_model(build_model(depth=18, attention="rga", size=(64, 32), classes=3), path)
+    return path

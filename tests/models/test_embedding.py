@@ -1,0 +1,109 @@
+"""The embedding head, against numbers of the released network."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rga_reid.errors import InputError
+from rga_reid.models import EmbeddingModel, Mirrored, TrainingOutput, build_model
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def published_tensor(key: str, shape: torch.Size) -> torch.Tensor:
+    """Weights by formula from the released model's key, see the fixture's description."""
+    z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(tuple(shape)).astype(np.float32)
+    if key.endswith("running_mean"):
+        z = 0.1 * z
+    elif key.endswith("running_var"):
+        z = 0.5 + 0.5 * np.abs(z)
+    elif len(shape) >= 2:
+        z = z * np.sqrt(2 / np.prod(shape[1:]))
+    elif key.endswith("weight"):
+        z = 1 + 0.1 * z
+    else:
+        z = 0.1 * z
+    return torch.from_numpy(np.asarray(z, np.float32))
+
+
+def test_reproduces_the_released_network() -> None:
+    model = build_model(depth=50, attention="rga", size=(256, 128), classes=751).eval()
+    state = {}
+    for key, value in model.state_dict().items():
+        theirs = key.replace("attention", "rga_att").replace("neck.", "feat_bn.").replace("classifier.", "cls.")
+        state[key] = value if key.endswith("num_batches_tracked") else published_tensor(theirs, value.shape)
+    model.load_state_dict(state)
+    x = np.random.default_rng(3000).standard_normal((2, 3, 256, 128)).astype(np.float32)
+    expected = np.load(FIXTURES / "network_256x128.npz")
+    with torch.no_grad():
+        pooled = model.backbone(torch.from_numpy(x)).mean((2, 3)).numpy()
+        embedded = model(torch.from_numpy(x)).numpy()
+    for ours, key in ((pooled, "rgasc/feat_"), (embedded, "rgasc/feat")):
+        assert np.abs(ours - expected[key]).max() < 1e-4 * np.abs(expected[key]).max()
+
+
+@pytest.fixture(scope="module")
+def model() -> EmbeddingModel:
+    torch.manual_seed(0)
+    return build_model(depth=18, attention="rga", size=(64, 32), classes=5)
+
+
+def test_training_returns_features_and_logits(model: EmbeddingModel) -> None:
+    output = model.train()(torch.rand(4, 3, 64, 32))
+    assert isinstance(output, TrainingOutput)
+    assert output.features.shape == (4, 512)
+    assert output.logits.shape == (4, 5)
+    assert not model.neck.bias.requires_grad
+    assert model.classifier is not None
+    assert model.classifier.bias is None
+
+
+def test_embed_is_the_normalised_feature_of_the_normalised_image(model: EmbeddingModel) -> None:
+    images = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    model.eval()
+    with torch.no_grad():
+        feature = model((images / 255 - mean) / std)
+    expected = feature / feature.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(model.embed(images, batch_size=2), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_embed_takes_tensors_pictures_and_paths_of_any_size(model: EmbeddingModel, tmp_path: Path) -> None:
+    gradient = np.linspace(0, 255, 100 * 50 * 3).reshape(100, 50, 3).astype(np.uint8)
+    picture = Image.fromarray(gradient)
+    picture.save(tmp_path / "a.png")
+    by_picture = model.embed([picture])
+    assert torch.equal(by_picture, model.embed([tmp_path / "a.png"]))
+    assert torch.equal(by_picture, model.embed([str(tmp_path / "a.png")]))
+    by_tensor = model.embed(torch.from_numpy(gradient).permute(2, 0, 1)[None])
+    torch.testing.assert_close(by_picture, by_tensor, atol=2e-3, rtol=0)
+    assert model.embed([]).shape == (0, 512)
+
+
+def test_embed_leaves_the_mode_as_it_was(model: EmbeddingModel) -> None:
+    model.train()
+    model.embed(torch.zeros(1, 3, 64, 32, dtype=torch.uint8))
+    assert model.training
+
+
+def test_mirrored_images_have_mirrored_features(model: EmbeddingModel) -> None:
+    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    mirrored = Mirrored(model)
+    torch.testing.assert_close(mirrored.embed(images), mirrored.embed(images.flip(-1)))
+    assert not torch.allclose(mirrored.embed(images), model.embed(images))
+
+
+def test_wrong_tensors_are_refused(model: EmbeddingModel) -> None:
+    with pytest.raises(InputError, match=r"expected a uint8 tensor .* torch.float32"):
+        model.embed(torch.zeros(1, 3, 64, 32))
+    with pytest.raises(InputError, match=r"\(1, 1, 64, 32\)"):
+        model.embed(torch.zeros(1, 1, 64, 32, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"nowhere\.jpg: no such image file"):
+        model.embed(["nowhere.jpg"])

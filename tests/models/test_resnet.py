@@ -1,0 +1,136 @@
+"""ResNet with attention slots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rga_reid.attention import CAM, PAM, RGA
+from rga_reid.errors import InputError
+from rga_reid.models import ResNet, build_model, count_parameters
+from rga_reid.models import resnet as module
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("last_stride", [1, 2])
+@pytest.mark.parametrize("size", [(64, 32), (75, 43)])
+def test_map_sizes_are_those_of_the_forward_pass(
+    depth: int, last_stride: int, size: tuple[int, int]
+) -> None:
+    model = ResNet(depth, last_stride=last_stride, size=size).eval()
+    seen: list[tuple[int, ...]] = []
+    for stage in (1, 2, 3, 4):
+        getattr(model, f"layer{stage}").register_forward_hook(
+            lambda _module, _input, output: seen.append(tuple(output.shape[2:]))
+        )
+    with torch.no_grad():
+        output = model(torch.rand(1, 3, *size))
+    assert seen == model.map_sizes(size)
+    assert output.shape == (1, {18: 512, 50: 2048}[depth], *seen[-1])
+
+
+def test_without_attention_and_with_last_stride_2_it_is_torchvisions() -> None:
+    published = torchvision.models.resnet18(weights=None).eval()
+    model = ResNet(18, last_stride=2, size=(64, 64)).eval()
+    state = {key: value for key, value in published.state_dict().items() if not key.startswith("fc.")}
+    model.load_state_dict(state)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = published.fc(model(x).mean((2, 3)))
+        torch.testing.assert_close(expected, published(x))
+
+
+@pytest.mark.parametrize(
+    ("spatial", "channel", "published"), [(1, 0, 3_223_800), (0, 1, 3_090_296), (1, 1, 6_314_096)]
+)
+def test_parameter_counts_are_the_published_ones(spatial: int, channel: int, published: int) -> None:
+    def attention(channels: int, size: tuple[int, int]) -> RGA:
+        return RGA(channels, size, spatial=bool(spatial), channel=bool(channel))
+
+    trunk = count_parameters(ResNet(50))
+    assert trunk == 23_508_032
+    assert count_parameters(ResNet(50, attention)) - trunk == published
+
+
+def test_keys_are_those_of_the_released_model() -> None:
+    """Every key and shape of the released RGA-SC network at 256x128, attention and head renamed."""
+    released = json.loads((FIXTURES / "network_256x128_keys.json").read_text())["rgasc"]
+    renamed = {}
+    for key, shape in released.items():
+        ours = key.replace("rga_att", "attention").replace("feat_bn.", "neck.").replace("cls.", "classifier.")
+        renamed[ours] = tuple(shape)
+    model = build_model(depth=50, attention="rga", size=(256, 128), classes=751)
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == renamed
+
+
+def test_attention_stands_after_the_chosen_stages_only() -> None:
+    model = ResNet(18, CAM, stages=(2, 4), size=(64, 32))
+    kinds = [type(getattr(model, f"attention{stage}")).__name__ for stage in (1, 2, 3, 4)]
+    assert kinds == ["Identity", "CAM", "Identity", "CAM"]
+
+
+def test_set_input_size_lets_position_bound_attention_take_other_images() -> None:
+    model = ResNet(18, RGA, size=(64, 32)).eval()
+    model.set_input_size((96, 48))
+    assert model(torch.rand(1, 3, 96, 48)).shape == (1, 512, 6, 3)
+    with pytest.raises(ValueError, match="size"):
+        model(torch.rand(1, 3, 64, 32))
+    model.set_input_size((64, 32))
+    assert model(torch.rand(1, 3, 64, 32)).shape == (1, 512, 4, 2)
+
+
+@pytest.mark.parametrize("attention", [None, RGA, PAM])
+def test_forward_mixes_no_devices(attention: type | None) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        model = ResNet(18, attention, size=(64, 32))
+        output = model(torch.rand(2, 3, 64, 32))
+    assert output.device.type == "cuda"
+    assert output.shape == (2, 512, 4, 2)
+
+
+def test_weights_from_a_path(tmp_path: Path) -> None:
+    published = torchvision.models.resnet18(weights=None)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    model = ResNet(18, weights=tmp_path / "weights.pth", size=(64, 32))
+    torch.testing.assert_close(model.layer3[1].conv2.weight, published.layer3[1].conv2.weight)
+    with pytest.raises(InputError, match=r"weights\.pth: not a torchvision resnet34"):
+        ResNet(34, weights=tmp_path / "weights.pth", size=(64, 32))
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match=r"broken\.pth: not a checkpoint"):
+        ResNet(18, weights=tmp_path / "broken.pth", size=(64, 32))
+    with pytest.raises(InputError, match="no such file"):
+        ResNet(18, weights=tmp_path / "missing.pth", size=(64, 32))
+
+
+def test_imagenet_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Offline:
+        class IMAGENET1K_V1:
+            @staticmethod
+            def get_state_dict(**_options: object) -> None:
+                raise OSError("name resolution failed")
+
+    monkeypatch.setattr(module.torchvision.models, "get_model_weights", lambda name: Offline)
+    with pytest.raises(InputError, match=r"cannot download.*offline.*path"):
+        ResNet(18, weights="imagenet", size=(64, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 19}, "depth: expected one of"),
+        ({"last_stride": 3}, "last_stride: expected 1 or 2, got 3"),
+        ({"stages": (1, 5)}, "stages"),
+        ({"stages": (1, 1)}, "stages"),
+        ({"size": (16, 8)}, "size: expected at least 32x32"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ResNet(**{"depth": 18, **options})  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""Losses against numbers of the released code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rga_reid.models import TrainingOutput
+from rga_reid.training import BatchHardTripletLoss, ReIDLoss
+
+REFERENCE = json.loads((Path(__file__).parent.parent / "fixtures" / "training.json").read_text())
+
+
+def naive_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float | None) -> float:
+    """Loop over anchors in float64."""
+    losses = []
+    for i, anchor in enumerate(features.double()):
+        distances = [(float((anchor - other).norm()), int(labels[j])) for j, other in enumerate(features.double())]
+        positive = max(d for j, (d, label) in enumerate(distances) if label == labels[i] and j != i)
+        negative = min(d for d, label in distances if label != labels[i])
+        gap = torch.tensor(positive - negative, dtype=torch.float64)
+        losses.append(float(gap.exp().log1p() if margin is None else (gap + margin).clamp(min=0)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("margin", [0.3, None])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_triplet_is_batch_hard_on_unnormalised_features(margin: float | None, scale: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = scale * torch.randn(12, 5, generator=generator)
+    labels = torch.arange(4).repeat_interleave(3)
+    loss = BatchHardTripletLoss(margin)(features, labels)
+    assert float(loss) == pytest.approx(naive_triplet(features, labels, margin), rel=1e-4)
+
+
+def test_triplet_is_the_released_one() -> None:
+    given = REFERENCE["triplet"]
+    features, labels = torch.tensor(given["features"]), torch.tensor(given["labels"])
+    assert float(BatchHardTripletLoss(given["margin"])(features, labels)) == pytest.approx(given["loss"], rel=1e-5)
+
+
+def test_cross_entropy_is_the_released_one() -> None:
+    given = REFERENCE["cross_entropy_label_smoothing"]
+    logits, labels = torch.tensor(given["logits"]), torch.tensor(given["targets"])
+    # distinct features of distinct labels far apart: the triplet part is 0
+    features = 1000.0 * torch.nn.functional.one_hot(labels, int(labels.max()) + 1).float()
+    losses = ReIDLoss(given["epsilon"])(TrainingOutput(features, logits), labels)
+    assert float(losses["cross_entropy"]) == pytest.approx(given["loss"], rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx(float(losses["cross_entropy"] + losses["triplet"]))
+
+
+def test_losses_are_computed_in_float32_under_autocast() -> None:
+    features, logits = torch.randn(8, 4), torch.randn(8, 3)
+    labels = torch.arange(4).repeat_interleave(2) % 3
+    expected = ReIDLoss()(TrainingOutput(features, logits), labels)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ReIDLoss()(TrainingOutput(features, logits), labels)["loss"] == expected
