@@ -13,7 +13,9 @@ from rga_reid.errors import InputError
 
 def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
     """A jsonargparse parser that raises instead of printing its usage and exiting."""
-    return ArgumentParser(prog=f"rga-reid {name}", description=description, exit_on_error=False, **settings)
+    return ArgumentParser(
+        prog=f"rga-reid {name}", description=description, exit_on_error=False, allow_abbrev=False, **settings
+    )
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def run(options: Namespace) -> None:
 def fit_recipe(options: Namespace) -> Path:
     """Check the folder and the data, then build the model and train it; returns the checkpoint to test."""
     check_output(options.out, overwrite=options.overwrite, resume=options.resume)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its news of devices and tips
     pl.seed_everything(options.seed, verbose=False)
     options_parser = parser()
     built = options_parser.instantiate_classes(options)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +16,7 @@ from rga_reid.errors import InputError
 from rga_reid.files import atomic_file
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.embedding import EmbeddingModel
+from rga_reid.models.state_files import read_safetensors, read_torch
 
 CONFIG_KEY = "rga_reid_model"  #: where a Lightning checkpoint and a safetensors header keep ``model.config``
 PREFIX = "model."  #: of the model's keys in a Lightning checkpoint
@@ -70,22 +68,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A bare state_dict from a ``.safetensors`` or a torch file, without unpickling anything else.
-
-    Raises:
-        InputError: no such file, not a state_dict.
-    """
-    file = Path(path)
-    content = _read_safetensors(file)[1] if file.suffix == ".safetensors" else _torch_load(file)
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{file}: expected a state_dict of tensors")
-    return state
-
-
 def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content = _torch_load(file)
+    content = read_torch(file)
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
@@ -94,32 +78,11 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    _require_file(file)
+    state, metadata = read_safetensors(file)
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-        config = json.loads(metadata.get(CONFIG_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: not a safetensors file ({error})") from None
+        config = json.loads(metadata[CONFIG_KEY])
+    except (KeyError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")
     return config, state
-
-
-def _torch_load(file: Path) -> dict[str, Any]:
-    _require_file(file)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{file}: not a checkpoint, or one that would have to be unpickled, which can run code: refused"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: not a checkpoint ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: expected a checkpoint, got a {type(content).__name__}")
-    return content
-
-
-def _require_file(file: Path) -> None:
-    if not file.is_file():
-        raise InputError(f"{file}: no such file (expected a checkpoint)")

@@ -1,8 +1,8 @@
 """The classic baseline without learning: one colour histogram per horizontal stripe of the image.
 
 The 166 colours are those of Smith and Chang (VisualSEEk, ACM Multimedia 1996): 18 hues × 3 saturations ×
-3 values, and 4 greys, for which hue means nothing. Pixels near the sides, mostly background, count less, as in
-Comaniciu, Ramesh and Meer (CVPR 2000). Features are square roots of frequencies, so that the cosine of two
+3 values, and 4 greys, for which hue means nothing. Pixels near the sides, mostly background, count less, as
+in Comaniciu, Ramesh and Meer (CVPR 2000). Features are square roots of frequencies, so that the cosine of two
 images is the mean Bhattacharyya coefficient of their stripes.
 """
 

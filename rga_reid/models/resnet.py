@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from rga_reid.errors import InputError
+from rga_reid.models.state_files import read_tensors
 
 Size = tuple[int, int]
 AttentionFactory = Callable[[int, Size], nn.Module]
@@ -116,8 +117,6 @@ def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, 
                 f"weights 'imagenet': cannot download them ({error}); offline, save torchvision's "
                 f"resnet{depth} weights elsewhere and give their path, or 'none' to start from scratch"
             ) from None
-    from rga_reid.models.checkpoints import read_tensors
-
     state = read_tensors(weights)
     expected = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
     wrong = sorted(

@@ -104,9 +104,7 @@ class ReIDData(pl.LightningDataModule):
         # images lie decoded in memory: a worker process would only copy them
         return DataLoader(self.train_images, batch_size=None, sampler=sampler, num_workers=0)
 
-    def val_dataloader(self) -> list[DataLoader[Any]] | DataLoader[Any]:
-        if not len(self.held_out):
-            return []
+    def val_dataloader(self) -> DataLoader[Any]:
         rank, world_size = _place(self.trainer)
         rows = list(range(rank, len(self.held_out), world_size))
         batches = [rows[start : start + 256] for start in range(0, len(rows), 256)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,38 @@ def fit(
     ]
     if len(data.held_out):
         callbacks.append(_checkpoint(folder, BEST, monitor="val_mAP", mode="max"))
+    else:
+        options["limit_val_batches"] = 0
+    if not sys.stderr.isatty():
+        options["enable_progress_bar"] = False
+        callbacks.append(EpochLines())
     with warnings.catch_warnings():
-        # images lie decoded in memory, workers would only copy them; see ReIDData.train_dataloader
+        # images lie decoded in memory, workers would only copy them; the folder is checked above
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         runner = pl.Trainer(
             **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, **options},
             default_root_dir=folder,
             callbacks=callbacks,
             logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],
         )
-        ckpt = str(folder / LAST) if resume else None
-        runner.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    if runner.interrupted:
-        raise KeyboardInterrupt
+        try:
+            runner.fit(
+                module, datamodule=data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True
+            )
+        except SystemExit:  # how Lightning leaves after Ctrl-C
+            raise KeyboardInterrupt from None
     return folder / (BEST if len(data.held_out) else LAST)
+
+
+class EpochLines(Callback):
+    """One line an epoch, where a progress bar would fill a log file."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
+            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
 
 
 def _checkpoint(folder: Path, name: str, **options: Any) -> ModelCheckpoint:

@@ -36,7 +36,9 @@ def test_reproduces_the_released_network() -> None:
     model = build_model(depth=50, attention="rga", size=(256, 128), classes=751).eval()
     state = {}
     for key, value in model.state_dict().items():
-        theirs = key.replace("attention", "rga_att").replace("neck.", "feat_bn.").replace("classifier.", "cls.")
+        theirs = (
+            key.replace("attention", "rga_att").replace("neck.", "feat_bn.").replace("classifier.", "cls.")
+        )
         state[key] = value if key.endswith("num_batches_tracked") else published_tensor(theirs, value.shape)
     model.load_state_dict(state)
     x = np.random.default_rng(3000).standard_normal((2, 3, 256, 128)).astype(np.float32)

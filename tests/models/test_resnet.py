@@ -21,9 +21,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("last_stride", [1, 2])
 @pytest.mark.parametrize("size", [(64, 32), (75, 43)])
-def test_map_sizes_are_those_of_the_forward_pass(
-    depth: int, last_stride: int, size: tuple[int, int]
-) -> None:
+def test_map_sizes_are_those_of_the_forward_pass(depth: int, last_stride: int, size: tuple[int, int]) -> None:
     model = ResNet(depth, last_stride=last_stride, size=size).eval()
     seen: list[tuple[int, ...]] = []
     for stage in (1, 2, 3, 4):

@@ -18,7 +18,9 @@ def naive_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float | 
     """Loop over anchors in float64."""
     losses = []
     for i, anchor in enumerate(features.double()):
-        distances = [(float((anchor - other).norm()), int(labels[j])) for j, other in enumerate(features.double())]
+        distances = [
+            (float((anchor - other).norm()), int(labels[j])) for j, other in enumerate(features.double())
+        ]
         positive = max(d for j, (d, label) in enumerate(distances) if label == labels[i] and j != i)
         negative = min(d for d, label in distances if label != labels[i])
         gap = torch.tensor(positive - negative, dtype=torch.float64)
@@ -39,7 +41,9 @@ def test_triplet_is_batch_hard_on_unnormalised_features(margin: float | None, sc
 def test_triplet_is_the_released_one() -> None:
     given = REFERENCE["triplet"]
     features, labels = torch.tensor(given["features"]), torch.tensor(given["labels"])
-    assert float(BatchHardTripletLoss(given["margin"])(features, labels)) == pytest.approx(given["loss"], rel=1e-5)
+    assert float(BatchHardTripletLoss(given["margin"])(features, labels)) == pytest.approx(
+        given["loss"], rel=1e-5
+    )
 
 
 def test_cross_entropy_is_the_released_one() -> None:

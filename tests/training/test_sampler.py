@@ -72,7 +72,7 @@ def test_processes_share_a_step_without_sharing_an_identity(visits: str) -> None
 
 
 def test_too_few_identities_are_refused() -> None:
-    with pytest.raises(InputError, match="9 identities are needed .* has 8"):
+    with pytest.raises(InputError, match=r"9 identities are needed .* has 8"):
         IdentitySampler(PIDS, 9, 4)
     with pytest.raises(InputError, match=r"10 identities are needed for one step \(5 x 2 processes\)"):
         IdentitySampler(PIDS, 5, 4, world_size=2)

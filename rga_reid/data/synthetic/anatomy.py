@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from math import cos, pi, sin
 
 import numpy as np
-from numpy.typing import NDArray
 
-Point = NDArray[np.float64]
+Point = np.ndarray  #: (3,)
 
 HEAD, NECK, TORSO = 0.130, 0.052, 0.288
 UPPER_ARM, FOREARM, HAND = 0.186, 0.146, 0.108
@@ -56,7 +55,7 @@ class Pose:
 
 
 def skeleton(body: Body, pose: Pose) -> dict[str, Point]:
-    """The joints by name (``left_knee``, ``chin``, ...), each ``(x, y, z)``; the lower foot stands at y = 0."""
+    """The joints by name (``left_knee``, ``chin``, ...), each ``(x, y, z)``; a foot stands at y = 0."""
     points = {"pelvis": np.zeros(3)}
     for side, out in (("left", 1), ("right", -1)):
         points |= _leg(body, pose, side, out)

@@ -63,9 +63,8 @@ class Camera:
         """The picture that this camera takes of a canvas ``SUPERSAMPLING`` times its size."""
         sharp = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).reduce(SUPERSAMPLING)
         seen = sharp.filter(ImageFilter.GaussianBlur(self.blur * sharp.height / 128))
-        gain = self.exposure * exposure * np.float32(self.cast)
-        gain *= rng.normal(1, SHOT_CAST, 3).astype(np.float32)
-        picture = np.asarray(seen, dtype=np.float32) * gain
+        gain = self.exposure * exposure * np.array(self.cast) * rng.normal(1, SHOT_CAST, 3)
+        picture = np.asarray(seen, dtype=np.float32) * gain.astype(np.float32)
         picture = (picture - MID_GREY) * self.contrast + MID_GREY
         picture += rng.standard_normal(picture.shape, dtype=np.float32) * self.noise
         return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))

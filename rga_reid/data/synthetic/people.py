@@ -42,6 +42,13 @@ TOP_PATTERNS = (
     "back print",
 )
 BOTTOM_PATTERNS = ("plain", "plain", "plain", "side stripes", "checks")
+UPPER_ARM_SHARE = 0.56  # of the arm, from the shoulder to the wrist
+THIGH_SHARE = 0.5  # of the leg, from the hip to the ankle
+SHORT_SLEEVE = 0.4
+SLEEVES = (0.0, 0.32, 0.32, SHORT_SLEEVE, 1.0, 1.0)  # share of the arm, to the wrist
+SHIRT_HEMS, COAT_HEM = (0.98, 1.06, 1.14), 1.5  # below the shoulders, in trunk lengths
+LONGEST_SHIRT = max(SHIRT_HEMS)
+
 HAIR_STYLES = ("bald", "short", "short", "short", "bob", "long", "long", "ponytail", "bun")
 HATS = ("none", "none", "none", "none", "cap", "beanie")
 BAGS = ("none", "none", "backpack", "backpack", "shoulder bag", "handbag")
@@ -85,10 +92,6 @@ class Person:
     bag_side: int  #: +1 left, -1 right
     cloth_seed: int  #: of the folds
 
-    @property
-    def carries_in_hand(self) -> bool:
-        return self.bag == "handbag"
-
 
 def random_person(rng: np.random.Generator) -> Person:
     """Somebody."""
@@ -104,9 +107,9 @@ def random_person(rng: np.random.Generator) -> Person:
         hat=_one_of(rng, HATS),
         hat_colour=_one_of(rng, HAT_COLOURS),
         top=_random_garment(rng, TOP_COLOURS, ("plain",) if open_jacket else TOP_PATTERNS),
-        sleeve=1.0 if open_jacket or long_coat else _one_of(rng, (0.0, 0.32, 0.32, 0.4, 1.0, 1.0)),
+        sleeve=1.0 if open_jacket or long_coat else _one_of(rng, SLEEVES),
         contrast_sleeves=bool(rng.random() < 0.2),
-        hem=1.5 if long_coat else _one_of(rng, (0.98, 1.06, 1.14)),
+        hem=COAT_HEM if long_coat else _one_of(rng, SHIRT_HEMS),
         shirt=_one_of(rng, TOP_COLOURS) if open_jacket else None,
         bottom=bottom,
         cloth=_random_garment(rng, BOTTOM_COLOURS, BOTTOM_PATTERNS),
@@ -135,9 +138,7 @@ def _random_body(rng: np.random.Generator) -> Body:
     )
 
 
-def _random_garment(
-    rng: np.random.Generator, colours: Sequence[Colour], patterns: Sequence[str]
-) -> Garment:
+def _random_garment(rng: np.random.Generator, colours: Sequence[Colour], patterns: Sequence[str]) -> Garment:
     colour = _one_of(rng, colours)
     return Garment(
         colour=colour,

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, cos, floor, hypot, pi, sin
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rga_reid.data.synthetic.figure import STATIONS, Tube
 from rga_reid.data.synthetic.textures import COLUMNS, ROWS
+from rga_reid.data.synthetic.tubes import STATIONS, Tube
 
-Canvas = NDArray[np.float32]  #: (height, width, 3), RGB from 0 to 255
+Canvas = np.ndarray  #: (height, width, 3), RGB from 0 to 255
 Box = tuple[float, float, float, float]  #: left, top, right, bottom; y down
 
 SHADES = 64  # steps of the lookup tables across a tube
 THINNEST = 1e-3  # metres, of a radius
+SHORTEST = 1e-3  # pixels, of a tube seen from its end
 FAR_SHADE = 0.8  # what lies behind the middle of the body is darker by this share per metre
 
 # at each step across a tube: the place, from -1 to 1, and how far the surface stands out there
@@ -48,11 +49,11 @@ class Projection:
     """n tubes on the image plane, furthest first; lengths in metres or, once placed, in pixels; y down."""
 
     tubes: tuple[Tube, ...]
-    start: NDArray[np.float32]  #: (n, 2)
-    end: NDArray[np.float32]  #: (n, 2)
-    radius: NDArray[np.float32]  #: (n, STATIONS)
-    bulge: NDArray[np.float32]  #: (n,), how far the middle hangs below the edges, in radii
-    nearness: NDArray[np.float32]  #: (n,), metres towards the camera
+    start: np.ndarray  #: (n, 2)
+    end: np.ndarray  #: (n, 2)
+    radius: np.ndarray  #: (n, STATIONS)
+    bulge: np.ndarray  #: (n,), how far the middle hangs below the edges, in radii
+    nearness: np.ndarray  #: (n,), metres towards the camera
 
     def placed(self, scale: float, x: float, y: float) -> Projection:
         """The same, enlarged by ``scale`` about the point (0, 0), which moves to (x, y)."""
@@ -101,87 +102,84 @@ def draw(canvas: Canvas, projection: Projection, view: View) -> None:
     """Draw tubes that are placed in pixels onto ``canvas``."""
     right, _, towards = view.light
     lit = np.maximum(0, right * _ACROSS + towards * _TOWARDS) / towards
-    shade = (view.ambient + (1 - view.ambient) * lit)[:, None]
+    shade = np.repeat(view.ambient + (1 - view.ambient) * lit, 3).reshape(-1, 3)
     # the texture column at each step across: the part of the surface that is turned to the camera
     angles = np.arcsin(_ACROSS) + view.yaw
     around = ((angles / (2 * pi) + 0.5) * COLUMNS).astype(np.intp) % COLUMNS
     dimmed = 1 + FAR_SHADE * np.minimum(0, projection.nearness)
     numbers = np.arange(canvas.shape[0] * canvas.shape[1]).reshape(canvas.shape[:2])
     for number, tube in enumerate(projection.tubes):
-        outline = _Outline(
-            *projection.start[number].tolist(),
-            *projection.end[number].tolist(),
+        covered = _cover(
+            numbers,
+            projection.start[number].tolist(),
+            projection.end[number].tolist(),
             projection.radius[number],
-            float(projection.bulge[number]),
-            tube.round_ends,
+            None if tube.round_ends else float(projection.bulge[number]),
         )
-        covered = outline.pixels(numbers)
         if covered is not None:
-            pixel, opacity, row, step = covered
-            colour = tube.texture.reshape(-1, 3).take(row * COLUMNS + around.take(step), 0)
-            colour *= (shade * dimmed[number]).take(step, 0)
-            before = canvas.reshape(-1, 3).take(pixel, 0)
-            canvas.reshape(-1, 3)[pixel] = before + opacity[:, None] * (colour - before)
+            colour = tube.texture.reshape(-1, 3).take(covered.row * COLUMNS + around.take(covered.step), 0)
+            colour *= (shade * dimmed[number]).take(covered.step, 0)
+            before = canvas.reshape(-1, 3).take(covered.pixel, 0)
+            before += np.repeat(covered.opacity, 3).reshape(-1, 3) * (colour - before)
+            canvas.reshape(-1, 3)[covered.pixel] = before
 
 
-@dataclass(frozen=True)
-class _Outline:
-    """One tube in pixels."""
+class Covered(NamedTuple):
+    """The k pixels that a tube covers, each array of length k."""
 
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    radius: NDArray[np.float32]
-    bulge: float
-    round_ends: bool
-
-    def pixels(
-        self, numbers: NDArray[np.intp]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.intp], NDArray[np.intp]] | None:
-        """The pixels that the tube covers, of a canvas whose pixels have these ``numbers`` (height, width).
-
-        Returns:
-            Per pixel its number, the opacity, the texture row and the step across; None if the
-            tube lies outside.
-        """
-        height, width = numbers.shape
-        reach = float(self.radius.max()) + 1
-        left, right = floor(min(self.x0, self.x1) - reach), ceil(max(self.x0, self.x1) + reach)
-        top, bottom = floor(min(self.y0, self.y1) - reach), ceil(max(self.y0, self.y1) + reach)
-        left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-        if left >= right or top >= bottom:
-            return None
-
-        length = max(hypot(self.x1 - self.x0, self.y1 - self.y0), 1e-3)
-        right_part, down_part = (self.x1 - self.x0) / length, (self.y1 - self.y0) / length
-        dx = np.arange(left, right, dtype=np.float32) - self.x0
-        dy = (np.arange(top, bottom, dtype=np.float32) - self.y0)[:, None]
-        along, across = dx * right_part + dy * down_part, dx * down_part - dy * right_part
-
-        overhang = reach if self.round_ends else 1 + self.bulge * reach
-        near = np.abs(across) < reach
-        near &= np.abs(along - length / 2) < length / 2 + overhang
-        along, across = along[near], across[near]
-        radius = self.radius.take(_steps(along, length, STATIONS))
-        step = _steps(across + radius, 2 * radius, SHADES)
-        if self.round_ends:
-            beyond = np.maximum(np.abs(along - length / 2) - length / 2, 0)
-            opacity = _soft(radius - np.hypot(across, beyond))
-        else:
-            along -= (self.bulge * down_part) * _TOWARDS.take(step) * radius
-            opacity = _soft(radius - np.abs(across)) * _soft(length / 2 - np.abs(along - length / 2))
-        pixel = numbers[top:bottom, left:right][near]
-        return pixel, opacity, _steps(along, length, ROWS), step
+    pixel: np.ndarray  #: numbers on the canvas
+    opacity: np.ndarray
+    row: np.ndarray  #: of the texture
+    step: np.ndarray  #: across the tube
 
 
-def _steps(
-    place: NDArray[np.float32], length: float | NDArray[np.float32], count: int
-) -> NDArray[np.intp]:
+def _cover(
+    numbers: np.ndarray,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    radius: np.ndarray,
+    bulge: float | None,
+) -> Covered | None:
+    """Which pixels a tube covers, and with which part of its surface.
+
+    Args:
+        numbers: of the canvas's pixels, (height, width).
+        start, end, radius: in pixels.
+        bulge: see ``Projection``; None for a tube with round ends.
+    """
+    reach = float(radius.max()) + 1
+    left, right = floor(min(start[0], end[0]) - reach), ceil(max(start[0], end[0]) + reach)
+    top, bottom = floor(min(start[1], end[1]) - reach), ceil(max(start[1], end[1]) + reach)
+    left, top = max(left, 0), max(top, 0)
+    right, bottom = min(right, numbers.shape[1]), min(bottom, numbers.shape[0])
+    if left >= right or top >= bottom:
+        return None
+
+    length = max(hypot(end[0] - start[0], end[1] - start[1]), SHORTEST)
+    right_part, down_part = (end[0] - start[0]) / length, (end[1] - start[1]) / length
+    dx = np.arange(left, right, dtype=np.float32) - start[0]
+    dy = (np.arange(top, bottom, dtype=np.float32) - start[1])[:, None]
+    along, across = dx * right_part + dy * down_part, dx * down_part - dy * right_part
+
+    overhang = reach if bulge is None else 1 + bulge * reach
+    near = (np.abs(across) < reach) & (np.abs(along - length / 2) < length / 2 + overhang)
+    along, across = along[near], across[near]
+    here = radius.take(_part(along, length, STATIONS))
+    step = _part(across + here, 2 * here, SHADES)
+    if bulge is None:
+        beyond = np.maximum(np.abs(along - length / 2) - length / 2, 0)
+        opacity = _soft(here - np.hypot(across, beyond))
+    else:
+        along -= (bulge * down_part) * _TOWARDS.take(step) * here
+        opacity = _soft(here - np.abs(across)) * _soft(length / 2 - np.abs(along - length / 2))
+    return Covered(numbers[top:bottom, left:right][near], opacity, _part(along, length, ROWS), step)
+
+
+def _part(place: np.ndarray, length: float | np.ndarray, count: int) -> np.ndarray:
     """In which of ``count`` equal parts of ``length`` a place lies; the nearest if outside."""
     return np.minimum(np.maximum(place * (count / length), 0), count - 1).astype(np.intp)
 
 
-def _soft(inside: NDArray[np.float32]) -> NDArray[np.float32]:
+def _soft(inside: np.ndarray) -> np.ndarray:
     """Opacity at an edge: half a pixel from 0 to 1 on either side."""
     return np.minimum(np.maximum(inside + 0.5, 0), 1)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from math import pi
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image
 
-Texture = NDArray[np.float32]
+Texture = np.ndarray  #: float32 (ROWS, COLUMNS, 3)
 Colour = tuple[int, int, int]
 
 ROWS, COLUMNS = 64, 96
@@ -28,21 +28,25 @@ IN_FRONT = np.abs(AROUND) < pi / 2
 FOLDS = 0.10  # how much cloth varies in brightness
 
 
+def rgb(colour: Colour) -> np.ndarray:
+    """A colour as float32 (3,)."""
+    return np.array(colour, np.float32)
+
+
 def plain(colour: Colour) -> Texture:
     """One colour everywhere."""
-    return np.broadcast_to(np.float32(colour), (ROWS, COLUMNS, 3)).copy()
+    return np.broadcast_to(rgb(colour), (ROWS, COLUMNS, 3)).copy()
 
 
 def paint(texture: Texture, mask: ArrayLike, colour: Colour) -> Texture:
     """``texture`` with ``colour`` where ``mask`` is 1."""
-    weight = np.broadcast_to(np.float32(mask), (ROWS, COLUMNS))[:, :, None]
-    return texture + weight * (np.float32(colour) - texture)
+    weight = np.broadcast_to(np.asarray(mask, np.float32), (ROWS, COLUMNS))[:, :, None]
+    return texture + weight * (rgb(colour) - texture)
 
 
-def smooth_noise(
-    rng: np.random.Generator, height: int, width: int, cell: tuple[float, float]
-) -> NDArray[np.float32]:
-    """Smooth noise ``(height, width)``, roughly from -1 to 1, that varies over ``cell`` pixels (down, across)."""
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
+    """Smooth noise of that shape, roughly from -1 to 1, which varies over ``cell`` pixels (down, across)."""
+    height, width = shape
     rows, columns = max(2, round(height / cell[0])), max(2, round(width / cell[1]))
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
@@ -50,18 +54,18 @@ def smooth_noise(
 
 def fabric(rng: np.random.Generator, texture: Texture) -> Texture:
     """``texture`` with the light and dark of folds."""
-    folds = smooth_noise(rng, ROWS, COLUMNS, (10, 8)) + smooth_noise(rng, ROWS, COLUMNS, (24, 6))
+    folds = smooth_noise(rng, (ROWS, COLUMNS), (10, 8)) + smooth_noise(rng, (ROWS, COLUMNS), (24, 6))
     return texture * (1 + FOLDS * folds[:, :, None])
 
 
-def pattern(name: str, repeats: int) -> NDArray[np.float32]:
+def pattern(name: str, repeats: int) -> np.ndarray:
     """The mask of a garment's second colour.
 
     Args:
         name: one of ``PATTERNS``.
         repeats: how often the pattern repeats along the garment.
     """
-    return np.float32(np.broadcast_to(PATTERNS[name](repeats), (ROWS, COLUMNS)))
+    return np.broadcast_to(np.asarray(PATTERNS[name](repeats), np.float32), (ROWS, COLUMNS))
 
 
 def _bands(repeats: int) -> ArrayLike:
@@ -83,7 +87,7 @@ def _dots(repeats: int) -> ArrayLike:
 
 
 PATTERNS = {
-    "plain": lambda repeats: np.float32(0),
+    "plain": lambda repeats: 0,
     "bands": _bands,
     "pinstripes": _pinstripes,
     "checks": _checks,

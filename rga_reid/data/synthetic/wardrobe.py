@@ -6,7 +6,7 @@ from math import pi
 
 import numpy as np
 
-from rga_reid.data.synthetic.people import Garment, Person
+from rga_reid.data.synthetic.people import THIGH_SHARE, UPPER_ARM_SHARE, Garment, Person
 from rga_reid.data.synthetic.textures import (
     ACROSS,
     ALONG,
@@ -24,8 +24,6 @@ from rga_reid.data.synthetic.textures import (
 DARK = (24, 22, 24)
 LIPS_SHADE = 0.72
 SEAM_SHADE = 0.6
-THIGH_SHARE = 0.5  # of the leg, hip to ankle
-UPPER_ARM_SHARE = 0.56  # of the arm, shoulder to wrist
 BOOT_TOP = 0.45  # along the shank
 
 
@@ -92,7 +90,7 @@ def _sleeve_cloth(person: Person) -> Texture:
 
 def _partly_covered(cloth: Texture, skin: Colour, share: float) -> Texture:
     """``cloth`` from the start to ``share`` of the part, a darker seam at its end, then skin."""
-    texture = paint(cloth, ALONG > share, skin)
+    texture = paint(cloth, share < ALONG, skin)
     if 0 < share < 1:
         texture *= 1 - (1 - SEAM_SHADE) * (np.abs(ALONG - share) < 0.04)[:, :, None]
     return texture

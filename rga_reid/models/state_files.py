@@ -1,0 +1,62 @@
+"""Files of tensors. Nothing is unpickled: a file from a stranger cannot run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rga_reid.errors import InputError
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A bare state_dict from a ``.safetensors`` or a torch file, without unpickling anything else.
+
+    Raises:
+        InputError: no such file, not a state_dict.
+    """
+    file = Path(path)
+    content = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch(file)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{file}: expected a state_dict of tensors")
+    return state
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a ``.safetensors`` file."""
+    _require_file(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file}: not a safetensors file ({error})") from None
+    return state, metadata
+
+
+def read_torch(file: Path) -> dict[str, Any]:
+    """The dictionary in a file of ``torch.save``, refused if it holds more than tensors and plain values."""
+    _require_file(file)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{file}: not a checkpoint, or one that would have to be unpickled, which can run code: refused"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: not a checkpoint ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected a checkpoint, got a {type(content).__name__}")
+    return content
+
+
+def _require_file(file: Path) -> None:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file (expected a checkpoint)")

@@ -1,0 +1,205 @@
+"""train, test and features as a user types them, on a tiny data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from rga_reid import load_model
+from rga_reid.commands import main
+from rga_reid.training import ReIDModule
+
+RECIPE = {
+    "model": {
+        "depth": 18,
+        "attention": "rga",
+        "weights": None,
+        "size": [64, 32],
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+        "schedule": {"class_path": "rga_reid.training.OneCycle"},
+    },
+    "data": {"identities_per_batch": 3, "images_per_identity": 2},
+    "trainer": {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    },
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return str(path)
+
+
+def train(recipe: str, root: Path, out: Path, *more: str) -> int:
+    return main(["train", "--config", recipe, "--data.root", str(root), "--out", str(out), *more])
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_model(checkpoint).state_dict()
+
+
+def test_train_then_test_then_features(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(recipe, tiny_market, out) == 0
+    assert {"last.ckpt", "config.yaml", "csv", "tensorboard"} <= {path.name for path in out.iterdir()}
+    kept = yaml.safe_load((out / "config.yaml").read_text())
+    assert kept["model"]["optimizer"]["init_args"]["lr"] == 0.001
+
+    report = tmp_path / "metrics.json"
+    words = ["test", "--checkpoint", str(out / "last.ckpt"), "--data.root", str(tiny_market), "--flip"]
+    assert main([*words, "--json", str(report)]) == 0
+    metrics = json.loads(report.read_text())
+    assert {"mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20", "cmc"} <= set(metrics)
+    assert metrics["queries"] == metrics["valid_queries"] == 4
+    assert metrics["gallery"] == 13
+    assert metrics["mAP"] > 0.5  # four identities of plain colours
+
+    features = tmp_path / "features.npz"
+    images = str(tiny_market / "query")
+    words = ["features", "--checkpoint", str(out / "last.ckpt"), "--images", images, "--out", str(features)]
+    assert main(words) == 0
+    arrays = np.load(features)
+    assert arrays["features"].shape == (4, 512)
+    assert arrays["pids"].tolist() == [11, 12, 13, 14]
+
+
+def test_held_out_identities_choose_the_best_checkpoint(
+    recipe: str, tiny_market: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert train(recipe, tiny_market, out, "--data.held_out", "0.4") == 0
+    best = torch.load(out / "best.ckpt", weights_only=True)
+    assert best["rga_reid_model"]["depth"] == 18
+    log = (out / "csv" / "version_0" / "metrics.csv").read_text()
+    assert "val_mAP" in log.splitlines()[0]
+    assert weights(out / "best.ckpt").keys() == weights(out / "last.ckpt").keys()
+
+
+def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(recipe, tiny_market, whole) == 0
+
+    step = ReIDModule.training_step
+
+    def interrupted(self: ReIDModule, *arguments: Any) -> torch.Tensor:
+        if self.global_step == 3:  # in the second of two epochs
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReIDModule, "training_step", interrupted)
+        assert train(recipe, tiny_market, parts) == 130
+    assert train(recipe, tiny_market, parts, "--resume") == 0
+    expected, resumed = weights(whole / "last.ckpt"), weights(parts / "last.ckpt")
+    assert all(torch.equal(expected[key], resumed[key]) for key in expected)
+
+
+def test_averaged_weights_and_smaller_images_first(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(Path(recipe).read_text())
+    content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
+    content["trainer"]["callbacks"] = [
+        {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    ]
+    Path(recipe).write_text(yaml.safe_dump(content))
+    out = tmp_path / "run"
+    assert train(recipe, tiny_market, out, "--data.held_out", "0.4") == 0
+    checkpoint = torch.load(out / "last.ckpt", weights_only=True)
+    averaged = weights(out / "last.ckpt")["backbone.conv1.weight"]
+    current = checkpoint["current_model_state"]["model.backbone.conv1.weight"]
+    assert not torch.equal(averaged, current)  # what is tested is the average
+
+
+def test_bfloat16(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
+    words = ["--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"]
+    assert train(recipe, tiny_market, tmp_path / "run", *words) == 0
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run" / "last.ckpt").values())
+
+
+def test_attention_by_class_path(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(Path(recipe).read_text())
+    content["model"]["attention"] = {"class_path": "rga_reid.attention.PAM", "init_args": {"ratio": 4}}
+    Path(recipe).write_text(yaml.safe_dump(content))
+    out = tmp_path / "run"
+    assert train(recipe, tiny_market, out, "--trainer.max_epochs", "1") == 0
+    assert load_model(out / "last.ckpt").backbone.attention1.query_conv.weight.shape == (16, 64, 1, 1)
+
+
+def test_output_folder_that_exists(
+    recipe: str, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "precious.txt").write_text("keep")
+    words = ["train", "--config", recipe, "--data.root", str(tiny_market), "--out", str(out)]
+    assert "--overwrite or --resume" in refused(*words)
+    assert "no run to go on with" in refused(*words, "--resume")
+    assert main([*words, "--overwrite", "--trainer.max_epochs", "1"]) == 0
+    assert (out / "precious.txt").read_text() == "keep"
+
+
+def test_bad_options_in_one_line(
+    recipe: str, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    good = ["train", "--config", recipe, "--data.root", str(tiny_market), *out]
+    assert "did you mean market1501/cpu_scratch" in refused("train", "--config", "market1501/cpu_scrach")
+    assert "no such file" in refused("train", "--config", "missing.yaml", *out)
+    assert "max_epoch" in refused(*good, "--trainer.max_epoch", "3")
+    assert "many" in refused(*good, "--trainer.max_epochs", "many")
+    assert "unknown mechanism 'rgaa'" in refused(*good, "--model.attention", "rgaa")
+    assert "nowhere" in refused("train", "--config", recipe, "--data.root", "nowhere", *out)
+    assert "9 identities are needed" in refused(*good, "--data.identities_per_batch", "9")
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+def test_recipe_that_is_no_recipe(tmp_path: Path, refused: Callable[..., str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    for text, message in [
+        ("- 1\n- 2\n", "a mapping"),
+        ("a: [", "not a YAML"),
+        ("base: bad.yaml", "its own base"),
+    ]:
+        bad.write_text(text)
+        assert message in refused("train", "--config", str(bad))
+    bad.write_text("model: {dept: 18}")
+    assert "dept" in refused("train", "--config", str(bad))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+def test_checkpoint_that_is_none(
+    content: bytes, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for name in ("x.ckpt", "x.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        error = refused("test", "--checkpoint", str(tmp_path / name), "--data.root", str(tiny_market))
+        assert name in error
+    error = refused("test", "--checkpoint", "missing.ckpt", "--data.root", str(tiny_market))
+    assert "missing.ckpt: no such file" in error
+
+
+def test_test_split_without_matches(
+    tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    rows = ["path,pid,camid,split"]
+    rows += [f"{path},1,1,query" for path in (tiny_market / "query").glob("*.jpg")]
+    rows += [f"{path},2,2,gallery" for path in (tiny_market / "bounding_box_test").glob("*.jpg")]
+    (tmp_path / "own.csv").write_text("\n".join(rows))
+    words = ["test", "--checkpoint", str(tiny_checkpoint), "--data.root", str(tmp_path / "own.csv")]
+    assert "identit" in refused(*words)
+    (tmp_path / "own.csv").write_text("\n".join(row for row in rows if "gallery" not in row))
+    assert "'gallery'" in refused(*words)

@@ -1,0 +1,137 @@
+"""Batch augmentation, each image with its own parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rga_reid.data.transforms import Augmentation, step_generator
+from rga_reid.errors import InputError
+
+NEUTRAL = {"crop_probability": 0.0, "flip_probability": 0.0, "erase_probability": 0.0}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+
+
+def images(n: int, height: int = 32, width: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def augment(
+    batch: torch.Tensor, size: tuple[int, int] = (32, 16), seed: int = 0, **options: object
+) -> torch.Tensor:
+    settings = Augmentation(**{**NEUTRAL, **options})  # type: ignore[arg-type]
+    return settings(batch, size, MEAN, STD, step_generator(seed))
+
+
+def plain(batch: torch.Tensor) -> torch.Tensor:
+    """Normalised and nothing else."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return (batch / 255 - mean) / std
+
+
+def test_without_augmentation_only_normalises() -> None:
+    batch = images(3)
+    torch.testing.assert_close(augment(batch), plain(batch), atol=1e-4, rtol=1e-4)
+
+
+def test_flip_mirrors_whole_images() -> None:
+    batch = images(4)
+    torch.testing.assert_close(
+        augment(batch, flip_probability=1.0), plain(batch.flip(-1)), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_half_of_the_images_are_flipped_each_on_its_own() -> None:
+    batch = images(1).expand(400, -1, -1, -1)
+    done = augment(batch, flip_probability=0.5)
+    flipped = (done - plain(batch)).abs().amax((1, 2, 3)) > 1e-3
+    assert 150 < int(flipped.sum()) < 250
+
+
+def test_crop_is_a_window_of_the_enlarged_image() -> None:
+    """Every output equals one of the 5 x 3 windows of PIL's resize to 36 x 18."""
+    batch = images(12)
+    done = augment(batch, crop_probability=1.0)
+    seen = set()
+    for image, result in zip(batch, done, strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((18, 36), Image.Resampling.BILINEAR)
+        enlarged = plain(torch.tensor(list(picture.tobytes())).view(36, 18, 3).permute(2, 0, 1)[None])[0]
+        errors = {
+            (y, x): float((enlarged[:, y : y + 32, x : x + 16] - result).abs().max())
+            for y in range(5)
+            for x in range(3)
+        }
+        best = min(errors, key=lambda place: errors[place])
+        assert errors[best] < 0.02  # PIL rounds to whole grey levels: 1 / 255 / 0.2
+        seen.add(best)
+    assert len(seen) > 4
+
+
+def test_erasing_sets_one_rectangle_to_the_mean() -> None:
+    batch = torch.full((300, 3, 64, 32), 255, dtype=torch.uint8)
+    done = augment(batch, (64, 32), erase_probability=1.0)
+    erased = (done == 0).all(1)
+    shares = []
+    for mask in erased:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+        assert int(mask.sum()) == height * width  # a full rectangle
+        assert 0.25 < height / width < 4.2  # 0.3 to 1 / 0.3, rounded to whole pixels
+        shares.append(height * width / mask.numel())
+    assert 0.015 < min(shares) < 0.06
+    assert 0.3 < max(shares) < 0.42
+
+
+def test_erasing_happens_with_its_probability() -> None:
+    batch = torch.full((400, 3, 64, 32), 255, dtype=torch.uint8)
+    erased = (augment(batch, (64, 32), erase_probability=0.3) == 0).flatten(1).any(1)
+    assert 80 < int(erased.sum()) < 160
+
+
+def test_larger_images_are_resized_with_antialiasing() -> None:
+    stripes = torch.zeros(1, 3, 128, 64, dtype=torch.uint8)
+    stripes[..., ::2, :] = 255  # finer than the output can show: grey, not black or white
+    middle = augment(stripes)[0, 0, 8:-8]
+    assert float((middle * STD[0] + MEAN[0]).sub(0.5).abs().max()) < 0.05
+
+
+def test_the_same_numbers_give_the_same_batch() -> None:
+    batch = images(8)
+    options = {"crop_probability": 0.5, "flip_probability": 0.5, "erase_probability": 0.5}
+    assert torch.equal(augment(batch, **options), augment(batch, **options))
+    assert not torch.equal(augment(batch, **options), augment(batch, seed=1, **options))
+
+
+def test_step_generators_differ_in_every_number() -> None:
+    draws = {
+        float(torch.rand(1, generator=step_generator(seed, step, rank), dtype=torch.float64))
+        for seed in range(5)
+        for step in range(20)
+        for rank in range(3)
+    }
+    assert len(draws) == 300
+
+
+def test_mixes_no_devices() -> None:
+    generator = step_generator(0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batch = torch.zeros(2, 3, 64, 32, dtype=torch.uint8, device="cuda")
+        assert Augmentation()(batch, (32, 16), MEAN, STD, generator).device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("crop_probability", 1.5),
+        ("flip_probability", -0.1),
+        ("crop_scale", 0.9),
+        ("erase_area", (0.4, 0.2)),
+        ("erase_aspect", 0.0),
+    ],
+)
+def test_wrong_settings_are_refused(option: str, value: object) -> None:
+    with pytest.raises(InputError, match=option):
+        Augmentation(**{option: value})  # type: ignore[arg-type]
