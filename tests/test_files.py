@@ -66,7 +66,7 @@ def test_outputs_that_exist_are_refused(tmp_path: Path) -> None:
     require_new(tmp_path / "empty")
     require_new(tmp_path / "new")
     require_new(tmp_path / "full", overwrite=True)
-    with pytest.raises(InputError, match="full: exists already; .*--overwrite"):
+    with pytest.raises(InputError, match=r"full: exists already; .*--overwrite"):
         require_new(tmp_path / "full")
 
 

@@ -15,6 +15,8 @@ from rga_reid.attention.checks import check_map, positive, reduced
 from rga_reid.attention.gathering import gather
 from rga_reid.attention.relations import Relations, Trace
 
+FEW = 128  # positions; up to here all N×N weights, most of them 0, are quicker than many small products
+
 
 class CrissCross(nn.Module):
     """Each position adds a weighted sum over its row and column; twice in a row reaches every position.
@@ -48,27 +50,11 @@ class CrissCross(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("CrissCross", x, self.in_channels)
+        gather_crossing = _from_all if x.shape[2] * x.shape[3] <= FEW else _from_lines
         for _ in range(self.recurrence):
-            x = x + self.gamma * self._cross(x)
+            query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
+            x = x + self.gamma * gather_crossing(query, key, value)
         return x
-
-    def _cross(self, x: Tensor) -> Tensor:
-        """What every position gathers from its row and column: (B, C, H, W)."""
-        maps = [self.query_conv(x), self.key_conv(x), self.value_conv(x)]
-        rows = [t.transpose(1, 2) for t in maps]  # (B, H, ·, W): the W positions of each row
-        columns = [t.permute(0, 3, 1, 2) for t in maps]  # (B, W, ·, H): the H positions of each column
-        if maps[2].stride(1) == 1:
-            columns = [t.mT.contiguous().mT for t in columns]  # channels stay side by side in memory
-
-        in_row = rows[0].mT @ rows[1]  # (B, H, W, W)
-        in_column = columns[0].mT @ columns[1]  # (B, W, H, H)
-        # The position itself lies in both. It counts in its row: exp(lowest) = 0 takes it out of its column.
-        own = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
-        in_column = in_column.masked_fill(own, torch.finfo(in_column.dtype).min)
-        weights = torch.cat([in_column.transpose(1, 2), in_row], dim=3).softmax(dim=3)  # (B, H, W, H + W)
-        of_column, of_row = weights.split([x.shape[2], x.shape[3]], dim=3)
-        from_row = gather([of_row], rows[2]).transpose(1, 2)
-        return from_row + gather([of_column.transpose(1, 2)], columns[2]).permute(0, 2, 3, 1)
 
     def relations(self, x: Tensor) -> Relations:
         """The explicit form, with one matrix ``pass_1``, ``pass_2``, ... (B, N, N) per pass.
@@ -79,9 +65,7 @@ class CrissCross(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        width = x.shape[3]
-        position = torch.arange(x.shape[2] * width, device=x.device)
-        row, column = position // width, position % width
+        row, column = torch.ones(x.shape[2:], device=x.device).nonzero().T  # of each position
         apart = (row[:, None] != row) & (column[:, None] != column)
         trace.step("x0", "input map", "", x)
         for r in range(1, self.recurrence + 1):
@@ -106,3 +90,33 @@ class CrissCross(nn.Module):
             x = self.gamma * o.reshape(x.shape) + x
             trace.step(f"x{r}", f"map after pass {r}", f"γ · O{r} + {before}", x)
         return x
+
+
+def _from_all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """What each position gathers from its row and column; (B, ·, H, W) -> (B, C, H, W), by N×N weights."""
+    height, width = value.shape[2:]
+    position = torch.arange(height * width, device=value.device)
+    apart = (position[:, None] // width != position // width) & (
+        position[:, None] % width != position % width
+    )
+    similarity = query.flatten(2).mT @ key.flatten(2)
+    weights = similarity.masked_fill(apart, torch.finfo(similarity.dtype).min).softmax(dim=2)
+    return gather([weights], value.flatten(2)).unflatten(2, (height, width))
+
+
+def _from_lines(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same, from all rows, then from all columns."""
+    rows = [t.transpose(1, 2) for t in (query, key, value)]  # (B, H, ·, W): the W positions of each row
+    columns = [t.permute(0, 3, 1, 2) for t in (query, key, value)]  # (B, W, ·, H): the H positions of each
+    if value.stride(1) == 1:
+        columns = [t.mT.contiguous().mT for t in columns]  # channels stay side by side in memory
+
+    in_row = rows[0].mT @ rows[1]  # (B, H, W, W)
+    in_column = columns[0].mT @ columns[1]  # (B, W, H, H)
+    # The position itself lies in both. It counts in its row: exp(lowest) = 0 takes it out of its column.
+    own = torch.eye(value.shape[2], dtype=torch.bool, device=value.device)
+    in_column = in_column.masked_fill(own, torch.finfo(in_column.dtype).min)
+    weights = torch.cat([in_column.transpose(1, 2), in_row], dim=3).softmax(dim=3)  # (B, H, W, H + W)
+    of_column, of_row = weights.split([value.shape[2], value.shape[3]], dim=3)
+    from_row = gather([of_row], rows[2]).transpose(1, 2)
+    return from_row + gather([of_column.transpose(1, 2)], columns[2]).permute(0, 2, 3, 1)

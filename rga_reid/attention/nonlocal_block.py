@@ -154,7 +154,6 @@ class NonLocal(nn.Module):
 def _associative(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     """(g φᵀ) θ / M or g (φᵀ θ) / M, whichever multiplies less; θ (B, E, N), φ and g (B, E, M)."""
     (_, e, n), m = theta.shape, phi.shape[2]
-    g = g / m
     if e * (n + m) > 2 * n * m:
-        return gather([theta.mT @ phi], g)
-    return gather([theta.mT], g @ phi.mT if g.stride(1) != 1 else (phi @ g.mT).mT)
+        return gather([theta.mT @ phi / m], g)
+    return gather([theta.mT], g @ phi.mT / m if g.stride(1) != 1 else (phi @ g.mT / m).mT)

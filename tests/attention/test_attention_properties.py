@@ -180,10 +180,11 @@ def test_cam_follows_permuted_channels(
 
 
 @any_map
-@given(shape=shapes, seed=st.integers(0, 99))
+@given(shape=shapes, seed=st.integers(0, 99), long=st.booleans())
 def test_criss_cross_knows_rows_and_columns_but_no_order(
-    shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
+    shape: tuple[int, int, int, int], seed: int, long: bool, randomised: Callable[..., nn.Module]
 ) -> None:
+    shape = (*shape[:3], shape[3] + long * 128 // shape[2])
     module = randomised(CrissCross(shape[1], ratio=2), seed).double()
     x = draw_map(shape, "contiguous", torch.float64, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -201,16 +202,18 @@ def test_images_of_a_batch_do_not_meet(name: str, randomised: Callable[..., nn.M
     torch.testing.assert_close(module(x), torch.cat([module(image) for image in x.split(1)]))
 
 
-@pytest.mark.parametrize("name", ["pam", "nonlocal", "nonlocal_gaussian", "nonlocal_concatenation"])
+@pytest.mark.parametrize(
+    "name", ["pam", "nonlocal", "nonlocal_gaussian", "nonlocal_concatenation", "criss_cross_3"]
+)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_many_positions_in_blocks(name: str, layout: str, randomised: Callable[..., nn.Module]) -> None:
-    """More than 512 positions are taken in blocks of 256, the last one smaller."""
+def test_forms_for_many_positions(name: str, layout: str, randomised: Callable[..., nn.Module]) -> None:
+    """More than 512 positions are taken in blocks of 256, the last one smaller; criss-cross goes by lines."""
     module = randomised(FAMILY[name](8, (29, 23))).double().eval()
     x = draw_map((2, 8, 29, 23), layout, torch.float64, 6)
     torch.testing.assert_close(module(x), module.relations(x).output, rtol=1e-10, atol=1e-10)
 
 
-def test_many_channels_in_blocks(randomised: Callable[..., nn.Module]) -> None:
+def test_form_for_many_channels(randomised: Callable[..., nn.Module]) -> None:
     module = randomised(CAM(600)).double()
     x = draw_map((2, 600, 3, 2), "contiguous", torch.float64, 7)
     torch.testing.assert_close(module(x), module.relations(x).output, rtol=1e-10, atol=1e-10)

@@ -34,7 +34,7 @@ HEAD_FORWARD = 0.012
 
 @dataclass(frozen=True)
 class Body:
-    """What clothes do not change. All but the height are relative to the mean."""
+    """What clothes do not change: the height in metres, all else relative to the average."""
 
     height: float = 1.72
     build: float = 1.0

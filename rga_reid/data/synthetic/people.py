@@ -54,15 +54,18 @@ HATS = ("none", "none", "none", "none", "cap", "beanie")
 BAGS = ("none", "none", "backpack", "backpack", "shoulder bag", "handbag")
 BOTTOMS = ("trousers", "trousers", "trousers", "shorts", "skirt")
 
+# shares of the people
+OPEN_JACKETS, LONG_COATS, CONTRAST_SLEEVES, BOOTS, GLASSES = 0.2, 0.15, 0.2, 0.15, 0.25
+
 
 @dataclass(frozen=True)
 class Garment:
-    """A piece of cloth: ``second`` is the colour of its pattern."""
+    """A piece of cloth; a pattern (see ``textures``) in a second colour."""
 
     colour: Colour
     second: Colour
     pattern: str
-    repeats: int = 5
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,18 @@ class Person:
 def random_person(rng: np.random.Generator) -> Person:
     """Somebody."""
     bottom = _one_of(rng, BOTTOMS)
-    open_jacket = rng.random() < 0.2
-    long_coat = rng.random() < 0.15
+    open_jacket, long_coat = rng.random() < OPEN_JACKETS, rng.random() < LONG_COATS
     return Person(
         body=_random_body(rng),
         skin=_one_of(rng, SKIN_COLOURS),
         hair=_one_of(rng, HAIR_COLOURS),
         hair_style=_one_of(rng, HAIR_STYLES),
-        glasses=bool(rng.random() < 0.25),
+        glasses=bool(rng.random() < GLASSES),
         hat=_one_of(rng, HATS),
         hat_colour=_one_of(rng, HAT_COLOURS),
         top=_random_garment(rng, TOP_COLOURS, ("plain",) if open_jacket else TOP_PATTERNS),
         sleeve=1.0 if open_jacket or long_coat else _one_of(rng, SLEEVES),
-        contrast_sleeves=bool(rng.random() < 0.2),
+        contrast_sleeves=bool(rng.random() < CONTRAST_SLEEVES),
         hem=COAT_HEM if long_coat else _one_of(rng, SHIRT_HEMS),
         shirt=_one_of(rng, TOP_COLOURS) if open_jacket else None,
         bottom=bottom,
@@ -120,7 +122,7 @@ def random_person(rng: np.random.Generator) -> Person:
         }[bottom],
         wide=rng.uniform(0.85, 1.25),
         shoes=_one_of(rng, SHOE_COLOURS),
-        boots=bool(rng.random() < 0.15),
+        boots=bool(rng.random() < BOOTS),
         bag=_one_of(rng, BAGS),
         bag_colour=_one_of(rng, BAG_COLOURS),
         bag_side=_one_of(rng, (-1, 1)),

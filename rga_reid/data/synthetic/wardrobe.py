@@ -22,32 +22,26 @@ from rga_reid.data.synthetic.textures import (
 )
 
 DARK = (24, 22, 24)
-LIPS_SHADE = 0.72
-SEAM_SHADE = 0.6
+LIPS = (0.8, 0.58, 0.58)  # relative to the skin
+SEAM = 0.4  # how dark
 BOOT_TOP = 0.45  # along the shank
 
 
 def dress(person: Person) -> dict[str, Texture]:
     """The textures by part: ``torso``, ``thigh``, ``head``, ..."""
     rng = np.random.default_rng(person.cloth_seed)
-    sleeve = fabric(rng, _sleeve_cloth(person))
-    leg = fabric(rng, _cloth(person.cloth))
+    sleeve, leg = fabric(rng, _sleeve(person)), fabric(rng, _cloth(person.cloth))
+    upper_arm, forearm = _limb(sleeve, person.skin, person.sleeve, UPPER_ARM_SHARE)
     covered = 0.0 if person.bottom == "skirt" else person.bottom_length
+    thigh, shank = _limb(leg, person.skin, covered, THIGH_SHARE)
     return {
         "torso": fabric(rng, _torso(person)),
-        "upper arm": _partly_covered(sleeve, person.skin, person.sleeve / UPPER_ARM_SHARE),
-        "forearm": _partly_covered(
-            sleeve, person.skin, (person.sleeve - UPPER_ARM_SHARE) / (1 - UPPER_ARM_SHARE)
-        ),
+        "upper arm": upper_arm,
+        "forearm": forearm,
         "skin": plain(person.skin),
         "pelvis": leg,
-        "thigh": _partly_covered(_stretched(leg, 0, 1), person.skin, covered / THIGH_SHARE),
-        "shank": _boots(
-            person,
-            _partly_covered(
-                _stretched(leg, 0.5, 1), person.skin, (covered - THIGH_SHARE) / (1 - THIGH_SHARE)
-            ),
-        ),
+        "thigh": thigh,
+        "shank": paint(shank, ALONG > BOOT_TOP, person.shoes) if person.boots else shank,
         "skirt": leg,
         "shoe": plain(person.shoes),
         "head": _head(person),
@@ -79,7 +73,7 @@ def _torso(person: Person) -> Texture:
     return texture
 
 
-def _sleeve_cloth(person: Person) -> Texture:
+def _sleeve(person: Person) -> Texture:
     top = person.top
     if person.contrast_sleeves and person.shirt is None:
         return plain(top.second)
@@ -88,22 +82,21 @@ def _sleeve_cloth(person: Person) -> Texture:
     return plain(top.second if top.pattern == "yoke" else top.colour)
 
 
-def _partly_covered(cloth: Texture, skin: Colour, share: float) -> Texture:
-    """``cloth`` from the start to ``share`` of the part, a darker seam at its end, then skin."""
-    texture = paint(cloth, share < ALONG, skin)
-    if 0 < share < 1:
-        texture *= 1 - (1 - SEAM_SHADE) * (np.abs(ALONG - share) < 0.04)[:, :, None]
-    return texture
+def _limb(cloth: Texture, skin: Colour, covered: float, joint: float) -> tuple[Texture, Texture]:
+    """The two halves of an arm or a leg.
 
-
-def _stretched(texture: Texture, start: float, end: float) -> Texture:
-    """The rows of ``texture`` between two shares of its length, as a whole texture."""
-    rows = (np.linspace(start, end, ROWS, endpoint=False) * ROWS).astype(int)
-    return texture[rows]
-
-
-def _boots(person: Person, texture: Texture) -> Texture:
-    return paint(texture, ALONG > BOOT_TOP, person.shoes) if person.boots else texture
+    Args:
+        cloth: of the whole limb.
+        covered: share of the limb under cloth; a darker seam ends it.
+        joint: where the elbow or knee is, as a share of the limb.
+    """
+    upper = np.minimum(np.arange(ROWS) * joint, ROWS - 1).astype(int)
+    lower = np.minimum(np.arange(ROWS) * (1 - joint) + joint * ROWS, ROWS - 1).astype(int)
+    if covered < 1:
+        cloth = paint(cloth, covered < ALONG, skin)
+        if covered > 0:
+            cloth = paint(cloth, SEAM * (np.abs(ALONG - covered) < 0.02), DARK)
+    return cloth[upper], cloth[lower]
 
 
 def _head(person: Person) -> Texture:
@@ -113,10 +106,7 @@ def _head(person: Person) -> Texture:
     mouth = (np.abs(AROUND) < 0.26) & (np.abs(ALONG - 0.79) < 0.022)
     nose = (np.abs(AROUND) < 0.09) & (np.abs(ALONG - 0.62) < 0.05)
     texture = paint(texture, eyes | (brows & (person.hair_style != "bald")), DARK)
-    red, green, blue = person.skin
-    texture = paint(
-        texture, mouth, (int(red * 0.8), int(green * LIPS_SHADE * 0.8), int(blue * LIPS_SHADE * 0.8))
-    )
+    texture = np.where(mouth[:, :, None], texture * np.array(LIPS, np.float32), texture)
     texture = paint(texture, nose * 0.25, DARK)
     if person.glasses:
         frame = (np.abs(AROUND) < 0.85) & (np.abs(ALONG - 0.5) < 0.05)

@@ -1,0 +1,65 @@
+"""The demo's story, told with a small data set and an untrained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rga_reid.commands import demo as command
+from rga_reid.commands import main
+from rga_reid.data.synthetic import SyntheticSettings
+from rga_reid.experiments import demo
+from rga_reid.retrieval import Gallery
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SyntheticSettings(
+        train_identities=4,
+        test_identities=3,
+        cameras_per_identity=(2, 2),
+        shots_per_camera=(2, 2),
+        distractors=2,
+        junk=2,
+        size=(64, 32),
+    )
+    monkeypatch.setattr(demo, "SyntheticSettings", lambda seed: settings)
+
+
+@pytest.mark.usefixtures("small")
+def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "base: demo\nmodel: {size: [64, 32], input_sizes: []}\n"
+        "data: {identities_per_batch: 2, images_per_identity: 2}\n"
+    )
+    assert main(["demo", "--out", str(out), "--config", str(recipe), "--epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "colour histogram" in printed
+    assert str(out / "query.html") in printed
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics) == {"colour histogram", "model"}
+    assert metrics["model"]["valid_queries"] == 6
+    assert len(Gallery.open(out / "gallery")) == metrics["model"]["gallery"] + 2  # and the junk
+    page = (out / "query.html").read_text(encoding="utf-8")
+    assert page.count("<img") >= 3 * 2
+    assert "correct" in page
+
+
+def test_demo_folder_that_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_overwriting_a_demo_keeps_what_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "data").mkdir()
+    command._clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
