@@ -49,11 +49,15 @@ class CAM(nn.Module):
         check_map("CAM", x, self.in_channels)
         return Relations.of(self._explicit, x)
 
-    def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        trace.step("x", "input map", "", x)
-        flat = trace.step("X", "channels as vectors over positions", "x as (C, N)", x.flatten(2))
-        energy = trace.step("E", "similarity of channels", "X Xᵀ", torch.einsum("bip,bjp->bij", flat, flat))
+    def _explicit(self, x: Tensor, trace: Trace, source: str = "x", sub: str = "") -> Tensor:
+        """``source`` is the symbol of x; ``sub`` marks the symbols if others have the same."""
+        X, E, A, Y = (symbol + sub for symbol in "XEAY")
+        flat = trace.step(X, "channels as vectors over positions", f"{source} as (C, N)", x.flatten(2))
+        energy = torch.einsum("bip,bjp->bij", flat, flat)
+        trace.step(E, "similarity of channels", f"{X} {X}ᵀ", energy)
         a = (energy.amax(dim=2, keepdim=True) - energy).softmax(dim=2)
-        a = trace.matrix("channels", "A", "what i takes from each j", "softmaxⱼ(maxₖ E[i, k] − E[i, j])", a)
-        o = trace.step("O", "what each channel gathers", "A X", torch.einsum("bij,bjp->bip", a, flat))
-        return trace.step("out", "output map", "γ · O + x", self.gamma * o.reshape(x.shape) + x)
+        formula = f"softmaxⱼ(maxₖ {E}[i, k] − {E}[i, j])"
+        a = trace.matrix("channels", A, "what channel i takes from each j", formula, a)
+        o = trace.step(Y, "what each channel gathers", f"{A} {X}", torch.einsum("bij,bjp->bip", a, flat))
+        y = self.gamma * o.reshape(x.shape) + x
+        return trace.step(f"y{sub}", "map after channel attention", f"γ{sub} · {Y} + {source}", y)

@@ -62,7 +62,6 @@ class CBAM(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        trace.step("x", "input map", "", x)
         mean = trace.step(
             "μ", "mean of each channel", "mean of x over positions", F.adaptive_avg_pool2d(x, 1)
         )

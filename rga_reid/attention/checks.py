@@ -20,7 +20,7 @@ def check_map(name: str, x: Tensor, channels: int, *, dim: int = 2) -> None:
 def positive(**values: int) -> None:
     """Refuse a value that is not a whole number of at least 1."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
@@ -28,9 +28,9 @@ def map_size(size: Sequence[int]) -> tuple[int, int]:
     """``size`` as (H, W), both at least 1."""
     if isinstance(size, int) or len(size) != 2:
         raise ValueError(f"size: expected (height, width), got {size!r}")
-    height, width = (int(side) for side in size)
+    height, width = size
     positive(height=height, width=width)
-    return height, width
+    return int(height), int(width)
 
 
 def reduced(channels: int, ratio: int, name: str = "ratio") -> int:

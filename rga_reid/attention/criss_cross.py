@@ -65,11 +65,12 @@ class CrissCross(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        row, column = torch.ones(x.shape[2:], device=x.device).nonzero().T  # of each position
+        height, width = x.shape[2:]
+        row = torch.arange(height, device=x.device).repeat_interleave(width)
+        column = torch.arange(width, device=x.device).repeat(height)
         apart = (row[:, None] != row) & (column[:, None] != column)
-        trace.step("x0", "input map", "", x)
         for r in range(1, self.recurrence + 1):
-            before = f"x{r - 1}"
+            before = f"x{r - 1}" if r > 1 else "x"
             q = self.query_conv(x).flatten(2)
             k = self.key_conv(x).flatten(2)
             v = self.value_conv(x).flatten(2)

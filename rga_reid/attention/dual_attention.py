@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rga_reid.attention.cam import CAM
-from rga_reid.attention.checks import check_map, reduced
+from rga_reid.attention.checks import check_map
 from rga_reid.attention.pam import PAM
 from rga_reid.attention.relations import Relations, Trace, run_layers
 
@@ -47,7 +47,9 @@ class DualAttention(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.head = head
-        inner = reduced(in_channels, 4, "head's reduction") if head else in_channels
+        if head and in_channels < 4:
+            raise ValueError(f"head: expected at least 4 channels, got {in_channels}")
+        inner = in_channels // 4 if head else in_channels
         self.sa = PAM(inner, ratio=ratio)
         self.sc = CAM(inner)
         if head:
@@ -73,16 +75,16 @@ class DualAttention(nn.Module):
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
         if not self.head:
-            p = self.sa._explicit(x, trace)
-            c = self.sc._explicit(x, trace)
-            return trace.step("out", "output map", "PAM(x) + CAM(x) − x", p + c - x)
-        p = trace.step("x_p", "map for position attention", "conv5a(x)", run_layers(self.conv5a, x))
-        p = run_layers(self.conv51, self.sa._explicit(p, trace))
-        trace.step("y_p", "map after position attention", "conv51(out)", p)
-        c = trace.step("x_c", "map for channel attention", "conv5c(x)", run_layers(self.conv5c, x))
-        c = run_layers(self.conv52, self.sc._explicit(c, trace))
-        trace.step("y_c", "map after channel attention", "conv52(out)", c)
-        return trace.step("out", "output map", "conv8(y_p + y_c)", self.conv8(p + c))
+            p = self.sa._explicit(x, trace, "x", "ₚ")
+            c = self.sc._explicit(x, trace, "x", "꜀")
+            return trace.step("out", "output map", "yₚ + y꜀ − x", p + c - x)
+        p = trace.step("xₚ", "map for position attention", "conv5a(x)", run_layers(self.conv5a, x))
+        p = run_layers(self.conv51, self.sa._explicit(p, trace, "xₚ", "ₚ"))
+        trace.step("zₚ", "position branch", "conv51(yₚ)", p)
+        c = trace.step("x꜀", "map for channel attention", "conv5c(x)", run_layers(self.conv5c, x))
+        c = run_layers(self.conv52, self.sc._explicit(c, trace, "x꜀", "꜀"))
+        trace.step("z꜀", "channel branch", "conv52(y꜀)", c)
+        return trace.step("out", "output map", "conv8(zₚ + z꜀)", self.conv8(p + c))
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:

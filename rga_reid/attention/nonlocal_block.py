@@ -121,7 +121,6 @@ class NonLocal(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        trace.step("x", "input map", "", x)
         of_x = "x" if self.mode == "gaussian" else "{}(x)"
         theta, phi = self.theta(x).flatten(2), self.phi(x).flatten(2)
         trace.step("θ", "each position as it looks at others", of_x.format("θ"), theta)

@@ -51,13 +51,17 @@ class PAM(nn.Module):
         check_map("PAM", x, self.in_channels)
         return Relations.of(self._explicit, x)
 
-    def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        trace.step("x", "input map", "", x)
-        q = trace.step("Q", "what each position looks for", "query_conv(x)", self.query_conv(x).flatten(2))
-        k = trace.step("K", "what each position offers", "key_conv(x)", self.key_conv(x).flatten(2))
-        v = trace.step("V", "what each position gives", "value_conv(x)", self.value_conv(x).flatten(2))
-        energy = trace.step("E", "similarity", "Qᵀ K", torch.einsum("bei,bej->bij", q, k))
+    def _explicit(self, x: Tensor, trace: Trace, source: str = "x", sub: str = "") -> Tensor:
+        """``source`` is the symbol of x; ``sub`` marks the symbols if others have the same."""
+        Q, K, V, E, A, Y = (symbol + sub for symbol in "QKVEAY")
+        q = trace.step(
+            Q, "what each position looks for", f"query_conv({source})", self.query_conv(x).flatten(2)
+        )
+        k = trace.step(K, "what each position offers", f"key_conv({source})", self.key_conv(x).flatten(2))
+        v = trace.step(V, "what each position gives", f"value_conv({source})", self.value_conv(x).flatten(2))
+        energy = trace.step(E, "similarity of positions", f"{Q}ᵀ {K}", torch.einsum("bei,bej->bij", q, k))
         a = energy.softmax(dim=2)
-        a = trace.matrix("positions", "A", "what i takes from each j", "softmaxⱼ(E[i, j])", a)
-        o = trace.step("O", "what each position gathers", "V Aᵀ", torch.einsum("bcj,bij->bci", v, a))
-        return trace.step("out", "output map", "γ · O + x", self.gamma * o.reshape(x.shape) + x)
+        a = trace.matrix("positions", A, "what position i takes from each j", f"softmaxⱼ({E}[i, j])", a)
+        o = trace.step(Y, "what each position gathers", f"{V} {A}ᵀ", torch.einsum("bcj,bij->bci", v, a))
+        y = self.gamma * o.reshape(x.shape) + x
+        return trace.step(f"y{sub}", "map after position attention", f"γ{sub} · {Y} + {source}", y)

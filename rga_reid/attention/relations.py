@@ -7,7 +7,7 @@ the fast ``forward``, so that each is the other's proof.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -71,13 +71,13 @@ class Relations:
     @classmethod
     def of(cls, explicit: Callable[[Tensor, Trace], Tensor], x: Tensor) -> Relations:
         """Run ``explicit(x, trace) -> output`` once and keep its matrices."""
-        trace = Trace()
-        explicit(x, trace)
-        return cls(x, trace.matrices, explicit)
+        relations = cls(x, {}, explicit)
+        return replace(relations, matrices=relations.trace()[0].matrices)
 
     def trace(self) -> tuple[Trace, Tensor]:
         """All steps and the output, from ``x`` and ``matrices``, in one run."""
         trace = Trace(given=self.matrices)
+        trace.step("x", "input map", "", self.x)
         return trace, self.explicit(self.x, trace)
 
     @property

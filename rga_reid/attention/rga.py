@@ -122,7 +122,6 @@ class RGA(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        trace.step("x", "input map", "", x)
         if self.spatial:
             a = self._explicit_attention(x.flatten(2).unsqueeze(3), "spatial", "ₛ", trace)
             shape = (x.shape[0], 1, *self.map_size)

@@ -46,7 +46,6 @@ class SE(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
-        trace.step("x", "input map", "", x)
         z = trace.step(
             "z", "squeezed map", "mean of x over positions", x.flatten(2).mean(2)[:, :, None, None]
         )

@@ -42,6 +42,10 @@ def randomised() -> Callable[..., nn.Module]:
                 value = 0.5 + value.abs()
             elif tensor.dim() > 1:
                 value = value * (2 / tensor[0].numel()) ** 0.5
+            elif name.endswith(("weight", "gamma")):
+                value = 1 + 0.3 * value
+            else:
+                value = 0.3 * value
             tensor.data.copy_(value)
         return module
 

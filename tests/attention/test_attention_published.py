@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rga_reid.attention import CAM, PAM, RGA, CrissCross, NonLocal
+from rga_reid.attention import CAM, PAM, RGA, CrissCross, NonLocal, criss_cross
 
 NON_LOCAL = [
     f"nonlocal_{mode}_{tail}"
@@ -71,6 +71,15 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 def test_all_published_cases_are_tested(published: dict[str, dict[str, Tensor]]) -> None:
     assert set(published) == set(CASES)
+
+
+@pytest.mark.parametrize("case", ["criss_cross_r1", "criss_cross_r2"])
+def test_criss_cross_by_lines(
+    case: str, published: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published map is small; the form for larger maps gives the same."""
+    monkeypatch.setattr(criss_cross, "FEW", 0)
+    test_outputs_and_gradients(case, published)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,7 +17,7 @@ from rga_reid.data.synthetic.textures import Colour
 
 T = TypeVar("T")
 
-BLACK, GREY, SILVER, WHITE = (34, 34, 38), (98, 98, 102), (168, 168, 170), (228, 227, 222)
+BLACK, GREY, WHITE = (34, 34, 38), (98, 98, 102), (228, 227, 222)
 NAVY, RED, BEIGE, DENIM = (38, 48, 92), (158, 40, 44), (188, 164, 128), (82, 104, 146)
 GREEN, SKY = (66, 98, 70), (128, 158, 192)
 

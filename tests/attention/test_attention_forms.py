@@ -1,0 +1,131 @@
+"""What the fast forms may and may not make: no relation matrix in memory, nothing that breaks an exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rga_reid.attention import CAM, CBAM, MECHANISMS, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+from rga_reid.attention.relations import Trace
+
+EXPORTED: dict[str, Callable[..., nn.Module]] = {
+    "rga": RGA,
+    "rga_s": partial(RGA, channel=False),
+    "rga_c": partial(RGA, spatial=False),
+    "pam": PAM,
+    "cam": CAM,
+    "dual": DualAttention,
+    "dual_head": partial(DualAttention, ratio=2, head=True),
+    "nonlocal": NonLocal,
+    "nonlocal_pooled": partial(NonLocal, sub_sample=True),
+    "nonlocal_gaussian": partial(NonLocal, mode="gaussian"),
+    "nonlocal_dot_product": partial(NonLocal, mode="dot_product"),
+    "nonlocal_concatenation": partial(NonLocal, mode="concatenation"),
+    "criss_cross": CrissCross,
+    "se": SE,
+    "cbam": CBAM,
+}
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf._base is None:
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+WIDE = (40, 20)  # 800 positions
+NO_MATRIX = ["rga", "pam", "nonlocal", "nonlocal_gaussian", "nonlocal_dot_product", "nonlocal_concatenation"]
+
+
+@pytest.mark.parametrize("name", [*NO_MATRIX, "criss_cross"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_inference_makes_no_matrix_of_all_relations(name: str, layout: torch.memory_format) -> None:
+    module = EXPORTED[name](16, WIDE).eval()
+    x = torch.randn(2, 16, *WIDE).to(memory_format=layout)
+    with torch.no_grad(), Largest() as fast:
+        module(x)
+    with torch.no_grad(), Largest() as explicit:
+        module._explicit(x, Trace())
+    assert fast.elements < 2 * 800 * 800 / 2
+    assert explicit.elements >= 2 * 800 * 800
+
+
+def test_inference_makes_no_matrix_of_all_channels() -> None:
+    module, x = CAM(800).eval(), torch.randn(2, 800, 4, 4)
+    with torch.no_grad(), Largest() as fast:
+        module(x)
+    assert fast.elements < 2 * 800 * 800 / 2
+
+
+@pytest.mark.parametrize("name", ["rga", "nonlocal_dot_product", "criss_cross"])
+def test_training_makes_none_either(name: str) -> None:
+    module, x = EXPORTED[name](16, WIDE), torch.randn(2, 16, *WIDE, requires_grad=True)
+    with Largest() as fast:
+        module(x).sum().backward()
+    assert fast.elements < 2 * 800 * 800 / 2
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export_with_any_batch_size(name: str, randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(EXPORTED[name](32, (6, 4))).eval()
+    x = torch.randn(3, 32, 6, 4)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: batch},), strict=True)
+    other = torch.randn(5, 32, 6, 4)
+    torch.testing.assert_close(program.module()(other), module(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_compile_in_one_graph(name: str, randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(EXPORTED[name](32, (6, 4))).double()
+    if name == "dual_head":
+        module.conv8[0].p = 0.0  # its dropout would be drawn anew
+    x = torch.randn(3, 32, 6, 4, dtype=torch.float64)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for run in (compiled, module):
+        module.zero_grad()
+        y = run(x)
+        y.square().sum().backward()
+        gradients.append([y.detach(), *(p.grad.clone() for p in module.parameters())])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.fixture
+def fake_gpu() -> Iterator[FakeTensorMode]:
+    """Tensors that have a device and a shape but no numbers: a GPU is not needed."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("map_size", [(8, 4), (30, 20)])
+def test_runs_on_a_gpu_without_leaving_it(
+    name: str, map_size: tuple[int, int], fake_gpu: FakeTensorMode
+) -> None:
+    with torch.device("cuda"):
+        module = MECHANISMS[name](64, map_size)
+        x = torch.empty(2, 64, *map_size)
+    y = module(x)
+    assert (y.device.type, y.shape) == ("cuda", x.shape)
+    output = module.relations(x).output
+    assert (output.device.type, output.shape) == ("cuda", x.shape)

@@ -1,0 +1,179 @@
+"""Relations: what a mechanism says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rga_reid.attention import CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+
+N, C = 12, 8  # maps of 4×3 with 8 channels
+MATRICES = {
+    "rga": (
+        RGA(C, (4, 3), channel_ratio=2, spatial_ratio=2, down_ratio=1),
+        {"spatial": (N, N), "channel": (C, C)},
+    ),
+    "pam": (PAM(C), {"positions": (N, N)}),
+    "cam": (CAM(C), {"channels": (C, C)}),
+    "dual": (DualAttention(C), {"positions": (N, N), "channels": (C, C)}),
+    "dual_head": (DualAttention(C, ratio=1, head=True), {"positions": (N, N), "channels": (2, 2)}),
+    "nonlocal": (NonLocal(C), {"positions": (N, N)}),
+    "nonlocal_pooled": (NonLocal(C, sub_sample=True), {"positions": (N, 2)}),
+    "nonlocal_concatenation": (NonLocal(C, mode="concatenation"), {"positions": (N, N)}),
+    "criss_cross": (CrissCross(C), {"pass_1": (N, N), "pass_2": (N, N)}),
+    "se": (SE(C, ratio=2), {}),
+    "cbam": (CBAM(C, ratio=2), {}),
+}
+WEIGHTS = {
+    "rga": {"spatial": (2, 1, 4, 3), "channel": (2, C, 1, 1)},
+    "se": {"channel": (2, C, 1, 1)},
+    "cbam": {"channel": (2, C, 1, 1), "spatial": (2, 1, 4, 3)},
+}
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, C, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def prepare(name: str, randomised: Callable[..., nn.Module]) -> nn.Module:
+    return randomised(MATRICES[name][0]).double().eval()
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_shapes_and_flow(name: str, x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    relations = prepare(name, randomised).relations(x)
+    expected = {key: (2, *shape) for key, shape in MATRICES[name][1].items()}
+    assert {key: tuple(matrix.shape) for key, matrix in relations.matrices.items()} == expected
+    weights = {key: tuple(weight.shape) for key, weight in relations.weights.items()}
+    assert weights == WEIGHTS.get(name, {})
+    flow = relations.flow
+    assert flow[0].tensor is x
+    torch.testing.assert_close(flow[-1].tensor, relations.output)
+    assert all(step.symbol and step.meaning and step.shape == tuple(step.tensor.shape) for step in flow)
+    assert all(step.formula for step in flow[1:])
+    assert len({step.symbol for step in flow}) == len(flow)
+    for matrix in relations.matrices.values():
+        assert any(step.tensor is matrix for step in flow)
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if MATRICES[name][1]])
+def test_output_follows_each_matrix(name: str, x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    module = prepare(name, randomised)
+    for key in MATRICES[name][1]:
+        relations = module.relations(x)
+        before = relations.output
+        relations.matrices[key].mul_(1.5)
+        assert not torch.allclose(relations.output, before)
+
+        relations = module.relations(x)
+        changed = {**relations.matrices, key: relations.matrices[key] * 1.5}
+        assert not torch.allclose(dataclasses.replace(relations, matrices=changed).output, before)
+        torch.testing.assert_close(relations.output, before)
+
+        relations.matrices[key].requires_grad_()
+        (gradient,) = torch.autograd.grad(relations.output.sum(), relations.matrices[key])
+        assert gradient.abs().sum() > 0
+
+
+def test_weights_follow_the_matrices(x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    relations = prepare("rga", randomised).relations(x)
+    before = relations.weights
+    relations.matrices["channel"].add_(1)
+    assert torch.equal(relations.weights["spatial"], before["spatial"])
+    assert not torch.allclose(relations.weights["channel"], before["channel"])
+    torch.testing.assert_close(
+        relations.output, x * relations.weights["spatial"] * relations.weights["channel"]
+    )
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_looking_changes_nothing(name: str, x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    module = prepare(name, randomised).train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    relations = module.relations(x)
+    assert relations.output.isfinite().all()
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert "Tensor" not in str(type(relations.explicit))
+
+
+@pytest.mark.parametrize("name", ["pam", "cam", "dual", "nonlocal", "criss_cross"])
+def test_softmax_weights_sum_to_one(name: str, x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    for matrix in prepare(name, randomised).relations(x).matrices.values():
+        torch.testing.assert_close(matrix.sum(2), torch.ones_like(matrix[..., 0]))
+
+
+def test_pam_by_loops(x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    module = prepare("pam", randomised)
+    query, key, value = (m(x).flatten(2) for m in (module.query_conv, module.key_conv, module.value_conv))
+    y = module(x).flatten(2)
+    for i in range(N):
+        scores = torch.stack([(query[:, :, i] * key[:, :, j]).sum(1) for j in range(N)], 1)
+        weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+        out = sum(weights[:, j, None] * value[:, :, j] for j in range(N))
+        torch.testing.assert_close(y[:, :, i], module.gamma * out + x.flatten(2)[:, :, i])
+
+
+def test_cam_favours_the_least_alike(x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    module = prepare("cam", randomised)
+    flat = x.flatten(2)
+    matrix = module.relations(x).matrices["channels"]
+    similarity = flat @ flat.mT
+    assert torch.equal(matrix.argmax(2), similarity.argmin(2))
+    y = module(x).flatten(2)
+    for i in range(C):
+        weights = (-similarity[:, i]).softmax(1)
+        out = (weights[:, :, None] * flat).sum(1)
+        torch.testing.assert_close(y[:, i], module.gamma * out + flat[:, i])
+
+
+def test_criss_cross_sees_one_cross_then_everything(x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    relations = prepare("criss_cross", randomised).relations(x)
+    for matrix in relations.matrices.values():
+        for i in range(N):
+            for j in range(N):
+                crossing = i // 3 == j // 3 or i % 3 == j % 3
+                assert bool((matrix[:, i, j] > 0).all()) == crossing
+    first, second = relations.matrices.values()
+    assert bool((second @ first > 0).all())
+
+
+def test_dual_attention_is_both_branches(x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+    module = prepare("dual", randomised)
+    torch.testing.assert_close(module(x), module.sa(x) + module.sc(x) - x)
+    head = prepare("dual_head", randomised)
+    branches = head.conv51(head.sa(head.conv5a(x))), head.conv52(head.sc(head.conv5c(x)))
+    torch.testing.assert_close(head(x), head.conv8[1](branches[0] + branches[1]))
+    assert {"conv5a.0.weight", "sa.gamma", "conv51.1.bias", "conv8.1.weight"} <= set(head.state_dict())
+
+
+@pytest.mark.parametrize("mode", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize("sub_sample", [False, True])
+def test_nonlocal_by_loops(
+    mode: str, sub_sample: bool, x: Tensor, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(NonLocal(C, mode=mode, sub_sample=sub_sample)).double().eval()
+    pool = (lambda t: torch.nn.functional.max_pool2d(t, 2)) if sub_sample else (lambda t: t)
+    g = pool((module.g[0] if sub_sample else module.g)(x)).flatten(2)
+    theta, phi = x.flatten(2), pool(x).flatten(2)
+    if mode != "gaussian":
+        theta = module.theta(x).flatten(2)
+        phi = pool((module.phi[0] if sub_sample else module.phi)(x)).flatten(2)
+    keys = g.shape[2]
+    y = torch.zeros(2, g.shape[1], N, dtype=torch.float64)
+    for b in range(2):
+        for i in range(N):
+            if mode == "concatenation":
+                w = module.concat_project[0].weight.flatten()
+                f = [torch.relu(w @ torch.cat([theta[b, :, i], phi[b, :, j]])) / keys for j in range(keys)]
+            else:
+                f = [theta[b, :, i] @ phi[b, :, j] for j in range(keys)]
+                f = [v / keys for v in f] if mode == "dot_product" else list(torch.stack(f).softmax(0))
+            y[b, :, i] = sum(f[j] * g[b, :, j] for j in range(keys))
+    expected = x + module.W(y.view(2, -1, 4, 3))
+    torch.testing.assert_close(module(x), expected)

@@ -1,0 +1,184 @@
+"""RGA: other map sizes, and the equations of the paper by loops."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rga_reid.attention import RGA
+
+OVER_POSITIONS = ("gg_spatial", "gx_channel", "theta_channel", "phi_channel")
+
+
+def maps_of(module: RGA, name: str, size: tuple[int, int]) -> Tensor:
+    """The weights over positions of one layer, as maps."""
+    return getattr(module, name)[0].weight.detach().reshape(-1, 1, *size)
+
+
+def expected_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Area-preserving bilinear interpolation, axis by axis, by the definition of a triangle filter."""
+    for axis, new in zip((2, 3), size, strict=True):
+        old = maps.shape[axis]
+        support = max(1.0, old / new)
+        centres = (torch.arange(new, dtype=maps.dtype) + 0.5) * old / new - 0.5
+        filters = (1 - (torch.arange(old, dtype=maps.dtype) - centres[:, None]).abs() / support).clamp(min=0)
+        filters = filters / filters.sum(1, keepdim=True) * old / new
+        maps = (maps.movedim(axis, -1) @ filters.T).movedim(-1, axis)
+    return maps
+
+
+@pytest.mark.parametrize("size", [(8, 4), (16, 8), (13, 9), (1, 1), (4, 16)])
+@pytest.mark.parametrize("kind", ["spatial", "channel", "both"])
+def test_set_map_size_is_resize_without_new_parameters(
+    kind: str, size: tuple[int, int], randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(RGA(16, (8, 4), spatial=kind != "channel", channel=kind != "spatial")).double().eval()
+    x = torch.randn(2, 16, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    state = copy.deepcopy(module.state_dict())
+    resized = copy.deepcopy(module)
+    module.set_map_size(size)
+    resized.resize(size)
+    torch.testing.assert_close(module(x), resized(x))
+    torch.testing.assert_close(module.relations(x).output, resized(x))
+    assert (module.size, module.map_size) == ((8, 4), size)
+    assert (resized.size, resized.map_size) == (size, size)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize("size", [(16, 8), (5, 3), (8, 9)])
+def test_resize_interpolates_the_weights_as_maps(
+    size: tuple[int, int], randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(RGA(16, (8, 4))).double()
+    before = {name: maps_of(module, name, (8, 4)) for name in OVER_POSITIONS}
+    others = {k: v.clone() for k, v in module.state_dict().items() if not k.startswith(OVER_POSITIONS)}
+    module.resize(size)
+    for name, maps in before.items():
+        torch.testing.assert_close(maps_of(module, name, size), expected_maps(maps, size))
+        assert getattr(module, name)[0].in_channels == getattr(module, name)[0].weight.shape[1]
+    for name, value in others.items():
+        assert torch.equal(module.state_dict()[name], value)
+
+
+def test_own_size_is_the_exact_original(randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(RGA(16, (8, 4))).eval()
+    x = torch.randn(2, 16, 8, 4)
+    y = module(x)
+    weight = module.gg_spatial[0].weight
+    module.set_map_size((16, 8))
+    module.set_map_size((8, 4))
+    assert torch.equal(module(x), y)
+    assert module.gg_spatial[0].weight is weight
+
+
+def test_smooth_weights_and_maps_keep_their_attention(randomised: Callable[..., nn.Module]) -> None:
+    """At twice the size, weights and maps that vary slowly give nearly the same attention."""
+    module = randomised(RGA(16, (16, 8), channel_ratio=2, down_ratio=2), seed=1).double().eval()
+    coarse = {name: F.avg_pool2d(maps_of(module, name, (16, 8)), 4) for name in OVER_POSITIONS}
+    for name, maps in coarse.items():
+        smooth = F.interpolate(maps, (16, 8), mode="bicubic", align_corners=True)
+        getattr(module, name)[0].weight.data.copy_(smooth.view_as(getattr(module, name)[0].weight))
+    small = torch.randn(2, 16, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x, x2 = (F.interpolate(small, s, mode="bicubic", align_corners=False) for s in ((16, 8), (32, 16)))
+    before = module.relations(x).weights
+    module.set_map_size((32, 16))
+    after = module.relations(x2).weights
+    pooled = F.avg_pool2d(after["spatial"], 2)
+    assert float((pooled - before["spatial"]).abs().max()) < 0.05
+    assert float((after["channel"] - before["channel"]).abs().max()) < 0.05
+    assert float(before["spatial"].std()) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["spatial", "channel"])
+def test_gradients_reach_the_weights_through_the_interpolation(
+    kind: str, randomised: Callable[..., nn.Module]
+) -> None:
+    module = randomised(RGA(4, (3, 2), spatial=kind == "spatial", channel=kind == "channel", channel_ratio=2))
+    module = module.double().eval()
+    module.set_map_size((4, 4))
+    x = torch.randn(2, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    names = [f"{layer}_{kind}.0.weight" for layer in ("gg", "gx", "theta", "phi")]
+    values = [module.get_parameter(name).detach().clone().requires_grad_() for name in names]
+
+    def run(*weights: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, values, eps=1e-7, atol=1e-4, rtol=1e-3)
+
+
+def test_resize_trains_on(randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(RGA(16, (8, 4)))
+    module.theta_channel[0].weight.requires_grad_(False)
+    module.resize((6, 6))
+    module(torch.randn(2, 16, 6, 6)).sum().backward()
+    assert module.gg_spatial[0].weight.grad.shape == (4, 72, 1, 1)
+    assert module.theta_channel[0].weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_another_size(dtype: torch.dtype, randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(RGA(16, (8, 4))).to(dtype).eval()
+    module.set_map_size((6, 6))
+    assert module(torch.randn(2, 16, 6, 6, dtype=dtype)).dtype == dtype
+
+
+def test_wrong_map_size_names_built_current_and_got() -> None:
+    module = RGA(16, (8, 4))
+    with pytest.raises(ValueError, match=r"expected maps of 8×4 \(parameters are built for 8×4\), got 12×4"):
+        module(torch.randn(2, 16, 12, 4))
+    module.set_map_size((12, 4))
+    module(torch.randn(2, 16, 12, 4))
+    with pytest.raises(ValueError, match=r"expected maps of 12×4 \(parameters are built for 8×4\), got 8×4"):
+        module.relations(torch.randn(2, 16, 8, 4))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 4)])
+def test_hidden_widths_never_fall_to_zero(size: tuple[int, int]) -> None:
+    module = RGA(8, size).train()
+    assert min(parameter.numel() for parameter in module.parameters()) > 0
+    assert module(torch.randn(4, 8, *size)).isfinite().all()
+
+
+def test_published_widths() -> None:
+    """ResNet-50, stage 1, 256×128: C 256, N 2048."""
+    module = RGA(256, (64, 32))
+    assert module.theta_spatial[0].weight.shape == (32, 256, 1, 1)
+    assert module.gg_spatial[0].weight.shape == (256, 4096, 1, 1)
+    assert [module.W_spatial[i].weight.shape[:2] for i in (0, 3)] == [(32, 257), (1, 32)]
+    assert module.phi_channel[0].weight.shape == (256, 2048, 1, 1)
+    assert module.gg_channel[0].weight.shape == (32, 512, 1, 1)
+    assert [module.W_channel[i].weight.shape[:2] for i in (0, 3)] == [(4, 33), (1, 4)]
+    counts = [
+        sum(
+            p.numel()
+            for c, *s in stages
+            for p in RGA(c, s, spatial=kind != "C", channel=kind != "S").parameters()
+        )
+        for kind in ("S", "C", "SC")
+        for stages in [[(256, 64, 32), (512, 32, 16), (1024, 16, 8), (2048, 16, 8)]]
+    ]
+    assert counts == [3_223_800, 3_090_296, 6_314_096]
+
+
+def test_relations_by_loops(randomised: Callable[..., nn.Module]) -> None:
+    """G[i, j] = θ(xᵢ)ᵀ φ(xⱼ) and its stacking, one number at a time."""
+    module = randomised(RGA(8, (3, 2), channel=False)).double().eval()
+    x = torch.randn(2, 8, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    relations = module.relations(x)
+    G = relations.matrices["spatial"]
+    theta = module.theta_spatial(x).flatten(2)
+    phi = module.phi_spatial(x).flatten(2)
+    stacked = {step.symbol: step.tensor for step in relations.flow}["rₛ"]
+    for b in range(2):
+        for i in range(6):
+            for j in range(6):
+                torch.testing.assert_close(G[b, i, j], theta[b, :, i] @ phi[b, :, j])
+                assert stacked[b, j, i, 0] == G[b, i, j]
+                assert stacked[b, 6 + j, i, 0] == G[b, j, i]
+    assert not torch.allclose(G, G.mT)
