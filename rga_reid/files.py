@@ -26,9 +26,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
-        )
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:
         raise InputError(f"{target}: cannot write there ({error.strerror})") from None
     os.close(handle)
@@ -37,9 +35,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(
-            0o666 & ~umask
-        )  # mkstemp makes private files; outputs follow the user's umask
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; outputs follow the user's umask
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,9 +69,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_new(
-    path: str | os.PathLike[str], *, overwrite: bool = False, hint: str = "--overwrite"
-) -> None:
+def require_new(path: str | os.PathLike[str], *, overwrite: bool = False, hint: str = "--overwrite") -> None:
     """Refuse an output that exists, before any work is done.
 
     Raises:

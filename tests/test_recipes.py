@@ -26,7 +26,10 @@ def test_released_recipe() -> None:
     assert (options.model.depth, options.model.attention, options.model.weights) == (50, "rga", "imagenet")
     assert tuple(options.model.size) == tuple(options.data.size) == (256, 128)
     assert options.model.optimizer.class_path == "torch.optim.Adam"
-    assert (options.model.optimizer.init_args.lr, options.model.optimizer.init_args.weight_decay) == (8e-4, 5e-4)
+    assert (options.model.optimizer.init_args.lr, options.model.optimizer.init_args.weight_decay) == (
+        8e-4,
+        5e-4,
+    )
     assert (options.data.identities_per_batch, options.data.images_per_identity) == (16, 4)
     assert options.data.visits == "identity"
     assert options.trainer.max_epochs == 600

@@ -52,7 +52,7 @@ class Trace:
         return self.step(symbol, meaning, formula, tensor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relations:
     """The explicit form of a mechanism on one batch.
 

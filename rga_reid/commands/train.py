@@ -66,7 +66,7 @@ def fit_recipe(options: Namespace) -> Path:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its news of devices and tips
     pl.seed_everything(options.seed, verbose=False)
     options_parser = parser()
-    built = options_parser.instantiate_classes(options)
+    built = options_parser.instantiate(options)
     return fit(
         built.model,
         built.data,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
@@ -61,9 +60,6 @@ def fit(
         InputError: as ``check_output``; options that the trainer refuses.
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
-    # gradients through many sigmoids fall below 1e-38, where a CPU is several times slower; call this before
-    # the first parallel work, since threads take the setting over from the one that makes them
-    torch.set_flush_denormal(True)
     options = dict(trainer or {})
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:

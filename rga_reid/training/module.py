@@ -61,6 +61,9 @@ class ReIDModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # Gradients through many sigmoids fall below 1e-38, where a CPU is several times slower. Threads take
+        # this setting over from the one that starts them, so it stands before the first parallel work.
+        torch.set_flush_denormal(True)
         height, width = size
         self.input_sizes = {0: (height, width), **{epoch: (h, w) for epoch, h, w in input_sizes}}
         if self.input_sizes[max(self.input_sizes)] != (height, width):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rga_reid.attention import CAM, CBAM, MECHANISMS, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+from rga_reid.attention.nonlocal_block import MODES
 
 Mechanism = Callable[..., nn.Module]
 FAMILY: dict[str, Mechanism] = {
@@ -69,6 +70,34 @@ def test_forward_equals_the_explicit_form(
     fast = module(x)
     assert fast.shape == x.shape
     torch.testing.assert_close(fast, explicit, rtol=1e-8, atol=1e-8)
+
+
+@settings(any_map, max_examples=60)
+@given(
+    sides=st.lists(st.integers(2, 5), min_size=1, max_size=3),
+    batch=st.integers(2, 3),
+    channels=st.integers(1, 7),
+    mode=st.sampled_from(MODES),
+    sub_sample=st.booleans(),
+    bn_layer=st.booleans(),
+    training=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_nonlocal_in_all_its_forms(
+    sides: list[int],
+    batch: int,
+    channels: int,
+    mode: str,
+    sub_sample: bool,
+    bn_layer: bool,
+    training: bool,
+    seed: int,
+    randomised: Callable[..., nn.Module],
+) -> None:
+    block = NonLocal(channels, mode=mode, dim=len(sides), sub_sample=sub_sample, bn_layer=bn_layer)
+    block = randomised(block, seed).double().train(training)
+    x = draw_map((batch, channels, *sides), "contiguous", torch.float64, seed)
+    torch.testing.assert_close(block(x), block.relations(x).output, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", FAMILY)
