@@ -1,7 +1,7 @@
 """Time and memory of the attention mechanisms, on this machine.
 
-Each mechanism's fast form against its explicit form (the papers', matrix by matrix), and a whole ResNet-50 with
-attention after each stage against the same ResNet-50 without. What is compared is interleaved in one run, and
+Each mechanism's fast form against its explicit form (the papers', matrix by matrix), and a whole ResNet-50
+with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one run, and
 medians are reported; memory is the growth of the peak resident set of a fresh process.
 
     python benchmarks/attention.py --out benchmarks/attention.json
@@ -120,7 +120,7 @@ def _status(field: str) -> int:
 
 
 def compare(cases: list[dict[str, Any]], repeats: int) -> Iterator[dict[str, Any]]:
-    """The cases with ``milliseconds`` (median over interleaved runs) and ``mebibytes``; the last is the base."""
+    """The cases with ``milliseconds`` (median of interleaved runs) and ``mebibytes``; the last is the base."""
     runs = [make(case) for case in cases]
     times: list[list[float]] = [[] for _ in cases]
     for repeat in range(repeats + 1):
@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 4], choices=STAGES)
     options = parser.parse_args()
     results = []
-    print(
-        "| mechanism | where | form | run | layout | ms | × | MiB | × |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    print("| mechanism | where | form | run | layout | ms | × | MiB | × |\n" + "|---" * 9 + "|")
     for cases in groups(options):
         for row in compare(cases, options.repeats):
             results.append(row)

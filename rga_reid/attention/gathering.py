@@ -14,7 +14,7 @@ BLOCK = 256  # queries at a time beyond: their weights stay in the cache
 
 def blocks_of(queries: Tensor, dim: int) -> Sequence[Tensor]:
     """Queries lie along ``dim``: all in one block if they are few, otherwise blocks of ``BLOCK``."""
-    return [queries] if queries.shape[dim] <= WHOLE else [queries]
+    return [queries] if queries.shape[dim] <= WHOLE else queries.split(BLOCK, dim)
 
 
 def gather(weights: Iterable[Tensor], values: Tensor) -> Tensor:

@@ -92,6 +92,15 @@ def test_export_with_any_batch_size(name: str, randomised: Callable[..., nn.Modu
     torch.testing.assert_close(program.module()(other), module(other), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", EXPORTED)
+def test_trace_with_any_batch_size(name: str, randomised: Callable[..., nn.Module]) -> None:
+    module = randomised(EXPORTED[name](32, (6, 4))).eval()
+    traced = torch.jit.trace(module, torch.randn(3, 32, 6, 4))
+    other = torch.randn(5, 32, 6, 4)
+    torch.testing.assert_close(traced(other), module(other), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 def test_compile_in_one_graph(name: str, randomised: Callable[..., nn.Module]) -> None:
     module = randomised(EXPORTED[name](32, (6, 4))).double()

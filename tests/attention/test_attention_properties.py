@@ -34,7 +34,10 @@ FAMILY: dict[str, Mechanism] = {
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
 any_map = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    deadline=None,
+    derandomize=True,  # the same maps in every run
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -114,7 +117,7 @@ def test_half_precision_is_as_good_as_its_digits(
     randomised: Callable[..., nn.Module],
 ) -> None:
     module = randomised(FAMILY[name](shape[1], shape[2:]), seed).to(dtype).eval()
-    x = draw_map(shape, layout, dtype, seed)
+    x = draw_map(shape, layout, dtype, seed) / 2
     with torch.no_grad():
         y = module(x)
         exact = module.double()(x.double())

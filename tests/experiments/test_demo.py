@@ -20,7 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         train_identities=4,
         test_identities=3,
         cameras_per_identity=(2, 2),
-        shots_per_camera=(2, 2),
+        images_per_camera=(2, 2),
         distractors=2,
         junk=2,
         size=(64, 32),
