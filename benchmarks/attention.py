@@ -1,8 +1,8 @@
 """Time and memory of the attention mechanisms, on this machine.
 
 Each mechanism's fast form against its explicit form (the papers', matrix by matrix), and a whole ResNet-50
-with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one run, and
-medians are reported; memory is the growth of the peak resident set of a fresh process.
+with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one run,
+and medians are reported; memory is the growth of a fresh process's peak resident set.
 
     python benchmarks/attention.py --out benchmarks/attention.json
 """
@@ -120,7 +120,7 @@ def _status(field: str) -> int:
 
 
 def compare(cases: list[dict[str, Any]], repeats: int) -> Iterator[dict[str, Any]]:
-    """The cases with ``milliseconds`` (median of interleaved runs) and ``mebibytes``; the last is the base."""
+    """The cases with ``milliseconds`` (median of interleaved) and ``mebibytes``; the last is the base."""
     runs = [make(case) for case in cases]
     times: list[list[float]] = [[] for _ in cases]
     for repeat in range(repeats + 1):
