@@ -1,8 +1,8 @@
 """Time and memory of the attention mechanisms, on this machine.
 
 Each mechanism's fast form against its explicit form (the papers', matrix by matrix), and a whole ResNet-50
-with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one run,
-and medians are reported; memory is the growth of a fresh process's peak resident set.
+with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one
+run, and medians are reported; memory is the growth of a fresh process's peak resident set.
 
     python benchmarks/attention.py --out benchmarks/attention.json
 """
