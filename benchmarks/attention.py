@@ -2,7 +2,7 @@
 
 Each mechanism's fast form against its explicit form (the papers', matrix by matrix), and a whole ResNet-50
 with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one
-run, and medians are reported; memory is the growth of a fresh process's peak resident set.
+run, and medians are reported; memory is the growth of a fresh process's peak resident set (Linux, glibc).
 
     python benchmarks/attention.py --out benchmarks/attention.json
 """
@@ -10,7 +10,9 @@ run, and medians are reported; memory is the growth of a fresh process's peak re
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
+import gc
 import multiprocessing
 import os
 import platform
@@ -103,9 +105,11 @@ def make(case: dict[str, Any]) -> Callable[[], None]:
 
 
 def peak_memory(case: dict[str, Any]) -> float:
-    """Growth of this process's peak resident set during the first run, in MiB (Linux)."""
-    make({**case, "batch": 2, "stage": case["stage"] and 4})()  # libraries set themselves up
+    """Growth of this process's peak resident set during one run, in MiB."""
     run = make(case)
+    make({**case, "batch": 2})()  # libraries set themselves up; what that leaves free is given back
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
     run()

@@ -8,16 +8,12 @@ images is the mean Bhattacharyya coefficient of their stripes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from rga_reid.data import read_image
 from rga_reid.errors import InputError
+from rga_reid.models.pixels import Images, uint8_batch
 
 STRIPES = 8
 HUES, SATURATIONS, VALUES, GREYS = 18, 3, 3, 4
@@ -42,7 +38,7 @@ class ColourHistogram:
 
     def embed(
         self,
-        images: Tensor | Sequence[Image.Image | str | Path],
+        images: Images,
         *,
         batch_size: int = 64,
         device: str | torch.device | None = None,
@@ -62,29 +58,8 @@ class ColourHistogram:
         """
         rows = [torch.empty(0, self.dimension)]
         for start in range(0, len(images), batch_size):
-            rows.append(self._histograms(self._pixels(images[start : start + batch_size])))
+            rows.append(self._histograms(uint8_batch(images[start : start + batch_size], self.size)))
         return torch.cat(rows)
-
-    def _pixels(self, images: Tensor | Sequence[Image.Image | str | Path]) -> Tensor:
-        """uint8 ``(n, 3, H, W)`` of this histogram's size."""
-        if not isinstance(images, Tensor):
-            return torch.stack([self._read(image) for image in images])
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(
-                f"images: expected a uint8 tensor (n, 3, H, W), got {images.dtype} {tuple(images.shape)}"
-            )
-        if tuple(images.shape[2:]) == tuple(self.size):
-            return images.cpu()
-        resized = functional.interpolate(images.cpu().float(), self.size, mode="bilinear", antialias=True)
-        return resized.round().clamp(0, LEVELS - 1).to(torch.uint8)
-
-    def _read(self, image: Image.Image | str | Path) -> Tensor:
-        height, width = self.size
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        return pixels.view(height, width, 3).permute(2, 0, 1)
 
     def _histograms(self, images: Tensor) -> Tensor:
         n, _, height, width = images.shape

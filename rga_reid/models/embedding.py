@@ -7,16 +7,13 @@ metric losses see the pooled feature, the classifier sees it after a BatchNorm w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rga_reid.data import read_image
-from rga_reid.errors import InputError
+from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -77,18 +74,15 @@ class EmbeddingModel(nn.Module):
         return TrainingOutput(features, self.classifier(embedded))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``(n, 3, h, w)`` of any size to normalised float ``(n, 3, H, W)`` of the model's size."""
-        x = images.float()
-        if x.shape[-2:] != self.size:
-            x = functional.interpolate(x, self.size, mode="bilinear", antialias=True).round().clamp(0, 255)
-        mean = x.new_tensor(self.mean).view(3, 1, 1) * 255
-        std = x.new_tensor(self.std).view(3, 1, 1) * 255
-        return (x - mean) / std
+        """uint8 ``(n, 3, H, W)`` of the model's size to the float images that ``forward`` takes."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1) * 255
+        return (images.float() - mean) / std
 
     @torch.inference_mode()
     def embed(
         self,
-        images: Tensor | Sequence[Image.Image | str | Path],
+        images: Images,
         *,
         batch_size: int = 64,
         device: str | torch.device | None = None,
@@ -114,26 +108,8 @@ class EmbeddingModel(nn.Module):
         try:
             rows = [torch.empty(0, self.dimension)]
             for start in range(0, len(images), batch_size):
-                batch = self._uint8_batch(images[start : start + batch_size]).to(where)
+                batch = uint8_batch(images[start : start + batch_size], self.size, where)
                 rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
         finally:
             self.train(training)
         return torch.cat(rows)
-
-    def _uint8_batch(self, images: Tensor | Sequence[Image.Image | str | Path]) -> Tensor:
-        if isinstance(images, Tensor):
-            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-                raise InputError(
-                    f"images: expected a uint8 tensor (n, 3, H, W), got {images.dtype} {tuple(images.shape)}"
-                )
-            return images
-        batch = [self._uint8_image(image) for image in images]
-        return torch.stack(batch)
-
-    def _uint8_image(self, image: Image.Image | str | Path) -> Tensor:
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-        height, width = self.size
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        return pixels.view(height, width, 3).permute(2, 0, 1)
