@@ -44,6 +44,12 @@ def test_command_line_overrides_recipe_overrides_base(tmp_path: Path) -> None:
     assert (options.model.depth, options.model.last_stride, options.trainer.max_epochs) == (18, 2, 3)
 
 
+def test_a_mechanism_by_name_replaces_one_with_options() -> None:
+    options = parse(parser(), prepare(["--config", "market1501/cpu_scratch", "--model.attention", "pam"]))
+    assert options is not None
+    assert options.model.attention == "pam"
+
+
 def test_base_by_bundled_name() -> None:
     assert read_recipe("demo")["model"]["depth"] == read_recipe("market1501/cpu_scratch")["model"]["depth"]
 

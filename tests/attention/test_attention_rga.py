@@ -183,3 +183,16 @@ def test_relations_by_loops(randomised: Callable[..., nn.Module]) -> None:
                 assert stacked[b, j, i, 0] == G[b, i, j]
                 assert stacked[b, 6 + j, i, 0] == G[b, j, i]
     assert not torch.allclose(G, G.mT)
+
+
+@pytest.mark.parametrize(("spatial", "channel"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("training", [True, False])
+def test_neutral_start_gives_all_nodes_the_same_attention(spatial: bool, channel: bool, training: bool) -> None:
+    torch.manual_seed(0)
+    module = RGA(16, (6, 4), spatial=spatial, channel=channel, neutral_start=True).train(training)
+    x = torch.randn(3, 16, 6, 4)
+    y = module(x)
+    torch.testing.assert_close(y, x * 0.5 ** (spatial + channel))
+    (y * torch.randn(y.shape)).sum().backward()
+    for kind in ("spatial",) * spatial + ("channel",) * channel:
+        assert float(getattr(module, f"W_{kind}")[4].weight.grad.abs()) > 0  # and learns to tell them apart

@@ -23,7 +23,9 @@ def test_training_returns_features_and_logits(model: EmbeddingModel) -> None:
     output = model.train()(torch.rand(4, 3, 64, 32))
     assert isinstance(output, TrainingOutput)
     assert output.features.shape == (4, 512)
+    assert output.embedded.shape == (4, 512)
     assert output.logits.shape == (4, 5)
+    torch.testing.assert_close(model.classifier(output.embedded), output.logits)
     assert not model.neck.bias.requires_grad
     assert model.classifier is not None
     assert model.classifier.bias is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rga_reid.errors import InputError
 from rga_reid.models import TrainingOutput
 from rga_reid.training import BatchHardTripletLoss, ReIDLoss
 
@@ -51,14 +52,32 @@ def test_cross_entropy_is_the_released_one() -> None:
     logits, labels = torch.tensor(given["logits"]), torch.tensor(given["targets"])
     # distinct features of distinct labels far apart: the triplet part is 0
     features = 1000.0 * torch.nn.functional.one_hot(labels, int(labels.max()) + 1).float()
-    losses = ReIDLoss(given["epsilon"])(TrainingOutput(features, logits), labels)
+    losses = ReIDLoss(given["epsilon"])(TrainingOutput(features, features, logits), labels)
     assert float(losses["cross_entropy"]) == pytest.approx(given["loss"], rel=1e-5)
     assert float(losses["loss"]) == pytest.approx(float(losses["cross_entropy"] + losses["triplet"]))
 
 
 def test_losses_are_computed_in_float32_under_autocast() -> None:
-    features, logits = torch.randn(8, 4), torch.randn(8, 3)
+    output = TrainingOutput(torch.randn(8, 4), torch.randn(8, 4), torch.randn(8, 3))
     labels = torch.arange(4).repeat_interleave(2) % 3
-    expected = ReIDLoss()(TrainingOutput(features, logits), labels)["loss"]
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ReIDLoss()(TrainingOutput(features, logits), labels)["loss"] == expected
+    for loss in (ReIDLoss(), ReIDLoss(triplets="embedded")):
+        expected = loss(output, labels)["loss"]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert loss(output, labels)["loss"] == expected
+
+
+@pytest.mark.parametrize("margin", [0.3, None])
+def test_triplets_of_embedded_features_go_by_direction(margin: float | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    pooled, embedded = torch.randn(2, 12, 5, generator=generator)
+    labels = torch.arange(4).repeat_interleave(3)
+    unit = embedded.double() / embedded.double().norm(dim=1, keepdim=True)
+    for length in (0.01, 1.0, 100.0):
+        output = TrainingOutput(pooled, length * embedded, torch.zeros(12, 4))
+        loss = ReIDLoss(margin=margin, triplets="embedded")(output, labels)["triplet"]
+        assert float(loss) == pytest.approx(naive_triplet(unit, labels, margin), rel=1e-4)
+
+
+def test_unknown_triplets_are_refused() -> None:
+    with pytest.raises(InputError, match="triplets: expected pooled or embedded, got 'both'"):
+        ReIDLoss(triplets="both")  # type: ignore[arg-type]
