@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation.stacked import FeatureRows
 
 _ROWS = 64  # of float64 at a time: they stay in the processor's cache
 
@@ -33,7 +34,23 @@ def feature_matrix(values: Any, name: str) -> np.ndarray:
     return matrix
 
 
-def row_norms(features: np.ndarray, name: str, *, allow_zero: bool) -> np.ndarray:
+def feature_pair(query_features: Any, gallery_features: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The two feature matrices that nearly every function takes, checked by ``feature_matrix``.
+
+    Raises:
+        InputError: one of them is none, or their rows are of different lengths.
+    """
+    query = feature_matrix(query_features, "query_features")
+    gallery = feature_matrix(gallery_features, "gallery_features")
+    if query.shape[1] != gallery.shape[1]:
+        raise InputError(
+            "query_features, gallery_features: expected rows of one length, found "
+            f"{query.shape[1]} and {gallery.shape[1]}"
+        )
+    return query, gallery
+
+
+def row_norms(features: FeatureRows, name: str, *, allow_zero: bool) -> np.ndarray:
     """Euclidean length of each row of float32, float64 ``(n,)``; each depends on its own row only.
 
     Raises:
@@ -58,7 +75,7 @@ def refuse_rows(wrong: np.ndarray, name: str, what: str) -> None:
         raise InputError(f"{name}: row {int(np.argmax(wrong))}{others} holds {what}")
 
 
-def float32_rows(features: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+def float32_rows(features: FeatureRows, rows: np.ndarray | slice) -> np.ndarray:
     """Rows of a feature matrix in float32, C-contiguous; what is too large becomes infinite."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(features[rows], dtype=np.float32)
@@ -148,6 +165,18 @@ def torch_device(name: str | torch.device) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {str(name)!r}: expected cpu or cuda")
     return device
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the known ones."""
+    if value not in known:
+        raise InputError(f"{name}: expected {' or '.join(known)}, found {value!r}")
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Refuse a number below 1."""
+    if value < 1:
+        raise InputError(f"{name}: expected at least 1, found {value}")
 
 
 def _array(values: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation.ranges import expand_ranges, parts
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,8 @@ class GroundTruth:
         counts = self._by_pid.count(self._query_pids)
         order = np.argsort(self._query_pids, kind="stable")
         order = order[counts[order] > 0]
-        ends = np.cumsum(counts[order])
-        start = 0
-        while start < len(order):
-            before = ends[start - 1] if start else 0
-            stop = int(np.searchsorted(ends, before + entries, side="right"))
-            stop = min(max(stop, start + 1), start + queries)
-            yield order[start:stop]
-            start = stop
+        for part in parts(counts[order], entries, most=queries):
+            yield order[part]
 
     def own_items(self, queries: np.ndarray) -> OwnItems:
         """The pairs that are special for these queries (rows of the query set)."""
@@ -137,10 +132,8 @@ class _Lookup:
     def find(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All pairs (number of a wanted code, place where it occurs), the places ascending for each."""
         first, last = self._range(codes)
-        counts = last - first
-        number = np.repeat(np.arange(len(codes)), counts)
-        within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return number, self._order[first[number] + within]
+        number, place = expand_ranges(first, last - first)
+        return number, self._order[place]
 
     def _range(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.searchsorted(self._sorted, codes, "left"), np.searchsorted(self._sorted, codes, "right")
