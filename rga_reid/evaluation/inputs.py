@@ -151,6 +151,33 @@ def file_names(values: Iterable[Any] | None, length: int, name: str) -> pd.Serie
     return pd.Series(paths, dtype="str")
 
 
+def label_tables(
+    queries: int,
+    items: int,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    query_paths: Iterable[Any] | None,
+    gallery_paths: Iterable[Any] | None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is known of each query and of each gallery item, checked by ``labels`` and ``file_names``.
+
+    Returns:
+        Two tables, of ``queries`` and of ``items`` rows, with the columns ``path``, ``pid`` and ``camid``.
+
+    Raises:
+        InputError: no identities, cameras on one side only, or labels that do not fit.
+    """
+    if (query_camids is None) != (gallery_camids is None):
+        given, missing = ("gallery", "query") if query_camids is None else ("query", "gallery")
+        raise InputError(f"{missing}_camids: not given, but {given}_camids are; give both or neither")
+    return (
+        _label_table("query", queries, query_pids, query_camids, query_paths),
+        _label_table("gallery", items, gallery_pids, gallery_camids, gallery_paths),
+    )
+
+
 def torch_device(name: str | torch.device) -> torch.device:
     """A device that this machine has, the CPU or a CUDA device.
 
@@ -184,6 +211,18 @@ def _array(values: Any) -> np.ndarray:
         tensor = values.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return np.asarray(values)
+
+
+def _label_table(side: str, length: int, pids: Any, camids: Any, paths: Iterable[Any] | None) -> pd.DataFrame:
+    if pids is None:
+        raise InputError(f"{side}_pids: expected {length} identities, found none")
+    return pd.DataFrame(
+        {
+            "path": file_names(paths, length, f"{side}_paths"),
+            "pid": labels(pids, length, f"{side}_pids"),
+            "camid": labels(camids, length, f"{side}_camids"),
+        }
+    )
 
 
 def _same_length(found: int, expected: int, name: str) -> None:

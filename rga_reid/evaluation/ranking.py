@@ -9,14 +9,12 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
-from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import match_positions
 from rga_reid.evaluation.inputs import (
     at_least_one,
     distance_matrix,
     feature_pair,
-    file_names,
-    labels,
+    label_tables,
     one_of,
     torch_device,
 )
@@ -83,13 +81,11 @@ def evaluate_ranking(
     at_least_one("block_size", block_size)
     where = torch_device(device)
     query, gallery = feature_pair(query_features, gallery_features)
-    _both_or_neither("camids", query_camids, gallery_camids)
-    query_table = _table("query", len(query), query_pids, query_camids, query_paths)
-    truth = GroundTruth(
-        query_table,
-        _table("gallery", len(gallery), gallery_pids, gallery_camids, gallery_paths),
-        settings["junk_pids"],
+    lengths = len(query), len(gallery)
+    tables = label_tables(
+        *lengths, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
     )
+    truth = GroundTruth(*tables, settings["junk_pids"])
     scores: Scores = METRICS[metric](query, gallery, where)
     if rerank is not None:
         rows = truth.gallery_rows
@@ -101,7 +97,7 @@ def evaluate_ranking(
         )
         progress = _part(progress, share, 1)
         settings |= {"reranked": True, **asdict(rerank)}
-    return _evaluate(scores, truth, query_table, settings, block_size, progress)
+    return _evaluate(scores, truth, tables[0], settings, block_size, progress)
 
 
 def evaluate_distances(
@@ -132,11 +128,11 @@ def evaluate_distances(
     settings = _settings("distances", average_precision, max_rank, junk_pids)
     at_least_one("block_size", block_size)
     matrix = distance_matrix(distances)
-    _both_or_neither("camids", query_camids, gallery_camids)
-    query_table = _table("query", matrix.shape[0], query_pids, query_camids, query_paths)
-    gallery_table = _table("gallery", matrix.shape[1], gallery_pids, gallery_camids, gallery_paths)
-    truth = GroundTruth(query_table, gallery_table, settings["junk_pids"])
-    return _evaluate(DistanceScores(matrix), truth, query_table, settings, block_size, progress)
+    tables = label_tables(
+        *matrix.shape, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
+    )
+    truth = GroundTruth(*tables, settings["junk_pids"])
+    return _evaluate(DistanceScores(matrix), truth, tables[0], settings, block_size, progress)
 
 
 def _evaluate(
@@ -158,18 +154,6 @@ def _evaluate(
     return summarise(table, len(truth.gallery_rows), settings)
 
 
-def _table(side: str, length: int, pids: Any, camids: Any, paths: Iterable[Any] | None) -> pd.DataFrame:
-    if pids is None:
-        raise InputError(f"{side}_pids: expected {length} identities, found none")
-    return pd.DataFrame(
-        {
-            "path": file_names(paths, length, f"{side}_paths"),
-            "pid": labels(pids, length, f"{side}_pids"),
-            "camid": labels(camids, length, f"{side}_camids"),
-        }
-    )
-
-
 def _settings(metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]) -> dict[str, Any]:
     one_of("average_precision", average_precision, get_args(AveragePrecision))
     at_least_one("max_rank", max_rank)
@@ -187,9 +171,3 @@ def _part(
 ) -> Callable[[float], None] | None:
     """What tells ``progress`` of a part of the work."""
     return None if progress is None else lambda fraction: progress(start + fraction * (stop - start))
-
-
-def _both_or_neither(name: str, query: Any, gallery: Any) -> None:
-    if (query is None) != (gallery is None):
-        given, missing = ("gallery", "query") if query is None else ("query", "gallery")
-        raise InputError(f"{missing}_{name}: not given, but {given}_{name} are; give both or neither")

@@ -54,19 +54,21 @@ class GroundTruth:
         """Whether cameras are known on both sides."""
         return bool((self._query_camids >= 0).any() and (self._gallery_camids >= 0).any())
 
-    def blocks(self, queries: int, entries: int) -> Iterator[np.ndarray]:
+    def blocks(self, queries: int, entries: int, *, strangers: bool = False) -> Iterator[np.ndarray]:
         """The queries whose identity the gallery has, in blocks; equal identities lie side by side.
 
         Args:
             queries: how many a block may have.
             entries: how many own items the queries of a block may have together (one query may have more).
+            strangers: also the queries of a known identity that the gallery lacks.
 
         Yields:
             Rows of the queries.
         """
         counts = self._by_pid.count(self._query_pids)
         order = np.argsort(self._query_pids, kind="stable")
-        order = order[counts[order] > 0]
+        wanted = self._query_pids >= 0 if strangers else counts > 0
+        order = order[wanted[order]]
         for part in parts(counts[order], entries, most=queries):
             yield order[part]
 
