@@ -77,7 +77,7 @@ def evaluate_ranking(
             neighbours than there are items.
     """
     one_of("metric", metric, get_args(Metric))
-    settings = _settings(metric, average_precision, max_rank, junk_pids)
+    settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
     at_least_one("block_size", block_size)
     where = torch_device(device)
     query, gallery = feature_pair(query_features, gallery_features)
@@ -125,7 +125,7 @@ def evaluate_distances(
     Raises:
         InputError: as for ``evaluate_ranking``.
     """
-    settings = _settings("distances", average_precision, max_rank, junk_pids)
+    settings = ranking_settings("distances", average_precision, max_rank, junk_pids)
     at_least_one("block_size", block_size)
     matrix = distance_matrix(distances)
     tables = label_tables(
@@ -154,7 +154,10 @@ def _evaluate(
     return summarise(table, len(truth.gallery_rows), settings)
 
 
-def _settings(metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]) -> dict[str, Any]:
+def ranking_settings(
+    metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]
+) -> dict[str, Any]:
+    """The settings of a result, checked."""
     one_of("average_precision", average_precision, get_args(AveragePrecision))
     at_least_one("max_rank", max_rank)
     return {

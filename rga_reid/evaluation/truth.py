@@ -36,12 +36,20 @@ class GroundTruth:
         query, gallery: columns ``pid`` and ``camid`` (nullable integers) and ``path`` (text), null where
             unknown.
         junk_pids: identities that take no part.
+        chosen: bool ``(g,)``, gallery items that take part; all by default.
     """
 
-    def __init__(self, query: pd.DataFrame, gallery: pd.DataFrame, junk_pids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        query: pd.DataFrame,
+        gallery: pd.DataFrame,
+        junk_pids: Sequence[int],
+        chosen: np.ndarray | None = None,
+    ) -> None:
         junk = list(junk_pids)
+        part = ~gallery["pid"].isin(junk).to_numpy()
         #: rows of the gallery that take part, ascending: column c is row gallery_rows[c]
-        self.gallery_rows = np.flatnonzero(~gallery["pid"].isin(junk))
+        self.gallery_rows = np.flatnonzero(part if chosen is None else part & chosen)
         gallery = gallery.iloc[self.gallery_rows]
         query_pids = query["pid"].mask(query["pid"].isin(junk))
         self._query_pids, self._gallery_pids = _common_codes(query_pids, gallery["pid"])
