@@ -152,8 +152,7 @@ def file_names(values: Iterable[Any] | None, length: int, name: str) -> pd.Serie
 
 
 def label_tables(
-    queries: int,
-    items: int,
+    shape: tuple[int, ...],
     query_pids: Any,
     gallery_pids: Any,
     query_camids: Any,
@@ -163,8 +162,13 @@ def label_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What is known of each query and of each gallery item, checked by ``labels`` and ``file_names``.
 
+    Args:
+        shape: (q, g), how many queries and gallery items there are.
+        query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths: as for
+            ``evaluate_ranking``.
+
     Returns:
-        Two tables, of ``queries`` and of ``items`` rows, with the columns ``path``, ``pid`` and ``camid``.
+        Two tables, of q and of g rows, with the columns ``path``, ``pid`` and ``camid``.
 
     Raises:
         InputError: no identities, cameras on one side only, or labels that do not fit.
@@ -172,6 +176,7 @@ def label_tables(
     if (query_camids is None) != (gallery_camids is None):
         given, missing = ("gallery", "query") if query_camids is None else ("query", "gallery")
         raise InputError(f"{missing}_camids: not given, but {given}_camids are; give both or neither")
+    queries, items = shape
     return (
         _label_table("query", queries, query_pids, query_camids, query_paths),
         _label_table("gallery", items, gallery_pids, gallery_camids, gallery_paths),

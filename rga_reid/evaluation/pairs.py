@@ -69,7 +69,7 @@ def pair_scores(
     where = torch_device(device)
     features = feature_pair(query_features, gallery_features)
     tables = label_tables(
-        *map(len, features),
+        (len(features[0]), len(features[1])),
         query_pids,
         gallery_pids,
         query_camids,

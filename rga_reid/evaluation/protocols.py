@@ -111,7 +111,7 @@ def evaluate_protocol(
     labels = (query_pids, gallery_pids, query_camids, gallery_camids)
     if isinstance(protocol, NoCameras):
         return _named(evaluate_ranking(query, gallery, query_pids, gallery_pids, **options), name)
-    tables = label_tables(len(query), len(gallery), *labels, None, None)
+    tables = label_tables((len(query), len(gallery)), *labels, None, None)
     for side, table in zip(("query", "gallery"), tables, strict=True):
         _require_cameras(table, side, name, junk)
     if isinstance(protocol, SingleShot):

@@ -81,9 +81,14 @@ def evaluate_ranking(
     at_least_one("block_size", block_size)
     where = torch_device(device)
     query, gallery = feature_pair(query_features, gallery_features)
-    lengths = len(query), len(gallery)
     tables = label_tables(
-        *lengths, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
+        (len(query), len(gallery)),
+        query_pids,
+        gallery_pids,
+        query_camids,
+        gallery_camids,
+        query_paths,
+        gallery_paths,
     )
     truth = GroundTruth(*tables, settings["junk_pids"])
     scores: Scores = METRICS[metric](query, gallery, where)
@@ -129,7 +134,7 @@ def evaluate_distances(
     at_least_one("block_size", block_size)
     matrix = distance_matrix(distances)
     tables = label_tables(
-        *matrix.shape, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
+        matrix.shape, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
     )
     truth = GroundTruth(*tables, settings["junk_pids"])
     return _evaluate(DistanceScores(matrix), truth, tables[0], settings, block_size, progress)

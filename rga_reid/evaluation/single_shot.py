@@ -61,7 +61,7 @@ def evaluate_single_shot(
     where = torch_device(device)
     features = feature_pair(query_features, gallery_features)
     query, gallery = label_tables(
-        *map(len, features),
+        (len(features[0]), len(features[1])),
         query_pids,
         gallery_pids,
         query_camids,
