@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,8 +35,6 @@ def run(options: Namespace) -> None:
     check_output_file("--json", options.json)
     if options.threshold is not None and options.calibration is not None:
         raise InputError("--threshold, --calibration: expected one of them, found both")
-    if options.threshold is not None and not math.isfinite(options.threshold):
-        raise InputError(f"--threshold: expected a number, found {options.threshold}")
     for image in (options.first, options.second):
         if not Path(image).is_file():
             raise InputError(f"{image}: no such image file")
