@@ -36,13 +36,19 @@ class Highest:
         count: entries wanted of each row.
         error: bound on how far an approximate score is from the exact one.
         exact: scores of pairs (row, column), float64.
+        dtype: of the approximate scores, float32 or float64.
     """
 
     def __init__(
-        self, rows: int, count: int, error: float, exact: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self,
+        rows: int,
+        count: int,
+        error: float,
+        exact: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._rows, self._count, self._radius, self._exact = rows, count, 2 * error, exact
-        self._floor = np.full(rows, -np.inf, np.float32)
+        self._floor = np.full(rows, -np.inf, np.float32 if dtype == torch.float32 else np.float64)
         nothing = np.empty(0, np.int64)
         self._kept = Entries(nothing, nothing, np.empty(0), np.empty(0, bool))
         self._new: list[Entries] = []
@@ -58,7 +64,7 @@ class Highest:
         """List what may be among the highest.
 
         Args:
-            tile: approximate scores, float32.
+            tile: approximate scores.
             row, column: the numbers in the matrix of the tile's first row and first column.
             axis: 0, or 1 to take the tile for that part of the matrix that mirrors it: its columns are rows.
         """
@@ -106,6 +112,6 @@ class Highest:
 
     def _raise(self, rows: np.ndarray, reached: np.ndarray) -> None:
         """Entries of ``reached`` or more are there in the wanted number."""
-        lowered = (reached.astype(np.float64) - self._radius).astype(np.float32)
-        lowered = np.nextafter(lowered, np.float32(-np.inf))
+        lowered = (reached.astype(np.float64) - self._radius).astype(self._floor.dtype)
+        lowered = np.nextafter(lowered, self._floor.dtype.type(-np.inf))
         self._floor[rows] = np.maximum(self._floor[rows], lowered)

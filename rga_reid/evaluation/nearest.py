@@ -14,16 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from rga_reid.evaluation.highest import Highest
 from rga_reid.evaluation.inputs import float32_rows
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.ranges import expand_ranges
-from rga_reid.evaluation.scores import Scores
+from rga_reid.evaluation.scores import CosineScores, EuclideanScores, Scores
 from rga_reid.evaluation.stacked import FeatureRows
 
 _HASHED = 64  # rows at a time
+_UNDECIDED = 1e-3  # error, beside the largest difference, from which on float64 is faster
+_SIDE = 2048  # of a tile at most: with more, more of the product is computed twice, on the diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,24 +37,40 @@ class Neighbours:
     lowest: np.ndarray  #: float64 (n,): exact score of the row that fits worst
 
 
+def filter_dtype(scores: CosineScores | EuclideanScores, items: int) -> torch.dtype:
+    """What the product of all rows must compute in, so that its error leaves little undecided.
+
+    That is float32, unless all rows are nearly the same, as those of a model that has collapsed. How far the
+    first row's farthest is away tells: no two rows are more than twice as far from each other.
+
+    Args:
+        scores: of the features with themselves.
+        items: number of rows.
+    """
+    everything = np.arange(items)
+    reach = scores.identical - scores.exact(np.zeros_like(everything), everything).min()
+    return torch.float32 if scores.error(torch.float32) < _UNDECIDED * reach else torch.float64
+
+
 def nearest_neighbours(
     scores: Scores,
     features: FeatureRows,
     count: int,
     *,
+    dtype: torch.dtype = torch.float32,
     block_size: int,
     progress: Callable[[float], None] | None = None,
 ) -> Neighbours:
     """The ``count`` nearest rows of each row.
 
-    Memory does not grow with n², whatever the features are. Where rows differ, but nearly all by less than a
-    float32 product can tell, pairs are scored in float64 one by one, which takes long.
+    Memory does not grow with n², whatever the features are.
 
     Args:
         scores: of the features with themselves.
         features: ``(n, d)``; n is at least ``count``.
         count: neighbours of each row, itself included.
-        block_size: height and width of a tile of the product; changes no result.
+        dtype: of the product that is the filter, see ``filter_dtype``; changes no result.
+        block_size: rows held at a time; changes no result.
         progress: told the fraction that is done, now and then.
     """
     equal = _EqualRows(features)
@@ -60,11 +79,11 @@ def nearest_neighbours(
     def exact(row: np.ndarray, column: np.ndarray) -> np.ndarray:
         return scores.exact(distinct[row], distinct[column])
 
-    error = scores.error(scores.dtype)
-    best = Highest(len(distinct), min(count, len(distinct)), error, exact)
-    worst = Highest(len(distinct), 1, error, lambda row, column: -exact(row, column))
+    error = scores.error(dtype)
+    best = Highest(len(distinct), min(count, len(distinct)), error, exact, dtype)
+    worst = Highest(len(distinct), 1, error, lambda row, column: -exact(row, column), dtype)
     with full_precision(scores.device):
-        _search(scores, distinct, best, worst, block_size, progress)
+        _search(scores, distinct, best, worst, dtype, min(block_size, _SIDE), progress)
     nearest, farthest = best.entries(), worst.entries()
     lowest = exact(farthest.row, farthest.column)
     return Neighbours(equal.members(nearest.column, nearest.score, count), lowest[equal.group])
@@ -75,15 +94,16 @@ def _search(
     rows: np.ndarray,
     best: Highest,
     worst: Highest,
-    block_size: int,
+    dtype: torch.dtype,
+    side: int,
     progress: Callable[[float], None] | None,
 ) -> None:
     """Show all tiles on and above the diagonal to both collectors."""
-    starts = range(0, len(rows), block_size)
+    starts = range(0, len(rows), side)
     done, total = 0, len(starts) * (len(starts) + 1) // 2
 
-    def prepared(start: int, side: Callable[..., Tensor]) -> Tensor:
-        return side(rows[start : start + block_size], scores.dtype)
+    def prepared(start: int, of: Callable[..., Tensor]) -> Tensor:
+        return of(rows[start : start + side], dtype)
 
     def show(left: Tensor, upper: int, lower: int) -> None:
         nonlocal done
@@ -102,7 +122,7 @@ def _search(
         show(prepared(start, scores.queries), start, start)
     for upper in starts:
         left = prepared(upper, scores.queries)
-        for lower in starts[upper // block_size + 1 :]:
+        for lower in starts[upper // side + 1 :]:
             show(left, upper, lower)
 
 

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation.inputs import at_least_one, feature_pair, one_of, torch_device
-from rga_reid.evaluation.nearest import nearest_neighbours
+from rga_reid.evaluation.nearest import filter_dtype, nearest_neighbours
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.reciprocal import InvertedVectors, reciprocal_vectors
 from rga_reid.evaluation.scores import METRICS, Metric, tiles
 from rga_reid.evaluation.stacked import StackedRows
 
 _QUERIES = 4096  # prepared at a time
+_PAIRS = 2**17  # scored exactly at a time: few enough that they are not searched for equal rows
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def re_ranked_distances(
     """Re-ranked distances of all queries and gallery items.
 
     The neighbours are exact, equal distances going by index (queries first, then the gallery). The original
-    distance in the final mix is that of a float32 product.
+    distance in the final mix is that of a matrix product.
 
     Args:
         query_features, gallery_features: floating-point numbers ``(q, d)`` and ``(g, d)``, arrays (memory
@@ -116,7 +117,7 @@ class ReRankedScores:
     The exact score of a pair is a float64 number: ``−(1 − λ)·J − λ·d``, with J the Jaccard distance of the
     two sparse vectors, whose weights come from exact distances and are summed in the order of their columns,
     and d the exact original distance divided by the query's largest. An approximation differs in d alone,
-    which a float32 product gives. So ranks depend on no block size, thread count or device.
+    which a product gives. So ranks depend on no block size, thread count or device.
 
     Args:
         query, gallery: features ``(q, d)`` and ``(g, d)``, already checked.
@@ -150,13 +151,18 @@ class ReRankedScores:
                     f"found {value}"
                 )
         self._joint = METRICS[metric](items, items, device)
-        self.device, self.dtype = device, self._joint.dtype
+        self.device, self.dtype = device, filter_dtype(self._joint, len(items))
         self._first_column = len(query)
         self._gallery_rows = gallery_rows
         self._share = settings.lambda_value
 
         found = nearest_neighbours(
-            self._joint, items, settings.neighbours, block_size=block_size, progress=progress
+            self._joint,
+            items,
+            settings.neighbours,
+            dtype=self.dtype,
+            block_size=block_size,
+            progress=progress,
         )
         reach = self._joint.identical - found.lowest
         # 0 for an item from which, but for rounding, no other is away: nothing to divide
@@ -204,7 +210,11 @@ class ReRankedScores:
         items = len(self._scale)
         codes = np.minimum(first, second) * items + np.maximum(first, second)
         once, place = np.unique(codes, return_inverse=True)
-        return self._distance(first, self._joint.exact(*np.divmod(once, items))[place])
+        scores = [
+            self._joint.exact(*np.divmod(once[start : start + _PAIRS], items))
+            for start in range(0, len(once), _PAIRS)
+        ]
+        return self._distance(first, np.concatenate(scores)[place])
 
 
 @dataclass(frozen=True)

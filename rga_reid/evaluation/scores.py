@@ -7,6 +7,7 @@ block, number of threads and device.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -297,4 +298,7 @@ def _first_twins(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
     """Each row number replaced by that of the first row, among those given, with the same content."""
     distinct, place = np.unique(rows, return_inverse=True)
     first: dict[bytes, int] = {}
-    return np.array([first.setdefault(features[row].tobytes(), row) for row in distinct])[place]
+    digests = (hashlib.blake2b(features[row].tobytes(), digest_size=16).digest() for row in distinct)
+    return np.array([first.setdefault(digest, row) for digest, row in zip(digests, distinct, strict=True)])[
+        place
+    ]

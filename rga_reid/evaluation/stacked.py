@@ -18,7 +18,6 @@ class StackedRows:
     def __init__(self, first: np.ndarray, second: np.ndarray, chosen: np.ndarray) -> None:
         self._first, self._second, self._chosen = first, second, chosen
         self.shape = (len(first) + len(chosen), first.shape[1])
-        self.dtype = np.result_type(first, second)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -27,7 +26,11 @@ class StackedRows:
         """A new array ``(n, d)``; one row, too, gives a matrix."""
         numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.atleast_1d(rows)
         upper = numbers < len(self._first)
-        found = np.empty((len(numbers), self.shape[1]), self.dtype)
+        if upper.all():
+            return self._first[numbers]
+        if not upper.any():
+            return self._second[self._chosen[numbers - len(self._first)]]
+        found = np.empty((len(numbers), self.shape[1]), np.result_type(self._first, self._second))
         found[upper] = self._first[numbers[upper]]
         found[~upper] = self._second[self._chosen[numbers[~upper] - len(self._first)]]
         return found

@@ -21,6 +21,8 @@ from rga_reid.evaluation import (
     re_ranked_distances,
     reciprocal,
 )
+from rga_reid.evaluation.nearest import filter_dtype
+from rga_reid.evaluation.scores import METRICS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LABELS = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
@@ -129,6 +131,19 @@ def test_equals_the_naive_loop(k1: int, k2: int, share: float, metric: Any) -> N
             *both, k1=k1, k2=k2, lambda_value=share, metric=metric, block_size=block_size
         )
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_features_that_are_nearly_the_same(metric: Any) -> None:
+    """As those of a model that has collapsed: a float32 product could tell hardly any two apart."""
+    case = clusters(0, queries=20, items=80)
+    both = [1 + np.float32(3e-3) * case[f"{side}_features"] for side in ("query", "gallery")]
+    expected = naive_re_ranking(squared_distances(np.concatenate(both), metric), 20, 10, 4, 0.3)
+    found = re_ranked_distances(*both, k1=10, k2=4, metric=metric, block_size=30)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    kind = METRICS[metric]
+    for features, dtype in ((case["gallery_features"], torch.float32), (both[1], torch.float64)):
+        assert filter_dtype(kind(features, features, torch.device("cpu")), 80) == dtype
 
 
 @pytest.mark.parametrize("copies", [2, 5, 60])
