@@ -35,8 +35,8 @@ def read_sides(query: str, gallery: str) -> dict[str, Any]:
     has_cameras = ["camid" in table for _, table in sides.values()]
     if len(set(has_cameras)) > 1:
         given, missing = (query, gallery) if has_cameras[0] else (gallery, query)
-        what = _label(missing, "camid").split(" ", 1)[1]
-        raise InputError(f"{missing}: has no {what}, but {given} has; both need it, or neither")
+        _, name = _label(missing, "camid")
+        raise InputError(f"{missing}: has no {name}, but {given} has; both need it, or neither")
     inputs: dict[str, Any] = {}
     for side, (features, table) in sides.items():
         inputs[f"{side}_features"] = features
@@ -50,10 +50,13 @@ def _read(path: str) -> tuple[np.ndarray, pd.DataFrame]:
 
     features, table = read_features(path)
     if "pid" not in table:
-        raise InputError(f"{path}: expected {_label(path, 'pid')}, the identity of each row of 'features'")
+        label = " ".join(_label(path, "pid"))
+        raise InputError(f"{path}: expected {label}, the identity of each row of 'features'")
     return features, table
 
 
-def _label(path: str, column: str) -> str:
-    """What a label is called in a file of this kind."""
-    return f"a column '{column}' in its CSV file" if Path(path).suffix == ".npy" else f"an array '{column}s'"
+def _label(path: str, column: str) -> tuple[str, str]:
+    """What a label is called in a file of this kind: the article and the name."""
+    if Path(path).suffix == ".npy":
+        return "a", f"column '{column}' in its CSV file"
+    return "an", f"array '{column}s'"

@@ -1,6 +1,6 @@
 """The nearest rows of each row of a feature matrix, exactly, in one pass of half a matrix product.
 
-A float32 product is the filter, and what its error leaves undecided is scored in float64, so neither the
+A product is the filter, and what its error leaves undecided is scored pair by pair in float64, so neither the
 block size nor the number of threads changes a neighbour. Scores are symmetric: a tile of the product serves
 its rows and its columns, and the tiles below the diagonal are never computed. Rows with the same content are
 searched once: their scores are equal, and equal scores go by row number.
