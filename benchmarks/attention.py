@@ -10,20 +10,14 @@ run, and medians are reported; memory is the growth of a fresh process's peak re
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
-import gc
-import multiprocessing
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from measuring import in_fresh_processes, interleaved, machine, peak_resident
 from torch import Tensor, nn
 
 from rga_reid.attention import CAM, PAM, RGA, CrissCross, DualAttention, NonLocal
@@ -107,36 +101,14 @@ def make(case: dict[str, Any]) -> Callable[[], None]:
 def peak_memory(case: dict[str, Any]) -> float:
     """Growth of this process's peak resident set during one run, in MiB."""
     run = make(case)
-    make({**case, "batch": 2})()  # libraries set themselves up; what that leaves free is given back
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status: no {field}")
+    make({**case, "batch": 2})()  # libraries set themselves up
+    return peak_resident(run)
 
 
 def compare(cases: list[dict[str, Any]], repeats: int) -> Iterator[dict[str, Any]]:
     """The cases with ``milliseconds`` (median of interleaved) and ``mebibytes``; the last is the base."""
-    runs = [make(case) for case in cases]
-    times: list[list[float]] = [[] for _ in cases]
-    for repeat in range(repeats + 1):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if repeat:
-                measured.append(1e3 * (time.perf_counter() - start))
-    del runs
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = pool.map(peak_memory, cases, chunksize=1)
-    medians = [statistics.median(measured) for measured in times]
+    medians = [1e3 * seconds for seconds in interleaved([make(case) for case in cases], repeats)]
+    memory = in_fresh_processes(peak_memory, cases)
     for case, milliseconds, mebibytes in zip(cases, medians, memory, strict=True):
         yield {
             **case,
@@ -162,19 +134,6 @@ def groups(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
                     if mechanism == "nonlocal_concatenation":
                         shared["batch"] = 1  # its explicit form makes a (B, C, N, N) tensor: 4 GiB at stage 1
                     yield [{**shared, "form": form} for form in ("fast", "explicit")]
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def main() -> None:

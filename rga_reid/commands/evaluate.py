@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
 from rga_reid.commands.output import check_output_file, print_ranking, progress
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
@@ -16,18 +17,33 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from rga_reid.evaluation import RankingResult, RepeatedResult
+
+#: ``evaluation.PROTOCOLS``, which --help does not import: it brings torch
+PROTOCOLS = ("market1501", "multi_query", "cuhk03", "cuhk03_classic", "msmt17", "no_cameras")
+
 
 def parser() -> ArgumentParser:
     """Options of ``evaluate``."""
     command = new_parser(
         "evaluate",
         "Rank a gallery for each query by their features, and compare with the true identities in the "
-        "protocol of Market-1501. The .npz files hold arrays features (n, d) and pids (n,), optionally "
-        "camids and paths. Without camids nothing is removed from the gallery but the query's own file, "
-        "known by its path.",
+        f"protocol of Market-1501. {FILES} Without cameras nothing is removed from the gallery but the "
+        "query's own file, known by its path.",
     )
-    command.add_argument("--query", metavar="Q.npz", required=True, help="features of the queries")
-    command.add_argument("--gallery", metavar="G.npz", required=True, help="features of the gallery")
+    add_feature_files(command)
+    command.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="the protocol of a data set, which needs the camera of every image (default: that of "
+        "Market-1501, with cameras as far as they are known)",
+    )
+    command.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
+    command.add_argument(
+        "--query-expansion",
+        action="store_true",
+        help="first move each query towards its nearest gallery items (alpha query expansion)",
+    )
     command.add_argument(
         "--metric", choices=["cosine", "euclidean"], default="cosine", help="how features are compared"
     )
@@ -50,48 +66,64 @@ def run(options: Namespace) -> None:
     check_output_file("--per-query", options.per_query)
     if options.per_query is not None and Path(options.per_query).suffix not in (".csv", ".parquet"):
         raise InputError(f"--per-query {options.per_query}: expected a name that ends in .csv or .parquet")
+    if options.query_expansion and options.metric != "cosine":
+        raise InputError("--query-expansion: expected --metric cosine, as expanded queries have length 1")
+    if options.protocol == "cuhk03_classic":
+        for option in ("rerank", "query_expansion"):
+            if options[option]:
+                name = option.replace("_", "-")
+                raise InputError(f"--{name}: not defined for cuhk03_classic, which draws its galleries")
 
-    from rga_reid.evaluation import evaluate_ranking
-
-    query, query_table = _read(options.query)
-    gallery, gallery_table = _read(options.gallery)
-    if ("camid" in query_table) != ("camid" in gallery_table):
-        files = (options.query, options.gallery)
-        given, missing = files if "camid" in query_table else files[::-1]
-        raise InputError(f"{missing}: has no array 'camids', but {given} has; both need it, or neither")
-    try:
-        with progress("ranking") as moved:
-            result = evaluate_ranking(
-                query,
-                gallery,
-                query_table["pid"],
-                gallery_table["pid"],
-                query_table.get("camid"),
-                gallery_table.get("camid"),
-                metric=options.metric,
-                average_precision=options.average_precision,
-                max_rank=options.max_rank,
-                query_paths=query_table.get("path"),
-                gallery_paths=gallery_table.get("path"),
-                device=options.device,
-                progress=moved,
-            )
-    except InputError as error:
-        raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
+    result = _evaluate(options, read_sides(options.query, options.gallery))
+    metrics = result.to_dict()
+    if options.protocol is not None:
+        metrics["protocol"] = options.protocol
     if options.json is not None:
-        write_json(options.json, result.to_dict())
+        write_json(options.json, metrics)
     if options.per_query is not None:
-        _write_table(options.per_query, result.to_frame())
+        _write_table(options.per_query, _per_query(result))
     print_ranking(result)
 
 
-def _read(path: str) -> tuple[np.ndarray, pd.DataFrame]:
-    from rga_reid.retrieval.feature_files import read_features
+def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | RepeatedResult:
+    from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_protocol, evaluate_ranking
 
-    features, table = read_features(path)
-    if "pid" not in table:
-        raise InputError(f"{path}: expected an array 'pids', the identity of each row of 'features'")
-    return features, table
+    try:
+        if options.query_expansion:
+            inputs["query_features"] = _expanded(options, inputs)
+        settings = {
+            "metric": options.metric,
+            "average_precision": options.average_precision,
+            "max_rank": options.max_rank,
+            "rerank": ReRanking() if options.rerank else None,
+            "device": options.device,
+        }
+        with progress("ranking") as moved:
+            if options.protocol is None:
+                return evaluate_ranking(**inputs, **settings, progress=moved)
+            return evaluate_protocol(PROTOCOLS[options.protocol], **inputs, **settings, progress=moved)
+    except InputError as error:
+        raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
+
+
+def _expanded(options: Namespace, inputs: dict[str, Any]) -> np.ndarray:
+    from rga_reid.evaluation import expand_queries
+
+    junk = (inputs["gallery_pids"] == -1).fillna(False).to_numpy(dtype=bool)
+    gallery = inputs["gallery_features"][~junk] if junk.any() else inputs["gallery_features"]
+    with progress("query expansion") as moved:
+        return expand_queries(inputs["query_features"], gallery, device=options.device, progress=moved)
+
+
+def _per_query(result: RankingResult | RepeatedResult) -> pd.DataFrame:
+    import pandas as pd
+
+    from rga_reid.evaluation import RankingResult
+
+    if isinstance(result, RankingResult):
+        return result.to_frame()
+    frames = [one.to_frame() for one in result.repeats]
+    return pd.concat(frames, keys=range(len(frames)), names=["repeat", None]).reset_index(level="repeat")
 
 
 def _write_table(path: str, table: pd.DataFrame) -> None:

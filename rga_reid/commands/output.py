@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rga_reid.errors import InputError
 
 if TYPE_CHECKING:
-    from rga_reid.evaluation import RankingResult
+    from rga_reid.evaluation import RankingResult, RepeatedResult
 
 
 def check_output_file(option: str, file: str | None) -> None:
@@ -35,28 +35,36 @@ def progress(what: str) -> Iterator[Callable[[float], None]]:
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-def print_ranking(result: RankingResult) -> None:
+def print_ranking(result: RankingResult | RepeatedResult) -> None:
     """The metrics as a table, the rule of ``result.mAP`` first, and what was ranked."""
     from rich.console import Console
     from rich.table import Table
 
+    metrics, settings = result.to_dict(), result.settings
+    deviation = metrics.get("deviation")
     table = Table("metric", title_justify="left")
-    table.add_column("percent", justify="right")
-    rules = [
-        ("mean average precision (step)", result.mAP_step),
-        ("mean average precision (trapezoid, the Market-1501 MATLAB rule)", result.mAP_trapezoid),
-    ]
-    for name, value in rules if result.settings["average_precision"] == "step" else rules[::-1]:
-        table.add_row(name, f"{100 * value:.2f}")
-    table.add_row("mean inverse negative penalty", f"{100 * result.mINP:.2f}")
-    metrics = result.to_dict()
-    for k in (1, 5, 10, 20):
-        table.add_row(f"rank-{k}", f"{100 * metrics[f'rank-{k}']:.2f}")
+    table.add_column("percent" if deviation is None else "percent, mean ± deviation", justify="right")
+    names = {
+        "mAP": "mean average precision (step)",
+        "mAP_trapezoid": "mean average precision (trapezoid, the Market-1501 MATLAB rule)",
+        "mINP": "mean inverse negative penalty",
+        **{f"rank-{k}": f"rank-{k}" for k in (1, 5, 10, 20)},
+    }
+    if settings["average_precision"] == "trapezoid":
+        names = {"mAP_trapezoid": names["mAP_trapezoid"], **names}
+    for key, name in names.items():
+        spread = "" if deviation is None else f" ± {100 * deviation[key]:.2f}"
+        table.add_row(name, f"{100 * metrics[key]:.2f}{spread}")
     console = Console(markup=False, highlight=False)
     console.print(table)
-    skipped = f"; {result.skipped_queries:,} skipped, without a match" if result.skipped_queries else ""
-    cameras = "" if result.settings["cameras"] == "given" else "; cameras: none"
-    console.print(
-        f"{result.valid_queries:,} queries against {result.gallery:,} gallery items{skipped}{cameras}",
-        soft_wrap=True,
-    )
+    count = metrics["queries"] - metrics["valid_queries"]
+    notes = [
+        f"{metrics['valid_queries']:,} queries against {metrics['gallery']:,} gallery items",
+        f"{count:,} skipped, without a match" if count else "",
+        "" if settings["cameras"] == "given" else "cameras: none",
+        "re-ranked (k1 {k1}, k2 {k2}, lambda {lambda_value})".format(**settings)
+        if settings["reranked"]
+        else "",
+        f"{metrics['repeats']} draws, seed {settings['seed']}" if deviation else "",
+    ]
+    console.print("; ".join(filter(None, notes)), soft_wrap=True)

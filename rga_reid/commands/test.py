@@ -18,6 +18,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--data.root", metavar="DIR", required=True, help="data set, or a CSV file")
     options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
     options.add_argument("--flip", action="store_true", help="average each feature with its mirror image's")
+    options.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
     options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     options.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
@@ -27,6 +28,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Check the files, embed, rank, print."""
     from rga_reid.data import load_card, read_table
+    from rga_reid.evaluation import ReRanking
     from rga_reid.experiments.testing import evaluate_model
     from rga_reid.files import write_json
     from rga_reid.models import Mirrored, load_model
@@ -45,6 +47,7 @@ def run(options: Namespace) -> None:
             junk_pids=load_card(options.data.dataset).junk_pids,
             batch_size=options.batch_size,
             device=device,
+            rerank=ReRanking() if options.rerank else None,
             progress=moved,
         )
     if options.json is not None:

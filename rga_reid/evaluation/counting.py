@@ -18,11 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rga_reid.evaluation.histograms import Histograms
 from rga_reid.evaluation.precision import full_precision
-from rga_reid.evaluation.scores import Scores
+from rga_reid.evaluation.scores import Scores, entries_reaching, tiles
 from rga_reid.evaluation.truth import GroundTruth
 
 _QUERIES = 4096  # at a time: each holds a histogram
@@ -97,14 +96,13 @@ class _Block:
     def positions(self, report: Callable[[float], None]) -> MatchPositions:
         real = np.float32 if self.scores.dtype == torch.float32 else np.float64
         histograms = Histograms(self.own.query, self.own.score, self.radius, real)
-        lowest = torch.from_numpy(histograms.lowest).to(self.scores.device)[:, None]
         others_before = np.zeros(len(self.match), dtype=np.int64)
         listed: list[_Pairs] = []
-        for tile, first_query, first_column in self._tiles():
-            reached = tile >= lowest[first_query : first_query + len(tile)]
-            place = np.flatnonzero(reached.cpu().numpy())
-            score = tile.take(torch.from_numpy(place).to(tile.device)).cpu().numpy()
-            query, column = np.divmod(place, tile.shape[1])
+        for tile, first_query, first_column in tiles(
+            self.scores, self.queries, self.truth.gallery_rows, self.block_size, size=_TILE
+        ):
+            lowest = histograms.lowest[first_query : first_query + len(tile), None]
+            query, column, score = entries_reaching(tile, lowest)
             query += first_query
             near = histograms.add(query, score)
             listed.append(self._others(query[near], column[near] + first_column, score[near]))
@@ -117,16 +115,6 @@ class _Block:
         owner, position = self.own.query[self.match], position[self.match]
         order = np.lexsort((position, owner))
         return MatchPositions(self.queries, owner, position[order])
-
-    def _tiles(self) -> Iterator[tuple[Tensor, int, int]]:
-        """Approximate scores, tile by tile, with the number of the first query and of the first column."""
-        left = self.scores.queries(self.queries, self.scores.dtype)
-        height = max(1, _TILE // self.block_size)
-        for column in range(0, len(self.truth.gallery_rows), self.block_size):
-            rows = self.truth.gallery_rows[column : column + self.block_size]
-            right = self.scores.gallery(rows, self.scores.dtype)
-            for query in range(0, len(self.queries), height):
-                yield self.scores.approximate(left[query : query + height], right), query, column
 
     def _own_scores(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Scores of the own items, by products in float64: queries of one identity share most of them."""

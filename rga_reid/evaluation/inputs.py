@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation.stacked import FeatureRows
 
 _ROWS = 64  # of float64 at a time: they stay in the processor's cache
 
@@ -33,7 +34,23 @@ def feature_matrix(values: Any, name: str) -> np.ndarray:
     return matrix
 
 
-def row_norms(features: np.ndarray, name: str, *, allow_zero: bool) -> np.ndarray:
+def feature_pair(query_features: Any, gallery_features: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The two feature matrices that nearly every function takes, checked by ``feature_matrix``.
+
+    Raises:
+        InputError: one of them is none, or their rows are of different lengths.
+    """
+    query = feature_matrix(query_features, "query_features")
+    gallery = feature_matrix(gallery_features, "gallery_features")
+    if query.shape[1] != gallery.shape[1]:
+        raise InputError(
+            "query_features, gallery_features: expected rows of one length, found "
+            f"{query.shape[1]} and {gallery.shape[1]}"
+        )
+    return query, gallery
+
+
+def row_norms(features: FeatureRows, name: str, *, allow_zero: bool) -> np.ndarray:
     """Euclidean length of each row of float32, float64 ``(n,)``; each depends on its own row only.
 
     Raises:
@@ -58,7 +75,7 @@ def refuse_rows(wrong: np.ndarray, name: str, what: str) -> None:
         raise InputError(f"{name}: row {int(np.argmax(wrong))}{others} holds {what}")
 
 
-def float32_rows(features: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+def float32_rows(features: FeatureRows, rows: np.ndarray | slice) -> np.ndarray:
     """Rows of a feature matrix in float32, C-contiguous; what is too large becomes infinite."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(features[rows], dtype=np.float32)
@@ -134,6 +151,38 @@ def file_names(values: Iterable[Any] | None, length: int, name: str) -> pd.Serie
     return pd.Series(paths, dtype="str")
 
 
+def label_tables(
+    shape: tuple[int, ...],
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    query_paths: Iterable[Any] | None,
+    gallery_paths: Iterable[Any] | None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is known of each query and of each gallery item, checked by ``labels`` and ``file_names``.
+
+    Args:
+        shape: (q, g), how many queries and gallery items there are.
+        query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths: as for
+            ``evaluate_ranking``.
+
+    Returns:
+        Two tables, of q and of g rows, with the columns ``path``, ``pid`` and ``camid``.
+
+    Raises:
+        InputError: no identities, cameras on one side only, or labels that do not fit.
+    """
+    if (query_camids is None) != (gallery_camids is None):
+        given, missing = ("gallery", "query") if query_camids is None else ("query", "gallery")
+        raise InputError(f"{missing}_camids: not given, but {given}_camids are; give both or neither")
+    queries, items = shape
+    return (
+        _label_table("query", queries, query_pids, query_camids, query_paths),
+        _label_table("gallery", items, gallery_pids, gallery_camids, gallery_paths),
+    )
+
+
 def torch_device(name: str | torch.device) -> torch.device:
     """A device that this machine has, the CPU or a CUDA device.
 
@@ -150,11 +199,35 @@ def torch_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the known ones."""
+    if value not in known:
+        raise InputError(f"{name}: expected {' or '.join(known)}, found {value!r}")
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Refuse a number below 1."""
+    if value < 1:
+        raise InputError(f"{name}: expected at least 1, found {value}")
+
+
 def _array(values: Any) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         tensor = values.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return np.asarray(values)
+
+
+def _label_table(side: str, length: int, pids: Any, camids: Any, paths: Iterable[Any] | None) -> pd.DataFrame:
+    if pids is None:
+        raise InputError(f"{side}_pids: expected {length} identities, found none")
+    return pd.DataFrame(
+        {
+            "path": file_names(paths, length, f"{side}_paths"),
+            "pid": labels(pids, length, f"{side}_pids"),
+            "camid": labels(camids, length, f"{side}_camids"),
+        }
+    )
 
 
 def _same_length(found: int, expected: int, name: str) -> None:

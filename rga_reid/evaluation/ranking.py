@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
 
-from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import match_positions
-from rga_reid.evaluation.inputs import distance_matrix, feature_matrix, file_names, labels, torch_device
+from rga_reid.evaluation.inputs import (
+    at_least_one,
+    distance_matrix,
+    feature_pair,
+    label_tables,
+    one_of,
+    torch_device,
+)
+from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
 from rga_reid.evaluation.result import RankingResult, per_query_metrics, summarise
-from rga_reid.evaluation.scores import CosineScores, DistanceScores, EuclideanScores, Scores
+from rga_reid.evaluation.scores import METRICS, DistanceScores, Metric, Scores
 from rga_reid.evaluation.truth import GroundTruth
 
-Metric = Literal["cosine", "euclidean"]
 AveragePrecision = Literal["step", "trapezoid"]
 
 
@@ -33,6 +40,7 @@ def evaluate_ranking(
     junk_pids: Sequence[int] = (-1,),
     query_paths: Iterable[Any] | None = None,
     gallery_paths: Iterable[Any] | None = None,
+    rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
     block_size: int = 4096,
     progress: Callable[[float], None] | None = None,
@@ -57,29 +65,44 @@ def evaluate_ranking(
         max_rank: length of the CMC curve.
         junk_pids: gallery items of these identities are left out, such queries are skipped.
         query_paths, gallery_paths: files, null where unknown: a query is known in the gallery by its path.
+        rerank: re-rank by k-reciprocal neighbours among all queries and the gallery without junk, and rank by
+            the re-ranked distances; they are never held either.
         device: where the products are computed, such as "cuda".
         block_size: gallery rows held on the device at a time.
         progress: told the fraction that is done, now and then.
 
     Raises:
         InputError: features, labels and paths that do not fit together; a row of features with NaN, infinity,
-            or, for cosines, only zeros; no query with a correct match.
+            or, for cosines, only zeros; no query with a correct match; a re-ranking that asks for more
+            neighbours than there are items.
     """
-    _one_of("metric", metric, get_args(Metric))
-    settings = _settings(metric, average_precision, max_rank, junk_pids)
+    one_of("metric", metric, get_args(Metric))
+    settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
+    at_least_one("block_size", block_size)
     where = torch_device(device)
-    query = feature_matrix(query_features, "query_features")
-    gallery = feature_matrix(gallery_features, "gallery_features")
-    if query.shape[1] != gallery.shape[1]:
-        raise InputError(
-            "query_features, gallery_features: expected rows of one length, found "
-            f"{query.shape[1]} and {gallery.shape[1]}"
+    query, gallery = feature_pair(query_features, gallery_features)
+    tables = label_tables(
+        (len(query), len(gallery)),
+        query_pids,
+        gallery_pids,
+        query_camids,
+        gallery_camids,
+        query_paths,
+        gallery_paths,
+    )
+    truth = GroundTruth(*tables, settings["junk_pids"])
+    scores: Scores = METRICS[metric](query, gallery, where)
+    if rerank is not None:
+        rows = truth.gallery_rows
+        # in products: half of all items with each other, then the queries with the gallery
+        search = (len(query) + len(rows)) ** 2 / 2
+        share = search / (search + len(query) * len(rows))
+        scores = ReRankedScores(
+            query, gallery, rows, metric, rerank, where, block_size, _part(progress, 0, share)
         )
-    _both_or_neither("camids", query_camids, gallery_camids)
-    query_table = _table("query", len(query), query_pids, query_camids, query_paths)
-    gallery_table = _table("gallery", len(gallery), gallery_pids, gallery_camids, gallery_paths)
-    scores = (CosineScores if metric == "cosine" else EuclideanScores)(query, gallery, where)
-    return _evaluate(scores, query_table, gallery_table, settings, block_size, progress)
+        progress = _part(progress, share, 1)
+        settings |= {"reranked": True, **asdict(rerank)}
+    return _evaluate(scores, truth, tables[0], settings, block_size, progress)
 
 
 def evaluate_distances(
@@ -107,24 +130,24 @@ def evaluate_distances(
     Raises:
         InputError: as for ``evaluate_ranking``.
     """
-    settings = _settings("distances", average_precision, max_rank, junk_pids)
+    settings = ranking_settings("distances", average_precision, max_rank, junk_pids)
+    at_least_one("block_size", block_size)
     matrix = distance_matrix(distances)
-    _both_or_neither("camids", query_camids, gallery_camids)
-    query_table = _table("query", matrix.shape[0], query_pids, query_camids, query_paths)
-    gallery_table = _table("gallery", matrix.shape[1], gallery_pids, gallery_camids, gallery_paths)
-    return _evaluate(DistanceScores(matrix), query_table, gallery_table, settings, block_size, progress)
+    tables = label_tables(
+        matrix.shape, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
+    )
+    truth = GroundTruth(*tables, settings["junk_pids"])
+    return _evaluate(DistanceScores(matrix), truth, tables[0], settings, block_size, progress)
 
 
 def _evaluate(
     scores: Scores,
+    truth: GroundTruth,
     query: pd.DataFrame,
-    gallery: pd.DataFrame,
     settings: dict[str, Any],
     block_size: int,
     progress: Callable[[float], None] | None,
 ) -> RankingResult:
-    _at_least_one("block_size", block_size)
-    truth = GroundTruth(query, gallery, settings["junk_pids"])
     settings["cameras"] = "given" if truth.has_cameras else "none"
     query.insert(0, "query", range(len(query)))
     if query["path"].isna().all():
@@ -136,21 +159,12 @@ def _evaluate(
     return summarise(table, len(truth.gallery_rows), settings)
 
 
-def _table(side: str, length: int, pids: Any, camids: Any, paths: Iterable[Any] | None) -> pd.DataFrame:
-    if pids is None:
-        raise InputError(f"{side}_pids: expected {length} identities, found none")
-    return pd.DataFrame(
-        {
-            "path": file_names(paths, length, f"{side}_paths"),
-            "pid": labels(pids, length, f"{side}_pids"),
-            "camid": labels(camids, length, f"{side}_camids"),
-        }
-    )
-
-
-def _settings(metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]) -> dict[str, Any]:
-    _one_of("average_precision", average_precision, get_args(AveragePrecision))
-    _at_least_one("max_rank", max_rank)
+def ranking_settings(
+    metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]
+) -> dict[str, Any]:
+    """The settings of a result, checked."""
+    one_of("average_precision", average_precision, get_args(AveragePrecision))
+    at_least_one("max_rank", max_rank)
     return {
         "metric": metric,
         "average_precision": average_precision,
@@ -160,17 +174,8 @@ def _settings(metric: str, average_precision: str, max_rank: int, junk_pids: Seq
     }
 
 
-def _both_or_neither(name: str, query: Any, gallery: Any) -> None:
-    if (query is None) != (gallery is None):
-        given, missing = ("gallery", "query") if query is None else ("query", "gallery")
-        raise InputError(f"{missing}_{name}: not given, but {given}_{name} are; give both or neither")
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name}: expected {' or '.join(known)}, found {value!r}")
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{name}: expected at least 1, found {value}")
+def _part(
+    progress: Callable[[float], None] | None, start: float, stop: float
+) -> Callable[[float], None] | None:
+    """What tells ``progress`` of a part of the work."""
+    return None if progress is None else lambda fraction: progress(start + fraction * (stop - start))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import MatchPositions
+
+RANKS = (1, 5, 10, 20)  #: k of the rank-k that are reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +55,74 @@ class RankingResult:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``evaluate --json`` writes. ``mAP`` is always the step rule here."""
-        first = self.per_query["first_match"].dropna().to_numpy(dtype=np.int64)
         return {
-            "mAP": self.mAP_step,
-            "mAP_trapezoid": self.mAP_trapezoid,
-            "mINP": self.mINP,
-            **{f"rank-{k}": float(np.mean(first <= k)) for k in (1, 5, 10, 20)},
+            **self._metrics(),
             "cmc": self.cmc.tolist(),
             "queries": len(self.per_query),
             "valid_queries": self.valid_queries,
             "gallery": self.gallery,
             "reranked": bool(self.settings["reranked"]),
         }
+
+    def _metrics(self) -> dict[str, float]:
+        first = self.per_query["first_match"].dropna().to_numpy(dtype=np.int64)
+        return {
+            "mAP": self.mAP_step,
+            "mAP_trapezoid": self.mAP_trapezoid,
+            "mINP": self.mINP,
+            **{f"rank-{k}": float(np.mean(first <= k)) for k in RANKS},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatedResult:
+    """Rankings of several draws of a gallery. Metrics are means over the draws, fractions, not percent."""
+
+    repeats: tuple[RankingResult, ...] = field(repr=False)  #: one for each draw, at least one
+
+    @property
+    def mAP(self) -> float:
+        """Mean over the draws, by the rule in ``settings["average_precision"]``."""
+        return float(np.mean([result.mAP for result in self.repeats]))
+
+    @property
+    def mAP_deviation(self) -> float:
+        """Sample standard deviation of one draw's mAP; 0 for a single draw."""
+        return _deviation([result.mAP for result in self.repeats])
+
+    @property
+    def cmc(self) -> np.ndarray:
+        """float64 ``(max_rank,)``, the mean curve."""
+        return np.mean([result.cmc for result in self.repeats], axis=0)
+
+    @property
+    def cmc_deviation(self) -> np.ndarray:
+        """float64 ``(max_rank,)``, sample standard deviation of one draw's curve, rank by rank."""
+        return np.array([_deviation(column) for column in zip(*(r.cmc for r in self.repeats), strict=True)])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was ranked, with ``repeats`` and ``seed``."""
+        return self.repeats[0].settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``evaluate --json`` writes: means, and under ``deviation`` the deviations of the draws."""
+        metrics = [result._metrics() for result in self.repeats]
+        values = {name: [metric[name] for metric in metrics] for name in metrics[0]}
+        return {
+            **self.repeats[0].to_dict(),
+            **{name: float(np.mean(value)) for name, value in values.items()},
+            "cmc": self.cmc.tolist(),
+            "repeats": len(self.repeats),
+            "deviation": {
+                **{name: _deviation(value) for name, value in values.items()},
+                "cmc": self.cmc_deviation.tolist(),
+            },
+        }
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def per_query_metrics(queries: pd.DataFrame, found: Iterable[MatchPositions]) -> pd.DataFrame:

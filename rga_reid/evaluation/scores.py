@@ -7,18 +7,21 @@ block, number of threads and device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rga_reid.evaluation.inputs import float32_rows, row_norms
+from rga_reid.evaluation.stacked import FeatureRows
 
 _SLICE = 512  # columns that are summed before they join the total
 _MANY = 2**18  # pairs for which a search for equal rows pays
 _TEMPORARY = 2**18  # float64 numbers that exact scores hold at a time
+_TILE = 2**19  # scores in a tile
 # What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
 _EXACT_ROUNDINGS = 48
 
@@ -45,6 +48,50 @@ class Scores(Protocol):
         """Scores of the pairs ``(query_rows[n], gallery_rows[n])``, float64 ``(n,)``."""
 
 
+class Tile(NamedTuple):
+    """Approximate scores of some queries and some gallery rows."""
+
+    scores: Tensor  #: (n, m)
+    query: int  #: number of the first query
+    column: int  #: number of the first gallery row
+
+
+def tiles(
+    scores: Scores,
+    query_rows: np.ndarray,
+    gallery_rows: np.ndarray,
+    block_size: int,
+    *,
+    dtype: torch.dtype | None = None,
+    size: int = _TILE,
+) -> Iterator[Tile]:
+    """Approximate scores of all pairs of these rows, tile by tile, all queries of a gallery block in turn.
+
+    Args:
+        scores: what computes them.
+        query_rows, gallery_rows: row numbers; all the queries are prepared at a time.
+        block_size: gallery rows prepared at a time.
+        dtype: of the scores; by default what is good enough for most pairs.
+        size: scores in a tile.
+    """
+    dtype = scores.dtype if dtype is None else dtype
+    left = scores.queries(query_rows, dtype)
+    height = max(1, size // block_size)
+    for column in range(0, len(gallery_rows), block_size):
+        right = scores.gallery(gallery_rows[column : column + block_size], dtype)
+        for query in range(0, len(query_rows), height):
+            yield Tile(scores.approximate(left[query : query + height], right), query, column)
+
+
+def entries_reaching(tile: Tensor, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and value of the entries of ``tile`` that are not below ``floor``, which broadcasts."""
+    reached = tile >= torch.from_numpy(floor).to(tile.device)
+    place = np.flatnonzero(reached.cpu().numpy())
+    value = tile.take(torch.from_numpy(place).to(tile.device)).cpu().numpy()
+    row, column = np.divmod(place, tile.shape[1])
+    return row, column, value
+
+
 class CosineScores:
     """The float64 dot product of two float32 rows, divided by the product of their lengths.
 
@@ -57,12 +104,12 @@ class CosineScores:
     """
 
     dtype = torch.float32
+    identical = 1.0  #: score of a row and itself, apart from rounding; no pair fits better
 
-    def __init__(self, query: np.ndarray, gallery: np.ndarray, device: torch.device) -> None:
+    def __init__(self, query: FeatureRows, gallery: FeatureRows, device: torch.device) -> None:
         self.device = device
         self._query, self._gallery = query, gallery
-        self._query_norms = row_norms(query, "query_features", allow_zero=False)
-        self._gallery_norms = row_norms(gallery, "gallery_features", allow_zero=False)
+        self._query_norms, self._gallery_norms = _norms(query, gallery, allow_zero=False)
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
         unit = _divided(self._query, rows, self._query_norms[rows], dtype)
@@ -100,12 +147,12 @@ class EuclideanScores:
     """
 
     dtype = torch.float32
+    identical = 0.0  #: score of a row and itself, apart from rounding; no pair fits better
 
-    def __init__(self, query: np.ndarray, gallery: np.ndarray, device: torch.device) -> None:
+    def __init__(self, query: FeatureRows, gallery: FeatureRows, device: torch.device) -> None:
         self.device = device
         self._query, self._gallery = query, gallery
-        query_norms = row_norms(query, "query_features", allow_zero=True)
-        gallery_norms = row_norms(gallery, "gallery_features", allow_zero=True)
+        query_norms, gallery_norms = _norms(query, gallery, allow_zero=True)
         longest = max(query_norms.max(), gallery_norms.max())
         self._unit = 2.0 ** np.ceil(np.log2(longest)) if longest > 0 else 1.0
         self._query_squares = (query_norms / self._unit) ** 2
@@ -163,7 +210,22 @@ class DistanceScores:
         return -self._distances[query_rows, gallery_rows].astype(np.float64)
 
 
-def _divided(features: np.ndarray, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+Metric = Literal["cosine", "euclidean"]
+METRICS: dict[Metric, type[CosineScores] | type[EuclideanScores]] = {
+    "cosine": CosineScores,
+    "euclidean": EuclideanScores,
+}
+
+
+def _norms(query: FeatureRows, gallery: FeatureRows, *, allow_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Row lengths of both sides, which may be the same matrix."""
+    lengths = row_norms(query, "query_features", allow_zero=allow_zero)
+    if gallery is query:
+        return lengths, lengths
+    return lengths, row_norms(gallery, "gallery_features", allow_zero=allow_zero)
+
+
+def _divided(features: FeatureRows, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Rows of float32 divided by their lengths, a new array of ``dtype``."""
     # lengths that float32 cannot hold, or hardly, are divided by in float64
     small, large = lengths.min(initial=1.0), lengths.max(initial=1.0)
@@ -208,9 +270,9 @@ def _squared_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _over_pairs(
     function: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    query: np.ndarray,
+    query: FeatureRows,
     query_rows: np.ndarray,
-    gallery: np.ndarray,
+    gallery: FeatureRows,
     gallery_rows: np.ndarray,
 ) -> np.ndarray:
     """``function(x, y)`` of pairs of rows, some at a time; x is float64, a copy that it may change.
@@ -232,8 +294,11 @@ def _over_pairs(
     return values
 
 
-def _first_twins(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _first_twins(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
     """Each row number replaced by that of the first row, among those given, with the same content."""
     distinct, place = np.unique(rows, return_inverse=True)
     first: dict[bytes, int] = {}
-    return np.array([first.setdefault(features[row].tobytes(), row) for row in distinct])[place]
+    digests = (hashlib.blake2b(features[row].tobytes(), digest_size=16).digest() for row in distinct)
+    return np.array([first.setdefault(digest, row) for digest, row in zip(digests, distinct, strict=True)])[
+        place
+    ]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation.ranges import expand_ranges, parts
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,20 @@ class GroundTruth:
         query, gallery: columns ``pid`` and ``camid`` (nullable integers) and ``path`` (text), null where
             unknown.
         junk_pids: identities that take no part.
+        chosen: bool ``(g,)``, gallery items that take part; all by default.
     """
 
-    def __init__(self, query: pd.DataFrame, gallery: pd.DataFrame, junk_pids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        query: pd.DataFrame,
+        gallery: pd.DataFrame,
+        junk_pids: Sequence[int],
+        chosen: np.ndarray | None = None,
+    ) -> None:
         junk = list(junk_pids)
+        part = ~gallery["pid"].isin(junk).to_numpy()
         #: rows of the gallery that take part, ascending: column c is row gallery_rows[c]
-        self.gallery_rows = np.flatnonzero(~gallery["pid"].isin(junk))
+        self.gallery_rows = np.flatnonzero(part if chosen is None else part & chosen)
         gallery = gallery.iloc[self.gallery_rows]
         query_pids = query["pid"].mask(query["pid"].isin(junk))
         self._query_pids, self._gallery_pids = _common_codes(query_pids, gallery["pid"])
@@ -53,27 +62,23 @@ class GroundTruth:
         """Whether cameras are known on both sides."""
         return bool((self._query_camids >= 0).any() and (self._gallery_camids >= 0).any())
 
-    def blocks(self, queries: int, entries: int) -> Iterator[np.ndarray]:
+    def blocks(self, queries: int, entries: int, *, strangers: bool = False) -> Iterator[np.ndarray]:
         """The queries whose identity the gallery has, in blocks; equal identities lie side by side.
 
         Args:
             queries: how many a block may have.
             entries: how many own items the queries of a block may have together (one query may have more).
+            strangers: also the queries of a known identity that the gallery lacks.
 
         Yields:
             Rows of the queries.
         """
         counts = self._by_pid.count(self._query_pids)
         order = np.argsort(self._query_pids, kind="stable")
-        order = order[counts[order] > 0]
-        ends = np.cumsum(counts[order])
-        start = 0
-        while start < len(order):
-            before = ends[start - 1] if start else 0
-            stop = int(np.searchsorted(ends, before + entries, side="right"))
-            stop = min(max(stop, start + 1), start + queries)
-            yield order[start:stop]
-            start = stop
+        wanted = self._query_pids >= 0 if strangers else counts > 0
+        order = order[wanted[order]]
+        for part in parts(counts[order], entries, most=queries):
+            yield order[part]
 
     def own_items(self, queries: np.ndarray) -> OwnItems:
         """The pairs that are special for these queries (rows of the query set)."""
@@ -137,10 +142,8 @@ class _Lookup:
     def find(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All pairs (number of a wanted code, place where it occurs), the places ascending for each."""
         first, last = self._range(codes)
-        counts = last - first
-        number = np.repeat(np.arange(len(codes)), counts)
-        within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return number, self._order[first[number] + within]
+        number, place = expand_ranges(first, last - first)
+        return number, self._order[place]
 
     def _range(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.searchsorted(self._sorted, codes, "left"), np.searchsorted(self._sorted, codes, "right")

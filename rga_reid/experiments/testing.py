@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation import RankingResult, evaluate_ranking
+from rga_reid.evaluation import RankingResult, ReRanking, evaluate_ranking
 from rga_reid.retrieval import extract_features
 from rga_reid.retrieval.extraction import Embedder
 
@@ -21,6 +21,7 @@ def evaluate_model(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     max_rank: int = 50,
+    rerank: ReRanking | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
     """Rank all gallery images of ``table`` for each of its queries, in the protocol of Market-1501.
@@ -31,6 +32,7 @@ def evaluate_model(
         junk_pids: gallery images with these pids count neither as right nor as wrong.
         batch_size, device: of the embedding.
         max_rank: length of the CMC curve.
+        rerank: re-rank by k-reciprocal neighbours.
         progress: told the share of the ranking that is done.
 
     Raises:
@@ -54,5 +56,6 @@ def evaluate_model(
         max_rank=max_rank,
         query_paths=query.path,
         gallery_paths=gallery.path,
+        rerank=rerank,
         progress=progress,
     )

@@ -3,6 +3,9 @@
 Arrays: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (whole numbers) and ``paths`` (text),
 each ``(n,)``. An array whose values are all unknown is left out. Where only some are unknown, ``pids_known``
 or ``camids_known`` (bool) tells which are not; no number stands for "unknown".
+
+Read, but not written, are also features alone in an ``.npy`` file ``NAME.npy`` with their labels in
+``NAME.csv``: a row for each feature, columns ``pid``, ``camid`` and ``path``, cells empty where unknown.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,21 +60,23 @@ def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFr
 def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
     """Read features and what is known of them. Nothing is unpickled.
 
+    Args:
+        path: of an ``.npz`` file, or of an ``.npy`` file with a CSV file beside it.
+
     Returns:
-        Features ``(n, d)``, floating-point as stored, and a table of n rows with those of the columns
-        ``path`` (text), ``pid`` and ``camid`` (Int64, null where unknown) that the file has.
+        Features ``(n, d)``, floating-point as stored (a memory map of an ``.npy`` file), and a table of n
+        rows with those of the columns ``path`` (text), ``pid`` and ``camid`` (Int64, null where unknown) that
+        the file has.
 
     Raises:
         InputError: not such a file; an array that is missing, pickled, damaged, or of another type or length.
             The message names the file and the array.
     """
+    if os.fspath(path).endswith(".npy"):
+        return _read_npy(path)
     arrays = _read_arrays(path)
     features = arrays["features"]
-    if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
-        raise InputError(
-            f"{path}: array 'features': expected floating-point numbers (n, d), found {features.dtype} "
-            f"{features.shape}"
-        )
+    _check_features(features, f"{path}: array 'features'")
     columns: dict[str, Any] = {}
     if "paths" in arrays:
         columns["path"] = pd.Series(_column(path, arrays, "paths", "U", len(features)), dtype="str")
@@ -84,6 +90,49 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
                 known = _column(path, arrays, f"{name}_known", "b", len(features))
             columns[column] = pd.arrays.IntegerArray(values.astype(np.int64), ~known)
     return features, pd.DataFrame(columns, index=pd.RangeIndex(len(features)))
+
+
+def _check_features(features: np.ndarray, name: str) -> None:
+    if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
+        raise InputError(
+            f"{name}: expected floating-point numbers (n, d), found {features.dtype} {features.shape}"
+        )
+
+
+def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror or error})") from None
+    except (ValueError, EOFError):
+        raise InputError(f"{path}: not an .npy file of plain numbers (empty, damaged or pickled)") from None
+    if not isinstance(features, np.ndarray):
+        raise InputError(f"{path}: expected a single array (.npy), found an .npz file")
+    _check_features(features, os.fspath(path))
+    return features, _read_labels(Path(path).with_suffix(".csv"), len(features))
+
+
+def _read_labels(file: Path, length: int) -> pd.DataFrame:
+    try:
+        cells = pd.read_csv(file, dtype="str", encoding="utf-8-sig", index_col=False, skip_blank_lines=False)
+    except FileNotFoundError:
+        raise InputError(
+            f"{file}: no such file; the labels of features in an .npy file are in a CSV file beside it, with "
+            "the columns pid, optionally camid and path"
+        ) from None
+    except (OSError, ValueError) as error:  # what pandas raises for bad CSV or bad UTF-8 are ValueErrors
+        raise InputError(f"{file}: not a CSV file in UTF-8 ({error})") from None
+    if len(cells) != length:
+        raise InputError(f"{file}: expected {length} rows, one for each feature, found {len(cells)}")
+    table = cells[[column for column in ("path", "pid", "camid") if column in cells]].copy()
+    for column in table.columns.intersection(list(_LABELS)):
+        try:
+            table[column] = pd.to_numeric(table[column]).astype("Int64")
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{file}: column '{column}': expected whole numbers, empty where unknown ({error})"
+            ) from None
+    return table
 
 
 def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

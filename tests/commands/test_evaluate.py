@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 
 from rga_reid.commands import main
+from rga_reid.commands.evaluate import PROTOCOLS as NAMES
+from rga_reid.evaluation import PROTOCOLS, evaluate_protocol, evaluate_ranking, expand_queries
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -103,6 +106,97 @@ def test_a_gallery_that_holds_the_queries(files: tuple[str, str], capfd: Any) ->
     assert not re.search(r"rank-1 +│ +100\.00", with_paths)
 
 
+# Re-ranking, expansion, protocols ---------------------------------------------------------------------------
+
+
+def metrics(files: tuple[str, str], tmp_path: Path, *options: str) -> dict[str, Any]:
+    assert run(files, *options, "--json", str(tmp_path / "metrics.json")) == 0
+    return json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_re_ranking_equals_the_published_code(files: tuple[str, str], tmp_path: Path, capfd: Any) -> None:
+    expected = json.loads((FIXTURES / "ranking.json").read_text())["reranked"]
+    found = metrics(files, tmp_path, "--rerank")
+    assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-6)
+    np.testing.assert_allclose(found["cmc"], expected["cmc"], atol=1e-6)
+    assert found["reranked"] is True
+    assert "re-ranked (k1 20, k2 6, lambda 0.3)" in capfd.readouterr().out
+
+
+def test_query_expansion_moves_the_queries(files: tuple[str, str], tmp_path: Path) -> None:
+    with np.load(files[0]) as query, np.load(files[1]) as gallery:
+        kept = gallery["pids"] != -1
+        expanded = expand_queries(query["features"], gallery["features"][kept])
+        labels = [side[name] for name in ("pids", "camids") for side in (query, gallery)]
+        expected = evaluate_ranking(expanded, gallery["features"], *labels)
+    found = metrics(files, tmp_path, "--query-expansion")
+    assert found["mAP"] == pytest.approx(expected.mAP, abs=1e-12)
+    assert found["mAP"] != pytest.approx(metrics(files, tmp_path)["mAP"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "cuhk03_classic"])
+def test_protocols(files: tuple[str, str], tmp_path: Path, name: str) -> None:
+    with np.load(files[0]) as query, np.load(files[1]) as gallery:
+        labels = [side[part] for part in ("pids", "camids") for side in (query, gallery)]
+        expected = evaluate_protocol(PROTOCOLS[name], query["features"], gallery["features"], *labels)
+    found = metrics(files, tmp_path, "--protocol", name)
+    assert found == expected.to_dict() | {"protocol": name}
+
+
+def test_the_classic_protocol_has_deviations(files: tuple[str, str], tmp_path: Path, capfd: Any) -> None:
+    table = tmp_path / "queries.csv"
+    found = metrics(files, tmp_path, "--protocol", "cuhk03_classic", "--per-query", str(table))
+    assert (found["repeats"], found["queries"]) == (100, 120)
+    assert found["deviation"]["mAP"] > 0
+    out = capfd.readouterr().out
+    shown = f"{100 * found['mAP']:.2f} ± {100 * found['deviation']['mAP']:.2f}"
+    assert re.search(rf"mean average precision \(step\) +│ +{re.escape(shown)}", out)
+    assert "100 draws, seed 0" in out
+    assert len(pd.read_csv(table)) == 12000
+
+
+def test_the_names_of_protocols_are_those_of_the_library() -> None:
+    assert tuple(PROTOCOLS) == NAMES
+
+
+# Features alone, beside a table -----------------------------------------------------------------------------
+
+
+def as_npy(files: tuple[str, str], **changes: Any) -> tuple[str, str]:
+    """The same features and labels as .npy and .csv files."""
+    targets = []
+    for path in files:
+        with np.load(path) as arrays:
+            np.save(Path(path).with_suffix(".npy"), arrays["features"])
+            columns = {"pid": arrays["pids"], "camid": arrays["camids"], "path": arrays["paths"]} | changes
+        table = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
+        table.to_csv(Path(path).with_suffix(".csv"), index=False)
+        targets.append(str(Path(path).with_suffix(".npy")))
+    return targets[0], targets[1]
+
+
+def test_arrays_beside_a_table_give_the_same(files: tuple[str, str], tmp_path: Path) -> None:
+    assert metrics(as_npy(files), tmp_path) == metrics(files, tmp_path)
+    mixed = as_npy(files)[0], files[1]
+    assert metrics(mixed, tmp_path) == metrics(files, tmp_path)
+
+
+def test_a_table_without_people_or_cameras(
+    files: tuple[str, str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    npy = as_npy(files, camid=None)
+    assert metrics(npy, tmp_path)["mAP"] > 0.14
+    words = ["evaluate", "--query", npy[0], "--gallery"]
+    assert "query.npy: has no column 'camid' in its CSV file, but" in refused(*words, files[1])
+    npy = as_npy(files, pid=None)
+    assert "query.npy: expected a column 'pid' in its CSV file" in refused(*words, npy[1])
+    Path(npy[0]).with_suffix(".csv").unlink()
+    assert "query.csv: no such file; the labels of features in an .npy file" in refused(*words, npy[1])
+
+
+# Bad input --------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -146,6 +240,13 @@ def test_bad_files_exit_with_2(files: tuple[str, str], capfd: Any, arrays: Any, 
         (["--device", "nowhere"], "device 'nowhere': not available"),
         (["--gallery", "nowhere.npz"], "nowhere.npz: cannot read it (No such file or directory)"),
         (["--querry", "x"], "did you mean --query?"),
+        (["--protocol", "market"], "market"),
+        (["--query-expansion", "--metric", "euclidean"], "--query-expansion: expected --metric cosine"),
+        (["--protocol", "cuhk03_classic", "--rerank"], "--rerank: not defined for cuhk03_classic"),
+        (
+            ["--protocol", "cuhk03_classic", "--query-expansion"],
+            "--query-expansion: not defined for cuhk03_classic",
+        ),
     ],
 )
 def test_bad_options_exit_with_2(

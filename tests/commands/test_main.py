@@ -42,9 +42,9 @@ def test_unknown_command_suggests_the_nearest(refused: Callable[..., str]) -> No
     assert "did you mean query?" in refused("qurey")
 
 
-@pytest.mark.parametrize("name", ["test", "features", "evaluate", "query"])
+@pytest.mark.parametrize("name", ["test", "features", "evaluate", "calibrate", "query"])
 def test_mistyped_option_suggests_the_nearest(name: str, refused: Callable[..., str]) -> None:
-    option = "--gallry" if name in ("evaluate", "query") else "--checkpont"
+    option = "--gallry" if name in ("evaluate", "calibrate", "query") else "--checkpont"
     assert "did you mean --" in refused(name, option, "x")
 
 

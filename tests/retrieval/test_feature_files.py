@@ -135,9 +135,10 @@ def test_bad_files_are_named(path: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"features\.npz") as caught:
             read_features(path)
         assert "\n" not in str(caught.value), name
-    np.save(tmp_path / "single.npy", FEATURES)
+    with open(tmp_path / "single.npz", "wb") as file:
+        np.save(file, FEATURES)
     with pytest.raises(InputError, match=r"found a single array \(.npy\)"):
-        read_features(tmp_path / "single.npy")
+        read_features(tmp_path / "single.npz")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("features.npy", b"not an array")
     with pytest.raises(InputError, match="array 'features'"):
@@ -164,3 +165,67 @@ def test_nothing_is_written_of_what_does_not_fit(path: Path, features: Any, rows
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write there"):
         write_features(tmp_path / "missing" / "features.npz", FEATURES, table(pid=[1, 2, 3]))
+
+
+# Features alone, beside a table ----------------------------------------------------------------------------
+
+
+def beside(folder: Path, text: str, features: Any = FEATURES) -> Path:
+    np.save(folder / "other.npy", features)
+    (folder / "other.csv").write_text(text, encoding="utf-8")
+    return folder / "other.npy"
+
+
+def test_npy_with_a_table_beside_it(tmp_path: Path) -> None:
+    path = beside(tmp_path, "note,pid,path,camid\nx,7,a.jpg,1\nx,,b.jpg,\nx,-1,,3.0\n")
+    features, labels = read_features(path)
+    assert isinstance(features, np.memmap)
+    np.testing.assert_array_equal(features, FEATURES)
+    assert labels["pid"].tolist() == [7, pd.NA, -1]
+    assert labels["camid"].tolist() == [1, pd.NA, 3]
+    assert labels["path"].iloc[:2].tolist() == ["a.jpg", "b.jpg"]
+    assert labels["path"].isna().tolist() == [False, False, True]
+    assert (labels["pid"].dtype, labels["camid"].dtype) == (pd.Int64Dtype(), pd.Int64Dtype())
+    assert list(read_features(beside(tmp_path, "pid\n7\n\n8\n"))[1].columns) == ["pid"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pid\n1\n2\n", r"other\.csv: expected 3 rows, one for each feature, found 2"),
+        ("pid\n1\n2.5\n3\n", r"other\.csv: column 'pid': expected whole numbers, empty where unknown"),
+        ("pid,camid\n1,a\n2,b\n3,c\n", r"other\.csv: column 'camid': expected whole numbers"),
+        ("", r"other\.csv: not a CSV file in UTF-8"),
+        ('pid\n"1\n2\n3\n', r"other\.csv: not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_features(beside(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_npy_files_are_named(tmp_path: Path) -> None:
+    labels = "pid\n1\n2\n3\n"
+    with pytest.raises(
+        InputError, match=r"other\.npy: expected floating-point numbers .* found int64 \(3,\)"
+    ):
+        read_features(beside(tmp_path, labels, np.arange(3)))
+    with pytest.raises(InputError, match=r"other\.npy: not an \.npy file of plain numbers"):
+        read_features(beside(tmp_path, labels, np.array([{}] * 3)))
+    path = beside(tmp_path, labels)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"other\.npy: not an \.npy file"):
+        read_features(path)
+    with open(path, "wb") as file:
+        np.savez(file, features=FEATURES)
+    with pytest.raises(InputError, match=r"other\.npy: expected a single array \(\.npy\), found an \.npz"):
+        read_features(path)
+    path.with_suffix(".csv").unlink()
+    np.save(path, FEATURES)
+    with pytest.raises(
+        InputError, match=r"other\.csv: no such file; the labels of features in an \.npy file"
+    ):
+        read_features(path)
+    with pytest.raises(InputError, match=r"missing\.npy: cannot read it"):
+        read_features(tmp_path / "missing.npy")

@@ -1,0 +1,105 @@
+"""What the benchmarks share: times that are fair to each other, the memory of a run, and the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SAMPLED = 0.002  # seconds between two looks at the memory
+
+
+def interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[float]:
+    """Median seconds of each run; they take turns, so that a slow spell of the machine meets all of them.
+
+    Args:
+        runs: what is timed.
+        repeats: turns of each.
+        warm_up: take one turn more, the first, that does not count.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(-int(warm_up), repeats):
+        for run, measured in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if turn >= 0:
+                measured.append(time.perf_counter() - start)
+    return [statistics.median(measured) for measured in times]
+
+
+def in_fresh_processes(function: Callable[[Any], float], cases: Sequence[Any]) -> list[float]:
+    """``function(case)``, each in a process of its own, one after the other."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return pool.map(function, cases, chunksize=1)
+
+
+def peak_resident(run: Callable[[], object]) -> float:
+    """Growth of this process's peak resident set during a run, in MiB (Linux, glibc)."""
+    give_back()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    run()
+    return (status("VmHWM") - before) / 1024
+
+
+def peak_anonymous(run: Callable[[], object]) -> float:
+    """Growth of this process's anonymous memory during a run at its peak, in MiB (Linux, glibc).
+
+    Pages of mapped files are not counted. The kernel keeps no peak of this figure: it is sampled, every two
+    milliseconds or as often as the interpreter lets another thread run.
+    """
+    give_back()
+    before = peak = status("RssAnon")
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_SAMPLED):
+            peak = max(peak, status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return (peak - before) / 1024
+
+
+def give_back() -> None:
+    """Return to the system what earlier runs have freed."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def status(field: str) -> int:
+    """A figure of this process, in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status: no {field}")
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

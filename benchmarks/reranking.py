@@ -1,0 +1,46 @@
+"""Time and memory of an evaluation with re-ranking, on this machine, with synthetic features.
+
+``evaluate_ranking(..., rerank=ReRanking())`` against the bare matrix product of all images, queries and
+gallery together, block by block, that the published way begins with; and against a loop that sorts all images
+for each image, which is the second step of that way (some of them, extrapolated). What is compared is
+interleaved in one run, and medians are reported; memory is the growth of a fresh process's anonymous memory
+(Linux, glibc): the features lie in memory maps.
+
+    python benchmarks/reranking.py --sizes market1501 msmt17 --repeats 3 --out benchmarks/reranking.json
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from synthetic import bare_product, main
+
+from rga_reid.evaluation import ReRanking, evaluate_ranking
+
+
+def product(inputs: dict[str, Any]) -> None:
+    """All images with all."""
+    sides = [inputs["query_features"], inputs["gallery_features"]]
+    bare_product(sides, sides)
+
+
+def re_ranking(inputs: dict[str, Any]) -> None:
+    """What is measured."""
+    evaluate_ranking(**inputs, rerank=ReRanking())
+
+
+def sorted_loop(inputs: dict[str, Any], sample: int) -> float:
+    """Seconds to sort all images for every image, from the first of them."""
+    items = torch.from_numpy(np.concatenate([inputs["query_features"], inputs["gallery_features"]]))
+    start = time.perf_counter()
+    for row in items[:sample]:
+        np.argsort(-(items @ row).numpy())
+    return (time.perf_counter() - start) / sample * len(items)
+
+
+if __name__ == "__main__":
+    runs = {"bare product, (q + g) x (q + g)": product, "evaluate_ranking, re-ranked": re_ranking}
+    main(__doc__, runs, sorted_loop)

@@ -1,0 +1,159 @@
+"""Measurements on features as a trained model might give them: people in clusters, and strangers.
+
+The features lie in memory maps, in a temporary folder, so that no anonymous memory is theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from measuring import in_fresh_processes, interleaved, machine, peak_anonymous
+
+from rga_reid.files import write_json
+
+BLOCK = 4096  # rows of a product at a time, as evaluate_ranking has it
+
+Run: TypeAlias = Callable[[dict[str, Any]], object]  #: of inputs from ``read_features``
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a data set is.
+
+    Args:
+        queries, items: images of each side.
+        strangers: of the items, the last, those of people nobody asks for.
+        people: identities.
+        cameras: of both sides.
+    """
+
+    queries: int
+    items: int
+    strangers: int
+    people: int
+    cameras: int
+
+
+SIZES = {
+    "tiny": Size(60, 500, 100, 12, 3),  # to see that a script runs
+    "market1501": Size(3368, 15913, 2798, 750, 6),
+    "msmt17": Size(11659, 82161, 0, 3060, 15),
+    "market1501_500k": Size(3368, 515913, 502798, 750, 6),
+}
+
+
+def write_features(folder: Path, name: str, columns: int, seed: int = 0) -> None:
+    """Draw features and labels of a size in ``SIZES`` and write them below ``folder``.
+
+    A person is a random direction, a picture of the person is that direction and noise: about as near to its
+    kind as to the nearest others, so that a ranking has something to get wrong.
+    """
+    size, rng = SIZES[name], np.random.default_rng(seed)
+    centres = rng.standard_normal((size.people, columns), np.float32)
+    for side, count, strangers in (("query", size.queries, 0), ("gallery", size.items, size.strangers)):
+        pids = rng.integers(1, size.people + 1, count)
+        pids[count - strangers :] = 0
+        labels = {"pids": pids, "camids": rng.integers(0, size.cameras, count)}
+        np.savez(folder / f"{side}.npz", **labels)
+        rows = np.lib.format.open_memmap(folder / f"{side}.npy", "w+", np.float32, (count, columns))
+        for start in range(0, count, BLOCK):
+            block = pids[start : start + BLOCK]
+            noise = rng.standard_normal((len(block), columns), np.float32)
+            rows[start : start + BLOCK] = np.where(block[:, None] > 0, centres[block - 1], 0) + 3 * noise
+        rows.flush()
+
+
+def read_features(folder: Path) -> dict[str, Any]:
+    """The features of a folder, as ``evaluate_ranking`` takes them; memory maps."""
+    inputs: dict[str, Any] = {}
+    for side in ("query", "gallery"):
+        inputs[f"{side}_features"] = np.load(folder / f"{side}.npy", mmap_mode="r")
+        with np.load(folder / f"{side}.npz") as labels:
+            inputs |= {f"{side}_{label}": labels[label] for label in ("pids", "camids")}
+    return inputs
+
+
+def bare_product(left: list[np.ndarray], right: list[np.ndarray]) -> None:
+    """The float32 product of all rows on the left with all on the right, block by block, nothing kept."""
+    for rows in left:
+        for start in range(0, len(rows), BLOCK):
+            a = torch.from_numpy(np.array(rows[start : start + BLOCK]))
+            for others in right:
+                for first in range(0, len(others), BLOCK):
+                    a @ torch.from_numpy(np.array(others[first : first + BLOCK])).T
+
+
+def measure(
+    name: str,
+    folder: Path,
+    runs: dict[str, Run],
+    loop: Callable[[dict[str, Any], int], float],
+    options: argparse.Namespace,
+) -> Iterator[dict[str, Any]]:
+    """Rows of results for one size. The first of the runs is what the others are compared to."""
+    torch.set_num_threads(options.threads)
+    inputs = read_features(folder)
+    seconds = interleaved(
+        [lambda run=run: run(inputs) for run in runs.values()], options.repeats, warm_up=options.repeats > 1
+    )
+    memory = in_fresh_processes(_peak_memory, [(run, folder, options.threads) for run in runs.values()])
+    sample = min(options.sample, SIZES[name].queries)
+    rows = [*zip(runs, seconds, memory, strict=True)]
+    rows.append((f"sorted loop, extrapolated from {sample} images", loop(inputs, sample), float("nan")))
+    for what, time_taken, mebibytes in rows:
+        yield {
+            "size": name,
+            "what": what,
+            "seconds": round(time_taken, 4),
+            "time_ratio": round(time_taken / seconds[0], 3),
+            "mebibytes": None if np.isnan(mebibytes) else round(mebibytes, 1),
+        }
+
+
+def main(description: str, runs: dict[str, Run], loop: Callable[[dict[str, Any], int], float]) -> None:
+    """Measure, print a table and write JSON.
+
+    Args:
+        description: of the script.
+        runs: what is measured, by name; functions of a module, as they are sent to other processes.
+        loop: estimates the seconds of the plain way for all images, from a sample of so many.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", help="write the results there as JSON")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--sizes", nargs="+", default=["market1501"], choices=SIZES)
+    parser.add_argument("--columns", type=int, default=2048, help="length of a feature")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sample", type=int, default=100, help="images of the loop")
+    parser.add_argument(
+        "--folder", help="for the features, while they are needed (default: that of the system)"
+    )
+    options = parser.parse_args()
+    results = []
+    print("| size | what | s | × | MiB |\n" + "|---" * 5 + "|")
+    for name in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            write_features(Path(folder), name, options.columns)
+            for row in measure(name, Path(folder), runs, loop, options):
+                results.append(row)
+                memory = "" if row["mebibytes"] is None else f"{row['mebibytes']:.0f}"
+                figures = f"{row['seconds']:.2f} | {row['time_ratio']:.2f} | {memory}"
+                print(f"| {name} | {row['what']} | {figures} |", flush=True)
+    if options.out:
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "folder")}
+        write_json(options.out, {"machine": machine(), "options": settings, "results": results})
+
+
+def _peak_memory(case: tuple[Run, Path, int]) -> float:
+    run, folder, threads = case
+    torch.set_num_threads(threads)
+    inputs = read_features(folder)
+    return peak_anonymous(lambda: run(inputs))

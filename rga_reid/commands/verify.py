@@ -1,0 +1,60 @@
+"""``verify``: do two pictures show the same person?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.output import check_output_file
+from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import InputError
+from rga_reid.files import write_json
+
+
+def parser() -> ArgumentParser:
+    """Options of ``verify``."""
+    command = new_parser(
+        "verify",
+        "Compare two pictures of people. The score is the cosine similarity of their features; a decision "
+        "needs the threshold of this model, which calibrate finds.",
+    )
+    command.add_argument("first", metavar="A", help="image file")
+    command.add_argument("second", metavar="B", help="image file")
+    command.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
+    command.add_argument("--threshold", type=float, help="same person from this score on")
+    command.add_argument("--calibration", metavar="FILE", help="JSON of calibrate, which has the threshold")
+    command.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
+    return command
+
+
+def run(options: Namespace) -> None:
+    """Check the files, embed, compare, print."""
+    check_output_file("--json", options.json)
+    if options.threshold is not None and options.calibration is not None:
+        raise InputError("--threshold, --calibration: expected one of them, found both")
+    for image in (options.first, options.second):
+        if not Path(image).is_file():
+            raise InputError(f"{image}: no such image file")
+
+    from rga_reid.models import load_model
+    from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.retrieval.verification import read_threshold, verify
+
+    threshold = options.threshold
+    if options.calibration is not None:
+        threshold = read_threshold(options.calibration)
+    device = choose_device(options.device)
+    model = load_model(options.checkpoint, device)
+    found = verify(model, options.first, options.second, threshold, device)
+    if options.json is not None:
+        images = {"first": options.first, "second": options.second}
+        write_json(options.json, {**images, **asdict(found), "same": found.same})
+    print(f"score {found.score:.6f}")
+    if found.threshold is None:
+        print("no decision: it needs a threshold (--calibration FILE or --threshold T)")
+    else:
+        print(f"threshold {found.threshold:.6f}")
+        print(f"decision: {'the same person' if found.same else 'different people'}")

@@ -1,0 +1,162 @@
+"""The protocols in which results are published, each a small object that holds its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, Union
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation.inputs import (
+    at_least_one,
+    feature_pair,
+    float32_rows,
+    label_tables,
+    row_norms,
+)
+from rga_reid.evaluation.ranges import parts
+from rga_reid.evaluation.ranking import evaluate_ranking
+from rga_reid.evaluation.result import RankingResult, RepeatedResult
+from rga_reid.evaluation.single_shot import evaluate_single_shot
+
+_AVERAGED = 4096  # rows at a time, in float64
+
+
+@dataclass(frozen=True)
+class SingleQuery:
+    """Each query on its own; items of its person and its camera are removed.
+
+    The protocol of Market-1501 (Zheng et al., ICCV 2015), of MSMT17 (Wei et al., CVPR 2018) and of CUHK03 as
+    split anew into 767 and 700 people (Zhong et al., CVPR 2017).
+    """
+
+
+@dataclass(frozen=True)
+class MultiQuery:
+    """As ``SingleQuery``, with one query for each person and camera: the mean of its features, of length 1.
+
+    The multiple-query protocol of Market-1501 with average pooling. The queries are to be all images of a
+    person in a camera (Market's ``gt_bbox``), or as many as there are.
+    """
+
+
+@dataclass(frozen=True)
+class SingleShot:
+    """One drawn image of each person, from another camera than the query's, many times.
+
+    The classic protocol of CUHK03 (Li et al., CVPR 2014), for one of its 20 splits.
+
+    Args:
+        repeats: draws; the result has their mean and deviation.
+        seed: of the draws.
+
+    Raises:
+        InputError: no repeat.
+    """
+
+    repeats: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one("repeats", self.repeats)
+
+
+@dataclass(frozen=True)
+class NoCameras:
+    """Each query on its own, cameras unknown: nothing but the query's own file, by its path, is removed."""
+
+
+Protocol: TypeAlias = Union[SingleQuery, MultiQuery, SingleShot, NoCameras]  # noqa: UP007 - at run time
+
+#: by the names that ``evaluate --protocol`` takes
+PROTOCOLS: dict[str, Protocol] = {
+    "market1501": SingleQuery(),
+    "multi_query": MultiQuery(),
+    "cuhk03": SingleQuery(),
+    "cuhk03_classic": SingleShot(),
+    "msmt17": SingleQuery(),
+    "no_cameras": NoCameras(),
+}
+
+
+def evaluate_protocol(
+    protocol: Protocol,
+    query_features: Any,
+    gallery_features: Any,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
+    **options: Any,
+) -> RankingResult | RepeatedResult:
+    """Rank the gallery for each query as a protocol has it.
+
+    Args:
+        protocol: one of the classes here, such as ``PROTOCOLS["market1501"]``.
+        query_features, gallery_features, query_pids, gallery_pids, query_camids, gallery_camids: as for
+            ``evaluate_ranking``.
+        options: keywords of ``evaluate_ranking``; ``SingleShot`` takes no ``rerank``.
+
+    Returns:
+        ``RepeatedResult`` for ``SingleShot``, otherwise ``RankingResult``; the queries of ``MultiQuery`` are
+        the pairs of a person and a camera, in their order. ``settings["protocol"]`` names the class.
+
+    Raises:
+        InputError: as ``evaluate_ranking``; or the camera of an image is unknown to a protocol that needs it.
+    """
+    name, junk = type(protocol).__name__, options.get("junk_pids", (-1,))
+    query, gallery = feature_pair(query_features, gallery_features)
+    labels = (query_pids, gallery_pids, query_camids, gallery_camids)
+    if isinstance(protocol, NoCameras):
+        return _named(evaluate_ranking(query, gallery, query_pids, gallery_pids, **options), name)
+    tables = label_tables((len(query), len(gallery)), *labels, None, None)
+    for side, table in zip(("query", "gallery"), tables, strict=True):
+        _require_cameras(table, side, name, junk)
+    if isinstance(protocol, SingleShot):
+        if options.pop("rerank", None) is not None:
+            raise InputError("rerank: not defined for galleries of one image for each person (SingleShot)")
+        repeated = evaluate_single_shot(
+            query, gallery, *labels, repeats=protocol.repeats, seed=protocol.seed, **options
+        )
+        return RepeatedResult(tuple(_named(result, name) for result in repeated.repeats))
+    if isinstance(protocol, MultiQuery):
+        query, people = _averaged(query, tables[0], junk)
+        labels = (people["pid"], gallery_pids, people["camid"], gallery_camids)
+        options |= {"query_paths": None, "gallery_paths": None}  # a mean is no file
+    return _named(evaluate_ranking(query, gallery, *labels, **options), name)
+
+
+def _named(result: RankingResult, protocol: str) -> RankingResult:
+    return replace(result, settings={**result.settings, "protocol": protocol})
+
+
+def _require_cameras(table: pd.DataFrame, side: str, protocol: str, junk: Any) -> None:
+    """Refuse an image of a known person in an unknown camera."""
+    unknown = table["camid"].isna() & table["pid"].notna() & ~table["pid"].isin(list(junk))
+    if unknown.any():
+        raise InputError(
+            f"{side}_camids: the protocol {protocol} needs the camera of every image, row "
+            f"{int(unknown.argmax())} has none; NoCameras does without"
+        )
+
+
+def _averaged(features: np.ndarray, table: pd.DataFrame, junk: Any) -> tuple[np.ndarray, pd.DataFrame]:
+    """Mean features of each person in each camera, of length 1, and whose they are."""
+    row_norms(features, "query_features", allow_zero=True)  # names a bad row before it is averaged away
+    rows = np.flatnonzero(table["pid"].notna() & ~table["pid"].isin(list(junk)))
+    if not len(rows):
+        raise InputError("query_pids: every query is junk or of unknown identity; nothing to look for")
+    kept = table.iloc[rows]
+    group = kept.groupby(["pid", "camid"], sort=False).ngroup().to_numpy()
+    order = rows[np.argsort(group, kind="stable")]
+    sizes = np.bincount(group)
+    starts = np.cumsum(sizes) - sizes
+    means = np.empty((len(sizes), features.shape[1]))
+    for part in parts(sizes, _AVERAGED):
+        begin = starts[part.start]
+        members = order[begin : starts[part.stop - 1] + sizes[part.stop - 1]]
+        sums = np.add.reduceat(float32_rows(features, members).astype(np.float64), starts[part] - begin)
+        means[part] = sums / np.sqrt((sums * sums).sum(axis=1, keepdims=True))
+    return means, kept[["pid", "camid"]].drop_duplicates()

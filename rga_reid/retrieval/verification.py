@@ -1,0 +1,71 @@
+"""Do two pictures show the same person? A score, and a decision where a threshold is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation.scores import CosineScores
+from rga_reid.retrieval.extraction import Embedder, extract_features
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What two pictures are to each other."""
+
+    score: float  #: cosine of their features, from −1 to 1: higher is more alike
+    threshold: float | None  #: None if none is known
+
+    @property
+    def same(self) -> bool | None:
+        """Whether the score reaches the threshold; None without one."""
+        return None if self.threshold is None else bool(self.score >= self.threshold)
+
+
+def verify(
+    model: Embedder,
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    threshold: float | None = None,
+    device: str | torch.device | None = None,
+) -> Verification:
+    """Compare two pictures of people.
+
+    Args:
+        model: what embeds them.
+        first, second: image files.
+        threshold: from which score on they are taken for one person; ``calibrate`` finds it.
+        device: where the model runs; by default where it is.
+
+    Raises:
+        InputError: a file that is not an image; a feature without a direction.
+    """
+    features, _ = extract_features(model, [first, second], device=device)
+    scores = CosineScores(features[:1], features[1:], torch.device("cpu"))
+    here = np.zeros(1, dtype=np.int64)
+    return Verification(float(scores.exact(here, here)[0]), threshold)
+
+
+def read_threshold(path: str | os.PathLike[str]) -> float:
+    """The threshold in a JSON file of ``rga-reid calibrate``.
+
+    Raises:
+        InputError: no such file, or not one with a threshold.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror or error})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected the JSON of rga-reid calibrate ({error})") from None
+    threshold = values.get("threshold") if isinstance(values, dict) else None
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise InputError(f"{path}: expected the JSON of rga-reid calibrate, with a number 'threshold'")
+    return float(threshold)

@@ -1,0 +1,291 @@
+"""Thresholds and error rates against loops over all scores; collected pairs against loops over all pairs."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import Calibration, calibrate, pair_scores, pairs
+from rga_reid.evaluation.score_counts import CosineCounts
+from rga_reid.evaluation.scores import CosineScores
+
+
+def drawn(seed: int = 0, genuine: int = 300, impostor: int = 5000) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0.6, 0.15, genuine), rng.normal(0.1, 0.15, impostor)
+    return (np.round(scores[0], 2), np.round(scores[1], 2)) if seed % 2 else scores  # with ties, without
+
+
+def measured_rate(scores: np.ndarray, threshold: float) -> float:
+    return sum(score >= threshold for score in scores) / len(scores)
+
+
+# Thresholds ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.0002, 0.001, 0.0137, 0.2, 0.999])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_threshold_is_the_smallest_that_keeps_the_rate(seed: int, rate: float) -> None:
+    genuine, impostor = drawn(seed)
+    calibration = calibrate(genuine, impostor)
+    threshold = calibration.threshold(rate)
+    assert measured_rate(impostor, threshold) == calibration.false_match_rate(threshold) <= rate
+    assert measured_rate(impostor, np.nextafter(threshold, -np.inf)) > rate
+    assert calibration.false_non_match_rate(threshold) == pytest.approx(1 - measured_rate(genuine, threshold))
+
+
+def test_every_whole_number_of_false_matches_is_met() -> None:
+    """The product of rate and number rounds up as often as down."""
+    for total in (3, 7, 10, 49, 1000):
+        calibration = calibrate([0.0], np.arange(total, dtype=float))
+        for matches in range(1, total):
+            assert calibration.false_match_rate(calibration.threshold(matches / total)) == matches / total
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (
+            0.0001,
+            r"0\.0001 cannot be measured on 5,000 impostor scores; .* 0\.0002 .* at least 10,000 scores",
+        ),
+        (0.0, r"false_match_rate: expected between 0 and 1, found 0\.0"),
+        (1, r"false_match_rate: expected between 0 and 1, found 1"),
+        (float("nan"), r"false_match_rate: expected between 0 and 1, found nan"),
+    ],
+)
+def test_rates_that_cannot_be_had(rate: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        calibrate(*drawn()).threshold(rate)
+
+
+def test_the_equal_error_rate() -> None:
+    for seed in range(6):
+        genuine, impostor = drawn(seed, genuine=40 + seed, impostor=200)
+        expected = min(
+            max(measured_rate(impostor, t), 1 - measured_rate(genuine, t))
+            for t in np.concatenate([genuine, impostor, np.nextafter(impostor, np.inf)])
+        )
+        assert calibrate(genuine, impostor).equal_error_rate == pytest.approx(expected, abs=1e-12)
+    assert calibrate([0.5, 0.9], [0.1, 0.4]).equal_error_rate == 0
+    assert calibrate([0.1, 0.2], [0.8, 0.9]).equal_error_rate == 1
+
+
+def test_histograms_hold_every_score() -> None:
+    genuine, impostor = drawn()
+    edges, *counts = calibrate(genuine, impostor).histograms(37)
+    for scores, found in zip((genuine, impostor), counts, strict=True):
+        np.testing.assert_array_equal(found, np.histogram(scores, edges)[0])
+        assert found.sum() == len(scores)
+
+
+def test_to_dict_is_json() -> None:
+    calibration = calibrate(*drawn())
+    values = json.loads(json.dumps(calibration.to_dict(0.01), allow_nan=False))
+    assert values["threshold"] == calibration.threshold(0.01)
+    assert values["false_match_rate"] == values["false_matches"] / 5000 == 0.01
+    assert values["wanted_false_match_rate"] == 0.01
+    assert (values["genuine_pairs"], values["impostor_pairs"]) == (300, 5000)
+    assert sum(values["histogram"]["impostor"]) == 5000
+    assert "threshold" not in calibration.to_dict()
+
+
+def test_every_form_of_scores_gives_the_same() -> None:
+    genuine, impostor = (scores.astype(np.float32) for scores in drawn())
+    expected = calibrate(genuine, impostor).to_dict(0.01)
+    for form in (list, torch.from_numpy, np.float64):
+        assert calibrate(form(genuine), form(impostor)).to_dict(0.01) == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([], r"impostor_scores: expected numbers \(n,\), at least one, found float64 \(0,\)"),
+        ([[0.5]], r"impostor_scores: expected numbers .* found float64 \(1, 1\)"),
+        (["a"], r"impostor_scores: expected numbers"),
+        ([0.5, np.nan], r"impostor_scores: entry 1 is nan"),
+        ([-np.inf, 0], r"impostor_scores: entry 0 is -inf"),
+    ],
+)
+def test_bad_scores_are_named(scores: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        calibrate([0.5], scores)
+
+
+# Counts of cosines -----------------------------------------------------------------------------------------
+
+
+def test_counts_at_the_edges_of_the_grid_are_exact() -> None:
+    rng = np.random.default_rng(0)
+    edges = (2 * rng.integers(-(2**19), 2**19, 500) + 1) / 2**20
+    scores = np.concatenate([edges, np.nextafter(edges, 2), np.nextafter(edges, -2), [1, -1, 1 + 1e-15]])
+    counts = CosineCounts()
+    counts.add(scores)
+    expected = [int((scores >= edge).sum()) for edge in edges]
+    assert counts.at_least(edges).tolist() == expected
+    assert counts.total == len(scores)
+    assert counts.at_least(np.array([-7.0, 7.0])).tolist() == [len(scores), 0]
+    assert (counts.at_least(edges - 1e-8) >= expected).all()  # within a cell: all of it
+    assert counts.near_edge(scores[:1500], 1e-15).all()
+    counts.add(scores, -1)
+    assert counts.total == 0
+
+
+def test_thresholds_on_the_grid() -> None:
+    genuine, impostor = drawn(2)
+    impostor = np.clip(impostor, -1, 1)
+    counts = CosineCounts()
+    counts.add(impostor)
+    exact, grid = calibrate(genuine, impostor), calibrate(genuine, counts)
+    for rate in (0.0002, 0.001, 0.03, 0.5):
+        assert 0 <= grid.threshold(rate) - exact.threshold(rate) <= 2**-19
+        assert grid.false_match_rate(grid.threshold(rate)) == measured_rate(impostor, grid.threshold(rate))
+    assert grid.equal_error_rate == pytest.approx(exact.equal_error_rate, abs=1e-3)
+    assert grid.histograms()[2].sum() == 5000
+    low, high = counts.bounds
+    assert low <= impostor.min() <= impostor.max() < high
+
+
+# Pairs -----------------------------------------------------------------------------------------------------
+
+
+def images(seed: int, queries: int = 20, items: int = 90, columns: int = 16) -> dict[str, Any]:
+    """With junk, unknown identities and cameras, and files on both sides."""
+    rng = np.random.default_rng(seed)
+    case: dict[str, Any] = {}
+    for side, count in (("query", queries), ("gallery", items)):
+        pids = rng.integers(-1, 8, count).astype(object)
+        camids = rng.integers(0, 3, count).astype(object)
+        pids[rng.random(count) < 0.1] = None
+        camids[rng.random(count) < 0.1] = None
+        case[f"{side}_features"] = rng.standard_normal((count, columns)).astype(np.float32)
+        case[f"{side}_pids"], case[f"{side}_camids"] = pids, camids
+        case[f"{side}_paths"] = [f"{n}.jpg" for n in rng.permutation(200)[:count]]
+    case["gallery_features"][: items // 3] = case["query_features"][0]  # ties
+    return case
+
+
+def naive_pairs(case: dict[str, Any]) -> tuple[list[float], list[float]]:
+    genuine, impostor = [], []
+    query, gallery = (case[f"{side}_features"].astype(np.float64) for side in ("query", "gallery"))
+    for q, x in enumerate(query):
+        for g, y in enumerate(gallery):
+            pids = case["query_pids"][q], case["gallery_pids"][g]
+            camids = case["query_camids"][q], case["gallery_camids"][g]
+            if None in pids or -1 in pids or case["query_paths"][q] == case["gallery_paths"][g]:
+                continue
+            score = float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+            if pids[0] != pids[1]:
+                impostor.append(score)
+            elif None in camids or camids[0] != camids[1]:
+                genuine.append(score)
+    return genuine, impostor
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_equal_the_naive_loop(seed: int) -> None:
+    case = images(seed)
+    found = pair_scores(**case, block_size=17 + seed)
+    genuine, impostor = naive_pairs(case)
+    np.testing.assert_allclose(np.sort(found.genuine), np.sort(genuine), rtol=0, atol=1e-12)
+    assert found.impostor.total == len(impostor)
+    edges = (2 * np.arange(-(2**19), 2**19, 2**10) + 1) / 2**20
+    expected = len(impostor) - np.searchsorted(np.sort(impostor), edges)
+    np.testing.assert_array_equal(found.impostor.at_least(edges), expected)
+    calibration = calibrate(found.genuine, found.impostor)
+    assert isinstance(calibration, Calibration)
+    assert calibration.threshold(0.01) == pytest.approx(
+        calibrate(genuine, impostor).threshold(0.01), abs=2e-6
+    )
+
+
+def test_no_count_depends_on_blocks_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = images(1, columns=600)
+    expected = pair_scores(**case)
+    threads = torch.get_num_threads()
+    try:
+        for block_size, count, queries in ((3, 1, 7), (50, 2, 11)):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(pairs, "_QUERIES", queries)
+            found = pair_scores(**case, block_size=block_size)
+            assert sorted(found.genuine) == sorted(expected.genuine)
+            every = np.arange(-(2**19), 2**19 + 1) / 2**19
+            np.testing.assert_array_equal(found.impostor.at_least(every), expected.impostor.at_least(every))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_error_within_its_bound_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = images(0)
+    features = [case[f"{side}_features"] for side in ("query", "gallery")]
+    scores = CosineScores(*features, torch.device("cpu"))
+    exact = CosineCounts()
+    rows = np.arange(20), np.arange(90)
+    pairs._count_all(exact, scores, *rows, 30)
+    approximate = scores.approximate
+
+    def wrong(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        tile = approximate(queries, gallery)
+        return tile + 1e-7 * torch.sign(torch.sin(1e6 * tile))
+
+    monkeypatch.setattr(scores, "approximate", wrong)
+    every = (2 * np.arange(-(2**19), 2**19) + 1) / 2**20
+    for error, same in ((1e-12, False), (1e-7, True)):
+        monkeypatch.setattr(scores, "error", lambda dtype, error=error: error)
+        off = CosineCounts()
+        pairs._count_all(off, scores, *rows, 30)
+        assert (exact.at_least(every) == off.at_least(every)).all() == same
+
+
+def test_impostors_take_bounded_memory() -> None:
+    rng = np.random.default_rng(0)
+    query, gallery = rng.standard_normal((400, 8), np.float32), rng.standard_normal((12000, 8), np.float32)
+    tracemalloc.start()
+    try:
+        found = pair_scores(query, gallery, rng.integers(0, 300, 400), rng.integers(0, 300, 12000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.impostor.total > 4.7e6
+    assert peak < 37e6  # these scores alone would take 38 MB
+
+
+def test_progress_ends_at_one() -> None:
+    told: list[float] = []
+    pair_scores(**images(0), progress=told.append)
+    assert told[-1] == 1
+
+
+GOOD: dict[str, Any] = {
+    "query_features": np.eye(2, dtype=np.float32),
+    "gallery_features": np.ones((3, 2), np.float32),
+    "query_pids": [7, 8],
+    "gallery_pids": [7, 8, 8],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_pids": [1, 2]}, r"identities do not overlap"),
+        (
+            {"query_pids": [7, 7], "gallery_pids": [7, 7, None]},
+            r"expected pairs of two different people, found",
+        ),
+        ({"query_camids": [1, 2]}, r"gallery_camids: not given, but query_camids are"),
+        ({"query_features": np.zeros((2, 2), "f4")}, r"query_features: row 0 .* holds only zeros"),
+        ({"query_features": np.ones((2, 5), "f4")}, r"expected rows of one length, found 5 and 2"),
+        ({"block_size": 0}, r"block_size: expected at least 1"),
+        ({"query_pids": None}, r"query_pids: expected 2 identities, found none"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
+    assert len(pair_scores(**GOOD).genuine) == 3
+    with pytest.raises(InputError, match=message):
+        pair_scores(**GOOD | change)

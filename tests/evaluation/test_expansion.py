@@ -1,0 +1,101 @@
+"""Query expansion against a loop over queries in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import expand_queries, expansion, highest
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float64)
+    return rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))
+
+
+def naive_expansion(query: np.ndarray, gallery: np.ndarray, k: int, alpha: float) -> np.ndarray:
+    query, gallery = unit(query), unit(gallery)
+    rows = []
+    for x in query:
+        cosines = (gallery * x).sum(axis=1)
+        nearest = np.argsort(-cosines, kind="stable")[:k]
+        rows.append(x + sum(max(cosines[n], 0) ** alpha * gallery[n] for n in nearest))
+    return unit(np.stack(rows))
+
+
+def features(queries: int = 30, items: int = 200, columns: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((queries, columns)).astype(np.float32)
+    gallery = rng.standard_normal((items, columns)).astype(np.float32) * 3
+    gallery[:queries] = query + 0.3 * gallery[:queries]
+    gallery[100:] = gallery[rng.integers(0, 100, items - 100)]  # ties
+    return query, gallery
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(1, 3), (10, 3.0), (10, 0), (50, 0.5), (200, 1)])
+def test_equals_the_naive_loop(k: int, alpha: float) -> None:
+    query, gallery = features()
+    expanded = expand_queries(query, gallery, k=k, alpha=alpha)
+    assert expanded.dtype == np.float32
+    np.testing.assert_allclose(expanded, naive_expansion(query, gallery, k, alpha), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(expanded, axis=1), 1, atol=1e-6)
+
+
+def test_opposite_items_have_no_weight() -> None:
+    query = np.array([[1, 0]], np.float32)
+    gallery = np.array([[-2, 0], [-1, -1]], np.float32)
+    np.testing.assert_array_equal(expand_queries(query, gallery, k=2, alpha=1), query)
+
+
+def test_no_bit_depends_on_blocks_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = features(columns=600)
+    gallery[:100] = gallery[:1] * (1 + 1e-7 * gallery[:100])  # closer together than a product can tell
+    expected = expand_queries(query, gallery)
+    threads = torch.get_num_threads()
+    try:
+        for block_size, count, queries, few in ((3, 1, 7, 20), (64, 2, 29, 300)):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(expansion, "_QUERIES", queries)
+            monkeypatch.setattr(highest, "_WAITING", few)
+            monkeypatch.setattr(highest, "_STRIP", few)
+            np.testing.assert_array_equal(expand_queries(query, gallery, block_size=block_size), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_it_helps_where_people_cluster() -> None:
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.eye(8, 32, dtype=np.float32), 12, axis=0)
+    query, gallery = (people + 0.35 * rng.standard_normal((96, 32))).astype(np.float32), people
+    before = (unit(query) * people).sum(axis=1)
+    after = (unit(expand_queries(query, gallery)) * people).sum(axis=1)
+    assert after.mean() > 1.2 * before.mean()
+
+
+def test_progress_ends_at_one() -> None:
+    told: list[float] = []
+    expand_queries(*features(), progress=told.append)
+    assert told[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, r"k: expected at least 1, found 0"),
+        ({"k": 201}, r"k: expected at most 200, the number of gallery items, found 201"),
+        ({"alpha": -1}, r"alpha: expected a number from 0, found -1"),
+        ({"alpha": np.inf}, r"alpha: expected a number from 0, found inf"),
+        ({"block_size": 0}, r"block_size: expected at least 1"),
+        ({"gallery_features": np.zeros((200, 20), "f4")}, r"gallery_features: row 0 .* holds only zeros"),
+        ({"query_features": np.full((3, 20), np.nan)}, r"query_features: row 0 .* holds NaN"),
+        ({"query_features": np.ones((3, 2))}, r"expected rows of one length, found 2 and 20"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
+    query, gallery = features()
+    with pytest.raises(InputError, match=message):
+        expand_queries(**{"query_features": query, "gallery_features": gallery} | change)

@@ -1,0 +1,240 @@
+"""Protocols: what each removes, averages or draws."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import (
+    PROTOCOLS,
+    RankingResult,
+    RepeatedResult,
+    ReRanking,
+    evaluate_protocol,
+    evaluate_ranking,
+)
+from rga_reid.evaluation.protocols import MultiQuery, NoCameras, SingleQuery, SingleShot
+
+
+def people(seed: int, queries: int = 40, items: int = 160, cameras: int = 3) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    pids = rng.integers(-1, 9, queries + items)
+    features = (rng.standard_normal((10, 16))[pids] + 1.2 * rng.standard_normal((len(pids), 16))).astype("f4")
+    camids = rng.integers(0, cameras, len(pids))
+    case: dict[str, Any] = {}
+    for name, values in (("features", features), ("pids", pids), ("camids", camids)):
+        case[f"query_{name}"], case[f"gallery_{name}"] = values[:queries], values[queries:]
+    return case
+
+
+def same(a: RankingResult, b: RankingResult) -> bool:
+    return a.to_frame().equals(b.to_frame()) and a.to_dict() == b.to_dict()
+
+
+def single(protocol: Any, case: dict[str, Any], **options: Any) -> RankingResult:
+    result = evaluate_protocol(protocol, **case, **options)
+    assert isinstance(result, RankingResult)
+    assert result.settings["protocol"] == type(protocol).__name__
+    return result
+
+
+def shots(protocol: Any, case: dict[str, Any], **options: Any) -> RepeatedResult:
+    result = evaluate_protocol(protocol, **case, **options)
+    assert isinstance(result, RepeatedResult)
+    return result
+
+
+def test_the_names() -> None:
+    assert list(PROTOCOLS) == [
+        "market1501",
+        "multi_query",
+        "cuhk03",
+        "cuhk03_classic",
+        "msmt17",
+        "no_cameras",
+    ]
+    assert PROTOCOLS["cuhk03_classic"] == SingleShot(repeats=100, seed=0)
+    with pytest.raises(AttributeError):
+        PROTOCOLS["cuhk03_classic"].repeats = 3  # type: ignore[union-attr, misc]
+
+
+# Single query ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["market1501", "cuhk03", "msmt17"])
+def test_single_query_is_the_plain_ranking(name: str) -> None:
+    case = people(0)
+    assert same(single(PROTOCOLS[name], case), evaluate_ranking(**case))
+    options: dict[str, Any] = {"metric": "euclidean", "max_rank": 7, "rerank": ReRanking(5, 2)}
+    assert same(single(PROTOCOLS[name], case, **options), evaluate_ranking(**case, **options))
+
+
+def test_no_cameras_removes_the_query_only() -> None:
+    case = people(0)
+    paths = {
+        "query_paths": [f"{n}.jpg" for n in range(40)],
+        "gallery_paths": [f"{n}.jpg" for n in range(160)],
+    }
+    result = single(NoCameras(), case, **paths)
+    without = {name: values for name, values in case.items() if "camids" not in name}
+    assert same(result, evaluate_ranking(**without, **paths))
+    assert result.settings["cameras"] == "none"
+    assert same(single(NoCameras(), without), evaluate_ranking(**without))
+
+
+# Multiple queries ------------------------------------------------------------------------------------------
+
+
+def test_multi_query_averages_each_person_in_each_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = people(1)
+    groups: dict[tuple[int, int], list[np.ndarray]] = {}
+    for feature, pid, camid in zip(
+        case["query_features"], case["query_pids"], case["query_camids"], strict=True
+    ):
+        if pid != -1:
+            groups.setdefault((pid, camid), []).append(feature.astype(np.float64))
+    means = np.stack([np.mean(features, axis=0) for features in groups.values()])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    pids, camids = zip(*groups, strict=True)
+    expected = evaluate_ranking(
+        means, case["gallery_features"], pids, case["gallery_pids"], camids, case["gallery_camids"]
+    )
+    for rows in (1, 5, 4096):
+        monkeypatch.setattr("rga_reid.evaluation.protocols._AVERAGED", rows)
+        result = single(MultiQuery(), case)
+        assert result.to_frame().equals(expected.to_frame())
+        assert result.mAP == pytest.approx(expected.mAP, abs=1e-12)
+    assert len(result.to_frame()) == len(groups) < 40
+
+
+def test_multi_query_takes_paths_for_granted() -> None:
+    case = people(1)
+    paths = {"query_paths": ["a.jpg"] * 40, "gallery_paths": ["a.jpg"] * 160}
+    assert same(single(MultiQuery(), case, **paths), single(MultiQuery(), case))
+
+
+# Single shot -----------------------------------------------------------------------------------------------
+
+
+def test_single_shot_without_a_choice_is_the_plain_ranking() -> None:
+    """One image of each person in the other camera: every draw is the same."""
+    rng = np.random.default_rng(0)
+    case = {
+        "query_features": rng.standard_normal((12, 8)).astype(np.float32),
+        "gallery_features": rng.standard_normal((12, 8)).astype(np.float32),
+        "query_pids": np.arange(12),
+        "gallery_pids": rng.permutation(12),
+        "query_camids": np.zeros(12, int),
+        "gallery_camids": np.ones(12, int),
+    }
+    result = shots(SingleShot(repeats=4), case)
+    plain = evaluate_ranking(**case)
+    assert result.mAP == pytest.approx(plain.mAP, abs=1e-12)
+    np.testing.assert_allclose(result.cmc, plain.cmc, atol=1e-12)
+    assert result.mAP_deviation == pytest.approx(0, abs=1e-12)
+    assert result.repeats[0].gallery == 12
+
+
+def test_single_shot_draws_all_galleries_equally_often() -> None:
+    """The mean over all possible galleries, against the mean over many draws."""
+    rng = np.random.default_rng(3)
+    gallery_pids, gallery_camids = np.array([1, 1, 1, 2, 2, 3, 3, 3]), np.array([1, 1, 0, 1, 1, 1, 1, 0])
+    case = {
+        "query_features": rng.standard_normal((3, 4)).astype(np.float32),
+        "gallery_features": rng.standard_normal((8, 4)).astype(np.float32),
+        "query_pids": [1, 2, 3],
+        "gallery_pids": gallery_pids,
+        "query_camids": [0, 0, 0],
+        "gallery_camids": gallery_camids,
+    }
+    choices = [np.flatnonzero((gallery_pids == pid) & (gallery_camids == 1)) for pid in (1, 2, 3)]
+    galleries = [sorted(draw) for draw in itertools.product(*choices)]
+    parts = ("features", "pids", "camids")
+    exact = [
+        evaluate_ranking(**case | {f"gallery_{part}": case[f"gallery_{part}"][draw] for part in parts})
+        for draw in galleries
+    ]
+    assert len(exact) == 8
+    result = shots(SingleShot(repeats=400, seed=1), case)
+    tolerance = 4 * result.mAP_deviation / np.sqrt(400)
+    assert 0 < tolerance < 0.1
+    assert result.mAP == pytest.approx(np.mean([one.mAP for one in exact]), abs=tolerance)
+    possible = {round(one.mAP, 9) for one in exact}
+    assert {round(one.mAP, 9) for one in result.repeats} == possible
+
+
+def test_single_shot_ranks_each_camera_against_the_others() -> None:
+    case = people(2)
+    result = shots(SingleShot(repeats=5), case)
+    asked = case["query_pids"] >= 0
+    assert (result.repeats[0].valid_queries, result.repeats[0].skipped_queries) == (
+        asked.sum(),
+        (~asked).sum(),
+    )
+    assert result.repeats[0].gallery == 9
+    assert (result.repeats[0].to_frame()["matches"][asked] == 1).all()
+    assert result.mAP == pytest.approx(np.mean([one.mAP for one in result.repeats]))
+    assert result.mAP_deviation == pytest.approx(np.std([one.mAP for one in result.repeats], ddof=1))
+    assert result.cmc_deviation.shape == result.cmc.shape == (50,)
+
+
+def test_single_shot_is_reproducible() -> None:
+    case = people(2)
+    first, again, other = (shots(SingleShot(5, seed), case).to_dict() for seed in (1, 1, 2))
+    assert first == again != other
+    values = json.loads(json.dumps(first, allow_nan=False))
+    assert values["repeats"] == 5
+    assert set(values["deviation"]) == {"mAP", "mAP_trapezoid", "mINP", "cmc"} | {
+        f"rank-{k}" for k in (1, 5, 10, 20)
+    }
+    assert values["rank-5"] == pytest.approx(values["cmc"][4])
+    assert shots(SingleShot(1), case).mAP_deviation == 0
+
+
+def test_single_shot_tells_its_progress() -> None:
+    told: list[float] = []
+    shots(SingleShot(4), people(0), progress=told.append, metric="euclidean", block_size=30)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+# Bad input -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [SingleQuery(), MultiQuery(), SingleShot(2)])
+def test_cameras_are_needed(protocol: Any) -> None:
+    case = people(0)
+    without = {name: values for name, values in case.items() if "camids" not in name}
+    with pytest.raises(
+        InputError, match=r"query_camids: the protocol \w+ needs the camera of every image, row"
+    ):
+        evaluate_protocol(protocol, **without)
+    cameras = case["gallery_camids"].astype(object)
+    cameras[np.flatnonzero(case["gallery_pids"] == -1)] = None  # nobody asks for junk
+    evaluate_protocol(protocol, **case | {"gallery_camids": cameras})
+    row = int(np.flatnonzero(case["gallery_pids"] == 3)[2])
+    cameras[row] = None
+    with pytest.raises(InputError, match=rf"gallery_camids: .* row {row} has none"):
+        evaluate_protocol(protocol, **case | {"gallery_camids": cameras})
+
+
+def test_bad_input_is_named() -> None:
+    case = people(0)
+    with pytest.raises(InputError, match="repeats: expected at least 1, found 0"):
+        SingleShot(repeats=0)
+    with pytest.raises(InputError, match=r"rerank: not defined for galleries of one image"):
+        evaluate_protocol(SingleShot(2), **case, rerank=ReRanking())
+    with pytest.raises(InputError, match=r"no query has its person in another camera"):
+        evaluate_protocol(
+            SingleShot(2), **case | {"query_camids": np.ones(40, int), "gallery_camids": np.ones(160, int)}
+        )
+    with pytest.raises(InputError, match=r"every query is junk or of unknown identity"):
+        evaluate_protocol(MultiQuery(), **case | {"query_pids": np.full(40, -1)})
+    spoiled = case["query_features"].copy()
+    spoiled[5] = np.nan
+    with pytest.raises(InputError, match=r"query_features: row 5 holds NaN"):
+        evaluate_protocol(MultiQuery(), **case | {"query_features": spoiled})
