@@ -1,7 +1,8 @@
 """Retrieval: feature extraction and galleries."""
 
-from rga_reid.retrieval.extraction import extract_features
-from rga_reid.retrieval.gallery import Gallery
+from rga_reid.retrieval.builder import GalleryBuilder
+from rga_reid.retrieval.extraction import extract_features, stream_features
+from rga_reid.retrieval.gallery import Erasure, Gallery
 from rga_reid.retrieval.model_record import ModelRecord
 
-__all__ = ["Gallery", "ModelRecord", "extract_features"]
+__all__ = ["Erasure", "Gallery", "GalleryBuilder", "ModelRecord", "extract_features", "stream_features"]

@@ -1,4 +1,4 @@
-"""Galleries larger than memory: rows stream in, a gallery folder comes out, and an interruption loses little."""
+"""Galleries larger than memory: rows stream in, a folder comes out, an interruption loses little."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows
 from rga_reid.retrieval.contents import Contents
 from rga_reid.retrieval.gallery import Gallery
-from rga_reid.retrieval.gallery_folder import UNFINISHED, folder_of, read_contents, require_replaceable, writing
+from rga_reid.retrieval.gallery_folder import (
+    UNFINISHED,
+    folder_of,
+    read_contents,
+    require_replaceable,
+    writing,
+)
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import read_manifest
 from rga_reid.retrieval.model_record import ModelRecord
@@ -26,10 +32,9 @@ SHARD_ROWS = 8192  #: images after which a build is safe on disk
 class GalleryBuilder:
     """Builds a gallery on disk from batches of features. A context manager, which holds the gallery's lock.
 
-    Rows are kept in memory up to 8,192, then written. ``finish`` joins them, makes the indexes and switches
-    to the new gallery at once; until then an old one stays as it is. What a build that failed or was killed
-    had written is what ``resume`` goes on from; a build that starts over, and any other write to that gallery,
-    removes it.
+    Up to 8,192 rows are kept in memory, then written. ``finish`` joins what was written, makes the indexes
+    and switches to the new gallery at once; until then an old one stays as it is. Where a build failed or was
+    killed, ``resume`` goes on from what it had written; any other write to the same gallery removes that.
 
     Args:
         location: folder of the gallery.
@@ -38,8 +43,8 @@ class GalleryBuilder:
         resume: go on with the build that was interrupted there, if there is one.
 
     Raises:
-        InputError: a place where no gallery may be written, see ``Gallery.save``; an unknown index or setting;
-            an interrupted build with another model.
+        InputError: a place where no gallery may be written, see ``Gallery.save``; an unknown index or
+            setting; an interrupted build with another model.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class GalleryBuilder:
     ) -> None:
         self._folder, self._plan, self._model = folder_of(location), IndexPlan(index, settings), model
         self._resume = resume and (self._folder / UNFINISHED).exists()
-        require_replaceable(location, overwrite=overwrite or self._resume)
+        require_replaceable(location, overwrite=overwrite, resume=resume)
         self._contents: Contents | None = None
         self._buffer: list[Segment] = []
         self._stack = ExitStack()
@@ -139,6 +144,6 @@ class GalleryBuilder:
             raise InputError(f"{self._folder}: nothing to resume: the build was finished")
         if manifest.model != self._model:
             raise InputError(
-                f"{self._folder}: the unfinished build used another model; --overwrite starts over with this one"
+                f"{self._folder}: the unfinished build used another model; --overwrite starts over"
             )
         return read_contents(self._folder, manifest)

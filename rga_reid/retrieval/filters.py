@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +59,7 @@ def rows_where(table: pd.DataFrame, where: str) -> np.ndarray:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"where: cannot read {where!r}: expected such as 'camid == 3 and pid in (1, 2)'") from None
+        raise InputError(f"where: cannot read {where!r}: expected such as 'camid == 3'") from None
     return kept.to_numpy(dtype=bool, na_value=False)
 
 
@@ -84,7 +84,7 @@ class _Filter:
             for left, op, right in zip(sides[1:], node.ops[1:], sides[2:], strict=False):  # 1 <= camid < 3
                 kept &= self._compare(left, op, right)
             return kept
-        self._refuse(node, "expected a comparison")
+        raise self._error(node, "expected a comparison")
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.arrays.BooleanArray:
         if isinstance(right, ast.Name) and not isinstance(left, ast.Name):
@@ -93,28 +93,28 @@ class _Filter:
             if type(op) in _MIRRORED:
                 left, op, right = right, _MIRRORED[type(op)](), left
         if not isinstance(left, ast.Name):
-            self._refuse(left, "expected one of the columns pid, camid, path")
+            raise self._error(left, "expected one of the columns pid, camid, path")
         column = self._column(left)
         if isinstance(op, ast.Is | ast.IsNot):
             if not (isinstance(right, ast.Constant) and right.value is None):
-                self._refuse(right, "only None goes with 'is'")
+                raise self._error(right, "only None goes with 'is'")
             return self._known(column.isna().to_numpy() == isinstance(op, ast.Is))
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.Tuple | ast.List | ast.Set):
-                self._refuse(right, "expected a list such as (1, 2)")
+                raise self._error(right, "expected a list such as (1, 2)")
             values = [self._constant(item, left.id) for item in right.elts]
             return self._found(column, column.isin(values), isinstance(op, ast.NotIn))
         value = self._constant(right, left.id)
         if isinstance(op, ast.Eq | ast.NotEq):
             return self._found(column, column == value, isinstance(op, ast.NotEq))
         if left.id == "path":
-            self._refuse(left, "paths have no order: expected ==, != or in")
+            raise self._error(left, "paths have no order: expected ==, != or in")
         return self._found(column, _ORDER[type(op)](column, value), False)
 
     def _contains(self, text: ast.expr, op: ast.cmpop, name: ast.Name) -> pd.arrays.BooleanArray:
         column = self._column(name)
         if name.id != "path":
-            self._refuse(name, "only path can be searched for a text")
+            raise self._error(name, "only path can be searched for a text")
         part = self._constant(text, "path")
         return self._found(column, column.str.contains(part, regex=False), isinstance(op, ast.NotIn))
 
@@ -128,22 +128,22 @@ class _Filter:
 
     def _column(self, name: ast.Name) -> pd.Series:
         if name.id not in _TYPES:
-            self._refuse(name, "expected one of the columns pid, camid, path")
+            raise self._error(name, "expected one of the columns pid, camid, path")
         return self._table[name.id]
 
     def _constant(self, node: ast.expr, column: str) -> Any:
         """A literal that can be compared with a column."""
-        negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
-        literal = node.operand if isinstance(node, ast.UnaryOp) and negative else node
-        value = literal.value if isinstance(literal, ast.Constant) else None
-        if type(value) is not _TYPES[column] or (negative and type(value) is not int):
-            self._refuse(node, f"{column} is compared with {'a text' if column == 'path' else 'whole numbers'}")
-        if negative:
-            value = -value
+        try:
+            value = ast.literal_eval(node)
+        except (ValueError, TypeError):
+            value = None
+        if type(value) is not _TYPES[column]:
+            kind = "texts" if column == "path" else "whole numbers"
+            raise self._error(node, f"{column} is compared with {kind}")
         if type(value) is int and not _INT64.min <= value <= _INT64.max:
-            self._refuse(node, "expected a number of at most 64 bits")
+            raise self._error(node, "expected a number of at most 64 bits")
         return value
 
-    def _refuse(self, node: ast.expr, why: str) -> NoReturn:
+    def _error(self, node: ast.expr, why: str) -> InputError:
         found = ast.get_source_segment(self._where.strip(), node) or type(node).__name__
-        raise InputError(f"where: {why}, found {found!r} in {self._where!r}")
+        return InputError(f"where: {why}, found {found!r} in {self._where!r}")

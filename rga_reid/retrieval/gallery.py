@@ -38,15 +38,16 @@ class Erasure:
 
     images: int  #: removed
     segments: int  #: made again without them
-    rewritten: int  #: other images in those segments: the cost
+    indexes: int  #: of those segments, made anew
+    rewritten: int  #: other images in those segments
 
 
 class Gallery:
     """Images of people, searchable by appearance. Made by ``Gallery.build`` or ``Gallery.open``.
 
-    A gallery that was built is in memory, and ``save`` writes a copy. One that was opened is on disk: ``add``,
-    ``remove`` and ``compact`` are on disk when they return, and it searches the state that it opened or last
-    wrote, whatever other programs write meanwhile.
+    A gallery that was built is in memory, and ``save`` writes a copy. One that was opened is on disk: what
+    ``add``, ``remove`` and ``compact`` do is on disk when they return. It searches the state that it opened
+    or last wrote, whatever other programs write meanwhile.
     """
 
     def __init__(self, contents: Contents, folder: Path | None = None) -> None:
@@ -72,7 +73,8 @@ class Gallery:
                 fewer than 1,024 images all search exactly.
             model: what embedded the images, see ``ModelRecord.of``; None if unknown.
             settings: of the index, in place of those chosen by its size: ``hnsw_m``, ``ef_construction``,
-                ``ef_search``; ``nlist``, ``nprobe``; ``pq_m``, ``pq_bits``, ``refine``. See docs/galleries.md.
+                ``ef_search``; ``nlist``, ``nprobe``; ``pq_m``, ``pq_bits``, ``refine``: see
+                docs/galleries.md.
 
         Raises:
             InputError: no rows, features and table that do not fit together, a row without a direction, an
@@ -161,7 +163,8 @@ class Gallery:
             raise InputError("remove: expected pids or paths")
         old, new = self._change(lambda contents, put: removed(contents, persons, files, put))
         made = [segment for segment in new.segments if segment not in old.segments]
-        return Erasure(len(old) - len(new), len(made), sum(map(len, made)))
+        indexes = sum(segment.index is not None for segment in made)
+        return Erasure(len(old) - len(new), len(made), indexes, sum(map(len, made)))
 
     def compact(self) -> None:
         """Join the segments that ``add`` and ``remove`` left, and make their indexes anew.
@@ -303,7 +306,7 @@ class Gallery:
         }
 
     def _change(self, change: Callable[[Contents, Put], Contents]) -> tuple[Contents, Contents]:
-        """Go to another state, on disk if the gallery is; the state before, as it was then, and the new one."""
+        """Go to another state, on disk if the gallery is there; returns the state before and the new one."""
         if self._folder is None:
             states = self._contents, change(self._contents, _in_memory)
         else:
@@ -324,7 +327,9 @@ class Gallery:
         if exclude_camera is not None:
             camids = self._contents.table["camid"]
             if camids.isna().all():
-                raise InputError(f"exclude_camera {exclude_camera}: this gallery knows the camera of no image")
+                raise InputError(
+                    f"exclude_camera {exclude_camera}: this gallery knows the camera of no image"
+                )
             kept = (camids != exclude_camera).fillna(True).to_numpy(dtype=bool)
         if where is not None:
             chosen = rows_where(self._contents.table, where)

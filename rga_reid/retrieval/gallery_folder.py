@@ -39,16 +39,24 @@ def folder_of(location: str | os.PathLike[str]) -> Path:
     return Path(place)
 
 
-def require_replaceable(location: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def require_replaceable(
+    location: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False
+) -> None:
     """Refuse a place where a gallery may not be saved, before any work is done.
 
+    Args:
+        location: the place.
+        overwrite: a gallery may be there.
+        resume: an unfinished build may be there.
+
     Raises:
-        InputError: the place exists and ``overwrite`` is false, or it holds anything but a gallery's files.
+        InputError: something else is there.
     """
     folder = folder_of(location)
-    if (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists() and not overwrite:
-        raise InputError(f"{folder}: holds an unfinished build; give --resume to go on, --overwrite to start over")
-    require_new(folder, overwrite=overwrite)
+    unfinished = (folder / UNFINISHED).exists()
+    if unfinished and not (overwrite or resume):
+        raise InputError(f"{folder}: holds an unfinished build; --resume goes on, --overwrite starts over")
+    require_new(folder, overwrite=overwrite or (unfinished and resume))
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -87,9 +95,7 @@ def read_contents(folder: Path, manifest: Manifest) -> Contents:
     removals: tuple[Removal, ...] = ()
     if manifest.log is not None:
         removals = _read_log(folder / manifest.log[0], manifest.log[1])
-    return Contents(
-        manifest.dimension, plan, manifest.model, tuple(segments), manifest.next_id, removals
-    )
+    return Contents(manifest.dimension, plan, manifest.model, tuple(segments), manifest.next_id, removals)
 
 
 class Writer:

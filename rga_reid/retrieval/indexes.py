@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
@@ -85,7 +86,7 @@ class IndexPlan:
         if self.kind == "hnsw":
             return {"hnsw_m": 32, "ef_construction": 128, "ef_search": 128, **given}
         nlist = min(given.get("nlist", 4 * math.isqrt(rows)), rows // _PER_CENTROID)
-        settings = {"nlist": nlist, "nprobe": min(given.get("nprobe", max(8, nlist // 16)), nlist)}
+        settings = {"nlist": nlist, "nprobe": min(given.get("nprobe", max(16, nlist // 8)), nlist)}
         if self.kind == "ivfpq":
             divisors = [m for m in range(1, 65) if dimension % m == 0 and m <= max(1, dimension // 4)]
             settings["pq_m"] = given.get("pq_m", divisors[-1])
@@ -104,7 +105,7 @@ class IndexPlan:
         if self.kind == "flat" or count < MIN_ROWS:
             return None
         settings = self.chosen(count, dimension)
-        made = faiss.index_factory(
+        made: Any = faiss.index_factory(
             dimension, _FACTORY[self.kind].format(**settings), faiss.METRIC_INNER_PRODUCT
         )
         if self.kind == "hnsw":
@@ -184,14 +185,14 @@ class Index:
         return top_k * self.settings.get("refine", 1) + MARGIN
 
     def _parameters(self, candidates: int, keep: np.ndarray | None) -> faiss.SearchParameters:
+        library: Any = faiss  # whose stubs know few of these arguments
         selector, wider = None, 1.0
         if keep is not None:
             bits = np.packbits(keep, bitorder="little")
-            selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-            selector.bits_owner = bits  # FAISS sees them through a pointer
+            selector = library.IDSelectorBitmap(bits)
             wider = len(keep) / keep.sum()
         if self.kind == "hnsw":
             depth = max(candidates, math.ceil(wider * self.settings["ef_search"]))
-            return faiss.SearchParametersHNSW(efSearch=depth, sel=selector)
+            return library.SearchParametersHNSW(efSearch=depth, sel=selector)
         lists = min(self.settings["nlist"], math.ceil(wider * self.settings["nprobe"]))
-        return faiss.SearchParametersIVF(nprobe=lists, sel=selector)
+        return library.SearchParametersIVF(nprobe=lists, sel=selector)

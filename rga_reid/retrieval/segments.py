@@ -22,7 +22,7 @@ from rga_reid.retrieval.indexes import Index, IndexPlan
 from rga_reid.retrieval.manifest import FileRecord, IndexRecord, SegmentRecord
 from rga_reid.retrieval.vectors import Vectors
 
-SEGMENT_ROWS = 65_536  #: images in a segment at most: what a removal writes again, and an index holds in memory
+SEGMENT_ROWS = 65_536  #: images in a segment at most: what one removal may have to write again
 VECTORS, TABLE, INDEX = "vectors.npy", "table.parquet", "index.faiss"
 
 _IN_MEMORY = 1 << 24  # bytes: smaller files are read, larger ones mapped, so that small segments hold no file
@@ -78,7 +78,7 @@ def write_segment(folder: Path, segment: Segment) -> SegmentRecord:
     files = {}
     with _Output(folder / VECTORS) as output:
         header = {"descr": "<f4", "fortran_order": False, "shape": segment.vectors.shape}
-        np.lib.format.write_array_header_1_0(output, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(output, header)
         for _, block in Vectors([segment.vectors]).blocks():
             output.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
     files[VECTORS] = output.record
@@ -142,7 +142,7 @@ class _Output:
         self._path, self._bytes, self._digest = path, 0, hashlib.sha256()
 
     def __enter__(self) -> _Output:
-        self._file: BinaryIO = open(self._path, "xb")  # noqa: SIM115 - closed by __exit__
+        self._file: BinaryIO = open(self._path, "xb")
         return self
 
     def __exit__(self, *_: object) -> None:
