@@ -59,7 +59,7 @@ def rows_where(table: pd.DataFrame, where: str) -> np.ndarray:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"where: cannot read {where!r}: expected such as 'camid == 3'") from None
+        raise InputError(f"where: cannot read {_shown(where)}: expected such as 'camid == 3'") from None
     return kept.to_numpy(dtype=bool, na_value=False)
 
 
@@ -98,7 +98,8 @@ class _Filter:
         if isinstance(op, ast.Is | ast.IsNot):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._error(right, "only None goes with 'is'")
-            return self._known(column.isna().to_numpy() == isinstance(op, ast.Is))
+            truth = column.isna().to_numpy() == isinstance(op, ast.Is)
+            return pd.arrays.BooleanArray(truth, np.zeros(len(truth), dtype=bool))
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.Tuple | ast.List | ast.Set):
                 raise self._error(right, "expected a list such as (1, 2)")
@@ -123,9 +124,6 @@ class _Filter:
         truth = hits.fillna(False).to_numpy(dtype=bool) != negated
         return pd.arrays.BooleanArray(truth, column.isna().to_numpy(dtype=bool, copy=True))
 
-    def _known(self, truth: np.ndarray) -> pd.arrays.BooleanArray:
-        return pd.arrays.BooleanArray(truth, np.zeros(len(truth), dtype=bool))
-
     def _column(self, name: ast.Name) -> pd.Series:
         if name.id not in _TYPES:
             raise self._error(name, "expected one of the columns pid, camid, path")
@@ -146,4 +144,8 @@ class _Filter:
 
     def _error(self, node: ast.expr, why: str) -> InputError:
         found = ast.get_source_segment(self._where.strip(), node) or type(node).__name__
-        return InputError(f"where: {why}, found {found!r} in {self._where!r}")
+        return InputError(f"where: {why}, found {_shown(found)} in {_shown(self._where)}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")

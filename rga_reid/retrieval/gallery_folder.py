@@ -53,15 +53,15 @@ def require_replaceable(
         InputError: something else is there.
     """
     folder = folder_of(location)
-    unfinished = (folder / UNFINISHED).exists()
-    if unfinished and not (overwrite or resume):
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if UNFINISHED in names and not (overwrite or resume):
         raise InputError(f"{folder}: holds an unfinished build; --resume goes on, --overwrite starts over")
-    require_new(folder, overwrite=overwrite or (unfinished and resume))
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if names and not foreign and MANIFEST not in names:
+        return  # no gallery, but what a killed write left
+    require_new(folder, overwrite=overwrite or (UNFINISHED in names and resume))
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not replaced: expected a gallery, found a file")
-    foreign = sorted(entry.name for entry in folder.iterdir() if not _OURS.fullmatch(entry.name))
     if foreign:
         raise InputError(f"{folder}: not replaced: it holds {foreign[0]!r}, which is no part of a gallery")
 

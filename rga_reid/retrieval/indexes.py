@@ -157,7 +157,7 @@ class Index:
 
     def suits(self, top_k: int, available: int) -> bool:
         """Whether the index is worth asking for ``top_k`` of so many rows that may be returned."""
-        return self._candidates(top_k) * _EXACT_SHARE <= available
+        return self._candidates(top_k) * _EXACT_SHARE < available
 
     def nearest(
         self, vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
