@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,9 @@ class GalleryBuilder:
         **settings: int,
     ) -> None:
         self._folder, self._plan, self._model = folder_of(location), IndexPlan(index, settings), model
+        self._check = partial(require_replaceable, location, overwrite=overwrite, resume=resume)
+        self._check()  # before a folder is made
         self._resume = resume and (self._folder / UNFINISHED).exists()
-        require_replaceable(location, overwrite=overwrite, resume=resume)
         self._contents: Contents | None = None
         self._buffer: list[Segment] = []
         self._stack = ExitStack()
@@ -69,6 +71,7 @@ class GalleryBuilder:
             self._writer = self._stack.enter_context(
                 writing(self._folder, create=True, building=True, resume=self._resume)
             )
+            self._check()  # and nobody was faster
             if self._resume:
                 self._contents = self._unfinished()
             self._stack = self._stack.pop_all()
@@ -142,7 +145,8 @@ class GalleryBuilder:
         if manifest.generation != self._writer.generation:
             (self._folder / UNFINISHED).unlink()
             raise InputError(f"{self._folder}: nothing to resume: the build was finished")
-        if manifest.model != self._model:
+        old, new = manifest.model, self._model
+        if old != new and (old is None or new is None or not old.is_same(new)):
             raise InputError(
                 f"{self._folder}: the unfinished build used another model; --overwrite starts over"
             )

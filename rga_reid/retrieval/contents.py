@@ -116,7 +116,8 @@ def removed(contents: Contents, pids: Sequence[int], paths: Sequence[str], put: 
         if keep.all():
             segments.append(segment)
         elif keep.any():
-            segments += map(put, packed([segment.selected(keep)], contents.plan))
+            rest = segment.selected(keep)
+            segments.append(put(replace(rest, index=contents.plan.build(rest.vectors))))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     counts = table["pid"][goes].value_counts(dropna=False, sort=False)
     log = [Removal(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()]

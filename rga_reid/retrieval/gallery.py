@@ -112,8 +112,9 @@ class Gallery:
             InputError: the folder exists, or holds other things than a gallery (they are never deleted), is
                 being written by another program, or cannot be written. An old gallery stays as it was.
         """
-        require_replaceable(path, overwrite=overwrite)
+        require_replaceable(path, overwrite=overwrite)  # before a folder is made
         with writing(folder_of(path), create=True) as writer:
+            require_replaceable(path, overwrite=overwrite)  # and nobody was faster
             segments = tuple(writer.put(segment) for segment in self._contents.segments)
             writer.commit(replace(self._contents, segments=segments, removals=writer.removals))
 
@@ -242,7 +243,7 @@ class Gallery:
             InputError: ``model`` is not the one that this gallery remembers, if it remembers one.
         """
         own = self.model
-        if own is not None and replace(model, checkpoint=own.checkpoint) != own:
+        if own is not None and not own.is_same(model):
             raise InputError(
                 f"model {model.checkpoint}: the gallery was built with another model: {own.checkpoint}, "
                 f"SHA-256 {own.sha256[:12]}..., or with other preprocessing"

@@ -53,7 +53,8 @@ def require_replaceable(
         InputError: something else is there.
     """
     folder = folder_of(location)
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    with _disk_errors(folder):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
     foreign = [name for name in names if not _OURS.fullmatch(name)]
     if UNFINISHED in names and not (overwrite or resume):
         raise InputError(f"{folder}: holds an unfinished build; --resume goes on, --overwrite starts over")

@@ -147,9 +147,9 @@ class Index:
         sample = np.random.default_rng(0).choice(len(rows), min(_SAMPLE, len(rows)), replace=False)
         queries = rows.take(sample)
         hits = 0
-        answers = zip(
-            sample, nearest_rows(rows, queries, _TOP + 1), self.nearest(rows, queries, _TOP + 1), strict=True
-        )
+        wanted = _TOP + 1  # the query finds itself
+        search = self._proposed if self.suits(_TOP, len(rows)) else nearest_rows
+        answers = zip(sample, nearest_rows(rows, queries, wanted), search(rows, queries, wanted), strict=True)
         for own, (true, scores), (found, found_scores) in answers:
             last = scores[true != own][:_TOP][-1]
             hits += int((found_scores[found != own][:_TOP] >= last).sum())
@@ -168,18 +168,20 @@ class Index:
         finds fewer than ``top_k`` is answered exactly.
         """
         available = len(vectors) if keep is None else int(keep.sum())
-        wanted = min(top_k, available)
-        if not self.suits(top_k, available):
-            yield from nearest_rows(vectors, queries, top_k, keep)
-            return
+        search = self._proposed if self.suits(top_k, available) else nearest_rows
+        yield from search(vectors, queries, top_k, keep)
+
+    def _proposed(
+        self, vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
+    ) -> Iterator[Found]:
         parameters = self._parameters(self._candidates(top_k), keep)
         _, candidates = self.loaded.search(queries, self._candidates(top_k), params=parameters)
         for query, rows in zip(queries, candidates, strict=True):
             rows = rows[rows >= 0]
-            if len(rows) < wanted:
-                yield from nearest_rows(vectors, query[None], wanted, keep)
+            if len(rows) < top_k:
+                yield from nearest_rows(vectors, query[None], top_k, keep)
             else:
-                yield rescored(vectors, query, rows, wanted)
+                yield rescored(vectors, query, rows, top_k)
 
     def _candidates(self, top_k: int) -> int:
         return top_k * self.settings.get("refine", 1) + MARGIN

@@ -63,9 +63,9 @@ def packed(segments: Sequence[Segment], plan: IndexPlan) -> Iterator[Segment]:
     ids = np.concatenate([segment.ids for segment in segments])
     table = pd.concat([segment.table for segment in segments], ignore_index=True)
     for start in range(0, len(ids), SEGMENT_ROWS):
-        rows = np.arange(start, min(start + SEGMENT_ROWS, len(ids)))
-        matrix = vectors.take(rows)
-        yield Segment(ids[rows], matrix, table.iloc[rows].reset_index(drop=True), plan.build(matrix))
+        rows = slice(start, min(start + SEGMENT_ROWS, len(ids)))
+        matrix = vectors.span(rows.start, rows.stop)
+        yield Segment(ids[rows], matrix, table[rows].reset_index(drop=True), plan.build(matrix))
 
 
 def write_segment(folder: Path, segment: Segment) -> SegmentRecord:

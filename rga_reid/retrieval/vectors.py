@@ -43,6 +43,13 @@ class Vectors:
                 if len(rows):
                     yield rows, block
 
+    def span(self, start: int, stop: int) -> np.ndarray:
+        """The rows from ``start`` to ``stop``, at least one; a view if they lie in one part."""
+        cuts = zip(self._starts, self._parts, strict=False)
+        parts = [part[max(start - first, 0) : max(stop - first, 0)] for first, part in cuts]
+        parts = [part for part in parts if len(part)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copies of some rows, float32 ``(len(rows), d)``, in the order asked for."""
         taken = np.empty((len(rows), self._parts[0].shape[1]), np.float32)
