@@ -33,4 +33,5 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
+	test -f demo/model/last.ckpt || $(BIN)/python cli.py demo --out demo --overwrite
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -43,6 +43,9 @@ class RGA(nn.Module):
         channel_ratio: C-vectors are embedded in C // channel_ratio features.
         spatial_ratio: N-vectors are embedded in N // spatial_ratio features, at least 1.
         down_ratio: reduction inside W, to at least 1 feature.
+        neutral_start: let the last batch norm of W begin with weight 0, so that all nodes begin with the same
+            attention, ½. By default it begins with 1, as published: then attention is noise at first, which
+            a pretrained backbone bears and one with random weights learns slowly under.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
     """
@@ -57,6 +60,7 @@ class RGA(nn.Module):
         channel_ratio: int = 8,
         spatial_ratio: int = 8,
         down_ratio: int = 8,
+        neutral_start: bool = False,
     ) -> None:
         super().__init__()
         positive(spatial_ratio=spatial_ratio, down_ratio=down_ratio)
@@ -81,6 +85,9 @@ class RGA(nn.Module):
             self.W_channel = _weighing(1 + inner_c, down_ratio)
             self.theta_channel = _embedding(positions, inner_s)
             self.phi_channel = _embedding(positions, inner_s)
+        if neutral_start:
+            for kind in ("spatial",) * spatial + ("channel",) * channel:
+                nn.init.zeros_(getattr(self, f"W_{kind}")[4].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "the same metrics for features of any model",
     "gallery": "galleries of people: gallery build, add, remove, info, verify, compact",
     "query": "who is this? ranked gallery matches as a table, JSON or a page of pictures",
+    "convert": "published RGA weights to a model file: convert IN OUT.safetensors",
 }
 
 _USAGE = "usage: rga-reid COMMAND [options]    (rga-reid COMMAND --help tells the options)"

@@ -3,8 +3,10 @@
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.checkpoints import fingerprint, load_model, save_model
 from rga_reid.models.colour_histogram import ColourHistogram
+from rga_reid.models.costs import count_costs
 from rga_reid.models.embedding import EmbeddingModel, TrainingOutput
 from rga_reid.models.mirrored import Mirrored
+from rga_reid.models.released import read_official_rga
 from rga_reid.models.resnet import ResNet, count_parameters
 
 __all__ = [
@@ -14,9 +16,11 @@ __all__ = [
     "ResNet",
     "TrainingOutput",
     "build_model",
+    "count_costs",
     "count_parameters",
     "fingerprint",
     "load_model",
+    "read_official_rga",
     "resolve_attention",
     "save_model",
 ]

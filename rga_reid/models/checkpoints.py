@@ -34,6 +34,15 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     file = Path(path)
     config, state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_lightning(file)
     resolve_attention(config.get("attention"), trusted=False)
+    return model_with(file, config, state).to(device)
+
+
+def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:
+    """The model of ``config`` with the weights of ``state``, in evaluation mode, without its classifier.
+
+    Raises:
+        InputError: a key too few or too many (the classifier's may be there), or another shape.
+    """
     try:
         model = build_model(**config)
         own = model.state_dict()
@@ -46,7 +55,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         model.load_state_dict({key: state[key] for key in own})
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file}: the weights do not fit the model they name ({error})") from None
-    return model.to(device).eval()
+    return model.eval()
 
 
 def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:

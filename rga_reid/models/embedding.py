@@ -23,8 +23,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TrainingOutput(NamedTuple):
     """What a model in training returns."""
 
-    features: Tensor  #: (n, d), pooled, before the neck: for metric losses
-    logits: Tensor  #: (n, classes), of the feature after the neck: for cross-entropy
+    features: Tensor  #: (n, d), pooled, before the neck
+    embedded: Tensor  #: (n, d), after the neck: what retrieval compares
+    logits: Tensor  #: (n, classes), of ``embedded``: for cross-entropy
 
 
 class EmbeddingModel(nn.Module):
@@ -71,7 +72,7 @@ class EmbeddingModel(nn.Module):
             return embedded
         if self.classifier is None:
             raise RuntimeError("this model was built without a classifier: it is for inference only")
-        return TrainingOutput(features, self.classifier(embedded))
+        return TrainingOutput(features, embedded, self.classifier(embedded))
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``(n, 3, H, W)`` of the model's size to the float images that ``forward`` takes."""

@@ -8,15 +8,24 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rga_reid.errors import InputError
 
+# What a NumPy number in a checkpoint is pickled with, under the names of old and new releases. None of it can
+# run code; torch's own list has it not, and training scripts leave their best score so.
+_NUMPY_SCALARS: list[Any] = [
+    (np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar, name)  # type: ignore[attr-defined]
+    for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+]
+_NUMPY_SCALARS += [np.dtype, *(type(np.dtype(code)) for code in ("?", "i4", "i8", "f2", "f4", "f8"))]
+
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A bare state_dict from a ``.safetensors`` or a torch file, without unpickling anything else.
+    """A state_dict, bare or under that key, from a ``.safetensors`` or a torch file; unpickles nothing else.
 
     Raises:
         InputError: no such file, not a state_dict.
@@ -42,10 +51,11 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_torch(file: Path) -> dict[str, Any]:
-    """The dictionary in a file of ``torch.save``, refused if it holds more than tensors and plain values."""
+    """The dictionary in a file of ``torch.save``, refused if it holds more than tensors, numbers and text."""
     _require_file(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
             f"{file}: not a checkpoint, or one that would have to be unpickled, which can run code: refused"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
+from torch.nn import functional
 
+from rga_reid.errors import InputError
 from rga_reid.models import TrainingOutput
 
 
@@ -40,15 +44,27 @@ class BatchHardTripletLoss(nn.Module):
 
 
 class ReIDLoss(nn.Module):
-    """Label-smoothed cross-entropy on the logits + triplet loss on the features before the neck, 1 : 1.
+    """Label-smoothed cross-entropy on the logits + triplet loss, 1 : 1.
 
     Args:
         label_smoothing: ε of Szegedy et al., arXiv 1512.00567, section 7.
         margin: see ``BatchHardTripletLoss``.
+        triplets: what the triplet loss compares. ``pooled``: the features before the neck, of any length, as
+            the released RGA code. ``embedded``: those after it, L2-normalised, as retrieval. Trained from
+            random weights the former tend to shrink to a point, where the loss stays at its value for equal
+            distances; behind the neck's batch norm they cannot.
     """
 
-    def __init__(self, label_smoothing: float = 0.1, margin: float | None = 0.3) -> None:
+    def __init__(
+        self,
+        label_smoothing: float = 0.1,
+        margin: float | None = 0.3,
+        triplets: Literal["pooled", "embedded"] = "pooled",
+    ) -> None:
         super().__init__()
+        if triplets not in ("pooled", "embedded"):
+            raise InputError(f"triplets: expected pooled or embedded, got {triplets!r}")
+        self.triplets = triplets
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.triplet = BatchHardTripletLoss(margin)
 
@@ -56,5 +72,8 @@ class ReIDLoss(nn.Module):
         """Scalars ``loss`` (the sum), ``cross_entropy`` and ``triplet``, computed in float32."""
         with torch.autocast(output.logits.device.type, enabled=False):
             cross_entropy = self.cross_entropy(output.logits.float(), labels)
-            triplet = self.triplet(output.features, labels)
+            features = output.features
+            if self.triplets == "embedded":
+                features = functional.normalize(output.embedded.float())
+            triplet = self.triplet(features, labels)
         return {"loss": cross_entropy + triplet, "cross_entropy": cross_entropy, "triplet": triplet}
