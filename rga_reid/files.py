@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rga_reid.errors import InputError
 
@@ -78,6 +79,23 @@ def require_new(path: str | os.PathLike[str], *, overwrite: bool = False, hint: 
     target = Path(path)
     if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: exists already; choose another name or give {hint}")
+
+
+def checksum(file: BinaryIO) -> str:
+    """SHA-256, in hex, of an open file from where it stands to its end."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk: it outlives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -22,9 +22,9 @@ COMMANDS = {
     "test": "evaluate a checkpoint: mAP, mINP, rank-1/5/10/20",
     "features": "embed a folder of images into an .npz file",
     "evaluate": "the same metrics for features of any model",
-    "gallery": "build and inspect galleries: gallery build, gallery info",
     "calibrate": "the threshold for a wanted false-match rate",
     "verify": "do two pictures show the same person? score, threshold, decision",
+    "gallery": "galleries of people: gallery build, add, remove, info, verify, compact",
     "query": "who is this? ranked gallery matches as a table, JSON or a page of pictures",
     "convert": "published RGA weights to a model file: convert IN OUT.safetensors",
 }

@@ -1,117 +1,238 @@
-"""``gallery build`` and ``gallery info``: make a gallery of images, look at one."""
+"""``gallery``: build one of images or features, add to it, erase from it, look at it, check it."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_output_file, progress
 from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.sources import (
+    add_source_options,
+    check_source,
+    checkpoint_for,
+    features_of,
+    images_of,
+    in_blocks,
+    tell_refused,
+)
 from rga_reid.errors import InputError
 
 if TYPE_CHECKING:
+    from rga_reid.data import ImageError
     from rga_reid.retrieval import Gallery
+
+#: Settings of the approximate indexes, as ``rga_reid.retrieval.indexes`` knows them.
+SETTINGS = {
+    "hnsw_m": "hnsw: links of each image in the graph (32)",
+    "ef_construction": "hnsw: candidates weighed when an image is linked (128)",
+    "ef_search": "hnsw: candidates weighed in a search (128)",
+    "nlist": "ivf, ivfpq: lists that the images are parted into (by their number)",
+    "nprobe": "ivf, ivfpq: lists that a search looks through (an eighth, at least 16)",
+    "pq_m": "ivfpq: bytes of a compressed vector; divides the dimension (at most 64)",
+    "pq_bits": "ivfpq: bits of each part's codebook, 4 to 8 (8 if the images are enough)",
+    "refine": "ivfpq: candidates for each match, compared exactly (16)",
+}
 
 
 def parser() -> ArgumentParser:
-    """Options of ``gallery build`` and ``gallery info``."""
-    build = new_parser(
-        "gallery build",
-        "Embed a folder of images, or take features made elsewhere, and save them as a gallery. Person and "
-        "camera are taken from names like 0002_c1s1_000451_03.jpg; other names are welcome, unlabelled.",
+    """Options of ``gallery`` and what it does."""
+    build = _action(
+        "build",
+        "Embed a folder of images or the gallery images of a data set, or take features made elsewhere, and "
+        "save them as a gallery. Person and camera are taken from names like 0002_c1s1_000451_03.jpg; other "
+        "names are welcome, unlabelled.",
     )
-    build.add_argument("--gallery", metavar="DIR", required=True, help="folder to save the gallery in")
-    build.add_argument("--images", metavar="DIR", help="folder of images, searched with its subfolders")
-    build.add_argument("--checkpoint", metavar="FILE", help="model to embed the images with; remembered")
-    build.add_argument("--features", metavar="FILE.npz", help="features with paths, instead of images")
-    build.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
-    build.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    add_source_options(build)
+    build.add_argument(
+        "--index", default="flat", help="flat (exact, default), hnsw, ivf or ivfpq; see docs/galleries.md"
+    )
+    for name, meaning in SETTINGS.items():
+        build.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=int, help=meaning)
     build.add_argument("--overwrite", action="store_true", help="replace the gallery that is there")
-    build.add_argument("--json", metavar="FILE", help="write what the gallery holds there as JSON")
+    build.add_argument("--resume", action="store_true", help="go on with an interrupted build of images")
 
-    info = new_parser("gallery info", "Check a gallery's files and tell what it holds.")
-    info.add_argument("--gallery", metavar="DIR", required=True, help="folder of the gallery")
-    info.add_argument("--json", metavar="FILE", help="write it there as JSON too")
+    add = _action("add", "Add images or features to a gallery. The gallery knows which model embeds them.")
+    add_source_options(add)
+    add.add_argument(
+        "--skip-known", action="store_true", help="leave out images that the gallery has already, by path"
+    )
 
-    command = new_parser("gallery", "Build and inspect galleries.")
+    remove = _action(
+        "remove",
+        "Erase images: their vectors and rows are in no file of the gallery when this is done. It does not "
+        "ask. Image files and feature files are left alone.",
+    )
+    remove.add_argument("--pid", metavar="N", type=int, nargs="+", help="all images of these persons")
+    remove.add_argument("--path", metavar="P", nargs="+", help="the images of these paths")
+
+    command = new_parser("gallery", "Build, change and inspect galleries.")
     actions = command.add_subcommands(dest="action")
     actions.add_subcommand("build", build)
-    actions.add_subcommand("info", info)
+    actions.add_subcommand("add", add)
+    actions.add_subcommand("remove", remove)
+    actions.add_subcommand("info", _action("info", "Tell what a gallery holds; check sizes and headers."))
+    actions.add_subcommand("verify", _action("verify", "Check every byte of a gallery's files."))
+    actions.add_subcommand(
+        "compact", _action("compact", "Join the segments that adding and removing left, and index them anew.")
+    )
     return command
 
 
+def _action(name: str, description: str) -> ArgumentParser:
+    action = new_parser(f"gallery {name}", description)
+    action.add_argument("--gallery", metavar="DIR", required=True, help="folder of the gallery")
+    action.add_argument("--json", metavar="FILE", help="write what the gallery holds there as JSON")
+    return action
+
+
 def run(options: Namespace) -> None:
-    """Build a gallery, or describe one."""
-    if options.action == "build":
-        _build(options.build)
-    else:
-        _info(options.info)
+    """Do what the action says, and tell what the gallery holds then."""
+    actions: dict[str, Callable[[Namespace], Gallery]] = {
+        "build": _build,
+        "add": _add,
+        "remove": _remove,
+        "info": _info,
+        "verify": _verify,
+        "compact": _compact,
+    }
+    chosen = options[options.action]
+    check_output_file("--json", chosen.json)
+    _tell(chosen.gallery, actions[options.action](chosen), chosen.json)
 
 
-def _build(options: Namespace) -> None:
-    from rga_reid.retrieval.gallery_folder import require_replaceable
-
-    _check_build(options)
-    require_replaceable(options.gallery, overwrite=options.overwrite)
-    gallery = _from_images(options) if options.images else _from_features(options.features)
-    gallery.save(options.gallery, overwrite=options.overwrite)
-    _tell(options.gallery, gallery, options.json)
-
-
-def _check_build(options: Namespace) -> None:
-    if (options.images is None) == (options.features is None):
-        raise InputError("gallery build: expected --images DIR --checkpoint FILE, or --features FILE.npz")
-    if options.images is not None and options.checkpoint is None:
-        raise InputError("gallery build: --images needs --checkpoint, the model to embed them with")
-    if options.features is not None and options.checkpoint is not None:
-        raise InputError("gallery build: --checkpoint goes with --images; features are taken as they are")
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
-    check_output_file("--json", options.json)
-    if options.checkpoint is not None and not Path(options.checkpoint).is_file():
-        raise InputError(f"--checkpoint {options.checkpoint}: no such file")
-
-
-def _from_images(options: Namespace) -> Gallery:
-    from rga_reid.data import table_from_images
+def _build(options: Namespace) -> Gallery:
+    check_source(options, "gallery build")
+    if options.features is None and options.checkpoint is None:
+        raise InputError("gallery build: images need --checkpoint, the model to embed them with")
+    if options.features is not None and options.resume:
+        raise InputError("gallery build: --resume goes with images; a build from features starts over")
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, ModelRecord, extract_features
+    from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord, stream_features
     from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.retrieval.gallery_folder import require_replaceable
+    from rga_reid.retrieval.indexes import IndexPlan
 
-    device = choose_device(options.device)
-    # absolute paths: a query from another folder must find the pictures
-    table = table_from_images(os.path.abspath(options.images))
+    settings = {name: options[name] for name in SETTINGS if options[name] is not None}
+    IndexPlan(options.index, settings)
+    require_replaceable(options.gallery, overwrite=options.overwrite, resume=options.resume)
+    if options.features is not None:
+        built = Gallery.build(*features_of(options.features), index=options.index, **settings)
+        built.save(options.gallery, overwrite=options.overwrite)
+        return Gallery.open(options.gallery)
+    device, table = choose_device(options.device), images_of(options)
     model = load_model(options.checkpoint)
     record = ModelRecord.of(model, options.checkpoint)
-    features, table = extract_features(model, table, options.batch_size, device)
-    return Gallery.build(features, table, model=record)
+    refused: list[ImageError] = []
+    with GalleryBuilder(
+        options.gallery,
+        index=options.index,
+        model=record,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        **settings,
+    ) as builder:
+        gone = sorted(builder.paths - set(table["path"]))
+        if gone:
+            raise InputError(f"{gone[0]}: in the unfinished build, but gone since; --overwrite starts over")
+        todo = table[~table["path"].isin(builder.paths)]
+        takes = refused if options.skip_unreadable else None
+        for features, rows in stream_features(model, todo, options.batch_size, device, refused=takes):
+            builder.add(features, rows)
+        gallery = builder.finish()
+    tell_refused(refused)
+    return gallery
 
 
-def _from_features(file: str) -> Gallery:
+def _add(options: Namespace) -> Gallery:
+    check_source(options, "gallery add")
+    from rga_reid.models import load_model
+    from rga_reid.retrieval import Gallery, ModelRecord, stream_features
+    from rga_reid.retrieval.extraction import choose_device
+
+    gallery = Gallery.open(options.gallery)
+    if options.features is not None:
+        features, table = features_of(options.features)
+        new = _unknown(gallery, table, options)
+        gallery.add(features[new], table[new])
+        return gallery
+    device, table = choose_device(options.device), images_of(options)
+    table = table[_unknown(gallery, table, options)]
+    checkpoint = checkpoint_for(gallery, options)
+    model = load_model(checkpoint)
+    record = ModelRecord.of(model, checkpoint)
+    gallery.require_model(record)
+    refused: list[ImageError] = []
+    takes = refused if options.skip_unreadable else None
+    for features, rows in in_blocks(stream_features(model, table, options.batch_size, device, refused=takes)):
+        gallery.add(features, rows, model=record)
+    tell_refused(refused)
+    return gallery
+
+
+def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
+    """Which rows of a table the gallery does not have yet, by their paths."""
+    known = table["path"].isin(set(gallery.table["path"])).to_numpy()
+    if known.any() and not options.skip_known:
+        first = table["path"][known].iloc[0]
+        raise InputError(
+            f"{first}: the gallery has this image already (and {known.sum() - 1:,} more); "
+            "--skip-known leaves them out"
+        )
+    return ~known
+
+
+def _remove(options: Namespace) -> Gallery:
+    if not options.pid and not options.path:
+        raise InputError("gallery remove: expected --pid N or --path P")
     from rga_reid.retrieval import Gallery
-    from rga_reid.retrieval.feature_files import read_features
 
-    features, table = read_features(file)
-    if "path" not in table.columns:
-        raise InputError(f"{file}: expected an array 'paths': a gallery needs to say which image matched")
-    return Gallery.build(features, table)
+    gallery = Gallery.open(options.gallery)
+    known = set(gallery.table["path"])
+    # a path on the command line may be relative, one in a gallery of images never is
+    paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
+    started = time.monotonic()
+    done = gallery.remove(pids=options.pid or (), paths=paths)
+    print(f"removed {done.images:,} images ({time.monotonic() - started:.1f} s)")
+    if done.rewritten:
+        print(f"written again without them: {done.segments} segments, {done.rewritten:,} other images")
+    if done.indexes:
+        print(f"made anew: {done.indexes} indexes, as none can forget")
+    return gallery
 
 
-def _info(options: Namespace) -> None:
+def _info(options: Namespace) -> Gallery:
     from rga_reid.retrieval import Gallery
 
-    check_output_file("--json", options.json)
-    _tell(options.gallery, Gallery.open(options.gallery), options.json)
+    return Gallery.open(options.gallery)
+
+
+def _verify(options: Namespace) -> Gallery:
+    gallery = _info(options)
+    with progress("verifying") as moved:
+        files = gallery.verify(moved)
+    print(f"verified: every byte of {files} files is as it was written")
+    return gallery
+
+
+def _compact(options: Namespace) -> Gallery:
+    gallery = _info(options)
+    before = gallery.describe()["segments"]
+    gallery.compact()
+    print(f"compacted: {before} segments before, {gallery.describe()['segments']} now")
+    return gallery
 
 
 def _tell(location: str, gallery: Gallery, json_file: str | None) -> None:
     """Print what a saved gallery holds, and write it as JSON."""
     from rga_reid.files import write_json
 
-    size = sum(file.stat().st_size for file in Path(location).iterdir())
+    size = sum(file.stat().st_size for file in Path(location).rglob("*") if file.is_file())
     facts = {"location": os.path.abspath(location), **gallery.describe(), "bytes": size}
     _print(facts)
     if json_file is not None:
@@ -122,14 +243,19 @@ def _print(facts: dict[str, Any]) -> None:
     model, cameras, unlabelled = facts["model"], facts["cameras"], facts["unlabelled"]
     lines = {
         "gallery": facts["location"],
-        "images": f"{facts['count']:,}",
+        "images": f"{facts['count']:,} in {facts['segments']} segments",
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
         "cameras": f"{len(cameras)}" if cameras else "unknown",
         "index": f"{facts['index']}, {facts['dimension']} dimensions, {facts['metric']}",
-        "on disk": f"{facts['bytes'] / 1e6:,.1f} MB",
-        "model": "unknown (built from features)" if model is None else model["checkpoint"],
     }
+    if facts["settings"] is not None:
+        lines["settings"] = ", ".join(f"{name} {value}" for name, value in facts["settings"].items())
+        lines["recall@10"] = f"{facts['recall_at_10']:.3f} against the exact search, on a sample"
+    elif facts["index"] != "flat":
+        lines["settings"] = "searched exactly: too few images for an index"
+    lines["on disk"] = f"{facts['bytes'] / 1e6:,.1f} MB"
+    lines["model"] = "unknown (built from features)" if model is None else model["checkpoint"]
     if model is not None:
         lines["SHA-256"] = model["sha256"]
         lines["input"] = "{} x {} pixels (height x width)".format(*model["size"])

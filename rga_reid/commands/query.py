@@ -13,13 +13,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.sources import checkpoint_for
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from rga_reid.retrieval import Gallery
 
 _PAGE_QUERIES = 100  # more would make a page of many megabytes
 _PRINTED_QUERIES = 20
@@ -41,6 +40,15 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--top-k", type=int, default=10, help="matches for each image")
     command.add_argument("--exclude-camera", metavar="N", type=int, help="leave out matches from this camera")
+    command.add_argument(
+        "--where", metavar="FILTER", help="search these images only, such as 'camid == 3 and pid in (1, 2)'"
+    )
+    command.add_argument("--threshold", metavar="S", type=float, help="leave out matches that score less")
+    command.add_argument(
+        "--multi",
+        action="store_true",
+        help="all images show one person: search with their mean feature",
+    )
     command.add_argument("--json", metavar="FILE", help="write the matches there as JSON")
     command.add_argument("--csv", metavar="FILE", help="write the matches there as CSV")
     command.add_argument(
@@ -54,6 +62,8 @@ def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
     if options.top_k < 1:
         raise InputError(f"--top-k: expected at least 1, got {options.top_k}")
+    if options.threshold is not None and not -1 <= options.threshold <= 1:
+        raise InputError(f"--threshold: expected a cosine from -1 to 1, got {options.threshold}")
     for name in ("json", "csv", "html"):
         check_output_file(f"--{name}", options[name])
     queries = _query_table(options.image)
@@ -64,9 +74,15 @@ def run(options: Namespace) -> None:
 
     device = choose_device(options.device)
     gallery = Gallery.open(options.gallery)
-    model = load_model(_checkpoint(gallery, options))
+    model = load_model(checkpoint_for(gallery, options))
     features, _ = extract_features(model, queries, device=device)
-    matches = gallery.search(features, options.top_k, exclude_camera=options.exclude_camera)
+    if options.multi:
+        features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)
+    matches = gallery.search(
+        features, options.top_k, exclude_camera=options.exclude_camera, where=options.where
+    )
+    if options.threshold is not None:
+        matches = matches[matches["score"] >= options.threshold].reset_index(drop=True)
     results = _as_json(queries, matches)
     if options.json is not None:
         write_json(options.json, results)
@@ -102,16 +118,15 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def _checkpoint(gallery: Gallery, options: Namespace) -> Path:
-    if gallery.model is not None:
-        return gallery.model.find_checkpoint(options.checkpoint)
-    if options.checkpoint is None:
-        raise InputError(
-            f"{options.gallery}: built from features, so it remembers no model; give theirs with --checkpoint"
-        )
-    if not Path(options.checkpoint).is_file():
-        raise InputError(f"--checkpoint {options.checkpoint}: no such file")
-    return Path(options.checkpoint)
+def _one_person(queries: pd.DataFrame) -> pd.DataFrame:
+    """One query for several images: shown by the first of them, its pid and camera known if all agree."""
+    import pandas as pd
+
+    one = queries.head(1).copy()
+    for column in ("pid", "camid"):
+        if queries[column].nunique(dropna=False) > 1:
+            one[column] = pd.NA
+    return one
 
 
 def _as_json(queries: pd.DataFrame, matches: pd.DataFrame) -> list[dict[str, Any]]:

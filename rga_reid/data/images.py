@@ -58,19 +58,27 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     return _to_rgb(image, path)
 
 
-def decode(paths: Iterable[str | os.PathLike[str]], size: tuple[int, int], *, threads: int = 2) -> np.ndarray:
+def decode(
+    paths: Iterable[str | os.PathLike[str]],
+    size: tuple[int, int],
+    *,
+    threads: int = 2,
+    refused: dict[int, ImageError] | None = None,
+) -> np.ndarray:
     """Read image files into one array.
 
     Args:
         paths: n image files.
         size: (H, W) of the result; an image of another size is resized bilinearly with antialiasing.
         threads: files decoded at the same time.
+        refused: takes the errors of files that cannot be read, by row, instead of raising the first. The
+            pixels of such a row are undefined.
 
     Returns:
         uint8 ``(n, 3, H, W)``, RGB, in the order of ``paths``.
 
     Raises:
-        ImageError: for the first file that ``read_image`` refuses.
+        ImageError: for the first file that ``read_image`` refuses, if ``refused`` does not take it.
     """
     files = list(paths)
     height, width = size
@@ -79,7 +87,13 @@ def decode(paths: Iterable[str | os.PathLike[str]], size: tuple[int, int], *, th
     images = np.empty((len(files), 3, height, width), np.uint8)
 
     def fill(row: int) -> None:
-        image = read_image(files[row])
+        try:
+            image = read_image(files[row])
+        except ImageError as error:
+            if refused is None:
+                raise
+            refused[row] = error
+            return
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         images[row] = np.asarray(image).transpose(2, 0, 1)

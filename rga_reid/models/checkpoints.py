@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file
+from rga_reid.files import atomic_file, checksum
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.state_files import read_safetensors, read_torch
@@ -70,11 +69,8 @@ def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hex: tells whether a gallery was made with this checkpoint."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return checksum(file)
 
 
 def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,6 +10,8 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 
+_BLOCK = 4096  # rows normalised at a time
+
 
 def unit_rows(features: Any, *, name: str = "features", first_row: int = 0) -> np.ndarray:
     """Features with every row scaled to length 1.
@@ -37,6 +39,14 @@ def unit_rows(features: Any, *, name: str = "features", first_row: int = 0) -> n
     exact /= largest
     exact /= np.sqrt((exact * exact).sum(axis=1, keepdims=True))
     return np.ascontiguousarray(exact, dtype=np.float32)
+
+
+def unit_matrix(features: np.ndarray) -> np.ndarray:
+    """As ``unit_rows``, a block of rows at a time: a large matrix is never in float64 as a whole."""
+    rows = np.empty(features.shape, np.float32)
+    for start in range(0, max(1, len(features)), _BLOCK):
+        rows[start : start + _BLOCK] = unit_rows(features[start : start + _BLOCK], first_row=start)
+    return rows
 
 
 def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
@@ -72,3 +82,25 @@ def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
                 f"got {table[column].dtype}"
             ) from None
     return kept
+
+
+def fitting_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+    """Features and the table that describes them, as a gallery keeps them.
+
+    Args:
+        features: numbers ``(n, d)``.
+        table: n rows.
+
+    Returns:
+        ``unit_matrix`` of the features, ``gallery_table`` of the table.
+
+    Raises:
+        InputError: they do not fit together, or one is not what it should be.
+    """
+    kept = gallery_table(table)
+    matrix = np.asarray(features)
+    if matrix.ndim != 2:
+        raise InputError(f"features: expected a matrix (n, d), got {matrix.ndim} dimensions")
+    if len(matrix) != len(kept):
+        raise InputError(f"features: {len(matrix)} rows, but the table has {len(kept)}")
+    return unit_matrix(matrix), kept

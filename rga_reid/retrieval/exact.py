@@ -12,48 +12,65 @@ from collections.abc import Iterator
 import faiss
 import numpy as np
 
-_MARGIN = 32  # candidates beyond the wanted ones: enough to spare nearly every query the second search
+from rga_reid.retrieval.vectors import Vectors
+
+Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float64), best first
+
+MARGIN = 32  #: candidates beyond the wanted ones: enough to spare nearly every query the second search
 _BLOCK = 4096  # rows scored at a time
 
 
 def nearest_rows(
-    index: faiss.IndexFlat, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The rows of a flat inner-product index that score highest, for each query.
+    vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
+) -> Iterator[Found]:
+    """The rows that score highest, for each query.
 
     Args:
-        index: unit rows, ``(n, d)``.
+        vectors: unit rows, ``(n, d)``.
         queries: unit rows, float32 ``(q, d)``.
         top_k: rows wanted, at least 1.
         keep: bool ``(n,)``, rows that may be returned; all by default.
 
     Yields:
         For each query: row numbers (int64) and scores (float64 dot products of the float32 rows), best first,
-        ties in row order. Fewer than ``top_k`` where the index has no more.
+        ties in row order. Fewer than ``top_k`` where there are no more.
     """
-    available = index.ntotal if keep is None else int(keep.sum())
+    available = len(vectors) if keep is None else int(keep.sum())
     wanted = min(top_k, available)
     if wanted == 0:
         for _ in queries:
             yield np.empty(0, np.int64), np.empty(0)
         return
-    parameters = None
-    if keep is not None:
-        bits = np.packbits(keep, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))  # a view: bits must outlive it
-        parameters = faiss.SearchParameters()
-        parameters.sel = selector
-    candidates = min(wanted + _MARGIN, available)
-    filtered, rows = index.search(queries, candidates, params=parameters)
-    error = rounding_error(index.d)
+    candidates = min(wanted + MARGIN, available)
+    filtered, rows = _filter(vectors, queries, candidates, keep)
+    error = rounding_error(queries.shape[1])
     for number, query in enumerate(queries):
-        found, scores = _rescored(index, query, rows[number], wanted)
-        if candidates < available and scores[-1] <= filtered[number, -1] + error:
+        found, scores = rescored(vectors, query, rows[number], wanted)
+        if candidates < available and scores[-1] <= filtered[number].min() + error:
             # a row that the filter left out may tie with the last one, or beat it
-            radius = float(scores[-1]) - 2 * error
-            _, _, near = index.range_search(query[None], radius, params=parameters)
-            found, scores = _rescored(index, query, near, wanted)
+            radius = scores[-1] - 2 * error
+            near = [numbers[block @ query >= radius] for numbers, block in vectors.blocks(keep)]
+            found, scores = rescored(vectors, query, np.concatenate(near), wanted)
         yield found, scores
+
+
+def rescored(vectors: Vectors, query: np.ndarray, rows: np.ndarray, wanted: int) -> Found:
+    """The best of some rows by their exact scores.
+
+    Args:
+        vectors: unit rows, ``(n, d)``.
+        query: unit row, float32 ``(d,)``.
+        rows: candidates in any order, without duplicates.
+        wanted: how many to return at most.
+    """
+    rows = np.sort(rows)
+    exact = query.astype(np.float64)
+    scores = np.empty(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        block = vectors.take(rows[start : start + _BLOCK])
+        scores[start : start + _BLOCK] = (block * exact).sum(axis=1)  # row by row: equal rows score equally
+    order = np.argsort(-scores, kind="stable")[:wanted]
+    return rows[order], scores[order]
 
 
 def rounding_error(dimension: int) -> float:
@@ -65,14 +82,19 @@ def rounding_error(dimension: int) -> float:
     return 1.01 * dimension * 2.0**-24
 
 
-def _rescored(
-    index: faiss.IndexFlat, query: np.ndarray, rows: np.ndarray, wanted: int
+def _filter(
+    vectors: Vectors, queries: np.ndarray, candidates: int, keep: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.sort(rows)
-    exact = query.astype(np.float64)
-    scores = np.empty(len(rows))
-    for start in range(0, len(rows), _BLOCK):
-        block = index.reconstruct_batch(rows[start : start + _BLOCK])
-        scores[start : start + _BLOCK] = (block * exact).sum(axis=1)  # row by row: equal rows score equally
-    order = np.argsort(-scores, kind="stable")[:wanted]
-    return rows[order], scores[order]
+    """The best rows by float32 scores, in no order: scores and row numbers, ``(q, candidates)`` each."""
+    best = np.empty((len(queries), 0), np.float32)
+    rows = np.empty((len(queries), 0), np.int64)
+    for numbers, block in vectors.blocks(keep):
+        scores, found = faiss.knn(
+            queries, block, min(candidates, len(block)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        best = np.concatenate([best, scores], axis=1)
+        rows = np.concatenate([rows, numbers[found]], axis=1)
+        if best.shape[1] > candidates:
+            order = np.argpartition(-best, candidates - 1, axis=1)[:, :candidates]
+            best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return best, rows

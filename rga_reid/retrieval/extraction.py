@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from rga_reid.data import decode
+from rga_reid.data import ImageError, decode
 from rga_reid.errors import InputError
 
 
@@ -59,26 +59,64 @@ def extract_features(
             below 1.
     """
     table = _as_table(table_or_paths)
+    features = np.empty((len(table), model.dimension), np.float32)
+    done = 0
+    for batch, rows in stream_features(model, table, batch_size, device):
+        features[done : done + len(rows)] = batch
+        done += len(rows)
+    return features, table
+
+
+def stream_features(
+    model: Embedder,
+    table: pd.DataFrame,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    *,
+    refused: list[ImageError] | None = None,
+) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """Embed image files batch by batch, in the order of the table.
+
+    Args:
+        model, batch_size, device: see ``extract_features``.
+        table: n rows with a column ``path``.
+        refused: takes the errors of files that are not images, whose rows are then left out.
+
+    Yields:
+        Features of a batch, float32 ``(b, d)``, rows L2-normalised, and their b rows of the table.
+
+    Raises:
+        InputError: see ``extract_features``; a file that is not an image, if ``refused`` does not take it.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    paths = table["path"].tolist()
-    features = np.empty((len(paths), model.dimension), np.float32)
+    table = _as_table(table)
     starts = track(
-        range(0, len(paths), batch_size),
+        range(0, len(table), batch_size),
         "embedding",
         console=Console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+
+    def read(start: int) -> tuple[np.ndarray, pd.DataFrame]:
+        rows = table.iloc[start : start + batch_size]
+        errors: dict[int, ImageError] | None = None if refused is None else {}
+        images = decode(rows["path"].tolist(), model.size, refused=errors)
+        if refused is None or not errors:
+            return images, rows
+        refused.extend(errors[row] for row in sorted(errors))
+        whole = np.array([row not in errors for row in range(len(rows))])
+        return images[whole], rows[whole]
+
     with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = reader.submit(decode, paths[:batch_size], model.size)
+        coming = reader.submit(read, 0)
         for start in starts:
-            images = coming.result()
-            stop = start + batch_size
-            coming = reader.submit(decode, paths[stop : stop + batch_size], model.size)
-            embedded = model.embed(torch.from_numpy(images), batch_size=batch_size, device=device)
-            features[start:stop] = embedded.numpy()
-    return features, table
+            images, rows = coming.result()
+            coming = reader.submit(read, start + batch_size)
+            if len(rows):
+                embedded = model.embed(torch.from_numpy(images), batch_size=batch_size, device=device)
+                yield embedded.numpy(), rows
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -1,188 +1,324 @@
-"""A gallery on disk: a folder with a manifest, a FAISS index and a table."""
+"""A gallery on disk: segments that never change, and a manifest that is switched when all of them are there.
+
+A process that is killed leaves the old gallery or the new one. What it had begun lies about unnamed; the next
+writer removes it. Readers need no lock: what they have open stays readable.
+"""
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
-from dataclasses import dataclass
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import faiss
-import pandas as pd
-
-from rga_reid import __version__
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_folder, require_new
-from rga_reid.models import fingerprint
-from rga_reid.retrieval.arrays import gallery_table
-from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.files import checksum, require_new, sync
+from rga_reid.retrieval.contents import Contents, Put, Removal
+from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
+from rga_reid.retrieval.segments import Segment, check_size, read_segment, write_segment
 
-FORMAT = "rga-reid gallery"
-VERSION = 1  #: raised when an older program could no longer read the folder
-METRIC = "cosine"  #: inner product of unit rows
-MANIFEST = "manifest.json"
-INDEX = "index.faiss"
-TABLE = "table.parquet"
-_FILES = (MANIFEST, INDEX, TABLE)
+UNFINISHED = "unfinished.json"  #: manifest of a build that was interrupted
+SEGMENTS = "segments"
+LOCK = "lock"
+_LOG = "removals-{generation}.jsonl"
+_OURS = re.compile(r"\.?(manifest|unfinished)\.json(\..*)?|segments|lock|removals-[0-9]+\.jsonl")
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a gallery folder holds."""
-
-    index: faiss.IndexFlat  #: unit rows, (n, d)
-    table: pd.DataFrame  #: path, pid, camid: n rows, in the order of the index
-    model: ModelRecord | None
-
-
-def require_replaceable(location: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse a place where a gallery may not be saved, before any work is done.
+def folder_of(location: str | os.PathLike[str]) -> Path:
+    """The folder of a gallery.
 
     Raises:
-        InputError: the place exists and ``overwrite`` is false, or it holds anything but a gallery's files:
-            replacing it would delete them.
+        InputError: the location is one of Milvus.
     """
-    folder = Path(location)
-    require_new(folder, overwrite=overwrite)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    place = os.fspath(location)
+    if place.startswith("milvus://") or place.endswith(".db"):
+        raise InputError(f"{place}: galleries in Milvus are not supported yet; expected a folder")
+    return Path(place)
+
+
+def require_replaceable(
+    location: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False
+) -> None:
+    """Refuse a place where a gallery may not be saved, before any work is done.
+
+    Args:
+        location: the place.
+        overwrite: a gallery may be there.
+        resume: an unfinished build may be there.
+
+    Raises:
+        InputError: something else is there.
+    """
+    folder = folder_of(location)
+    with _disk_errors(folder):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if UNFINISHED in names and not (overwrite or resume):
+        raise InputError(f"{folder}: holds an unfinished build; --resume goes on, --overwrite starts over")
+    if names and not foreign and MANIFEST not in names:
+        return  # no gallery, but what a killed write left
+    require_new(folder, overwrite=overwrite or (UNFINISHED in names and resume))
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not replaced: expected a gallery, found a file")
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
     if foreign:
         raise InputError(f"{folder}: not replaced: it holds {foreign[0]!r}, which is no part of a gallery")
 
 
-def write_gallery(contents: Contents, location: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a gallery folder: whole, or not at all.
+def read_gallery(folder: Path) -> Contents:
+    """The gallery in a folder, its manifest, sizes and headers checked.
 
     Raises:
-        InputError: see ``require_replaceable``; the disk is full or cannot be written. The old gallery stays.
-    """
-    require_replaceable(location, overwrite=overwrite)
-    with atomic_folder(location, overwrite=overwrite) as folder:
-        try:
-            _write_index(contents.index, folder / INDEX)
-            contents.table.to_parquet(folder / TABLE, index=False)
-            manifest = {
-                "format": FORMAT,
-                "version": VERSION,
-                "written_by": f"rga-reid {__version__}",
-                "index": "flat",
-                "metric": METRIC,
-                "dimension": contents.index.d,
-                "count": contents.index.ntotal,
-                "model": None if contents.model is None else contents.model.to_json(),
-                "files": {
-                    name: {"bytes": (folder / name).stat().st_size, "sha256": fingerprint(folder / name)}
-                    for name in (INDEX, TABLE)
-                },
-            }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{os.fspath(location)}: cannot write the gallery ({reason})") from None
-
-
-def read_gallery(location: str | os.PathLike[str]) -> Contents:
-    """Read a gallery folder, every byte of it checked against the manifest.
-
-    Raises:
-        InputError: no gallery there, one of a newer version, or a file that is missing, damaged or foreign:
+        InputError: no gallery there, one of another version, or a file that is missing, damaged or foreign:
             the message names it.
     """
-    folder = Path(location)
-    manifest = _read_manifest(folder)
-    for name in (INDEX, TABLE):
-        _check_file(folder / name, manifest["files"][name])
-    index = _read_index(folder / INDEX, manifest)
-    table = _read_table(folder / TABLE, manifest)
-    return Contents(index, table, manifest["model"])
+    manifest = read_manifest(folder / MANIFEST)
+    while True:
+        try:
+            return read_contents(folder, manifest)
+        except InputError:
+            # a writer may have removed the segments of this manifest since: then there is a newer one
+            newer = read_manifest(folder / MANIFEST)
+            if newer == manifest:
+                raise
+            manifest = newer
 
 
-def _write_index(index: faiss.Index, path: Path) -> None:
-    """Through Python's file: faiss's own writer only prints an error of its last write (a full disk)."""
-    with open(path, "wb") as file:
-        writer = faiss.PyCallbackIOWriter(file.write, 1 << 20)  # type: ignore[attr-defined]
-        faiss.write_index(index, writer)
+def read_contents(folder: Path, manifest: Manifest) -> Contents:
+    """What a manifest names."""
+    place, plan = folder / SEGMENTS, manifest.plan
+    segments = [
+        read_segment(place / record.name, record, manifest.dimension, plan.kind)
+        for record in manifest.segments
+    ]
+    removals: tuple[Removal, ...] = ()
+    if manifest.log is not None:
+        removals = _read_log(folder / manifest.log[0], manifest.log[1])
+    return Contents(manifest.dimension, plan, manifest.model, tuple(segments), manifest.next_id, removals)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        if folder.is_dir():
-            raise InputError(f"{path}: missing; is this folder a gallery?") from None
-        raise InputError(
-            f"{folder}: expected a gallery, a folder; found {'a file' if folder.exists() else 'nothing'}"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged: not JSON ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f'{path}: not the manifest of a gallery (expected "format": "{FORMAT}")')
-    if manifest.get("version") != VERSION:
-        raise InputError(
-            f"{path}: a gallery of format version {manifest.get('version')}; this program reads {VERSION}"
+class Writer:
+    """The one program that may change a gallery folder, while it holds the lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        old = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+        self.generation = 1 if old is None else old.generation + 1
+        #: the log of the gallery that is there
+        self.removals = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
+        places = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())
+        self._places = (place for place in places if not place.exists())
+
+    def put(self, segment: Segment) -> Segment:
+        """Write a new segment to the disk, unnamed as yet."""
+        place = next(self._places)
+        with _disk_errors(self.folder):
+            record = write_segment(place, segment)
+        kind = "flat" if segment.index is None else segment.index.kind
+        return read_segment(place, record, segment.vectors.shape[1], kind)
+
+    def commit(self, contents: Contents) -> None:
+        """Switch to new contents, all of whose segments were put or were there."""
+        with _disk_errors(self.folder):
+            log = self._write_log(contents) if contents.removals else None
+            write_manifest(self._manifest(contents, log), self.folder / MANIFEST)
+
+    def keep_unfinished(self, contents: Contents) -> None:
+        """Note how far a build has come, so that another can go on from there."""
+        with _disk_errors(self.folder):
+            write_manifest(self._manifest(contents), self.folder / UNFINISHED)
+
+    def _manifest(self, contents: Contents, log: tuple[str, FileRecord] | None = None) -> Manifest:
+        return Manifest(
+            generation=self.generation,
+            dimension=contents.dimension,
+            next_id=contents.next_id,
+            plan=contents.plan,
+            model=contents.model,
+            segments=tuple(segment.record for segment in contents.segments if segment.record is not None),
+            log=log,
         )
+
+    def _write_log(self, contents: Contents) -> tuple[str, FileRecord]:
+        name = _LOG.format(generation=self.generation)
+        path = self.folder / name
+        path.write_text("".join(removal.to_line() for removal in contents.removals), encoding="utf-8")
+        sync(path)
+        with open(path, "rb") as file:
+            return name, FileRecord(path.stat().st_size, checksum(file))
+
+
+@contextmanager
+def writing(
+    folder: Path, *, create: bool = False, building: bool = False, resume: bool = False
+) -> Iterator[Writer]:
+    """Hold the lock of a gallery folder, and leave nothing but a gallery there.
+
+    Args:
+        folder: of the gallery.
+        create: make the folder if there is none, and replace a gallery that is damaged.
+        building: keep what the block noted as unfinished, if it fails.
+        resume: keep what an earlier one noted so; otherwise it is removed.
+
+    Raises:
+        InputError: no gallery there, another program is writing, the disk is full or cannot be written.
+    """
+    created = create and not folder.exists()
+    if create:
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    else:
+        read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
+    with _locked(folder):
+        if create:
+            _drop_unreadable(folder / MANIFEST)
+        clean(folder, keep_unfinished=resume)
+        try:
+            yield Writer(folder)
+        finally:
+            clean(folder, keep_unfinished=building)
+            if created and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
+                shutil.rmtree(folder)
+
+
+def update(folder: Path, change: Callable[[Contents, Put], Contents]) -> tuple[Contents, Contents]:
+    """Change a gallery on disk, from what it is now, whoever wrote last.
+
+    Returns:
+        What it held before and what it holds now. Both are on disk when this returns, or none is.
+
+    Raises:
+        InputError: see ``writing`` and ``read_gallery``; what ``change`` raises.
+    """
+    with writing(folder) as writer:
+        old = read_gallery(folder)
+        new = change(old, writer.put)
+        if new is not old:
+            writer.commit(new)
+    return old, new
+
+
+def clean(folder: Path, *, keep_unfinished: bool = False) -> None:
+    """Remove from the disk what no manifest names. For the holder of the lock only."""
+    with _disk_errors(folder):
+        if not keep_unfinished:
+            (folder / UNFINISHED).unlink(missing_ok=True)
+        for path in leftovers(folder):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        for place in (folder / SEGMENTS, folder):
+            if place.is_dir():
+                sync(place)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What lies in a gallery's folder and is named by no manifest: of a write that was killed."""
+    named = {MANIFEST, UNFINISHED, LOCK, SEGMENTS}
+    segments: set[str] = set()
+    for name in (MANIFEST, UNFINISHED):
+        if (folder / name).exists():
+            manifest = read_manifest(folder / name)
+            segments |= {record.name for record in manifest.segments}
+            named |= {manifest.log[0]} if manifest.log else set()
+    found = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path.name not in named]
+    if (folder / SEGMENTS).is_dir():
+        found += [path for path in (folder / SEGMENTS).iterdir() if path.name not in segments]
+    return sorted(found)
+
+
+def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share: None) -> int:
+    """Check every byte of every file of a gallery.
+
+    Args:
+        folder: of the gallery.
+        progress: told the share of the bytes that is done.
+
+    Returns:
+        Number of files checked.
+
+    Raises:
+        InputError: all files that are damaged or missing, by name; or the gallery was changed meanwhile.
+    """
+    manifest = read_manifest(folder / MANIFEST)
+    records = [
+        (folder / SEGMENTS / segment.name / name, record)
+        for segment in manifest.segments
+        for name, record in segment.files.items()
+    ]
+    if manifest.log is not None:
+        records.append((folder / manifest.log[0], manifest.log[1]))
+    total, done, problems = sum(record.bytes for _, record in records), 0, []
+    for path, record in records:
+        try:
+            _check_bytes(path, record)
+        except InputError as error:
+            problems.append(str(error))
+        done += record.bytes
+        progress(done / total)
+    if read_manifest(folder / MANIFEST) != manifest:
+        raise InputError(f"{folder}: the gallery was changed while it was verified; verify it again")
+    if problems:
+        raise InputError("; ".join(problems))
+    for segment in read_contents(folder, manifest).segments:
+        if segment.index is not None:
+            segment.index.load()
+    return len(records) + 1
+
+
+def _check_bytes(path: Path, record: FileRecord) -> None:
+    check_size(path, record)
     try:
-        _check_manifest(manifest)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged manifest ({error!r})") from None
-    return manifest
-
-
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    """Check what the manifest says, and put the model's record in place of its JSON."""
-    for key, expected in (("index", "flat"), ("metric", METRIC)):
-        if manifest[key] != expected:
-            raise ValueError(f"{key}: expected {expected}, found {manifest[key]}")
-    counts = [manifest["dimension"], manifest["count"]]
-    counts += [manifest["files"][name]["bytes"] for name in (INDEX, TABLE)]
-    if not all(type(count) is int and count > 0 for count in counts):
-        raise ValueError(f"expected positive counts, found {counts}")
-    for name in (INDEX, TABLE):
-        if not isinstance(manifest["files"][name]["sha256"], str):
-            raise TypeError(f"{name}: expected a checksum")
-    manifest["model"] = None if manifest["model"] is None else ModelRecord.from_json(manifest["model"])
-
-
-def _check_file(path: Path, recorded: dict[str, Any]) -> None:
-    try:
-        found = path.stat().st_size
-        if found != recorded["bytes"]:
-            raise InputError(f"{path}: damaged: expected {recorded['bytes']} bytes, found {found}")
-        if fingerprint(path) != recorded["sha256"]:
-            raise InputError(f"{path}: damaged: its checksum is not the one in {MANIFEST}")
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing from the gallery") from None
+        with open(path, "rb") as file:
+            found = checksum(file)
     except OSError as error:
         raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
+    if found != record.sha256:
+        raise InputError(f"{path}: damaged: its checksum is not the one in the manifest")
 
 
-def _read_index(path: Path, manifest: dict[str, Any]) -> faiss.IndexFlat:
+def _read_log(path: Path, record: FileRecord) -> tuple[Removal, ...]:
+    _check_bytes(path, record)
     try:
-        index = faiss.read_index(str(path))
-    except (RuntimeError, MemoryError):
-        raise InputError(f"{path}: not a FAISS index, or one of an unknown kind") from None
-    count, dimension = manifest["count"], manifest["dimension"]
-    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InputError(f"{path}: expected a flat inner-product index, found {type(index).__name__}")
-    if (index.ntotal, index.d) != (count, dimension):
-        raise InputError(f"{path}: {index.ntotal} x {index.d}, but {MANIFEST} says {count} x {dimension}")
-    return index
+        return tuple(map(Removal.from_line, path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged: not a log of removals ({error})") from None
 
 
-def _read_table(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock; the system releases it when the process ends, in whatever way."""
+    import fcntl  # POSIX only: elsewhere galleries can be read
+
+    with _disk_errors(folder):
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        table = gallery_table(pd.read_parquet(path), name=str(path))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a Parquet table ({error})") from None
-    if len(table) != manifest["count"]:
-        raise InputError(f"{path}: expected {manifest['count']} rows by {MANIFEST}, found {len(table)}")
-    return table
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: locked: another program is changing this gallery; try again when it has finished"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Tell a full or read-only disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write the gallery ({error.strerror or error})") from None
+
+
+def _drop_unreadable(manifest: Path) -> None:
+    """Remove a manifest that is damaged, or of another version: its gallery is to be replaced."""
+    try:
+        read_manifest(manifest)
+    except InputError:
+        manifest.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class ModelRecord:
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object."""
         return asdict(self)
+
+    def is_same(self, other: ModelRecord) -> bool:
+        """Whether both have the same weights and preprocessing, wherever the files lie."""
+        return replace(other, checkpoint=self.checkpoint) == self
 
     def find_checkpoint(self, given: str | os.PathLike[str] | None = None) -> Path:
         """The checkpoint to embed queries with: ``given``, or else the one that is remembered.

@@ -101,7 +101,7 @@ def test_build_from_features_and_info(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == built
     written = json.loads(facts.read_text())
     assert (written["count"], written["identities"], written["model"]) == (4, 2, None)
-    assert written["bytes"] == sum(file.stat().st_size for file in (tmp_path / "g").iterdir())
+    assert written["bytes"] == sum(f.stat().st_size for f in (tmp_path / "g").rglob("*") if f.is_file())
     assert Gallery.open(tmp_path / "g").table["path"].tolist() == paths.tolist()
 
 
@@ -126,13 +126,23 @@ def test_overwrite(tmp_path: Path, images: Path, checkpoint: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected --images DIR --checkpoint FILE, or --features FILE.npz"),
+        ([], "expected one of --images DIR, --data.root DIR and --features FILE.npz"),
+        (["--images", "{images}", "--features", "f.npz"], "expected one of --images DIR"),
+        (["--images", "{images}", "--data.root", "{images}"], "expected one of --images DIR"),
+        (["--images", "{images}"], "images need --checkpoint"),
+        (["--features", "f.npz", "--checkpoint", "m.ckpt"], "--checkpoint goes with images"),
+        (["--features", "f.npz", "--resume"], "--resume goes with images"),
+        (["--images", "{images}", "--checkpoint", "{ckpt}", "--index", "tree"], "index: expected flat, hnsw"),
         (
-            ["--images", "{images}", "--features", "f.npz"],
-            "expected --images DIR --checkpoint FILE, or --features",
+            ["--images", "{images}", "--checkpoint", "{ckpt}", "--nlist", "4"],
+            "index flat: unknown setting 'nlist'",
         ),
-        (["--images", "{images}"], "--images needs --checkpoint"),
-        (["--features", "f.npz", "--checkpoint", "m.ckpt"], "--checkpoint goes with --images"),
+        (
+            ["--images", "{images}", "--checkpoint", "{ckpt}", "--index", "hnsw", "--hnsw-m", "0"],
+            "hnsw_m: expected a whole number from 2",
+        ),
+        (["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "x.db"], "not supported yet"),
+        (["--data.root", "{tmp}/none", "--checkpoint", "{ckpt}"], "none"),
         (["--images", "{images}", "--checkpoint", "{tmp}/no.ckpt"], "no.ckpt: no such file"),
         (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: expected a folder of images"),
         (
@@ -198,7 +208,15 @@ def test_an_unreadable_image_leaves_no_gallery(
 def test_info_of_a_damaged_gallery(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "f.npz", features=np.eye(4, dtype=np.float32), paths=np.array(list("abcd")))
     assert build("--gallery", tmp_path / "g", "--features", tmp_path / "f.npz") == 0
-    (tmp_path / "g" / "index.faiss").unlink()
+    vectors = next((tmp_path / "g").rglob("vectors.npy"))
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(content)
     capsys.readouterr()
-    assert main(["gallery", "info", "--gallery", str(tmp_path / "g")]) == 2
-    assert "index.faiss: missing from the gallery" in capsys.readouterr().err
+    assert main(["gallery", "info", "--gallery", str(tmp_path / "g")]) == 0
+    assert main(["gallery", "verify", "--gallery", str(tmp_path / "g")]) == 2
+    assert "vectors.npy: damaged: its checksum is not the one in the manifest" in capsys.readouterr().err
+    vectors.unlink()
+    for action in ("info", "verify"):
+        assert main(["gallery", action, "--gallery", str(tmp_path / "g")]) == 2
+        assert "vectors.npy: missing from the gallery" in capsys.readouterr().err

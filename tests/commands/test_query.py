@@ -110,6 +110,36 @@ def test_exclude_camera(tmp_path: Path, gallery: Path) -> None:
     assert ranked(json.loads((tmp_path / "m.json").read_text())[0]) == ["1", "3"]
 
 
+def test_where_and_threshold(tmp_path: Path, gallery: Path) -> None:
+    red = draw(tmp_path / "q.png", RED)
+
+    def found(*words: object) -> list[str]:
+        assert query(gallery, "--image", red, *words, "--json", tmp_path / "m.json") == 0
+        return ranked(json.loads((tmp_path / "m.json").read_text())[0])
+
+    assert found("--where", "camid == 2 or pid is None") == ["1", "3"]
+    assert found("--where", "pid == 1", "--exclude-camera", 2) == ["0"]
+    assert found("--threshold", 0.9) == ["0", "1"]
+    assert found("--threshold", 1) == []
+    assert found("--threshold", -1) == found()
+
+
+def test_several_images_of_one_person(tmp_path: Path, gallery: Path, capsys: pytest.CaptureFixture) -> None:
+    """Red and blue are nearest to both; one alone is nearest to its own."""
+    files = [draw(tmp_path / f"0002_c{camera}s1_000009_00.png", c) for camera, c in ((1, RED), (2, BLUE))]
+    words = ["--image", *files, "--json", tmp_path / "m.json", "--html", tmp_path / "m.html"]
+    assert query(gallery, *words, "--multi", "--top-k", 3) == 0
+    (result,) = json.loads((tmp_path / "m.json").read_text())
+    assert result.keys() == {"query", "image", "matches"}
+    assert result["image"] == str(files[0])
+    model = MeanColour()
+    features, _ = extract_features(model, files)
+    expected = Gallery.open(gallery).search(features.mean(axis=0, keepdims=True), 3)
+    assert [match["score"] for match in result["matches"]] == expected["score"].tolist()
+    assert "1 query against" in (tmp_path / "m.html").read_text()
+    assert capsys.readouterr().out.count("0002_c") == 1
+
+
 def test_page(tmp_path: Path, gallery: Path) -> None:
     red = draw(tmp_path / "0001_c1s1_000009_00.png", RED)
     (tmp_path / "people" / "2.png").unlink()
@@ -179,6 +209,10 @@ def test_another_model_is_refused(
         (["--image", "{red}", "{tmp}"], "found a folder, which may only stand alone"),
         (["--image", "{tmp}/gallery"], "no image found"),
         (["--image", "{red}", "--top-k", "0"], "--top-k: expected at least 1"),
+        (["--image", "{red}", "--threshold", "2"], "--threshold: expected a cosine from -1 to 1, got 2.0"),
+        (["--image", "{red}", "--threshold", "nan"], "--threshold: expected a cosine"),
+        (["--image", "{red}", "--where", "camid = 3"], "where: cannot read 'camid = 3'"),
+        (["--image", "{red}", "--gallery", "milvus://host"], "Milvus are not supported yet"),
         (["--image", "{red}", "--json", "{tmp}/no/m.json"], "--json .*its folder does not exist"),
         (["--image", "{red}", "--csv", "{tmp}/no/m.csv"], "--csv .*its folder does not exist"),
         (["--image", "{red}", "--html", "{tmp}"], "--html .*is a folder, expected a file"),

@@ -66,6 +66,17 @@ def test_decode_names_the_first_bad_file(tmp_path):
         decode([good, tmp_path / "bad1.png", good, tmp_path / "bad2.png"], (5, 4))
 
 
+def test_decode_lists_what_it_cannot_read(tmp_path):
+    paths = [saved(tmp_path / f"{row}.png", Image.fromarray(PIXELS)) for row in range(5)]
+    paths[1].write_bytes(b"not an image")
+    paths[3].unlink()
+    refused = {}
+    out = decode(paths, (5, 4), refused=refused)
+    assert {row: error.fault for row, error in refused.items()} == {1: "unreadable", 3: "missing"}
+    for row in (0, 2, 4):
+        np.testing.assert_array_equal(out[row], PIXELS.transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("size", [(0, 4), (4, -1)])
 def test_decode_refuses_an_empty_size(size):
     with pytest.raises(InputError, match="size"):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
-from rga_reid.retrieval import extract_features
+from rga_reid.retrieval import extract_features, stream_features
 from rga_reid.retrieval.extraction import choose_device
 
 
@@ -85,10 +85,10 @@ def test_the_next_batch_is_decoded_while_the_model_works(
     second = threading.Event()
     decode = extraction.decode
 
-    def watched(paths: list[str], size: tuple[int, int]) -> np.ndarray:
+    def watched(paths: list[str], size: tuple[int, int], **how: object) -> np.ndarray:
         if str(files[2]) in paths:
             second.set()
-        return decode(paths, size)
+        return decode(paths, size, **how)
 
     class Waiting(MeanColour):
         def embed(
@@ -105,6 +105,22 @@ def test_no_images() -> None:
     features, table = extract_features(MeanColour(), [])
     assert features.shape == (0, 3)
     assert table.empty
+
+
+def test_unreadable_images_may_be_left_out(files: list[Path]) -> None:
+    """Also where a whole batch is unreadable: the model is not asked about none."""
+    for number in (2, 3, 5):
+        files[number].write_bytes(b"not an image")
+    model, refused = MeanColour(), []
+    table = pd.DataFrame({"path": [str(path) for path in files], "pid": range(7)})
+    batches = list(stream_features(model, table, 2, refused=refused))
+    assert [rows["pid"].tolist() for _, rows in batches] == [[0, 1], [4], [6]]
+    whole = [path for number, path in enumerate(files) if number not in (2, 3, 5)]
+    np.testing.assert_allclose(
+        np.concatenate([features for features, _ in batches]), one_at_a_time(whole), atol=1e-6
+    )
+    assert [Path(str(error).split(":")[0]).name for error in refused] == ["2.png", "3.png", "5.png"]
+    assert [shape[0] for shape in model.batches] == [2, 1, 1]
 
 
 def test_an_unreadable_image_is_named(files: list[Path]) -> None:

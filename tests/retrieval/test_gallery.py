@@ -100,6 +100,19 @@ def test_near_ties_below_float32_resolution_are_ranked_exactly() -> None:
     assert found_rows(matches) == brute_force(features, query[0], 20, list(range(600)))
 
 
+@pytest.mark.parametrize("where", [None, "camid in (1, 2)"])
+def test_a_search_in_many_blocks_is_brute_force(monkeypatch: pytest.MonkeyPatch, where: str | None) -> None:
+    from rga_reid.retrieval import vectors
+
+    monkeypatch.setattr(vectors, "_BLOCK_BYTES", 24 * 4 * 7)  # seven rows
+    features, queries, table = random_features(200), random_features(5, seed=1), table_of(200)
+    features[150:] = features[:50]  # ties, blocks apart
+    matches = Gallery.build(features, table).search(queries, 40, where=where)
+    kept = [row for row in range(200) if where is None or table["camid"].isin([1, 2])[row]]
+    for number, query in enumerate(queries):
+        assert found_rows(matches, number) == brute_force(features, query, 40, kept)
+
+
 def test_top_k_larger_than_the_gallery() -> None:
     matches = Gallery.build(random_features(4), table_of(4)).search(random_features(2, seed=1), 100)
     assert matches.groupby("query").size().tolist() == [4, 4]
@@ -178,11 +191,6 @@ def test_lengths_may_be_extreme() -> None:
     query = random_features(1, seed=1)
     expected = Gallery.build(features, table_of(6)).search(query)
     pd.testing.assert_frame_equal(Gallery.build(scaled, table_of(6)).search(query), expected)
-
-
-def test_unknown_index_is_refused() -> None:
-    with pytest.raises(InputError, match="index: expected flat, got 'tree'"):
-        Gallery.build(random_features(2), table_of(2), index="tree")
 
 
 def test_search_refuses_another_dimension() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +18,16 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.retrieval import Gallery, ModelRecord
+from rga_reid.retrieval.manifest import sealed
+
+SEGMENT = Path("segments", "000001-0")
 
 
 def random_features(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 24)).astype(np.float32)
 
 
-def gallery_of(count: int, model: ModelRecord | None = None) -> Gallery:
+def gallery_of(count: int, model: ModelRecord | None = None, index: str = "flat") -> Gallery:
     """A gallery with some labels unknown."""
     table = pd.DataFrame(
         {
@@ -30,7 +36,7 @@ def gallery_of(count: int, model: ModelRecord | None = None) -> Gallery:
             "camid": pd.array([None if row % 11 == 5 else row % 3 for row in range(count)], dtype="Int64"),
         }
     )
-    return Gallery.build(random_features(count), table, model=model)
+    return Gallery.build(random_features(count), table, model=model, index=index)
 
 
 @pytest.fixture
@@ -41,11 +47,27 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def saved(tmp_path: Path, checkpoint: Path) -> Path:
+def record(checkpoint: Path) -> ModelRecord:
     model = SimpleNamespace(size=(256, 128), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
-    gallery = gallery_of(30, ModelRecord.of(model, checkpoint))
-    gallery.save(tmp_path / "gallery")
+    return ModelRecord.of(model, checkpoint)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, record: ModelRecord) -> Path:
+    gallery_of(30, record).save(tmp_path / "gallery")
     return tmp_path / "gallery"
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Path:
+    """A gallery with all kinds of files: an index, and a log of removals."""
+    gallery_of(1200, index="ivf").save(tmp_path / "indexed")
+    Gallery.open(tmp_path / "indexed").remove(paths="people/3.jpg")
+    return tmp_path / "indexed"
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
 
 
 def test_an_opened_gallery_is_the_saved_one(saved: Path, checkpoint: Path) -> None:
@@ -59,20 +81,40 @@ def test_an_opened_gallery_is_the_saved_one(saved: Path, checkpoint: Path) -> No
     )
 
 
-def test_the_manifest_tells_what_is_there(saved: Path) -> None:
-    manifest = json.loads((saved / "manifest.json").read_text())
-    assert {key: manifest[key] for key in ("version", "index", "metric", "dimension", "count")} == {
-        "version": 1,
-        "index": "flat",
+def test_the_manifest_tells_what_is_there(indexed: Path) -> None:
+    manifest = json.loads((indexed / "manifest.json").read_text())
+    expected = {
+        "version": 2,
+        "generation": 2,
         "metric": "cosine",
         "dimension": 24,
-        "count": 30,
+        "count": 1199,
+        "next_id": 1200,
+        "index": {"kind": "ivf", "settings": {}},
+        "model": None,
     }
-    assert manifest["model"]["size"] == [256, 128]
-    for name, recorded in manifest["files"].items():
-        content = (saved / name).read_bytes()
+    assert {key: manifest[key] for key in expected} == expected
+    (segment,) = manifest["segments"]
+    assert segment["index"]["settings"] == {"nlist": 30, "nprobe": 16}
+    assert 0 < segment["index"]["recall_at_10"] <= 1
+    named = {indexed / "segments" / segment["name"] / name: r for name, r in segment["files"].items()}
+    named[indexed / manifest["removals"].pop("name")] = manifest["removals"]
+    for path, recorded in named.items():
+        content = path.read_bytes()
         assert recorded == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert {"manifest.json", *manifest["files"]} == {file.name for file in saved.iterdir()}
+    assert {indexed / "manifest.json", *named} == set(files_of(indexed))
+
+
+def test_the_vectors_are_a_plain_array(saved: Path) -> None:
+    """As docs/galleries.md says: unit rows that NumPy reads, in the order of a table that pandas reads."""
+    vectors = np.load(saved / SEGMENT / "vectors.npy", allow_pickle=False)
+    features = random_features(30)
+    np.testing.assert_allclose(
+        vectors, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6
+    )
+    table = pd.read_parquet(saved / SEGMENT / "table.parquet")
+    assert table.columns.tolist() == ["path", "pid", "camid", "id"]
+    assert table["id"].tolist() == list(range(30))
 
 
 def test_save_refuses_what_exists(saved: Path) -> None:
@@ -82,6 +124,19 @@ def test_save_refuses_what_exists(saved: Path) -> None:
     assert len(Gallery.open(saved)) == 30
     other.save(saved, overwrite=True)
     assert len(Gallery.open(saved)) == 5
+    assert len(files_of(saved)) == 3
+
+
+def test_a_gallery_may_be_saved_over_itself(indexed: Path) -> None:
+    opened = Gallery.open(indexed)
+    query = random_features(3, seed=1)
+    before = opened.search(query)
+    opened.save(indexed, overwrite=True)
+    again = Gallery.open(indexed)
+    pd.testing.assert_frame_equal(opened.search(query), before)  # of files that are gone
+    pd.testing.assert_frame_equal(again.search(query), before)
+    assert again.removals == opened.removals
+    assert again.verify() == 5
 
 
 def test_overwrite_never_deletes_other_files(saved: Path) -> None:
@@ -91,39 +146,54 @@ def test_overwrite_never_deletes_other_files(saved: Path) -> None:
     assert (saved / "holiday.jpg").read_bytes() == b"a picture"
     with pytest.raises(InputError, match="found a file"):
         gallery_of(5).save(saved / "holiday.jpg", overwrite=True)
+    Gallery.open(saved).remove(pids=1)
+    assert (saved / "holiday.jpg").read_bytes() == b"a picture"
 
 
-@pytest.mark.parametrize("stage", ["index", "table", "manifest"])
-def test_a_failing_save_leaves_the_old_gallery(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+def test_a_damaged_gallery_may_be_overwritten(saved: Path) -> None:
+    (saved / "manifest.json").write_text("{")
+    gallery_of(5).save(saved, overwrite=True)
+    assert len(Gallery.open(saved)) == 5
+    assert len(files_of(saved)) == 3
+
+
+@pytest.mark.parametrize("stage", ["vectors", "table", "index", "log", "manifest"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_full_disk_leaves_the_old_gallery(
+    indexed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    contents: Callable[[Path], dict[str, bytes]],
+    stage: str,
+    fresh: bool,
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     owner, name = {
-        "index": (faiss, "write_index"),
+        "vectors": (np.lib.format, "write_array_header_1_0"),
         "table": (pd.DataFrame, "to_parquet"),
-        "manifest": (Path, "write_text"),
+        "index": (faiss, "write_index"),
+        "log": (Path, "write_text"),
+        "manifest": (os, "replace"),
     }[stage]
-    before = {file.name: file.read_bytes() for file in saved.iterdir()}
-    beside = sorted(saved.parent.iterdir())
+    if fresh and stage == "log":
+        pytest.skip("a new gallery has no log")
+    target = indexed.parent / "new" if fresh else indexed
+    before, beside = contents(indexed), sorted(indexed.parent.iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
         with pytest.raises(InputError, match=r"cannot write the gallery .No space left on device"):
-            gallery_of(5).save(saved, overwrite=True)
-    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
-    assert sorted(saved.parent.iterdir()) == beside
+            gallery_of(1100, index="ivf").save(target, overwrite=True)
+    assert contents(indexed) == before
+    assert sorted(indexed.parent.iterdir()) == beside
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "table.parquet"])
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "longer", "missing", "folder"])
-def test_a_damaged_file_is_named(saved: Path, name: str, damage: str) -> None:
-    file = saved / name
-    content = bytearray(file.read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-    elif damage == "truncated":
+@pytest.mark.parametrize("name", ["index.faiss", "table.parquet", "vectors.npy", "removals-2.jsonl"])
+@pytest.mark.parametrize("damage", ["truncated", "longer", "missing", "folder"])
+def test_a_file_of_another_size_is_refused(indexed: Path, name: str, damage: str) -> None:
+    (file,) = indexed.rglob(name)
+    content = file.read_bytes()
+    if damage == "truncated":
         file.write_bytes(content[:-1])
     elif damage == "longer":
         file.write_bytes(content + b"\0")
@@ -132,7 +202,44 @@ def test_a_damaged_file_is_named(saved: Path, name: str, damage: str) -> None:
         if damage == "folder":
             file.mkdir()
     with pytest.raises(InputError, match=rf"{name}: (damaged|missing)"):
-        Gallery.open(saved)
+        Gallery.open(indexed)
+
+
+def test_any_flipped_byte_is_named(indexed: Path) -> None:
+    gallery = Gallery.open(indexed)
+    assert gallery.verify() == 5
+    generator = np.random.default_rng(0)
+    for file in files_of(indexed):
+        content = file.read_bytes()
+        for place in (0, len(content) - 1, *generator.integers(0, len(content), 6)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << int(generator.integers(8))
+            file.write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"{file.name}: "):
+                gallery.verify()
+        file.write_bytes(content)
+    assert gallery.verify() == 5
+
+
+def test_all_damaged_files_are_named(indexed: Path) -> None:
+    gallery = Gallery.open(indexed)
+    next(indexed.rglob("index.faiss")).unlink()
+    table = next(indexed.rglob("table.parquet"))
+    table.write_bytes(table.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"index.faiss: missing") as caught:
+        gallery.verify()
+    assert "table.parquet: damaged" in str(caught.value)
+
+
+def test_a_damaged_index_never_reaches_faiss(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = next(indexed.rglob("index.faiss"))
+    content = bytearray(index.read_bytes())
+    content[len(content) // 2] ^= 1
+    index.write_bytes(content)
+    gallery = Gallery.open(indexed)  # sizes and headers are right
+    monkeypatch.setattr(faiss, "read_index", None)
+    with pytest.raises(InputError, match=r"index.faiss: damaged: its checksum"):
+        gallery.search(random_features(1))
 
 
 @pytest.mark.parametrize(
@@ -140,10 +247,13 @@ def test_a_damaged_file_is_named(saved: Path, name: str, damage: str) -> None:
     [
         ("", "damaged: not JSON"),
         ("{", "damaged: not JSON"),
+        ("[" * 100_000, "damaged: not JSON"),
         ("[]", "not the manifest of a gallery"),
         ('{"name": "an app"}', "not the manifest of a gallery"),
-        ('{"format": "rga-reid gallery", "version": 2}', "format version 2; this program reads 1"),
-        ('{"format": "rga-reid gallery", "version": 1}', "damaged manifest"),
+        ('{"format": "rga-reid gallery", "version": 3}', "format version 3; this program reads 2"),
+        ('{"format": "rga-reid gallery", "version": 2}', "damaged or edited"),
+        ('{"format": "rga-reid gallery", "version": 2, "sha256": "\\ud800"}', "damaged or edited"),
+        (sealed({"format": "rga-reid gallery", "version": 2}).decode(), "damaged manifest"),
     ],
 )
 def test_a_damaged_or_foreign_manifest_is_named(saved: Path, text: str, message: str) -> None:
@@ -152,64 +262,85 @@ def test_a_damaged_or_foreign_manifest_is_named(saved: Path, text: str, message:
         Gallery.open(saved)
 
 
+def edit(saved: Path, change: Callable[[dict], None]) -> None:
+    """Change the manifest, and seal it again."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    change(manifest)
+    del manifest["sha256"]
+    (saved / "manifest.json").write_bytes(sealed(manifest))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("generation", None),
         ("dimension", "24"),
-        ("count", -3),
-        ("count", True),
+        ("count", 29),
+        ("next_id", True),
+        ("next_id", -3),
         ("metric", "euclidean"),
-        ("index", "tree"),
-        ("files", {}),
-        ("files", None),
+        ("index", {"kind": "tree", "settings": {}}),
+        ("index", {"kind": "ivf", "settings": {"hnsw_m": 4}}),
+        ("index", "flat"),
+        ("segments", {}),
+        ("segments", [{"name": "../../other"}]),
+        ("segments", None),
+        ("removals", {"name": "../removals-1.jsonl", "bytes": 1, "sha256": ""}),
         ("model", {"checkpoint": "x"}),
         ("model", 5),
     ],
 )
 def test_a_manifest_of_odd_values_is_named(saved: Path, key: str, value: object) -> None:
-    manifest = json.loads((saved / "manifest.json").read_text())
-    (saved / "manifest.json").write_text(json.dumps({**manifest, key: value}))
+    edit(saved, lambda manifest: manifest.update({key: value}))
     with pytest.raises(InputError, match=r"manifest.json: damaged manifest"):
         Gallery.open(saved)
 
 
 def swap(saved: Path, name: str, content: bytes) -> None:
     """Put another file in place, with a manifest that vouches for it."""
-    (saved / name).write_bytes(content)
-    manifest = json.loads((saved / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (file,) = saved.rglob(name)
+    file.write_bytes(content)
+    recorded = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit(saved, lambda manifest: manifest["segments"][0]["files"].update({name: recorded}))
 
 
 @pytest.mark.parametrize(
-    ("index", "message"),
+    ("spec", "count", "message"),
     [
-        (faiss.IndexFlatIP(24), "0 x 24, but manifest.json says 30 x 24"),
-        (faiss.IndexFlatL2(24), "expected a flat inner-product index, found IndexFlatL2"),
-        (faiss.IndexHNSWFlat(24, 4), "expected a flat inner-product index, found IndexHNSWFlat"),
+        ("IVF30,Flat", 0, "not the header of a FAISS index of 1199 x 24"),
+        ("HNSW8,Flat", 1199, "expected an inner-product index of kind ivf, 1199 x 24; found IndexHNSWFlat"),
     ],
 )
-def test_an_index_that_does_not_fit_is_refused(saved: Path, index: faiss.Index, message: str) -> None:
-    swap(saved, "index.faiss", faiss.serialize_index(index).tobytes())
-    with pytest.raises(InputError, match=message):
-        Gallery.open(saved)
+def test_an_index_that_does_not_fit_is_refused(indexed: Path, spec: str, count: int, message: str) -> None:
+    index = faiss.index_factory(24, spec, faiss.METRIC_INNER_PRODUCT)
+    index.train(random_features(1199))
+    index.add(random_features(count))
+    swap(indexed, "index.faiss", faiss.serialize_index(index).tobytes())
+    with pytest.raises(InputError, match=rf"index.faiss: .*{message}"):
+        Gallery.open(indexed).search(random_features(1))
 
 
-def test_files_of_another_kind_are_refused(saved: Path) -> None:
-    table = (saved / "table.parquet").read_bytes()
-    swap(saved, "table.parquet", b"PAR1 no table PAR1")
-    with pytest.raises(InputError, match=r"table.parquet: not a Parquet table"):
-        Gallery.open(saved)
-    swap(saved, "table.parquet", table)
-    swap(saved, "index.faiss", b"no index")
-    with pytest.raises(InputError, match=r"index.faiss: not a FAISS index"):
-        Gallery.open(saved)
+def test_files_of_another_kind_are_refused(indexed: Path) -> None:
+    whole = {file.name: file.read_bytes() for file in files_of(indexed)}
+    array, other = indexed.parent / "a.npy", {"vectors.npy": b"no array"}
+    np.save(array, random_features(1199).astype(np.float64))
+    for name, content, message in [
+        ("table.parquet", b"PAR1 no table PAR1", "not a Parquet table"),
+        ("vectors.npy", other["vectors.npy"], "not an array of NumPy"),
+        ("vectors.npy", array.read_bytes(), r"expected float32 \(1199, 24\), found float64"),
+        ("index.faiss", whole["index.faiss"][:40], "not a FAISS index"),
+    ]:
+        swap(indexed, name, content)
+        with pytest.raises(InputError, match=rf"{name}: .*{message}"):
+            Gallery.open(indexed).search(random_features(1))
+        swap(indexed, name, whole[name])
+    assert len(Gallery.open(indexed)) == 1199
 
 
 def test_a_table_of_another_gallery_is_refused(saved: Path, tmp_path: Path) -> None:
     gallery_of(29).save(tmp_path / "other")
-    swap(saved, "table.parquet", (tmp_path / "other" / "table.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"table.parquet: expected 30 rows by manifest.json, found 29"):
+    swap(saved, "table.parquet", (tmp_path / "other" / SEGMENT / "table.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"table.parquet: expected 30 rows by the manifest, found 29"):
         Gallery.open(saved)
 
 
@@ -222,6 +353,26 @@ def test_no_gallery_there(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(InputError, match=r"photo.jpg: expected a gallery, a folder; found a file"):
         Gallery.open(file)
+    assert sorted(tmp_path.iterdir()) == [file]  # a reader leaves no lock
+
+
+@pytest.mark.parametrize("location", ["milvus://host:19530/people", "people.db"])
+def test_milvus_is_not_supported_yet(location: str) -> None:
+    for use in (Gallery.open, gallery_of(2).save):
+        with pytest.raises(InputError, match=f"{location}: galleries in Milvus are not supported yet"):
+            use(location)
+
+
+def test_features_of_another_model_are_refused(saved: Path, record: ModelRecord, tmp_path: Path) -> None:
+    gallery = Gallery.open(saved)
+    table = pd.DataFrame({"path": ["new.jpg"]})
+    (tmp_path / "other.ckpt").write_bytes(b"other weights")
+    other = ModelRecord.of(SimpleNamespace(size=(256, 128)), tmp_path / "other.ckpt")
+    for wrong in (other, replace(record, size=(128, 64)), replace(record, mean=(0.0, 0.0, 0.0))):
+        with pytest.raises(InputError, match="the gallery was built with another model"):
+            gallery.add(random_features(1), table, model=wrong)
+    gallery.add(random_features(1), table, model=replace(record, checkpoint="/moved/model.ckpt"))
+    assert len(Gallery.open(saved)) == 31
 
 
 def test_the_remembered_checkpoint_is_found(saved: Path, checkpoint: Path, tmp_path: Path) -> None:

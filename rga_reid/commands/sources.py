@@ -1,0 +1,117 @@
+"""Where the images of ``gallery build``, ``gallery add`` and ``query`` come from, and what embeds them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from rga_reid.data import ImageError
+    from rga_reid.retrieval import Gallery
+
+_BLOCK_ROWS = 8192  # images added at a time: what an interrupted `gallery add` can lose
+
+
+def add_source_options(parser: ArgumentParser) -> None:
+    """Options that name images, or features made elsewhere."""
+    parser.add_argument("--images", metavar="DIR", help="folder of images, searched with its subfolders")
+    parser.add_argument("--data.root", metavar="DIR", help="or a data set: its gallery images")
+    parser.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
+    parser.add_argument("--features", metavar="FILE.npz", help="or features with paths")
+    parser.add_argument("--checkpoint", metavar="FILE", help="model to embed the images with; remembered")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
+    parser.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out files that are no images, and list them"
+    )
+
+
+def check_source(options: Namespace, command: str) -> None:
+    """Refuse options that do not fit together, before anything heavy is imported."""
+    if sum(source is not None for source in (options.images, options.data.root, options.features)) != 1:
+        raise InputError(f"{command}: expected one of --images DIR, --data.root DIR and --features FILE.npz")
+    if options.features is not None and options.checkpoint is not None:
+        raise InputError(f"{command}: --checkpoint goes with images; features are taken as they are")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    if options.checkpoint is not None and not Path(options.checkpoint).is_file():
+        raise InputError(f"--checkpoint {options.checkpoint}: no such file")
+
+
+def images_of(options: Namespace) -> pd.DataFrame:
+    """The table of the images that the options name, by absolute paths: they hold in any folder."""
+    from rga_reid.data import read_table, table_from_images
+
+    if options.images is not None:
+        return table_from_images(os.path.abspath(options.images))
+    table = read_table(os.path.abspath(options.data.root), options.data.dataset)
+    table = table[table["split"] == "gallery"].drop(columns="split").reset_index(drop=True)
+    if table.empty:
+        raise InputError(f"--data.root {options.data.root}: no images of the split 'gallery' there")
+    return table
+
+
+def features_of(file: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Features and their table from an ``.npz`` file that tells paths."""
+    from rga_reid.retrieval.feature_files import read_features
+
+    features, table = read_features(file)
+    if "path" not in table.columns:
+        raise InputError(f"{file}: expected an array 'paths': a gallery needs to say which image matched")
+    return features, table
+
+
+def checkpoint_for(gallery: Gallery, options: Namespace) -> Path:
+    """The checkpoint that embeds images for a gallery: its own, which an option may say has moved."""
+    if gallery.model is not None:
+        return gallery.model.find_checkpoint(options.checkpoint)
+    if options.checkpoint is None:
+        raise InputError(
+            f"{options.gallery}: built from features, so it remembers no model; give theirs with --checkpoint"
+        )
+    if not Path(options.checkpoint).is_file():
+        raise InputError(f"--checkpoint {options.checkpoint}: no such file")
+    return Path(options.checkpoint)
+
+
+def in_blocks(
+    batches: Iterable[tuple[np.ndarray, pd.DataFrame]],
+) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """The same rows in fewer and larger batches, which are worth a write each."""
+    import numpy as np
+    import pandas as pd
+
+    features: list[np.ndarray] = []
+    tables: list[pd.DataFrame] = []
+
+    def block() -> tuple[np.ndarray, pd.DataFrame]:
+        joined = np.concatenate(features), pd.concat(tables, ignore_index=True)
+        features.clear()
+        tables.clear()
+        return joined
+
+    for batch, rows in batches:
+        features.append(batch)
+        tables.append(rows)
+        if sum(map(len, tables)) >= _BLOCK_ROWS:
+            yield block()
+    if features:
+        yield block()
+
+
+def tell_refused(refused: Sequence[ImageError]) -> None:
+    """List the files that were left out, on stderr."""
+    if refused:
+        print(f"left out {len(refused):,} unreadable images:", file=sys.stderr)
+    for error in refused:
+        print(f"  {error}", file=sys.stderr)

@@ -1,0 +1,153 @@
+"""Galleries larger than memory: rows stream in, a folder comes out, an interruption loses little."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+from rga_reid.retrieval.arrays import fitting_rows
+from rga_reid.retrieval.contents import Contents
+from rga_reid.retrieval.gallery import Gallery
+from rga_reid.retrieval.gallery_folder import (
+    UNFINISHED,
+    folder_of,
+    read_contents,
+    require_replaceable,
+    writing,
+)
+from rga_reid.retrieval.indexes import IndexPlan
+from rga_reid.retrieval.manifest import read_manifest
+from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.segments import Segment, packed
+
+SHARD_ROWS = 8192  #: images after which a build is safe on disk
+
+
+class GalleryBuilder:
+    """Builds a gallery on disk from batches of features. A context manager, which holds the gallery's lock.
+
+    Up to 8,192 rows are kept in memory, then written. ``finish`` joins what was written, makes the indexes
+    and switches to the new gallery at once; until then an old one stays as it is. Where a build failed or was
+    killed, ``resume`` goes on from what it had written; any other write to the same gallery removes that.
+
+    Args:
+        location: folder of the gallery.
+        index, model, settings: see ``Gallery.build``.
+        overwrite: replace the gallery that is there, when this one is finished.
+        resume: go on with the build that was interrupted there, if there is one.
+
+    Raises:
+        InputError: a place where no gallery may be written, see ``Gallery.save``; an unknown index or
+            setting; an interrupted build with another model.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        *,
+        index: str = "flat",
+        model: ModelRecord | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        **settings: int,
+    ) -> None:
+        self._folder, self._plan, self._model = folder_of(location), IndexPlan(index, settings), model
+        self._check = partial(require_replaceable, location, overwrite=overwrite, resume=resume)
+        self._check()  # before a folder is made
+        self._resume = resume and (self._folder / UNFINISHED).exists()
+        self._contents: Contents | None = None
+        self._buffer: list[Segment] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> GalleryBuilder:
+        with self._stack:  # unless all goes well, the lock is not kept
+            self._writer = self._stack.enter_context(
+                writing(self._folder, create=True, building=True, resume=self._resume)
+            )
+            self._check()  # and nobody was faster
+            if self._resume:
+                self._contents = self._unfinished()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    @property
+    def paths(self) -> set[str]:
+        """Paths of the images that need not be added again."""
+        return set() if self._contents is None else set(self._contents.table["path"])
+
+    def add(self, features: Any, table: pd.DataFrame) -> None:
+        """Take some rows.
+
+        Args:
+            features: numbers ``(n, d)``, d always the same.
+            table: n rows, see ``Gallery.build``.
+
+        Raises:
+            InputError: rows that do not fit, as ``Gallery.add``; the disk is full.
+        """
+        vectors, kept = fitting_rows(features, table)
+        if self._contents is None:
+            self._plan.check_dimension(vectors.shape[1])
+            self._contents = Contents(vectors.shape[1], IndexPlan(), self._model)  # shards need no index
+        if vectors.shape[1] != self._contents.dimension:
+            raise InputError(
+                f"features: of dimension {vectors.shape[1]}, but those before of {self._contents.dimension}"
+            )
+        buffered = sum(map(len, self._buffer))
+        first = self._contents.next_id + buffered
+        self._buffer.append(Segment(np.arange(first, first + len(vectors)), vectors, kept))
+        if buffered + len(vectors) >= SHARD_ROWS:
+            self._flush()
+
+    def finish(self) -> Gallery:
+        """Make the gallery of all rows, and open it.
+
+        Raises:
+            InputError: there were none; the disk is full.
+        """
+        if self._contents is None or not (len(self._contents) or any(map(len, self._buffer))):
+            raise InputError("features: expected at least one row, got an empty gallery")
+        rows = [*self._contents.segments, *self._buffer]
+        segments = tuple(self._writer.put(segment) for segment in packed(rows, self._plan))
+        next_id = int(segments[-1].ids[-1]) + 1
+        contents = Contents(
+            self._contents.dimension, self._plan, self._model, segments, next_id, self._writer.removals
+        )
+        self._writer.commit(contents)
+        (self._folder / UNFINISHED).unlink(missing_ok=True)
+        return Gallery(contents, self._folder)
+
+    def _flush(self) -> None:
+        """Write the buffer, and note that it is there."""
+        assert self._contents is not None  # `add` has seen to it
+        shards = tuple(self._writer.put(segment) for segment in packed(self._buffer, self._contents.plan))
+        self._contents = replace(
+            self._contents,
+            segments=(*self._contents.segments, *shards),
+            next_id=int(shards[-1].ids[-1]) + 1,
+        )
+        self._writer.keep_unfinished(self._contents)
+        self._buffer = []
+
+    def _unfinished(self) -> Contents:
+        """What an interrupted build had written."""
+        manifest = read_manifest(self._folder / UNFINISHED)
+        if manifest.generation != self._writer.generation:
+            (self._folder / UNFINISHED).unlink()
+            raise InputError(f"{self._folder}: nothing to resume: the build was finished")
+        old, new = manifest.model, self._model
+        if old != new and (old is None or new is None or not old.is_same(new)):
+            raise InputError(
+                f"{self._folder}: the unfinished build used another model; --overwrite starts over"
+            )
+        return read_contents(self._folder, manifest)

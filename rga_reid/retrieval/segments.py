@@ -1,0 +1,224 @@
+"""Segments: the unit in which a gallery grows, is written, and forgets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import faiss
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+from rga_reid.files import checksum, sync
+from rga_reid.retrieval.arrays import gallery_table
+from rga_reid.retrieval.indexes import Index, IndexPlan
+from rga_reid.retrieval.manifest import FileRecord, IndexRecord, SegmentRecord
+from rga_reid.retrieval.vectors import Vectors
+
+SEGMENT_ROWS = 65_536  #: images in a segment at most: what one removal may have to write again
+VECTORS, TABLE, INDEX = "vectors.npy", "table.parquet", "index.faiss"
+
+_IN_MEMORY = 1 << 24  # bytes: smaller files are read, larger ones mapped, so that small segments hold no file
+_CLASSES = {"hnsw": faiss.IndexHNSWFlat, "ivf": faiss.IndexIVFFlat, "ivfpq": faiss.IndexIVFPQ}
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: a segment never changes
+class Segment:
+    """Some images of a gallery, in their order.
+
+    Args:
+        ids: int64 ``(n,)``, increasing.
+        vectors: unit rows, float32 ``(n, d)``; may be a mapped file.
+        table: n rows ``path, pid, camid``, numbered from 0.
+        index: approximate index of the rows; None if they are searched exactly.
+        record: what the manifest says of it; None if it is not on disk.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    table: pd.DataFrame
+    index: Index | None = None
+    record: SegmentRecord | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def selected(self, keep: np.ndarray) -> Segment:
+        """Copies of some rows, without an index."""
+        return Segment(self.ids[keep], self.vectors[keep], self.table[keep].reset_index(drop=True))
+
+
+def packed(segments: Sequence[Segment], plan: IndexPlan) -> Iterator[Segment]:
+    """The rows of some segments in as few as can be, indexed by ``plan``; one is in memory at a time."""
+    if not segments:
+        return
+    vectors = Vectors([segment.vectors for segment in segments])
+    ids = np.concatenate([segment.ids for segment in segments])
+    table = pd.concat([segment.table for segment in segments], ignore_index=True)
+    for start in range(0, len(ids), SEGMENT_ROWS):
+        rows = slice(start, min(start + SEGMENT_ROWS, len(ids)))
+        matrix = vectors.span(rows.start, rows.stop)
+        yield Segment(ids[rows], matrix, table[rows].reset_index(drop=True), plan.build(matrix))
+
+
+def write_segment(folder: Path, segment: Segment) -> SegmentRecord:
+    """Write a segment into a new folder, to the disk.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    folder.mkdir(parents=True)
+    files = {}
+    with _Output(folder / VECTORS) as output:
+        header = {"descr": "<f4", "fortran_order": False, "shape": segment.vectors.shape}
+        np.lib.format.write_array_header_1_0(output, header)
+        for _, block in Vectors([segment.vectors]).blocks():
+            output.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
+    files[VECTORS] = output.record
+    with _Output(folder / TABLE) as output:
+        table = io.BytesIO()
+        segment.table.assign(id=segment.ids).to_parquet(table, index=False)
+        output.write(table.getbuffer())
+    files[TABLE] = output.record
+    index = None
+    if segment.index is not None:
+        with _Output(folder / INDEX) as output:
+            # faiss's own file writer only prints an error of its last write (a full disk)
+            writer = faiss.PyCallbackIOWriter(output.write, 1 << 20)  # type: ignore[attr-defined]
+            faiss.write_index(segment.index.loaded, writer)
+        files[INDEX] = output.record
+        index = IndexRecord(dict(segment.index.settings), segment.index.recall)
+    sync(folder)
+    sync(folder.parent)
+    return SegmentRecord(folder.name, len(segment), index, files)
+
+
+def read_segment(folder: Path, record: SegmentRecord, dimension: int, kind: str) -> Segment:
+    """Open a segment: sizes and headers are checked, the vectors mapped, the index left for the first search.
+
+    What is open stays readable when another program removes the files.
+
+    Raises:
+        InputError: a file that is missing, damaged or foreign: the message names it.
+    """
+    for name, recorded in record.files.items():
+        check_size(folder / name, recorded)
+    vectors = _read_vectors(folder / VECTORS, (record.count, dimension))
+    ids, table = _read_table(folder / TABLE, record.count)
+    index = None
+    if record.index is not None:
+        file = _IndexFile(folder / INDEX, record.files[INDEX].sha256, kind, (record.count, dimension))
+        index = Index(kind, record.index.settings, file.load, record.index.recall_at_10)
+    return Segment(ids, vectors, table, index, record)
+
+
+def check_size(path: Path, recorded: FileRecord) -> None:
+    """Refuse a file of another size.
+
+    Raises:
+        InputError: so, or it is missing or cannot be read.
+    """
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing from the gallery") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
+    if found != recorded.bytes:
+        raise InputError(f"{path}: damaged: expected {recorded.bytes} bytes, found {found}")
+
+
+class _Output:
+    """A new file that is on the disk when its block ends, measured and hashed as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._bytes, self._digest = path, 0, hashlib.sha256()
+
+    def __enter__(self) -> _Output:
+        self._file: BinaryIO = open(self._path, "xb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        sync(self._path)
+
+    def write(self, data: Any) -> int:
+        """As a file's; returns the number of bytes."""
+        self._digest.update(data)
+        written = self._file.write(data)
+        self._bytes += written
+        return written
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and checksum of what was written."""
+        return FileRecord(self._bytes, self._digest.hexdigest())
+
+
+class _IndexFile:
+    """An index file, its header checked; open, so that it can be read after its name is gone."""
+
+    def __init__(self, path: Path, sha256: str, kind: str, shape: tuple[int, int]) -> None:
+        self._path, self._sha256, self._kind, self._shape = path, sha256, kind, shape
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - read when the index is first searched
+            header = self._file.read(16)
+        except OSError as error:
+            raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
+        if len(header) < 16 or struct.unpack("<iq", header[4:]) != shape[::-1]:
+            raise InputError(f"{path}: damaged: not the header of a FAISS index of {shape[0]} x {shape[1]}")
+
+    def load(self) -> faiss.Index:
+        """The index. A damaged one is refused before FAISS sees it: wrong links would lead out of memory."""
+        try:
+            self._file.seek(0)
+            if checksum(self._file) != self._sha256:
+                raise InputError(f"{self._path}: damaged: its checksum is not the one in the manifest")
+            self._file.seek(0)
+            reader = faiss.PyCallbackIOReader(self._file.read, 1 << 20)  # type: ignore[attr-defined]
+            index = faiss.read_index(reader)
+        except (OSError, RuntimeError, MemoryError):
+            raise InputError(f"{self._path}: not a FAISS index, or one of an unknown kind") from None
+        self._file.close()
+        found = (type(index), index.ntotal, index.d, index.metric_type)
+        if found != (_CLASSES[self._kind], *self._shape, faiss.METRIC_INNER_PRODUCT):
+            count, dimension = self._shape
+            raise InputError(
+                f"{self._path}: expected an inner-product index of kind {self._kind}, {count} x {dimension}; "
+                f"found {type(index).__name__}, {index.ntotal} x {index.d}"
+            )
+        return index
+
+
+def _read_vectors(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    mapped = math.prod(shape) * 4 > _IN_MEMORY
+    try:
+        vectors = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged: not an array of NumPy ({error})") from None
+    if vectors.shape != shape or vectors.dtype != np.dtype("<f4") or not vectors.flags.c_contiguous:
+        raise InputError(f"{path}: expected float32 {shape}, found {vectors.dtype} {vectors.shape}")
+    return vectors
+
+
+def _read_table(path: Path, count: int) -> tuple[np.ndarray, pd.DataFrame]:
+    try:
+        content = pd.read_parquet(path)
+        table = gallery_table(content, name=str(path))
+        ids = content["id"].to_numpy(dtype=np.int64)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged: not a Parquet table of a gallery ({error})") from None
+    if len(table) != count:
+        raise InputError(f"{path}: expected {count} rows by the manifest, found {len(table)}")
+    if (np.diff(ids) <= 0).any():
+        raise InputError(f"{path}: damaged: its ids do not increase")
+    return ids, table

@@ -1,0 +1,44 @@
+"""People in feature space, for the tests of galleries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+Crowd = tuple[np.ndarray, pd.DataFrame]
+
+
+@pytest.fixture(scope="session")
+def crowd() -> Callable[..., Crowd]:
+    """Makes features of people, each near a centre of their own, and the table that describes them."""
+
+    def make(count: int, *, dimension: int = 32, people: int = 40, seed: int = 0) -> Crowd:
+        centres = np.random.default_rng(99).normal(size=(people, dimension))
+        generator = np.random.default_rng(seed)
+        pids = generator.integers(0, people, count)
+        features = (centres[pids] + 0.6 * generator.normal(size=(count, dimension))).astype(np.float32)
+        table = pd.DataFrame(
+            {
+                "path": [f"people/{seed}/{row:05d}.jpg" for row in range(count)],
+                "pid": pd.array(pids, dtype="Int64"),
+                "camid": pd.array(generator.integers(1, 4, count), dtype="Int64"),
+            }
+        )
+        return features, table
+
+    return make
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Tells the files below a folder and what is in them."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return read

@@ -1,0 +1,123 @@
+"""Runs changes of a gallery in processes that kill themselves when told to. Started by test_gallery_crashes.py.
+
+Reads a JSON object a line: ``operation``, ``folder``, and ``kill_at``, the number of the event in rga_reid's own
+code (a call, a return, a call of anything else) at which the process gets SIGKILL. Answers a JSON object a
+line: ``killed``, and ``events``, how many there were otherwise. Processes are forked, so that one import of
+torch and FAISS serves them all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet  # noqa: F401 - imported here, not in every process that writes a table
+
+import rga_reid
+from rga_reid.retrieval import Gallery, GalleryBuilder, builder
+from rga_reid.retrieval.gallery_folder import writing
+
+PACKAGE = str(Path(rga_reid.__file__).parent)
+SHARD = 300
+builder.SHARD_ROWS = SHARD
+
+
+def people(count: int, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    features = np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
+    rows = range(count)
+    return features, pd.DataFrame({"path": [f"{seed}/{row}.jpg" for row in rows], "pid": np.arange(count) % 50})
+
+
+def build(count: int, seed: int) -> Gallery:
+    return Gallery.build(*people(count, seed), index="ivf")
+
+
+def stream(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    features, table = people(1200, 2)
+    with GalleryBuilder(folder, index="ivf", resume=resume, overwrite=overwrite) as made:
+        start = len(made.paths)
+        for first in range(start, 1200, 100):
+            made.add(features[first : first + 100], table[first : first + 100])
+        made.finish()
+
+
+def add(folder: Path) -> None:
+    Gallery.open(folder).add(*people(30, 3))
+
+
+def churn(folder: Path) -> None:
+    gallery = Gallery.open(folder)
+    for seed in range(10, 22):
+        gallery.add(*people(30, seed))
+        gallery.remove(paths=[f"{seed}/{row}.jpg" for row in range(30)])
+    gallery.compact()
+
+
+def hold(folder: Path) -> None:
+    with writing(folder):
+        (folder.parent / "held").touch()
+        time.sleep(600)
+
+
+OPERATIONS: dict[str, Callable[[Path], Any]] = {
+    "save": lambda folder: build(1100, 2).save(folder),
+    "overwrite": lambda folder: build(1100, 2).save(folder, overwrite=True),
+    "stream": stream,
+    "stream over": lambda folder: stream(folder, overwrite=True),
+    "add": add,
+    "remove": lambda folder: Gallery.open(folder).remove(pids=7),
+    "compact": lambda folder: Gallery.open(folder).compact(),
+    "churn": churn,
+    "hold": hold,
+}
+
+
+def run(operation: str, folder: Path, kill_at: int | None) -> int:
+    """Run it, and count the events."""
+    seen = 0
+
+    def watch(frame: Any, event: str, argument: object) -> None:
+        nonlocal seen
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(watch)
+    try:
+        OPERATIONS[operation](folder)
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        task = json.loads(line)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                events = run(task["operation"], Path(task["folder"]), task.get("kill_at"))
+                os.write(writer, str(events).encode())
+                os._exit(0)
+            finally:
+                os._exit(1)
+        print(json.dumps({"child": child}), flush=True)
+        os.close(writer)
+        _, status = os.waitpid(child, 0)
+        with os.fdopen(reader) as answer:
+            events = answer.read()
+        print(json.dumps({"killed": os.WIFSIGNALED(status), "events": int(events or 0)}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

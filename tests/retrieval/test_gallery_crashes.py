@@ -1,0 +1,245 @@
+"""Writers that are killed, writers that meet, readers that read on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.retrieval import Gallery
+from rga_reid.retrieval.gallery_folder import leftovers, writing
+
+DRIVER = Path(__file__).parent / "killable.py"
+KILLS = 4  # of each operation; all points there are in the slow test
+CHANGES = ["overwrite", "stream over", "add", "remove", "compact"]
+BUILDS = ["save", "stream"]
+
+
+class Driver:
+    """The process that forks, see killable.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def start(self, operation: str, folder: Path, kill_at: int | None = None) -> int:
+        """Begin an operation; the id of its process."""
+        assert self._process.stdin is not None
+        task = {"operation": operation, "folder": str(folder), "kill_at": kill_at}
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        return self._answer()["child"]
+
+    def wait(self) -> dict[str, Any]:
+        return self._answer()
+
+    def run(self, operation: str, folder: Path, kill_at: int | None = None) -> dict[str, Any]:
+        self.start(operation, folder, kill_at)
+        return self.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Driver]:
+    # one thread: OpenMP's threads do not outlive a fork
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (DRIVER.parents[2], *filter(None, sys.path))))
+    with subprocess.Popen(
+        [sys.executable, DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield Driver(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def killable() -> Any:
+    spec = importlib.util.spec_from_file_location("killable", DRIVER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        from rga_reid.retrieval import builder
+
+        patch.setattr(builder, "SHARD_ROWS", builder.SHARD_ROWS)  # the module sets its own
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory, killable: Any) -> Path:
+    """A gallery of two segments, one with an index, and a log."""
+    folder = tmp_path_factory.mktemp("old") / "gallery"
+    killable.build(1100, 1).save(folder)
+    gallery = Gallery.open(folder)
+    gallery.add(*killable.people(40, 4))
+    gallery.remove(pids=9)
+    return folder
+
+
+def state(gallery: Gallery, queries: np.ndarray) -> list[object]:
+    matches = gallery.search(queries, 20, with_ids=True)
+    return [gallery.ids.tolist(), gallery.table.to_dict("list"), matches.to_dict("list"), len(gallery.removals)]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_points(events: int, every: bool) -> list[int]:
+    if every:
+        return list(range(1, events + 1))
+    return np.random.default_rng(events).integers(1, events + 1, KILLS).tolist()
+
+
+def check_changes(driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str, every: bool) -> None:
+    queries = killable.people(3, 5)[0]
+    shutil.copytree(old, tmp_path / "new")
+    events = driver.run(operation, tmp_path / "new")["events"]
+    after = state(Gallery.open(tmp_path / "new"), queries)
+    allowed = [state(Gallery.open(old), queries), after]
+    folder = tmp_path / "gallery"
+    for point in kill_points(events, every):
+        shutil.copytree(old, folder)
+        assert driver.run(operation, folder, point)["killed"], point
+        survivor = Gallery.open(folder)
+        assert survivor.verify() >= 5
+        found = state(survivor, queries)
+        assert found in allowed, f"killed at {point} of {events}"
+        # the next writer finds no lock, and leaves none of the killed one's files
+        survivor.add(*killable.people(1, 6))
+        survivor.remove(paths="6/0.jpg")
+        assert leftovers(folder) == []
+        assert not (folder / "unfinished.json").exists()
+        assert state(Gallery.open(folder), queries)[:3] == found[:3]
+        assert Gallery.open(folder).verify() >= 5
+        shutil.rmtree(folder)
+
+
+def check_builds(driver: Driver, killable: Any, tmp_path: Path, operation: str, every: bool) -> None:
+    queries = killable.people(3, 5)[0]
+    events = driver.run(operation, tmp_path / "new")["events"]
+    after = state(Gallery.open(tmp_path / "new"), queries)
+    folder = tmp_path / "gallery"
+    for point in kill_points(events, every):
+        assert driver.run(operation, folder, point)["killed"], point
+        if (folder / "manifest.json").exists():
+            assert state(Gallery.open(folder), queries) == after, f"killed at {point} of {events}"
+        else:  # nothing yet: the same again needs no cleaning by hand
+            with pytest.raises(InputError, match="missing; is this folder a gallery|found nothing"):
+                Gallery.open(folder)
+            if operation == "save":
+                killable.build(1100, 2).save(folder)
+            else:
+                killable.stream(folder, resume=True)
+            assert state(Gallery.open(folder), queries) == after
+        assert Gallery.open(folder).verify() >= 4
+        with writing(folder):
+            assert leftovers(folder) == []
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("operation", CHANGES)
+def test_a_killed_change_leaves_the_old_gallery_or_the_new(
+    driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str
+) -> None:
+    check_changes(driver, killable, old, tmp_path, operation, every=False)
+
+
+@pytest.mark.parametrize("operation", BUILDS)
+def test_a_killed_build_leaves_no_gallery_or_the_new(
+    driver: Driver, killable: Any, tmp_path: Path, operation: str
+) -> None:
+    check_builds(driver, killable, tmp_path, operation, every=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", CHANGES + BUILDS)
+def test_killed_at_every_point(
+    driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str
+) -> None:
+    if operation in BUILDS:
+        check_builds(driver, killable, tmp_path, operation, every=True)
+    else:
+        check_changes(driver, killable, old, tmp_path, operation, every=True)
+
+
+def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> None:
+    """Finished shards are kept: of 1,200 images, 900 were written when the build failed at 1,000."""
+    features, table = killable.people(1200, 2)
+    folder = tmp_path / "gallery"
+    with pytest.raises(ZeroDivisionError), killable.GalleryBuilder(folder) as builder:
+        for first in range(0, 1000, 100):
+            builder.add(features[first : first + 100], table[first : first + 100])
+        raise ZeroDivisionError
+    with pytest.raises(InputError, match="holds an unfinished build; --resume goes on, --overwrite starts over"):
+        killable.GalleryBuilder(folder)
+    with killable.GalleryBuilder(folder, resume=True) as builder:
+        assert builder.paths == set(table["path"][:900])
+        builder.add(features[900:], table[900:])
+        gallery = builder.finish()
+    expected = Gallery.build(features, table)
+    pd.testing.assert_frame_equal(gallery.search(features[:5]), expected.search(features[:5]))
+    assert gallery.ids.tolist() == list(range(1200))
+    assert (gallery.verify(), leftovers(folder)) == (3, [])
+
+
+def test_only_one_writer_at_a_time(driver: Driver, killable: Any, old: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gallery"
+    shutil.copytree(old, folder)
+    holder = driver.start("hold", folder)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    gallery = Gallery.open(folder)
+    changes: list[Callable[[], object]] = [
+        lambda: gallery.add(*killable.people(1, 6)),
+        lambda: gallery.remove(pids=7),
+        lambda: gallery.compact(),
+        lambda: gallery.save(folder, overwrite=True),
+        lambda: killable.stream(folder, overwrite=True),
+    ]
+    for change in changes:
+        with pytest.raises(InputError, match="gallery: locked: another program is changing this gallery"):
+            change()
+    assert len(gallery.search(killable.people(1, 6)[0])) == 10  # readers need no lock
+    os.kill(holder, signal.SIGKILL)
+    assert driver.wait()["killed"]
+    gallery.add(*killable.people(1, 6))  # the lock went with its holder
+
+
+def test_readers_read_on_while_another_writes(driver: Driver, killable: Any, old: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gallery"
+    shutil.copytree(old, folder)
+    queries = killable.people(3, 5)[0]
+    early, late = Gallery.open(folder), Gallery.open(folder)
+    before = state(early, queries)
+    child = driver.start("churn", folder)
+    opened = 0
+    while is_alive(child):  # a new reader all the time
+        assert len(Gallery.open(folder).search(queries)) == 30
+        opened += 1
+    assert driver.wait()["events"] > 0  # it came to its end
+    assert opened > 1
+    assert not any((folder / "segments" / name).exists() for name in ("000001-0", "000002-0"))
+    # one that has read its index, and one that reads it now, from files without a name
+    assert state(early, queries) == state(late, queries) == before
+    assert Gallery.open(folder).describe()["segments"] == 1
