@@ -16,15 +16,14 @@ from rga_reid.commands.sources import (
     add_source_options,
     check_source,
     checkpoint_for,
+    embedded,
     features_of,
     images_of,
     in_blocks,
-    tell_refused,
 )
 from rga_reid.errors import InputError
 
 if TYPE_CHECKING:
-    from rga_reid.data import ImageError
     from rga_reid.retrieval import Gallery
 
 #: Settings of the approximate indexes, as ``rga_reid.retrieval.indexes`` knows them.
@@ -113,7 +112,7 @@ def _build(options: Namespace) -> Gallery:
     if options.features is not None and options.resume:
         raise InputError("gallery build: --resume goes with images; a build from features starts over")
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord, stream_features
+    from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord
     from rga_reid.retrieval.extraction import choose_device
     from rga_reid.retrieval.gallery_folder import require_replaceable
     from rga_reid.retrieval.indexes import IndexPlan
@@ -128,7 +127,6 @@ def _build(options: Namespace) -> Gallery:
     device, table = choose_device(options.device), images_of(options)
     model = load_model(options.checkpoint)
     record = ModelRecord.of(model, options.checkpoint)
-    refused: list[ImageError] = []
     with GalleryBuilder(
         options.gallery,
         index=options.index,
@@ -141,18 +139,15 @@ def _build(options: Namespace) -> Gallery:
         if gone:
             raise InputError(f"{gone[0]}: in the unfinished build, but gone since; --overwrite starts over")
         todo = table[~table["path"].isin(builder.paths)]
-        takes = refused if options.skip_unreadable else None
-        for features, rows in stream_features(model, todo, options.batch_size, device, refused=takes):
+        for features, rows in embedded(model, todo, options, device):
             builder.add(features, rows)
-        gallery = builder.finish()
-    tell_refused(refused)
-    return gallery
+        return builder.finish()
 
 
 def _add(options: Namespace) -> Gallery:
     check_source(options, "gallery add")
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, ModelRecord, stream_features
+    from rga_reid.retrieval import Gallery, ModelRecord
     from rga_reid.retrieval.extraction import choose_device
 
     gallery = Gallery.open(options.gallery)
@@ -167,11 +162,8 @@ def _add(options: Namespace) -> Gallery:
     model = load_model(checkpoint)
     record = ModelRecord.of(model, checkpoint)
     gallery.require_model(record)
-    refused: list[ImageError] = []
-    takes = refused if options.skip_unreadable else None
-    for features, rows in in_blocks(stream_features(model, table, options.batch_size, device, refused=takes)):
+    for features, rows in in_blocks(embedded(model, table, options, device)):
         gallery.add(features, rows, model=record)
-    tell_refused(refused)
     return gallery
 
 
@@ -198,11 +190,11 @@ def _remove(options: Namespace) -> Gallery:
     paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
     started = time.monotonic()
     done = gallery.remove(pids=options.pid or (), paths=paths)
-    print(f"removed {done.images:,} images ({time.monotonic() - started:.1f} s)")
+    print(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
     if done.rewritten:
-        print(f"written again without them: {done.segments} segments, {done.rewritten:,} other images")
+        print(f"written again: {_count(done.segments, 'segment')} with {_count(done.rewritten, 'other image')}")
     if done.indexes:
-        print(f"made anew: {done.indexes} indexes, as none can forget")
+        print(f"built anew, as no index can forget: {_count(done.indexes, 'index', 'indexes')}")
     return gallery
 
 
@@ -216,7 +208,7 @@ def _verify(options: Namespace) -> Gallery:
     gallery = _info(options)
     with progress("verifying") as moved:
         files = gallery.verify(moved)
-    print(f"verified: every byte of {files} files is as it was written")
+    print(f"verified: every byte of {_count(files, 'file')} is as it was written")
     return gallery
 
 
@@ -224,8 +216,13 @@ def _compact(options: Namespace) -> Gallery:
     gallery = _info(options)
     before = gallery.describe()["segments"]
     gallery.compact()
-    print(f"compacted: {before} segments before, {gallery.describe()['segments']} now")
+    print(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
     return gallery
+
+
+def _count(number: int, one: str, more: str | None = None) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def _tell(location: str, gallery: Gallery, json_file: str | None) -> None:
@@ -243,7 +240,7 @@ def _print(facts: dict[str, Any]) -> None:
     model, cameras, unlabelled = facts["model"], facts["cameras"], facts["unlabelled"]
     lines = {
         "gallery": facts["location"],
-        "images": f"{facts['count']:,} in {facts['segments']} segments",
+        "images": f"{facts['count']:,} in {_count(facts['segments'], 'segment')}",
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
         "cameras": f"{len(cameras)}" if cameras else "unknown",

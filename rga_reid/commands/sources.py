@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from rga_reid.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import torch
 
     from rga_reid.data import ImageError
     from rga_reid.retrieval import Gallery
+    from rga_reid.retrieval.extraction import Embedder
 
 _BLOCK_ROWS = 8192  # images added at a time: what an interrupted `gallery add` can lose
 
@@ -109,8 +111,15 @@ def in_blocks(
         yield block()
 
 
-def tell_refused(refused: Sequence[ImageError]) -> None:
-    """List the files that were left out, on stderr."""
+def embedded(
+    model: Embedder, table: pd.DataFrame, options: Namespace, device: torch.device
+) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """Features of the images, batch by batch; at the end, what ``--skip-unreadable`` left out, on stderr."""
+    from rga_reid.retrieval import stream_features
+
+    refused: list[ImageError] = []
+    takes = refused if options.skip_unreadable else None
+    yield from stream_features(model, table, options.batch_size, device, refused=takes)
     if refused:
         print(f"left out {len(refused):,} unreadable images:", file=sys.stderr)
     for error in refused:

@@ -92,9 +92,7 @@ def test_an_approximate_gallery_tells_its_recall(
     printed = capsys.readouterr().out
     written = json.loads(facts.read_text())
     assert 0.5 < written["recall_at_10"] <= 1
-    assert f"recall@10  {written['recall_at_10']:.3f} against the exact search" in re.sub(" +", " ", printed).replace(
-        "recall@10 ", "recall@10  "
-    )
+    assert re.search(rf"recall@10 +{written['recall_at_10']:.3f} against the exact search", printed)
     assert written["settings"][str(given[0])[2:].replace("-", "_")] == given[1]
     assert gallery("info", tmp_path / "g") == 0
     assert capsys.readouterr().out == printed
@@ -102,8 +100,8 @@ def test_an_approximate_gallery_tells_its_recall(
     assert gallery("remove", tmp_path / "g", "--pid", 3, 4) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("removed 100 images (")
-    assert "written again without them: 1 segments, 1,400 other images\n" in printed
-    assert "made anew: 1 indexes, as none can forget\n" in printed
+    assert "written again: 1 segment with 1,400 other images\n" in printed
+    assert "built anew, as no index can forget: 1 index\n" in printed
 
 
 def test_add_images(
@@ -124,7 +122,7 @@ def test_add_images(
     assert gallery("add", built, "--images", images, "--skip-known") == 0  # nothing is new
     assert len(Gallery.open(built)) == 15
     assert gallery("compact", built) == 0
-    assert re.search(r"compacted: \d segments before, 1 now", capsys.readouterr().out)
+    assert re.search(r"compacted: \d segments? before, 1 now", capsys.readouterr().out)
     assert gallery("verify", built) == 0
     assert "verified: every byte of 3 files is as it was written" in capsys.readouterr().out
 
