@@ -1,9 +1,9 @@
 """How well a trained RGA keeps its attention when its input size changes.
 
 Images go through the model at its own size and at others, with the weights over positions interpolated
-(``ResNet.set_input_size``). After each stage the attention of the other size is laid over that of the own size,
-the map of positions resized bilinearly, and correlated with it (Pearson, over the positions or channels of an
-image, mean over images); the last column is the cosine of the two embeddings. No label is used.
+(``ResNet.set_input_size``). After each stage the attention of the other size is laid over that of the own
+size, the map of positions resized bilinearly, and correlated with it (Pearson, over the positions or channels
+of an image, mean over images); the last column is the cosine of the two embeddings. No label is used.
 
     python benchmarks/resize.py --checkpoint demo/model/last.ckpt --images demo/data/query
 """

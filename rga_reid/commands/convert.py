@@ -41,4 +41,5 @@ def run(options: Namespace) -> None:
     model = read_official_rga(options.source, size=options.size)
     save_model(model, options.target)
     height, width = model.size
-    print(f"{options.target}: ResNet-50 with {model.config['attention']} for {height}x{width} images")
+    attention = (model.config or {}).get("attention")
+    print(f"{options.target}: ResNet-50 with {attention} for {height}x{width} images")

@@ -192,7 +192,8 @@ def _remove(options: Namespace) -> Gallery:
     done = gallery.remove(pids=options.pid or (), paths=paths)
     print(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
     if done.rewritten:
-        print(f"written again: {_count(done.segments, 'segment')} with {_count(done.rewritten, 'other image')}")
+        kept = _count(done.rewritten, "other image")
+        print(f"written again: {_count(done.segments, 'segment')} with {kept}")
     if done.indexes:
         print(f"built anew, as no index can forget: {_count(done.indexes, 'index', 'indexes')}")
     return gallery

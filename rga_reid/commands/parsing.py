@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.errors import InputError
+
+# what jsonargparse says of a value of the wrong type, of one type or of several
+_KEY = re.compile(r'Parser key "([\w.]+)"(?: element \d+)?: ')
+_ONE_TYPE = re.compile(r"Expected a (<class '\w+'>)\. Got value: ")
+_SOME_TYPES = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
+)
 
 
 def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
@@ -42,10 +50,12 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
 
 
 def _one_line(parser: ArgumentParser, message: str) -> str:
-    """The parser's message on one line, with the nearest known option for an unknown one."""
-    line = " ".join(message.split())
-    unknown = [word for word in line.split() if word.startswith("--")]
+    """The parser's message on one line, in terms of options, with the nearest known for an unknown one."""
     known = [option for action in parser._actions for option in action.option_strings]
+    line = _KEY.sub(lambda key: f"{_option(key[1], known)}: ", " ".join(message.split()))
+    for types in (_ONE_TYPE, _SOME_TYPES):
+        line = types.sub(lambda found: f"expected {_type_names(found[1])}, got ", line)
+    unknown = [word for word in line.split() if word.startswith("--")]
     for word in unknown:
         name = word.split("=")[0].rstrip(",:")
         if name not in known:
@@ -53,3 +63,13 @@ def _one_line(parser: ArgumentParser, message: str) -> str:
             if near:
                 return f"{line}; did you mean {near[0]}?"
     return line
+
+
+def _option(key: str, known: Sequence[str]) -> str:
+    return f"--{key}" if f"--{key}" in known else f"--{key.replace('_', '-')}"
+
+
+def _type_names(classes: str) -> str:
+    """``<class 'int'>, <class 'NoneType'>`` as ``int or None``."""
+    names = re.findall(r"'(\w+)'", classes)
+    return " or ".join("None" if name == "NoneType" else name for name in names)

@@ -74,6 +74,7 @@ def run(options: Namespace) -> None:
 
     device = choose_device(options.device)
     gallery = Gallery.open(options.gallery)
+    gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
     model = load_model(checkpoint_for(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:

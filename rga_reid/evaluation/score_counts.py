@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+_NORMAL = float(np.finfo(np.float64).smallest_normal)
 _HALF = 2**20  # half the cells' width is 1 / _HALF
 
 
@@ -50,7 +51,9 @@ class SortedScores:
         return self.total - np.searchsorted(self.values, thresholds, side="left")
 
     def threshold(self, most: int) -> float:
-        return float(np.nextafter(self.values[self.total - 1 - most], np.inf))
+        above = float(np.nextafter(self.values[self.total - 1 - most], np.inf))
+        # a thread that flushes subnormal numbers to zero would take 5e-324 for the 0 that it is to exclude
+        return above if abs(above) >= _NORMAL else _NORMAL
 
 
 class CosineCounts:

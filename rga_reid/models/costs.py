@@ -27,17 +27,17 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
             interpolated to another one, as ``set_input_size`` does.
 
     Returns:
-        Columns ``part``, ``parameters``, ``macs``: a row each for ``stem``, ``stage 1``, ``attention 1`` (where
-        there is one) to ``attention 4``, and ``total``.
+        Columns ``part``, ``parameters``, ``macs``: a row each for ``stem``, ``stage 1``, ``attention 1``
+        (where there is one) to ``attention 4``, and ``total``.
     """
     height, width = size or backbone.size
     training = backbone.training
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
     backbone.eval()
     backbone.set_input_size((height, width))
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                backbone(torch.empty(1, 3, height, width, device=next(backbone.parameters()).device))
+        with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            backbone(torch.empty(1, 3, height, width, device=next(backbone.parameters()).device))
     finally:
         backbone.set_input_size(backbone.size)
         backbone.train(training)

@@ -1,7 +1,7 @@
 """Checkpoints of the RGA code that its authors released (Zhang et al., CVPR 2020).
 
-Only names differ from ours: the attention modules are ``rga_att1`` to ``rga_att4``, the neck is ``feat_bn``, the
-classifier ``cls``.
+Only names differ from ours: the attention modules are ``rga_att1`` to ``rga_att4``, the neck is ``feat_bn``,
+the classifier ``cls``.
 """
 
 from __future__ import annotations

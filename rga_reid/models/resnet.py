@@ -62,7 +62,8 @@ class ResNet(nn.Module):
         body = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         if weights is not None:
             body.load_state_dict(_pretrained_state(depth, weights))
-        self.depth, self.stages, self.last_stride, self.size = depth, tuple(stages), last_stride, tuple(size)
+        self.depth, self.stages, self.last_stride = depth, tuple(stages), last_stride
+        self.size: Size = (size[0], size[1])
         self.channels: int = body.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
         self.layer1, self.layer2 = body.layer1, body.layer2

@@ -278,6 +278,11 @@ class Gallery:
         """The log of removals: time, pid and number of images of each."""
         return self._contents.removals
 
+    def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
+        """How many images a search with these limits looks at; ``InputError`` as for ``search``."""
+        kept = self._kept(exclude_camera, where)
+        return len(self) if kept is None else int(kept.sum())
+
     def describe(self) -> dict[str, Any]:
         """What the gallery holds, as a JSON object.
 

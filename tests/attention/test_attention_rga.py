@@ -187,7 +187,7 @@ def test_relations_by_loops(randomised: Callable[..., nn.Module]) -> None:
 
 @pytest.mark.parametrize(("spatial", "channel"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("training", [True, False])
-def test_neutral_start_gives_all_nodes_the_same_attention(spatial: bool, channel: bool, training: bool) -> None:
+def test_neutral_start_attends_to_all_nodes_alike(spatial: bool, channel: bool, training: bool) -> None:
     torch.manual_seed(0)
     module = RGA(16, (6, 4), spatial=spatial, channel=channel, neutral_start=True).train(training)
     x = torch.randn(3, 16, 6, 4)

@@ -188,5 +188,7 @@ def test_bad_pictures_and_options(
     assert "text.jpg" in refused("verify", pictures[0], str(tmp_path / "text.jpg"), *model)
     both = ["--threshold", "0.5", "--calibration", "c.json"]
     assert "expected one of them, found both" in refused("verify", *pictures, *model, *both)
-    assert '"threshold"' in refused("verify", *pictures, *model, "--threshold", "nan")
+    assert "--threshold: expected float, got nan" in refused(
+        "verify", *pictures, *model, "--threshold", "nan"
+    )
     assert "nowhere.ckpt" in refused("verify", *pictures, "--checkpoint", "nowhere.ckpt")

@@ -105,15 +105,18 @@ def test_an_approximate_gallery_tells_its_recall(
 
 
 def test_add_images(
-    built: Path, images: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    built: Path,
+    images: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(sources, "_BLOCK_ROWS", 2)
     for row in range(5):
         Image.new("RGB", (8, 16), (10 * row, 99, 3)).save(images / f"0009_c{row + 1}s1_000001_00.png")
     assert gallery("add", built, "--images", images) == 2
-    assert "people/0000_c1s1_000000_00.png: the gallery has this image already (and 9 more); --skip-known" in (
-        capsys.readouterr().err
-    )
+    told = "people/0000_c1s1_000000_00.png: the gallery has this image already (and 9 more); --skip-known"
+    assert told in capsys.readouterr().err
     assert gallery("add", built, "--images", images, "--skip-known", "--batch-size", 1) == 0
     table = Gallery.open(built).table
     assert len(table) == 15
@@ -127,7 +130,9 @@ def test_add_images(
     assert "verified: every byte of 3 files is as it was written" in capsys.readouterr().out
 
 
-def test_add_knows_its_model(built: Path, images: Path, checkpoint: Path, refused: Callable[..., str]) -> None:
+def test_add_knows_its_model(
+    built: Path, images: Path, checkpoint: Path, refused: Callable[..., str]
+) -> None:
     Image.new("RGB", (8, 16), (1, 2, 3)).save(images / "new.png")
     checkpoint.write_bytes(b"trained further")
     words = ["gallery", "add", "--gallery", str(built), "--images", str(images), "--skip-known"]
@@ -171,7 +176,7 @@ def test_remove(
         (["--pid", "99"], "pid 99: the gallery has no image of it; nothing was removed"),
         (["--pid", "1", "-7"], "pid -7: the gallery has no image of it"),
         (["--path", "no.png"], "no.png: the gallery has no image of it"),
-        (["--pid", "one"], "--pid"),
+        (["--pid", "one"], "--pid: expected int, got one"),
         (["--pid", "1", "--json", "no/facts.json"], "its folder does not exist"),
     ],
 )
@@ -228,7 +233,11 @@ def test_an_interrupted_build_goes_on(
 
 
 def test_what_cannot_be_resumed(
-    tmp_path: Path, images: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+    tmp_path: Path,
+    images: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(builder, "SHARD_ROWS", 2)
     models = [MeanColour(fail_after=4), MeanColour(), MeanColour(), MeanColour()]
@@ -239,7 +248,8 @@ def test_what_cannot_be_resumed(
     first = images / "0000_c1s1_000000_00.png"
     content = first.read_bytes()
     first.unlink()
-    assert f"{first.name}: in the unfinished build, but gone since; --overwrite starts over" in refused(*again)
+    told = f"{first.name}: in the unfinished build, but gone since; --overwrite starts over"
+    assert told in refused(*again)
     first.write_bytes(content)
     checkpoint.write_bytes(b"trained further")
     assert "the unfinished build used another model; --overwrite starts over" in refused(*again)

@@ -160,7 +160,9 @@ def test_bad_options_in_one_line(
     assert "did you mean market1501/cpu_scratch" in refused("train", "--config", "market1501/cpu_scrach")
     assert "no such file" in refused("train", "--config", "missing.yaml", *out)
     assert "max_epoch" in refused(*good, "--trainer.max_epoch", "3")
-    assert "many" in refused(*good, "--trainer.max_epochs", "many")
+    assert "--trainer.max_epochs: expected int or None, got many" in refused(
+        *good, "--trainer.max_epochs", "many"
+    )
     assert "unknown mechanism 'rgaa'" in refused(*good, "--model.attention", "rgaa")
     assert "nowhere" in refused("train", "--config", recipe, "--data.root", "nowhere", *out)
     assert "9 identities are needed" in refused(*good, "--data.identities_per_batch", "9")

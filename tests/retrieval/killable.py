@@ -1,9 +1,9 @@
-"""Runs changes of a gallery in processes that kill themselves when told to. Started by test_gallery_crashes.py.
+"""Runs changes of a gallery in processes that kill themselves when told to, for test_gallery_crashes.py.
 
-Reads a JSON object a line: ``operation``, ``folder``, and ``kill_at``, the number of the event in rga_reid's own
-code (a call, a return, a call of anything else) at which the process gets SIGKILL. Answers a JSON object a
-line: ``killed``, and ``events``, how many there were otherwise. Processes are forked, so that one import of
-torch and FAISS serves them all.
+Reads a JSON object a line: ``operation``, ``folder``, and ``kill_at``, the number of the event in rga_reid's
+own code (a call, a return, a call of anything else) at which the process gets SIGKILL. Answers a JSON object
+a line: ``killed``, and ``events``, how many there were otherwise. Processes are forked, so that one import
+of torch and FAISS serves them all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ builder.SHARD_ROWS = SHARD
 
 def people(count: int, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
     features = np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
-    rows = range(count)
-    return features, pd.DataFrame({"path": [f"{seed}/{row}.jpg" for row in rows], "pid": np.arange(count) % 50})
+    paths = [f"{seed}/{row}.jpg" for row in range(count)]
+    return features, pd.DataFrame({"path": paths, "pid": np.arange(count) % 50})
 
 
 def build(count: int, seed: int) -> Gallery:

@@ -110,3 +110,5 @@ def test_a_search_takes_both_filters() -> None:
     matches = gallery.search(np.ones((1, 5)), where="pid is not None", exclude_camera=1)
     assert sorted(matches["path"]) == ["hall/b.jpg", "yard/a.jpg", "yard/c.jpg"]
     assert gallery.search(np.ones((2, 5)), where="pid == 77").empty
+    assert gallery.count(where="pid is not None", exclude_camera=1) == 3
+    assert gallery.count() == len(TABLE)

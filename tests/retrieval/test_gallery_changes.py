@@ -102,7 +102,7 @@ def test_removals_are_logged_by_time_pid_and_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((np.ones((2, 31)), pd.DataFrame({"path": ["a", "b"]})), "of dimension 31, but the gallery's have 32"),
+        ((np.ones((1, 31)), pd.DataFrame({"path": ["a"]})), "of dimension 31, but the gallery's have 32"),
         ((np.ones((2, 32)), pd.DataFrame({"path": ["a"]})), "features: 2 rows, but the table has 1"),
         ((np.zeros((1, 32)), pd.DataFrame({"path": ["a"]})), "row 0 holds only zeros"),
     ],

@@ -94,7 +94,8 @@ def old(tmp_path_factory: pytest.TempPathFactory, killable: Any) -> Path:
 
 def state(gallery: Gallery, queries: np.ndarray) -> list[object]:
     matches = gallery.search(queries, 20, with_ids=True)
-    return [gallery.ids.tolist(), gallery.table.to_dict("list"), matches.to_dict("list"), len(gallery.removals)]
+    table, found = gallery.table.to_dict("list"), matches.to_dict("list")
+    return [gallery.ids.tolist(), table, found, len(gallery.removals)]
 
 
 def is_alive(process: int) -> bool:
@@ -111,7 +112,9 @@ def kill_points(events: int, every: bool) -> list[int]:
     return np.random.default_rng(events).integers(1, events + 1, KILLS).tolist()
 
 
-def check_changes(driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str, every: bool) -> None:
+def check_changes(
+    driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str, every: bool
+) -> None:
     queries = killable.people(3, 5)[0]
     shutil.copytree(old, tmp_path / "new")
     events = driver.run(operation, tmp_path / "new")["events"]
@@ -145,7 +148,7 @@ def check_builds(driver: Driver, killable: Any, tmp_path: Path, operation: str, 
         if (folder / "manifest.json").exists():
             assert state(Gallery.open(folder), queries) == after, f"killed at {point} of {events}"
         else:  # nothing yet: the same again needs no cleaning by hand
-            with pytest.raises(InputError, match="missing; is this folder a gallery|found nothing"):
+            with pytest.raises(InputError, match=r"missing; is this folder a gallery|found nothing"):
                 Gallery.open(folder)
             if operation == "save":
                 killable.build(1100, 2).save(folder)
@@ -191,7 +194,8 @@ def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> 
         for first in range(0, 1000, 100):
             builder.add(features[first : first + 100], table[first : first + 100])
         raise ZeroDivisionError
-    with pytest.raises(InputError, match="holds an unfinished build; --resume goes on, --overwrite starts over"):
+    wanted = "holds an unfinished build; --resume goes on, --overwrite starts over"
+    with pytest.raises(InputError, match=wanted):
         killable.GalleryBuilder(folder)
     with killable.GalleryBuilder(folder, resume=True) as builder:
         assert builder.paths == set(table["path"][:900])
@@ -226,7 +230,9 @@ def test_only_one_writer_at_a_time(driver: Driver, killable: Any, old: Path, tmp
     gallery.add(*killable.people(1, 6))  # the lock went with its holder
 
 
-def test_readers_read_on_while_another_writes(driver: Driver, killable: Any, old: Path, tmp_path: Path) -> None:
+def test_readers_read_on_while_another_writes(
+    driver: Driver, killable: Any, old: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "gallery"
     shutil.copytree(old, folder)
     queries = killable.people(3, 5)[0]

@@ -109,9 +109,7 @@ def test_the_vectors_are_a_plain_array(saved: Path) -> None:
     """As docs/galleries.md says: unit rows that NumPy reads, in the order of a table that pandas reads."""
     vectors = np.load(saved / SEGMENT / "vectors.npy", allow_pickle=False)
     features = random_features(30)
-    np.testing.assert_allclose(
-        vectors, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6
-    )
+    np.testing.assert_allclose(vectors, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6)
     table = pd.read_parquet(saved / SEGMENT / "table.parquet")
     assert table.columns.tolist() == ["path", "pid", "camid", "id"]
     assert table["id"].tolist() == list(range(30))

@@ -73,7 +73,7 @@ def test_filters_and_deep_searches_miss_no_one(
 
 
 def test_an_index_that_finds_too_few_is_not_believed(crowd: Callable) -> None:
-    """A list may hold fewer images than are asked for: with one list in 40, and only few of them to return."""
+    """A list may hold fewer images than are asked for: here about 40."""
     features, table = crowd(4000)
     gallery = Gallery.build(features, table, index="ivf", nlist=100, nprobe=1)
     matches = gallery.search(features[:50], 60)
