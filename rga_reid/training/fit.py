@@ -84,6 +84,7 @@ def fit(
         # images lie decoded in memory, workers would only copy them; the folder is checked above
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning and torch
         runner = pl.Trainer(
             **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, **options},
             default_root_dir=folder,
