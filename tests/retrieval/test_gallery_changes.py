@@ -63,7 +63,8 @@ def test_all_may_go_and_others_come(make: Callable[..., Gallery], crowd: Callabl
     assert (len(gallery), gallery.describe()["segments"], gallery.dimension) == (0, 0, 32)
     assert gallery.search(features[:2]).empty
     assert gallery.table.empty
-    assert [str(kind) for kind in gallery.table.dtypes] == ["str", "Int64", "Int64"]
+    texts = pd.Series(["a"], dtype="str").dtype  # pandas 2 calls it object
+    assert list(gallery.table.dtypes) == [texts, pd.Int64Dtype(), pd.Int64Dtype()]
     with pytest.raises(InputError, match="has no image of it"):
         gallery.remove(pids=[int(table["pid"][0])])
     gallery.add(features, table)
