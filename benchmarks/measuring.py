@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ def interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: boo
 
 def in_fresh_processes(function: Callable[[Any], float], cases: Sequence[Any]) -> list[float]:
     """``function(case)``, each in a process of its own, one after the other."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.map(function, cases, chunksize=1)
+    results = []
+    for case in cases:  # an executor, unlike a pool, tells when the system has killed its process
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+            results.append(executor.submit(function, case).result())
+    return results
 
 
 def peak_resident(run: Callable[[], object]) -> float:

@@ -104,7 +104,7 @@ class RGA(nn.Module):
         b, m, _ = nodes.shape
         g, gg, W, theta, phi = self._layers(kind)
         weight = torch.cat([self._weight(name, kind) for name in ("phi", "theta", "gx")])
-        embedded = F.relu_(_batch_norm(_project(nodes, weight), phi[1], theta[1], g[1])).view(b, m, -1)
+        embedded = F.relu_(_embed(nodes, weight, phi[1], theta[1], g[1])).view(b, m, -1)
         e = embedded.shape[2] // 3
         phi_theta, own = embedded.split([2 * e, e], dim=2)
 
@@ -235,7 +235,15 @@ def _weighing(inputs: int, down_ratio: int) -> nn.Sequential:
     )
 
 
-def _project(nodes: Tensor, weight: Tensor) -> Tensor:
+def _embed(nodes: Tensor, weight: Tensor, *norms: Any) -> Tensor:
+    """Batch norm, by ``norms`` side by side, of nodes (B, M, F) times weight (outputs, F), as rows."""
+    if norms[0].training:
+        return _batch_norm(_project(nodes, weight), *norms)
+    scale, shift = _scale_and_shift(*norms)
+    return _project(nodes, weight * scale[:, None], shift)
+
+
+def _project(nodes: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Nodes (B, M, F) times weight (outputs, F), as rows (B·M, outputs), in any memory layout.
 
     One product over all rows is fastest, forward and backward. Where a node's features do not lie side by
@@ -244,15 +252,17 @@ def _project(nodes: Tensor, weight: Tensor) -> Tensor:
     """
     b, m, features = nodes.shape
     if nodes.stride(2) == 1 or features > m:
-        return F.linear(nodes.reshape(b * m, features), weight)
-    return torch.bmm(weight.expand(b, -1, -1), nodes.mT).mT.reshape(b * m, -1)
+        return F.linear(nodes.reshape(b * m, features), weight, bias)
+    columns = torch.bmm(weight.expand(b, -1, -1), nodes.mT)
+    if bias is not None:
+        columns = columns.add_(bias[:, None])
+    return columns.mT.reshape(b * m, -1)
 
 
 def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
     """Batch norm of rows (n, features), by ``norms`` side by side in one pass."""
     first = norms[0]
-    names = ("running_mean", "running_var", "weight", "bias")
-    mean, var, weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in names)
+    mean, var, weight, bias = _side_by_side(norms)
     rows = F.batch_norm(rows, mean, var, weight, bias, first.training, first.momentum, first.eps)
     if first.training:
         for norm, new_mean, new_var in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
@@ -266,6 +276,17 @@ def _product_norm(left: Tensor, right: Tensor, norm: Any) -> Tensor:
     """Batch norm of left @ right, as rows; with running statistics its scale goes into the smaller right."""
     if norm.training:
         return _batch_norm(torch.bmm(left, right).flatten(0, 1), norm)
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
+    scale, shift = _scale_and_shift(norm)
     return torch.bmm(left, right * scale).flatten(0, 1).add_(shift)
+
+
+def _scale_and_shift(*norms: Any) -> tuple[Tensor, Tensor]:
+    """What batch norms do with their running statistics: x -> scale · x + shift, side by side."""
+    mean, var, weight, bias = _side_by_side(norms)
+    scale = weight * (var + norms[0].eps).rsqrt()
+    return scale, bias - mean * scale
+
+
+def _side_by_side(norms: Sequence[Any]) -> list[Tensor]:
+    names = ("running_mean", "running_var", "weight", "bias")
+    return [torch.cat([getattr(norm, name) for norm in norms]) for name in names]
