@@ -11,6 +11,7 @@ of an image, mean over images); the last column is the cosine of the two embeddi
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SCALES = (0.625, 0.75, 0.875, 1.25, 1.5, 2.0)
 
 def attend(model: EmbeddingModel, images: Tensor, size: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
     """Attention by "stage kind", and unit embeddings, of uint8 images that are resized to ``size``."""
-    backbone, attention = model.backbone, {}
+    backbone, noted = model.backbone, defaultdict[str, list[Tensor]](list)
     backbone.set_input_size(size)
     if images.shape[2:] != size:
         images = functional.interpolate(images.float(), size, mode="bilinear", antialias=True).round()
@@ -37,7 +38,7 @@ def attend(model: EmbeddingModel, images: Tensor, size: tuple[int, int]) -> tupl
     def note(stage: int) -> Any:
         def hook(module: RGA, inputs: tuple[Tensor], output: Tensor) -> None:
             for kind, weight in module.relations(inputs[0]).weights.items():
-                attention[f"{stage} {kind}"] = weight
+                noted[f"{stage} {kind}"].append(weight)
 
         return hook
 
@@ -47,10 +48,12 @@ def attend(model: EmbeddingModel, images: Tensor, size: tuple[int, int]) -> tupl
         if isinstance(module := getattr(backbone, f"attention{stage}"), RGA)
     ]
     with torch.inference_mode():
-        features = functional.normalize(model(model.normalise(images)))
+        # an image's relations at stage 1 take 16 MiB at 256×128
+        features = torch.cat([model(model.normalise(batch)) for batch in images.split(16)])
     for handle in hooks:
         handle.remove()
-    return attention, features
+    attention = {name: torch.cat(batches) for name, batches in noted.items()}
+    return attention, functional.normalize(features)
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:

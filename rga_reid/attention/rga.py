@@ -130,28 +130,28 @@ class RGA(nn.Module):
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
         if self.spatial:
-            a = self._explicit_attention(x.flatten(2).unsqueeze(3), "spatial", "ₛ", trace)
+            a = self._explicit_attention(x.flatten(2).unsqueeze(3), "spatial", "ₛ", "x", trace)
             shape = (x.shape[0], 1, *self.map_size)
             a = trace.weight("spatial", "aₛ", "attention of each position", "sigmoid(W(yₛ))", a.view(shape))
             x = trace.step("xₛ", "map, positions weighed", "aₛ · x", x * a)
         if self.channel:
-            a = self._explicit_attention(x.flatten(2).mT.unsqueeze(3), "channel", "꜀", trace)
+            source = "xₛ" if self.spatial else "x"
+            a = self._explicit_attention(x.flatten(2).mT.unsqueeze(3), "channel", "꜀", source, trace)
             shape = (x.shape[0], self.in_channels, 1, 1)
             a = trace.weight("channel", "a꜀", "attention of each channel", "sigmoid(W(y꜀))", a.view(shape))
-            source = "xₛ" if self.spatial else "x"
             x = trace.step("x꜀", "map, channels weighed", f"a꜀ · {source}", x * a)
         return x
 
-    def _explicit_attention(self, nodes: Tensor, kind: str, sub: str, trace: Trace) -> Tensor:
-        """Attention (B, 1, M, 1) of nodes (B, F, M, 1), by the paper's equations."""
+    def _explicit_attention(self, nodes: Tensor, kind: str, sub: str, source: str, trace: Trace) -> Tensor:
+        """Attention (B, 1, M, 1) of nodes (B, F, M, 1) of the map ``source``, by the paper's equations."""
         node = "position" if kind == "spatial" else "channel"
 
         def embed(name: str, x: Tensor) -> Tensor:
             weight = self._weight(name, kind)[:, :, None, None]
             return run_layers(getattr(self, f"{name}_{kind}"), x, weight)
 
-        t = trace.step(f"θ{sub}", f"each {node} as it looks at others", "θ(x)", embed("theta", nodes))
-        p = trace.step(f"φ{sub}", f"each {node} as it is looked at", "φ(x)", embed("phi", nodes))
+        t = trace.step(f"θ{sub}", f"each {node} as it looks at others", f"θ({source})", embed("theta", nodes))
+        p = trace.step(f"φ{sub}", f"each {node} as it is looked at", f"φ({source})", embed("phi", nodes))
         G = trace.matrix(
             kind,
             f"G{sub}",
@@ -167,7 +167,7 @@ class RGA(nn.Module):
         )
         f = trace.step(f"f{sub}", "relation feature", f"gg(r{sub})", embed("gg", r))
         o = embed("gx", nodes).mean(1, keepdim=True)
-        o = trace.step(f"g{sub}", f"own feature of each {node}", "mean over features of g(x)", o)
+        o = trace.step(f"g{sub}", f"own feature of each {node}", f"mean over features of g({source})", o)
         y = trace.step(f"y{sub}", "relation-aware feature", f"[g{sub}, f{sub}]", torch.cat([o, f], dim=1))
         return torch.sigmoid(run_layers(getattr(self, f"W_{kind}"), y))
 

@@ -22,6 +22,7 @@ _SLICE = 512  # columns that are summed before they join the total
 _MANY = 2**18  # pairs for which a search for equal rows pays
 _TEMPORARY = 2**18  # float64 numbers that exact scores hold at a time
 _TILE = 2**19  # scores in a tile
+_PRODUCT = 2**22  # scores computed at a time: with fewer rows a product does not reach its full speed
 # What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
 _EXACT_ROUNDINGS = 48
 
@@ -77,10 +78,13 @@ def tiles(
     dtype = scores.dtype if dtype is None else dtype
     left = scores.queries(query_rows, dtype)
     height = max(1, size // block_size)
+    tall = height * max(1, _PRODUCT // (height * block_size))
     for column in range(0, len(gallery_rows), block_size):
         right = scores.gallery(gallery_rows[column : column + block_size], dtype)
-        for query in range(0, len(query_rows), height):
-            yield Tile(scores.approximate(left[query : query + height], right), query, column)
+        for first in range(0, len(query_rows), tall):
+            product = scores.approximate(left[first : first + tall], right)
+            for row in range(0, len(product), height):
+                yield Tile(product[row : row + height], first + row, column)
 
 
 def entries_reaching(tile: Tensor, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -238,8 +242,9 @@ def _divided(features: FeatureRows, rows: np.ndarray, lengths: np.ndarray, dtype
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right.T``, a slice of the columns at a time: that is what bounds its error."""
     total = left[:, :_SLICE] @ right[:, :_SLICE].T
+    part = torch.empty_like(total) if left.shape[1] > _SLICE else total
     for start in range(_SLICE, left.shape[1], _SLICE):
-        total += left[:, start : start + _SLICE] @ right[:, start : start + _SLICE].T
+        total += torch.mm(left[:, start : start + _SLICE], right[:, start : start + _SLICE].T, out=part)
     return total
 
 
