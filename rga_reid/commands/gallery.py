@@ -119,7 +119,7 @@ def _build(options: Namespace) -> Gallery:
 
     settings = {name: options[name] for name in SETTINGS if options[name] is not None}
     IndexPlan(options.index, settings)
-    require_replaceable(options.gallery, overwrite=options.overwrite, resume=options.resume)
+    require_replaceable(Path(options.gallery), overwrite=options.overwrite, resume=options.resume)
     if options.features is not None:
         built = Gallery.build(*features_of(options.features), index=options.index, **settings)
         built.save(options.gallery, overwrite=options.overwrite)

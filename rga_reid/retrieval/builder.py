@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import pandas as pd
 from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows
 from rga_reid.retrieval.contents import Contents
+from rga_reid.retrieval.folder_gallery import FolderGallery
 from rga_reid.retrieval.gallery import Gallery
 from rga_reid.retrieval.gallery_folder import (
     UNFINISHED,
-    folder_of,
     read_contents,
     require_replaceable,
     writing,
@@ -58,8 +59,8 @@ class GalleryBuilder:
         resume: bool = False,
         **settings: int,
     ) -> None:
-        self._folder, self._plan, self._model = folder_of(location), IndexPlan(index, settings), model
-        self._check = partial(require_replaceable, location, overwrite=overwrite, resume=resume)
+        self._folder, self._plan, self._model = Path(location), IndexPlan(index, settings), model
+        self._check = partial(require_replaceable, self._folder, overwrite=overwrite, resume=resume)
         self._check()  # before a folder is made
         self._resume = resume and (self._folder / UNFINISHED).exists()
         self._contents: Contents | None = None
@@ -125,7 +126,7 @@ class GalleryBuilder:
         )
         self._writer.commit(contents)
         (self._folder / UNFINISHED).unlink(missing_ok=True)
-        return Gallery(contents, self._folder)
+        return FolderGallery(contents, self._folder)
 
     def _flush(self) -> None:
         """Write the buffer, and note that it is there."""
