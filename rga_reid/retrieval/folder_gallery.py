@@ -134,8 +134,10 @@ class FolderGallery(Gallery):
             **labels_of(contents.table),
             "removals": len(contents.removals),
             "model": None if contents.model is None else contents.model.to_json(),
-            "bytes": None if self._folder is None else size_of(self._folder),
         }
+
+    def size_on_disk(self) -> int | None:
+        return None if self._folder is None else size_of(self._folder)
 
     def _change(self, change: Callable[[Contents, Put], Contents]) -> tuple[Contents, Contents]:
         """Go to another state, on disk if the gallery is there; returns the state before and the new one."""

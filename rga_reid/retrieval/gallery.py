@@ -272,8 +272,12 @@ class Gallery(ABC):
         ``identities`` counts distinct pids without junk (−1), ``unlabelled`` the images of unknown pid;
         ``cameras`` lists the known ones. ``settings`` are those of the index of the largest segment, null
         if all are searched exactly; ``recall_at_10`` is the mean over images of what was measured against the
-        exact search, see docs/galleries.md. ``bytes`` is the size on disk; null in memory and on a cluster.
+        exact search, see docs/galleries.md.
         """
+
+    @abstractmethod
+    def size_on_disk(self) -> int | None:
+        """Bytes of its files; None in memory and on a cluster."""
 
     @abstractmethod
     def _find(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
