@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
-from rga_reid.commands.sources import checkpoint_for
+from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json, write_json_lines
@@ -32,7 +32,7 @@ def parser() -> ArgumentParser:
     command = new_parser(
         "query", "Find the images of a gallery that look most like the person in each query image."
     )
-    command.add_argument("--gallery", metavar="DIR", required=True, help="folder of the gallery")
+    command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     command.add_argument(
         "--image", metavar="FILE", nargs="+", required=True, help="query images, or one folder of them"
     )

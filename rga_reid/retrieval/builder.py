@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,59 @@ from rga_reid.retrieval.gallery_folder import (
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import read_manifest
 from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.places import MilvusPlace, place_of
 from rga_reid.retrieval.segments import Segment, packed
 
+if TYPE_CHECKING:
+    from rga_reid.retrieval.milvus_gallery import MilvusBuilder
+
 SHARD_ROWS = 8192  #: images after which a build is safe on disk
+
+
+def gallery_builder(
+    location: str | os.PathLike[str],
+    *,
+    index: str = "flat",
+    model: ModelRecord | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **settings: int,
+) -> GalleryBuilder | MilvusBuilder:
+    """What builds a gallery at a location: a ``GalleryBuilder``, or its like for Milvus.
+
+    Args:
+        location: a folder, ``NAME.db`` or ``milvus://HOST:PORT/COLLECTION``.
+        index, model, overwrite, resume, settings: see ``GalleryBuilder``.
+
+    Raises:
+        InputError: see ``GalleryBuilder``; Milvus is not installed or does not answer.
+    """
+    place = place_of(location)
+    if isinstance(place, MilvusPlace):
+        from rga_reid.retrieval.milvus_gallery import MilvusBuilder
+
+        plan = IndexPlan(index, settings)
+        return MilvusBuilder(place, plan, model, overwrite=overwrite, resume=resume)
+    return GalleryBuilder(place, index=index, model=model, overwrite=overwrite, resume=resume, **settings)
+
+
+def require_place(location: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> None:
+    """Refuse a location where no gallery may be built, before any work is done; nothing is written.
+
+    Raises:
+        InputError: something is there that ``overwrite`` and ``resume`` do not allow, or Milvus is not
+            installed or does not answer.
+    """
+    place = place_of(location)
+    if not isinstance(place, MilvusPlace):
+        require_replaceable(place, overwrite=overwrite, resume=resume)
+        return
+    from rga_reid.retrieval.milvus_gallery import require_free
+
+    if not place.embedded or os.path.exists(place.uri):
+        require_free(place, overwrite=overwrite, resume=resume)
+    elif not os.path.isdir(os.path.dirname(place.uri)):
+        raise InputError(f"{place}: cannot write there: its folder does not exist")
 
 
 class GalleryBuilder:

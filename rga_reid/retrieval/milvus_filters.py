@@ -41,9 +41,7 @@ class _Leaves:
         return Expression(f"{column} is not null", f"{column} is null")
 
     def equal(self, column: str, value: int | str) -> Expression:
-        return self._where_known(
-            column, f"{column} == {literal(value)}", f"{column} != {literal(value)}"
-        )
+        return self._where_known(column, f"{column} == {literal(value)}", f"{column} != {literal(value)}")
 
     def ordered(self, column: str, sign: str, value: int) -> Expression:
         return self._where_known(column, f"{column} {sign} {value}", f"{column} {_OPPOSITE[sign]} {value}")

@@ -148,6 +148,7 @@ class MilvusGallery(Gallery):
             rewritten = self._rewrite(set(goes["id"].tolist()))
         else:
             self._server.delete(self._images, goes["id"].tolist())
+            clean(self._server, self._state)
         self._log(goes["pid"])
         return Erasure(len(goes), int(rewritten > 0), int(rewritten > 0), rewritten)
 
@@ -328,8 +329,10 @@ def images_name(name: str, generation: int) -> str:
 
 
 def clean(server: MilvusServer, state: State) -> None:
-    """Delete the collections of images that are not those of a gallery's state: of writes that were killed."""
+    """Delete the collections of images that a gallery's state does not name: of writes that were killed."""
     name = server.place.collection
+    if server.notes(name).get(_UNFINISHED):
+        server.write_note(name, _UNFINISHED, "")
     for other in server.collections():
         if re.fullmatch(rf"{re.escape(name)}_[0-9]+", other) and other != images_name(name, state.generation):
             server.drop(other)
@@ -364,7 +367,9 @@ class MilvusBuilder:
         self._plan, self._model = plan, model
         self._server = require_free(place, overwrite=overwrite, resume=resume)
         notes = self._server.notes(place.collection)
-        self._state = State.from_text(notes[_UNFINISHED], place) if resume and notes.get(_UNFINISHED) else None
+        self._state = (
+            State.from_text(notes[_UNFINISHED], place) if resume and notes.get(_UNFINISHED) else None
+        )
         if self._state is not None and not _same(self._state.model, model):
             raise InputError(f"{place}: the unfinished build used another model; --overwrite starts over")
 
@@ -419,7 +424,6 @@ class MilvusBuilder:
         self._server.flush(self._images)
         gallery = MilvusGallery(self._server, replace(self._state, plan=self._plan))
         self._server.write_note(name, _CURRENT, self._state.to_text())
-        self._server.write_note(name, _UNFINISHED, "")
         clean(self._server, self._state)
         return gallery
 

@@ -45,7 +45,11 @@ class MilvusServer:
             import pymilvus
         except ImportError:
             raise InputError(f"{place}: needs pymilvus: pip install 'rga-reid[milvus]'") from None
-        for library in ("pymilvus", "milvus_lite"):  # what they would log arrives as an exception, told once
+        for library in (
+            "pymilvus",
+            "milvus_lite",
+            "grpc._server",
+        ):  # what they would log arrives as an exception, told once
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
         self._library: Any = pymilvus
         if place.embedded:
@@ -227,6 +231,7 @@ class MilvusServer:
                 ids = np.array([hit["id"] for hit in hits], np.int64)
                 labels = [{key: hit["entity"].get(key) for key in LABELS} for hit in hits]
                 vectors = np.array([hit["entity"]["vector"] for hit in hits], np.float32)
+                vectors = vectors.reshape(len(hits), queries.shape[1])
                 lowest = min((hit["distance"] for hit in hits), default=np.inf)
                 table = gallery_table(pd.DataFrame(labels, columns=LABELS))
                 yield ids, table, vectors, lowest if len(hits) == limit else np.inf

@@ -218,7 +218,10 @@ def test_another_model_is_refused(
         ),
         (["--image", "{red}", "--threshold", "nan"], "--threshold: expected "),
         (["--image", "{red}", "--where", "camid = 3"], "where: cannot read 'camid = 3'"),
-        (["--image", "{red}", "--gallery", "milvus://host"], "Milvus are not supported yet"),
+        (
+            ["--image", "{red}", "--gallery", "milvus://host"],
+            "milvus://host: expected milvus://HOST:PORT/COLLECTION",
+        ),
         (["--image", "{red}", "--json", "{tmp}/no/m.json"], "--json .*its folder does not exist"),
         (["--image", "{red}", "--csv", "{tmp}/no/m.csv"], "--csv .*its folder does not exist"),
         (["--image", "{red}", "--html", "{tmp}"], "--html .*is a folder, expected a file"),
