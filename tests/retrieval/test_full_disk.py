@@ -1,4 +1,4 @@
-"""A disk that is full, in earnest: a small file system where one may be mounted, a limit on files elsewhere."""
+"""A disk that is full, in earnest: a small file system where one may be mounted, else a limit on files."""
 
 from __future__ import annotations
 

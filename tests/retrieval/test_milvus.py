@@ -177,12 +177,12 @@ def test_what_is_erased_is_in_no_file(both: tuple[Gallery, Gallery], rows: tuple
     goes = np.flatnonzero((table["pid"] == person).to_numpy(dtype=bool, na_value=False))
     stays = int(np.flatnonzero((table["pid"] == 8).to_numpy(dtype=bool, na_value=False))[0])
     unit = rows[0] / np.sqrt((rows[0].astype(np.float64) ** 2).sum(axis=1, keepdims=True))
-    assert all(found_in_files(location, table["path"][row], unit[row]) for row in goes if row < 300)
+    assert all(found_in_files(location, table["path"][row], unit[row]) for row in goes if 40 <= row < 300)
     done = milvus.remove(pids=person)
     assert (done.images, done.rewritten) == (len(goes), 401 - len(goes))
     assert found_in_files(location, table["path"][stays], unit[stays])  # the search can find
     for row in goes:
-        if row < 300:
+        if 40 <= row < 300:  # the others have twins
             assert found_in_files(location, table["path"][row], unit[row]) == []
     assert [(line.pid, line.count) for line in milvus.removals] == [(person, len(goes))]
 
