@@ -30,7 +30,7 @@ from rga_reid.retrieval.places import MilvusPlace, place_of
 from rga_reid.retrieval.segments import Segment, packed
 
 if TYPE_CHECKING:
-    from rga_reid.retrieval.milvus_gallery import MilvusBuilder
+    from rga_reid.retrieval.milvus_builder import MilvusBuilder
 
 SHARD_ROWS = 8192  #: images after which a build is safe on disk
 
@@ -55,7 +55,7 @@ def gallery_builder(
     """
     place = place_of(location)
     if isinstance(place, MilvusPlace):
-        from rga_reid.retrieval.milvus_gallery import MilvusBuilder
+        from rga_reid.retrieval.milvus_builder import MilvusBuilder
 
         plan = IndexPlan(index, settings)
         return MilvusBuilder(place, plan, model, overwrite=overwrite, resume=resume)
@@ -73,7 +73,7 @@ def require_place(location: str | os.PathLike[str], *, overwrite: bool = False, 
     if not isinstance(place, MilvusPlace):
         require_replaceable(place, overwrite=overwrite, resume=resume)
         return
-    from rga_reid.retrieval.milvus_gallery import require_free
+    from rga_reid.retrieval.milvus_builder import require_free
 
     if not place.embedded or os.path.exists(place.uri):
         require_free(place, overwrite=overwrite, resume=resume)

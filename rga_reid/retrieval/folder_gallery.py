@@ -57,7 +57,7 @@ class FolderGallery(Gallery):
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         place = place_of(path)
         if isinstance(place, MilvusPlace):
-            from rga_reid.retrieval.milvus_gallery import save_rows
+            from rga_reid.retrieval.milvus_builder import save_rows
 
             save_rows(place, self._contents, overwrite=overwrite)
             return
