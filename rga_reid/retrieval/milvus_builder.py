@@ -19,6 +19,7 @@ from rga_reid.retrieval.milvus_server import MilvusServer
 from rga_reid.retrieval.milvus_state import CURRENT, UNFINISHED, State, clean, images_name, unused_generation
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace
+from rga_reid.retrieval.team import BLOCK_ROWS, in_blocks
 
 
 def save_rows(place: MilvusPlace, contents: Contents, *, overwrite: bool) -> None:
@@ -43,6 +44,7 @@ class MilvusBuilder:
         resume: bool,
     ) -> None:
         self._plan, self._model = plan, model
+        self._buffer: list[tuple[np.ndarray, pd.DataFrame]] = []
         self._server = require_free(place, overwrite=overwrite, resume=resume)
         notes = self._server.notes(place.collection)
         self._state = State.from_text(notes[UNFINISHED], place) if resume and notes.get(UNFINISHED) else None
@@ -72,6 +74,20 @@ class MilvusBuilder:
     def add(self, features: Any, table: pd.DataFrame) -> None:
         """Take some rows, see ``GalleryBuilder.add``."""
         vectors, kept = fitting_rows(features, table)
+        if self._buffer and vectors.shape[1] != self._buffer[0][0].shape[1]:
+            before = self._buffer[0][0].shape[1]
+            raise InputError(f"features: of dimension {vectors.shape[1]}, but those before of {before}")
+        self._buffer.append((vectors, kept))
+        if sum(len(rows) for rows, _ in self._buffer) >= BLOCK_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what was taken."""
+        for vectors, kept in in_blocks(iter(self._buffer)):
+            self._send(vectors, kept)
+        self._buffer = []
+
+    def _send(self, vectors: np.ndarray, kept: pd.DataFrame) -> None:
         name = self._server.place.collection
         if self._state is None:
             self._plan.check_dimension(vectors.shape[1])
@@ -94,6 +110,7 @@ class MilvusBuilder:
         Raises:
             InputError: there were no rows.
         """
+        self._flush()
         if self._state is None or not self._state.next_id:
             raise InputError("features: expected at least one row, got an empty gallery")
         name = self._server.place.collection

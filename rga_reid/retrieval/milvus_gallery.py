@@ -19,7 +19,7 @@ from rga_reid.retrieval.gallery import Erasure, Gallery, labels_of, persons_and_
 from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.manifest import METRIC
 from rga_reid.retrieval.milvus_filters import expression
-from rga_reid.retrieval.milvus_server import LABELS, LIMIT, TRAINED_ROWS, MilvusServer
+from rga_reid.retrieval.milvus_server import LABELS, LIMIT, TRAINED_ROWS, Answer, MilvusServer
 from rga_reid.retrieval.milvus_state import (
     CURRENT,
     FIRST_REMOVAL,
@@ -89,7 +89,7 @@ class MilvusGallery(Gallery):
         self._state = state
         found = []
         for column, wanted in (("pid", list(map(int, persons))), ("path", files)):
-            rows = self._server.found(self._images, column, wanted, ["pid", "path"]) if wanted else None
+            rows = self._found(column, wanted, ["pid", "path"]) if wanted else None
             for value in wanted:
                 if rows is None or value not in set(rows[column].dropna()):
                     raise InputError(f"{column} {value}: the gallery has no image of it; nothing was removed")
@@ -153,7 +153,8 @@ class MilvusGallery(Gallery):
         return tuple(Removal.from_line(notes[key]) for key in sorted(notes) if key >= FIRST_REMOVAL)
 
     def known_paths(self, paths: Iterable[str]) -> set[str]:
-        return set(self._server.found(self._images, "path", list(paths), ["path"])["path"])
+        self._state = self._now()
+        return set(self._found("path", list(paths), ["path"])["path"])
 
     def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
         return self._server.count(self._images, self._where(exclude_camera, where))
@@ -162,7 +163,7 @@ class MilvusGallery(Gallery):
         plan = self._state.plan
         return {
             "index": plan.kind,
-            "settings": None if plan.kind == "flat" else plan.chosen(TRAINED_ROWS, self.dimension),
+            "settings": self._chosen() or None,
             "recall_at_10": None,
             "metric": METRIC,
             "count": len(self),
@@ -177,47 +178,58 @@ class MilvusGallery(Gallery):
         return self._server.size()
 
     def _find(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
-        condition = self._where(exclude_camera, where)
-        found = [self._nearest(query, top_k, condition) for query in queries]
+        condition, limit = self._where(exclude_camera, where), self._candidates(top_k)
+        answers = self._server.search(self._images, queries, limit, condition, self._settings(limit))
+        found = [
+            self._best(query, top_k, condition, limit, answer)
+            for query, answer in zip(queries, answers, strict=True)
+        ]
         empty = gallery_table(pd.DataFrame({"path": []}))
-        vectors = np.concatenate([np.empty((0, self.dimension), np.float32), *(hit[3] for hit in found)])
+        vectors = np.concatenate([np.empty((0, self.dimension), np.float32), *(hit.vectors for hit in found)])
         return Hits(
-            np.array([len(hit[0]) for hit in found], np.int64),
-            np.concatenate([np.empty(0), *(hit[1] for hit in found)]),
-            np.concatenate([np.empty(0, np.int64), *(hit[0] for hit in found)]),
-            pd.concat([empty, *(hit[2] for hit in found)], ignore_index=True),
+            np.array([len(hit.ids) for hit in found], np.int64),
+            np.concatenate([np.empty(0), *(hit.scores for hit in found)]),
+            np.concatenate([np.empty(0, np.int64), *(hit.ids for hit in found)]),
+            pd.concat([empty, *(hit.table for hit in found)], ignore_index=True),
             lambda some: vectors[some],
         )
 
-    def _nearest(
-        self, query: np.ndarray, top_k: int, condition: str
-    ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, np.ndarray]:
-        """Ids, scores, labels and vectors, best first; as ``nearest_rows`` where the index is exact."""
+    def _chosen(self) -> dict[str, int]:
         plan = self._state.plan
-        chosen = {} if plan.kind == "flat" else plan.chosen(TRAINED_ROWS, self.dimension)
-        limit = top_k * chosen.get("refine", 1) + MARGIN
+        return {} if plan.kind == "flat" else plan.chosen(TRAINED_ROWS, self.dimension)
+
+    def _candidates(self, top_k: int) -> int:
+        """How many rows to ask of Milvus."""
+        limit = top_k * self._chosen().get("refine", 1) + MARGIN
         if limit > LIMIT:
             raise InputError(f"top_k: Milvus gives at most {LIMIT:,} candidates, {limit:,} are needed")
+        return limit
+
+    def _settings(self, limit: int) -> dict[str, int]:
+        chosen = self._chosen()
+        if "ef_search" in chosen:
+            return {"ef": max(chosen["ef_search"], limit)}
+        return {"nprobe": chosen["nprobe"]} if "nprobe" in chosen else {}
+
+    def _best(self, query: np.ndarray, top_k: int, condition: str, limit: int, answer: Answer) -> Answer:
+        """The best of an answer by their exact scores, which come in place of the lowest product.
+
+        As ``nearest_rows`` where the index is exact: a row that was not given may tie with the last one, or
+        beat it; then more are asked for.
+        """
         error = rounding_error(self.dimension)
         while True:
-            settings = {"nprobe": chosen["nprobe"]} if "nprobe" in chosen else {}
-            if "ef_search" in chosen:
-                settings = {"ef": max(chosen["ef_search"], limit)}
-            ((ids, table, vectors, lowest),) = self._server.search(
-                self._images, query[None], limit, condition, settings
-            )
-            order = np.argsort(ids)
-            ids, table, vectors = ids[order], table.take(order).reset_index(drop=True), vectors[order]
-            rows, scores = np.arange(len(ids)), np.empty(0)
-            if len(ids):
-                rows, scores = rescored(Vectors([vectors]), query, rows, top_k)
-            # a row that was not given may tie with the last one, or beat it
-            if plan.kind != "flat" or not len(scores) or scores[-1] > lowest + error or limit == LIMIT:
-                break
-            if np.isinf(lowest):
-                break
+            order = np.argsort(answer.ids)
+            vectors = answer.vectors[order]
+            rows, scores = rescored(Vectors([vectors]), query, np.arange(len(order)), top_k)
+            done = self._state.plan.kind != "flat" or np.isinf(answer.lowest) or limit == LIMIT
+            if done or scores[-1] > answer.lowest + error:
+                table = answer.table.take(order[rows]).reset_index(drop=True)
+                return Answer(answer.ids[order[rows]], table, vectors[rows], answer.lowest, scores)
             limit = min(2 * limit, LIMIT)
-        return ids[rows], scores, table.take(rows).reset_index(drop=True), vectors[rows]
+            (answer,) = self._server.search(
+                self._images, query[None], limit, condition, self._settings(limit)
+            )
 
     def _where(self, exclude_camera: int | None, where: str | None) -> str:
         parts = [] if where is None else [expression(where)]
@@ -228,6 +240,9 @@ class MilvusGallery(Gallery):
                 )
             parts.append(f"(camid is null or camid != {exclude_camera})")
         return " and ".join(parts)
+
+    def _found(self, column: str, values: list[Any], columns: list[str]) -> pd.DataFrame:
+        return self._server.found(self._images, column, values, columns, self._state.next_id)
 
     def _rows(self, columns: list[str]) -> pd.DataFrame:
         empty = pd.DataFrame({name: [] for name in ["id", *columns]})

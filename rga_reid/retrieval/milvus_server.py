@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,28 @@ TRAINED_ROWS = 65_536  #: settings are those of an index of so many rows: Milvus
 
 _MESSAGE_BYTES = 1 << 24  # of vectors in a message; servers take 64 MiB
 _LONGEST_TEXT = 65_535
+_VALUES = 256  # in a list of an expression
 _TIMEOUT = 600.0  # seconds; a load or a compaction of a large collection takes its time
 _KINDS = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT", "ivfpq": "IVF_PQ"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What Milvus found for a query, in no order.
+
+    Args:
+        ids: int64 ``(n,)``.
+        table: n rows ``path, pid, camid``.
+        vectors: float32 ``(n, d)``.
+        lowest: the lowest product of those that Milvus gave; infinite if there are no more rows than these.
+        scores: float64 ``(n,)``, exact ones; NaN as long as nobody has taken them.
+    """
+
+    ids: np.ndarray
+    table: pd.DataFrame
+    vectors: np.ndarray
+    lowest: float
+    scores: np.ndarray
 
 
 class MilvusServer:
@@ -104,10 +125,9 @@ class MilvusServer:
         """All texts by their numbers; none if there is no such collection."""
         if name not in self.collections():
             return {}
-        with self._told():
-            self._client.load_collection(name, timeout=_TIMEOUT)
-            rows = self._client.query(name, "id >= 0", output_fields=["id", "text"], limit=LIMIT)
-        return {row["id"]: row["text"] for row in rows}
+        self.load(name)
+        parts = self.rows(name, self.count(name), ["text"])  # numbered from 0 without gaps
+        return {int(row.id): row.text for part in parts for row in part.itertuples()}
 
     def create_images(self, name: str, dimension: int, plan: IndexPlan) -> None:
         """Make a collection of vectors and their labels."""
@@ -188,32 +208,31 @@ class MilvusServer:
             if found:
                 yield pd.DataFrame(list(found))[["id", *columns]].sort_values("id", ignore_index=True)
 
-    def found(self, name: str, column: str, values: Sequence[Any], columns: Sequence[str]) -> pd.DataFrame:
-        """The rows whose column has one of some values; columns ``id`` and those asked for."""
+    def found(
+        self, name: str, column: str, values: Sequence[Any], columns: Sequence[str], stop: int
+    ) -> pd.DataFrame:
+        """The rows below an id whose column has one of some values; columns ``id`` and those asked for."""
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(values), 256):
-            where = f"{column} in {json.dumps(list(values[start : start + 256]), ensure_ascii=False)}"
-            last = -1
-            while True:  # page by page, as Milvus gives a limited number at a time
+        for start in range(0, len(values), _VALUES):
+            where = f"{column} in {json.dumps(list(values[start : start + _VALUES]), ensure_ascii=False)}"
+            spans = [(0, stop)]
+            while spans:  # until each has no more rows than Milvus gives
+                low, high = spans.pop()
+                here = f"{where} and id >= {low} and id < {high}"
+                if self.count(name, here) > LIMIT:
+                    middle = (low + high) // 2
+                    spans += [(low, middle), (middle, high)]
+                    continue
                 with self._told():
-                    page = self._client.query(
-                        name, f"({where}) and id > {last}", output_fields=["id", *columns], limit=LIMIT
+                    rows += self._client.query(
+                        name, here, output_fields=["id", *columns], limit=LIMIT, timeout=_TIMEOUT
                     )
-                rows += page
-                if len(page) < LIMIT:
-                    break
-                last = max(row["id"] for row in page)
         return pd.DataFrame(rows, columns=["id", *columns])
 
     def search(
         self, name: str, queries: np.ndarray, limit: int, where: str, settings: dict[str, int]
-    ) -> Iterator[tuple[np.ndarray, pd.DataFrame, np.ndarray, float]]:
-        """The rows whose product with each query is largest.
-
-        Yields:
-            Ids (int64), labels and vectors (float32), in no order, and the lowest product that Milvus gave
-            (infinite if there are fewer rows than ``limit``).
-        """
+    ) -> Iterator[Answer]:
+        """The rows whose product with each query is largest, query by query."""
         step = max(1, _rows_per_message(queries.shape[1]) // limit)
         for start in range(0, len(queries), step):
             with self._told():
@@ -234,7 +253,8 @@ class MilvusServer:
                 vectors = vectors.reshape(len(hits), queries.shape[1])
                 lowest = min((hit["distance"] for hit in hits), default=np.inf)
                 table = gallery_table(pd.DataFrame(labels, columns=LABELS))
-                yield ids, table, vectors, lowest if len(hits) == limit else np.inf
+                lowest = lowest if len(hits) == limit else np.inf
+                yield Answer(ids, table, vectors, lowest, np.full(len(ids), np.nan))
 
     def delete(self, name: str, ids: Sequence[int]) -> None:
         """Mark rows as deleted, and ask for their compaction."""

@@ -15,7 +15,7 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
-from rga_reid.retrieval import Gallery, ModelRecord
+from rga_reid.retrieval import Gallery, ModelRecord, milvus_builder, milvus_server
 from rga_reid.retrieval.builder import gallery_builder
 from rga_reid.retrieval.places import MilvusPlace, place_of
 
@@ -119,6 +119,19 @@ def test_filters_keep_the_same_rows(both: tuple[Gallery, Gallery], crowd: Callab
             milvus.search(queries, where=where)
 
 
+def test_many_rows_of_a_person_and_many_ties(
+    both: tuple[Gallery, Gallery], rows: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than Milvus gives at a time, and more ties than were asked for at first."""
+    flat, milvus = both
+    ones = np.tile(rows[0][:1], (200, 1)), pd.DataFrame({"path": [f"same/{row}" for row in range(200)]})
+    for gallery in both:
+        gallery.add(*ones)
+    pd.testing.assert_frame_equal(milvus.search(rows[0][:2], 3), flat.search(rows[0][:2], 3))
+    monkeypatch.setattr(milvus_server, "LIMIT", 7)
+    assert len(milvus.known_paths(ones[1]["path"])) == 200
+
+
 def test_add_and_remove_as_in_a_folder(
     both: tuple[Gallery, Gallery], crowd: Callable, tmp_path: Path, location: str
 ) -> None:
@@ -199,10 +212,13 @@ def test_approximate_indexes_score_exactly(location: str, crowd: Callable, index
     assert (both["score_x"] == both["score_y"]).all()
 
 
-def test_building_overwriting_resuming(location: str, rows: tuple) -> None:
+def test_building_overwriting_resuming(location: str, rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     features, table = rows
+    monkeypatch.setattr(milvus_builder, "BLOCK_ROWS", 100)
     with gallery_builder(location, model=RECORD) as builder:
-        builder.add(features[:100], table[:100])  # interrupted here
+        builder.add(features[:60], table[:60])
+        builder.add(features[60:100], table[60:100])
+        builder.add(features[100:110], table[100:110])  # interrupted here, before these were sent
     with pytest.raises(InputError, match="holds an unfinished build; --resume goes on"):
         gallery_builder(location, model=RECORD)
     with pytest.raises(InputError, match="no gallery there"):
