@@ -45,7 +45,7 @@ class MilvusGallery(Gallery):
         """The gallery at a place; ``InputError`` as for ``Gallery.open``."""
         server = MilvusServer(place)
         notes = server.notes(place.collection)
-        if CURRENT not in notes:
+        if not notes.get(CURRENT):
             raise InputError(f"{place}: no gallery there")
         return cls(server, State.from_text(notes[CURRENT], place))
 
@@ -252,7 +252,7 @@ class MilvusGallery(Gallery):
     def _now(self) -> State:
         """What the gallery is now, whoever wrote last."""
         notes = self._server.notes(self._name)
-        if CURRENT not in notes:
+        if not notes.get(CURRENT):
             raise InputError(f"{self._server.place}: the gallery is gone")
         state = State.from_text(notes[CURRENT], self._server.place)
         if state.generation != self._state.generation:

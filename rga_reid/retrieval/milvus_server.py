@@ -103,7 +103,7 @@ class MilvusServer:
             return list(self._client.list_collections(timeout=_TIMEOUT))
 
     def create_notes(self, name: str) -> None:
-        """Make a collection of numbered texts, if there is none."""
+        """Make a collection of texts, of which the numbers 0 and 1 are empty, if there is none."""
         if name in self.collections():
             return
         kinds = self._library.DataType
@@ -113,6 +113,8 @@ class MilvusServer:
             schema.add_field("text", kinds.VARCHAR, max_length=_LONGEST_TEXT)
             schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # Milvus wants one
             self._create(name, schema, "FLAT", {})
+        for number in (1, 0):
+            self.write_note(name, number, "")
 
     def write_note(self, name: str, number: int, text: str) -> None:
         """Put a text in place, or replace it, at once."""
