@@ -127,12 +127,14 @@ def _build(options: Namespace) -> Gallery | None:
 
     settings = {name: options[name] for name in SETTINGS if options[name] is not None}
     IndexPlan(options.index, settings)
-    if options.features is not None:
-        require_place(options.gallery, overwrite=options.overwrite)
-        built = Gallery.build(*features_of(options.features), index=options.index, **settings)
-        built.save(options.gallery, overwrite=options.overwrite)
-        return Gallery.open(options.gallery)
     with team() as workers:
+        if options.features is not None:
+            if workers.rank > 0:  # there is nothing to share
+                return None
+            require_place(options.gallery, overwrite=options.overwrite)
+            built = Gallery.build(*features_of(options.features), index=options.index, **settings)
+            built.save(options.gallery, overwrite=options.overwrite)
+            return Gallery.open(options.gallery)
         if workers.size > 1 and options.resume:
             raise InputError("gallery build: --resume does not go with torchrun; --overwrite starts over")
         if workers.rank == 0:
