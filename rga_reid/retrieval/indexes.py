@@ -176,7 +176,7 @@ class Index:
     ) -> Iterator[Found]:
         parameters = self._parameters(self._candidates(top_k), keep)
         _, candidates = self.loaded.search(queries, self._candidates(top_k), params=parameters)
-        whole: np.ndarray = (candidates >= 0).all(axis=1)
+        whole = candidates.min(axis=1) >= 0
         together = rescored_together(vectors, queries[whole], candidates[whole], top_k)
         for query, rows, is_whole in zip(queries, candidates, whole, strict=True):
             rows = rows[rows >= 0]
