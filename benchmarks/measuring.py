@@ -21,7 +21,12 @@ _SAMPLED = 0.002  # seconds between two looks at the memory
 
 
 def interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[float]:
-    """Median seconds of each run; they take turns, so that a slow spell of the machine meets all of them.
+    """Median seconds of each run, see ``turns``."""
+    return [statistics.median(measured) for measured in turns(runs, repeats, warm_up)]
+
+
+def turns(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[list[float]]:
+    """Seconds of each run; they take turns, so that a slow spell of the machine meets all of them.
 
     Args:
         runs: what is timed.
@@ -35,7 +40,7 @@ def interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: boo
             run()
             if turn >= 0:
                 measured.append(time.perf_counter() - start)
-    return [statistics.median(measured) for measured in times]
+    return times
 
 
 def in_fresh_processes(function: Callable[[Any], float], cases: Sequence[Any]) -> list[float]:

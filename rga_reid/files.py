@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -96,6 +96,13 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json_lines(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
+    """Write each value as UTF-8 JSON on a line of its own, atomically. NaN and infinity are refused."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for value in values:
+            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.sources import shards_folder
 from rga_reid.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def parser() -> ArgumentParser:
@@ -26,20 +32,34 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """List the images, embed them, write the file."""
+    import numpy as np
+
     from rga_reid.data import table_from_images
     from rga_reid.files import require_new
     from rga_reid.models import load_model
-    from rga_reid.retrieval import extract_features
+    from rga_reid.retrieval import stream_features
     from rga_reid.retrieval.extraction import choose_device
     from rga_reid.retrieval.feature_files import write_features
+    from rga_reid.retrieval.team import Batches, team
 
     if not options.out.endswith(".npz"):
         raise InputError(f"--out {options.out}: expected a name that ends in .npz")
     check_output_file("--out", options.out)
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     require_new(options.out, overwrite=options.overwrite)
     table = table_from_images(options.images)
-    device = choose_device(options.device)
-    model = load_model(options.checkpoint, device)
-    features, table = extract_features(model, table, options.batch_size, device)
-    write_features(options.out, features, table)
-    print(f"{options.out}: {len(features)} images, {features.shape[1]} features each")
+    with team() as workers:
+        device = choose_device(options.device)
+        model = load_model(options.checkpoint, device)
+
+        def embed(rows: pd.DataFrame) -> Batches:
+            return stream_features(model, rows, options.batch_size, device)
+
+        features, done = np.empty((len(table), model.dimension), np.float32), 0
+        for batch, _ in workers.gathered(shards_folder(options.out), table, options.batch_size, embed):
+            features[done : done + len(batch)] = batch
+            done += len(batch)
+    if workers.rank == 0:
+        write_features(options.out, features, table)
+        print(f"{options.out}: {len(features)} images, {features.shape[1]} features each")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,17 +14,20 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands.output import check_output_file, progress
 from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import (
+    LOCATION,
     add_source_options,
     check_source,
     checkpoint_for,
     embedded,
     features_of,
     images_of,
-    in_blocks,
+    shards_folder,
 )
 from rga_reid.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rga_reid.retrieval import Gallery
 
 #: Settings of the approximate indexes, as ``rga_reid.retrieval.indexes`` knows them.
@@ -85,14 +89,14 @@ def parser() -> ArgumentParser:
 
 def _action(name: str, description: str) -> ArgumentParser:
     action = new_parser(f"gallery {name}", description)
-    action.add_argument("--gallery", metavar="DIR", required=True, help="folder of the gallery")
+    action.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     action.add_argument("--json", metavar="FILE", help="write what the gallery holds there as JSON")
     return action
 
 
 def run(options: Namespace) -> None:
     """Do what the action says, and tell what the gallery holds then."""
-    actions: dict[str, Callable[[Namespace], Gallery]] = {
+    actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
         "add": _add,
         "remove": _remove,
@@ -102,46 +106,66 @@ def run(options: Namespace) -> None:
     }
     chosen = options[options.action]
     check_output_file("--json", chosen.json)
-    _tell(chosen.gallery, actions[options.action](chosen), chosen.json)
+    gallery = actions[options.action](chosen)
+    if gallery is not None:
+        _tell(chosen.gallery, gallery, chosen.json)
 
 
-def _build(options: Namespace) -> Gallery:
+def _build(options: Namespace) -> Gallery | None:
+    """The gallery; None in a process that only helps another one to build it."""
     check_source(options, "gallery build")
     if options.features is None and options.checkpoint is None:
         raise InputError("gallery build: images need --checkpoint, the model to embed them with")
     if options.features is not None and options.resume:
         raise InputError("gallery build: --resume goes with images; a build from features starts over")
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord
+    from rga_reid.retrieval import Gallery, ModelRecord
+    from rga_reid.retrieval.builder import gallery_builder, require_place
     from rga_reid.retrieval.extraction import choose_device
-    from rga_reid.retrieval.gallery_folder import require_replaceable
     from rga_reid.retrieval.indexes import IndexPlan
+    from rga_reid.retrieval.team import Batches, team
 
     settings = {name: options[name] for name in SETTINGS if options[name] is not None}
     IndexPlan(options.index, settings)
-    require_replaceable(options.gallery, overwrite=options.overwrite, resume=options.resume)
-    if options.features is not None:
-        built = Gallery.build(*features_of(options.features), index=options.index, **settings)
-        built.save(options.gallery, overwrite=options.overwrite)
-        return Gallery.open(options.gallery)
-    device, table = choose_device(options.device), images_of(options)
-    model = load_model(options.checkpoint)
-    record = ModelRecord.of(model, options.checkpoint)
-    with GalleryBuilder(
-        options.gallery,
-        index=options.index,
-        model=record,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        **settings,
-    ) as builder:
-        gone = sorted(builder.paths - set(table["path"]))
-        if gone:
-            raise InputError(f"{gone[0]}: in the unfinished build, but gone since; --overwrite starts over")
-        todo = table[~table["path"].isin(builder.paths)]
-        for features, rows in embedded(model, todo, options, device):
-            builder.add(features, rows)
-        return builder.finish()
+    with team() as workers:
+        if options.features is not None:
+            if workers.rank > 0:  # there is nothing to share
+                return None
+            require_place(options.gallery, overwrite=options.overwrite)
+            built = Gallery.build(*features_of(options.features), index=options.index, **settings)
+            built.save(options.gallery, overwrite=options.overwrite)
+            return Gallery.open(options.gallery)
+        if workers.size > 1 and options.resume:
+            raise InputError("gallery build: --resume does not go with torchrun; --overwrite starts over")
+        if workers.rank == 0:
+            require_place(options.gallery, overwrite=options.overwrite, resume=options.resume)
+        device, table = choose_device(options.device), images_of(options)
+        model = load_model(options.checkpoint)
+
+        def gathered(rows: pd.DataFrame) -> Batches:
+            shards, embed = shards_folder(options.gallery), partial(embedded, model, options, device)
+            return workers.gathered(shards, rows, options.batch_size, embed)
+
+        if workers.rank > 0:
+            deque(gathered(table), maxlen=0)
+            return None
+        with gallery_builder(
+            options.gallery,
+            index=options.index,
+            model=ModelRecord.of(model, options.checkpoint),
+            overwrite=options.overwrite,
+            resume=options.resume,
+            **settings,
+        ) as builder:
+            known = builder.paths
+            gone = sorted(known - set(table["path"]))
+            if gone:
+                raise InputError(
+                    f"{gone[0]}: in the unfinished build, but gone since; --overwrite starts over"
+                )
+            for features, rows in gathered(table[~table["path"].isin(known)]):
+                builder.add(features, rows)
+            return builder.finish()
 
 
 def _add(options: Namespace) -> Gallery:
@@ -149,6 +173,7 @@ def _add(options: Namespace) -> Gallery:
     from rga_reid.models import load_model
     from rga_reid.retrieval import Gallery, ModelRecord
     from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.retrieval.team import in_blocks
 
     gallery = Gallery.open(options.gallery)
     if options.features is not None:
@@ -162,14 +187,14 @@ def _add(options: Namespace) -> Gallery:
     model = load_model(checkpoint)
     record = ModelRecord.of(model, checkpoint)
     gallery.require_model(record)
-    for features, rows in in_blocks(embedded(model, table, options, device)):
+    for features, rows in in_blocks(embedded(model, options, device, table)):
         gallery.add(features, rows, model=record)
     return gallery
 
 
 def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
     """Which rows of a table the gallery does not have yet, by their paths."""
-    known = table["path"].isin(set(gallery.table["path"])).to_numpy()
+    known = table["path"].isin(gallery.known_paths(table["path"])).to_numpy()
     if known.any() and not options.skip_known:
         first = table["path"][known].iloc[0]
         raise InputError(
@@ -185,7 +210,7 @@ def _remove(options: Namespace) -> Gallery:
     from rga_reid.retrieval import Gallery
 
     gallery = Gallery.open(options.gallery)
-    known = set(gallery.table["path"])
+    known = gallery.known_paths(options.path or ())
     # a path on the command line may be relative, one in a gallery of images never is
     paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
     started = time.monotonic()
@@ -209,7 +234,10 @@ def _verify(options: Namespace) -> Gallery:
     gallery = _info(options)
     with progress("verifying") as moved:
         files = gallery.verify(moved)
-    print(f"verified: every byte of {_count(files, 'file')} is as it was written")
+    if gallery.describe()["segments"] is None:
+        print(f"verified: {_count(files, 'image')} read back from Milvus")
+    else:
+        print(f"verified: every byte of {_count(files, 'file')} is as it was written")
     return gallery
 
 
@@ -217,7 +245,10 @@ def _compact(options: Namespace) -> Gallery:
     gallery = _info(options)
     before = gallery.describe()["segments"]
     gallery.compact()
-    print(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
+    if before is None:
+        print("compacted: Milvus joins its segments")
+    else:
+        print(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
     return gallery
 
 
@@ -230,8 +261,8 @@ def _tell(location: str, gallery: Gallery, json_file: str | None) -> None:
     """Print what a saved gallery holds, and write it as JSON."""
     from rga_reid.files import write_json
 
-    size = sum(file.stat().st_size for file in Path(location).rglob("*") if file.is_file())
-    facts = {"location": os.path.abspath(location), **gallery.describe(), "bytes": size}
+    place = location if "://" in location else os.path.abspath(location)
+    facts = {"location": place, **gallery.describe(), "bytes": gallery.size_on_disk()}
     _print(facts)
     if json_file is not None:
         write_json(json_file, facts)
@@ -241,7 +272,8 @@ def _print(facts: dict[str, Any]) -> None:
     model, cameras, unlabelled = facts["model"], facts["cameras"], facts["unlabelled"]
     lines = {
         "gallery": facts["location"],
-        "images": f"{facts['count']:,} in {_count(facts['segments'], 'segment')}",
+        "images": f"{facts['count']:,}"
+        + ("" if facts["segments"] is None else f" in {_count(facts['segments'], 'segment')}"),
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
         "cameras": f"{len(cameras)}" if cameras else "unknown",
@@ -249,10 +281,12 @@ def _print(facts: dict[str, Any]) -> None:
     }
     if facts["settings"] is not None:
         lines["settings"] = ", ".join(f"{name} {value}" for name, value in facts["settings"].items())
-        lines["recall@10"] = f"{facts['recall_at_10']:.3f} against the exact search, on a sample"
+        lines["recall@10"] = "not measured in Milvus"
+        if facts["recall_at_10"] is not None:
+            lines["recall@10"] = f"{facts['recall_at_10']:.3f} against the exact search, on a sample"
     elif facts["index"] != "flat":
         lines["settings"] = "searched exactly: too few images for an index"
-    lines["on disk"] = f"{facts['bytes'] / 1e6:,.1f} MB"
+    lines["on disk"] = "on the cluster" if facts["bytes"] is None else f"{facts['bytes'] / 1e6:,.1f} MB"
     lines["model"] = "unknown (built from features)" if model is None else model["checkpoint"]
     if model is not None:
         lines["SHA-256"] = model["sha256"]

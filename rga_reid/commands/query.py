@@ -13,9 +13,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
-from rga_reid.commands.sources import checkpoint_for
+from rga_reid.commands.sources import LOCATION, checkpoint_for
+from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import atomic_file, write_json, write_json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,7 @@ def parser() -> ArgumentParser:
     command = new_parser(
         "query", "Find the images of a gallery that look most like the person in each query image."
     )
-    command.add_argument("--gallery", metavar="DIR", required=True, help="folder of the gallery")
+    command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     command.add_argument(
         "--image", metavar="FILE", nargs="+", required=True, help="query images, or one folder of them"
     )
@@ -43,13 +44,29 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--where", metavar="FILTER", help="search these images only, such as 'camid == 3 and pid in (1, 2)'"
     )
-    command.add_argument("--threshold", metavar="S", type=float, help="leave out matches that score less")
+    command.add_argument(
+        "--rerank",
+        action="store_true",
+        help="re-rank each query's shortlist by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3) among the "
+        "query and the shortlist alone; the rest of the gallery and other queries have no part in it",
+    )
+    command.add_argument(
+        "--shortlist",
+        metavar="N",
+        type=int,
+        help="with --rerank: how many of the nearest images are re-ranked (default: 100, or --top-k if more)",
+    )
+    add_threshold_options(command, "leave out matches that score less")
     command.add_argument(
         "--multi",
         action="store_true",
         help="all images show one person: search with their mean feature",
     )
-    command.add_argument("--json", metavar="FILE", help="write the matches there as JSON")
+    command.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the matches there as JSON; as JSON lines, one query each, if the name ends in .jsonl",
+    )
     command.add_argument("--csv", metavar="FILE", help="write the matches there as CSV")
     command.add_argument(
         "--html", metavar="FILE", help=f"write a page of pictures there (the first {_PAGE_QUERIES} queries)"
@@ -62,17 +79,22 @@ def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
     if options.top_k < 1:
         raise InputError(f"--top-k: expected at least 1, got {options.top_k}")
-    if options.threshold is not None and not -1 <= options.threshold <= 1:
-        raise InputError(f"--threshold: expected a cosine from -1 to 1, got {options.threshold}")
+    check_threshold(options)
+    if options.shortlist is not None and not options.rerank:
+        raise InputError("--shortlist: goes with --rerank")
+    if options.shortlist is not None and options.shortlist < options.top_k:
+        raise InputError(f"--shortlist: expected at least --top-k, {options.top_k}, got {options.shortlist}")
     for name in ("json", "csv", "html"):
         check_output_file(f"--{name}", options[name])
     queries = _query_table(options.image)
 
+    from rga_reid.evaluation import ReRanking
     from rga_reid.models import load_model
     from rga_reid.retrieval import Gallery, extract_features
     from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.retrieval.gallery import SHORTLIST
 
-    device = choose_device(options.device)
+    device, threshold = choose_device(options.device), threshold_of(options)
     gallery = Gallery.open(options.gallery)
     gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
     model = load_model(checkpoint_for(gallery, options))
@@ -80,18 +102,23 @@ def run(options: Namespace) -> None:
     if options.multi:
         features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)
     matches = gallery.search(
-        features, options.top_k, exclude_camera=options.exclude_camera, where=options.where
+        features,
+        options.top_k,
+        exclude_camera=options.exclude_camera,
+        where=options.where,
+        rerank=ReRanking() if options.rerank else None,
+        shortlist=options.shortlist or max(SHORTLIST, options.top_k),
     )
-    if options.threshold is not None:
-        matches = matches[matches["score"] >= options.threshold].reset_index(drop=True)
+    if threshold is not None:
+        matches = matches[matches["score"] >= threshold].reset_index(drop=True)
     results = _as_json(queries, matches)
     if options.json is not None:
-        write_json(options.json, results)
+        (write_json_lines if options.json.endswith(".jsonl") else write_json)(options.json, results)
     if options.csv is not None:
         with atomic_file(options.csv) as temporary:
             _with_images(queries, matches).to_csv(temporary, index=False)
     if options.html is not None:
-        page = _page(queries, results, Path(options.gallery).absolute().name)
+        page = _page(queries, results, Path(options.gallery).absolute().name, options.rerank)
         with atomic_file(options.html) as temporary:
             temporary.write_text(page, encoding="utf-8")
     _print(results)
@@ -147,7 +174,7 @@ def _with_images(queries: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
-def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str) -> str:
+def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str, reranked: bool) -> str:
     from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
     shown = [Picture(**query) for query in _records(queries.head(_PAGE_QUERIES))]
@@ -155,7 +182,8 @@ def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str
     count = f"{len(queries):,} {'query' if len(queries) == 1 else 'queries'}"
     if len(shown) < len(queries):
         count = f"The first {len(shown)} of {count}"
-    note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities: 1 is identical."
+    order = " The order is that of a re-ranking of each shortlist." if reranked else ""
+    note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities: 1 is identical.{order}"
     return ranked_page(shown, matches, title="Who is this?", note=note)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rga_reid.retrieval import Gallery
     from rga_reid.retrieval.extraction import Embedder
 
-_BLOCK_ROWS = 8192  # images added at a time: what an interrupted `gallery add` can lose
+LOCATION = "the gallery: a folder, or in Milvus FILE.db or milvus://HOST:PORT/COLLECTION"
 
 
 def add_source_options(parser: ArgumentParser) -> None:
@@ -86,33 +86,15 @@ def checkpoint_for(gallery: Gallery, options: Namespace) -> Path:
     return Path(options.checkpoint)
 
 
-def in_blocks(
-    batches: Iterable[tuple[np.ndarray, pd.DataFrame]],
-) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-    """The same rows in fewer and larger batches, which are worth a write each."""
-    import numpy as np
-    import pandas as pd
-
-    features: list[np.ndarray] = []
-    tables: list[pd.DataFrame] = []
-
-    def block() -> tuple[np.ndarray, pd.DataFrame]:
-        joined = np.concatenate(features), pd.concat(tables, ignore_index=True)
-        features.clear()
-        tables.clear()
-        return joined
-
-    for batch, rows in batches:
-        features.append(batch)
-        tables.append(rows)
-        if sum(map(len, tables)) >= _BLOCK_ROWS:
-            yield block()
-    if features:
-        yield block()
+def shards_folder(output: str) -> Path:
+    """Where several processes put their shards of an output: beside it."""
+    if "://" in output:
+        return Path.cwd() / f"{output.rpartition('/')[2]}.shards"
+    return Path(f"{os.path.abspath(output)}.shards")
 
 
 def embedded(
-    model: Embedder, table: pd.DataFrame, options: Namespace, device: torch.device
+    model: Embedder, options: Namespace, device: torch.device, table: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
     """Features of the images, batch by batch; at the end, what ``--skip-unreadable`` left out, on stderr."""
     from rga_reid.retrieval import stream_features

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
 from rga_reid.files import write_json
 
@@ -23,8 +24,7 @@ def parser() -> ArgumentParser:
     command.add_argument("first", metavar="A", help="image file")
     command.add_argument("second", metavar="B", help="image file")
     command.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
-    command.add_argument("--threshold", type=float, help="same person from this score on")
-    command.add_argument("--calibration", metavar="FILE", help="JSON of calibrate, which has the threshold")
+    add_threshold_options(command, "same person from this score on")
     command.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
     return command
@@ -33,19 +33,16 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Check the files, embed, compare, print."""
     check_output_file("--json", options.json)
-    if options.threshold is not None and options.calibration is not None:
-        raise InputError("--threshold, --calibration: expected one of them, found both")
+    check_threshold(options)
     for image in (options.first, options.second):
         if not Path(image).is_file():
             raise InputError(f"{image}: no such image file")
 
     from rga_reid.models import load_model
     from rga_reid.retrieval.extraction import choose_device
-    from rga_reid.retrieval.verification import read_threshold, verify
+    from rga_reid.retrieval.verification import verify
 
-    threshold = options.threshold
-    if options.calibration is not None:
-        threshold = read_threshold(options.calibration)
+    threshold = threshold_of(options)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
     found = verify(model, options.first, options.second, threshold, device)

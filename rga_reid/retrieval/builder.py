@@ -6,7 +6,8 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,10 @@ import pandas as pd
 from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows
 from rga_reid.retrieval.contents import Contents
+from rga_reid.retrieval.folder_gallery import FolderGallery
 from rga_reid.retrieval.gallery import Gallery
 from rga_reid.retrieval.gallery_folder import (
     UNFINISHED,
-    folder_of,
     read_contents,
     require_replaceable,
     writing,
@@ -25,9 +26,59 @@ from rga_reid.retrieval.gallery_folder import (
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import read_manifest
 from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.places import MilvusPlace, place_of
 from rga_reid.retrieval.segments import Segment, packed
 
+if TYPE_CHECKING:
+    from rga_reid.retrieval.milvus_builder import MilvusBuilder
+
 SHARD_ROWS = 8192  #: images after which a build is safe on disk
+
+
+def gallery_builder(
+    location: str | os.PathLike[str],
+    *,
+    index: str = "flat",
+    model: ModelRecord | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **settings: int,
+) -> GalleryBuilder | MilvusBuilder:
+    """What builds a gallery at a location: a ``GalleryBuilder``, or its like for Milvus.
+
+    Args:
+        location: a folder, ``NAME.db`` or ``milvus://HOST:PORT/COLLECTION``.
+        index, model, overwrite, resume, settings: see ``GalleryBuilder``.
+
+    Raises:
+        InputError: see ``GalleryBuilder``; Milvus is not installed or does not answer.
+    """
+    place = place_of(location)
+    if isinstance(place, MilvusPlace):
+        from rga_reid.retrieval.milvus_builder import MilvusBuilder
+
+        plan = IndexPlan(index, settings)
+        return MilvusBuilder(place, plan, model, overwrite=overwrite, resume=resume)
+    return GalleryBuilder(place, index=index, model=model, overwrite=overwrite, resume=resume, **settings)
+
+
+def require_place(location: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> None:
+    """Refuse a location where no gallery may be built, before any work is done; nothing is written.
+
+    Raises:
+        InputError: something is there that ``overwrite`` and ``resume`` do not allow, or Milvus is not
+            installed or does not answer.
+    """
+    place = place_of(location)
+    if not isinstance(place, MilvusPlace):
+        require_replaceable(place, overwrite=overwrite, resume=resume)
+        return
+    from rga_reid.retrieval.milvus_builder import require_free
+
+    if not place.embedded or os.path.exists(place.uri):
+        require_free(place, overwrite=overwrite, resume=resume)
+    elif not os.path.isdir(os.path.dirname(place.uri)):
+        raise InputError(f"{place}: cannot write there: its folder does not exist")
 
 
 class GalleryBuilder:
@@ -58,8 +109,8 @@ class GalleryBuilder:
         resume: bool = False,
         **settings: int,
     ) -> None:
-        self._folder, self._plan, self._model = folder_of(location), IndexPlan(index, settings), model
-        self._check = partial(require_replaceable, location, overwrite=overwrite, resume=resume)
+        self._folder, self._plan, self._model = Path(location), IndexPlan(index, settings), model
+        self._check = partial(require_replaceable, self._folder, overwrite=overwrite, resume=resume)
         self._check()  # before a folder is made
         self._resume = resume and (self._folder / UNFINISHED).exists()
         self._contents: Contents | None = None
@@ -125,7 +176,7 @@ class GalleryBuilder:
         )
         self._writer.commit(contents)
         (self._folder / UNFINISHED).unlink(missing_ok=True)
-        return Gallery(contents, self._folder)
+        return FolderGallery(contents, self._folder)
 
     def _flush(self) -> None:
         """Write the buffer, and note that it is there."""

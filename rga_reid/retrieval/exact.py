@@ -18,6 +18,7 @@ Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float6
 
 MARGIN = 32  #: candidates beyond the wanted ones: enough to spare nearly every query the second search
 _BLOCK = 4096  # rows scored at a time
+_TOGETHER = 1024  # the same for several queries: few enough for a processor's cache
 
 
 def nearest_rows(
@@ -44,8 +45,8 @@ def nearest_rows(
     candidates = min(wanted + MARGIN, available)
     filtered, rows = _filter(vectors, queries, candidates, keep)
     error = rounding_error(queries.shape[1])
-    for number, query in enumerate(queries):
-        found, scores = rescored(vectors, query, rows[number], wanted)
+    best = rescored_together(vectors, queries, rows, wanted)
+    for number, (query, (found, scores)) in enumerate(zip(queries, best, strict=True)):
         if candidates < available and scores[-1] <= filtered[number].min() + error:
             # a row that the filter left out may tie with the last one, or beat it
             radius = scores[-1] - 2 * error
@@ -71,6 +72,37 @@ def rescored(vectors: Vectors, query: np.ndarray, rows: np.ndarray, wanted: int)
         scores[start : start + _BLOCK] = (block * exact).sum(axis=1)  # row by row: equal rows score equally
     order = np.argsort(-scores, kind="stable")[:wanted]
     return rows[order], scores[order]
+
+
+def rescored_together(
+    vectors: Vectors, queries: np.ndarray, rows: np.ndarray, wanted: int
+) -> Iterator[Found]:
+    """As ``rescored``, for queries with as many candidates each: many at a time.
+
+    A float32 product says which candidates can be among the best by the bound on its rounding: only those are
+    scored in float64.
+
+    Args:
+        vectors: unit rows, ``(n, d)``.
+        queries: unit rows, float32 ``(q, d)``.
+        rows: int64 ``(q, c)``, candidates of each in any order, without duplicates; c at least ``wanted``.
+        wanted: how many to return of each.
+    """
+    rows = np.sort(rows, axis=1)
+    count, error = rows.shape[1], rounding_error(queries.shape[1])
+    step = max(1, _TOGETHER // count)
+    for start in range(0, len(rows), step):
+        here, some = rows[start : start + step], queries[start : start + step]
+        block = vectors.take(here.ravel()).reshape(*here.shape, -1)
+        rough = np.matmul(block, some[:, :, None])[:, :, 0]
+        last = np.partition(rough, count - wanted, axis=1)[:, count - wanted]
+        owner, place = np.nonzero(rough >= (last - 2 * error)[:, None])
+        scores = np.full(here.shape, -np.inf)
+        scores[owner, place] = (block[owner, place] * some.astype(np.float64)[owner]).sum(axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
+        yield from zip(
+            np.take_along_axis(here, order, axis=1), np.take_along_axis(scores, order, axis=1), strict=True
+        )
 
 
 def rounding_error(dimension: int) -> float:

@@ -9,24 +9,28 @@ nor false, and a row is kept where the whole is true.
 from __future__ import annotations
 
 import ast
+import functools
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
 
+Condition = TypeVar("Condition", covariant=True)
+
 _TYPES: dict[str, type] = {"pid": int, "camid": int, "path": str}
 _LONGEST = 10_000  # characters
 _INT64 = np.iinfo(np.int64)
 
-_ORDER: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
+_SIGNS: dict[type[ast.cmpop], str] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+_ORDER: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.Eq,
@@ -36,6 +40,25 @@ _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Gt: ast.Lt,
     ast.GtE: ast.LtE,
 }
+
+
+class Leaves(Protocol[Condition]):
+    """What a filter is made of; conditions know ``&``, ``|`` and ``~`` of three values."""
+
+    def known(self, column: str) -> Condition:
+        """The column is not null; never unknown itself."""
+
+    def equal(self, column: str, value: int | str) -> Condition:
+        """The column has this value."""
+
+    def ordered(self, column: str, sign: str, value: int) -> Condition:
+        """The column is ``<``, ``<=``, ``>`` or ``>=`` a value."""
+
+    def one_of(self, column: str, values: Sequence[int | str]) -> Condition:
+        """The column has one of these values."""
+
+    def contains(self, part: str) -> Condition:
+        """The path has a text in it."""
 
 
 def rows_where(table: pd.DataFrame, where: str) -> np.ndarray:
@@ -51,45 +74,76 @@ def rows_where(table: pd.DataFrame, where: str) -> np.ndarray:
     Raises:
         InputError: not such a filter; the message tells what was not understood.
     """
+    kept: pd.arrays.BooleanArray = understood(where, _TableLeaves(table))
+    return kept.to_numpy(dtype=bool, na_value=False)
+
+
+def understood(where: str, leaves: Leaves[Any]) -> Any:
+    """The condition that a filter states, made of ``leaves``.
+
+    Raises:
+        InputError: see ``rows_where``.
+    """
     if not isinstance(where, str) or len(where) > _LONGEST:
         raise InputError(f"where: expected a text of at most {_LONGEST:,} characters, such as 'camid == 3'")
     try:
-        tree = ast.parse(where.strip(), mode="eval").body
-        kept = _Filter(table, where).rows(tree)
+        return _Walk(leaves, where).condition(ast.parse(where.strip(), mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"where: cannot read {_shown(where)}: expected such as 'camid == 3'") from None
-    return kept.to_numpy(dtype=bool, na_value=False)
 
 
-class _Filter:
-    """Walks a filter's syntax tree; every node gives a ``BooleanArray``, null where unknown."""
+class _TableLeaves:
+    """Conditions on the rows of a table: a ``BooleanArray``, null where unknown."""
 
-    def __init__(self, table: pd.DataFrame, where: str) -> None:
-        self._table, self._where = table, where
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
 
-    def rows(self, node: ast.expr) -> pd.arrays.BooleanArray:
+    def known(self, column: str) -> pd.arrays.BooleanArray:
+        truth = self._table[column].notna().to_numpy(dtype=bool, copy=True)
+        return pd.arrays.BooleanArray(truth, np.zeros(len(truth), dtype=bool))
+
+    def equal(self, column: str, value: int | str) -> pd.arrays.BooleanArray:
+        return self._found(column, self._table[column] == value)
+
+    def ordered(self, column: str, sign: str, value: int) -> pd.arrays.BooleanArray:
+        return self._found(column, _ORDER[sign](self._table[column], value))
+
+    def one_of(self, column: str, values: Sequence[int | str]) -> pd.arrays.BooleanArray:
+        return self._found(column, self._table[column].isin(values))
+
+    def contains(self, part: str) -> pd.arrays.BooleanArray:
+        return self._found("path", self._table["path"].str.contains(part, regex=False))
+
+    def _found(self, column: str, hits: pd.Series) -> pd.arrays.BooleanArray:
+        truth = hits.fillna(False).to_numpy(dtype=bool, copy=True)
+        return pd.arrays.BooleanArray(truth, self._table[column].isna().to_numpy(dtype=bool, copy=True))
+
+
+class _Walk:
+    """Walks a filter's syntax tree; every node gives a condition."""
+
+    def __init__(self, leaves: Leaves[Any], where: str) -> None:
+        self._leaves, self._where = leaves, where
+
+    def condition(self, node: ast.expr) -> Any:
         if isinstance(node, ast.BoolOp):
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-            kept = self.rows(node.values[0])
-            for value in node.values[1:]:
-                kept = join(kept, self.rows(value))
-            return kept
+            return functools.reduce(join, map(self.condition, node.values))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return ~self.rows(node.operand)
-        if isinstance(node, ast.Compare):
+            return ~self.condition(node.operand)
+        if isinstance(node, ast.Compare):  # perhaps of several: 1 <= camid < 3
             sides = [node.left, *node.comparators]
-            kept = self._compare(sides[0], node.ops[0], sides[1])
-            for left, op, right in zip(sides[1:], node.ops[1:], sides[2:], strict=False):  # 1 <= camid < 3
-                kept &= self._compare(left, op, right)
-            return kept
+            parts = map(self._compare, sides, node.ops, sides[1:])
+            return functools.reduce(operator.and_, parts)
         raise self._error(node, "expected a comparison")
 
-    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.arrays.BooleanArray:
+    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
         if isinstance(right, ast.Name) and not isinstance(left, ast.Name):
             if isinstance(op, ast.In | ast.NotIn):
-                return self._contains(left, op, right)
+                found = self._contains(left, right)
+                return ~found if isinstance(op, ast.NotIn) else found
             if type(op) in _MIRRORED:
                 left, op, right = right, _MIRRORED[type(op)](), left
         if not isinstance(left, ast.Name):
@@ -98,36 +152,30 @@ class _Filter:
         if isinstance(op, ast.Is | ast.IsNot):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self._error(right, "only None goes with 'is'")
-            truth = column.isna().to_numpy() == isinstance(op, ast.Is)
-            return pd.arrays.BooleanArray(truth, np.zeros(len(truth), dtype=bool))
+            known = self._leaves.known(column)
+            return ~known if isinstance(op, ast.Is) else known
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.Tuple | ast.List | ast.Set):
                 raise self._error(right, "expected a list such as (1, 2)")
-            values = [self._constant(item, left.id) for item in right.elts]
-            return self._found(column, column.isin(values), isinstance(op, ast.NotIn))
-        value = self._constant(right, left.id)
+            found = self._leaves.one_of(column, [self._constant(item, column) for item in right.elts])
+            return ~found if isinstance(op, ast.NotIn) else found
+        value = self._constant(right, column)
         if isinstance(op, ast.Eq | ast.NotEq):
-            return self._found(column, column == value, isinstance(op, ast.NotEq))
-        if left.id == "path":
+            found = self._leaves.equal(column, value)
+            return ~found if isinstance(op, ast.NotEq) else found
+        if column == "path":
             raise self._error(left, "paths have no order: expected ==, != or in")
-        return self._found(column, _ORDER[type(op)](column, value), False)
+        return self._leaves.ordered(column, _SIGNS[type(op)], value)
 
-    def _contains(self, text: ast.expr, op: ast.cmpop, name: ast.Name) -> pd.arrays.BooleanArray:
-        column = self._column(name)
-        if name.id != "path":
+    def _contains(self, text: ast.expr, name: ast.Name) -> Any:
+        if self._column(name) != "path":
             raise self._error(name, "only path can be searched for a text")
-        part = self._constant(text, "path")
-        return self._found(column, column.str.contains(part, regex=False), isinstance(op, ast.NotIn))
+        return self._leaves.contains(self._constant(text, "path"))
 
-    def _found(self, column: pd.Series, hits: pd.Series, negated: bool) -> pd.arrays.BooleanArray:
-        """The hits, or the others if ``negated``, unknown where the column is."""
-        truth = hits.fillna(False).to_numpy(dtype=bool) != negated
-        return pd.arrays.BooleanArray(truth, column.isna().to_numpy(dtype=bool, copy=True))
-
-    def _column(self, name: ast.Name) -> pd.Series:
+    def _column(self, name: ast.Name) -> str:
         if name.id not in _TYPES:
             raise self._error(name, "expected one of the columns pid, camid, path")
-        return self._table[name.id]
+        return name.id
 
     def _constant(self, node: ast.expr, column: str) -> Any:
         """A literal that can be compared with a column."""

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation import ReRanking
 from rga_reid.retrieval.arrays import fitting_rows, unit_rows
-from rga_reid.retrieval.contents import Contents, Put, Removal, added, compacted, removed
-from rga_reid.retrieval.exact import Found, nearest_rows
-from rga_reid.retrieval.filters import rows_where
-from rga_reid.retrieval.gallery_folder import (
-    folder_of,
-    read_gallery,
-    require_replaceable,
-    update,
-    verify_folder,
-    writing,
-)
+from rga_reid.retrieval.contents import Contents, Removal
+from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.indexes import IndexPlan
-from rga_reid.retrieval.manifest import METRIC
 from rga_reid.retrieval.model_record import ModelRecord
-from rga_reid.retrieval.segments import Segment
-from rga_reid.retrieval.vectors import Vectors
+from rga_reid.retrieval.places import MilvusPlace, place_of
+
+SHORTLIST = 100  #: images of each query that are re-ranked
 
 
 @dataclass(frozen=True)
@@ -42,16 +34,13 @@ class Erasure:
     rewritten: int  #: other images in those segments
 
 
-class Gallery:
+class Gallery(ABC):
     """Images of people, searchable by appearance. Made by ``Gallery.build`` or ``Gallery.open``.
 
-    A gallery that was built is in memory, and ``save`` writes a copy. One that was opened is on disk: what
-    ``add``, ``remove`` and ``compact`` do is on disk when they return. It searches the state that it opened
-    or last wrote, whatever other programs write meanwhile.
+    A gallery that was built is in memory, and ``save`` writes a copy. One that was opened is on disk, in a
+    folder (FAISS) or in Milvus: what ``add``, ``remove`` and ``compact`` do is on disk when they return. One
+    in a folder searches the state that it opened or last wrote, whatever other programs write meanwhile.
     """
-
-    def __init__(self, contents: Contents, folder: Path | None = None) -> None:
-        self._contents, self._folder = contents, folder
 
     @classmethod
     def build(
@@ -80,49 +69,54 @@ class Gallery:
             InputError: no rows, features and table that do not fit together, a row without a direction, an
                 unknown index or setting.
         """
+        from rga_reid.retrieval.folder_gallery import FolderGallery
+
         plan = IndexPlan(index, settings)
         vectors, kept = fitting_rows(features, table)
         if len(vectors) == 0:
             raise InputError("features: expected at least one row, got an empty gallery")
         plan.check_dimension(vectors.shape[1])
-        empty = Contents(vectors.shape[1], plan, model)
-        return cls(added(empty, vectors, kept, _in_memory))
+        return FolderGallery.of_rows(Contents(vectors.shape[1], plan, model), vectors, kept)
 
     @classmethod
     def open(cls, location: str | os.PathLike[str]) -> Gallery:
-        """The gallery in a folder that ``save`` wrote.
+        """The gallery at a location: a folder, ``NAME.db`` or ``milvus://HOST:PORT/COLLECTION``.
 
-        The manifest, the sizes and the headers of all files are checked, not every byte: see ``verify``.
+        Of a folder, the manifest, the sizes and the headers of all files are checked, not every byte: see
+        ``verify``.
 
         Raises:
             InputError: no gallery there, one of another version, or a file that is missing, damaged or
-                foreign: the message names it.
+                foreign: the message names it; Milvus is not installed or does not answer.
         """
-        folder = folder_of(location)
-        return cls(read_gallery(folder), folder)
+        place = place_of(location)
+        if isinstance(place, MilvusPlace):
+            from rga_reid.retrieval.milvus_gallery import MilvusGallery
 
+            return MilvusGallery.of(place)
+        from rga_reid.retrieval.folder_gallery import FolderGallery
+
+        return FolderGallery.of(place)
+
+    @abstractmethod
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write a copy of the gallery to a folder: whole, or not at all.
+        """Write a copy of the gallery: whole, or not at all.
 
         Args:
-            path: a folder that does not exist, or is empty.
+            path: a folder that does not exist, or is empty; or a location in Milvus.
             overwrite: replace the gallery that is there; its log of removals is kept.
 
         Raises:
             InputError: the folder exists, or holds other things than a gallery (they are never deleted), is
                 being written by another program, or cannot be written. An old gallery stays as it was.
         """
-        require_replaceable(path, overwrite=overwrite)  # before a folder is made
-        with writing(folder_of(path), create=True) as writer:
-            require_replaceable(path, overwrite=overwrite)  # and nobody was faster
-            segments = tuple(writer.put(segment) for segment in self._contents.segments)
-            writer.commit(replace(self._contents, segments=segments, removals=writer.removals))
 
+    @abstractmethod
     def add(self, features: Any, table: pd.DataFrame, *, model: ModelRecord | None = None) -> None:
         """Add images at the end.
 
-        Their segment is new; what is there is not written again, except small segments at the end, which are
-        joined with it (up to 4,096 images).
+        In a folder their segment is new; what is there is not written again, except small segments at the
+        end, which are joined with it (up to 4,096 images).
 
         Args:
             features: numbers ``(n, d)``, as for ``build``.
@@ -133,19 +127,14 @@ class Gallery:
             InputError: another dimension, another model, and as for ``build``; for an opened gallery also as
                 for ``save``.
         """
-        vectors, kept = fitting_rows(features, table)
-        self._require_dimension("features", vectors)
-        if model is not None:
-            self.require_model(model)
-        if len(vectors):
-            self._change(lambda old, put: added(old, vectors, kept, put))
 
+    @abstractmethod
     def remove(self, *, pids: int | Iterable[int] = (), paths: str | Iterable[str] = ()) -> Erasure:
         """Erase all images of some persons, and those of some paths.
 
-        When it returns, their vectors and rows are in no file of the gallery. The segments that held them are
-        made again, and their indexes too: no index can forget. The log of removals gets a line for each
-        person: time, pid and number of images.
+        When it returns, their vectors and rows are in no file of a gallery on this machine; for a cluster see
+        docs/milvus.md. The segments that held them are made again, and their indexes too: no index can
+        forget. The log of removals gets a line for each person: time, pid and number of images.
 
         Args:
             pids: one or more.
@@ -158,36 +147,28 @@ class Gallery:
             InputError: nothing given; a pid or path without an image (nothing is removed then); for an opened
                 gallery also as for ``save``.
         """
-        persons = [pids] if isinstance(pids, int | np.integer) else list(pids)
-        files = [paths] if isinstance(paths, str) else list(paths)
-        if not persons and not files:
-            raise InputError("remove: expected pids or paths")
-        old, new = self._change(lambda contents, put: removed(contents, persons, files, put))
-        made = [segment for segment in new.segments if segment not in old.segments]
-        indexes = sum(segment.index is not None for segment in made)
-        return Erasure(len(old) - len(new), len(made), indexes, sum(map(len, made)))
 
+    @abstractmethod
     def compact(self) -> None:
         """Join the segments that ``add`` and ``remove`` left, and make their indexes anew.
 
         Raises:
             InputError: for an opened gallery as for ``save``.
         """
-        self._change(compacted)
 
+    @abstractmethod
     def verify(self, progress: Callable[[float], None] = lambda share: None) -> int:
-        """Check every byte of every file of an opened gallery, as it is on disk now.
+        """Check what is on disk now: every byte of every file of a folder, every row of a gallery in Milvus.
 
         Args:
             progress: told the share that is done.
 
         Returns:
-            Number of files checked; 0 for a gallery in memory.
+            Number of files, or rows, checked; 0 for a gallery in memory.
 
         Raises:
             InputError: files that are damaged or missing, by name; or a writer changed the gallery meanwhile.
         """
-        return 0 if self._folder is None else verify_folder(self._folder, progress)
 
     def search(
         self,
@@ -196,6 +177,8 @@ class Gallery:
         *,
         exclude_camera: int | None = None,
         where: str | None = None,
+        rerank: ReRanking | None = None,
+        shortlist: int = SHORTLIST,
         with_ids: bool = False,
     ) -> pd.DataFrame:
         """The nearest images to each query.
@@ -210,6 +193,9 @@ class Gallery:
             exclude_camera: leave out the images of this camera. An image of an unknown camera stays.
             where: search only the images that this filter keeps, such as ``camid == 3 and pid in (1, 2)``,
                 over ``pid``, ``camid`` and ``path``: see docs/galleries.md.
+            rerank: put each query's shortlist in the order of k-reciprocal re-ranking among the query and the
+                shortlist. Scores stay cosines, so they no longer fall from rank to rank.
+            shortlist: how many of the nearest images are re-ranked; at least ``top_k``.
             with_ids: give the ids of the images in a last column ``id``.
 
         Returns:
@@ -217,24 +203,17 @@ class Gallery:
             ``query``, then ``rank``.
 
         Raises:
-            InputError: features of another dimension, a row without a direction, ``top_k`` below 1, a camera
-                to leave out of a gallery without any known camera, a filter that cannot be understood.
+            InputError: features of another dimension, a row without a direction, ``top_k`` below 1, a
+                shortlist shorter than it, a camera to leave out of a gallery without any known camera, a
+                filter that cannot be understood.
         """
-        try:
-            wanted = operator.index(top_k)
-        except TypeError:
-            wanted = 0
-        if wanted < 1:
-            raise InputError(f"top_k: expected a whole number of at least 1, got {top_k!r}")
+        wanted = _at_least("top_k", top_k, 1)
         queries = unit_rows(features, name="query features")
         self._require_dimension("query features", queries)
-        found = list(self._nearest(queries, wanted, self._kept(exclude_camera, where)))
-        rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in found)])
-        matches = self._contents.table.take(rows).reset_index(drop=True)
-        matches.insert(0, "query", np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found]))
-        matches.insert(1, "rank", matches.groupby("query").cumcount() + 1)
-        matches.insert(2, "score", np.concatenate([np.empty(0), *(scores for _, scores in found)]))
-        return matches.assign(id=self._contents.ids[rows]) if with_ids else matches
+        if rerank is None:
+            return self._find(queries, wanted, exclude_camera, where).to_frame(with_ids=with_ids)
+        hits = self._find(queries, _at_least("shortlist", shortlist, wanted), exclude_camera, where)
+        return hits.re_ranked(queries, rerank, wanted).to_frame(with_ids=with_ids)
 
     def require_model(self, model: ModelRecord) -> None:
         """Refuse features of another model, or of another preprocessing.
@@ -249,40 +228,44 @@ class Gallery:
                 f"SHA-256 {own.sha256[:12]}..., or with other preprocessing"
             )
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._contents)
 
     @property
+    @abstractmethod
     def dimension(self) -> int:
         """Length of a feature."""
-        return self._contents.dimension
 
     @property
+    @abstractmethod
     def model(self) -> ModelRecord | None:
         """What embedded the images; None if unknown."""
-        return self._contents.model
 
     @property
+    @abstractmethod
     def table(self) -> pd.DataFrame:
         """A copy of the table ``path, pid, camid``, one row per image."""
-        return self._contents.table.copy()
 
     @property
+    @abstractmethod
     def ids(self) -> np.ndarray:
         """A number for each row of ``table``, int64: given once, in the order of adding, and never again."""
-        return self._contents.ids.copy()
 
     @property
+    @abstractmethod
     def removals(self) -> tuple[Removal, ...]:
         """The log of removals: time, pid and number of images of each."""
-        return self._contents.removals
 
+    @abstractmethod
+    def known_paths(self, paths: Iterable[str]) -> set[str]:
+        """Those of some paths of which the gallery has an image."""
+
+    @abstractmethod
     def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
         """How many images a search with these limits looks at; ``InputError`` as for ``search``."""
-        kept = self._kept(exclude_camera, where)
-        return len(self) if kept is None else int(kept.sum())
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the gallery holds, as a JSON object.
 
@@ -291,34 +274,14 @@ class Gallery:
         if all are searched exactly; ``recall_at_10`` is the mean over images of what was measured against the
         exact search, see docs/galleries.md.
         """
-        contents = self._contents
-        pids, camids = contents.table["pid"], contents.table["camid"]
-        indexed = [segment for segment in contents.segments if segment.index is not None]
-        largest = max(indexed, key=len).index if indexed else None
-        missed = sum(len(segment) * (1 - segment.index.recall) for segment in indexed if segment.index)
-        return {
-            "index": contents.plan.kind,
-            "settings": None if largest is None else dict(largest.settings),
-            "recall_at_10": None if largest is None else 1 - missed / len(contents),
-            "metric": METRIC,
-            "count": len(contents),
-            "dimension": contents.dimension,
-            "segments": len(contents.segments),
-            "identities": int(pids[pids >= 0].nunique()),
-            "unlabelled": int(pids.isna().sum()),
-            "cameras": sorted(int(camera) for camera in camids.dropna().unique()),
-            "removals": len(contents.removals),
-            "model": None if contents.model is None else contents.model.to_json(),
-        }
 
-    def _change(self, change: Callable[[Contents, Put], Contents]) -> tuple[Contents, Contents]:
-        """Go to another state, on disk if the gallery is there; returns the state before and the new one."""
-        if self._folder is None:
-            states = self._contents, change(self._contents, _in_memory)
-        else:
-            states = update(self._folder, change)
-        self._contents = states[1]
-        return states
+    @abstractmethod
+    def size_on_disk(self) -> int | None:
+        """Bytes of its files; None in memory and on a cluster."""
+
+    @abstractmethod
+    def _find(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
+        """The nearest images to unit rows ``(q, d)``."""
 
     def _require_dimension(self, name: str, matrix: np.ndarray) -> None:
         if matrix.shape[1] != self.dimension:
@@ -327,45 +290,35 @@ class Gallery:
                 "another model made them"
             )
 
-    def _kept(self, exclude_camera: int | None, where: str | None) -> np.ndarray | None:
-        """Which rows may be found, bool ``(n,)``; None for all."""
-        kept = None
-        if exclude_camera is not None:
-            camids = self._contents.table["camid"]
-            if camids.isna().all():
-                raise InputError(
-                    f"exclude_camera {exclude_camera}: this gallery knows the camera of no image"
-                )
-            kept = (camids != exclude_camera).fillna(True).to_numpy(dtype=bool)
-        if where is not None:
-            chosen = rows_where(self._contents.table, where)
-            kept = chosen if kept is None else kept & chosen
-        return kept
 
-    def _nearest(self, queries: np.ndarray, top_k: int, keep: np.ndarray | None) -> Iterator[Found]:
-        """Row numbers and scores for each query: the best of what the segments' searches find."""
-        groups: list[tuple[np.ndarray, Iterator[Found]]] = []
-        plain: list[tuple[np.ndarray, Segment]] = []  # all segments without an index are searched as one
-        start = 0
-        for segment in self._contents.segments:
-            rows = np.arange(start, start + len(segment))
-            start += len(segment)
-            if segment.index is None:
-                plain.append((rows, segment))
-            else:
-                kept = None if keep is None else keep[rows]
-                groups.append((rows, segment.index.nearest(Vectors([segment.vectors]), queries, top_k, kept)))
-        if plain:
-            rows = np.concatenate([rows for rows, _ in plain])
-            vectors = Vectors([segment.vectors for _, segment in plain])
-            groups.append((rows, nearest_rows(vectors, queries, top_k, None if keep is None else keep[rows])))
-        for _ in queries:
-            answers = [(rows[found], scores) for rows, search in groups for found, scores in [next(search)]]
-            found = np.concatenate([np.empty(0, np.int64), *(found for found, _ in answers)])
-            scores = np.concatenate([np.empty(0), *(scores for _, scores in answers)])
-            order = np.lexsort((found, -scores))[:top_k]
-            yield found[order], scores[order]
+def labels_of(table: pd.DataFrame) -> dict[str, Any]:
+    """What ``describe`` says of persons and cameras."""
+    pids, camids = table["pid"], table["camid"]
+    return {
+        "identities": int(pids[pids >= 0].nunique()),
+        "unlabelled": int(pids.isna().sum()),
+        "cameras": sorted(int(camera) for camera in camids.dropna().unique()),
+    }
 
 
-def _in_memory(segment: Segment) -> Segment:
-    return segment
+def persons_and_files(pids: int | Iterable[int], paths: str | Iterable[str]) -> tuple[list[int], list[str]]:
+    """What ``remove`` is given, as lists.
+
+    Raises:
+        InputError: both are empty.
+    """
+    persons = [pids] if isinstance(pids, int | np.integer) else list(pids)
+    files = [paths] if isinstance(paths, str) else list(paths)
+    if not persons and not files:
+        raise InputError("remove: expected pids or paths")
+    return persons, files
+
+
+def _at_least(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return number

@@ -27,32 +27,17 @@ _LOG = "removals-{generation}.jsonl"
 _OURS = re.compile(r"\.?(manifest|unfinished)\.json(\..*)?|segments|lock|removals-[0-9]+\.jsonl")
 
 
-def folder_of(location: str | os.PathLike[str]) -> Path:
-    """The folder of a gallery.
-
-    Raises:
-        InputError: the location is one of Milvus.
-    """
-    place = os.fspath(location)
-    if place.startswith("milvus://") or place.endswith(".db"):
-        raise InputError(f"{place}: galleries in Milvus are not supported yet; expected a folder")
-    return Path(place)
-
-
-def require_replaceable(
-    location: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False
-) -> None:
+def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Refuse a place where a gallery may not be saved, before any work is done.
 
     Args:
-        location: the place.
+        folder: the place.
         overwrite: a gallery may be there.
         resume: an unfinished build may be there.
 
     Raises:
         InputError: something else is there.
     """
-    folder = folder_of(location)
     with _disk_errors(folder):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
     foreign = [name for name in names if not _OURS.fullmatch(name)]
@@ -228,6 +213,11 @@ def leftovers(folder: Path) -> list[Path]:
     if (folder / SEGMENTS).is_dir():
         found += [path for path in (folder / SEGMENTS).iterdir() if path.name not in segments]
     return sorted(found)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share: None) -> int:

@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.exact import MARGIN, Found, nearest_rows, rescored
+from rga_reid.retrieval.exact import MARGIN, Found, nearest_rows, rescored, rescored_together
 from rga_reid.retrieval.vectors import Vectors
 
 #: Settings of each kind. ``flat`` is the exact search, and has none.
@@ -176,9 +176,13 @@ class Index:
     ) -> Iterator[Found]:
         parameters = self._parameters(self._candidates(top_k), keep)
         _, candidates = self.loaded.search(queries, self._candidates(top_k), params=parameters)
-        for query, rows in zip(queries, candidates, strict=True):
+        whole = candidates.min(axis=1) >= 0
+        together = rescored_together(vectors, queries[whole], candidates[whole], top_k)
+        for query, rows, is_whole in zip(queries, candidates, whole, strict=True):
             rows = rows[rows >= 0]
-            if len(rows) < top_k:
+            if is_whole:
+                yield next(together)
+            elif len(rows) < top_k:
                 yield from nearest_rows(vectors, query[None], top_k, keep)
             else:
                 yield rescored(vectors, query, rows, top_k)

@@ -52,6 +52,8 @@ class Vectors:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copies of some rows, float32 ``(len(rows), d)``, in the order asked for."""
+        if len(self._parts) == 1:
+            return self._parts[0][rows]
         taken = np.empty((len(rows), self._parts[0].shape[1]), np.float32)
         owners = np.searchsorted(self._starts, rows, side="right") - 1
         for owner in np.unique(owners):

@@ -141,7 +141,10 @@ def test_overwrite(tmp_path: Path, images: Path, checkpoint: Path, capsys: pytes
             ["--images", "{images}", "--checkpoint", "{ckpt}", "--index", "hnsw", "--hnsw-m", "0"],
             "hnsw_m: expected a whole number from 2",
         ),
-        (["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "x.db"], "not supported yet"),
+        (
+            ["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "{tmp}/no/x.db"],
+            "its folder does not exist",
+        ),
         (["--data.root", "{tmp}/none", "--checkpoint", "{ckpt}"], "none"),
         (["--images", "{images}", "--checkpoint", "{tmp}/no.ckpt"], "no.ckpt: no such file"),
         (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: expected a folder of images"),

@@ -14,8 +14,8 @@ from PIL import Image
 
 import rga_reid.models
 from rga_reid.commands import gallery as command
-from rga_reid.commands import main, sources
-from rga_reid.retrieval import Gallery, builder, indexes
+from rga_reid.commands import main
+from rga_reid.retrieval import Gallery, builder, indexes, team
 
 
 class MeanColour:
@@ -111,7 +111,7 @@ def test_add_images(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_ROWS", 2)
+    monkeypatch.setattr(team, "BLOCK_ROWS", 2)
     for row in range(5):
         Image.new("RGB", (8, 16), (10 * row, 99, 3)).save(images / f"0009_c{row + 1}s1_000001_00.png")
     assert gallery("add", built, "--images", images) == 2

@@ -14,6 +14,7 @@ from PIL import Image
 
 import rga_reid.models
 from rga_reid.commands import main
+from rga_reid.evaluation import ReRanking
 from rga_reid.retrieval import Gallery, ModelRecord, extract_features
 
 RED, DARK_RED, BLUE, GREEN = (250, 10, 10), (200, 20, 10), (10, 60, 250), (10, 250, 10)
@@ -210,9 +211,17 @@ def test_another_model_is_refused(
         (["--image", "{tmp}/gallery"], "no image found"),
         (["--image", "{red}", "--top-k", "0"], "--top-k: expected at least 1"),
         (["--image", "{red}", "--threshold", "2"], "--threshold: expected a cosine from -1 to 1, got 2.0"),
+        (["--image", "{red}", "--shortlist", "20"], "--shortlist: goes with --rerank"),
+        (
+            ["--image", "{red}", "--rerank", "--shortlist", "3"],
+            "--shortlist: expected at least --top-k, 10, got 3",
+        ),
         (["--image", "{red}", "--threshold", "nan"], "--threshold: expected "),
         (["--image", "{red}", "--where", "camid = 3"], "where: cannot read 'camid = 3'"),
-        (["--image", "{red}", "--gallery", "milvus://host"], "Milvus are not supported yet"),
+        (
+            ["--image", "{red}", "--gallery", "milvus://host"],
+            "milvus://host: expected milvus://HOST:PORT/COLLECTION",
+        ),
         (["--image", "{red}", "--json", "{tmp}/no/m.json"], "--json .*its folder does not exist"),
         (["--image", "{red}", "--csv", "{tmp}/no/m.csv"], "--csv .*its folder does not exist"),
         (["--image", "{red}", "--html", "{tmp}"], "--html .*is a folder, expected a file"),
@@ -244,3 +253,34 @@ def test_an_unreadable_query_is_named(tmp_path: Path, gallery: Path, capsys: pyt
     assert query(gallery, "--image", tmp_path / "q.png", "--json", tmp_path / "m.json") == 2
     assert "q.png" in capsys.readouterr().err
     assert not (tmp_path / "m.json").exists()
+
+
+def test_json_lines(tmp_path: Path, gallery: Path) -> None:
+    words = ["--image", draw(tmp_path / "a.png", RED), draw(tmp_path / "b.png", BLUE)]
+    assert query(gallery, *words, "--json", tmp_path / "m.json") == 0
+    assert query(gallery, *words, "--json", tmp_path / "m.jsonl") == 0
+    lines = (tmp_path / "m.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads((tmp_path / "m.json").read_text())
+
+
+def test_threshold_from_a_calibration(tmp_path: Path, gallery: Path, capsys: pytest.CaptureFixture) -> None:
+    red, file = draw(tmp_path / "q.png", RED), tmp_path / "c.json"
+    file.write_text('{"threshold": 0.9}')
+    assert query(gallery, "--image", red, "--calibration", file, "--json", tmp_path / "m.json") == 0
+    assert ranked(json.loads((tmp_path / "m.json").read_text())[0]) == ["0", "1"]
+    assert query(gallery, "--image", red, "--calibration", file, "--threshold", 0.5) == 2
+    assert "expected one of them, found both" in capsys.readouterr().err
+    file.write_text("[]")
+    assert query(gallery, "--image", red, "--calibration", file) == 2
+    assert "c.json: expected the JSON of rga-reid calibrate" in capsys.readouterr().err
+
+
+def test_rerank_gives_what_the_search_gives(tmp_path: Path, gallery: Path) -> None:
+    red = draw(tmp_path / "q.png", RED)
+    words = ["--image", red, "--rerank", "--shortlist", 3, "--top-k", 2]
+    assert query(gallery, *words, "--json", tmp_path / "m.json", "--html", tmp_path / "m.html") == 0
+    features, _ = extract_features(MeanColour(), [red])
+    expected = Gallery.open(gallery).search(features, 2, rerank=ReRanking(), shortlist=3)
+    found = json.loads((tmp_path / "m.json").read_text())[0]["matches"]
+    assert [match["path"] for match in found] == expected["path"].tolist()
+    assert "re-ranking of each shortlist" in (tmp_path / "m.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -124,18 +125,24 @@ def check_changes(
     for point in kill_points(events, every):
         shutil.copytree(old, folder)
         assert driver.run(operation, folder, point)["killed"], point
-        survivor = Gallery.open(folder)
-        assert survivor.verify() >= 5
-        found = state(survivor, queries)
-        assert found in allowed, f"killed at {point} of {events}"
-        # the next writer finds no lock, and leaves none of the killed one's files
-        survivor.add(*killable.people(1, 6))
-        survivor.remove(paths="6/0.jpg")
-        assert leftovers(folder) == []
-        assert not (folder / "unfinished.json").exists()
-        assert state(Gallery.open(folder), queries)[:3] == found[:3]
-        assert Gallery.open(folder).verify() >= 5
+        check_changed(killable, folder, allowed, f"{operation}, killed at {point} of {events}")
         shutil.rmtree(folder)
+
+
+def check_changed(killable: Any, folder: Path, allowed: list[list[object]], what: str) -> None:
+    """A change that was killed left one of the allowed states, and nothing in the way of the next writer."""
+    queries = killable.people(3, 5)[0]
+    survivor = Gallery.open(folder)
+    assert survivor.verify() >= 5
+    found = state(survivor, queries)
+    assert found in allowed, what
+    # the next writer finds no lock, and leaves none of the killed one's files
+    survivor.add(*killable.people(1, 6))
+    survivor.remove(paths="6/0.jpg")
+    assert leftovers(folder) == []
+    assert not (folder / "unfinished.json").exists()
+    assert state(Gallery.open(folder), queries)[:3] == found[:3]
+    assert Gallery.open(folder).verify() >= 5
 
 
 def check_builds(driver: Driver, killable: Any, tmp_path: Path, operation: str, every: bool) -> None:
@@ -145,20 +152,26 @@ def check_builds(driver: Driver, killable: Any, tmp_path: Path, operation: str, 
     folder = tmp_path / "gallery"
     for point in kill_points(events, every):
         assert driver.run(operation, folder, point)["killed"], point
-        if (folder / "manifest.json").exists():
-            assert state(Gallery.open(folder), queries) == after, f"killed at {point} of {events}"
-        else:  # nothing yet: the same again needs no cleaning by hand
-            with pytest.raises(InputError, match=r"missing; is this folder a gallery|found nothing"):
-                Gallery.open(folder)
-            if operation == "save":
-                killable.build(1100, 2).save(folder)
-            else:
-                killable.stream(folder, resume=True)
-            assert state(Gallery.open(folder), queries) == after
-        assert Gallery.open(folder).verify() >= 4
-        with writing(folder):
-            assert leftovers(folder) == []
+        check_built(killable, folder, operation, after, f"{operation}, killed at {point} of {events}")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_built(killable: Any, folder: Path, operation: str, after: list[object], what: str) -> None:
+    """A build that was killed left the new gallery, or nothing in the way of the same build again."""
+    queries = killable.people(3, 5)[0]
+    if (folder / "manifest.json").exists():
+        assert state(Gallery.open(folder), queries) == after, what
+    else:  # nothing yet: the same again needs no cleaning by hand
+        with pytest.raises(InputError, match=r"missing; is this folder a gallery|found nothing"):
+            Gallery.open(folder)
+        if operation == "save":
+            killable.build(1100, 2).save(folder)
+        else:
+            killable.stream(folder, resume=True)
+        assert state(Gallery.open(folder), queries) == after
+    assert Gallery.open(folder).verify() >= 4
+    with writing(folder):
+        assert leftovers(folder) == []
 
 
 @pytest.mark.parametrize("operation", CHANGES)
@@ -184,6 +197,62 @@ def test_killed_at_every_point(
         check_builds(driver, killable, tmp_path, operation, every=True)
     else:
         check_changes(driver, killable, old, tmp_path, operation, every=True)
+
+
+def is_writing(process: int, folder: Path) -> bool:
+    """Stop a process where it is, and tell whether it holds the lock there."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
+            time.sleep(0.0005)
+        with open(folder / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # it has no lock yet, or has ended
+        return False
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_200_kills_at_random_times_of_writes(
+    driver: Driver, killable: Any, old: Path, tmp_path: Path
+) -> None:
+    """Each process is stopped first, to see that it holds the writer's lock, and is killed there."""
+    queries, generator = killable.people(3, 5)[0], np.random.default_rng(0)
+    before = state(Gallery.open(old), queries)
+    after, seconds = {}, {}
+    for operation in CHANGES + BUILDS:
+        if operation in CHANGES:
+            shutil.copytree(old, tmp_path / operation)
+        start = time.monotonic()
+        driver.run(operation, tmp_path / operation)
+        seconds[operation] = time.monotonic() - start
+        after[operation] = state(Gallery.open(tmp_path / operation), queries)
+    folder, kills, tries, met = tmp_path / "gallery", 0, 0, set()
+    while kills < 200:
+        operation = str(generator.choice(CHANGES + BUILDS))
+        if operation in CHANGES:
+            shutil.copytree(old, folder)
+        child = driver.start(operation, folder)
+        time.sleep(generator.uniform(0, seconds[operation]))
+        struck = is_alive(child) and is_writing(child, folder)
+        if is_alive(child):
+            os.kill(child, signal.SIGKILL)
+        killed = driver.wait()["killed"]
+        assert killed or not struck
+        tries += 1
+        kills += struck
+        met |= {operation} if struck else set()
+        if operation in CHANGES:
+            allowed = [before, after[operation]]
+            check_changed(killable, folder, allowed, f"{operation}, kill {kills}")
+        elif folder.exists():
+            check_built(killable, folder, operation, after[operation], f"{operation}, kill {kills}")
+        shutil.rmtree(folder, ignore_errors=True)
+        assert tries < 4000
+    assert met == set(CHANGES + BUILDS)
 
 
 def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> None:

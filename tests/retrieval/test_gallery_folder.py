@@ -354,13 +354,6 @@ def test_no_gallery_there(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [file]  # a reader leaves no lock
 
 
-@pytest.mark.parametrize("location", ["milvus://host:19530/people", "people.db"])
-def test_milvus_is_not_supported_yet(location: str) -> None:
-    for use in (Gallery.open, gallery_of(2).save):
-        with pytest.raises(InputError, match=f"{location}: galleries in Milvus are not supported yet"):
-            use(location)
-
-
 def test_features_of_another_model_are_refused(saved: Path, record: ModelRecord, tmp_path: Path) -> None:
     gallery = Gallery.open(saved)
     table = pd.DataFrame({"path": ["new.jpg"]})

@@ -1,0 +1,139 @@
+"""Galleries in Milvus, made from batches of rows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+from rga_reid.retrieval.arrays import fitting_rows
+from rga_reid.retrieval.contents import Contents
+from rga_reid.retrieval.gallery import Gallery
+from rga_reid.retrieval.indexes import IndexPlan
+from rga_reid.retrieval.milvus_gallery import MilvusGallery
+from rga_reid.retrieval.milvus_server import MilvusServer
+from rga_reid.retrieval.milvus_state import CURRENT, UNFINISHED, State, clean, images_name, unused_generation
+from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.places import MilvusPlace
+from rga_reid.retrieval.team import BLOCK_ROWS, in_blocks
+
+
+def save_rows(place: MilvusPlace, contents: Contents, *, overwrite: bool) -> None:
+    """Write a gallery's rows to Milvus; what ``Gallery.save`` does there."""
+    builder = MilvusBuilder(place, contents.plan, contents.model, overwrite=overwrite, resume=False)
+    with builder:
+        for segment in contents.segments:
+            builder.add(segment.vectors, segment.table)
+        builder.finish()
+
+
+class MilvusBuilder:
+    """Builds a gallery in Milvus from batches, as ``GalleryBuilder`` does in a folder."""
+
+    def __init__(
+        self,
+        place: MilvusPlace,
+        plan: IndexPlan,
+        model: ModelRecord | None,
+        *,
+        overwrite: bool,
+        resume: bool,
+    ) -> None:
+        self._plan, self._model = plan, model
+        self._buffer: list[tuple[np.ndarray, pd.DataFrame]] = []
+        self._server = require_free(place, overwrite=overwrite, resume=resume)
+        notes = self._server.notes(place.collection)
+        self._state = State.from_text(notes[UNFINISHED], place) if resume and notes.get(UNFINISHED) else None
+        if self._state is not None and not _same(self._state.model, model):
+            raise InputError(f"{place}: the unfinished build used another model; --overwrite starts over")
+
+    def __enter__(self) -> MilvusBuilder:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    @property
+    def paths(self) -> set[str]:
+        """Paths of the images that need not be added again."""
+        if self._state is None:
+            return set()
+        self._server.load(self._images)
+        rows = self._server.rows(self._images, self._state.next_id, ["path"])
+        return {path for part in rows for path in part["path"]}
+
+    @property
+    def _images(self) -> str:
+        assert self._state is not None  # asked for when there is one
+        return images_name(self._server.place.collection, self._state.generation)
+
+    def add(self, features: Any, table: pd.DataFrame) -> None:
+        """Take some rows, see ``GalleryBuilder.add``."""
+        vectors, kept = fitting_rows(features, table)
+        if self._buffer and vectors.shape[1] != self._buffer[0][0].shape[1]:
+            before = self._buffer[0][0].shape[1]
+            raise InputError(f"features: of dimension {vectors.shape[1]}, but those before of {before}")
+        self._buffer.append((vectors, kept))
+        if sum(len(rows) for rows, _ in self._buffer) >= BLOCK_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what was taken."""
+        for vectors, kept in in_blocks(iter(self._buffer)):
+            self._send(vectors, kept)
+        self._buffer = []
+
+    def _send(self, vectors: np.ndarray, kept: pd.DataFrame) -> None:
+        name = self._server.place.collection
+        if self._state is None:
+            self._plan.check_dimension(vectors.shape[1])
+            self._server.create_notes(name)
+            generation = unused_generation(self._server, name)
+            self._state = State(generation, vectors.shape[1], self._plan, self._model)
+            self._server.create_images(self._images, vectors.shape[1], self._plan)
+        if vectors.shape[1] != self._state.dimension:
+            raise InputError(
+                f"features: of dimension {vectors.shape[1]}, but those before of {self._state.dimension}"
+            )
+        ids = np.arange(self._state.next_id, self._state.next_id + len(vectors))
+        self._state = replace(self._state, next_id=self._state.next_id + len(vectors))
+        self._server.write_note(name, UNFINISHED, self._state.to_text())
+        self._server.insert(self._images, ids, vectors, kept)
+
+    def finish(self) -> Gallery:
+        """Switch to the new gallery, and open it.
+
+        Raises:
+            InputError: there were no rows.
+        """
+        self._flush()
+        if self._state is None or not self._state.next_id:
+            raise InputError("features: expected at least one row, got an empty gallery")
+        name = self._server.place.collection
+        self._server.flush(self._images)
+        gallery = MilvusGallery(self._server, replace(self._state, plan=self._plan))
+        self._server.write_note(name, CURRENT, self._state.to_text())
+        clean(self._server, self._state)
+        return gallery
+
+
+def require_free(place: MilvusPlace, *, overwrite: bool, resume: bool) -> MilvusServer:
+    """A connection to a place where a gallery may be built; ``InputError`` if one is there."""
+    existed = os.path.exists(place.uri)
+    server = MilvusServer(place, create=True)
+    notes = server.notes(place.collection) if existed or not place.embedded else {}
+    if notes.get(UNFINISHED) and not (overwrite or resume):
+        raise InputError(f"{place}: holds an unfinished build; --resume goes on, --overwrite starts over")
+    if notes.get(CURRENT) and not overwrite and not (resume and notes.get(UNFINISHED)):
+        raise InputError(f"{place}: exists already; choose another name or give --overwrite")
+    if not notes and place.collection in server.collections():
+        raise InputError(f"{place}: a collection of this name exists already, and is no gallery")
+    return server
+
+
+def _same(old: ModelRecord | None, new: ModelRecord | None) -> bool:
+    return old == new or (old is not None and new is not None and old.is_same(new))

@@ -1,0 +1,291 @@
+"""Galleries in Milvus: embedded in this process (Milvus Lite), or on a cluster. See docs/milvus.md."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+from rga_reid.retrieval.arrays import fitting_rows, gallery_table
+from rga_reid.retrieval.contents import Removal
+from rga_reid.retrieval.exact import MARGIN, rescored, rounding_error
+from rga_reid.retrieval.gallery import Erasure, Gallery, labels_of, persons_and_files
+from rga_reid.retrieval.hits import Hits
+from rga_reid.retrieval.manifest import METRIC
+from rga_reid.retrieval.milvus_filters import expression
+from rga_reid.retrieval.milvus_server import LABELS, LIMIT, TRAINED_ROWS, Answer, MilvusServer
+from rga_reid.retrieval.milvus_state import (
+    CURRENT,
+    FIRST_REMOVAL,
+    State,
+    clean,
+    images_name,
+    unused_generation,
+)
+from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.retrieval.vectors import Vectors
+
+
+class MilvusGallery(Gallery):
+    """A gallery in Milvus. Searches see what others have written since it was opened."""
+
+    def __init__(self, server: MilvusServer, state: State) -> None:
+        self._server, self._state = server, state
+        server.load(self._images)
+
+    @classmethod
+    def of(cls, place: MilvusPlace) -> MilvusGallery:
+        """The gallery at a place; ``InputError`` as for ``Gallery.open``."""
+        server = MilvusServer(place)
+        notes = server.notes(place.collection)
+        if not notes.get(CURRENT):
+            raise InputError(f"{place}: no gallery there")
+        return cls(server, State.from_text(notes[CURRENT], place))
+
+    @property
+    def _name(self) -> str:
+        return self._server.place.collection
+
+    @property
+    def _images(self) -> str:
+        return images_name(self._name, self._state.generation)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        if place_of(path) == self._server.place:
+            raise InputError(f"{self._server.place}: the gallery is there already")
+        state = self._state
+        rows = list(self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension))
+        settings = dict(state.plan.settings)
+        vectors = np.concatenate([np.stack(part["vector"].to_numpy()).astype(np.float32) for part in rows])
+        table = gallery_table(pd.concat(rows, ignore_index=True))
+        Gallery.build(vectors, table, index=state.plan.kind, model=state.model, **settings).save(
+            path, overwrite
+        )
+
+    def add(self, features: Any, table: pd.DataFrame, *, model: ModelRecord | None = None) -> None:
+        vectors, kept = fitting_rows(features, table)
+        self._require_dimension("features", vectors)
+        if model is not None:
+            self.require_model(model)
+        if not len(vectors):
+            return
+        state = self._now()
+        ids = np.arange(state.next_id, state.next_id + len(vectors))
+        # first the ids, then the rows: no id is given twice, whenever this is interrupted
+        self._become(replace(state, next_id=state.next_id + len(vectors)))
+        self._server.insert(self._images, ids, vectors, kept)
+        self._server.flush(self._images)
+
+    def remove(self, *, pids: int | Iterable[int] = (), paths: str | Iterable[str] = ()) -> Erasure:
+        persons, files = persons_and_files(pids, paths)
+        state = self._now()
+        self._state = state
+        found = []
+        for column, wanted in (("pid", list(map(int, persons))), ("path", files)):
+            rows = self._found(column, wanted, ["pid", "path"]) if wanted else None
+            for value in wanted:
+                if rows is None or value not in set(rows[column].dropna()):
+                    raise InputError(f"{column} {value}: the gallery has no image of it; nothing was removed")
+            found += [] if rows is None else [rows]
+        goes = pd.concat(found, ignore_index=True).drop_duplicates("id")
+        rewritten = 0
+        if self._server.place.embedded:
+            # Milvus Lite keeps deleted rows in its files until it joins them by rules of its own
+            rewritten = self._rewrite(set(goes["id"].tolist()))
+        else:
+            self._server.delete(self._images, goes["id"].tolist())
+            clean(self._server, self._state)
+        self._log(goes["pid"])
+        return Erasure(len(goes), int(rewritten > 0), int(rewritten > 0), rewritten)
+
+    def compact(self) -> None:
+        self._state = self._now()
+        if self._server.place.embedded:
+            self._rewrite(set())
+        else:
+            self._server.compact(self._images)
+
+    def verify(self, progress: Callable[[float], None] = lambda share: None) -> int:
+        state, seen = self._now(), 0
+        for rows in self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension):
+            vectors = np.stack(rows["vector"].to_numpy()).astype(np.float64)
+            lengths = np.sqrt((vectors**2).sum(axis=1))
+            wrong = ~(np.abs(lengths - 1) < 1e-5)
+            if vectors.shape[1] != state.dimension or wrong.any():
+                bad = int(rows["id"][int(np.argmax(wrong))])
+                raise InputError(f"{self._server.place}: damaged: image {bad} has no vector of length 1")
+            gallery_table(rows, name=str(self._server.place))
+            seen += len(rows)
+            progress(float(rows["id"].iloc[-1] + 1) / state.next_id)
+        if seen != len(self):
+            raise InputError(f"{self._server.place}: {len(self):,} images counted, {seen:,} found")
+        return seen
+
+    def __len__(self) -> int:
+        return self._server.count(self._images)
+
+    @property
+    def dimension(self) -> int:
+        return self._state.dimension
+
+    @property
+    def model(self) -> ModelRecord | None:
+        return self._state.model
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return gallery_table(self._rows(LABELS))
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self._rows([])["id"].to_numpy(np.int64)
+
+    @property
+    def removals(self) -> tuple[Removal, ...]:
+        notes = self._server.notes(self._name)
+        return tuple(Removal.from_line(notes[key]) for key in sorted(notes) if key >= FIRST_REMOVAL)
+
+    def known_paths(self, paths: Iterable[str]) -> set[str]:
+        self._state = self._now()
+        return set(self._found("path", list(paths), ["path"])["path"])
+
+    def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
+        return self._server.count(self._images, self._where(exclude_camera, where))
+
+    def describe(self) -> dict[str, Any]:
+        plan = self._state.plan
+        return {
+            "index": plan.kind,
+            "settings": self._chosen() or None,
+            "recall_at_10": None,
+            "metric": METRIC,
+            "count": len(self),
+            "dimension": self.dimension,
+            "segments": None,
+            **labels_of(gallery_table(self._rows(["pid", "camid"]).assign(path=""))),
+            "removals": len(self.removals),
+            "model": None if self.model is None else self.model.to_json(),
+        }
+
+    def size_on_disk(self) -> int | None:
+        return self._server.size()
+
+    def _find(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
+        condition, limit = self._where(exclude_camera, where), self._candidates(top_k)
+        answers = self._server.search(self._images, queries, limit, condition, self._settings(limit))
+        found = [
+            self._best(query, top_k, condition, limit, answer)
+            for query, answer in zip(queries, answers, strict=True)
+        ]
+        empty = gallery_table(pd.DataFrame({"path": []}))
+        vectors = np.concatenate([np.empty((0, self.dimension), np.float32), *(hit.vectors for hit in found)])
+        return Hits(
+            np.array([len(hit.ids) for hit in found], np.int64),
+            np.concatenate([np.empty(0), *(hit.scores for hit in found)]),
+            np.concatenate([np.empty(0, np.int64), *(hit.ids for hit in found)]),
+            pd.concat([empty, *(hit.table for hit in found)], ignore_index=True),
+            lambda some: vectors[some],
+        )
+
+    def _chosen(self) -> dict[str, int]:
+        plan = self._state.plan
+        return {} if plan.kind == "flat" else plan.chosen(TRAINED_ROWS, self.dimension)
+
+    def _candidates(self, top_k: int) -> int:
+        """How many rows to ask of Milvus."""
+        limit = top_k * self._chosen().get("refine", 1) + MARGIN
+        if limit > LIMIT:
+            raise InputError(f"top_k: Milvus gives at most {LIMIT:,} candidates, {limit:,} are needed")
+        return limit
+
+    def _settings(self, limit: int) -> dict[str, int]:
+        chosen = self._chosen()
+        if "ef_search" in chosen:
+            return {"ef": max(chosen["ef_search"], limit)}
+        return {"nprobe": chosen["nprobe"]} if "nprobe" in chosen else {}
+
+    def _best(self, query: np.ndarray, top_k: int, condition: str, limit: int, answer: Answer) -> Answer:
+        """The best of an answer by their exact scores, which come in place of the lowest product.
+
+        As ``nearest_rows`` where the index is exact: a row that was not given may tie with the last one, or
+        beat it; then more are asked for.
+        """
+        error = rounding_error(self.dimension)
+        while True:
+            order = np.argsort(answer.ids)
+            vectors = answer.vectors[order]
+            rows, scores = rescored(Vectors([vectors]), query, np.arange(len(order)), top_k)
+            done = self._state.plan.kind != "flat" or np.isinf(answer.lowest) or limit == LIMIT
+            if done or scores[-1] > answer.lowest + error:
+                table = answer.table.take(order[rows]).reset_index(drop=True)
+                return Answer(answer.ids[order[rows]], table, vectors[rows], answer.lowest, scores)
+            limit = min(2 * limit, LIMIT)
+            (answer,) = self._server.search(
+                self._images, query[None], limit, condition, self._settings(limit)
+            )
+
+    def _where(self, exclude_camera: int | None, where: str | None) -> str:
+        parts = [] if where is None else [expression(where)]
+        if exclude_camera is not None:
+            if not self._server.count(self._images, "camid is not null"):
+                raise InputError(
+                    f"exclude_camera {exclude_camera}: this gallery knows the camera of no image"
+                )
+            parts.append(f"(camid is null or camid != {exclude_camera})")
+        return " and ".join(parts)
+
+    def _found(self, column: str, values: list[Any], columns: list[str]) -> pd.DataFrame:
+        return self._server.found(self._images, column, values, columns, self._state.next_id)
+
+    def _rows(self, columns: list[str]) -> pd.DataFrame:
+        empty = pd.DataFrame({name: [] for name in ["id", *columns]})
+        parts = list(self._server.rows(self._images, self._now().next_id, columns))
+        return pd.concat(parts, ignore_index=True) if parts else empty
+
+    def _now(self) -> State:
+        """What the gallery is now, whoever wrote last."""
+        notes = self._server.notes(self._name)
+        if not notes.get(CURRENT):
+            raise InputError(f"{self._server.place}: the gallery is gone")
+        state = State.from_text(notes[CURRENT], self._server.place)
+        if state.generation != self._state.generation:
+            self._server.load(images_name(self._name, state.generation))
+            self._state = state
+        return state
+
+    def _become(self, state: State) -> None:
+        self._server.write_note(self._name, CURRENT, state.to_text())
+        self._state = state
+
+    def _rewrite(self, without: set[int]) -> int:
+        """Copy all rows but some to a new collection and switch to it; returns how many were copied."""
+        old, copied = self._state, 0
+        new = replace(old, generation=unused_generation(self._server, self._name))
+        name = images_name(self._name, new.generation)
+        self._server.create_images(name, old.dimension, old.plan)
+        for rows in self._server.rows(self._images, old.next_id, [*LABELS, "vector"], old.dimension):
+            rest = rows[~rows["id"].isin(without)].reset_index(drop=True)
+            if len(rest):
+                vectors = np.stack(rest["vector"].to_numpy()).astype(np.float32)
+                self._server.insert(name, rest["id"].to_numpy(np.int64), vectors, gallery_table(rest))
+            copied += len(rest)
+        self._server.flush(name)
+        self._server.load(name)
+        self._become(new)
+        clean(self._server, new)
+        return copied
+
+    def _log(self, pids: pd.Series) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        number = max([FIRST_REMOVAL - 1, *self._server.notes(self._name)]) + 1
+        for pid, count in pids.astype("Int64").value_counts(dropna=False, sort=False).items():
+            line = Removal(now, None if pid is pd.NA else int(pid), int(count)).to_line()
+            self._server.write_note(self._name, number, line)
+            number += 1

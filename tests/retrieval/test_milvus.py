@@ -1,0 +1,257 @@
+"""Galleries in Milvus Lite, beside flat FAISS on the same features."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import ReRanking
+from rga_reid.retrieval import Gallery, ModelRecord, milvus_builder, milvus_server
+from rga_reid.retrieval.builder import gallery_builder
+from rga_reid.retrieval.places import MilvusPlace, place_of
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+DIMENSION = 48
+RECORD = ModelRecord("/models/a.ckpt", "0" * 64, (256, 128))
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Iterator[str]:
+    from milvus_lite.server_manager import server_manager_instance
+
+    place = str(tmp_path / f"{uuid.uuid4().hex}.db")
+    yield place
+    server_manager_instance.release_server(place)
+
+
+@pytest.fixture
+def rows(crowd: Callable) -> tuple[np.ndarray, pd.DataFrame]:
+    """Images with odd names, unknown labels, and rows that tie."""
+    features, table = crowd(400, dimension=DIMENSION)
+    features[300:340] = features[:40]
+    table.loc[::7, "pid"] = pd.NA
+    table.loc[::5, "camid"] = pd.NA
+    table.loc[3, "path"] = "odd/50%_\\ü'\"🙂.jpg"
+    return features, table
+
+
+@pytest.fixture
+def both(location: str, rows: tuple[np.ndarray, pd.DataFrame]) -> tuple[Gallery, Gallery]:
+    flat = Gallery.build(*rows, model=RECORD)
+    flat.save(location)
+    return flat, Gallery.open(location)
+
+
+def assert_same(flat: Gallery, milvus: Gallery, queries: np.ndarray, **limits: object) -> None:
+    for top_k in (1, 10):
+        found = milvus.search(queries, top_k, with_ids=True, **limits)
+        pd.testing.assert_frame_equal(found, flat.search(queries, top_k, with_ids=True, **limits))
+
+
+def test_the_same_lists_as_flat(both: tuple[Gallery, Gallery], rows: tuple, crowd: Callable) -> None:
+    flat, milvus = both
+    queries = np.concatenate([crowd(8, dimension=DIMENSION, seed=1)[0], rows[0][:4]])
+    assert_same(flat, milvus, queries)
+    assert len(milvus) == 400
+    assert (milvus.dimension, milvus.model, milvus.removals) == (DIMENSION, RECORD, ())
+    pd.testing.assert_frame_equal(milvus.table, flat.table)
+    assert milvus.ids.tolist() == list(range(400))
+    assert milvus.verify() == 400
+    described, expected = milvus.describe(), flat.describe()
+    for key in ("index", "count", "dimension", "identities", "unlabelled", "cameras", "model", "removals"):
+        assert described[key] == expected[key]
+    assert milvus.size_on_disk() > 400 * DIMENSION * 4
+    everything = milvus.search(queries[:1], 10_000)
+    pd.testing.assert_frame_equal(everything, flat.search(queries[:1], 10_000))
+    ranked = milvus.search(queries, 5, rerank=ReRanking(), shortlist=50)
+    pd.testing.assert_frame_equal(ranked, flat.search(queries, 5, rerank=ReRanking(), shortlist=50))
+
+
+ATOMS = [
+    "camid == 3",
+    "camid != 2",
+    "2 < pid <= 9",
+    "3 >= camid",
+    "pid in (1, 2)",
+    "pid not in (1, 2)",
+    "pid in ()",
+    "pid is None",
+    "camid is not None",
+    "'0/0000' in path",
+    "'%' in path",
+    "'_\\\\ü' in path",
+    "'5' not in path",
+    "path == 'odd/50%_\\\\ü\\'\"🙂.jpg'",
+    "path != 'people/0/00001.jpg'",
+]
+
+
+def test_filters_keep_the_same_rows(both: tuple[Gallery, Gallery], crowd: Callable) -> None:
+    flat, milvus = both
+    pairs = list(itertools.combinations(ATOMS, 2))[::5]
+    wheres = [*ATOMS, *(f"not ({atom})" for atom in ATOMS)]
+    wheres += [
+        f"{'not ' * (n % 2)}({a} {('and', 'or')[n % 3 == 0]} not {b})" for n, (a, b) in enumerate(pairs)
+    ]
+    kept = set()
+    for where in wheres:
+        count = milvus.count(where=where)
+        assert count == flat.count(where=where), where
+        kept.add(count)
+    assert len(kept) > 12
+    queries, _ = crowd(2, dimension=DIMENSION, seed=1)
+    assert_same(flat, milvus, queries, where="not (pid in (1, 2) or camid == 1)", exclude_camera=2)
+    assert milvus.count(exclude_camera=2) == flat.count(exclude_camera=2)
+    assert_same(flat, milvus, queries, where="pid == 999")
+    for where in ("id == 3", "camid = 3", "vector is None", "__import__('os')"):
+        with pytest.raises(InputError, match="where: "):
+            milvus.search(queries, where=where)
+
+
+def test_many_rows_of_a_person_and_many_ties(
+    both: tuple[Gallery, Gallery], rows: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than Milvus gives at a time, and more ties than were asked for at first."""
+    flat, milvus = both
+    ones = np.tile(rows[0][:1], (200, 1)), pd.DataFrame({"path": [f"same/{row}" for row in range(200)]})
+    for gallery in both:
+        gallery.add(*ones)
+    pd.testing.assert_frame_equal(milvus.search(rows[0][:2], 3), flat.search(rows[0][:2], 3))
+    monkeypatch.setattr(milvus_server, "LIMIT", 7)
+    assert len(milvus.known_paths(ones[1]["path"])) == 200
+
+
+def test_add_and_remove_as_in_a_folder(
+    both: tuple[Gallery, Gallery], crowd: Callable, tmp_path: Path, location: str
+) -> None:
+    _, milvus = both
+    both[0].save(tmp_path / "folder")
+    folder = Gallery.open(tmp_path / "folder")
+    queries, _ = crowd(4, dimension=DIMENSION, seed=1)
+    changes: list[Callable[[Gallery], object]] = [
+        lambda gallery: gallery.add(*crowd(30, dimension=DIMENSION, seed=3)),
+        lambda gallery: gallery.remove(pids=[4, 5], paths="people/3/00007.jpg"),
+        lambda gallery: gallery.add(*crowd(5, dimension=DIMENSION, seed=4)),
+        lambda gallery: gallery.remove(paths=["people/4/00004.jpg"]),  # the last id is not given again
+        lambda gallery: gallery.add(*crowd(5, dimension=DIMENSION, seed=5)),
+        lambda gallery: gallery.compact(),
+    ]
+    for change in changes:
+        change(folder)
+        change(milvus)
+        again = Gallery.open(location)
+        for gallery in (milvus, again):
+            assert gallery.ids.tolist() == folder.ids.tolist()
+            assert_same(folder, gallery, queries)
+        logs = [[(line.pid, line.count) for line in gallery.removals] for gallery in (folder, again)]
+        assert sorted(logs[0], key=str) == sorted(logs[1], key=str)
+    before = len(milvus)
+    for wrong in ({"pids": [6, 999]}, {"paths": ["people/0/00001.jpg", "none.jpg"]}):
+        with pytest.raises(InputError, match=r"the gallery has no image of it; nothing was removed"):
+            milvus.remove(**wrong)
+    assert len(Gallery.open(location)) == before == len(folder)
+    with pytest.raises(InputError, match="of dimension 3, but the gallery's have 48"):
+        milvus.add(np.eye(3), pd.DataFrame({"path": ["a", "b", "c"]}))
+
+
+def found_in_files(place: str, name: str, vector: np.ndarray) -> list[str]:
+    """Files that have a name or a vector: in raw bytes, or in a column of a decoded table."""
+    wanted = vector.astype(np.float32)
+    found = []
+    for file in sorted(path for path in Path(place).rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        hit = name.encode() in content or wanted.tobytes() in content
+        if file.suffix == ".parquet":
+            for column in pyarrow.parquet.read_table(file).columns:
+                for value in column.to_pylist():
+                    hit |= isinstance(value, str) and name in value
+                    hit |= isinstance(value, list) and np.array_equal(np.float32(value), wanted)
+        if hit:
+            found.append(file.suffix)
+    return found
+
+
+def test_what_is_erased_is_in_no_file(both: tuple[Gallery, Gallery], rows: tuple, location: str) -> None:
+    _, milvus = both
+    milvus.add(*[part[100:101] for part in rows])
+    table = milvus.table
+    person = 7
+    goes = np.flatnonzero((table["pid"] == person).to_numpy(dtype=bool, na_value=False))
+    stays = int(np.flatnonzero((table["pid"] == 8).to_numpy(dtype=bool, na_value=False))[0])
+    unit = rows[0] / np.sqrt((rows[0].astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    assert all(found_in_files(location, table["path"][row], unit[row]) for row in goes if 40 <= row < 300)
+    done = milvus.remove(pids=person)
+    assert (done.images, done.rewritten) == (len(goes), 401 - len(goes))
+    assert found_in_files(location, table["path"][stays], unit[stays])  # the search can find
+    for row in goes:
+        if 40 <= row < 300:  # the others have twins
+            assert found_in_files(location, table["path"][row], unit[row]) == []
+    assert [(line.pid, line.count) for line in milvus.removals] == [(person, len(goes))]
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_approximate_indexes_score_exactly(location: str, crowd: Callable, index: str) -> None:
+    rows = crowd(1500, dimension=DIMENSION)
+    Gallery.build(*rows, index=index).save(location)
+    queries, _ = crowd(20, dimension=DIMENSION, seed=1)
+    found = Gallery.open(location).search(queries, with_ids=True)
+    exact = Gallery.build(*rows).search(queries, with_ids=True)
+    both = found.merge(exact, on=["query", "id"])
+    assert len(both) > 0.9 * len(exact)
+    assert (both["score_x"] == both["score_y"]).all()
+
+
+def test_building_overwriting_resuming(location: str, rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, table = rows
+    monkeypatch.setattr(milvus_builder, "BLOCK_ROWS", 100)
+    with gallery_builder(location, model=RECORD) as builder:
+        builder.add(features[:60], table[:60])
+        builder.add(features[60:100], table[60:100])
+        builder.add(features[100:110], table[100:110])  # interrupted here, before these were sent
+    with pytest.raises(InputError, match="holds an unfinished build; --resume goes on"):
+        gallery_builder(location, model=RECORD)
+    with pytest.raises(InputError, match="no gallery there"):
+        Gallery.open(location)
+    with gallery_builder(location, model=RECORD, resume=True) as builder:
+        assert builder.paths == set(table["path"][:100])
+        builder.add(features[100:], table[100:])
+        built = builder.finish()
+    pd.testing.assert_frame_equal(built.table, Gallery.build(features, table).table)
+    with pytest.raises(InputError, match="exists already; choose another name or give --overwrite"):
+        Gallery.build(features, table).save(location)
+    built.remove(pids=3)
+    Gallery.build(features[:9], table[:9]).save(location, overwrite=True)
+    again = Gallery.open(location)
+    assert (len(again), len(again.removals), again.model) == (9, 1, None)
+
+
+def test_places(tmp_path: Path) -> None:
+    place = place_of("milvus://host-1.lan:19530/people")
+    assert place == MilvusPlace("http://host-1.lan:19530", "people", embedded=False)
+    assert str(place) == "milvus://host-1.lan:19530/people"
+    assert place_of("folder") == Path("folder")
+    for wrong in ("milvus://host", "milvus://host:1/", "milvus://host:99999/a", "milvus://h:1/a;drop"):
+        with pytest.raises(InputError, match=re.escape(f"{wrong}: expected milvus://HOST:PORT/COLLECTION")):
+            Gallery.open(wrong)
+    with pytest.raises(InputError, match=r"none.db: expected a gallery, found nothing"):
+        Gallery.open(tmp_path / "none.db")
+    (tmp_path / "old.db").write_bytes(b"x")
+    with pytest.raises(InputError, match="expected a folder of Milvus Lite 3, found a file"):
+        Gallery.open(tmp_path / "old.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.db"]
+
+
+def test_nobody_answers() -> None:
+    with pytest.raises(InputError, match=r"milvus://127\.0\.0\.1:9/people: does not answer"):
+        Gallery.open("milvus://127.0.0.1:9/people")

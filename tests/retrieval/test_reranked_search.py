@@ -1,0 +1,76 @@
+"""The re-ranked shortlist, against the paper's formulas written out with dense matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import ReRanking
+from rga_reid.retrieval import Gallery
+
+
+def dense_distances(query: np.ndarray, shortlist: np.ndarray, k1: int, k2: int, share: float) -> np.ndarray:
+    """Re-ranked distances of one query and its shortlist (Zhong et al., CVPR 2017), float64 loops."""
+    rows = np.vstack([query[None], shortlist]).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    original = (2 - 2 * rows @ rows.T).clip(0)
+    original /= original.max(axis=1, keepdims=True)
+    order = np.argsort(original, axis=1, kind="stable")
+
+    def reciprocal(item: int, k: int) -> set[int]:
+        return {j for j in order[item, : k + 1] if item in order[j, : k + 1]}
+
+    weights = np.zeros_like(original)
+    for item in range(len(rows)):
+        expanded = reciprocal(item, k1)
+        for other in sorted(reciprocal(item, k1)):
+            near = reciprocal(other, round(k1 / 2))
+            if len(near & reciprocal(item, k1)) > 2 / 3 * len(near):
+                expanded |= near
+        members = sorted(expanded)
+        weights[item, members] = np.exp(-original[item, members])
+        weights[item] /= weights[item].sum()
+    weights = np.stack([weights[order[item, :k2]].mean(axis=0) for item in range(len(rows))])
+    overlap = np.minimum(weights[:1], weights).sum(axis=1)
+    jaccard = 1 - overlap / (2 - overlap)
+    return ((1 - share) * jaccard + share * original[0])[1:]
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw"])
+def test_the_shortlist_is_re_ranked_and_nothing_else(crowd: Callable, index: str) -> None:
+    features, table = crowd(1100)
+    gallery = Gallery.build(features, table, index=index)
+    queries, _ = crowd(6, seed=1)
+    plain = gallery.search(queries, 50, where="camid != 2", with_ids=True)
+    found = gallery.search(
+        queries, 20, where="camid != 2", rerank=ReRanking(k1=12), shortlist=50, with_ids=True
+    )
+    assert found["rank"].tolist() == list(range(1, 21)) * 6
+    changed = 0
+    for number, query in enumerate(queries):
+        shortlist = plain[plain["query"] == number]["id"].to_numpy()
+        distances = dense_distances(query, features[shortlist], 12, 6, 0.3)
+        mine = found[found["query"] == number]
+        assert mine["id"].tolist() == shortlist[np.argsort(distances, kind="stable")[:20]].tolist()
+        changed += mine["id"].tolist() != shortlist[:20].tolist()
+    assert changed > 3
+    scores = plain.set_index(["query", "id"])["score"]
+    pd.testing.assert_series_equal(
+        found.set_index(["query", "id"])["score"],
+        scores.loc[list(zip(found["query"], found["id"], strict=True))],
+    )
+
+
+def test_few_images_are_all_neighbours(crowd: Callable) -> None:
+    features, table = crowd(5)
+    gallery = Gallery.build(features, table)
+    found = gallery.search(features[:2], 10, rerank=ReRanking())
+    assert found["path"].value_counts().tolist() == [2] * 5
+    assert found[found["rank"] == 1]["path"].tolist() == table["path"][:2].tolist()
+    assert len(gallery.search(features[:2], rerank=ReRanking(), where="camid == 99")) == 0
+    with pytest.raises(InputError, match="shortlist: expected a whole number of at least 10, got 9"):
+        gallery.search(features[:2], 10, rerank=ReRanking(), shortlist=9)

@@ -1,0 +1,106 @@
+"""Two processes give what one gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rga_reid.commands import main
+from rga_reid.retrieval import Gallery
+from rga_reid.retrieval.team import Team
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, sys
+from rga_reid.commands import main
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+
+
+def together(words: list[str], size: int = 2) -> list[tuple[int, str, str]]:
+    """Run a command in processes with the variables that torchrun sets; exit code, output and errors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps(words)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    answers = [process.communicate() for process in processes]
+    return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
+
+
+@pytest.mark.parametrize(("rows", "batch", "size"), [(0, 4, 2), (1, 4, 3), (10, 4, 2), (103, 7, 4)])
+def test_shares_are_whole_batches_and_cover_the_table(rows: int, batch: int, size: int) -> None:
+    table = pd.DataFrame({"path": [str(row) for row in range(rows)]})
+    shares = [Team(rank, size).share(table, batch) for rank in range(size)]
+    pd.testing.assert_frame_equal(pd.concat(shares), table)
+    assert all(share.index[0] % batch == 0 for share in shares if len(share))
+    if rows > batch * size:
+        assert min(map(len, shares)) > 0
+
+
+def test_features_of_two_processes(
+    tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def words(out: str) -> list[str]:
+        images = ["--images", str(tiny_market / "bounding_box_test"), "--batch-size", "4", "--device", "cpu"]
+        return ["features", "--checkpoint", str(tiny_checkpoint), *images, "--out", str(tmp_path / out)]
+
+    first, second = together(words("two.npz"))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert first[1].endswith("two.npz: 14 images, 512 features each\n")
+    assert second[1] == ""
+    assert main(words("one.npz")) == 0
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        assert one.files == two.files
+        np.testing.assert_allclose(two["features"], one["features"], atol=1e-6)
+        for name in ("paths", "pids", "camids"):
+            assert two[name].tolist() == one[name].tolist()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.npz", "two.npz"]
+
+
+def test_a_gallery_of_two_processes(tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def words(out: str, images: Path) -> list[str]:
+        source = ["--images", str(images), "--batch-size", "4", "--device", "cpu"]
+        place = ["--gallery", str(tmp_path / out)]
+        return ["gallery", "build", "--checkpoint", str(tiny_checkpoint), *source, *place]
+
+    images = tiny_market / "bounding_box_test"
+    first, second = together(words("two", images))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "14 in 1 segment" in first[1]
+    assert second[1] == ""
+    assert main(words("one", images)) == 0
+    one, two = Gallery.open(tmp_path / "one"), Gallery.open(tmp_path / "two")
+    pd.testing.assert_frame_equal(two.table, one.table)
+    assert two.model == one.model
+    queries = np.random.default_rng(0).normal(size=(3, one.dimension))
+    pd.testing.assert_frame_equal(two.search(queries, 14), one.search(queries, 14), atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    # what is wrong in one process is told by all, and nothing is left
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for row in range(8):
+        (broken / f"{row}.jpg").write_bytes((sorted(images.iterdir())[row]).read_bytes())
+    (broken / "9.jpg").write_bytes(b"no picture")  # in the share of the last process
+    answers = together(words("three", broken))
+    assert [answer[0] for answer in answers] == [2, 2]
+    assert all("9.jpg" in answer[2] for answer in answers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "one", "two"]
