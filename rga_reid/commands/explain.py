@@ -47,7 +47,7 @@ def parser() -> ArgumentParser:
         "--stage",
         type=int,
         choices=(1, 2, 3, 4),
-        help="figures: the stage shown (default: the last whole one)",
+        help="stage of the figures (default: the last whole one)",
     )
     command.add_argument("--seed", type=int, default=0, help="of untrained weights (default: 0)")
     return command

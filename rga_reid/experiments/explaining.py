@@ -35,8 +35,8 @@ def explain(
     Args:
         images: image files.
         checkpoints: trained models; each is shown beside an untrained network of the same build.
-        attention: short names of mechanisms. Without a checkpoint one untrained ResNet-50 with each, by default
-            those of ``COMPARED``, all with the same backbone; else which the checkpoints must have.
+        attention: short names of mechanisms. Without a checkpoint one untrained ResNet-50 with each (by
+            default those of ``COMPARED``), all with the same backbone; else which the checkpoints must have.
         seed: of untrained weights.
         progress: called with the share that is done.
 

@@ -23,7 +23,7 @@ class StageCapture:
 
     Args:
         stage: from 1 to 4.
-        mechanism: short name, as in ``rga_reid.attention.MECHANISMS``, or the name of a class not listed there.
+        mechanism: short name, as in ``MECHANISMS``, or the name of a class that is not listed there.
         matrices, weights, flow, output: as in ``Relations``; ``flow[0]`` is the input map.
     """
 

@@ -33,7 +33,9 @@ class Words:
 
 
 _SHARES = "Shares that sum to 1: brighter places give more to the chosen point."
-_TAKERS = "Who takes from the chosen point. This mechanism gathers along rows only; a column is never used by itself."
+_TAKERS = (
+    "Who takes from the chosen point. This mechanism gathers along rows; a column is never used by itself."
+)
 _RGA_ROW = "What the chosen point thinks of every place: row i of G. Raw products, which do not sum to 1."
 _RGA_COLUMN = (
     "What every place thinks of the chosen point: column i of G. RGA reads this direction as well as the row."

@@ -1,4 +1,4 @@
-"""Numbers inside a page: half precision, deflated, base64; each array is kept once however often it is used."""
+"""Numbers inside a page: half precision, deflated, base64; each array is kept once."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _ACROSS = 4
 def relation_figure(
     exhibits: Sequence[Exhibit], *, stage: int | None = None, point: tuple[float, float] = (0.36, 0.5)
 ) -> Figure:
-    """One line per matrix: photo, matrix, row, column, and row − column; for channels the most and least related.
+    """One line per matrix: photo, matrix, row, column, row − column; of channels the most and least related.
 
     Args:
         exhibits: of one picture.
@@ -128,12 +128,8 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
     photo_height, photo_width = exhibit.pixels.shape[:2]
     spot = ((u + 0.5) * photo_width / width, (v + 0.5) * photo_height / height)
     for one in (axes[0], *axes[2:]):
-        one.plot(
-            *spot, "o", markersize=7, markerfacecolor="none", markeredgecolor="white", markeredgewidth=2.4
-        )
-        one.plot(
-            *spot, "o", markersize=7, markerfacecolor="none", markeredgecolor="#e8590c", markeredgewidth=1.2
-        )
+        for colour, width in (("white", 2.4), ("#e8590c", 1.2)):
+            one.plot(*spot, "o", markersize=7, mfc="none", markeredgecolor=colour, markeredgewidth=width)
 
 
 def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[float, float]) -> None:

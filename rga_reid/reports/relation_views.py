@@ -1,4 +1,4 @@
-"""Relation matrices made fit to be shown: whole where they are small, else a pooled picture and exact rows."""
+"""Relation matrices made fit to be shown: whole if small, else a pooled picture and exact rows."""
 
 from __future__ import annotations
 
