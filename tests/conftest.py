@@ -78,7 +78,7 @@ BROWSER = "apt-get install -y chromium chromium-driver"  # which installs it, on
 
 @pytest.fixture(scope="session")
 def browse() -> Callable[..., AbstractContextManager[Any]]:
-    """Open a page in a real Chromium without a window and without network: ``with browse(page) as browser``."""
+    """Open a page in a real Chromium without window and network: ``with browse(page) as browser``."""
     from selenium import webdriver
     from selenium.webdriver.support.ui import WebDriverWait
 
