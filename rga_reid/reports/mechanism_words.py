@@ -46,7 +46,7 @@ WORDS = {
         "Relation-aware global attention (RGA-SC)",
         "Zhang et al., CVPR 2020",
         "A point learns how important it is from its relations to all points, in both directions.",
-        "positions (Gₛ), then channels (G꜀)",
+        "positions (Gₛ), then channels (Gᴄ)",
         "G[i, j] = θ(xᵢ)·φ(xⱼ), a raw product",
         "relations of i to all; together with column i, a description of point i",
         "row and column go through a small network that gives one weight aᵢ between 0 and 1: xᵢ is scaled, "
@@ -133,7 +133,7 @@ WORDS["dual"] = Words(
     "Fu et al., CVPR 2019 (DANet)",
     "Position and channel attention side by side, summed.",
     "positions, and channels",
-    "Aₚ[i, j] and A꜀[i, j], shares",
+    "Aₚ[i, j] and Aᴄ[i, j], shares",
     "a recipe; sums to 1",
     "both mixtures are added to x",
     _SHARES,

@@ -123,7 +123,7 @@ def stage_view(capture: StageCapture) -> StageView:
         capture.stage,
         channels,
         (height, width),
-        [(step.symbol, step.meaning, step.formula, step.shape) for step in capture.flow],
+        [(_shown(step.symbol), step.meaning, _shown(step.formula), step.shape) for step in capture.flow],
         matrices,
         None if spatial is None else _array(spatial[0, 0]),
         None if channel is None else _array(channel[0, :, 0, 0]),
@@ -205,8 +205,8 @@ def _view(
     maps = np.zeros((0, 1, 1), np.float32) if shown is None else _small_maps(shown[wanted])
     return MatrixView(
         name,
-        step.symbol,
-        step.formula,
+        _shown(step.symbol),
+        _shown(step.formula),
         step.meaning,
         kind,
         (rows, keys),
@@ -262,6 +262,11 @@ def _key(node: int, grid: Grid, key_grid: Grid) -> int:
     row, column = divmod(node, grid[1])
     row, column = row * key_grid[0] // grid[0], column * key_grid[1] // grid[1]
     return row * key_grid[1] + column
+
+
+def _shown(symbols: str) -> str:
+    """Symbols with a small c that common fonts have, in place of the subscript that few have."""
+    return symbols.replace("\ua700", "ᴄ")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

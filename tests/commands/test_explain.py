@@ -148,7 +148,7 @@ def test_hover_click_and_keys_show_the_numbers_of_relations(
         assert number(browser, "value-row") == pytest.approx(float(spatial[14, 23]), rel=SHOWN)
 
         choose(browser, "stages", "1")
-        choose(browser, "matrices", "G꜀")
+        choose(browser, "matrices", "Gᴄ")
         field = browser.find_element(By.ID, "channel-number")
         field.clear()
         field.send_keys("7", Keys.ENTER)
@@ -243,7 +243,7 @@ def test_the_flow_has_true_shapes(small_page: str) -> None:
     shapes = {symbol: tuple(shape) for symbol, _, _, shape in last["flow"]}
     assert shapes["x"] == (1, 512, 8, 4)
     assert shapes["Gₛ"] == (1, 32, 32)
-    assert shapes["G꜀"] == (1, 512, 512)
+    assert shapes["Gᴄ"] == (1, 512, 512)
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])

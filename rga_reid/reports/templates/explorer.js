@@ -91,14 +91,17 @@ function loadPhoto(photo) {
     image.src = photo.uri;
   });
 }
-function paint(values, grid, low, high, colours, start = 0) {
+/** Numbers as colours. With a power below 1, small numbers are told apart; what is exactly 0 is left clear. */
+function paint(values, grid, low, high, colours, start = 0, power = 1) {
   const canvas = document.createElement("canvas");
   canvas.width = grid[1]; canvas.height = grid[0];
   const context = canvas.getContext("2d"), pixels = context.createImageData(grid[1], grid[0]);
   const factor = high > low ? 255 / (high - low) : 0;
   for (let k = 0; k < grid[0] * grid[1]; k++) {
-    const colour = colours[Math.max(0, Math.min(255, Math.round((values[start + k] - low) * factor)))];
-    pixels.data.set([colour[0], colour[1], colour[2], 255], 4 * k);
+    let level = (values[start + k] - low) * factor;
+    if (power !== 1) level = 255 * (Math.max(0, level) / 255) ** power;
+    const colour = colours[Math.max(0, Math.min(255, Math.round(level)))];
+    pixels.data.set([colour[0], colour[1], colour[2], power !== 1 && values[start + k] === 0 ? 0 : 255], 4 * k);
   }
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -144,6 +147,14 @@ function bar(id, low, high, colours, note = "") {
     holder.dataset.colours = colours;
   }
 }
+/** Where few numbers stand out far above the rest, as in a sharp softmax, colours follow the cube root. */
+function powerOf(values, low, high) {
+  if (low < 0 || !(high > 0)) return 1;
+  let sum = 0;
+  for (const value of values) sum += value;
+  return sum / values.length < 0.05 * high ? 1 / 3 : 1;
+}
+const rootNote = (power) => (power === 1 ? "" : " (colours by cube root)");
 const scaleOf = (low, high) => (low < 0 ? [-Math.max(-low, high), Math.max(-low, high), "diverging"] : [low, high, "sequential"]);
 
 // ---------- the view ----------
@@ -159,15 +170,19 @@ function drawMatrix(m) {
     const low = sorted[0], top = sorted[sorted.length - 1];
     let high = sorted[Math.floor(0.995 * (sorted.length - 1))];
     if (high - low <= 0.02 * (top - low)) high = top;
+    const power = powerOf(m.values, low, top);
+    if (power !== 1) high = top;
     const [a, b, colours] = scaleOf(low, high);
-    m.drawn = { picture: paint(m.values, [rows, keys], a, b, data.colours[colours]), low: a, high: b, colours, cut: high < top };
+    const picture = paint(m.values, [rows, keys], a, b, data.colours[colours], 0, power);
+    m.drawn = { picture, low: a, high: b, colours, note: high < top ? " and more" : rootNote(power) };
   }
   const canvas = $("matrix"), side = 512;
   if (canvas.width !== side) canvas.width = canvas.height = side;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
+  context.clearRect(0, 0, side, side);
   context.drawImage(m.drawn.picture, 0, 0, side, side);
-  bar("bar-matrix", m.drawn.low, m.drawn.high, m.drawn.colours, m.drawn.cut ? " and more" : "");
+  bar("bar-matrix", m.drawn.low, m.drawn.high, m.drawn.colours, m.drawn.note);
   return context;
 }
 function lines(context, share, keyShare) {
@@ -203,10 +218,10 @@ function showPositions() {
   const all = [mine];
   let [low, high] = range(row);
   if (square) { const [l, h] = range(column); low = Math.min(low, l); high = Math.max(high, h); }
-  const [a, b, colours] = scaleOf(low, high);
-  all.push(overPhoto($("row"), exhibit().photo, paint(row, m.key_grid, a, b, data.colours[colours])));
-  all.push(overPhoto($("column"), exhibit().photo, paint(column, m.grid, a, b, data.colours[colours])));
-  bar("bar-row", a, b, colours); bar("bar-column", a, b, colours);
+  const [a, b, colours] = scaleOf(low, high), power = powerOf(row, low, high);
+  all.push(overPhoto($("row"), exhibit().photo, paint(row, m.key_grid, a, b, data.colours[colours], 0, power)));
+  all.push(overPhoto($("column"), exhibit().photo, paint(column, m.grid, a, b, data.colours[colours], 0, power)));
+  bar("bar-row", a, b, colours, rootNote(power)); bar("bar-column", a, b, colours, rootNote(power));
   $("fig-difference").hidden = !square;
   if (square) {
     const difference = row.map((value, k) => value - column[k]), [l, h] = range(difference), most = Math.max(-l, h);
@@ -271,17 +286,16 @@ function show() {
   showSame();
 }
 function showSame() {
-  const wanted = stage().stage;
   for (const figure of $("same-point").children) {
     const { matrix: m, direction, photo } = figure.shown;
     if (!m.ready) continue;
     const place = nearest(m, state.v, state.u), values = direction === "row" ? rowOf(m, place) : columnOf(m, place);
     const grid = direction === "row" ? m.key_grid : m.grid, [low, high] = range(values), [a, b, colours] = scaleOf(low, high);
-    const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours]));
+    const power = powerOf(values, a, b);
+    const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power));
     mark(context, ...middle(nodeAt(m, place), m.grid), m.grid, false);
     figure.numbers.textContent = `${spoken(a)} to ${spoken(b)}`;
   }
-  return wanted;
 }
 
 // ---------- what a choice of photo, mechanism, stage or matrix changes ----------
@@ -357,7 +371,7 @@ function pickPhoto(k) {
 function flow() {
   const level = stage(), shown = exhibit(), places = new Map(level.matrices.map((m, k) => [m.symbol, k]));
   $("flow-name").textContent = `${shown.words.title}, after stage ${level.stage}`;
-  const weights = new Set(["aₛ", "a꜀", "s", "M_c", "M_s"]);
+  const weights = new Set(["aₛ", "aᴄ", "s", "M_c", "M_s"]);
   $("flow").replaceChildren(...level.flow.map(([symbol, meaning, formula, shape]) => {
     const item = document.createElement("li"), part = (name, text) => {
       const span = document.createElement("span");
@@ -411,11 +425,12 @@ async function applied() {
       const say = (text) => { const small = document.createElement("small"); small.textContent = text; place.append(small); };
       const weight = await numbers(level.attention), change = await numbers(level.change), channel = await numbers(level.channel_attention);
       const map = weight ?? (channel ? null : change);
-      if (map) {
+      if (map && !weight && range(map)[1] === 0) say("no change: γ or W starts at 0, so the block begins as the identity");
+      else if (map) {
         const [low, high] = range(map), canvas = document.createElement("canvas");
         overPhoto(canvas, shown.photo, paint(map, level.grid, weight ? low : 0, high, data.colours.sequential));
         place.append(canvas);
-        say(weight ? `weights ${spoken(low)} to ${spoken(high)}` : high ? `change ${spoken(100 * low)} to ${spoken(100 * high)} %` : "no change: γ or W starts at 0, so the block begins as the identity");
+        say(weight ? `weights ${spoken(low)} to ${spoken(high)}` : `change ${spoken(100 * low)} to ${spoken(100 * high)} %`);
       }
       if (channel) {
         const [low, high] = range(channel), strip = document.createElement("canvas");
