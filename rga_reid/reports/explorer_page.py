@@ -47,9 +47,13 @@ class Exhibit:
         return f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
 
     def stage(self, number: int | None = None) -> StageView:
-        """A stage by its number; by default the last whose matrices are small enough to be whole."""
+        """A stage by its number; by default the last whose matrices of positions are whole."""
         if number is None:
-            whole = [view for view in self.stages if all(matrix.whole for matrix in view.matrices)]
+            whole = [
+                view
+                for view in self.stages
+                if all(matrix.whole for matrix in view.matrices if matrix.kind == "positions")
+            ]
             return (whole or list(self.stages))[-1]
         for view in self.stages:
             if view.stage == number:

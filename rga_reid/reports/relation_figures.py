@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 
 from rga_reid.errors import InputError
@@ -24,7 +25,7 @@ def relation_figure(
 
     Args:
         exhibits: of one picture.
-        stage: which; by default the last whose matrices are whole.
+        stage: which; by default the last whose matrices of positions are whole.
         point: the chosen position, as shares of height and width from the top left.
 
     Raises:
@@ -98,13 +99,13 @@ def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
 
 def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
     low, high = _range(matrix.picture, 99.5)
-    shown = axes.imshow(
-        matrix.picture, _colours(low), vmin=low, vmax=high, aspect="auto", interpolation="none"
-    )
+    norm = _norm(matrix.picture, low, high)
+    shown = axes.imshow(matrix.picture, _colours(low), norm=norm, aspect="auto", interpolation="none")
     axes.figure.colorbar(shown, ax=axes, shrink=0.7).ax.tick_params(labelsize=7)
     pooled = "" if matrix.whole else ", block means"
+    pooled += ", colours by cube root" if isinstance(norm, PowerNorm) else ""
     asymmetry = "" if matrix.asymmetry is None else f", asymmetry {matrix.asymmetry:.2f}"
-    axes.set_title(f"{matrix.symbol}, {matrix.size[0]}×{matrix.size[1]}{pooled}{asymmetry}", fontsize=8)
+    axes.set_title(f"{matrix.symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}{pooled}", fontsize=8)
 
 
 def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tuple[float, float]) -> None:
@@ -160,9 +161,16 @@ def _over_photo(
     height, width = exhibit.pixels.shape[:2]
     axes.imshow(exhibit.pixels.mean(axis=2), "gray")
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    return axes.imshow(
-        values, colours, vmin=low, vmax=high, extent=extent, alpha=0.74, interpolation="nearest"
-    )
+    norm = _norm(values, low, high)
+    clear = np.ma.masked_equal(values, 0) if isinstance(norm, PowerNorm) else values
+    return axes.imshow(clear, colours, norm=norm, extent=extent, alpha=0.74, interpolation="nearest")
+
+
+def _norm(values: np.ndarray, low: float, high: float) -> Normalize:
+    """Colours by the cube root where a few numbers tower above the rest, as in a sharp softmax."""
+    if low >= 0 and high > 0 and values.mean() < 0.05 * high:
+        return PowerNorm(1 / 3, low, high)
+    return Normalize(low, high)
 
 
 def _range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]:

@@ -512,7 +512,7 @@ $("channel-number").addEventListener("change", () => { state.channel = Math.max(
 
 Promise.all(data.photos.map(loadPhoto)).then((loaded) => {
   photos.push(...loaded);
-  const whole = exhibit().stages.map((s, k) => [k, s.matrices.every((m) => m.whole)]).filter(([, all]) => all);
+  const whole = exhibit().stages.map((s, k) => [k, s.matrices.every((m) => m.whole || m.kind === "channels")]).filter(([, all]) => all);
   state.stage = whole.length ? whole[whole.length - 1][0] : exhibit().stages.length - 1;
   return Promise.all([choose(), applied()]);
 });
