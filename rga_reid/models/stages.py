@@ -96,7 +96,7 @@ def _capture(stage: int, module: nn.Module, x: Tensor) -> StageCapture:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def untrained_model(
     attention: AttentionChoice,
     pixels: Tensor,

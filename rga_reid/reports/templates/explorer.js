@@ -91,7 +91,7 @@ function loadPhoto(photo) {
     image.src = photo.uri;
   });
 }
-/** Numbers as colours. With a power below 1, small numbers are told apart; what is exactly 0 is left clear. */
+/** Numbers as colours. With a power below 1, small numbers are told apart; 0 is left clear. */
 function paint(values, grid, low, high, colours, start = 0, power = 1) {
   const canvas = document.createElement("canvas");
   canvas.width = grid[1]; canvas.height = grid[0];
