@@ -25,6 +25,7 @@ from rga_reid.models.pixels import uint8_batch
 Browse = Callable[..., AbstractContextManager[Any]]
 
 SHOWN = 1e-3  #: relative precision of the numbers, as the page states it
+PATIENCE = 120  # seconds: a busy machine may stand still for a while
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def choose(browser: Any, group: str, label: str) -> None:
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", option)
     option.find_element(By.TAG_NAME, "input").click()
     checked = f"#{group} label:has(:checked)"
-    WebDriverWait(browser, 30).until(
+    WebDriverWait(browser, PATIENCE).until(
         lambda b: (
             b.find_element(By.CSS_SELECTOR, checked).text.startswith(label)
             and b.find_element(By.ID, "readout").get_attribute("innerHTML") != before
@@ -97,7 +98,7 @@ def point_at(browser: Any, canvas: str, row: int, column: int, grid: tuple[int, 
 
 
 def wait_for(browser: Any, key: str, value: int) -> None:
-    WebDriverWait(browser, 30).until(
+    WebDriverWait(browser, PATIENCE).until(
         lambda b: b.find_element(By.ID, "readout").get_attribute(f"data-{key}") == str(value)
     )
 
