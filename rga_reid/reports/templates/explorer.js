@@ -340,7 +340,9 @@ function captions(shown, m) {
   const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
   const pooled = m.whole ? "Whole." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
   $("cap-matrix").textContent = `${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`;
-  $("cap-channels").textContent = m.kind === "channels" ? `${words.row_caption} ${m.whole ? "" : `Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`} ${both ? "RGA reads both directions." : "Rows only are used."}` : "";
+  const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
+  $("cap-channels").textContent = (both ? "“i → it” is row i, what the chosen channel thinks of the other; “it → i” is column i, the other direction. RGA reads both, and weighs each channel by them." :
+    "“i → it” is what the chosen channel takes from the other: shares that sum to 1. The sign favours channels that fire in other places than this one. Only rows are used.") + exact;
 }
 function options(id, labels, chosen, pick) {
   const holder = $(id), focused = holder.contains(document.activeElement);
@@ -365,7 +367,8 @@ function pickExhibit(k) {
 function pickPhoto(k) {
   const { mechanism, trained } = exhibit();
   state.photo = k;
-  pickExhibit(data.exhibits.findIndex((e) => e.photo === k && e.mechanism === mechanism && e.trained === trained));
+  const alike = data.exhibits.findIndex((e) => e.photo === k && e.mechanism === mechanism && e.trained === trained);
+  pickExhibit(alike >= 0 ? alike : data.exhibits.findIndex((e) => e.photo === k));
   applied();
 }
 function flow() {
