@@ -154,7 +154,7 @@ function powerOf(values, low, high) {
   for (const value of values) sum += value;
   return sum / values.length < 0.05 * high ? 1 / 3 : 1;
 }
-const rootNote = (power) => (power === 1 ? "" : " (colours by cube root)");
+const rootNote = (power) => (power === 1 ? "" : " ∛");
 const scaleOf = (low, high) => (low < 0 ? [-Math.max(-low, high), Math.max(-low, high), "diverging"] : [low, high, "sequential"]);
 
 // ---------- the view ----------
