@@ -248,9 +248,9 @@ def test_the_flow_has_true_shapes(small_page: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])
-def test_figures(picture: Path, checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_figures(picture: Path, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / name
-    words = ["--checkpoint", str(checkpoints["rga"]), "--stage", "3", "--out", str(out)]
+    words = ["--checkpoint", str(tiny_checkpoint), "--stage", "3", "--out", str(out)]
     assert main(["explain", "--image", str(picture), *words]) == 0
     if name.endswith("png"):
         pixels = np.asarray(Image.open(out).convert("RGB"))
