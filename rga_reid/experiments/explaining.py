@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,12 +58,12 @@ def explain(
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
     makers: list[tuple[bool, Callable[[], EmbeddingModel]]] = []
     for model in trained:
-        makers.append((True, lambda model=model: model))
-        makers.append((False, lambda model=model: _twin(model, torch.cat(pixels[model.size]), seed)))
+        makers.append((True, partial(_itself, model)))
+        makers.append((False, partial(_twin, model, torch.cat(pixels[model.size]), seed)))
     if not trained:
         everything = torch.cat(pixels[SIZE])
         for name in dict.fromkeys(attention or COMPARED):
-            makers.append((False, lambda name=name: untrained_model(name, everything, seed=seed)))
+            makers.append((False, partial(untrained_model, name, everything, seed=seed)))
     exhibits: list[list[Exhibit]] = [[] for _ in pictures]
     for done, (is_trained, make) in enumerate(makers):
         model = make()
@@ -98,6 +99,10 @@ def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> Embeddin
         asked = f"attention {', '.join(missing)}" if missing else "attention"
         places = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
         raise InputError(f"{os.fspath(path)}: expected a model with {asked}, it has {places}")
+    return model
+
+
+def _itself(model: EmbeddingModel) -> EmbeddingModel:
     return model
 
 

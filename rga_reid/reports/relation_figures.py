@@ -129,8 +129,8 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
     photo_height, photo_width = exhibit.pixels.shape[:2]
     spot = ((u + 0.5) * photo_width / width, (v + 0.5) * photo_height / height)
     for one in (axes[0], *axes[2:]):
-        for colour, width in (("white", 2.4), ("#e8590c", 1.2)):
-            one.plot(*spot, "o", markersize=7, mfc="none", markeredgecolor=colour, markeredgewidth=width)
+        for colour, line in (("white", 2.4), ("#e8590c", 1.2)):
+            one.plot(*spot, "o", markersize=7, mfc="none", markeredgecolor=colour, markeredgewidth=line)
 
 
 def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[float, float]) -> None:
