@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,3 +71,44 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_model(build_model(depth=18, attention="rga", size=(64, 32), classes=3), path)
     return path
+
+
+BROWSER = "apt-get install -y chromium chromium-driver"  # which installs it, on Debian and Ubuntu
+
+
+@pytest.fixture(scope="session")
+def browse() -> Callable[..., AbstractContextManager[Any]]:
+    """Open a page in a real Chromium without window and network: ``with browse(page) as browser``."""
+    from selenium import webdriver
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver = shutil.which("chromedriver")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if driver is None or binary is None:
+        pytest.fail(f"no Chromium with chromedriver found; install them: {BROWSER}")
+
+    @contextmanager
+    def opened(page: Path, *, width: int = 1280, height: int = 1000) -> Iterator[Any]:
+        options = webdriver.ChromeOptions()
+        options.binary_location = binary
+        flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            flags.append("--no-sandbox")  # Chromium refuses to run as root otherwise
+        for flag in flags:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            browser.execute_cdp_cmd("Network.enable", {})
+            browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+            screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            browser.get(page.as_uri())
+            ready = "return document.body.dataset.ready === 'yes'"
+            WebDriverWait(browser, 120).until(lambda b: b.execute_script(ready))
+            yield browser
+        finally:
+            browser.quit()
+
+    return opened

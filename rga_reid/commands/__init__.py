@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "do two pictures show the same person? score, threshold, decision",
     "gallery": "galleries of people: gallery build, add, remove, info, verify, compact",
     "query": "who is this? ranked gallery matches as a table, JSON or a page of pictures",
+    "explain": "what attention relates to what: an interactive page, or figures",
     "convert": "published RGA weights to a model file: convert IN OUT.safetensors",
 }
 

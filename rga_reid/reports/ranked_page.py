@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
+from rga_reid.reports.pages import data_uri, page_environment
 
 Verdict = Literal["correct", "wrong", "junk", "unknown"]
 
@@ -99,13 +97,7 @@ def ranked_page(
     )
     pictures = {path: _thumbnail(path) for path in paths}
     rows = [_row(query, found) for query, found in zip(queries, matches, strict=True)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["file_name"] = lambda path: Path(path).name
     seen = {card["verdict"] for row in rows for card in row["cards"]}
     return environment.get_template("ranked_page.html").render(
@@ -137,6 +129,4 @@ def _thumbnail(path: str) -> str | None:
     except (InputError, ValueError):  # ValueError: a name that no file can have, such as one with a zero byte
         return None
     image.thumbnail(_BOX, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri(image)

@@ -1,0 +1,119 @@
+"""``explain``: what does the attention of a model relate to what? A page to point at, or figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.output import check_output_file, progress
+from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import InputError
+from rga_reid.files import atomic_file
+
+if TYPE_CHECKING:
+    from rga_reid.reports.explorer_page import Exhibit
+
+_FORMATS = ("html", "png", "pdf")
+
+
+def parser() -> ArgumentParser:
+    """Options of ``explain``."""
+    command = new_parser(
+        "explain",
+        "Show what mechanisms of attention think of pictures: relation matrices, rows and columns over the "
+        "photo, the data flow with true shapes, and the attention that is applied. Without a checkpoint, "
+        "untrained ResNet-50s at 256x128 are compared.",
+    )
+    command.add_argument("--image", metavar="FILE", nargs="+", required=True, help="pictures of people")
+    command.add_argument(
+        "--checkpoint", metavar="FILE", nargs="+", default=[], help="trained models, side by side"
+    )
+    command.add_argument(
+        "--attention",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="mechanisms to compare (default: rga nonlocal pam cam criss_cross); "
+        "with a checkpoint: those it must have",
+    )
+    command.add_argument("--out", metavar="FILE", required=True, help="where to write")
+    command.add_argument(
+        "--format", choices=_FORMATS, help="html page, png or pdf figures (default: by --out)"
+    )
+    command.add_argument(
+        "--stage",
+        type=int,
+        choices=(1, 2, 3, 4),
+        help="stage of the figures (default: the last whole one)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of untrained weights (default: 0)")
+    return command
+
+
+def run(options: Namespace) -> None:
+    """Check the files, run the models, write the page or the figures."""
+    kind = _format(options)
+    check_output_file("--out", options.out)
+    if not os.access(Path(options.out).absolute().parent, os.W_OK):
+        raise InputError(f"--out {options.out}: its folder cannot be written")
+    for image in options.image:
+        if not Path(image).is_file():
+            raise InputError(f"--image {image}: no such image file")
+    if kind == "png" and len(options.image) > 1:
+        raise InputError(f"--image: a png shows one picture, got {len(options.image)}; use html or pdf")
+
+    from rga_reid.experiments.explaining import explain
+
+    with progress("relations") as moved:
+        exhibits = explain(
+            options.image,
+            checkpoints=options.checkpoint,
+            attention=options.attention,
+            seed=options.seed,
+            progress=moved,
+        )
+    if kind == "html":
+        _write_page(options, exhibits)
+    else:
+        _write_figures(options, exhibits, kind)
+    print(f"{options.out}: {len(exhibits)} views of {len(options.image)} pictures")
+
+
+def _format(options: Namespace) -> str:
+    suffix = Path(options.out).suffix.lstrip(".").lower()
+    if options.format is None and suffix not in _FORMATS:
+        raise InputError(
+            f"--out {options.out}: expected a name that ends in .html, .png or .pdf, or --format"
+        )
+    return options.format or suffix
+
+
+def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
+    from rga_reid.reports.explorer_page import explorer_page
+
+    models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
+    if options.checkpoint:
+        models += f". Trained: {', '.join(Path(file).name for file in options.checkpoint)}"
+    with atomic_file(options.out) as temporary:
+        temporary.write_text(explorer_page(exhibits, note=models), encoding="utf-8")
+
+
+def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    from rga_reid.reports.relation_figures import attention_figure, flow_figure, relation_figure
+
+    with atomic_file(options.out) as temporary:
+        if kind == "png":
+            relation_figure(exhibits, stage=options.stage).savefig(temporary, dpi=150, format="png")
+            return
+        with PdfPages(temporary) as pages:
+            for image in dict.fromkeys(exhibit.image for exhibit in exhibits):
+                of_image = [exhibit for exhibit in exhibits if exhibit.image == image]
+                pages.savefig(relation_figure(of_image, stage=options.stage))
+                pages.savefig(attention_figure(of_image))
+            for exhibit in {exhibit.mechanism: exhibit for exhibit in exhibits}.values():
+                pages.savefig(flow_figure(exhibit, stage=options.stage))

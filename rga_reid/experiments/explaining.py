@@ -1,0 +1,121 @@
+"""Runs models on pictures and collects what their attention does: what ``explain`` shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rga_reid.attention import MECHANISMS
+from rga_reid.data import read_image
+from rga_reid.errors import InputError
+from rga_reid.models import EmbeddingModel, load_model
+from rga_reid.models.pixels import uint8_batch
+from rga_reid.models.stages import attention_stages, capture_stages, mechanism_name, untrained_model
+from rga_reid.reports.explorer_page import Exhibit
+from rga_reid.reports.relation_views import stage_view
+
+SIZE = (256, 128)  #: of what an untrained network sees
+COMPARED = ("rga", "nonlocal", "pam", "cam", "criss_cross")
+
+
+def explain(
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    checkpoints: Sequence[str | os.PathLike[str]] = (),
+    attention: Sequence[str] = (),
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> list[Exhibit]:
+    """What mechanisms of attention think of pictures.
+
+    Args:
+        images: image files.
+        checkpoints: trained models; each is shown beside an untrained network of the same build.
+        attention: short names of mechanisms. Without a checkpoint one untrained ResNet-50 with each (by
+            default those of ``COMPARED``), all with the same backbone; else which the checkpoints must have.
+        seed: of untrained weights.
+        progress: called with the share that is done.
+
+    Raises:
+        InputError: an unreadable image, an unknown mechanism, a checkpoint without the attention asked for.
+    """
+    for name in attention:
+        if name not in MECHANISMS:
+            raise InputError(
+                f"attention: unknown mechanism {name!r}; expected some of {', '.join(MECHANISMS)}"
+            )
+    if not images:
+        raise InputError("images: expected at least one, got none")
+    pictures = [read_image(path) for path in images]
+    trained = [_checked(path, attention) for path in checkpoints]
+    sizes = {model.size for model in trained} or {SIZE}
+    pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
+    shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
+    makers: list[tuple[bool, Callable[[], EmbeddingModel]]] = []
+    for model in trained:
+        makers.append((True, partial(_itself, model)))
+        makers.append((False, partial(_twin, model, torch.cat(pixels[model.size]), seed)))
+    if not trained:
+        everything = torch.cat(pixels[SIZE])
+        for name in dict.fromkeys(attention or COMPARED):
+            makers.append((False, partial(untrained_model, name, everything, seed=seed)))
+    exhibits: list[list[Exhibit]] = [[] for _ in pictures]
+    for done, (is_trained, make) in enumerate(makers):
+        model = make()
+        for number, path in enumerate(images):
+            pixel: Tensor = pixels[model.size][number]
+            captures = capture_stages(model, pixel)
+            exhibits[number].append(
+                Exhibit(
+                    captures[0].mechanism,
+                    is_trained,
+                    Path(path).name,
+                    shown[model.size][number],
+                    [stage_view(capture) for capture in captures],
+                    describe(model),
+                )
+            )
+            progress((done + (number + 1) / len(images)) / len(makers))
+    return [exhibit for of_image in exhibits for exhibit in of_image]
+
+
+def describe(model: EmbeddingModel) -> str:
+    """``ResNet-50, 256×128 pixels``."""
+    return f"ResNet-{model.backbone.depth}, {model.size[0]}×{model.size[1]} pixels"
+
+
+def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:
+    """The model of a checkpoint, if it has all of ``attention``, or any where that is empty."""
+    model = load_model(path)
+    found = {stage: mechanism_name(module) for stage, module in attention_stages(model).items()}
+    names = list(dict.fromkeys(found.values()))
+    missing = [name for name in attention if name not in names]
+    if missing or not found:
+        asked = f"attention {', '.join(missing)}" if missing else "attention"
+        places = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
+        raise InputError(f"{os.fspath(path)}: expected a model with {asked}, it has {places}")
+    return model
+
+
+def _itself(model: EmbeddingModel) -> EmbeddingModel:
+    return model
+
+
+def _twin(model: EmbeddingModel, pixels: Tensor, seed: int) -> EmbeddingModel:
+    """An untrained model of the same build."""
+    config = model.config or {}
+    backbone = model.backbone
+    return untrained_model(
+        config.get("attention"),
+        pixels,
+        depth=backbone.depth,
+        stages=backbone.stages,
+        last_stride=backbone.last_stride,
+        size=model.size,
+        seed=seed,
+    )

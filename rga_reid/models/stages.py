@@ -1,0 +1,133 @@
+"""What the attention of a model does with one picture: its relations after every stage, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rga_reid.attention import MECHANISMS, RGA, Step
+from rga_reid.errors import InputError
+from rga_reid.models.build import AttentionChoice, build_model
+from rga_reid.models.embedding import EmbeddingModel
+from rga_reid.models.pixels import uint8_batch
+from rga_reid.models.resnet import Size
+
+STAGES = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class StageCapture:
+    """One mechanism after one stage, on one picture. Tensors keep their batch axis, of length 1.
+
+    Args:
+        stage: from 1 to 4.
+        mechanism: short name, as in ``MECHANISMS``, or the name of a class that is not listed there.
+        matrices, weights, flow, output: as in ``Relations``; ``flow[0]`` is the input map.
+    """
+
+    stage: int
+    mechanism: str
+    matrices: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    flow: list[Step]
+    output: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """The map that went in, (1, C, H, W)."""
+        return self.flow[0].tensor
+
+
+def mechanism_name(module: nn.Module) -> str:
+    """Short name of a module of attention: ``rga_s`` for an RGA without its channel part."""
+    if isinstance(module, RGA) and not (module.spatial and module.channel):
+        return "rga_s" if module.spatial else "rga_c"
+    names = [name for name, made_by in MECHANISMS.items() if made_by is type(module)]
+    return names[0] if names else type(module).__name__
+
+
+def attention_stages(model: EmbeddingModel) -> dict[int, nn.Module]:
+    """The modules of attention, by the stage they follow; none for a plain backbone."""
+    modules = {stage: getattr(model.backbone, f"attention{stage}", nn.Identity()) for stage in STAGES}
+    return {stage: module for stage, module in modules.items() if not isinstance(module, nn.Identity)}
+
+
+@torch.inference_mode()
+def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
+    """Run one picture through the model and keep what each module of attention saw and thought.
+
+    Args:
+        model: put in evaluation mode for the run, and back.
+        pixels: uint8 ``(1, 3, h, w)``; resized to the model's size if it has another.
+
+    Raises:
+        InputError: the model has no attention, or attention without ``relations``.
+    """
+    modules = attention_stages(model)
+    if not modules:
+        raise InputError("model: expected attention after at least one stage, found none")
+    for stage, module in modules.items():
+        if not hasattr(module, "relations"):
+            raise InputError(f"attention after stage {stage}: {type(module).__name__} has no relations(x)")
+    inputs: dict[int, Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, stage=stage: inputs.update({stage: given[0]}))
+        for stage, module in modules.items()
+    ]
+    training = model.training
+    model.eval()
+    try:
+        where = next(model.parameters()).device
+        model.backbone(model.normalise(uint8_batch(pixels, model.size, where)))
+        return [_capture(stage, modules[stage], x) for stage, x in sorted(inputs.items())]
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def _capture(stage: int, module: nn.Module, x: Tensor) -> StageCapture:
+    relations = module.relations(x)  # type: ignore[operator]  # checked by the caller
+    trace, output = relations.trace()
+    return StageCapture(
+        stage, mechanism_name(module), dict(relations.matrices), dict(trace.weights), list(trace.flow), output
+    )
+
+
+@torch.no_grad()
+def untrained_model(
+    attention: AttentionChoice,
+    pixels: Tensor,
+    *,
+    depth: int = 50,
+    stages: tuple[int, ...] = STAGES,
+    last_stride: int = 1,
+    size: Size = (256, 128),
+    seed: int = 0,
+) -> EmbeddingModel:
+    """A network with random weights whose batch norms take their statistics from ``pixels``.
+
+    Without statistics the activations of a random network grow from block to block until every softmax is
+    a spike. Equal seeds give equal backbones whatever the attention. The random state is left as it was.
+
+    Args:
+        attention, depth, stages, last_stride, size: as in ``build_model``.
+        pixels: uint8 ``(n, 3, h, w)``.
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(
+            depth=depth, attention=attention, stages=stages, last_stride=last_stride, size=size
+        )
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of this one batch
+    model.train()
+    model.backbone(model.normalise(uint8_batch(pixels, model.size)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()

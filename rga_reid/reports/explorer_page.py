@@ -1,0 +1,167 @@
+"""The relation explorer: one interactive page that shows what mechanisms of attention think of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rga_reid.errors import InputError
+from rga_reid.reports.mechanism_words import words_of
+from rga_reid.reports.packing import Pack
+from rga_reid.reports.pages import TEMPLATES, data_uri, page_environment, script_hash
+from rga_reid.reports.relation_views import WHOLE, MatrixView, StageView
+
+COLOURS = {"sequential": "cividis", "diverging": "PuOr_r"}  # both told apart by colour-blind readers
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One mechanism in one model, on one picture.
+
+    Args:
+        mechanism: short name.
+        trained: false for random weights.
+        image: name of the picture, such as its file name.
+        pixels: what the model saw, uint8 ``(H, W, 3)``.
+        stages: at least one, in order.
+        model: what the mechanism stands in, such as "ResNet-50, 256×128".
+    """
+
+    mechanism: str
+    trained: bool
+    image: str
+    pixels: np.ndarray
+    stages: Sequence[StageView]
+    model: str
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError(f"exhibit {self.mechanism}: expected at least one stage, got none")
+
+    @property
+    def label(self) -> str:
+        return f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
+
+    def stage(self, number: int | None = None) -> StageView:
+        """A stage by its number; by default the last whose matrices of positions are whole."""
+        if number is None:
+            whole = [
+                view
+                for view in self.stages
+                if all(matrix.whole for matrix in view.matrices if matrix.kind == "positions")
+            ]
+            return (whole or list(self.stages))[-1]
+        for view in self.stages:
+            if view.stage == number:
+                return view
+        known = ", ".join(str(view.stage) for view in self.stages)
+        raise InputError(f"stage {number}: {self.mechanism} stands after stages {known}")
+
+
+def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explorer", note: str = "") -> str:
+    """One HTML page that needs no other file and no network.
+
+    Args:
+        exhibits: what is shown; those of one image are compared with each other.
+        title: heading of the page.
+        note: a sentence below it.
+
+    Raises:
+        InputError: nothing to show.
+    """
+    if not exhibits:
+        raise InputError("exhibits: expected at least one, got none")
+    pack = Pack()
+    photos = list({id(exhibit.pixels): exhibit for exhibit in exhibits}.values())
+    places = {id(exhibit.pixels): place for place, exhibit in enumerate(photos)}
+    data = {
+        "photos": [
+            {
+                "name": exhibit.image,
+                "uri": data_uri(Image.fromarray(exhibit.pixels), quality=90),
+                "size": list(exhibit.pixels.shape[:2]),
+            }
+            for exhibit in photos
+        ],
+        "exhibits": [_exhibit(exhibit, places[id(exhibit.pixels)], pack) for exhibit in exhibits],
+        "colours": {name: _colours(map_name) for name, map_name in COLOURS.items()},
+    }
+    data["blobs"] = pack.blobs
+    script = (TEMPLATES / "explorer.js").read_text(encoding="utf-8")
+    names = list(dict.fromkeys(exhibit.mechanism for exhibit in exhibits))
+    return (
+        page_environment()
+        .get_template("explorer.html")
+        .render(
+            title=title,
+            note=note,
+            untrained=not any(exhibit.trained for exhibit in exhibits),
+            mechanisms=[(name, words_of(name), _asymmetries(exhibits, name)) for name in names],
+            whole=WHOLE,
+            data=data,
+            script=script,
+            script_hash=script_hash(script),
+        )
+    )
+
+
+def _exhibit(exhibit: Exhibit, photo: int, pack: Pack) -> dict[str, Any]:
+    return {
+        "mechanism": exhibit.mechanism,
+        "label": exhibit.label,
+        "trained": exhibit.trained,
+        "model": exhibit.model,
+        "photo": photo,
+        "words": asdict(words_of(exhibit.mechanism)),
+        "stages": [_stage(view, pack) for view in exhibit.stages],
+    }
+
+
+def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
+    return {
+        "stage": view.stage,
+        "channels": view.channels,
+        "grid": view.grid,
+        "flow": view.flow,
+        "matrices": [_matrix(matrix, pack) for matrix in view.matrices],
+        "attention": None if view.attention is None else pack.add(view.attention),
+        "channel_attention": None if view.channel_attention is None else pack.add(view.channel_attention),
+        "change": pack.add(view.change),
+    }
+
+
+def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
+    plain = ("name", "symbol", "formula", "meaning", "kind", "size", "grid", "key_grid")
+    return {
+        **{name: getattr(matrix, name) for name in (*plain, "asymmetry", "reach", "whole")},
+        "picture": pack.add(matrix.picture),
+        "chosen": [] if matrix.whole else matrix.chosen.tolist(),
+        "rows": None if matrix.whole else pack.add(matrix.rows),
+        "columns": None if matrix.whole else pack.add(matrix.columns),
+        "maps": pack.add_pictures(matrix.maps) if len(matrix.maps) else None,
+        "map_channels": matrix.map_channels.tolist(),
+    }
+
+
+def _asymmetries(exhibits: Sequence[Exhibit], mechanism: str) -> list[float]:
+    """Lowest and highest over the matrices of a mechanism; empty if it has none."""
+    found = [
+        matrix.asymmetry
+        for exhibit in exhibits
+        if exhibit.mechanism == mechanism
+        for view in exhibit.stages
+        for matrix in view.matrices
+        if matrix.asymmetry is not None
+    ]
+    return [min(found), max(found)] if found else []
+
+
+def _colours(name: str) -> list[list[int]]:
+    """256 colours, from lowest to highest."""
+    from matplotlib import colormaps
+
+    return np.round(colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).astype(int).tolist()

@@ -1,0 +1,148 @@
+"""What each mechanism means, in plain words: one place for the pages and figures that explain them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Words:
+    """A mechanism for a reader new to its paper.
+
+    Args:
+        title: full name.
+        paper: where it comes from.
+        idea: what it does, in one sentence.
+        nodes: what is related to what.
+        entry: what one number of the matrix is.
+        row: what a row is.
+        use: what is done with the matrix.
+        row_caption: below the picture of a row.
+        column_caption: below the picture of a column.
+    """
+
+    title: str
+    paper: str
+    idea: str
+    nodes: str
+    entry: str
+    row: str
+    use: str
+    row_caption: str
+    column_caption: str
+
+
+_SHARES = "Shares that sum to 1: brighter places give more to the chosen point."
+_TAKERS = (
+    "Who takes from the chosen point. This mechanism gathers along rows; a column is never used by itself."
+)
+_RGA_ROW = "What the chosen point thinks of every place: row i of G. Raw products, which do not sum to 1."
+_RGA_COLUMN = (
+    "What every place thinks of the chosen point: column i of G. RGA reads this direction as well as the row."
+)
+
+WORDS = {
+    "rga": Words(
+        "Relation-aware global attention (RGA-SC)",
+        "Zhang et al., CVPR 2020",
+        "A point learns how important it is from its relations to all points, in both directions.",
+        "positions (Gₛ), then channels (Gᴄ)",
+        "G[i, j] = θ(xᵢ)·φ(xⱼ), a raw product",
+        "relations of i to all; together with column i, a description of point i",
+        "row and column go through a small network that gives one weight aᵢ between 0 and 1: xᵢ is scaled, "
+        "nothing is mixed",
+        _RGA_ROW,
+        _RGA_COLUMN,
+    ),
+    "pam": Words(
+        "Position attention (PAM)",
+        "Fu et al., CVPR 2019 (DANet)",
+        "Each position adds a mixture of all positions, weighted by likeness.",
+        "positions",
+        "A[i, j] = softmaxⱼ(Qᵢ·Kⱼ), a share",
+        "a recipe: how much i takes from each j; sums to 1",
+        "the features of all places are mixed by row i and added: γ · V Aᵀ + x",
+        _SHARES,
+        _TAKERS,
+    ),
+    "cam": Words(
+        "Channel attention (CAM)",
+        "Fu et al., CVPR 2019 (DANet)",
+        "Each channel adds a mixture of all channels; those least like it weigh most.",
+        "channels",
+        "A[i, j] = softmaxⱼ(maxₖ E[i, k] − E[i, j]), E = X Xᵀ",
+        "a recipe: how much channel i takes from each j; sums to 1",
+        "channels are mixed by row i and added: γ · A X + x",
+        "Shares that sum to 1. The sign favours channels that fire in other places than this one.",
+        "How much other channels take from this one; never used by itself.",
+    ),
+    "nonlocal": Words(
+        "Non-local block",
+        "Wang et al., CVPR 2018",
+        "Each position adds a mixture of all positions, in half as many channels, by a learned map.",
+        "positions",
+        "f[i, j] = softmaxⱼ(θ(xᵢ)·φ(xⱼ)), a share",
+        "a recipe: how much i takes from each j; sums to 1",
+        "mixed by row i, mapped back by W and added: W(y) + x",
+        _SHARES,
+        _TAKERS,
+    ),
+    "criss_cross": Words(
+        "Criss-cross attention (CCNet)",
+        "Huang et al., ICCV 2019",
+        "Each position mixes its own row and column only; a second pass reaches everything else.",
+        "positions that share a row or a column",
+        "A[i, j] = softmax of Qᵢ·Kⱼ over H + W − 1 places, 0 elsewhere",
+        "a recipe over the cross through i; sums to 1",
+        "mixed along the cross and added, twice with the same weights: γ · O + x",
+        "One pass sees the cross of the chosen point. Both passes together reach every place, by way of the "
+        "two corners that share a line with each.",
+        _TAKERS,
+    ),
+    "se": Words(
+        "Squeeze-and-excitation (SE)",
+        "Hu et al., CVPR 2018",
+        "Each channel is weighed by what the whole map holds, without any relation matrix.",
+        "none",
+        "none: one weight per channel",
+        "none",
+        "each channel is scaled by its weight",
+        "",
+        "",
+    ),
+    "cbam": Words(
+        "Convolutional block attention (CBAM)",
+        "Woo et al., ECCV 2018",
+        "Channels, then positions, are weighed by means and peaks, without any relation matrix.",
+        "none",
+        "none: one weight per channel, one per position",
+        "none",
+        "channels and positions are scaled by their weights",
+        "",
+        "",
+    ),
+}
+WORDS["rga_s"] = replace(
+    WORDS["rga"], title="Relation-aware global attention, positions (RGA-S)", nodes="positions"
+)
+WORDS["rga_c"] = replace(
+    WORDS["rga"], title="Relation-aware global attention, channels (RGA-C)", nodes="channels"
+)
+WORDS["dual"] = Words(
+    "Dual attention (PAM + CAM)",
+    "Fu et al., CVPR 2019 (DANet)",
+    "Position and channel attention side by side, summed.",
+    "positions, and channels",
+    "Aₚ[i, j] and Aᴄ[i, j], shares",
+    "a recipe; sums to 1",
+    "both mixtures are added to x",
+    _SHARES,
+    _TAKERS,
+)
+
+
+def words_of(mechanism: str) -> Words:
+    """The words of a mechanism, by its short name; of one not known here, no more than its name."""
+    nothing = "not described here"
+    unknown = Words(mechanism, "", nothing, nothing, nothing, nothing, nothing, "A row.", "A column.")
+    return WORDS.get(mechanism, unknown)

@@ -1,0 +1,192 @@
+"""Figures of relations for papers and notebooks. Each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+
+from rga_reid.errors import InputError
+from rga_reid.reports.explorer_page import COLOURS, Exhibit
+from rga_reid.reports.mechanism_words import words_of
+from rga_reid.reports.relation_views import MatrixView, related
+
+_BOX = (2.5, 1.15)  # inches, of one step of a data flow
+_ACROSS = 4
+
+
+def relation_figure(
+    exhibits: Sequence[Exhibit], *, stage: int | None = None, point: tuple[float, float] = (0.36, 0.5)
+) -> Figure:
+    """One line per matrix: photo, matrix, row, column, row − column; of channels the most and least related.
+
+    Args:
+        exhibits: of one picture.
+        stage: which; by default the last whose matrices of positions are whole.
+        point: the chosen position, as shares of height and width from the top left.
+
+    Raises:
+        InputError: no matrix to show; a mechanism that does not stand after ``stage``.
+    """
+    lines = [(exhibit, matrix) for exhibit in exhibits for matrix in exhibit.stage(stage).matrices]
+    if not lines:
+        raise InputError("relation_figure: expected a mechanism with relation matrices")
+    figure = Figure(figsize=(9.5, 2.9 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), 5, squeeze=False, width_ratios=(1, 2, 1, 1, 1))
+    for axes, (exhibit, matrix) in zip(grid, lines, strict=True):
+        for one in axes:
+            one.set(xticks=[], yticks=[])
+        number = exhibit.stage(stage).stage
+        axes[0].set_ylabel(f"{exhibit.label}\nstage {number}, {matrix.symbol}")
+        _draw_matrix(axes[1], matrix)
+        (_draw_positions if matrix.kind == "positions" else _draw_channels)(axes, exhibit, matrix, point)
+    return figure
+
+
+def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
+    """What is applied after each stage: weights of positions, or how much each place changed."""
+    stages = sorted({view.stage for exhibit in exhibits for view in exhibit.stages})
+    figure = Figure(figsize=(1.9 * len(stages) + 1, 3 * len(exhibits)), layout="constrained")
+    grid = figure.subplots(len(exhibits), len(stages), squeeze=False)
+    for line, exhibit in zip(grid, exhibits, strict=True):
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(exhibit.label)
+        for view in exhibit.stages:
+            axes = line[stages.index(view.stage)]
+            values = view.change if view.attention is None else view.attention
+            what = "change" if view.attention is None else "weight"
+            shown = _over_photo(axes, exhibit, values, *_range(values), COLOURS["sequential"])
+            axes.set_title(f"stage {view.stage}: {what}", fontsize=8)
+            figure.colorbar(shown, ax=axes, shrink=0.6).ax.tick_params(labelsize=7)
+    return figure
+
+
+def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
+    """The data flow as boxes: symbol, shape, formula, meaning, in reading order."""
+    view = exhibit.stage(stage)
+    down = -(-len(view.flow) // _ACROSS)
+    width, height = _BOX
+    figure = Figure(figsize=(_ACROSS * (width + 0.3), down * (height + 0.3) + 0.5))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, _ACROSS * (width + 0.3)), ylim=(down * (height + 0.3) + 0.5, 0))
+    axes.axis("off")
+    axes.text(0.15, 0.3, f"{words_of(exhibit.mechanism).title}, after stage {view.stage}", weight="bold")
+    matrices = {matrix.symbol for matrix in view.matrices}
+    for place, (symbol, meaning, formula, shape) in enumerate(view.flow):
+        x, y = (
+            0.15 + place % _ACROSS * (width + 0.3),
+            0.55 + place // _ACROSS * (height + 0.3),
+        )
+        edge = "#e8590c" if symbol in matrices else "#8a929c"
+        text = f"{symbol}   {'×'.join(map(str, shape))}\n{formula or 'from the stage before'}\n{meaning}"
+        axes.text(
+            x,
+            y,
+            _wrapped(text),
+            va="top",
+            fontsize=7.5,
+            linespacing=1.35,
+            bbox={"boxstyle": "round,pad=0.4", "facecolor": "#f7f8fa", "edgecolor": edge},
+        )
+        if place + 1 < len(view.flow) and (place + 1) % _ACROSS:
+            axes.text(x + width + 0.06, y + 0.3, "→", fontsize=12)
+    return figure
+
+
+def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
+    low, high = _range(matrix.picture, 99.5)
+    norm = _norm(matrix.picture, low, high)
+    shown = axes.imshow(matrix.picture, _colours(low), norm=norm, aspect="auto", interpolation="none")
+    axes.figure.colorbar(shown, ax=axes, shrink=0.7).ax.tick_params(labelsize=7)
+    pooled = "" if matrix.whole else ", block means"
+    pooled += ", colours by cube root" if isinstance(norm, PowerNorm) else ""
+    asymmetry = "" if matrix.asymmetry is None else f", asymmetry {matrix.asymmetry:.2f}"
+    axes.set_title(f"{matrix.symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}{pooled}", fontsize=8)
+
+
+def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tuple[float, float]) -> None:
+    height, width = matrix.grid
+    node = min(height - 1, int(point[0] * height)) * width + min(width - 1, int(point[1] * width))
+    place = matrix.nearest(node)
+    row, column = matrix.row(place), matrix.column(place)
+    v, u = divmod(int(matrix.chosen[place]), width)
+    axes[0].imshow(exhibit.pixels)
+    axes[0].set_title("point i", fontsize=8)
+    low, high = _range(np.concatenate([row, column]))
+    _over_photo(axes[2], exhibit, row.reshape(matrix.key_grid), low, high, _colours(low))
+    axes[2].set_title("row i", fontsize=8)
+    _over_photo(axes[3], exhibit, column.reshape(matrix.grid), low, high, _colours(low))
+    axes[3].set_title("column i", fontsize=8)
+    if row.shape == column.shape:
+        difference = row - column
+        most = float(np.abs(difference).max())
+        _over_photo(axes[4], exhibit, difference.reshape(matrix.grid), -most, most, COLOURS["diverging"])
+        axes[4].set_title("row − column", fontsize=8)
+    photo_height, photo_width = exhibit.pixels.shape[:2]
+    spot = ((u + 0.5) * photo_width / width, (v + 0.5) * photo_height / height)
+    for one in (axes[0], *axes[2:]):
+        for colour, line in (("white", 2.4), ("#e8590c", 1.2)):
+            one.plot(*spot, "o", markersize=7, mfc="none", markeredgecolor=colour, markeredgewidth=line)
+
+
+def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[float, float]) -> None:
+    energy = [np.abs(one).mean() for one in matrix.maps]
+    candidates = [
+        (energy[place], int(channel))
+        for place, channel in enumerate(matrix.map_channels)
+        if channel in matrix.chosen
+    ]
+    channel = max(candidates)[1]
+    row = matrix.row(int(np.searchsorted(matrix.chosen, channel)))
+    most, least = related(row, channel, 2)
+    places = {int(node): place for place, node in enumerate(matrix.map_channels)}
+    for one, node, title in (
+        (axes[0], channel, f"channel {channel}"),
+        (axes[2], most[0], f"most: {most[0]}\n{row[most[0]]:.3g}"),
+        (axes[3], most[1], f"next: {most[1]}\n{row[most[1]]:.3g}"),
+        (axes[4], least[0], f"least: {least[0]}\n{row[least[0]]:.3g}"),
+    ):
+        activation = matrix.maps[places[node]]
+        _over_photo(one, exhibit, activation, *_range(activation), COLOURS["sequential"])
+        one.set_title(title, fontsize=8)
+
+
+def _over_photo(
+    axes: Any, exhibit: Exhibit, values: np.ndarray, low: float, high: float, colours: str
+) -> Any:
+    height, width = exhibit.pixels.shape[:2]
+    axes.imshow(exhibit.pixels.mean(axis=2), "gray")
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    norm = _norm(values, low, high)
+    clear = np.ma.masked_equal(values, 0) if isinstance(norm, PowerNorm) else values
+    return axes.imshow(clear, colours, norm=norm, extent=extent, alpha=0.74, interpolation="nearest")
+
+
+def _norm(values: np.ndarray, low: float, high: float) -> Normalize:
+    """Colours by the cube root where a few numbers tower above the rest, as in a sharp softmax."""
+    if low >= 0 and high > 0 and values.mean() < 0.05 * high:
+        return PowerNorm(1 / 3, low, high)
+    return Normalize(low, high)
+
+
+def _range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]:
+    """Limits of colours; symmetric about 0 if there are negative values."""
+    low, top = float(values.min()), float(values.max())
+    high = float(np.percentile(values, percentile))
+    if high - low <= 0.02 * (top - low):
+        high = top
+    return (-max(-low, high), max(-low, high)) if low < 0 else (low, high)
+
+
+def _colours(low: float) -> str:
+    return COLOURS["diverging" if low < 0 else "sequential"]
+
+
+def _wrapped(text: str, width: int = 34) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))

@@ -1,0 +1,521 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const state = { photo: 0, exhibit: 0, stage: 0, matrix: 0, v: 0.36, u: 0.5, ov: 0.8, ou: 0.5, channel: 0, held: false };
+const PER_PIXEL = 2; // canvas pixels for one of the photo
+
+// ---------- numbers: half precision in two byte planes, deflated ----------
+const HALVES = new Float32Array(65536);
+for (let bits = 0; bits < 65536; bits++) {
+  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  HALVES[bits] = sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
+}
+const inflated = new Map();
+function inflate(blob) {
+  if (!inflated.has(blob)) {
+    const bytes = Uint8Array.from(atob(data.blobs[blob]), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    inflated.set(blob, new Response(stream).arrayBuffer().then((buffer) => new Uint8Array(buffer)));
+  }
+  return inflated.get(blob);
+}
+async function numbers(reference) {
+  if (!reference) return null;
+  if (!reference.values) {
+    const bytes = await inflate(reference.blob), n = bytes.length / 2;
+    const values = new Float32Array(n);
+    for (let k = 0; k < n; k++) values[k] = HALVES[(bytes[k] << 8) | bytes[k + n]] * reference.scale;
+    reference.values = values;
+  }
+  return reference.values;
+}
+const spoken = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e4 || Math.abs(value) < 1e-3 ? value.toExponential(3) : value.toPrecision(4));
+const range = (values) => {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
+  return [low, high];
+};
+
+// ---------- a relation matrix: whole, or exact at chosen nodes ----------
+async function ready(matrix) {
+  if (matrix.ready) return matrix;
+  const [picture, rows, columns] = await Promise.all([numbers(matrix.picture), numbers(matrix.rows), numbers(matrix.columns)]);
+  if (matrix.maps) matrix.pixels = await inflate(matrix.maps.blob);
+  Object.assign(matrix, { values: picture, exactRows: rows, exactColumns: columns, ready: true });
+  return matrix;
+}
+const cell = (v, u, grid) => Math.min(grid[0] - 1, Math.floor(v * grid[0])) * grid[1] + Math.min(grid[1] - 1, Math.floor(u * grid[1]));
+const middle = (node, grid) => [(Math.floor(node / grid[1]) + 0.5) / grid[0], ((node % grid[1]) + 0.5) / grid[1]];
+/** The place of the node shown for (v, u): the node itself, or the nearest chosen one. */
+function nearest(matrix, v, u) {
+  if (matrix.whole) return cell(v, u, matrix.grid);
+  let best = 0, least = Infinity;
+  matrix.chosen.forEach((node, place) => {
+    const [nv, nu] = middle(node, matrix.grid), d = ((nv - v) * matrix.grid[0]) ** 2 + ((nu - u) * matrix.grid[1]) ** 2;
+    if (d < least) { least = d; best = place; }
+  });
+  return best;
+}
+const nodeAt = (matrix, place) => (matrix.whole ? place : matrix.chosen[place]);
+function rowOf(matrix, place) {
+  const k = matrix.size[1];
+  return (matrix.whole ? matrix.values : matrix.exactRows).subarray(place * k, (place + 1) * k);
+}
+function columnOf(matrix, place) {
+  const [r, k] = matrix.size;
+  if (!matrix.whole) return matrix.exactColumns.subarray(place * r, (place + 1) * r);
+  const key = matrix.kind === "channels" ? place : cell(...middle(place, matrix.grid), matrix.key_grid);
+  const column = new Float32Array(r);
+  for (let i = 0; i < r; i++) column[i] = matrix.values[i * k + key];
+  return column;
+}
+
+// ---------- drawing ----------
+const photos = [];
+function loadPhoto(photo) {
+  return new Promise((done) => {
+    const image = new Image();
+    image.onload = () => {
+      const grey = document.createElement("canvas");
+      grey.width = photo.size[1]; grey.height = photo.size[0];
+      const context = grey.getContext("2d");
+      context.drawImage(image, 0, 0);
+      const pixels = context.getImageData(0, 0, grey.width, grey.height);
+      for (let k = 0; k < pixels.data.length; k += 4) {
+        const light = 0.3 * pixels.data[k] + 0.59 * pixels.data[k + 1] + 0.11 * pixels.data[k + 2];
+        pixels.data[k] = pixels.data[k + 1] = pixels.data[k + 2] = light;
+      }
+      context.putImageData(pixels, 0, 0);
+      done({ image, grey });
+    };
+    image.src = photo.uri;
+  });
+}
+/** Numbers as colours. With a power below 1, small numbers are told apart; 0 is left clear. */
+function paint(values, grid, low, high, colours, start = 0, power = 1) {
+  const canvas = document.createElement("canvas");
+  canvas.width = grid[1]; canvas.height = grid[0];
+  const context = canvas.getContext("2d"), pixels = context.createImageData(grid[1], grid[0]);
+  const factor = high > low ? 255 / (high - low) : 0;
+  for (let k = 0; k < grid[0] * grid[1]; k++) {
+    let level = (values[start + k] - low) * factor;
+    if (power !== 1) level = 255 * (Math.max(0, level) / 255) ** power;
+    const colour = colours[Math.max(0, Math.min(255, Math.round(level)))];
+    pixels.data.set([colour[0], colour[1], colour[2], power !== 1 && values[start + k] === 0 ? 0 : 255], 4 * k);
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+function overPhoto(canvas, photo, picture) {
+  const { image, grey } = photos[photo], [height, width] = data.photos[photo].size;
+  if (canvas.width !== width * PER_PIXEL || canvas.height !== height * PER_PIXEL) {
+    canvas.width = width * PER_PIXEL; canvas.height = height * PER_PIXEL;
+  }
+  const context = canvas.getContext("2d");
+  context.globalAlpha = 1;
+  context.imageSmoothingEnabled = true;
+  context.drawImage(picture ? grey : image, 0, 0, canvas.width, canvas.height);
+  if (picture) {
+    context.globalAlpha = 0.74;
+    context.imageSmoothingEnabled = false;
+    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    context.globalAlpha = 1;
+  }
+  return context;
+}
+function mark(context, v, u, grid, other) {
+  const { width, height } = context.canvas, h = Math.max(height / grid[0], 10), w = Math.max(width / grid[1], 10);
+  const style = getComputedStyle(document.documentElement);
+  for (const [colour, thick] of [["#fff", 7], [style.getPropertyValue(other ? "--other" : "--mark").trim(), 4]]) {
+    context.strokeStyle = colour; context.lineWidth = thick;
+    context.beginPath();
+    if (other) context.rect(u * width - w / 2, v * height - h / 2, w, h);
+    else context.ellipse(u * width, v * height, Math.max(w / 2, 8), Math.max(h / 2, 8), 0, 0, 7);
+    context.stroke();
+  }
+}
+function bar(id, low, high, colours, note = "") {
+  const holder = $(id);
+  if (!holder.firstChild) {
+    for (const tag of ["span", "canvas", "span"]) holder.append(document.createElement(tag));
+    holder.children[1].width = 128; holder.children[1].height = 1;
+  }
+  holder.children[0].textContent = spoken(low);
+  holder.children[2].textContent = spoken(high) + note;
+  if (holder.dataset.colours !== colours) {
+    holder.children[1].getContext("2d").drawImage(paint(Float32Array.from({ length: 128 }, (_, k) => k), [1, 128], 0, 127, data.colours[colours]), 0, 0);
+    holder.dataset.colours = colours;
+  }
+}
+/** Where few numbers stand out far above the rest, as in a sharp softmax, colours follow the cube root. */
+function powerOf(values, low, high) {
+  if (low < 0 || !(high > 0)) return 1;
+  let sum = 0;
+  for (const value of values) sum += value;
+  return sum / values.length < 0.05 * high ? 1 / 3 : 1;
+}
+const rootNote = (power) => (power === 1 ? "" : " ∛");
+const scaleOf = (low, high) => (low < 0 ? [-Math.max(-low, high), Math.max(-low, high), "diverging"] : [low, high, "sequential"]);
+
+// ---------- the view ----------
+const exhibit = () => data.exhibits[state.exhibit];
+const stage = () => exhibit().stages[state.stage];
+const matrix = () => stage().matrices[state.matrix];
+const readsBoth = (shown) => shown.mechanism.startsWith("rga");
+
+function drawMatrix(m) {
+  const [rows, keys] = m.picture.shape;
+  if (!m.drawn) {
+    const sorted = Float32Array.from(m.values).sort();
+    const low = sorted[0], top = sorted[sorted.length - 1];
+    let high = sorted[Math.floor(0.995 * (sorted.length - 1))];
+    if (high - low <= 0.02 * (top - low)) high = top;
+    const power = powerOf(m.values, low, top);
+    if (power !== 1) high = top;
+    const [a, b, colours] = scaleOf(low, high);
+    const picture = paint(m.values, [rows, keys], a, b, data.colours[colours], 0, power);
+    m.drawn = { picture, low: a, high: b, colours, note: high < top ? " and more" : rootNote(power) };
+  }
+  const canvas = $("matrix"), side = 512;
+  if (canvas.width !== side) canvas.width = canvas.height = side;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.clearRect(0, 0, side, side);
+  context.drawImage(m.drawn.picture, 0, 0, side, side);
+  bar("bar-matrix", m.drawn.low, m.drawn.high, m.drawn.colours, m.drawn.note);
+  return context;
+}
+function lines(context, share, keyShare) {
+  const side = context.canvas.width, style = getComputedStyle(document.documentElement);
+  context.lineWidth = 3; context.strokeStyle = style.getPropertyValue("--mark").trim();
+  context.beginPath(); context.moveTo(0, share * side); context.lineTo(side, share * side); context.stroke();
+  context.setLineDash([8, 6]);
+  context.beginPath(); context.moveTo(keyShare * side, 0); context.lineTo(keyShare * side, side); context.stroke();
+  context.setLineDash([]);
+}
+/** Text parts: strings, and [text, number id, number] for numbers that can be read back. */
+function tell(id, parts) {
+  $(id).replaceChildren(...parts.map(([text, name, value]) => {
+    const span = document.createElement("span");
+    span.textContent = text;
+    if (name) {
+      const number = document.createElement("b");
+      number.id = name; number.textContent = spoken(value); number.dataset.value = String(value);
+      span.append(" ", number);
+    }
+    return span;
+  }));
+}
+
+function showPositions() {
+  const m = matrix(), place = nearest(m, state.v, state.u), node = nodeAt(m, place);
+  const [v, u] = middle(node, m.grid), row = rowOf(m, place), column = columnOf(m, place);
+  const square = m.size[0] === m.size[1];
+  const otherKey = cell(state.ov, state.ou, m.key_grid), otherNode = cell(state.ov, state.ou, m.grid);
+  const [ov, ou] = middle(otherNode, m.grid);
+  const mine = overPhoto($("photo"), exhibit().photo, null);
+  if (!m.whole) m.chosen.forEach((n) => { const [a, b] = middle(n, m.grid); mine.fillStyle = "#fff"; mine.fillRect(b * mine.canvas.width - 2, a * mine.canvas.height - 2, 5, 5); });
+  const all = [mine];
+  let [low, high] = range(row);
+  if (square) { const [l, h] = range(column); low = Math.min(low, l); high = Math.max(high, h); }
+  const [a, b, colours] = scaleOf(low, high), power = powerOf(row, low, high);
+  all.push(overPhoto($("row"), exhibit().photo, paint(row, m.key_grid, a, b, data.colours[colours], 0, power)));
+  all.push(overPhoto($("column"), exhibit().photo, paint(column, m.grid, a, b, data.colours[colours], 0, power)));
+  bar("bar-row", a, b, colours, rootNote(power)); bar("bar-column", a, b, colours, rootNote(power));
+  $("fig-difference").hidden = !square;
+  if (square) {
+    const difference = row.map((value, k) => value - column[k]), [l, h] = range(difference), most = Math.max(-l, h);
+    all.push(overPhoto($("difference"), exhibit().photo, paint(difference, m.grid, -most, most, data.colours.diverging)));
+    bar("bar-difference", -most, most, "diverging");
+  }
+  for (const context of all) { mark(context, v, u, m.grid, false); mark(context, ov, ou, m.grid, true); }
+  lines(drawMatrix(m), (node + 0.5) / m.size[0], (cell(v, u, m.key_grid) + 0.5) / m.size[1]);
+  const at = (n, grid) => `row ${Math.floor(n / grid[1]) + 1}, column ${(n % grid[1]) + 1}`;
+  const parts = [[`○ point i: ${at(node, m.grid)}${state.held ? " (held)" : ""}`], [`□ point j: ${at(otherNode, m.grid)}`],
+    [`${m.symbol}[i, j], i → j:`, "value-row", row[otherKey]], [`${m.symbol}[j, i], j → i:`, "value-column", column[otherNode]],
+    ["sum of the row:", "value-sum", row.reduce((sum, value) => sum + value, 0)]];
+  if (m.asymmetry !== null) parts.push(["asymmetry of the matrix:", "value-asymmetry", m.asymmetry]);
+  tell("readout", parts);
+  $("readout").dataset.node = node; $("readout").dataset.other = otherKey;
+}
+
+function showChannels() {
+  const m = matrix();
+  let place = m.whole ? Math.min(state.channel, m.size[0] - 1) : 0;
+  if (!m.whole) m.chosen.forEach((node, k) => { if (Math.abs(node - state.channel) < Math.abs(m.chosen[place] - state.channel)) place = k; });
+  const channel = nodeAt(m, place), row = rowOf(m, place), column = columnOf(m, place);
+  $("channel-range").max = $("channel-number").max = m.whole ? m.size[0] - 1 : m.chosen.length - 1;
+  $("channel-range").value = place; $("channel-number").value = channel; $("channel-number").max = m.size[0] - 1;
+  overPhoto($("photo"), exhibit().photo, activation(m, channel));
+  const width = m.size[1], order = Array.from(row.keys()).filter((k) => k !== channel).sort((p, q) => row[q] - row[p] || p - q);
+  thumbnails("most", m, order.slice(0, 4), row, column);
+  thumbnails("least", m, order.slice(-4).reverse(), row, column);
+  lines(drawMatrix(m), (channel + 0.5) / m.size[0], (channel + 0.5) / width);
+  $("head-most").textContent = `Channels that ${channel} relates to most`;
+  $("head-least").textContent = `Channels that ${channel} relates to least`;
+  const parts = [[`channel i = ${channel} of ${m.size[0]}`],
+    [`${m.symbol}[i, ${order[0]}], its most related:`, "value-row", row[order[0]]], [`${m.symbol}[${order[0]}, i], the other way:`, "value-column", column[order[0]]],
+    ["sum of the row:", "value-sum", row.reduce((sum, value) => sum + value, 0)]];
+  if (m.asymmetry !== null) parts.push(["asymmetry of the matrix:", "value-asymmetry", m.asymmetry]);
+  tell("readout", parts);
+  $("readout").dataset.node = channel; $("readout").dataset.other = order[0];
+}
+function activation(m, channel) {
+  const place = m.map_channels.indexOf(channel);
+  if (place < 0) return null;
+  const [, h, w] = m.maps.shape;
+  return paint(m.pixels, [h, w], 0, 255, data.colours.sequential, place * h * w);
+}
+function thumbnails(id, m, channels, row, column) {
+  const holder = $(id);
+  while (holder.children.length < channels.length) {
+    const figure = document.createElement("figure");
+    figure.append(document.createElement("canvas"), document.createElement("figcaption"));
+    holder.append(figure);
+  }
+  channels.forEach((channel, k) => {
+    overPhoto(holder.children[k].firstChild, exhibit().photo, activation(m, channel));
+    holder.children[k].lastChild.textContent = `channel ${channel}: i → it ${spoken(row[channel])}, it → i ${spoken(column[channel])}`;
+  });
+}
+
+/** The pictures and numbers of the chosen point or channel: all that a hover changes. */
+function show() {
+  if (!stage().matrices.length) return overPhoto($("photo"), exhibit().photo, null);
+  if (matrix().kind === "channels") showChannels(); else showPositions();
+  showSame();
+}
+function showSame() {
+  for (const figure of $("same-point").children) {
+    const { matrix: m, direction, photo } = figure.shown;
+    if (!m.ready) continue;
+    const place = nearest(m, state.v, state.u), values = direction === "row" ? rowOf(m, place) : columnOf(m, place);
+    const grid = direction === "row" ? m.key_grid : m.grid, [low, high] = range(values), [a, b, colours] = scaleOf(low, high);
+    const power = powerOf(values, a, b);
+    const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power));
+    mark(context, ...middle(nodeAt(m, place), m.grid), m.grid, false);
+    figure.numbers.textContent = `${spoken(a)} to ${spoken(b)}`;
+  }
+}
+
+// ---------- what a choice of photo, mechanism, stage or matrix changes ----------
+async function choose() {
+  const shown = exhibit(), words = shown.words, level = stage(), has = level.matrices.length > 0;
+  state.matrix = Math.min(state.matrix, Math.max(0, level.matrices.length - 1));
+  options("photos", data.photos.map((photo) => photo.name), state.photo, (k) => { pickPhoto(k); });
+  const here = data.exhibits.map((_, k) => k).filter((k) => data.exhibits[k].photo === state.photo);
+  options("exhibits", here.map((k) => data.exhibits[k].label), here.indexOf(state.exhibit), (k) => { pickExhibit(here[k]); });
+  options("stages", shown.stages.map((s) => `${s.stage} (${s.grid[0]}×${s.grid[1]}, ${s.channels} channels)`), state.stage, (k) => { state.stage = k; choose(); });
+  options("matrices", level.matrices.map((m) => `${m.symbol}: ${m.name.replaceAll("_", " ")}`), state.matrix, (k) => { state.matrix = k; choose(); });
+  $("photos").hidden = data.photos.length < 2;
+  $("matrices").hidden = level.matrices.length < 2;
+  $("idea").textContent = `${words.title}. ${words.idea}`;
+  const channels = has && matrix().kind === "channels";
+  for (const id of ["fig-row", "fig-column", "fig-difference"]) $(id).hidden = !has || channels;
+  $("fig-matrix").hidden = $("readout").hidden = !has;
+  $("no-matrix").hidden = has;
+  $("channels").hidden = $("channel-picker").hidden = !channels;
+  flow(); same();
+  if (has) {
+    const m = matrix();
+    await ready(m);
+    if (m !== matrix()) return; // another choice was made meanwhile
+    captions(shown, m);
+  }
+  show();
+  Promise.all([...$("same-point").children].map((figure) => ready(figure.shown.matrix))).then(() => { showSame(); document.body.dataset.ready = "yes"; });
+}
+function captions(shown, m) {
+  const { words } = shown, both = readsBoth(shown);
+  $("head-row").textContent = "What this point attends to";
+  $("head-column").textContent = "Who attends to it";
+  $("head-matrix").textContent = `${m.symbol}: ${m.meaning}`;
+  $("cap-photo").textContent = m.kind === "channels" ? "Where the chosen channel fires: its activation map." :
+    m.whole ? "○ is the chosen point i, □ a second point j: move over the other pictures to place it." :
+    `A matrix of ${m.size[0]} × ${m.size[1]} nodes is too large for a page: rows are exact at the ${m.chosen.length} white points, and ○ jumps to the nearest.`;
+  $("cap-row").textContent = words.row_caption;
+  $("cap-column").textContent = words.column_caption;
+  $("cap-difference").textContent = both ? "Orange: i thinks more of a place than the place thinks of i. Purple: the reverse. White: mutual. RGA learns from both." :
+    "Orange: i takes more from a place than it gives. Purple: the reverse. This mechanism uses the row alone.";
+  const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
+  const pooled = m.whole ? "Whole." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
+  $("cap-matrix").textContent = `${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`;
+  const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
+  $("cap-channels").textContent = (both ? "“i → it” is row i, what the chosen channel thinks of the other; “it → i” is column i, the other direction. RGA reads both, and weighs each channel by them." :
+    "“i → it” is what the chosen channel takes from the other: shares that sum to 1. The sign favours channels that fire in other places than this one. Only rows are used.") + exact;
+}
+function options(id, labels, chosen, pick) {
+  const holder = $(id), focused = holder.contains(document.activeElement);
+  while (holder.children.length > 1) holder.lastChild.remove();
+  labels.forEach((text, k) => {
+    const label = document.createElement("label"), input = document.createElement("input");
+    Object.assign(input, { type: "radio", name: id, value: String(k), checked: k === chosen });
+    input.addEventListener("change", () => pick(k));
+    label.append(input, text);
+    holder.append(label);
+    if (focused && k === chosen) input.focus();
+  });
+}
+function pickExhibit(k) {
+  const level = stage().stage, name = stage().matrices[state.matrix]?.kind;
+  state.exhibit = k;
+  const found = exhibit().stages.findIndex((s) => s.stage === level);
+  state.stage = Math.max(0, found);
+  state.matrix = Math.max(0, stage().matrices.findIndex((m) => m.kind === name));
+  choose();
+}
+function pickPhoto(k) {
+  const { mechanism, trained } = exhibit();
+  state.photo = k;
+  const alike = data.exhibits.findIndex((e) => e.photo === k && e.mechanism === mechanism && e.trained === trained);
+  pickExhibit(alike >= 0 ? alike : data.exhibits.findIndex((e) => e.photo === k));
+  applied();
+}
+function flow() {
+  const level = stage(), shown = exhibit(), places = new Map(level.matrices.map((m, k) => [m.symbol, k]));
+  $("flow-name").textContent = `${shown.words.title}, after stage ${level.stage}`;
+  const weights = new Set(["aₛ", "aᴄ", "s", "M_c", "M_s"]);
+  $("flow").replaceChildren(...level.flow.map(([symbol, meaning, formula, shape]) => {
+    const item = document.createElement("li"), part = (name, text) => {
+      const span = document.createElement("span");
+      span.className = name; span.textContent = text;
+      item.append(span);
+    };
+    part("shape", `(${shape.join(", ")})`); part("symbol", symbol); part("formula", formula || "from the stage before"); part("meaning", meaning);
+    if (weights.has(symbol)) item.className = "is-weight";
+    if (places.has(symbol)) {
+      item.className = "is-matrix";
+      const button = document.createElement("button");
+      button.type = "button"; button.textContent = "look at it";
+      button.addEventListener("click", () => { state.matrix = places.get(symbol); choose(); $("look").scrollIntoView({ behavior: "smooth" }); });
+      item.append(button);
+    }
+    return item;
+  }));
+}
+function same() {
+  const level = stage().stage, figures = [];
+  for (const shown of data.exhibits) {
+    if (shown.photo !== state.photo) continue;
+    for (const m of shown.stages.find((s) => s.stage === level)?.matrices ?? []) {
+      if (m.kind !== "positions") continue;
+      for (const direction of readsBoth(shown) ? ["row", "column"] : ["row"]) {
+        const figure = document.createElement("figure"), caption = document.createElement("figcaption"), name = document.createElement("b"), values = document.createElement("span");
+        name.textContent = shown.label;
+        caption.append(name, document.createElement("br"), `${direction} of ${m.symbol}: `, values);
+        figure.append(document.createElement("canvas"), caption);
+        Object.assign(figure, { shown: { matrix: m, direction, photo: shown.photo }, numbers: values });
+        figures.push(figure);
+      }
+    }
+  }
+  $("same-point").replaceChildren(...figures);
+  $("same").hidden = !figures.length;
+}
+async function applied() {
+  const table = document.createElement("tbody"), numbersOf = [...new Set(data.exhibits.flatMap((e) => e.stages.map((s) => s.stage)))].sort();
+  const head = table.insertRow();
+  head.insertCell().textContent = "";
+  for (const number of numbersOf) head.insertCell().textContent = `after stage ${number}`;
+  for (const shown of data.exhibits.filter((e) => e.photo === state.photo)) {
+    const line = table.insertRow();
+    const name = document.createElement("th");
+    name.scope = "row"; name.textContent = shown.label;
+    line.append(name);
+    for (const number of numbersOf) {
+      const level = shown.stages.find((s) => s.stage === number), place = line.insertCell();
+      if (!level) { place.textContent = "none"; continue; }
+      const say = (text) => { const small = document.createElement("small"); small.textContent = text; place.append(small); };
+      const weight = await numbers(level.attention), change = await numbers(level.change), channel = await numbers(level.channel_attention);
+      const map = weight ?? (channel ? null : change);
+      if (map && !weight && range(map)[1] === 0) say("no change: γ or W starts at 0, so the block begins as the identity");
+      else if (map) {
+        const [low, high] = range(map), canvas = document.createElement("canvas");
+        overPhoto(canvas, shown.photo, paint(map, level.grid, weight ? low : 0, high, data.colours.sequential));
+        place.append(canvas);
+        say(weight ? `weights ${spoken(low)} to ${spoken(high)}` : `change ${spoken(100 * low)} to ${spoken(100 * high)} %`);
+      }
+      if (channel) {
+        const [low, high] = range(channel), strip = document.createElement("canvas");
+        const ordered = Float32Array.from(channel).sort();
+        strip.className = "strip"; strip.width = ordered.length; strip.height = 1;
+        strip.getContext("2d").drawImage(paint(ordered, [1, ordered.length], low, high, data.colours.sequential), 0, 0);
+        place.append(strip);
+        say(`channels, sorted: ${spoken(low)} to ${spoken(high)}`);
+      }
+    }
+  }
+  $("applied").replaceChildren(table);
+}
+
+// ---------- pointer, touch, keyboard ----------
+const inside = (event) => {
+  const box = event.currentTarget.getBoundingClientRect(), clip = (value) => Math.min(0.99999, Math.max(0, value));
+  return [clip((event.clientY - box.top) / box.height), clip((event.clientX - box.left) / box.width)];
+};
+let asked = false;
+const soon = () => { if (!asked) { asked = true; requestAnimationFrame(() => { asked = false; timed(); }); } };
+function timed() {
+  const start = performance.now();
+  show();
+  document.body.dataset.answer = String(performance.now() - start);
+}
+const positions = () => stage().matrices.length && matrix().ready && matrix().kind === "positions";
+$("photo").addEventListener("pointermove", (event) => {
+  if (!positions() || state.held || event.pointerType === "touch") return;
+  [state.v, state.u] = inside(event); soon();
+});
+$("photo").addEventListener("click", (event) => {
+  if (!positions()) return;
+  const [v, u] = inside(event), m = matrix(), again = nearest(m, v, u) === nearest(m, state.v, state.u);
+  state.held = !(state.held && again);
+  [state.v, state.u] = [v, u]; soon();
+});
+for (const id of ["row", "column", "difference"]) {
+  for (const kind of ["pointermove", "pointerdown"]) {
+    $(id).addEventListener(kind, (event) => {
+      if (!positions() || (kind === "pointermove" && event.pointerType === "touch")) return;
+      [state.ov, state.ou] = inside(event); soon();
+    });
+  }
+}
+for (const kind of ["pointermove", "pointerdown"]) {
+  $("matrix").addEventListener(kind, (event) => {
+    if (!matrix()?.ready || (kind === "pointermove" && event.pointerType === "touch")) return;
+    const [share, keyShare] = inside(event), m = matrix();
+    if (m.kind === "channels") { if (kind === "pointerdown") state.channel = Math.floor(share * m.size[0]); else return; }
+    else {
+      if (!state.held) [state.v, state.u] = middle(Math.floor(share * m.size[0]), m.grid);
+      [state.ov, state.ou] = middle(Math.floor(keyShare * m.size[1]), m.key_grid);
+    }
+    soon();
+  });
+}
+$("photo").addEventListener("keydown", (event) => {
+  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  if (!positions() || (!steps && event.key !== "Enter" && event.key !== " ")) return;
+  event.preventDefault();
+  const m = matrix(), clip = (value) => Math.min(0.99999, Math.max(0, value));
+  if (!steps) state.held = !state.held;
+  else if (event.shiftKey) {
+    const [v, u] = middle(cell(state.ov, state.ou, m.grid), m.grid);
+    [state.ov, state.ou] = [clip(v + steps[0] / m.grid[0]), clip(u + steps[1] / m.grid[1])];
+  } else {
+    const [v, u] = middle(nodeAt(m, nearest(m, state.v, state.u)), m.grid), grid = m.whole ? m.grid : chosenGrid(m);
+    [state.v, state.u] = [clip(v + steps[0] / grid[0]), clip(u + steps[1] / grid[1])];
+  }
+  soon();
+});
+function chosenGrid(m) {
+  const across = new Set(m.chosen.map((node) => node % m.grid[1])).size;
+  return [m.chosen.length / across, across];
+}
+$("channel-range").addEventListener("input", () => { const m = matrix(); state.channel = nodeAt(m, Number($("channel-range").value)); soon(); });
+$("channel-number").addEventListener("change", () => { state.channel = Math.max(0, Math.round(Number($("channel-number").value) || 0)); soon(); });
+
+Promise.all(data.photos.map(loadPhoto)).then((loaded) => {
+  photos.push(...loaded);
+  const whole = exhibit().stages.map((s, k) => [k, s.matrices.every((m) => m.whole || m.kind === "channels")]).filter(([, all]) => all);
+  state.stage = whole.length ? whole[whole.length - 1][0] : exhibit().stages.length - 1;
+  return Promise.all([choose(), applied()]);
+});

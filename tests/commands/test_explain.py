@@ -1,0 +1,287 @@
+"""``explain`` from the command line; its page in a real browser, its numbers against ``relations``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from rga_reid.commands import main
+from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
+from rga_reid.models.pixels import uint8_batch
+
+Browse = Callable[..., AbstractContextManager[Any]]
+
+SHOWN = 1e-3  #: relative precision of the numbers, as the page states it
+PATIENCE = 120  # seconds: a busy machine may stand still for a while
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic") / "set"
+    write_synthetic(root, SyntheticSettings(2, 1, (2, 2), (2, 2), 0, 0, (128, 64)))
+    return sorted((root / "query").glob("*.jpg"))[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small models whose blocks do something: γ is not 0."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    files = {}
+    for name in ("rga", "criss_cross", "cam"):
+        torch.manual_seed(1)
+        # 128×64: stage 1 has 32·16 = 512 positions, whole; channels of stage 4 are 512
+        model = build_model(depth=18, attention=name, size=(128, 64))
+        for key, parameter in model.named_parameters():
+            if key.endswith("gamma"):
+                parameter.data.fill_(0.5)
+        files[name] = folder / f"{name}.safetensors"
+        save_model(model, files[name])
+    return files
+
+
+def inputs_of(model: EmbeddingModel, picture: Path) -> dict[int, torch.Tensor]:
+    """What attention after each stage is given, by running the backbone by hand."""
+    body = model.backbone
+    found = {}
+    with torch.inference_mode():
+        x = body.conv1(model.normalise(uint8_batch([picture], model.size)))
+        x = body.maxpool(body.relu(body.bn1(x)))
+        for stage in (1, 2, 3, 4):
+            x = found[stage] = getattr(body, f"layer{stage}")(x)
+            x = getattr(body, f"attention{stage}")(x)
+    return found
+
+
+def number(browser: Any, name: str) -> float:
+    element = browser.find_element(By.ID, name)
+    assert float(element.text) == pytest.approx(float(element.get_attribute("data-value")), rel=6e-4)
+    return float(element.get_attribute("data-value"))
+
+
+def choose(browser: Any, group: str, label: str) -> None:
+    """Click the option of a group whose label starts so, and wait for its picture."""
+    labels = browser.find_elements(By.CSS_SELECTOR, f"#{group} label")
+    option = next(one for one in labels if one.text.startswith(label))
+    before = browser.find_element(By.ID, "readout").get_attribute("innerHTML")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", option)
+    option.find_element(By.TAG_NAME, "input").click()
+    checked = f"#{group} label:has(:checked)"
+    WebDriverWait(browser, PATIENCE).until(
+        lambda b: (
+            b.find_element(By.CSS_SELECTOR, checked).text.startswith(label)
+            and b.find_element(By.ID, "readout").get_attribute("innerHTML") != before
+        )
+    )
+
+
+def point_at(browser: Any, canvas: str, row: int, column: int, grid: tuple[int, int]) -> Any:
+    """Move to the middle of a cell; the caller clicks or waits."""
+    element = browser.find_element(By.ID, canvas)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    width, height = element.size["width"], element.size["height"]
+    x = (column + 0.5) * width / grid[1] - width / 2
+    y = (row + 0.5) * height / grid[0] - height / 2
+    return ActionChains(browser, duration=0).move_to_element_with_offset(element, round(x), round(y))
+
+
+def wait_for(browser: Any, key: str, value: int) -> None:
+    WebDriverWait(browser, PATIENCE).until(
+        lambda b: b.find_element(By.ID, "readout").get_attribute(f"data-{key}") == str(value)
+    )
+
+
+def no_complaints(browser: Any) -> None:
+    assert browser.get_log("browser") == []
+
+
+def test_hover_click_and_keys_show_the_numbers_of_relations(
+    picture: Path, checkpoints: dict[str, Path], tmp_path: Path, browse: Browse
+) -> None:
+    page = tmp_path / "page.html"
+    assert (
+        main(
+            ["explain", "--image", str(picture), "--checkpoint", str(checkpoints["rga"]), "--out", str(page)]
+        )
+        == 0
+    )
+    model = load_model(checkpoints["rga"])
+    inputs = inputs_of(model, picture)
+    with torch.inference_mode():
+        matrices = {
+            s: getattr(model.backbone, f"attention{s}").relations(x).matrices for s, x in inputs.items()
+        }
+    spatial = matrices[3]["spatial"][0]
+    with browse(page) as browser:
+        choose(browser, "stages", "3")
+        grid = (8, 4)
+        point_at(browser, "photo", 2, 1, grid).perform()  # hover
+        wait_for(browser, "node", 9)
+        point_at(browser, "photo", 2, 1, grid).click().perform()  # hold, and pass over other cells
+        point_at(browser, "row", 6, 3, grid).perform()
+        wait_for(browser, "other", 27)
+        assert number(browser, "value-row") == pytest.approx(float(spatial[9, 27]), rel=SHOWN)
+        assert number(browser, "value-column") == pytest.approx(float(spatial[27, 9]), rel=SHOWN)
+        assert number(browser, "value-sum") == pytest.approx(float(spatial[9].sum()), rel=1e-3)
+        off = ~torch.eye(32, dtype=torch.bool)
+        ours = float((spatial - spatial.T)[off].abs().sum() / (spatial + spatial.T)[off].abs().sum())
+        assert number(browser, "value-asymmetry") == pytest.approx(ours, rel=1e-4)
+
+        photo = browser.find_element(By.ID, "photo")
+        photo.send_keys(Keys.ARROW_DOWN)
+        wait_for(browser, "node", 13)
+        photo.send_keys(Keys.ARROW_RIGHT)
+        wait_for(browser, "node", 14)
+        photo.send_keys(Keys.SHIFT, Keys.ARROW_UP)
+        wait_for(browser, "other", 23)
+        assert number(browser, "value-row") == pytest.approx(float(spatial[14, 23]), rel=SHOWN)
+
+        choose(browser, "stages", "1")
+        choose(browser, "matrices", "Gᴄ")
+        field = browser.find_element(By.ID, "channel-number")
+        field.clear()
+        field.send_keys("7", Keys.ENTER)
+        wait_for(browser, "node", 7)
+        channel = matrices[1]["channel"][0]
+        row = channel[7].clone()
+        row[7] = -torch.inf
+        assert number(browser, "value-row") == pytest.approx(float(row.max()), rel=SHOWN)
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#most canvas, #least canvas")) == 8
+        choose(browser, "exhibits", "rga, untrained")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#applied canvas")) == 2 * 4 * 2  # maps and strips
+        no_complaints(browser)
+
+
+def test_criss_cross_and_cam_in_the_browser(
+    picture: Path, checkpoints: dict[str, Path], tmp_path: Path, browse: Browse
+) -> None:
+    page = tmp_path / "page.html"
+    files = [str(checkpoints[name]) for name in ("criss_cross", "cam")]
+    assert main(["explain", "--image", str(picture), "--checkpoint", *files, "--out", str(page)]) == 0
+    model = load_model(checkpoints["criss_cross"])
+    with torch.inference_mode():
+        found = model.backbone.attention3.relations(inputs_of(model, picture)[3]).matrices
+    first, second = (found[f"pass_{n}"][0] for n in (1, 2))
+    with browse(page, width=390, height=844) as browser:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        choose(browser, "stages", "3")
+        point_at(browser, "photo", 4, 2, (8, 4)).click().perform()
+        wait_for(browser, "node", 18)
+        point_at(browser, "row", 0, 0, (8, 4)).click().perform()
+        wait_for(browser, "other", 0)
+        assert number(browser, "value-row") == 0  # not on the cross of the point
+        choose(browser, "matrices", "A2 A1")
+        expected = float(second[18].double() @ first[:, 0].double())
+        assert number(browser, "value-row") == pytest.approx(expected, rel=1e-3)
+        assert number(browser, "value-row") > 0
+        choose(browser, "exhibits", "cam, trained")
+        assert browser.find_element(By.ID, "channel-picker").is_displayed()
+        assert not browser.find_element(By.ID, "fig-row").is_displayed()
+        no_complaints(browser)
+
+
+def test_large_matrices_are_exact_at_chosen_points(picture: Path, tmp_path: Path, browse: Browse) -> None:
+    torch.manual_seed(0)
+    checkpoint = tmp_path / "large.safetensors"
+    save_model(build_model(depth=18, attention="pam", stages=(1,), size=(192, 64)), checkpoint)  # 48·16 = 768
+    page = tmp_path / "page.html"
+    assert (
+        main(["explain", "--image", str(picture), "--checkpoint", str(checkpoint), "--out", str(page)]) == 0
+    )
+    model = load_model(checkpoint)
+    with torch.inference_mode():
+        matrix = model.backbone.attention1.relations(inputs_of(model, picture)[1]).matrices["positions"][0]
+    with browse(page) as browser:
+        assert "too large" in browser.find_element(By.ID, "cap-photo").text
+        assert "Pooled" in browser.find_element(By.ID, "cap-matrix").text
+        point_at(browser, "photo", 20, 9, (48, 16)).click().perform()
+        node = int(browser.find_element(By.ID, "readout").get_attribute("data-node"))
+        point_at(browser, "column", 30, 3, (48, 16)).perform()
+        wait_for(browser, "other", 30 * 16 + 3)
+        assert number(browser, "value-row") == pytest.approx(float(matrix[node, 483]), rel=SHOWN)
+        assert number(browser, "value-column") == pytest.approx(float(matrix[483, node]), rel=SHOWN)
+        no_complaints(browser)
+
+
+@pytest.fixture(scope="module")
+def small_page(picture: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    hostile = tmp_path_factory.mktemp("images") / "<script>alert(1)<`script>.jpg"
+    hostile.write_bytes(picture.read_bytes())
+    page = tmp_path_factory.mktemp("page") / "page.html"
+    assert (
+        main(
+            ["explain", "--image", str(hostile), "--checkpoint", str(checkpoints["rga"]), "--out", str(page)]
+        )
+        == 0
+    )
+    return page.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_network_and_names_are_text(small_page: str) -> None:
+    assert not re.search(r"https?:|url\(|@import|src=\"(?!data:)|href=\"(?!#)", small_page)
+    assert small_page.count("<script") == 2  # the data and the page's own code
+    assert "script-src 'sha256-" in small_page
+    assert "alert(1)" in small_page
+
+
+def test_the_flow_has_true_shapes(small_page: str) -> None:
+    held = re.search(r'<script type="application/json" id="data">(.*?)</script>', small_page, re.DOTALL)
+    assert held is not None
+    data = json.loads(held[1])
+    last = data["exhibits"][0]["stages"][3]
+    shapes = {symbol: tuple(shape) for symbol, _, _, shape in last["flow"]}
+    assert shapes["x"] == (1, 512, 8, 4)
+    assert shapes["Gₛ"] == (1, 32, 32)
+    assert shapes["Gᴄ"] == (1, 512, 512)
+
+
+@pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])
+def test_figures(picture: Path, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    words = ["--checkpoint", str(tiny_checkpoint), "--stage", "3", "--out", str(out)]
+    assert main(["explain", "--image", str(picture), *words]) == 0
+    if name.endswith("png"):
+        pixels = np.asarray(Image.open(out).convert("RGB"))
+        assert pixels.shape[0] > 500
+        assert pixels.std() > 10
+    else:
+        assert out.read_bytes().startswith(b"%PDF")
+
+
+def test_bad_input_is_named(
+    picture: Path, checkpoints: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = ["--out", str(tmp_path / "page.html")]
+    rga = ["--checkpoint", str(checkpoints["rga"])]
+    error = refused("explain", "--image", str(picture), *rga, "--attention", "pam", *out)
+    assert "attention pam" in error
+    assert "it has rga after stages 1, 2, 3, 4" in error
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    assert "broken.jpg" in refused("explain", "--image", str(broken), *rga, *out)
+    assert "no such image" in refused("explain", "--image", str(tmp_path / "gone.jpg"), *out)
+    assert "unknown mechanism 'pan'" in refused(
+        "explain", "--image", str(picture), "--attention", "pan", *out
+    )
+    missing = str(tmp_path / "no" / "page.html")
+    assert "its folder does not exist" in refused("explain", "--image", str(picture), "--out", missing)
+    assert ".html, .png or .pdf" in refused(
+        "explain", "--image", str(picture), "--out", str(tmp_path / "page")
+    )
+    plain = tmp_path / "plain.safetensors"
+    save_model(build_model(depth=18, size=(64, 32)), plain)
+    error = refused("explain", "--image", str(picture), "--checkpoint", str(plain), *out)
+    assert "it has none" in error
+    assert not (tmp_path / "page.html").exists()

@@ -1,0 +1,103 @@
+"""What is shown of a matrix, against plain loops."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from rga_reid.attention import MECHANISMS
+from rga_reid.models.stages import StageCapture
+from rga_reid.reports.packing import RELATIVE_ERROR, Pack
+from rga_reid.reports.relation_views import asymmetry, pooled, related, stage_view
+
+
+def captured(name: str, channels: int, size: tuple[int, int]) -> StageCapture:
+    torch.manual_seed(0)
+    module = MECHANISMS[name](channels, size).eval()
+    with torch.no_grad():
+        relations = module.relations(torch.rand(1, channels, *size))
+        trace, output = relations.trace()
+    return StageCapture(1, name, relations.matrices, trace.weights, trace.flow, output)
+
+
+def test_asymmetry_by_hand() -> None:
+    assert asymmetry(torch.tensor([[5.0, 2.0], [2.0, 1.0]])) == 0
+    assert asymmetry(torch.tensor([[5.0, 2.0], [0.0, 1.0]])) == 1
+    assert asymmetry(torch.tensor([[5.0, 3.0], [1.0, 1.0]])) == pytest.approx(0.5)
+    assert asymmetry(torch.zeros(3, 3)) == 0
+
+
+def test_a_pooled_entry_is_the_mean_over_a_block() -> None:
+    grid = (16, 16)  # 256 positions, pooled to 8 × 8
+    matrix = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
+    picture = pooled(matrix, grid, grid)
+    assert picture.shape == (64, 64)
+    inside = [
+        [r * 16 + c for r in (2 * y, 2 * y + 1) for c in (2 * x, 2 * x + 1)] for y, x in ((3, 5), (0, 7))
+    ]
+    expected = np.mean([[matrix[i, j] for j in inside[1]] for i in inside[0]])
+    assert float(picture[3 * 8 + 5, 7]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_small_matrices_are_whole_and_large_ones_exact_at_chosen_points() -> None:
+    small = stage_view(captured("rga_s", 16, (16, 8))).matrices[0]
+    assert small.whole
+    assert small.row(5).tolist() == small.picture[5].tolist()
+    assert small.column(5).tolist() == small.picture[:, 5].tolist()
+    capture = captured("rga_s", 16, (32, 24))
+    large = stage_view(capture).matrices[0]
+    assert not large.whole
+    assert large.size == (768, 768)
+    assert max(large.picture.shape) <= 128 * 2
+    for place, node in enumerate(large.chosen):
+        assert large.nearest(int(node)) == place
+        np.testing.assert_array_equal(large.row(place), capture.matrices["spatial"][0, node])
+        np.testing.assert_array_equal(large.column(place), capture.matrices["spatial"][0, :, node])
+
+
+def test_large_channel_matrices_have_the_maps_they_name() -> None:
+    capture = captured("cam", 600, (8, 4))
+    view = stage_view(capture).matrices[0]
+    assert not view.whole
+    active = capture.x[0].flatten(1).mean(1).argsort(descending=True)[: len(view.chosen)]
+    assert set(view.chosen.tolist()) == set(active.tolist())
+    for place, node in enumerate(view.chosen):
+        most, least = related(view.row(place), int(node))
+        assert {int(node), *most, *least} <= set(view.map_channels.tolist())
+    np.testing.assert_allclose(view.maps[0], capture.x[0, view.map_channels[0]], rtol=1e-6)
+
+
+def test_both_passes_of_criss_cross_reach_everything() -> None:
+    capture = captured("criss_cross", 16, (6, 4))
+    one, two, both = stage_view(capture).matrices
+    assert one.reach == two.reach == pytest.approx((6 + 4 - 1) / 24)
+    assert both.reach == 1
+    first, second = (capture.matrices[f"pass_{n}"][0].double() for n in (1, 2))
+    expected = [[sum(second[i, k] * first[k, j] for k in range(24)) for j in range(24)] for i in range(3)]
+    np.testing.assert_allclose(both.picture[:3], np.array(expected, float), rtol=1e-5)
+
+
+def test_flow_and_change() -> None:
+    capture = captured("pam", 16, (6, 4))
+    view = stage_view(capture)
+    assert view.flow[0] == ("x", "input map", "", (1, 16, 6, 4))
+    assert [step[3] for step in view.flow if step[0] == "A"] == [(1, 24, 24)]
+    assert view.attention is None
+    assert (view.change == 0).all()  # γ = 0: the identity
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_packed_numbers_come_back(scale: float) -> None:
+    array = (np.random.default_rng(0).normal(size=(7, 9)) * scale).astype(np.float32)
+    pack = Pack()
+    reference = pack.add(array)
+    assert pack.add(array.copy()) == reference  # kept once
+    assert len(pack.blobs) == 1
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(pack.blobs[reference["blob"]])), np.uint8)
+    halves = (planes[: planes.size // 2].astype(np.uint16) << 8) | planes[planes.size // 2 :]
+    back = halves.view(np.float16).astype(float).reshape(reference["shape"]) * reference["scale"]
+    np.testing.assert_allclose(back, array, rtol=RELATIVE_ERROR)
