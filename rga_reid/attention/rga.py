@@ -251,6 +251,9 @@ def _project(nodes: Tensor, weight: Tensor) -> Tensor:
 def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
     """Batch norm of rows (n, features), by ``norms`` side by side in one pass."""
     first = norms[0]
+    if isinstance(first, nn.SyncBatchNorm):  # whose statistics run over the rows of all processes
+        parts = rows.split([norm.num_features for norm in norms], dim=1)
+        return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=1)
     names = ("running_mean", "running_var", "weight", "bias")
     mean, var, weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in names)
     rows = F.batch_norm(rows, mean, var, weight, bias, first.training, first.momentum, first.eps)
