@@ -1,4 +1,4 @@
-"""CUHK03 as it is published: pictures inside a MATLAB 7.3 file, splits in MATLAB 5 files. Both made here, small."""
+"""CUHK03 as it is published: pictures in a MATLAB 7.3 file, splits in MATLAB 5 files; both made here."""
 
 from __future__ import annotations
 
