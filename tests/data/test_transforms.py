@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.transforms import v2
 
 from rga_reid.data.transforms import Augmentation, step_generator
 from rga_reid.errors import InputError
@@ -135,3 +139,84 @@ def test_mixes_no_devices() -> None:
 def test_wrong_settings_are_refused(option: str, value: object) -> None:
     with pytest.raises(InputError, match=option):
         Augmentation(**{option: value})  # type: ignore[arg-type]
+
+
+# --- one image at a time, as the released code does it ---------------------------------------------------
+
+SIZE = (64, 32)
+RELEASED = Augmentation()
+
+
+def per_image(picture: Image.Image, rng: np.random.Generator) -> Tensor:
+    """The released code's pipeline for one picture, with torchvision's transforms."""
+    height, width = SIZE
+    if rng.random() < 0.5:
+        enlarged = v2.functional.resize(picture, [round(1.125 * height), round(1.125 * width)])
+        picture = v2.RandomCrop(SIZE)(enlarged)
+    else:
+        picture = v2.functional.resize(picture, list(SIZE))
+    picture = v2.RandomHorizontalFlip(0.5)(picture)
+    x = v2.functional.normalize(v2.functional.to_tensor(picture), MEAN, STD)
+    if rng.random() < 0.5:
+        for _ in range(100):
+            area, aspect = rng.uniform(0.02, 0.4) * height * width, rng.uniform(0.3, 1 / 0.3)
+            tall, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if tall < height and wide < width:
+                top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
+                x[:, top : top + tall, left : left + wide] = 0
+                break
+    return x
+
+
+def described(batch: Tensor) -> dict[str, np.ndarray]:
+    """What happened to each copy of `ramps`: the erased rectangle, and where the rest came from."""
+    erased = (batch == 0).all(1)
+    x, y = ((batch[:, c] * STD[c] + MEAN[c]).masked_fill(erased, float("nan")) for c in (0, 1))
+    rows, columns = erased.any(2), erased.any(1)
+    return {
+        "erased area": erased.float().mean((1, 2)).numpy(),
+        "erased top": rows.int().argmax(1).numpy(),
+        "erased left": columns.int().argmax(1).numpy(),
+        "erased height": rows.sum(1).numpy(),
+        "horizontal place": x.nanmean((1, 2)).numpy(),
+        "horizontal step": x.diff(dim=2).nanmean((1, 2)).numpy(),  # negative if flipped
+        "vertical place": y.nanmean((1, 2)).numpy(),
+        "vertical step": y.diff(dim=1).nanmean((1, 2)).numpy(),  # smaller if enlarged
+    }
+
+
+def ramps() -> np.ndarray:
+    """A picture (80, 40, 3) whose first two colours tell where a pixel is."""
+    across, down = np.meshgrid(np.linspace(10, 245, 40), np.linspace(10, 245, 80))
+    return np.stack([across, down, np.full_like(down, 200)], 2).round().astype(np.uint8)
+
+
+def test_a_batch_is_drawn_from_the_distribution_of_single_images() -> None:
+    """Two-sample Kolmogorov-Smirnov tests of what can be told from 1,500 outputs each."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(ramps())
+    single = described(torch.stack([per_image(picture, rng) for _ in range(1500)]))
+    pixels = torch.from_numpy(ramps()).permute(2, 0, 1).expand(1500, -1, -1, -1)
+    ours = described(RELEASED(pixels, SIZE, MEAN, STD, step_generator(1)))
+    for name, values in single.items():
+        assert ks_2samp(values.round(4), ours[name].round(4)).pvalue > 0.01, name
+
+    other = Augmentation(crop_probability=0.3, flip_probability=0.3, erase_area=(0.02, 0.3))
+    wrong = described(other(pixels, SIZE, MEAN, STD, step_generator(1)))
+    for name in ("erased area", "horizontal step", "vertical step"):
+        assert ks_2samp(single[name].round(4), wrong[name].round(4)).pvalue < 1e-4, name
+
+
+def test_a_small_image_is_enlarged_in_one_step() -> None:
+    """To what resizing it first gives, but for the rounding to whole grey levels."""
+    small = images(6, 32, 16)
+    enlarged = (
+        torch.nn.functional.interpolate(small.float(), (64, 32), mode="bilinear").round().to(torch.uint8)
+    )
+    options = {"crop_probability": 0.5, "flip_probability": 0.5}
+    once, twice = (augment(batch, (64, 32), **options) for batch in (small, enlarged))
+    assert float((once - twice).abs().max()) < 0.2  # twice interpolated is a little smoother
+    assert float((once - twice).abs().mean()) < 0.05
+    straight = augment(small, (64, 32))
+    torch.testing.assert_close(straight, augment(enlarged, (64, 32)), atol=0.02, rtol=0)
