@@ -1,11 +1,12 @@
 """How fast training batches are made: from the cache of decoded images, and one JPEG file at a time.
 
-Four ways to a batch of the released recipe (P x K images at 256x128), side by side on the same made-up JPEG files
-of 128x64 pixels, as Market-1501's are:
+Four ways to a batch of the released recipe (P x K images at 256x128), side by side on the same made-up JPEG
+files of 128x64 pixels, as Market-1501's are:
 
 - ``uint8``: from the warm cache, uint8, ready for the device, which augments it.
 - ``cpu``: the same, and augmented on the CPU, where that is the device.
-- ``per image``: a DataLoader whose two workers read, augment and normalise one image at a time (PIL, torchvision).
+- ``per image``: a DataLoader whose two workers read, augment and normalise one image at a time, with PIL and
+  torchvision.
 - ``decoding``: reading and decoding the files, in one thread, and nothing else.
 
     python benchmarks/input.py --out input.json

@@ -97,6 +97,7 @@ def test_released_learning_rate_of_every_epoch(released: Any) -> None:
 
 def test_released_visits(released: Any) -> None:
     """An epoch shows each identity once, with as many images as a group holds; a rest is dropped."""
+    released.data.setup("fit")
     table = released.data.train_table
     rows = [row for batch in released.data.train_dataloader().sampler for row in batch]
     pids = table.pid.to_numpy()[rows].reshape(-1, 4)

@@ -109,7 +109,7 @@ def _open(file: Path, fingerprint: str) -> np.ndarray | None:
         if described["fingerprint"] != fingerprint:
             return None
         return np.load(file, mmap_mode="r")
-    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one: made anew
+    except (OSError, EOFError, ValueError, KeyError, TypeError):  # none, or a damaged one: made anew
         return None
 
 

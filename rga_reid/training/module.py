@@ -106,15 +106,14 @@ class ReIDModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
-    def on_train_epoch_start(self) -> None:
-        self._set_input_size(self.input_sizes[max(e for e in self.input_sizes if e <= self.current_epoch)])
-
     def _set_input_size(self, size: tuple[int, int]) -> None:
         self.input_size = (size[0], size[1])
         self.model.backbone.set_input_size(self.input_size)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
+        # here, not at an epoch's start: a resumed epoch has none, and validation may come in its middle
+        self._set_input_size(self.input_sizes[max(e for e in self.input_sizes if e <= self.current_epoch)])
         # not the optimizer's step: batches whose gradients are accumulated differ too
         generator = step_generator(self.seed, self.current_epoch, batch_index, self.global_rank)
         model = self.model

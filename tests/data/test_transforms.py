@@ -147,8 +147,8 @@ SIZE = (64, 32)
 RELEASED = Augmentation()
 
 
-def per_image(picture: Image.Image, rng: np.random.Generator) -> Tensor:
-    """The released code's pipeline for one picture, with torchvision's transforms."""
+def per_image(picture: Tensor, rng: np.random.Generator) -> Tensor:
+    """The released code's pipeline for one picture (3, H, W), with torchvision's transforms, in float."""
     height, width = SIZE
     if rng.random() < 0.5:
         enlarged = v2.functional.resize(picture, [round(1.125 * height), round(1.125 * width)])
@@ -156,7 +156,7 @@ def per_image(picture: Image.Image, rng: np.random.Generator) -> Tensor:
     else:
         picture = v2.functional.resize(picture, list(SIZE))
     picture = v2.RandomHorizontalFlip(0.5)(picture)
-    x = v2.functional.normalize(v2.functional.to_tensor(picture), MEAN, STD)
+    x = v2.functional.normalize(picture / 255, MEAN, STD)
     if rng.random() < 0.5:
         for _ in range(100):
             area, aspect = rng.uniform(0.02, 0.4) * height * width, rng.uniform(0.3, 1 / 0.3)
@@ -185,38 +185,41 @@ def described(batch: Tensor) -> dict[str, np.ndarray]:
     }
 
 
-def ramps() -> np.ndarray:
-    """A picture (80, 40, 3) whose first two colours tell where a pixel is."""
-    across, down = np.meshgrid(np.linspace(10, 245, 40), np.linspace(10, 245, 80))
-    return np.stack([across, down, np.full_like(down, 200)], 2).round().astype(np.uint8)
+def ramps() -> Tensor:
+    """A picture (3, 64, 32) whose first two colours tell where a pixel is."""
+    down, across = torch.meshgrid(torch.linspace(10, 245, 64), torch.linspace(10, 245, 32), indexing="ij")
+    return torch.stack([across, down, torch.full_like(down, 200)]).round().to(torch.uint8)
+
+
+def assert_drawn_alike(one: np.ndarray, two: np.ndarray, *, alike: bool, name: str) -> None:
+    """Two-sample Kolmogorov-Smirnov test; a little noise covers differences of the last bits."""
+    rng = np.random.default_rng(7)
+    noisy = [values + rng.normal(0, 0.05 * one.std(), len(values)) for values in (one, two)]
+    value = ks_2samp(*noisy).pvalue
+    assert value > 0.01 if alike else value < 1e-4, f"{name}: p = {value:.3g}"
 
 
 def test_a_batch_is_drawn_from_the_distribution_of_single_images() -> None:
-    """Two-sample Kolmogorov-Smirnov tests of what can be told from 1,500 outputs each."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(ramps())
+    picture = ramps().float()
     single = described(torch.stack([per_image(picture, rng) for _ in range(1500)]))
-    pixels = torch.from_numpy(ramps()).permute(2, 0, 1).expand(1500, -1, -1, -1)
+    pixels = ramps().expand(1500, -1, -1, -1)
     ours = described(RELEASED(pixels, SIZE, MEAN, STD, step_generator(1)))
     for name, values in single.items():
-        assert ks_2samp(values.round(4), ours[name].round(4)).pvalue > 0.01, name
+        assert_drawn_alike(values, ours[name], alike=True, name=name)
 
     other = Augmentation(crop_probability=0.3, flip_probability=0.3, erase_area=(0.02, 0.3))
     wrong = described(other(pixels, SIZE, MEAN, STD, step_generator(1)))
     for name in ("erased area", "horizontal step", "vertical step"):
-        assert ks_2samp(single[name].round(4), wrong[name].round(4)).pvalue < 1e-4, name
+        assert_drawn_alike(single[name], wrong[name], alike=False, name=name)
 
 
-def test_a_small_image_is_enlarged_in_one_step() -> None:
-    """To what resizing it first gives, but for the rounding to whole grey levels."""
+def test_a_small_image_is_enlarged_as_resizing_does() -> None:
+    """But for the rounding to whole grey levels."""
     small = images(6, 32, 16)
-    enlarged = (
-        torch.nn.functional.interpolate(small.float(), (64, 32), mode="bilinear").round().to(torch.uint8)
-    )
-    options = {"crop_probability": 0.5, "flip_probability": 0.5}
-    once, twice = (augment(batch, (64, 32), **options) for batch in (small, enlarged))
-    assert float((once - twice).abs().max()) < 0.2  # twice interpolated is a little smoother
-    assert float((once - twice).abs().mean()) < 0.05
-    straight = augment(small, (64, 32))
-    torch.testing.assert_close(straight, augment(enlarged, (64, 32)), atol=0.02, rtol=0)
+    enlarged = torch.nn.functional.interpolate(small.float(), (64, 32), mode="bilinear").round()
+    for flip in (0.0, 1.0):
+        ours = augment(small, (64, 32), flip_probability=flip)
+        expected = augment(enlarged.to(torch.uint8), (64, 32), flip_probability=flip)
+        torch.testing.assert_close(ours, expected, atol=0.011, rtol=0)  # half a level: 0.5 / 255 / 0.2

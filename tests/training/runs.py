@@ -2,9 +2,9 @@
 
     python runs.py JOBS.json
 
-JOBS holds a list of jobs, each a list of [words of `train`, where to kill or null]: the steps of a job follow
-one another. A place to kill at is ["batch", n], ["validation", n] or ["saving", n]: in the n-th of them, counted
-from 1 in each process. Prints each step's exit code; -9 is a kill. One process imports everything once and forks.
+JOBS holds a list of jobs, each a list of [words of `train`, where to kill or null], which follow one another.
+A place to kill at is ["batch", n], ["validation", n] or ["saving", n]: in the n-th of them, counted from 1 in
+each process. Prints each step's exit code; -9 is a kill. One process imports everything once and forks.
 """
 
 from __future__ import annotations
