@@ -98,6 +98,7 @@ class ReIDData(pl.LightningDataModule):
         self.train_table = self.table[~self._outside].reset_index(drop=True)
         self.held_out: pd.DataFrame = self.table[self._outside].reset_index(drop=True)
         self.size, self.seed, self.cache = size, seed, cache
+        self._resumed = {"position": 0}
         first = Path(roots[0]).absolute()
         self.beside = first if first.is_dir() else first.parent
         self.batch: dict[str, Any] = {
@@ -149,7 +150,17 @@ class ReIDData(pl.LightningDataModule):
         sampler = IdentitySampler(
             self.train_table.pid.to_numpy(), **self.batch, rank=rank, world_size=world_size
         )
-        return ResumableLoader(self.train_images, sampler)
+        self._loader = ResumableLoader(self.train_images, sampler)
+        self._loader.load_state_dict(self._resumed)
+        self._resumed = {"position": 0}
+        return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # Lightning would tell the loader itself, but forgets it where the number of steps was asked for before
+        self._resumed = state
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world_size = _place(self.trainer)
