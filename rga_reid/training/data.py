@@ -159,7 +159,7 @@ class ReIDData(pl.LightningDataModule):
         return self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        # Lightning would tell the loader itself, but forgets it where the number of steps was asked for before
+        # Lightning would tell the loader, but forgets it where the number of steps was asked for before
         self._resumed = state
 
     def val_dataloader(self) -> DataLoader[Any]:
