@@ -99,6 +99,7 @@ class ReIDData(pl.LightningDataModule):
         self.held_out: pd.DataFrame = self.table[self._outside].reset_index(drop=True)
         self.size, self.seed, self.cache = size, seed, cache
         self._resumed = {"position": 0}
+        self._loader: ResumableLoader | None = None
         first = Path(roots[0]).absolute()
         self.beside = first if first.is_dir() else first.parent
         self.batch: dict[str, Any] = {
@@ -156,7 +157,7 @@ class ReIDData(pl.LightningDataModule):
         return self._loader
 
     def state_dict(self) -> dict[str, int]:
-        return self._loader.state_dict()
+        return self._resumed if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         # Lightning would tell the loader, but forgets it where the number of steps was asked for before
