@@ -112,7 +112,7 @@ def fit(
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes; told by the environment, before any trainer is there."""
-    return not rank_zero_only.rank
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
