@@ -262,6 +262,9 @@ def _project(nodes: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
     """Batch norm of rows (n, features), by ``norms`` side by side in one pass."""
     first = norms[0]
+    if isinstance(first, nn.SyncBatchNorm):  # whose statistics run over the rows of all processes
+        parts = rows.split([norm.num_features for norm in norms], dim=1)
+        return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=1)
     mean, var, weight, bias = _side_by_side(norms)
     rows = F.batch_norm(rows, mean, var, weight, bias, first.training, first.momentum, first.eps)
     if first.training:

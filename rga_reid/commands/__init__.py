@@ -27,7 +27,8 @@ COMMANDS = {
     "gallery": "galleries of people: gallery build, add, remove, info, verify, compact",
     "query": "who is this? ranked gallery matches as a table, JSON or a page of pictures",
     "explain": "what attention relates to what: an interactive page, or figures",
-    "convert": "published RGA weights to a model file: convert IN OUT.safetensors",
+    "convert": "published weights to a model file: convert IN OUT.safetensors",
+    "export": "a model as one file to deploy: ONNX, TorchScript or safetensors",
 }
 
 _USAGE = "usage: rga-reid COMMAND [options]    (rga-reid COMMAND --help tells the options)"

@@ -13,17 +13,24 @@ def parser() -> ArgumentParser:
     """Options of ``convert``."""
     options = new_parser(
         "convert",
-        "Read a checkpoint of the released RGA code (RGA-S, RGA-C or RGA-SC on ResNet-50) and write a model "
-        "that every other command takes as --checkpoint. Nothing in the file is unpickled.",
+        "Read a checkpoint of the released RGA code (RGA-S, RGA-C or RGA-SC on ResNet-50), or a ResNet of "
+        "torchvision, torchreid or fast-reid, and write a model that every other command takes as "
+        "--checkpoint. Says which tensors were not used. Nothing in the file is unpickled.",
     )
-    options.add_argument("source", metavar="IN", help="checkpoint of the released code")
+    options.add_argument("source", metavar="IN", help="published checkpoint")
     options.add_argument("target", metavar="OUT.safetensors", help="file to write")
     options.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="pixels of the images it was trained on, if not twice as high as wide",
+        help="pixels of the images it was trained on (256 128; for RGA told from its weights)",
+    )
+    options.add_argument(
+        "--last-stride",
+        type=int,
+        choices=[1, 2],
+        help="stride of the last stage, which no file tells (fast-reid 1; torchvision, torchreid 2)",
     )
     options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     return options
@@ -32,14 +39,19 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Check the output, read, write, tell what it was."""
     from rga_reid.files import require_new
-    from rga_reid.models import read_official_rga, save_model
+    from rga_reid.models import read_published, save_model
 
     if not options.target.endswith(".safetensors"):
         raise InputError(f"OUT {options.target}: expected a name that ends in .safetensors")
     check_output_file("OUT", options.target)
     require_new(options.target, overwrite=options.overwrite)
-    model = read_official_rga(options.source, size=options.size)
+    published = read_published(options.source, size=options.size, last_stride=options.last_stride)
+    model = published.model
     save_model(model, options.target)
     height, width = model.size
-    attention = (model.config or {}).get("attention")
-    print(f"{options.target}: ResNet-50 with {attention} for {height}x{width} images")
+    attention = (model.config or {}).get("attention") or "no attention"
+    print(
+        f"{options.target}: ResNet-{model.backbone.depth} with {attention} for {height}x{width} images, "
+        f"from {published.source}"
+    )
+    print(f"not used: {', '.join(published.unused) or 'nothing'}")

@@ -10,9 +10,17 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands.output import print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.recipes import read_recipe
-from rga_reid.training import ReIDData, ReIDModule, check_output, fit
+from rga_reid.data import load_card, read_table
+from rga_reid.experiments.testing import evaluate_model
+from rga_reid.files import write_json
+from rga_reid.models import load_model
+from rga_reid.retrieval.extraction import choose_device
+from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
+
+TEST = "test.json"  # in the run's folder: metrics on --test.root
 
 _OURS = {"default_root_dir", "logger"}  # Trainer options that follow from --out
 
@@ -28,6 +36,16 @@ def parser() -> ArgumentParser:
     options.add_argument("--out", type=str, default="runs/train", help="folder for checkpoints and logs")
     options.add_argument("--seed", type=int, default=0, help="of everything random")
     options.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    options.add_argument(
+        "--save-every",
+        type=int,
+        metavar="STEPS",
+        help="save the state every so many steps, not only each epoch",
+    )
+    options.add_argument(
+        "--test.root", metavar="DIR", help="afterwards, test on this data set, which may be another one"
+    )
+    options.add_argument("--test.dataset", metavar="CARD", default="market1501", help="card of that data set")
     options.add_argument("--overwrite", action="store_true", help="train into a folder that is not empty")
     options.add_class_arguments(ReIDData, "data")
     options.add_class_arguments(ReIDModule, "model")
@@ -54,10 +72,22 @@ def prepare(words: Sequence[str]) -> list[str]:
 
 
 def run(options: Namespace) -> None:
-    """Train, and say what to do next."""
+    """Train; test on the other data set where one is given, or say what to do next."""
+    table = None if options.test.root is None else read_table(options.test.root, options.test.dataset)
     best = fit_recipe(options)
+    if not is_first_process():
+        return
     print(f"trained: {best}")
-    print(f"next: rga-reid test --checkpoint {best} --data.root {options.data.root}")
+    if table is None:
+        roots = options.data.root
+        root = roots if isinstance(roots, str) else roots[0]
+        print(f"next: rga-reid test --checkpoint {best} --data.root {root}")
+        return
+    device = choose_device(None)
+    junk = load_card(options.test.dataset).junk_pids
+    result = evaluate_model(load_model(best, device), table, junk_pids=junk, device=device)
+    write_json(Path(options.out) / TEST, result.to_dict())
+    print_ranking(result)
 
 
 def fit_recipe(options: Namespace) -> Path:
@@ -75,4 +105,5 @@ def fit_recipe(options: Namespace) -> Path:
         config=options_parser.dump(options, skip_none=False),
         overwrite=options.overwrite,
         resume=options.resume,
+        save_every=options.save_every,
     )

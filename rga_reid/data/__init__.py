@@ -1,20 +1,23 @@
 """Data sets: cards, tables of images, decoding. Nothing here needs torch, except ``transforms``."""
 
+from rga_reid.data.cache import cached_images
 from rga_reid.data.cards import Card, load_card
 from rga_reid.data.check import DataReport, check_data
 from rga_reid.data.images import MAX_PIXELS, ImageError, decode, list_images, read_image
-from rga_reid.data.tables import read_table, table_from_images
+from rga_reid.data.tables import read_table, read_training, table_from_images
 
 __all__ = [
     "MAX_PIXELS",
     "Card",
     "DataReport",
     "ImageError",
+    "cached_images",
     "check_data",
     "decode",
     "list_images",
     "load_card",
     "read_image",
     "read_table",
+    "read_training",
     "table_from_images",
 ]

@@ -19,7 +19,7 @@ from rga_reid.errors import InputError
 from rga_reid.resources import find_resource
 
 SPLITS = ("train", "query", "gallery")  #: in the order of a table
-LAYOUTS = ("names", "lists", "identities")
+LAYOUTS = ("names", "lists", "identities", "cuhk03")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Source:
         folder: names of the folder, relative to the root: the first that exists is read. (Versions of one
             data set name their folders differently.)
         list: for the layout ``lists``: a text file in the root, one image a line: its path within the folder,
-            its pid.
+            its pid. For ``cuhk03``: the protocol's MATLAB file.
+        pid: for the layout ``names``: every image of this source has it, whatever the names look like.
     """
 
     folder: tuple[str, ...]
     list: str | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Card:
     Args:
         name: short name, in file-name letters.
         title: the name in full.
-        layout: ``names`` (pid in the file name), ``lists`` (pid in a list file) or ``identities`` (one folder
-            per identity).
+        layout: ``names`` (pid in the file name), ``lists`` (pid in a list file), ``identities`` (one folder
+            per identity) or ``cuhk03`` (images inside cuhk-03.mat, see ``cuhk03.py``).
         splits: of ``train``, ``query``, ``gallery``, those that the data set has.
         pattern: regular expression that a whole file name matches, with the named groups ``pid`` (layout
             ``names``) and ``camid``; in the layout ``identities`` a name that does not fit has no camera.
@@ -117,9 +119,12 @@ class Card:
                 path = PurePosixPath(part)
                 if path.is_absolute() or ".." in path.parts or not part:
                     self._refuse(key, f"expected a path within the data set's root, got {part!r}")
-            if (source.list is None) == (self.layout == "lists"):
-                problem = "needs" if self.layout == "lists" else "does not take"
+            listed = self.layout in ("lists", "cuhk03")
+            if (source.list is None) == listed:
+                problem = "needs" if listed else "does not take"
                 self._refuse(f"{key}.list", f"the layout {self.layout!r} {problem} a list file")
+            if source.pid is not None and self.layout != "names":
+                self._refuse(f"{key}.pid", f"the layout {self.layout!r} does not take one pid for a source")
 
     def _groups(self) -> set[str]:
         if self.pattern is None:
@@ -203,6 +208,10 @@ def _integer(value: Any) -> int:
     return value
 
 
+def _number(value: Any, *_: str) -> int:
+    return _integer(value)
+
+
 def _count(value: Any, *_: str) -> int:
     if _integer(value) < 0:
         raise TypeError
@@ -239,6 +248,7 @@ _COUNT = ("a count (a whole number, not negative)", _count)
 _CONVERTERS: dict[str, tuple[str, Callable[[Any, str, str], Any]]] = {
     **dict.fromkeys(("name", "title", "layout", "pattern", "citation", "url", "terms", "list"), _TEXT),
     **dict.fromkeys(("images", "identities", "junk", "distractors", "cameras"), _COUNT),
+    "pid": ("a whole number", _number),
     "junk_pids": ("a list of whole numbers", _integers),
     "distractor_pids": ("a list of whole numbers", _integers),
     "optional": ("true or false", _flag),

@@ -64,6 +64,7 @@ def decode(
     *,
     threads: int = 2,
     refused: dict[int, ImageError] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read image files into one array.
 
@@ -73,6 +74,7 @@ def decode(
         threads: files decoded at the same time.
         refused: takes the errors of files that cannot be read, by row, instead of raising the first. The
             pixels of such a row are undefined.
+        out: array to fill, uint8 ``(n, 3, H, W)``; a new one by default.
 
     Returns:
         uint8 ``(n, 3, H, W)``, RGB, in the order of ``paths``.
@@ -84,7 +86,7 @@ def decode(
     height, width = size
     if height < 1 or width < 1:
         raise InputError(f"size: expected a height and a width of at least 1, got {tuple(size)}")
-    images = np.empty((len(files), 3, height, width), np.uint8)
+    images = np.empty((len(files), 3, height, width), np.uint8) if out is None else out
 
     def fill(row: int) -> None:
         try:
@@ -101,6 +103,23 @@ def decode(
     for _ in in_threads(fill, range(len(files)), threads, "decoding"):
         pass
     return images
+
+
+def pixel_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(H, W) of an image as ``read_image`` gives it, from its header where that is enough.
+
+    Raises:
+        ImageError: see ``read_image``.
+    """
+    try:
+        with open(path, "rb") as file:
+            image = _open(file, path)
+            if not image.getexif():
+                return image.height, image.width
+    except OSError:
+        pass  # read_image says what is wrong
+    upright = read_image(path)
+    return upright.height, upright.width
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

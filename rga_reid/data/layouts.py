@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from rga_reid.data.cards import Card, Source
+from rga_reid.data.cuhk03 import survey_cuhk03
 from rga_reid.data.images import is_litter, list_images
-from rga_reid.data.survey import Survey, contents, is_inside
+from rga_reid.data.survey import INTEGER, Survey, contents, is_inside, numbers_in
 from rga_reid.errors import InputError
-
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def survey_folder(root: Path, card: Card) -> Survey:
@@ -25,20 +23,29 @@ def survey_folder(root: Path, card: Card) -> Survey:
     if not root.is_dir():
         found = "found a file" if root.exists() else "no such folder"
         raise InputError(f"{root}: expected the folder of a data set ({card.title}), {found}")
-    return {"names": _read_names, "lists": _read_lists, "identities": _read_identities}[card.layout](
-        root, card
-    )
+    readers = {
+        "names": _read_names,
+        "lists": _read_lists,
+        "identities": _read_identities,
+        "cuhk03": survey_cuhk03,
+    }
+    return readers[card.layout](root, card)
 
 
 def _read_names(root: Path, card: Card) -> Survey:
     """Flat folders; the pattern tells pid and camid from a file's name."""
     survey = Survey()
-    for split, _, folder in _sources(root, card):
+    for split, source, folder in _sources(root, card):
+        if source.pid is not None:
+            for path in list_images(folder):
+                camid = (numbers_in(card.pattern, path.name) or {}).get("camid")
+                survey.add(split, path.relative_to(folder).as_posix(), str(path), source.pid, camid)
+            continue
         before = len(survey.rows)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if is_litter(entry.name):
                 continue
-            numbers = _numbers(card.pattern, entry.name)
+            numbers = numbers_in(card.pattern, entry.name)
             if numbers is None or numbers["pid"] is None:
                 survey.add_problem("name", entry.path, "the name does not fit the card's pattern")
             elif not entry.is_file():
@@ -78,8 +85,8 @@ def _read_line(survey: Survey, card: Card, split: str, folder: Path, line: str, 
     name, _, pid = line.replace("\t", " ").rpartition(" ")
     name = name.rstrip()
     path = os.path.join(folder, name)
-    numbers = _numbers(card.pattern, name.rpartition("/")[2]) if card.pattern else {}
-    if not name or not _INTEGER.fullmatch(pid):
+    numbers = numbers_in(card.pattern, name.rpartition("/")[2]) if card.pattern else {}
+    if not name or not INTEGER.fullmatch(pid):
         survey.add_problem("line", where, f"expected 'path pid', got {line!r}")
     elif not is_inside(name):
         survey.add_problem("line", where, f"{name!r} leads outside the data set")
@@ -106,7 +113,7 @@ def _read_identities(root: Path, card: Card) -> Survey:
                 survey.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
     pids = _folder_pids(root, {(split, identity) for split, _, _, identity in images})
     for split, name, path, identity in images:
-        numbers = _numbers(card.pattern, path.name) if card.pattern else None
+        numbers = numbers_in(card.pattern, path.name) if card.pattern else None
         survey.add(split, name, str(path), pids[identity], (numbers or {}).get("camid"))
     return survey
 
@@ -114,7 +121,7 @@ def _read_identities(root: Path, card: Card) -> Survey:
 def _folder_pids(root: Path, folders: set[tuple[str, str]]) -> dict[str, int]:
     """Folder name -> pid, the same in all splits. ``folders``: (split, name)."""
     names = sorted({name for _, name in folders})
-    if not all(_INTEGER.fullmatch(name) for name in names):
+    if not all(INTEGER.fullmatch(name) for name in names):
         return {name: number for number, name in enumerate(names)}
     owners: dict[tuple[str, int], str] = {}
     for split, name in sorted(folders):
@@ -146,14 +153,3 @@ def _missing_folder(root: Path, card: Card, source: Source) -> str:
     if (root / "train").is_dir():
         return f"{message}; for one folder per identity choose the card 'folders'"
     return message
-
-
-def _numbers(pattern: str | None, name: str) -> dict[str, int | None] | None:
-    """What the pattern's groups tell: None if the name does not fit, or a group is not a whole number."""
-    match = re.fullmatch(pattern or "", name)
-    if match is None:
-        return None
-    texts = match.groupdict()
-    if not all(text is None or _INTEGER.fullmatch(text) for text in texts.values()):
-        return None
-    return {group: None if text is None else int(text) for group, text in texts.items()}

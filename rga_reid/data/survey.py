@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rga_reid.data.images import is_unicode, shown
 from rga_reid.errors import InputError
+
+INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 class Row(NamedTuple):
@@ -63,3 +66,14 @@ def contents(folder: Path) -> str:
 def is_inside(path: str) -> bool:
     """Whether a relative path stays below the folder that it is relative to."""
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
+def numbers_in(pattern: str | None, name: str) -> dict[str, int | None] | None:
+    """What the pattern's groups tell: None if the name does not fit, or a group is not a whole number."""
+    match = re.fullmatch(pattern or "", name)
+    if match is None:
+        return None
+    texts = match.groupdict()
+    if not all(text is None or INTEGER.fullmatch(text) for text in texts.values()):
+        return None
+    return {group: None if text is None else int(text) for group, text in texts.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -104,3 +105,46 @@ def table_from_images(folder: str | os.PathLike[str]) -> pd.DataFrame:
             "camid": pd.array(camids, dtype="Int64"),
         }
     )
+
+
+def read_training(roots: Sequence[str], cards: Sequence[str]) -> pd.DataFrame:
+    """The training images of several data sets, their identities and cameras kept apart.
+
+    Args:
+        roots, cards: a folder or CSV file, and a card, for each data set; one card may serve all.
+
+    Returns:
+        As ``read_table``, with the column ``dataset``, the number of the set. Where there are several, pids
+        and camids are numbered anew from 0, in the order of the sets and of the numbers within; junk (a
+        negative pid) is left out.
+
+    Raises:
+        InputError: as ``read_table``; not as many cards as roots; a file that is in two sets.
+    """
+    if len(cards) == 1:
+        cards = [*cards] * len(roots)
+    if not roots or len(cards) != len(roots):
+        raise InputError(f"data: expected a card (dataset) for each root, got {len(cards)} for {len(roots)}")
+    tables = []
+    for number, (root, card) in enumerate(zip(roots, cards, strict=True)):
+        table = read_table(root, card)
+        table = table[table.split == "train"].reset_index(drop=True)
+        if table.empty:
+            raise InputError(f"{root}: no training images (split 'train') in this data set")
+        tables.append(table.assign(dataset=number))
+    if len(tables) == 1:
+        return tables[0]
+    joined = pd.concat([table[table.pid >= 0] for table in tables], ignore_index=True)
+    files = joined.path.map(os.path.realpath)
+    twice = files.duplicated()
+    if twice.any():
+        first = joined.dataset[files == files[twice.idxmax()]].iloc[0]
+        again = joined.dataset[twice.idxmax()]
+        raise InputError(
+            f"data: {int(twice.sum()):,} training images are in two data sets, {roots[first]} and "
+            f"{roots[again]}, which would make two people of one; the first: {joined.path[twice.idxmax()]}"
+        )
+    joined["pid"] = joined.groupby(["dataset", "pid"]).ngroup().astype("Int64")
+    known = joined.camid.notna()
+    joined.loc[known, "camid"] = joined[known].groupby(["dataset", "camid"]).ngroup().astype("Int64")
+    return joined

@@ -5,7 +5,9 @@ from rga_reid.models.checkpoints import fingerprint, load_model, save_model
 from rga_reid.models.colour_histogram import ColourHistogram
 from rga_reid.models.costs import count_costs
 from rga_reid.models.embedding import EmbeddingModel, TrainingOutput
+from rga_reid.models.export import export_model
 from rga_reid.models.mirrored import Mirrored
+from rga_reid.models.published import Published, read_published
 from rga_reid.models.released import read_official_rga
 from rga_reid.models.resnet import ResNet, count_parameters
 
@@ -13,14 +15,17 @@ __all__ = [
     "ColourHistogram",
     "EmbeddingModel",
     "Mirrored",
+    "Published",
     "ResNet",
     "TrainingOutput",
     "build_model",
     "count_costs",
     "count_parameters",
+    "export_model",
     "fingerprint",
     "load_model",
     "read_official_rga",
+    "read_published",
     "resolve_attention",
     "save_model",
 ]

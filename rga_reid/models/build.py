@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -28,6 +28,7 @@ def build_model(
     last_stride: int = 1,
     weights: str | None = None,
     size: Sequence[int] = (256, 128),
+    stem_pool: Literal["padded", "ceil"] = "padded",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> EmbeddingModel:
@@ -37,12 +38,12 @@ def build_model(
         classes: training identities; 0 for inference only.
         attention: None, a short name (``rga_reid.attention.MECHANISMS``), a class path, or a mapping
             ``{"class_path": ..., "init_args": {...}}``.
-        depth, stages, last_stride, weights, size: as in ``ResNet``.
+        depth, stages, last_stride, weights, size, stem_pool: as in ``ResNet``.
         mean, std: as in ``EmbeddingModel``.
     """
     height, width = size
     backbone = ResNet(
-        depth, resolve_attention(attention), tuple(stages), last_stride, weights, size=(height, width)
+        depth, resolve_attention(attention), tuple(stages), last_stride, weights, (height, width), stem_pool
     )
     config = {
         "depth": depth,
@@ -50,6 +51,7 @@ def build_model(
         "stages": list(stages),
         "last_stride": last_stride,
         "size": [height, width],
+        "stem_pool": stem_pool,
         "mean": list(mean),
         "std": list(std),
     }

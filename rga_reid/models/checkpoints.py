@@ -15,9 +15,10 @@ from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, checksum
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.embedding import EmbeddingModel
-from rga_reid.models.state_files import read_safetensors, read_torch
+from rga_reid.models.state_files import differences, read_safetensors, read_torch
 
 CONFIG_KEY = "rga_reid_model"  #: where a Lightning checkpoint and a safetensors header keep ``model.config``
+DATA_KEY = "rga_reid_data"  #: where they keep what the model was trained on (``trained_on``)
 PREFIX = "model."  #: of the model's keys in a Lightning checkpoint
 
 
@@ -32,9 +33,12 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         InputError: no such file, not a checkpoint, a pickle, or a checkpoint of another program.
     """
     file = Path(path)
-    config, state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_lightning(file)
+    read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
+    config, trained_on, state = read(file)
     resolve_attention(config.get("attention"), trusted=False)
-    return model_with(file, config, state).to(device)
+    model = model_with(file, config, state)
+    model.trained_on = trained_on
+    return model.to(device)
 
 
 def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:
@@ -46,25 +50,24 @@ def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> 
     try:
         model = build_model(**config)
         own = model.state_dict()
-        unknown = sorted(key for key in state if key not in own and not key.startswith("classifier."))
-        missing = sorted(key for key in own if key not in state)
-        if unknown or missing:
-            raise InputError(
-                f"{len(missing)} keys missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
-            )
-        model.load_state_dict({key: state[key] for key in own})
+        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+        wrong = differences(own, state)
+        if wrong:
+            raise InputError(wrong)
+        model.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file}: the weights do not fit the model they name ({error})") from None
     return model.eval()
 
 
 def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
-    """Write weights (without the classifier) and configuration as ``.safetensors``, atomically."""
+    """Write weights (not the classifier's), configuration and ``trained_on`` as ``.safetensors``."""
     if model.config is None:
         raise InputError("save_model: this model has no config; make it with build_model")
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")}
     with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata={CONFIG_KEY: json.dumps(model.config)})
+        metadata = {CONFIG_KEY: json.dumps(model.config), DATA_KEY: json.dumps(model.trained_on)}
+        save_file(state, temporary, metadata=metadata)
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
@@ -73,21 +76,22 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         return checksum(file)
 
 
-def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:
     content = read_torch(file)
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return config, own
+    return config, content.get(DATA_KEY), own
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:
     state, metadata = read_safetensors(file)
     try:
         config = json.loads(metadata[CONFIG_KEY])
+        trained_on = json.loads(metadata.get(DATA_KEY, "null"))
     except (KeyError, ValueError):
-        config = None
+        config = trained_on = None
     if not isinstance(config, dict):
         raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")
-    return config, state
+    return config, trained_on, state

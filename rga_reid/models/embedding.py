@@ -58,6 +58,9 @@ class EmbeddingModel(nn.Module):
         self.dimension = backbone.channels
         self.mean, self.std = tuple(mean), tuple(std)
         self.config = config
+        self.trained_on: dict[str, Any] | None = (
+            None  #: counts of the training data, where a checkpoint tells
+        )
 
     def forward(self, images: Tensor) -> Any:
         """Normalised float images ``(n, 3, H, W)``.

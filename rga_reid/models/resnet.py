@@ -7,13 +7,17 @@ The last stage keeps its resolution (stride 1), as Luo et al., Bag of Tricks, CV
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rga_reid.errors import InputError
-from rga_reid.models.state_files import read_tensors
+from rga_reid.models.state_files import differences, read_tensors
 
 Size = tuple[int, int]
 AttentionFactory = Callable[[int, Size], nn.Module]
@@ -32,6 +36,11 @@ class ResNet(nn.Module):
         weights: None, ``"imagenet"`` (torchvision's ImageNet-1k V1 weights, downloaded on first use) or the
             path of a torchvision ResNet state_dict.
         size: input (H, W) in pixels; attention modules are built for the map sizes that follow from it.
+        stem_pool: ``padded`` (torchvision) or ``ceil``, without padding and its output size rounded up
+            (fast-reid): the same weights, another sampling of the first map.
+
+    Attributes:
+        checkpointing: compute each stage again in the backward pass instead of keeping its activations.
 
     Raises:
         InputError: unknown depth, stage or stride; weights that cannot be had or do not fit.
@@ -45,6 +54,7 @@ class ResNet(nn.Module):
         last_stride: int = 1,
         weights: str | os.PathLike[str] | None = None,
         size: Size = (256, 128),
+        stem_pool: Literal["padded", "ceil"] = "padded",
     ) -> None:
         super().__init__()
         self.attention1: nn.Module
@@ -53,6 +63,8 @@ class ResNet(nn.Module):
         self.attention4: nn.Module
         if depth not in DEPTHS:
             raise InputError(f"depth: expected one of {DEPTHS}, got {depth}")
+        if stem_pool not in ("padded", "ceil"):
+            raise InputError(f"stem_pool: expected padded or ceil, got {stem_pool!r}")
         if last_stride not in (1, 2):
             raise InputError(f"last_stride: expected 1 or 2, got {last_stride}")
         if not set(stages) <= {1, 2, 3, 4} or len(set(stages)) != len(stages):
@@ -66,6 +78,9 @@ class ResNet(nn.Module):
         self.size: Size = (size[0], size[1])
         self.channels: int = body.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
+        if stem_pool == "ceil":
+            self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.checkpointing = False
         self.layer1, self.layer2 = body.layer1, body.layer2
         self.layer3, self.layer4 = body.layer3, body.layer4
         if last_stride == 1:
@@ -94,10 +109,37 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised float images ``(n, 3, H, W)`` to the last feature map."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.attention1(self.layer1(x))
-        x = self.attention2(self.layer2(x))
-        x = self.attention3(self.layer3(x))
-        return self.attention4(self.layer4(x))
+        for layer, attention in (
+            (self.layer1, self.attention1),
+            (self.layer2, self.attention2),
+            (self.layer3, self.attention3),
+            (self.layer4, self.attention4),
+        ):
+            x = self._run_stage(layer, attention, x)
+        return x
+
+    def _run_stage(self, layer: nn.Module, attention: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return attention(layer(x))
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _unchanged_buffers(layer, attention)
+
+        stage = lambda x: attention(layer(x))  # noqa: E731
+        return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _unchanged_buffers(*modules: nn.Module) -> Iterator[None]:
+    """A second pass over the same batch must not count twice in the running statistics of batch norm."""
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
 
 
 def _keep_resolution(stage: nn.Module) -> None:
@@ -120,16 +162,9 @@ def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, 
             ) from None
     state = read_tensors(weights)
     expected = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
-    wrong = sorted(
-        key
-        for key in expected.keys() | state.keys()
-        if key not in state or key not in expected or state[key].shape != expected[key].shape
-    )
+    wrong = differences(expected, state)
     if wrong:
-        raise InputError(
-            f"weights {os.fspath(weights)}: not a torchvision resnet{depth} state_dict; "
-            f"{len(wrong)} keys or shapes differ, first {', '.join(wrong[:10])}"
-        )
+        raise InputError(f"weights {os.fspath(weights)}: not a torchvision resnet{depth} state_dict: {wrong}")
     return state
 
 

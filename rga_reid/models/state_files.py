@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rga_reid.errors import InputError
+
+SHOWN = 10  #: keys that a message names
 
 # What a NumPy number in a checkpoint is pickled with, under the names of old and new releases. None of it can
 # run code; torch's own list has it not, and training scripts leave their best score so.
@@ -25,17 +28,37 @@ _NUMPY_SCALARS += [np.dtype, *(type(np.dtype(code)) for code in ("?", "i4", "i8"
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A state_dict, bare or under that key, from a ``.safetensors`` or a torch file; unpickles nothing else.
+    """A state_dict from a ``.safetensors`` or a torch file, bare or under ``state_dict`` or ``model``.
+
+    Nothing else is unpickled.
 
     Raises:
         InputError: no such file, not a state_dict.
     """
     file = Path(path)
     content = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch(file)
-    state = content.get("state_dict", content)
+    state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file}: expected a state_dict of tensors")
     return state
+
+
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What two state_dicts differ in, in one line with the first ten keys of each kind; empty if nothing."""
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unknown": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{key} {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in sorted(expected.keys() & found.keys())
+            if expected[key].shape != found[key].shape
+        ],
+    }
+    return "; ".join(
+        f"{len(keys)} keys {kind} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    )
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from rga_reid.data.transforms import Augmentation
 from rga_reid.training.data import ReIDData
-from rga_reid.training.fit import check_output, fit
+from rga_reid.training.fit import check_output, fit, is_first_process
 from rga_reid.training.losses import BatchHardTripletLoss, ReIDLoss
 from rga_reid.training.module import ReIDModule
 from rga_reid.training.sampler import IdentitySampler
@@ -20,4 +20,5 @@ __all__ = [
     "WarmupStep",
     "check_output",
     "fit",
+    "is_first_process",
 ]

@@ -1,7 +1,9 @@
-"""The DataModule: training images decoded once into memory, P x K batches, held-out identities."""
+"""The DataModule: training images decoded once, P x K batches, held-out identities."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,36 +13,62 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rga_reid.data import decode, read_table
+from rga_reid.data import cached_images, read_training
 from rga_reid.errors import InputError
 from rga_reid.training.sampler import IdentitySampler
 
 
 class DecodedImages(Dataset[tuple[Tensor, Tensor]]):
-    """uint8 images ``(n, 3, H, W)`` in memory with a number for each; indexed by a list of rows at once."""
+    """Some rows of uint8 images ``(n, 3, H, W)``, each with a number; indexed by a list of rows at once."""
 
-    def __init__(self, images: np.ndarray, numbers: np.ndarray) -> None:
-        self.images, self.numbers = torch.from_numpy(images), torch.from_numpy(numbers)
+    def __init__(self, images: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> None:
+        self.images, self.rows, self.numbers = images, rows, torch.from_numpy(numbers)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[rows], self.numbers[rows]
+        return torch.from_numpy(self.images[self.rows[rows]]), self.numbers[rows]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that goes on in the middle of an epoch, where the checkpoint that it is told of was saved."""
+
+    def __init__(self, dataset: Dataset[Any], sampler: IdentitySampler) -> None:
+        # images lie decoded in memory: a worker process would only copy them
+        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=0)
+        self.batches = sampler
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.position = self.batches.start
+        for batch in super().__iter__():
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batches.start = state["position"]
 
 
 class ReIDData(pl.LightningDataModule):
-    """Training data of a card, a CSV file or folders of identities.
+    """Training data of cards, CSV files or folders of identities.
 
     Args:
-        root: folder of the data set, or a CSV file with the columns path, pid, camid, split.
-        dataset: name of a card in ``datasets/``, or the path of one's own.
-        size: (H, W) that images are decoded to; taken from the model.
+        root: folder of the data set, or a CSV file with the columns path, pid, camid, split; or a list of
+            them, which are trained on together, their identities kept apart.
+        dataset: name of a card in ``datasets/``, or the path of one's own; a list for a list of roots, unless
+            one serves all.
+        size: (H, W) that images are decoded to, unless all are smaller; taken from the model.
         identities_per_batch: P, in one process.
         images_per_identity: K.
         visits: ``identity`` or ``image``, see ``IdentitySampler``.
         held_out: share of the *training* identities that is kept from training and ranked after each
             validation, to choose a checkpoint by. 0 trains on all of them and keeps the last epoch.
+        cache: keep decoded images in ``memory``, or in a ``file`` beside the (first) data set, for later runs
+            too. ``memory`` falls back on the file where memory is short, and says so.
         seed: of the sampler and of the choice of held-out identities; taken from ``--seed``.
 
     Raises:
@@ -49,28 +77,31 @@ class ReIDData(pl.LightningDataModule):
 
     def __init__(
         self,
-        root: str = "data/market1501",
-        dataset: str = "market1501",
+        root: list[str] | str = "data/market1501",
+        dataset: list[str] | str = "market1501",
         size: tuple[int, int] = (256, 128),
         identities_per_batch: int = 16,
         images_per_identity: int = 4,
         visits: Literal["identity", "image"] = "identity",
         held_out: float = 0.0,
+        cache: Literal["memory", "file"] = "memory",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= held_out < 1:
             raise InputError(f"held_out: expected a share of the training identities, 0 to 1, got {held_out}")
-        table = read_table(root, dataset)
-        train = table[table.split == "train"]
-        if train.empty:
-            raise InputError(f"{root}: no training images (split 'train') in this data set")
-        pids = np.sort(train.pid.unique().astype(np.int64))
+        roots, cards = ([item] if isinstance(item, str) else list(item) for item in (root, dataset))
+        self.table = read_training(roots, cards)
+        pids = np.sort(self.table.pid.unique().astype(np.int64))
         kept_out = np.random.default_rng(seed).permutation(pids)[: round(held_out * len(pids))]
-        outside = train.pid.isin(kept_out)
-        self.train_table = train[~outside].reset_index(drop=True)
-        self.held_out: pd.DataFrame = train[outside].reset_index(drop=True)
-        self.size, self.seed = size, seed
+        self._outside = self.table.pid.isin(kept_out).to_numpy()
+        self.train_table = self.table[~self._outside].reset_index(drop=True)
+        self.held_out: pd.DataFrame = self.table[self._outside].reset_index(drop=True)
+        self.size, self.seed, self.cache = size, seed, cache
+        self._resumed = {"position": 0}
+        self._loader: ResumableLoader | None = None
+        first = Path(roots[0]).absolute()
+        self.beside = first if first.is_dir() else first.parent
         self.batch: dict[str, Any] = {
             "identities": identities_per_batch,
             "images": images_per_identity,
@@ -86,23 +117,51 @@ class ReIDData(pl.LightningDataModule):
         """Number of training identities."""
         return int(self.train_table.pid.nunique())
 
+    @property
+    def statistics(self) -> dict[str, int]:
+        """What a model was trained on, for its checkpoint."""
+        return {
+            "images": len(self.train_table),
+            "identities": self.classes,
+            "cameras": int(self.train_table.camid.nunique()),
+            "datasets": int(self.train_table.dataset.nunique()),
+        }
+
+    def prepare_data(self) -> None:
+        """Fill the file of decoded images in one process, before the others look for it."""
+        if self.cache == "file":
+            self._decode()
+
     def setup(self, stage: str) -> None:
         """Decode the training images, once; labels are the pids numbered from 0 in rising order."""
         if stage != "fit" or hasattr(self, "train_images"):
             return
+        images = self._decode()
         _, labels = np.unique(self.train_table.pid.to_numpy(dtype=np.int64), return_inverse=True)
-        self.train_images = DecodedImages(decode(self.train_table.path, self.size), labels)
+        self.train_images = DecodedImages(images, np.flatnonzero(~self._outside), labels)
         if len(self.held_out):
-            images = decode(self.held_out.path, self.size)
-            self.held_out_images = DecodedImages(images, np.arange(len(images)))
+            rows = np.flatnonzero(self._outside)
+            self.held_out_images = DecodedImages(images, rows, np.arange(len(rows)))
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def _decode(self) -> np.ndarray:
+        return cached_images(self.table.path.tolist(), self.size, where=self.cache, beside=self.beside)
+
+    def train_dataloader(self) -> ResumableLoader:
         rank, world_size = _place(self.trainer)
         sampler = IdentitySampler(
             self.train_table.pid.to_numpy(), **self.batch, rank=rank, world_size=world_size
         )
-        # images lie decoded in memory: a worker process would only copy them
-        return DataLoader(self.train_images, batch_size=None, sampler=sampler, num_workers=0)
+        self._loader = ResumableLoader(self.train_images, sampler)
+        self._loader.load_state_dict(self._resumed)
+        self._resumed = {"position": 0}
+        return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        return self._resumed if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # Lightning would tell the loader, but forgets it where the number of steps was asked for before
+        self._resumed = state
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world_size = _place(self.trainer)

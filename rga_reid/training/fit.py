@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
 
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, require_new
+from rga_reid.files import atomic_file, require_new, sync
+from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
 from rga_reid.training.module import ReIDModule
 
@@ -27,6 +31,8 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume
         InputError: the folder is not empty and neither option was given, or there is nothing to resume.
     """
     folder = Path(out)
+    if not is_first_process():  # the first one looked, and may have begun to write since
+        return folder
     if resume and not (folder / LAST).is_file():
         raise InputError(f"--resume: {folder / LAST} does not exist; there is no run to go on with")
     require_new(folder, overwrite=overwrite or resume, hint="--overwrite or --resume")
@@ -42,6 +48,7 @@ def fit(
     config: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    save_every: int | None = None,
 ) -> Path:
     """Train, and keep the last epoch (and the best one on the held-out identities, if there are any).
 
@@ -51,7 +58,8 @@ def fit(
         trainer: options of ``pytorch_lightning.Trainer``.
         config: YAML text to keep beside the checkpoints.
         overwrite: train into a folder that is not empty; checkpoints of an earlier run are removed first.
-        resume: go on from ``last.ckpt``.
+        resume: go on from ``last.ckpt``, to the same weights as without an interruption.
+        save_every: write ``last.ckpt`` every so many steps too, not only after each epoch.
 
     Returns:
         The checkpoint to test: ``best.ckpt`` if identities were held out, else ``last.ckpt``.
@@ -61,22 +69,24 @@ def fit(
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        for name in (LAST, BEST):
-            (folder / name).unlink(missing_ok=True)
-    if config is not None:
-        with atomic_file(folder / CONFIG) as temporary:
-            temporary.write_text(config, encoding="utf-8")
+    if save_every is not None and save_every < 1:
+        raise InputError(f"save_every: expected at least 1 step, got {save_every}")
+    if resume:
+        _check_same_model(module, folder / LAST)
+    if is_first_process():
+        _prepare_folder(folder, config, resume)
     callbacks: list[Callback] = [
         *(options.pop("callbacks", None) or []),
         LearningRateMonitor("step"),
-        _checkpoint(folder, LAST),
     ]
-    if len(data.held_out):
+    if len(data.held_out):  # before the last one, which then holds the best score so far
         callbacks.append(_checkpoint(folder, BEST, monitor="val_mAP", mode="max"))
     else:
         options["limit_val_batches"] = 0
+    callbacks.append(_checkpoint(folder, LAST))
+    if save_every is not None:
+        callbacks.append(StepCheckpoint(folder / LAST, save_every))
+    options["plugins"] = [*_listed(options.get("plugins")), AtomicCheckpoints()]
     if not sys.stderr.isatty():
         options["enable_progress_bar"] = False
         callbacks.append(EpochLines())
@@ -100,6 +110,38 @@ def fit(
     return folder / (BEST if len(data.held_out) else LAST)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes; told by the environment, before any trainer is there."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints so that a run that is killed leaves the old one or the new one, whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            torch.save(checkpoint, temporary)
+            sync(temporary)
+
+
+class StepCheckpoint(Callback):
+    """Saves the state every so many optimizer steps; the end of an epoch has a checkpoint of its own."""
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        stepped = done % trainer.accumulate_grad_batches == 0  # no gradients wait for the rest of their step
+        if stepped and trainer.global_step % self.every == 0 and done < trainer.num_training_batches:
+            trainer.save_checkpoint(self.file)
+
+
 class EpochLines(Callback):
     """One line an epoch, where a progress bar would fill a log file."""
 
@@ -108,6 +150,36 @@ class EpochLines(Callback):
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
+
+
+def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for name in (LAST, BEST):
+            (folder / name).unlink(missing_ok=True)
+    if config is not None:
+        with atomic_file(folder / CONFIG) as temporary:
+            temporary.write_text(config, encoding="utf-8")
+
+
+def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:
+    """Refuse to resume another model, and say in what it differs."""
+    content = read_torch(checkpoint)
+    found, own = content.get("current_model_state", content.get("state_dict", {})), module.state_dict()
+    key = "model.classifier.weight"
+    classes = [state[key].shape[0] if key in state else 0 for state in (found, own)]
+    if classes[0] != classes[1]:
+        raise InputError(
+            f"--resume: {checkpoint} was trained on {classes[0]} identities, this data set has {classes[1]} "
+            "to train on; resume with the same data set and the same --data.held_out and --seed"
+        )
+    wrong = differences(own, found)
+    if wrong:
+        raise InputError(f"--resume: {checkpoint} holds another model: {wrong}")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value] if value else []
 
 
 def _checkpoint(folder: Path, name: str, **options: Any) -> ModelCheckpoint:

@@ -15,7 +15,8 @@ from rga_reid.data.transforms import Augmentation, step_generator
 from rga_reid.errors import InputError
 from rga_reid.evaluation import evaluate_ranking
 from rga_reid.models import build_model
-from rga_reid.models.checkpoints import CONFIG_KEY
+from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
+from rga_reid.models.pixels import uint8_batch
 from rga_reid.training.losses import ReIDLoss
 from rga_reid.training.schedules import Schedule, WarmupStep
 
@@ -39,6 +40,9 @@ class ReIDModule(pl.LightningModule):
         schedule: of the learning rate.
         input_sizes: rows (epoch, H, W): train on images of this size from this epoch on, the last row at
             ``size``; smaller ones first save time. Validation is always at ``size``.
+        checkpointing: compute the activations of a stage again in the backward pass: the same gradients, less
+            memory, more time.
+        compile: let torch.compile make kernels for the model; the first steps take minutes.
         channels_last: keep images and weights as (n, H, W, C) in memory: faster convolutions.
         seed: of the augmentation; taken from ``--seed``.
     """
@@ -57,6 +61,8 @@ class ReIDModule(pl.LightningModule):
         optimizer: OptimizerFactory = adam,
         schedule: Schedule = WarmupStep(),  # noqa: B008 (frozen)
         input_sizes: Sequence[tuple[int, int, int]] = (),
+        checkpointing: bool = False,
+        compile: bool = False,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
@@ -79,6 +85,9 @@ class ReIDModule(pl.LightningModule):
         )
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        self.model.backbone.checkpointing = checkpointing
+        if compile:
+            self.model.compile()
         self.loss = loss or ReIDLoss()
         self.augmentation, self.seed = augmentation, seed
         self.optimizer, self.schedule = optimizer, schedule
@@ -97,18 +106,20 @@ class ReIDModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
-    def on_train_epoch_start(self) -> None:
-        self._set_input_size(self.input_sizes[max(e for e in self.input_sizes if e <= self.current_epoch)])
-
     def _set_input_size(self, size: tuple[int, int]) -> None:
         self.input_size = (size[0], size[1])
         self.model.backbone.set_input_size(self.input_size)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
-        generator = step_generator(self.seed, self.global_step, self.global_rank)
+        # here, not at an epoch's start: a resumed epoch has none, and validation may come in its middle
+        self._set_input_size(self.input_sizes[max(e for e in self.input_sizes if e <= self.current_epoch)])
+        # not the optimizer's step: batches whose gradients are accumulated differ too
+        generator = step_generator(self.seed, self.current_epoch, batch_index, self.global_rank)
         model = self.model
         x = self.augmentation(images, self.input_size, model.mean, model.std, generator)
+        # what a model draws itself (dropout) hangs on the step alone, too
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         losses = self.loss(model(x), labels)
         if not torch.isfinite(losses["loss"]):
             raise FloatingPointError(f"the loss is {losses['loss'].item()} at step {self.global_step}")
@@ -121,7 +132,7 @@ class ReIDModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         images, rows = batch
-        features = self.model(self.model.normalise(images))
+        features = self.model(self.model.normalise(uint8_batch(images, self.model.size, images.device)))
         self._validation.append((features.float().cpu(), rows.cpu()))
 
     def on_validation_epoch_end(self) -> None:
@@ -154,3 +165,5 @@ class ReIDModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.model.config
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # one's own data may tell nothing

@@ -49,6 +49,7 @@ class IdentitySampler(Sampler[list[int]]):
         self.identities, self.images, self.visits = identities, images, visits
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
+        self.start = 0  #: steps that the next iteration leaves out, as they were taken before an interruption
         step = identities * world_size
         if len(self.rows) < step:
             raise InputError(
@@ -65,10 +66,13 @@ class IdentitySampler(Sampler[list[int]]):
         return len(self._rounds(np.random.default_rng(0)))
 
     def __iter__(self) -> Iterator[list[int]]:
+        start, self.start = self.start, 0
         rng = np.random.default_rng([self.seed, self.epoch])
         piles: dict[int, list[int]] = {}
-        for identities in self._rounds(rng):
+        for number, identities in enumerate(self._rounds(rng)):
             groups = [self._draw(identity, piles, rng) for identity in identities]
+            if number < start:
+                continue
             mine = groups[self.rank * self.identities : (self.rank + 1) * self.identities]
             yield [row for group in mine for row in group]
 

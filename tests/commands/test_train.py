@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from rga_reid import load_model
 from rga_reid.commands import main
+from rga_reid.data import check_data
 from rga_reid.training import ReIDModule
 
 RECIPE = {
@@ -122,6 +124,46 @@ def test_averaged_weights_and_smaller_images_first(recipe: str, tiny_market: Pat
     averaged = weights(out / "last.ckpt")["backbone.conv1.weight"]
     current = checkpoint["current_model_state"]["model.backbone.conv1.weight"]
     assert not torch.equal(averaged, current)  # what is tested is the average
+
+
+def test_several_sets_train_one_model_that_is_tested_on_another(
+    recipe: str, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    shutil.copytree(tiny_market, tmp_path / "second")
+    out, other = tmp_path / "run", tmp_path / "other.csv"
+    rows = ["path,pid,camid,split", f"{tiny_market}/bounding_box_train/0001_c1s1_000000_00.jpg,1,1,query"]
+    for pid, camera, frame in ((1, 2, 1), (2, 1, 0)):
+        rows.append(
+            f"{tiny_market}/bounding_box_train/{pid:04d}_c{camera}s1_{frame:06d}_00.jpg,{pid},{camera},gallery"
+        )
+    other.write_text("\n".join(rows))
+    words = ["train", "--config", recipe, "--out", str(out), "--trainer.max_epochs", "1"]
+    words += ["--data.dataset", "[market1501, market1501]", "--test.root", str(other)]
+    assert main([*words, "--data.root", f"[{tiny_market}, {tmp_path / 'second'}]"]) == 0
+    checkpoint = torch.load(out / "last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]["model.classifier.weight"].shape[0] == 16
+    expected = {"images": 96, "identities": 16, "cameras": 4, "datasets": 2}
+    assert load_model(out / "last.ckpt").trained_on == expected
+    metrics = json.loads((out / "test.json").read_text())
+    assert (metrics["queries"], metrics["gallery"]) == (1, 2)
+
+    again = [*words, "--overwrite"]
+    error = refused(*again, "--data.root", f"[{tiny_market}, {tiny_market}]")
+    assert "are in two data sets" in error
+    assert "nowhere" in refused(*again, "--data.root", str(tiny_market), "--test.root", "nowhere")
+
+
+def test_images_are_decoded_into_a_file_and_mapped_again(
+    recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(tiny_market, tmp_path / "market")
+    words = ["--data.cache", "file", "--trainer.max_epochs", "1"]
+    assert train(recipe, root, tmp_path / "one", *words) == 0
+    monkeypatch.setattr("rga_reid.data.cache.decode", lambda *_, **__: pytest.fail("decoded again"))
+    assert train(recipe, root, tmp_path / "two", *words) == 0
+    one, two = (weights(tmp_path / name / "last.ckpt") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not [problem for problem in check_data(root, fast=True).problems if problem.kind != "count"]
 
 
 def test_bfloat16(recipe: str, tiny_market: Path, tmp_path: Path) -> None:

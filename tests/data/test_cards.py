@@ -126,7 +126,7 @@ def without(key):
         (changed(cameras=-1), "cameras: expected a count"),
         (changed(junk_pids=-1), "junk_pids: expected a list of whole numbers, got -1"),
         (changed(distractor_pids=["0"]), "distractor_pids: expected a list of whole numbers"),
-        (changed(layout="flat"), "layout: expected one of names, lists, identities, got 'flat'"),
+        (changed(layout="flat"), "layout: expected one of names, lists, identities, cuhk03, got 'flat'"),
         (changed(pattern="(?P<pid>"), "pattern: not a regular expression"),
         (changed(pattern=r"(\d+).jpg"), r"pattern: the layout 'names' needs a pattern with the group"),
         (without("pattern"), "pattern: the layout 'names' needs a pattern"),

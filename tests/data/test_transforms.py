@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.transforms import v2
 
 from rga_reid.data.transforms import Augmentation, step_generator
 from rga_reid.errors import InputError
@@ -135,3 +139,87 @@ def test_mixes_no_devices() -> None:
 def test_wrong_settings_are_refused(option: str, value: object) -> None:
     with pytest.raises(InputError, match=option):
         Augmentation(**{option: value})  # type: ignore[arg-type]
+
+
+# --- one image at a time, as the released code does it ---------------------------------------------------
+
+SIZE = (64, 32)
+RELEASED = Augmentation()
+
+
+def per_image(picture: Tensor, rng: np.random.Generator) -> Tensor:
+    """The released code's pipeline for one picture (3, H, W), with torchvision's transforms, in float."""
+    height, width = SIZE
+    if rng.random() < 0.5:
+        enlarged = v2.functional.resize(picture, [round(1.125 * height), round(1.125 * width)])
+        picture = v2.RandomCrop(SIZE)(enlarged)
+    else:
+        picture = v2.functional.resize(picture, list(SIZE))
+    picture = v2.RandomHorizontalFlip(0.5)(picture)
+    x = v2.functional.normalize(picture / 255, MEAN, STD)
+    if rng.random() < 0.5:
+        for _ in range(100):
+            area, aspect = rng.uniform(0.02, 0.4) * height * width, rng.uniform(0.3, 1 / 0.3)
+            tall, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if tall < height and wide < width:
+                top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
+                x[:, top : top + tall, left : left + wide] = 0
+                break
+    return x
+
+
+def described(batch: Tensor) -> dict[str, np.ndarray]:
+    """What happened to each copy of `ramps`: the erased rectangle, and where the rest came from."""
+    erased = (batch == 0).all(1)
+    x, y = ((batch[:, c] * STD[c] + MEAN[c]).masked_fill(erased, float("nan")) for c in (0, 1))
+    rows, columns = erased.any(2), erased.any(1)
+    return {
+        "erased area": erased.float().mean((1, 2)).numpy(),
+        "erased top": rows.int().argmax(1).numpy(),
+        "erased left": columns.int().argmax(1).numpy(),
+        "erased height": rows.sum(1).numpy(),
+        "horizontal place": x.nanmean((1, 2)).numpy(),
+        "horizontal step": x.diff(dim=2).nanmean((1, 2)).numpy(),  # negative if flipped
+        "vertical place": y.nanmean((1, 2)).numpy(),
+        "vertical step": y.diff(dim=1).nanmean((1, 2)).numpy(),  # smaller if enlarged
+    }
+
+
+def ramps() -> Tensor:
+    """A picture (3, 64, 32) whose first two colours tell where a pixel is."""
+    down, across = torch.meshgrid(torch.linspace(10, 245, 64), torch.linspace(10, 245, 32), indexing="ij")
+    return torch.stack([across, down, torch.full_like(down, 200)]).round().to(torch.uint8)
+
+
+def assert_drawn_alike(one: np.ndarray, two: np.ndarray, *, alike: bool, name: str) -> None:
+    """Two-sample Kolmogorov-Smirnov test; a little noise covers differences of the last bits."""
+    rng = np.random.default_rng(7)
+    noisy = [values + rng.normal(0, 0.05 * one.std(), len(values)) for values in (one, two)]
+    value = ks_2samp(*noisy).pvalue
+    assert value > 0.01 if alike else value < 1e-4, f"{name}: p = {value:.3g}"
+
+
+def test_a_batch_is_drawn_from_the_distribution_of_single_images() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    picture = ramps().float()
+    single = described(torch.stack([per_image(picture, rng) for _ in range(1500)]))
+    pixels = ramps().expand(1500, -1, -1, -1)
+    ours = described(RELEASED(pixels, SIZE, MEAN, STD, step_generator(1)))
+    for name, values in single.items():
+        assert_drawn_alike(values, ours[name], alike=True, name=name)
+
+    other = Augmentation(crop_probability=0.3, flip_probability=0.3, erase_area=(0.02, 0.3))
+    wrong = described(other(pixels, SIZE, MEAN, STD, step_generator(1)))
+    for name in ("erased area", "horizontal step", "vertical step"):
+        assert_drawn_alike(single[name], wrong[name], alike=False, name=name)
+
+
+def test_a_small_image_is_enlarged_as_resizing_does() -> None:
+    """But for the rounding to whole grey levels."""
+    small = images(6, 32, 16)
+    enlarged = torch.nn.functional.interpolate(small.float(), (64, 32), mode="bilinear").round()
+    for flip in (0.0, 1.0):
+        ours = augment(small, (64, 32), flip_probability=flip)
+        expected = augment(enlarged.to(torch.uint8), (64, 32), flip_probability=flip)
+        torch.testing.assert_close(ours, expected, atol=0.011, rtol=0)  # half a level: 0.5 / 255 / 0.2

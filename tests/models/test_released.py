@@ -122,7 +122,7 @@ def test_other_checkpoints_are_refused(tmp_path: Path, refused: Callable[..., st
     incomplete = as_released(build_model(depth=50, attention="rga_c", size=(64, 32)))
     del incomplete["backbone.layer3.0.conv1.weight"]
     torch.save(incomplete, tmp_path / "part.pth")
-    with pytest.raises(InputError, match=r"part\.pth: the weights do not fit .*1 keys missing .*layer3"):
+    with pytest.raises(InputError, match=r"part\.pth: .* do not fit .*1 keys missing \(backbone\.layer3"):
         read_official_rga(tmp_path / "part.pth")
     out = str(tmp_path / "out.safetensors")
     assert "other.pth" in refused("convert", str(tmp_path / "other.pth"), out)

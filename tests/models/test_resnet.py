@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -132,3 +133,27 @@ def test_imagenet_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ResNet(**{"depth": 18, **options})  # type: ignore[arg-type]
+
+
+def test_checkpointing_changes_neither_gradients_nor_running_statistics() -> None:
+    """RGA's batch norms keep their statistics on their own: they must not count a batch twice either."""
+    torch.manual_seed(0)
+    plain = ResNet(18, RGA, size=(64, 32)).double().train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.checkpointing = True
+    x = torch.randn(4, 3, 64, 32, dtype=torch.float64)
+    for model in (plain, checkpointed):
+        model(x).square().mean().backward()
+    for (name, one), two in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+    for (name, one), two in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_the_first_pool_without_padding() -> None:
+    padded, ceil = (ResNet(18, size=(64, 32), stem_pool=pool) for pool in ("padded", "ceil"))
+    x = torch.randn(1, 64, 33, 17)
+    assert torch.equal(ceil.maxpool(x), torch.nn.functional.max_pool2d(x, 3, 2))
+    assert padded.maxpool(x).shape[2:] == (17, 9)
+    with pytest.raises(InputError, match="stem_pool: expected padded or ceil"):
+        ResNet(18, stem_pool="other")  # type: ignore[arg-type]

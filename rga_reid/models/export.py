@@ -1,0 +1,129 @@
+"""A model as one file that runs without this package: uint8 pixels in, L2-normalised embeddings out."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rga_reid.errors import InputError
+from rga_reid.files import atomic_file
+from rga_reid.models.checkpoints import save_model
+from rga_reid.models.embedding import EmbeddingModel
+
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  #: and their file suffixes
+LEAST_COSINE = 0.99999  #: between the embeddings of an exported model and its original
+
+_INPUT, _OUTPUT = "images", "embeddings"
+
+
+class Deployed(nn.Module):
+    """uint8 ``(n, 3, H, W)`` of the model's size, RGB, to float32 ``(n, d)``, rows L2-normalised."""
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().float().eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.normalize(self.model(self.model.normalise(images)))
+
+
+def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str) -> float:
+    """Write a model as ``onnx``, ``torchscript`` or ``safetensors``, preprocessing inside, and try the file.
+
+    Resizing is not inside: the file takes images of the model's size, any number at a time.
+
+    Returns:
+        The least cosine between embeddings of the file and of the model, for batches of several sizes.
+
+    Raises:
+        InputError: an unknown format, a suffix of another one, a package that is not installed, or a model
+            whose exported form does not embed as it does.
+    """
+    file = Path(path)
+    if kind not in FORMATS:
+        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    if file.suffix != FORMATS[kind]:
+        raise InputError(f"{file}: expected a name that ends in {FORMATS[kind]} for the format {kind}")
+    write, read = {
+        "onnx": (_write_onnx, _read_onnx),
+        "torchscript": (_write_torchscript, _read_torchscript),
+        "safetensors": (_write_safetensors, _read_safetensors),
+    }[kind]
+    deployed = Deployed(model)
+    with torch.no_grad(), atomic_file(file) as temporary:
+        write(deployed, temporary)
+        run = read(temporary)
+        least = min(_agreement(deployed, run, batch) for batch in (1, 3))
+        if not least >= LEAST_COSINE:  # NaN as well
+            raise InputError(f"{file}: the exported model embeds otherwise (cosine {least:.6f}); not written")
+    return least
+
+
+def _agreement(deployed: Deployed, run: Callable[[Tensor], Tensor], batch: int) -> float:
+    images = _pixels(deployed, batch)
+    expected, found = deployed(images).double(), run(images).double()
+    if found.shape != expected.shape:
+        return float("nan")
+    return float(functional.cosine_similarity(expected, found).min())
+
+
+def _pixels(deployed: Deployed, batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    shape = (batch, 3, *deployed.model.size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def _write_onnx(deployed: Deployed, file: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"format onnx: needs the package {name}; pip install 'rga-reid[export]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about itself
+        program = torch.onnx.export(
+            deployed,
+            (_pixels(deployed, 2),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(file), external_data=False)
+
+
+def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
+
+
+def _write_torchscript(deployed: Deployed, file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about checks of shapes, which hold for every batch
+        torch.jit.save(torch.jit.trace(deployed, _pixels(deployed, 2), check_trace=False), str(file))
+
+
+def _read_torchscript(file: Path) -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.load(str(file))
+
+
+def _write_safetensors(deployed: Deployed, file: Path) -> None:
+    save_model(deployed.model, file)
+
+
+def _read_safetensors(file: Path) -> Callable[[Tensor], Tensor]:
+    from rga_reid.models.checkpoints import load_model
+
+    return load_model(file).embed

@@ -1,0 +1,151 @@
+"""Exported files embed as the model does, for any batch; the programs of docs/export.md run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from rga_reid import load_model
+from rga_reid.attention import MECHANISMS
+from rga_reid.commands import main
+from rga_reid.errors import InputError
+from rga_reid.models import EmbeddingModel, build_model, export, export_model, save_model
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
+PROGRAMS = re.findall(
+    r"```python\n(.*?)```",
+    (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8"),
+    flags=re.DOTALL,
+)
+
+
+def trained(attention: str | None = "rga") -> EmbeddingModel:
+    """A model whose batch norms have seen something: in evaluation they are no identity."""
+    torch.manual_seed(0)
+    model = build_model(depth=18, attention=attention, size=(64, 32), classes=3)
+    model(torch.randn(8, 3, 64, 32))
+    return model.eval()
+
+
+def pixels(batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(100 + batch)
+    return torch.randint(0, 256, (batch, 3, 64, 32), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingModel, Path]:
+    """A model, and the folder of its files: model.onnx, model.pt, model.safetensors."""
+    model, folder = trained(), tmp_path_factory.mktemp("export")
+    save_model(model, folder / "trained.safetensors")
+    for kind, suffix in SUFFIXES.items():
+        words = ["--checkpoint", str(folder / "trained.safetensors"), "--format", kind]
+        assert main(["export", *words, "--out", str(folder / f"model{suffix}")]) == 0
+    return model, folder
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_files_embed_as_the_model_does(exported: tuple[EmbeddingModel, Path], kind: str, batch: int) -> None:
+    model, folder = exported
+    file = str(folder / f"model{SUFFIXES[kind]}")
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        assert session.get_inputs()[0].type == "tensor(uint8)"
+        found = torch.from_numpy(session.run(None, {"images": pixels(batch).numpy()})[0])
+    else:
+        found = (
+            torch.jit.load(file)(pixels(batch))
+            if kind == "torchscript"
+            else load_model(file).embed(pixels(batch))
+        )
+    assert found.dtype == torch.float32
+    expected = model.embed(pixels(batch))
+    assert functional.cosine_similarity(found.double(), expected.double()).min() >= 0.99999
+    torch.testing.assert_close(found.detach().norm(dim=1), torch.ones(batch))
+
+
+@pytest.mark.parametrize("attention", [*(name for name in MECHANISMS if name != "rga"), None])
+def test_every_mechanism_as_torchscript(attention: str | None, tmp_path: Path) -> None:
+    model = trained(attention)
+    assert export_model(model, tmp_path / "m.pt", "torchscript") >= 0.99999
+    found = torch.jit.load(tmp_path / "m.pt")(pixels(5))
+    torch.testing.assert_close(found, model.embed(pixels(5)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [*(name for name in MECHANISMS if name != "rga"), None])
+def test_every_mechanism_as_onnx(attention: str | None, tmp_path: Path) -> None:
+    assert export_model(trained(attention), tmp_path / "m.onnx", "onnx") >= 0.99999
+
+
+def test_a_file_that_embeds_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(deployed: export.Deployed, file: Path) -> None:
+        save_model(build_model(depth=18, size=(64, 32)), file)
+
+    monkeypatch.setattr(export, "_write_safetensors", other)
+    with pytest.raises(InputError, match=r"m\.safetensors: the exported model embeds otherwise"):
+        export_model(trained(), tmp_path / "m.safetensors", "safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_are_refused(
+    exported: tuple[EmbeddingModel, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    checkpoint = ["--checkpoint", str(exported[1] / "trained.safetensors")]
+    assert "ends in .onnx" in refused(
+        "export", *checkpoint, "--format", "onnx", "--out", str(tmp_path / "m.pt")
+    )
+    assert "--format" in refused("export", *checkpoint, "--format", "onx", "--out", str(tmp_path / "m.onnx"))
+    (tmp_path / "m.pt").write_text("precious")
+    words = ["export", *checkpoint, "--format", "torchscript", "--out", str(tmp_path / "m.pt")]
+    assert "--overwrite" in refused(*words)
+    assert (tmp_path / "m.pt").read_text() == "precious"
+    assert "its folder does not exist" in refused(*words[:-1], str(tmp_path / "none" / "m.pt"))
+    assert "missing.ckpt: no such file" in refused(
+        "export", "--checkpoint", "missing.ckpt", "--format", "onnx", "--out", str(tmp_path / "m.onnx")
+    )
+
+
+def test_programs_of_the_documentation_run(exported: tuple[EmbeddingModel, Path]) -> None:
+    model, folder = exported
+    for number, name in enumerate(("a.jpg", "b.jpg")):
+        noise = np.random.default_rng(number).integers(0, 256, (80, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    a, b = model.embed([folder / "a.jpg", folder / "b.jpg"])
+    assert len(PROGRAMS) == 3
+    for program in PROGRAMS:
+        program = program.replace("256, 128", "64, 32")
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout.removeprefix("similarity ")) == pytest.approx(float(a @ b), abs=2e-4)
+
+
+def test_loading_a_model_needs_no_training_stack(exported: tuple[EmbeddingModel, Path]) -> None:
+    script = (
+        f"import rga_reid, sys\nrga_reid.load_model({str(exported[1] / 'model.safetensors')!r})\n"
+        "print([name for name in ('pytorch_lightning', 'pytorch_metric_learning') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

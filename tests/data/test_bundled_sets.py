@@ -1,0 +1,130 @@
+"""The bundled cards on small made-up copies of their data sets' structure; several sets in one training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rga_reid.data import check_data, load_card, read_table, read_training
+from rga_reid.errors import InputError
+
+MSMT17 = {
+    "list_train.txt": ["0000/0000_000_01_0303morning_0015_0.jpg 0", "0001/0001_000_15_0302noon_1_0_ex.jpg 1"],
+    "list_val.txt": ["0000/0000_001_02_0303morning_0020_1.jpg 0"],
+    "list_query.txt": ["0000/0000_000_05_0113noon_0001_0.jpg 0"],
+    "list_gallery.txt": ["0000/0000_001_14_0113noon_0002_0.jpg 0", "0001/0001_000_03_0113noon_3_0.jpg 1"],
+}
+NAMES = {
+    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0007_c3s1_000001_00.jpg"],
+    "query": ["0001_c1s1_001051_00.jpg"],
+    "bounding_box_test": ["0001_c6s1_001051_00.jpg", "0000_c1s1_000001_01.jpg", "-1_c4s1_000401_03.jpg"],
+}
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def msmt17(root: Path, folders: tuple[str, str]) -> Path:
+    for name, lines in MSMT17.items():
+        folder = folders[0] if name in ("list_train.txt", "list_val.txt") else folders[1]
+        for line in lines:
+            touch(root / folder / line.split()[0])
+        (root / name).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def market(root: Path, **more: list[str]) -> Path:
+    for folder, names in (NAMES | more).items():
+        for name in names:
+            touch(root / folder / name)
+    return root
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt17_of_both_versions(tmp_path: Path, folders: tuple[str, str]) -> None:
+    table = read_table(msmt17(tmp_path, folders), "msmt17")
+    rows = [(row.split, int(row.pid), int(row.camid), Path(row.path).parts[-3]) for row in table.itertuples()]
+    assert rows == [
+        ("train", 0, 1, folders[0]),
+        ("train", 0, 2, folders[0]),
+        ("train", 1, 15, folders[0]),
+        ("query", 0, 5, folders[1]),
+        ("gallery", 0, 14, folders[1]),
+        ("gallery", 1, 3, folders[1]),
+    ]
+
+
+def test_msmt17_counts_are_the_published_ones() -> None:
+    card = load_card("msmt17")
+    counts = [(card.splits[s].images, card.splits[s].identities) for s in ("train", "query", "gallery")]
+    assert counts == [(32_621, 1_041), (11_659, 3_060), (82_161, 3_060)]
+    assert card.cameras == 15
+
+
+def test_every_missing_image_of_a_list_is_reported(tmp_path: Path) -> None:
+    root = msmt17(tmp_path, ("train", "test"))
+    gone = [f"9999/9999_{number:03d}_01_a.jpg" for number in range(30)]
+    (root / "list_gallery.txt").write_text("\n".join(f"{name} 5" for name in gone))
+    problems = [str(problem) for problem in check_data(root, "msmt17", fast=True).problems]
+    assert [
+        any(f"line {line}: no such image file" in p and name in p for p in problems)
+        for line, name in enumerate(gone, 1)
+    ] == [True] * 30
+    with pytest.raises(InputError, match="30 in all, see"):
+        read_table(root, "msmt17")
+
+
+@pytest.mark.parametrize("folder", ["distractors_500k", "images"])
+def test_market_with_more_distractors_whatever_their_names(tmp_path: Path, folder: str) -> None:
+    more = {folder: ["0000_c6s2_111111_00.jpg", "42.jpg", "-1_c1s1_000001_00.jpg"]}
+    table = read_table(market(tmp_path, **more), "market1501_500k")
+    distractors = table[table.path.str.contains(f"/{folder}/")]
+    assert distractors.pid.tolist() == [0, 0, 0]
+    assert (distractors.split == "gallery").all()
+    assert distractors.camid.fillna(0).tolist() == [1, 6, 0]
+    assert len(table) == 9
+    card = load_card("market1501_500k").splits["gallery"]
+    assert (card.images, card.distractors) == (519_732, 502_798)
+
+
+# --- several sets --------------------------------------------------------------------------------------
+
+
+def test_identities_and_cameras_of_several_sets_are_kept_apart(tmp_path: Path) -> None:
+    roots = [str(market(tmp_path / "a")), str(msmt17(tmp_path / "b", ("train", "test")))]
+    table = read_training(roots, ["market1501", "msmt17"])
+    rows = [(row.dataset, int(row.pid), int(row.camid)) for row in table.itertuples()]
+    assert rows == [(0, 0, 0), (0, 1, 1), (1, 2, 2), (1, 2, 3), (1, 3, 4)]
+    assert (table.split == "train").all()
+
+
+def test_one_set_keeps_its_numbers(tmp_path: Path) -> None:
+    table = read_training([str(market(tmp_path))], ["market1501"])
+    assert table.pid.tolist() == [2, 7]
+    assert table.camid.tolist() == [1, 3]
+
+
+def test_junk_and_unknown_cameras_in_several_sets(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for image in ("1.jpg", "2.jpg", "3.jpg"):
+            touch(tmp_path / name / image)
+        lines = ["path,pid,camid,split", "1.jpg,5,,train", "2.jpg,5,7,train", "3.jpg,-1,1,train"]
+        (tmp_path / name / "own.csv").write_text("\n".join(lines))
+    table = read_training([str(tmp_path / name / "own.csv") for name in "ab"], ["market1501"])
+    assert table.pid.tolist() == [0, 0, 1, 1]
+    assert [None if pd.isna(camid) else int(camid) for camid in table.camid] == [None, 0, None, 1]
+
+
+def test_a_set_given_twice_is_refused(tmp_path: Path) -> None:
+    root = market(tmp_path / "a")
+    (tmp_path / "link").symlink_to(root)
+    with pytest.raises(
+        InputError, match=r"2 training images are in two data sets, .*/a and .*/link, .*0002_c1"
+    ):
+        read_training([str(root), str(tmp_path / "link")], ["market1501"])
+    with pytest.raises(InputError, match=r"a card \(dataset\) for each root, got 3 for 2"):
+        read_training(["a", "b"], ["market1501"] * 3)

@@ -1,0 +1,155 @@
+"""CUHK03 as it is published: pictures in a MATLAB 7.3 file, splits in MATLAB 5 files; both made here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from rga_reid.data import check_data, load_card, read_table
+from rga_reid.data.cards import Card
+from rga_reid.errors import InputError
+
+PROTOCOL = "cuhk03_new_protocol_config_labeled.mat"
+
+
+def picture(pair: int, identity: int, number: int) -> np.ndarray:
+    """(H, W, 3), another size and other pixels for each."""
+    rng = np.random.default_rng([pair, identity, number])
+    return rng.integers(0, 256, (20 + number, 10 + identity, 3), dtype=np.uint8)
+
+
+def write_pictures(path: Path, kind: str = "labeled") -> dict[str, np.ndarray]:
+    """Two pairs of cameras with 2 and 1 identities; images 1, 2 of the first camera, 6 of the second."""
+    named = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+
+        def reference(data: object) -> h5py.Reference:
+            stored = file.create_dataset(f"#refs#/{len(file.get('#refs#', ()))}", data=data)
+            return stored.ref
+
+        pairs = []
+        for pair, identities in ((1, 2), (2, 1)):
+            cells = np.empty((identities, 10), object)
+            for identity in range(1, identities + 1):
+                for number in range(1, 11):
+                    if number in (1, 2, 6):
+                        pixels = picture(pair, identity, number)
+                        camera = 1 if number < 6 else 2
+                        named[f"{pair}_{identity:03d}_{camera}_{number:02d}.png"] = pixels
+                        stored = reference(pixels.transpose(2, 1, 0))  # MATLAB's order of indices
+                    else:
+                        stored = reference(np.zeros(2, np.uint64))  # an empty cell: its shape
+                    cells[identity - 1, number - 1] = stored
+            pairs.append(reference(cells.T.astype(h5py.ref_dtype)))
+        file.create_dataset(kind, data=np.array([pairs], h5py.ref_dtype))
+    return named
+
+
+def write_protocol(path: Path, names: list[str], **changes: object) -> None:
+    filelist = np.empty((len(names), 1), object)
+    filelist[:, 0] = names
+    labels = [10 * int(name[0]) + int(name[2:5]) for name in names]
+    indices = {
+        "train_idx": [number for number, label in enumerate(labels, 1) if label == 11],
+        "query_idx": [number for number, name in enumerate(names, 1) if name[0] == "2" and "_2_" in name[5:]],
+        "gallery_idx": [
+            number for number, name in enumerate(names, 1) if name[0] == "2" and "_1_" in name[5:]
+        ],
+    }
+    content = {"filelist": filelist, "labels": np.array([labels]).T, **indices, **changes}
+    savemat(path, {key: value for key, value in content.items() if value is not None})
+
+
+@pytest.fixture
+def card() -> Card:
+    """The bundled card without its counts."""
+    bundled = load_card("cuhk03_labeled")
+    splits = {
+        name: dataclasses.replace(split, images=None, identities=None)
+        for name, split in bundled.splits.items()
+    }
+    return dataclasses.replace(bundled, splits=splits)
+
+
+@pytest.mark.parametrize("place", ["cuhk-03.mat", "cuhk03_release/cuhk-03.mat"])
+def test_pictures_are_unpacked_once_and_split_by_the_protocol(tmp_path: Path, card: Card, place: str) -> None:
+    named = write_pictures(tmp_path / place)
+    write_protocol(tmp_path / PROTOCOL, sorted(named))
+    table = read_table(tmp_path, card)
+    found = [(Path(row.path).name, row.pid, row.camid, row.split) for row in table.itertuples()]
+    assert found == [
+        ("1_001_1_01.png", 11, 1, "train"),
+        ("1_001_1_02.png", 11, 1, "train"),
+        ("1_001_2_06.png", 11, 2, "train"),
+        ("2_001_2_06.png", 21, 2, "query"),
+        ("2_001_1_01.png", 21, 1, "gallery"),
+        ("2_001_1_02.png", 21, 1, "gallery"),
+    ]
+    for path in table.path:
+        assert np.array_equal(np.asarray(Image.open(path)), named[Path(path).name]), path
+    (tmp_path / place).unlink()  # not needed any more
+    assert read_table(tmp_path, card).equals(table)
+    assert not check_data(tmp_path, card).problems
+
+
+def test_counts_are_the_published_ones() -> None:
+    for name, train, gallery in (("labeled", 7368, 5328), ("detected", 7365, 5332)):
+        splits = load_card(f"cuhk03_{name}").splits
+        counts = [(splits[s].images, splits[s].identities) for s in ("train", "query", "gallery")]
+        assert counts == [(train, 767), (1400, 700), (gallery, 700)]
+        assert {source.list for split in splits.values() for source in split.sources} == {
+            f"cuhk03_new_protocol_config_{name}.mat"
+        }
+
+
+def test_files_that_are_missing(tmp_path: Path, card: Card) -> None:
+    with pytest.raises(InputError, match=rf"{PROTOCOL}: expected this protocol file, found nothing"):
+        read_table(tmp_path, card)
+    write_protocol(tmp_path / PROTOCOL, ["1_001_1_01.png"])
+    with pytest.raises(InputError, match=r"expected cuhk-03\.mat or .*labeled/, found cuhk03_new"):
+        read_table(tmp_path, card)
+
+
+def test_mat_files_of_the_wrong_kind(tmp_path: Path, card: Card) -> None:
+    named = write_pictures(tmp_path / "cuhk-03.mat", kind="detected")
+    (tmp_path / PROTOCOL).write_bytes((tmp_path / "cuhk-03.mat").read_bytes())
+    with pytest.raises(InputError, match=rf"{PROTOCOL}: expected the protocol of CUHK03, a MATLAB 5 file"):
+        read_table(tmp_path, card)
+    (tmp_path / PROTOCOL).write_bytes(b"no MATLAB file" * 20)
+    with pytest.raises(InputError, match=rf"{PROTOCOL}: expected the protocol of CUHK03, a MATLAB 5 file"):
+        read_table(tmp_path, card)
+    write_protocol(tmp_path / PROTOCOL, sorted(named), query_idx=None, labels=None)
+    with pytest.raises(
+        InputError, match="of another kind: expected the variable labels, query_idx, found filelist"
+    ):
+        read_table(tmp_path, card)
+    write_protocol(tmp_path / PROTOCOL, sorted(named))
+    with pytest.raises(
+        InputError, match=r"cuhk-03\.mat: expected the variable 'labeled', found #refs#, detected"
+    ):
+        read_table(tmp_path, card)
+    savemat(tmp_path / "cuhk-03.mat", {"labeled": np.zeros(3)})
+    with pytest.raises(InputError, match=r"cuhk-03\.mat: expected the pictures of CUHK03, a MATLAB 7\.3"):
+        read_table(tmp_path, card)
+    with h5py.File(tmp_path / "cuhk-03.mat", "w") as file:
+        file["labeled"] = np.zeros((1, 5))
+    with pytest.raises(InputError, match=r"cuhk-03\.mat: 'labeled' is not the cells of cells"):
+        read_table(tmp_path, card)
+    assert not (tmp_path / "labeled").exists()  # nothing half unpacked
+
+
+def test_a_protocol_that_names_what_is_not_there(tmp_path: Path, card: Card) -> None:
+    named = write_pictures(tmp_path / "cuhk-03.mat")
+    write_protocol(tmp_path / PROTOCOL, [*sorted(named), "1_001_1_03.png", "1_001_1_04.png"])
+    with pytest.raises(InputError, match=r"03\.png; .*no such image file: .*04\.png"):
+        read_table(tmp_path, card)
+    write_protocol(tmp_path / PROTOCOL, sorted(named), train_idx=[1, 99])
+    with pytest.raises(InputError, match="image 99 of 9 images"):
+        read_table(tmp_path, card)
