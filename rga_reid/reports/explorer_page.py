@@ -15,6 +15,7 @@ from rga_reid.reports.packing import Pack
 from rga_reid.reports.pages import TEMPLATES, data_uri, page_environment, script_hash
 from rga_reid.reports.relation_views import WHOLE, MatrixView, StageView
 
+SCRIPTS = ("explorer_numbers.js", "explorer_view.js")  #: of the page, one after the other
 COLOURS = {"sequential": "cividis", "diverging": "PuOr_r"}  # both told apart by colour-blind readers
 
 
@@ -91,7 +92,7 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
         "colours": {name: _colours(map_name) for name, map_name in COLOURS.items()},
     }
     data["blobs"] = pack.blobs
-    script = (TEMPLATES / "explorer.js").read_text(encoding="utf-8")
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     names = list(dict.fromkeys(exhibit.mechanism for exhibit in exhibits))
     return (
         page_environment()
