@@ -18,11 +18,11 @@ from torch import Tensor
 from rga_reid.evaluation.inputs import float32_rows, row_norms
 from rga_reid.evaluation.stacked import FeatureRows
 
-_SLICE = 512  # columns that are summed before they join the total
+_SLICE = 1024  # columns that are summed before they join the total
 _MANY = 2**18  # pairs for which a search for equal rows pays
 _TEMPORARY = 2**18  # float64 numbers that exact scores hold at a time
 _TILE = 2**19  # scores in a tile
-_PRODUCT = 2**22  # scores computed at a time: with fewer rows a product does not reach its full speed
+_PRODUCT = 2**21  # scores computed at a time: with fewer rows a product does not reach its full speed
 # What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
 _EXACT_ROUNDINGS = 48
 
