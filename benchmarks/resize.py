@@ -44,8 +44,8 @@ def attend(model: EmbeddingModel, images: Tensor, size: tuple[int, int]) -> tupl
 
     hooks = [
         module.register_forward_hook(note(stage))
-        for stage in (1, 2, 3, 4)
-        if isinstance(module := getattr(backbone, f"attention{stage}"), RGA)
+        for stage, module in backbone.attention_stages().items()
+        if isinstance(module, RGA)
     ]
     with torch.inference_mode():
         # an image's relations at stage 1 take 16 MiB at 256×128

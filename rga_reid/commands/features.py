@@ -32,13 +32,11 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """List the images, embed them, write the file."""
-    import numpy as np
-
     from rga_reid.data import table_from_images
     from rga_reid.files import require_new
     from rga_reid.models import load_model
     from rga_reid.retrieval import stream_features
-    from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.retrieval.extraction import choose_device, collected
     from rga_reid.retrieval.feature_files import write_features
     from rga_reid.retrieval.team import Batches, team
 
@@ -56,10 +54,8 @@ def run(options: Namespace) -> None:
         def embed(rows: pd.DataFrame) -> Batches:
             return stream_features(model, rows, options.batch_size, device)
 
-        features, done = np.empty((len(table), model.dimension), np.float32), 0
-        for batch, _ in workers.gathered(shards_folder(options.out), table, options.batch_size, embed):
-            features[done : done + len(batch)] = batch
-            done += len(batch)
+        batches = workers.gathered(shards_folder(options.out), table, options.batch_size, embed)
+        features = collected(batches, len(table), model.dimension)
     if workers.rank == 0:
         write_features(options.out, features, table)
         print(f"{options.out}: {len(features)} images, {features.shape[1]} features each")

@@ -15,7 +15,7 @@ from rga_reid.data import read_image
 from rga_reid.errors import InputError
 from rga_reid.models import EmbeddingModel, load_model
 from rga_reid.models.pixels import uint8_batch
-from rga_reid.models.stages import attention_stages, capture_stages, mechanism_name, untrained_model
+from rga_reid.models.stages import capture_stages, mechanism_name, untrained_model
 from rga_reid.reports.explorer_page import Exhibit
 from rga_reid.reports.relation_views import stage_view
 
@@ -92,7 +92,7 @@ def describe(model: EmbeddingModel) -> str:
 def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:
     """The model of a checkpoint, if it has all of ``attention``, or any where that is empty."""
     model = load_model(path)
-    found = {stage: mechanism_name(module) for stage, module in attention_stages(model).items()}
+    found = {stage: mechanism_name(module) for stage, module in model.backbone.attention_stages().items()}
     names = list(dict.fromkeys(found.values()))
     missing = [name for name in attention if name not in names]
     if missing or not found:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,7 +44,7 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
     parts: list[tuple[str, Sequence[str]]] = [("stem", _STEM)]
     for stage in (1, 2, 3, 4):
         parts.append((f"stage {stage}", [f"layer{stage}"]))
-        if not isinstance(getattr(backbone, f"attention{stage}"), nn.Identity):
+        if stage in backbone.attention_stages():
             parts.append((f"attention {stage}", [f"attention{stage}"]))
     rows = [
         {

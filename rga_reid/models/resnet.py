@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -99,12 +99,18 @@ class ResNet(nn.Module):
             sizes.append(size)
         return sizes
 
+    def attention_stages(self) -> dict[int, nn.Module]:
+        """The modules of attention, by the stage they follow."""
+        modules = {stage: getattr(self, f"attention{stage}") for stage in (1, 2, 3, 4)}
+        return {stage: module for stage, module in modules.items() if not isinstance(module, nn.Identity)}
+
     def set_input_size(self, size: Size) -> None:
         """Take inputs of ``size`` from now on: attention that is tied to a map size is told the new one."""
-        for stage, map_size in enumerate(self.map_sizes(size), 1):
-            module = getattr(self, f"attention{stage}")
-            if hasattr(module, "set_map_size"):
-                module.set_map_size(map_size)
+        sizes = self.map_sizes(size)
+        for stage, module in self.attention_stages().items():
+            set_map_size: Any = getattr(module, "set_map_size", None)
+            if set_map_size is not None:
+                set_map_size(sizes[stage - 1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised float images ``(n, 3, H, W)`` to the last feature map."""
@@ -125,8 +131,7 @@ class ResNet(nn.Module):
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _unchanged_buffers(layer, attention)
 
-        stage = lambda x: attention(layer(x))  # noqa: E731
-        return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+        return checkpoint(lambda x: attention(layer(x)), x, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

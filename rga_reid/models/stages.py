@@ -48,12 +48,6 @@ def mechanism_name(module: nn.Module) -> str:
     return names[0] if names else type(module).__name__
 
 
-def attention_stages(model: EmbeddingModel) -> dict[int, nn.Module]:
-    """The modules of attention, by the stage they follow; none for a plain backbone."""
-    modules = {stage: getattr(model.backbone, f"attention{stage}", nn.Identity()) for stage in STAGES}
-    return {stage: module for stage, module in modules.items() if not isinstance(module, nn.Identity)}
-
-
 @torch.inference_mode()
 def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
     """Run one picture through the model and keep what each module of attention saw and thought.
@@ -65,7 +59,7 @@ def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
     Raises:
         InputError: the model has no attention, or attention without ``relations``.
     """
-    modules = attention_stages(model)
+    modules = model.backbone.attention_stages()
     if not modules:
         raise InputError("model: expected attention after at least one stage, found none")
     for stage, module in modules.items():

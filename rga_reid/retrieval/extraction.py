@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -59,12 +59,17 @@ def extract_features(
             below 1.
     """
     table = _as_table(table_or_paths)
-    features = np.empty((len(table), model.dimension), np.float32)
-    done = 0
-    for batch, rows in stream_features(model, table, batch_size, device):
-        features[done : done + len(rows)] = batch
-        done += len(rows)
-    return features, table
+    batches = stream_features(model, table, batch_size, device)
+    return collected(batches, len(table), model.dimension), table
+
+
+def collected(batches: Iterable[tuple[np.ndarray, pd.DataFrame]], count: int, dimension: int) -> np.ndarray:
+    """The features of up to ``count`` images in one matrix; rows left over are arbitrary."""
+    features, done = np.empty((count, dimension), np.float32), 0
+    for batch, _ in batches:
+        features[done : done + len(batch)] = batch
+        done += len(batch)
+    return features
 
 
 def stream_features(
