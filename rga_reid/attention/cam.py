@@ -56,7 +56,7 @@ class CAM(nn.Module):
         energy = torch.einsum("bip,bjp->bij", flat, flat)
         trace.step(E, "similarity of channels", f"{X} {X}ᵀ", energy)
         a = (energy.amax(dim=2, keepdim=True) - energy).softmax(dim=2)
-        formula = f"softmaxⱼ(maxₖ {E}[i, k] − {E}[i, j])"
+        formula = f"softmax_j(max_k {E}[i, k] − {E}[i, j])"
         a = trace.matrix("channels", A, "what channel i takes from each j", formula, a)
         o = trace.step(Y, "what each channel gathers", f"{A} {X}", torch.einsum("bij,bjp->bip", a, flat))
         y = self.gamma * o.reshape(x.shape) + x

@@ -70,26 +70,26 @@ class CrissCross(nn.Module):
         column = torch.arange(width, device=x.device).repeat(height)
         apart = (row[:, None] != row) & (column[:, None] != column)
         for r in range(1, self.recurrence + 1):
-            before = f"x{r - 1}" if r > 1 else "x"
+            before = f"x_{r - 1}" if r > 1 else "x"
             q = self.query_conv(x).flatten(2)
             k = self.key_conv(x).flatten(2)
             v = self.value_conv(x).flatten(2)
-            trace.step(f"Q{r}", "what each position looks for", f"query_conv({before})", q)
-            trace.step(f"K{r}", "what each position offers", f"key_conv({before})", k)
-            trace.step(f"V{r}", "what each position gives", f"value_conv({before})", v)
+            trace.step(f"Q_{r}", "what each position looks for", f"query_conv({before})", q)
+            trace.step(f"K_{r}", "what each position offers", f"key_conv({before})", k)
+            trace.step(f"V_{r}", "what each position gives", f"value_conv({before})", v)
             energy = torch.einsum("bei,bej->bij", q, k)
-            trace.step(f"E{r}", "similarity", f"Q{r}ᵀ K{r}", energy)
+            trace.step(f"E_{r}", "similarity", f"Q_{r}ᵀ K_{r}", energy)
             a = trace.matrix(
                 f"pass_{r}",
-                f"A{r}",
+                f"A_{r}",
                 "what i takes from each j in its row and column",
-                f"softmax of E{r}[i, j] over those j",
+                f"softmax of E_{r}[i, j] over those j",
                 energy.masked_fill(apart, float("-inf")).softmax(dim=2),
             )
             o = torch.einsum("bcj,bij->bci", v, a)
-            trace.step(f"O{r}", "what each position gathers", f"V{r} A{r}ᵀ", o)
+            trace.step(f"O_{r}", "what each position gathers", f"V_{r} A_{r}ᵀ", o)
             x = self.gamma * o.reshape(x.shape) + x
-            trace.step(f"x{r}", f"map after pass {r}", f"γ · O{r} + {before}", x)
+            trace.step(f"x_{r}", f"map after pass {r}", f"γ · O_{r} + {before}", x)
         return x
 
 

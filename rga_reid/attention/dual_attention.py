@@ -75,16 +75,16 @@ class DualAttention(nn.Module):
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
         if not self.head:
-            p = self.sa._explicit(x, trace, "x", "ₚ")
-            c = self.sc._explicit(x, trace, "x", "꜀")
-            return trace.step("out", "output map", "yₚ + y꜀ − x", p + c - x)
-        p = trace.step("xₚ", "map for position attention", "conv5a(x)", run_layers(self.conv5a, x))
-        p = run_layers(self.conv51, self.sa._explicit(p, trace, "xₚ", "ₚ"))
-        trace.step("zₚ", "position branch", "conv51(yₚ)", p)
-        c = trace.step("x꜀", "map for channel attention", "conv5c(x)", run_layers(self.conv5c, x))
-        c = run_layers(self.conv52, self.sc._explicit(c, trace, "x꜀", "꜀"))
-        trace.step("z꜀", "channel branch", "conv52(y꜀)", c)
-        return trace.step("out", "output map", "conv8(zₚ + z꜀)", self.conv8(p + c))
+            p = self.sa._explicit(x, trace, "x", "_p")
+            c = self.sc._explicit(x, trace, "x", "_c")
+            return trace.step("out", "output map", "y_p + y_c − x", p + c - x)
+        p = trace.step("x_p", "map for position attention", "conv5a(x)", run_layers(self.conv5a, x))
+        p = run_layers(self.conv51, self.sa._explicit(p, trace, "x_p", "_p"))
+        trace.step("z_p", "position branch", "conv51(y_p)", p)
+        c = trace.step("x_c", "map for channel attention", "conv5c(x)", run_layers(self.conv5c, x))
+        c = run_layers(self.conv52, self.sc._explicit(c, trace, "x_c", "_c"))
+        trace.step("z_c", "channel branch", "conv52(y_c)", c)
+        return trace.step("out", "output map", "conv8(z_p + z_c)", self.conv8(p + c))
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:

@@ -135,7 +135,7 @@ class NonLocal(nn.Module):
             f = torch.einsum("bei,bej->bij", theta, phi)
             f = f / phi.shape[2] if self.mode == "dot_product" else f.softmax(dim=2)
             dot = "θ[:, i] · φ[:, j]"
-            formula = f"{dot} / N" if self.mode == "dot_product" else f"softmaxⱼ({dot})"
+            formula = f"{dot} / N" if self.mode == "dot_product" else f"softmax_j({dot})"
         f = trace.matrix("positions", "f", "what i takes from each j", formula, f)
         y = trace.step("y", "what each position gathers", "g fᵀ", torch.einsum("bcj,bij->bci", g, f))
         z = run_layers(self.W, y.reshape(x.shape[0], -1, *x.shape[2:]))

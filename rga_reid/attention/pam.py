@@ -61,7 +61,7 @@ class PAM(nn.Module):
         v = trace.step(V, "what each position gives", f"value_conv({source})", self.value_conv(x).flatten(2))
         energy = trace.step(E, "similarity of positions", f"{Q}ᵀ {K}", torch.einsum("bei,bej->bij", q, k))
         a = energy.softmax(dim=2)
-        a = trace.matrix("positions", A, "what position i takes from each j", f"softmaxⱼ({E}[i, j])", a)
+        a = trace.matrix("positions", A, "what position i takes from each j", f"softmax_j({E}[i, j])", a)
         o = trace.step(Y, "what each position gathers", f"{V} {A}ᵀ", torch.einsum("bcj,bij->bci", v, a))
         y = self.gamma * o.reshape(x.shape) + x
         return trace.step(f"y{sub}", "map after position attention", f"γ{sub} · {Y} + {source}", y)

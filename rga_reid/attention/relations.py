@@ -6,6 +6,7 @@ the fast ``forward``, so that each is the other's proof.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -13,14 +14,17 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_NAMES = re.compile(r"[A-Za-zΑ-ω][A-Za-zΑ-ω0-9]*(?:_[A-Za-z0-9]+)?'?")  # x, θ_s, x' in a formula
+
 
 class Step(NamedTuple):
     """One named intermediate tensor of the explicit form."""
 
-    symbol: str  # as in the paper: "θ", "G"
+    symbol: str  # as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
     meaning: str  # in words
-    formula: str  # how it follows from earlier symbols
+    formula: str  # how it follows from earlier symbols, each of which it names
     tensor: Tensor
+    inputs: tuple[str, ...] = ()  # the earlier symbols that the formula names
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,7 +42,9 @@ class Trace:
 
     def step(self, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
         """Record an intermediate tensor and return it."""
-        self.flow.append(Step(symbol, meaning, formula, tensor))
+        known = {step.symbol for step in self.flow}
+        inputs = tuple(dict.fromkeys(name for name in _NAMES.findall(formula) if name in known))
+        self.flow.append(Step(symbol, meaning, formula, tensor, inputs))
         return tensor
 
     def matrix(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:

@@ -130,16 +130,16 @@ class RGA(nn.Module):
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
         if self.spatial:
-            a = self._explicit_attention(x.flatten(2).unsqueeze(3), "spatial", "ₛ", "x", trace)
+            a = self._explicit_attention(x.flatten(2).unsqueeze(3), "spatial", "_s", "x", trace)
             shape = (x.shape[0], 1, *self.map_size)
-            a = trace.weight("spatial", "aₛ", "attention of each position", "sigmoid(W(yₛ))", a.view(shape))
-            x = trace.step("xₛ", "map, positions weighed", "aₛ · x", x * a)
+            a = trace.weight("spatial", "a_s", "attention of each position", "sigmoid(W(y_s))", a.view(shape))
+            x = trace.step("x_s", "map, positions weighed", "a_s · x", x * a)
         if self.channel:
-            source = "xₛ" if self.spatial else "x"
-            a = self._explicit_attention(x.flatten(2).mT.unsqueeze(3), "channel", "꜀", source, trace)
+            source = "x_s" if self.spatial else "x"
+            a = self._explicit_attention(x.flatten(2).mT.unsqueeze(3), "channel", "_c", source, trace)
             shape = (x.shape[0], self.in_channels, 1, 1)
-            a = trace.weight("channel", "a꜀", "attention of each channel", "sigmoid(W(y꜀))", a.view(shape))
-            x = trace.step("x꜀", "map, channels weighed", f"a꜀ · {source}", x * a)
+            a = trace.weight("channel", "a_c", "attention of each channel", "sigmoid(W(y_c))", a.view(shape))
+            x = trace.step("x_c", "map, channels weighed", f"a_c · {source}", x * a)
         return x
 
     def _explicit_attention(self, nodes: Tensor, kind: str, sub: str, source: str, trace: Trace) -> Tensor:

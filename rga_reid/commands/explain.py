@@ -96,7 +96,8 @@ def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
 
     models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
     if options.checkpoint:
-        models += f". Trained: {', '.join(Path(file).name for file in options.checkpoint)}"
+        names = dict.fromkeys(Path(file).name for file in options.checkpoint)
+        models += f". Trained: {', '.join(names)}"
     with atomic_file(options.out) as temporary:
         temporary.write_text(explorer_page(exhibits, note=models), encoding="utf-8")
 
@@ -104,7 +105,8 @@ def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:
     from matplotlib.backends.backend_pdf import PdfPages
 
-    from rga_reid.reports.relation_figures import attention_figure, flow_figure, relation_figure
+    from rga_reid.reports.flow_figure import flow_figure
+    from rga_reid.reports.relation_figures import attention_figure, relation_figure
 
     with atomic_file(options.out) as temporary:
         if kind == "png":
@@ -115,5 +117,5 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
                 of_image = [exhibit for exhibit in exhibits if exhibit.image == image]
                 pages.savefig(relation_figure(of_image, stage=options.stage))
                 pages.savefig(attention_figure(of_image))
-            for exhibit in {exhibit.mechanism: exhibit for exhibit in exhibits}.values():
+            for exhibit in {(shown.mechanism, shown.model): shown for shown in exhibits}.values():
                 pages.savefig(flow_figure(exhibit, stage=options.stage))

@@ -35,7 +35,8 @@ def explain(
 
     Args:
         images: image files.
-        checkpoints: trained models; each is shown beside an untrained network of the same build.
+        checkpoints: trained models; each is shown beside an untrained network of the same build. Those of
+            one mechanism are told apart by their file names, and the folders they lie in where needed.
         attention: short names of mechanisms. Without a checkpoint one untrained ResNet-50 with each (by
             default those of ``COMPARED``), all with the same backbone; else which the checkpoints must have.
         seed: of untrained weights.
@@ -52,20 +53,27 @@ def explain(
     if not images:
         raise InputError("images: expected at least one, got none")
     pictures = [read_image(path) for path in images]
-    trained = [_checked(path, attention) for path in checkpoints]
+    files = list({Path(path).resolve(): Path(path) for path in checkpoints}.values())
+    trained = [_checked(path, attention) for path in files]
     sizes = {model.size for model in trained} or {SIZE}
     pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
-    makers: list[tuple[bool, Callable[[], EmbeddingModel]]] = []
-    for model in trained:
-        makers.append((True, partial(_itself, model)))
-        makers.append((False, partial(_twin, model, torch.cat(pixels[model.size]), seed)))
+    makers: list[tuple[bool, str, Callable[[], EmbeddingModel]]] = []
+    builds: set[str] = set()
+    mechanisms = [_mechanism(model) for model in trained]
+    for model, mechanism, name in zip(trained, mechanisms, _distinct(files), strict=True):
+        alone = mechanisms.count(mechanism) == 1
+        makers.append((True, "" if alone else name, partial(_itself, model)))
+        if _build(model) not in builds:
+            builds.add(_build(model))
+            source = "" if alone else describe(model)
+            makers.append((False, source, partial(_twin, model, torch.cat(pixels[model.size]), seed)))
     if not trained:
         everything = torch.cat(pixels[SIZE])
         for name in dict.fromkeys(attention or COMPARED):
-            makers.append((False, partial(untrained_model, name, everything, seed=seed)))
+            makers.append((False, "", partial(untrained_model, name, everything, seed=seed)))
     exhibits: list[list[Exhibit]] = [[] for _ in pictures]
-    for done, (is_trained, make) in enumerate(makers):
+    for done, (is_trained, source, make) in enumerate(makers):
         model = make()
         for number, path in enumerate(images):
             pixel: Tensor = pixels[model.size][number]
@@ -78,6 +86,7 @@ def explain(
                     shown[model.size][number],
                     [stage_view(capture) for capture in captures],
                     describe(model),
+                    source,
                 )
             )
             progress((done + (number + 1) / len(images)) / len(makers))
@@ -87,6 +96,27 @@ def explain(
 def describe(model: EmbeddingModel) -> str:
     """``ResNet-50, 256×128 pixels``."""
     return f"ResNet-{model.backbone.depth}, {model.size[0]}×{model.size[1]} pixels"
+
+
+def _mechanism(model: EmbeddingModel) -> str:
+    """The mechanism after the first stage that has one: what its exhibit is called."""
+    return mechanism_name(next(iter(model.backbone.attention_stages().values())))
+
+
+def _build(model: EmbeddingModel) -> str:
+    """Equal for models that differ in their weights alone."""
+    backbone = model.backbone
+    attention = (model.config or {}).get("attention")
+    return repr((attention, backbone.depth, backbone.stages, backbone.last_stride, model.size))
+
+
+def _distinct(files: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as tell all of them apart."""
+    for count in range(1, max((len(path.parts) for path in files), default=0) + 1):
+        names = ["/".join(path.parts[-count:]) for path in files]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in files]
 
 
 def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:

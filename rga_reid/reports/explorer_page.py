@@ -30,6 +30,7 @@ class Exhibit:
         pixels: what the model saw, uint8 ``(H, W, 3)``.
         stages: at least one, in order.
         model: what the mechanism stands in, such as "ResNet-50, 256×128".
+        source: tells it apart from another of the same mechanism, such as the name of its checkpoint.
     """
 
     mechanism: str
@@ -38,6 +39,7 @@ class Exhibit:
     pixels: np.ndarray
     stages: Sequence[StageView]
     model: str
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -45,7 +47,8 @@ class Exhibit:
 
     @property
     def label(self) -> str:
-        return f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
+        name = f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
+        return f"{name} ({self.source})" if self.source else name
 
     def stage(self, number: int | None = None) -> StageView:
         """A stage by its number; by default the last whose matrices of positions are whole."""
@@ -127,7 +130,7 @@ def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
         "stage": view.stage,
         "channels": view.channels,
         "grid": view.grid,
-        "flow": view.flow,
+        "flow": [asdict(step) for step in view.flow],
         "matrices": [_matrix(matrix, pack) for matrix in view.matrices],
         "attention": None if view.attention is None else pack.add(view.attention),
         "channel_attention": None if view.channel_attention is None else pack.add(view.channel_attention),

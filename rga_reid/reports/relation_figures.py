@@ -11,11 +11,8 @@ from matplotlib.figure import Figure
 
 from rga_reid.errors import InputError
 from rga_reid.reports.explorer_page import COLOURS, Exhibit
-from rga_reid.reports.mechanism_words import words_of
+from rga_reid.reports.notation import as_mathtext
 from rga_reid.reports.relation_views import MatrixView, related
-
-_BOX = (2.5, 1.15)  # inches, of one step of a data flow
-_ACROSS = 4
 
 
 def relation_figure(
@@ -40,7 +37,7 @@ def relation_figure(
         for one in axes:
             one.set(xticks=[], yticks=[])
         number = exhibit.stage(stage).stage
-        axes[0].set_ylabel(f"{exhibit.label}\nstage {number}, {matrix.symbol}")
+        axes[0].set_ylabel(f"{exhibit.label}\nstage {number}, {as_mathtext(matrix.symbol)}")
         _draw_matrix(axes[1], matrix)
         (_draw_positions if matrix.kind == "positions" else _draw_channels)(axes, exhibit, matrix, point)
     return figure
@@ -65,38 +62,6 @@ def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
     return figure
 
 
-def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
-    """The data flow as boxes: symbol, shape, formula, meaning, in reading order."""
-    view = exhibit.stage(stage)
-    down = -(-len(view.flow) // _ACROSS)
-    width, height = _BOX
-    figure = Figure(figsize=(_ACROSS * (width + 0.3), down * (height + 0.3) + 0.5))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, _ACROSS * (width + 0.3)), ylim=(down * (height + 0.3) + 0.5, 0))
-    axes.axis("off")
-    axes.text(0.15, 0.3, f"{words_of(exhibit.mechanism).title}, after stage {view.stage}", weight="bold")
-    matrices = {matrix.symbol for matrix in view.matrices}
-    for place, (symbol, meaning, formula, shape) in enumerate(view.flow):
-        x, y = (
-            0.15 + place % _ACROSS * (width + 0.3),
-            0.55 + place // _ACROSS * (height + 0.3),
-        )
-        edge = "#e8590c" if symbol in matrices else "#8a929c"
-        text = f"{symbol}   {'×'.join(map(str, shape))}\n{formula or 'from the stage before'}\n{meaning}"
-        axes.text(
-            x,
-            y,
-            _wrapped(text),
-            va="top",
-            fontsize=7.5,
-            linespacing=1.35,
-            bbox={"boxstyle": "round,pad=0.4", "facecolor": "#f7f8fa", "edgecolor": edge},
-        )
-        if place + 1 < len(view.flow) and (place + 1) % _ACROSS:
-            axes.text(x + width + 0.06, y + 0.3, "→", fontsize=12)
-    return figure
-
-
 def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
     low, high = _range(matrix.picture, 99.5)
     norm = _norm(matrix.picture, low, high)
@@ -105,7 +70,8 @@ def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
     pooled = "" if matrix.whole else ", block means"
     pooled += ", colours by cube root" if isinstance(norm, PowerNorm) else ""
     asymmetry = "" if matrix.asymmetry is None else f", asymmetry {matrix.asymmetry:.2f}"
-    axes.set_title(f"{matrix.symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}{pooled}", fontsize=8)
+    symbol = as_mathtext(matrix.symbol)
+    axes.set_title(f"{symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}{pooled}", fontsize=8)
 
 
 def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tuple[float, float]) -> None:
@@ -184,9 +150,3 @@ def _range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]
 
 def _colours(low: float) -> str:
     return COLOURS["diverging" if low < 0 else "sequential"]
-
-
-def _wrapped(text: str, width: int = 34) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rga_reid.attention import Step
+from rga_reid.errors import InputError
 from rga_reid.models.stages import StageCapture
 
 Grid = tuple[int, int]  #: (rows, columns) of a map of positions
@@ -22,6 +23,26 @@ CHANNELS = 16  #: or at so many channels, the most active ones
 RELATED = 4  #: channels most and least related to one
 MAP_CELLS = 128  #: an activation map is pooled to at most so many cells
 BOTH_PASSES = "both_passes"
+
+
+@dataclass(frozen=True)
+class FlowStep:
+    """One tensor of a data flow.
+
+    Args:
+        symbol, meaning, formula, shape, inputs: as of ``Step``.
+        kind: what it is in the mechanism: a relation matrix, the weight that is finally applied, or neither.
+        level: 0 for what comes in, else 1 more than the highest level of its inputs; tensors of one level do
+            not depend on each other.
+    """
+
+    symbol: str
+    meaning: str
+    formula: str
+    shape: tuple[int, ...]
+    inputs: tuple[str, ...]
+    kind: Literal["matrix", "weight", "between"]
+    level: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +113,7 @@ class StageView:
     Args:
         stage: from 1 to 4.
         channels, grid: of the map.
-        flow: symbol, meaning, formula and shape of each step.
+        flow: the intermediate tensors, in order.
         matrices: those of the mechanism; criss-cross has its passes taken together besides.
         attention: of each position, float32 ``(H, W)``, or None if positions are not weighed.
         channel_attention: of each channel, float32 ``(C,)``, or None.
@@ -102,7 +123,7 @@ class StageView:
     stage: int
     channels: int
     grid: Grid
-    flow: list[tuple[str, str, str, tuple[int, ...]]]
+    flow: list[FlowStep]
     matrices: list[MatrixView]
     attention: np.ndarray | None
     channel_attention: np.ndarray | None
@@ -123,12 +144,26 @@ def stage_view(capture: StageCapture) -> StageView:
         capture.stage,
         channels,
         (height, width),
-        [(_shown(step.symbol), step.meaning, _shown(step.formula), step.shape) for step in capture.flow],
+        flow_steps(capture.flow, capture.matrices.values(), capture.weights.values()),
         matrices,
         None if spatial is None else _array(spatial[0, 0]),
         None if channel is None else _array(channel[0, :, 0, 0]),
         _array(change),
     )
+
+
+def flow_steps(flow: Sequence[Step], matrices: Iterable[Tensor], weights: Iterable[Tensor]) -> list[FlowStep]:
+    """The steps of a data flow, each with its part in the mechanism and its level."""
+    kinds: dict[int, Literal["matrix", "weight"]] = {id(matrix): "matrix" for matrix in matrices}
+    kinds |= {id(weight): "weight" for weight in weights}
+    levels: dict[str, int] = {}
+    steps = []
+    for symbol, meaning, formula, tensor, inputs in flow:
+        levels[symbol] = 1 + max((levels[name] for name in inputs), default=-1)
+        kind = kinds.get(id(tensor), "between")
+        shape = tuple(tensor.shape)
+        steps.append(FlowStep(symbol, meaning, formula, shape, inputs, kind, levels[symbol]))
+    return steps
 
 
 def asymmetry(matrix: Tensor) -> float:
@@ -157,11 +192,11 @@ def related(row: np.ndarray, own: int, count: int = RELATED) -> tuple[list[int],
 
 def _matrix_view(capture: StageCapture, name: str, matrix: Tensor) -> MatrixView:
     place = next(n for n, step in enumerate(capture.flow) if step.tensor is capture.matrices[name])
-    step, before = capture.flow[place], capture.flow[:place]
+    step = capture.flow[place]
     rows, keys = matrix.shape
     grid: Grid = (capture.x.shape[2], capture.x.shape[3])
     if name.startswith("channel"):
-        shown = _node_map(before, rows, grid)
+        shown = _node_map(capture.flow, step, rows, grid)
         return _view(name, step, "channels", matrix, (rows, 1), (keys, 1), shown)
     return _view(name, step, "positions", matrix, grid, _key_grid(grid, keys), None)
 
@@ -171,7 +206,7 @@ def _both_passes(capture: StageCapture, passes: Sequence[Tensor]) -> MatrixView:
     product = passes[0]
     for later in passes[1:]:
         product = later @ product
-    symbols = " ".join(f"A{number}" for number in range(len(passes), 0, -1))
+    symbols = " ".join(f"A_{number}" for number in range(len(passes), 0, -1))
     step = Step(symbols, "what i takes from each j through all passes", f"{symbols} (product)", product)
     grid = (capture.x.shape[2], capture.x.shape[3])
     return _view(BOTH_PASSES, step, "positions", product, grid, grid, None)
@@ -205,8 +240,8 @@ def _view(
     maps = np.zeros((0, 1, 1), np.float32) if shown is None else _small_maps(shown[wanted])
     return MatrixView(
         name,
-        _shown(step.symbol),
-        _shown(step.formula),
+        step.symbol,
+        step.formula,
         step.meaning,
         kind,
         (rows, keys),
@@ -223,10 +258,15 @@ def _view(
     )
 
 
-def _node_map(before: Sequence[Step], channels: int, grid: Grid) -> Tensor:
-    """The map (C, H, W) whose channels are the nodes: the last such step before the matrix."""
-    shape = (1, channels, *grid)
-    return next(step.tensor for step in reversed(before) if step.shape == shape)[0]
+def _node_map(flow: Sequence[Step], matrix: Step, channels: int, grid: Grid) -> Tensor:
+    """The map (C, H, W) whose channels are the nodes: the nearest that the matrix is computed from."""
+    steps, reached = {step.symbol: step for step in flow}, [matrix]
+    while reached:
+        reached = [steps[name] for step in reached for name in step.inputs]
+        for step in reached:
+            if step.shape == (1, channels, *grid):
+                return step.tensor[0]
+    raise InputError(f"{matrix.symbol}: its formulas lead to no map of {channels} channels")
 
 
 def _small_maps(maps: Tensor) -> np.ndarray:
@@ -262,11 +302,6 @@ def _key(node: int, grid: Grid, key_grid: Grid) -> int:
     row, column = divmod(node, grid[1])
     row, column = row * key_grid[0] // grid[0], column * key_grid[1] // grid[1]
     return row * key_grid[1] + column
-
-
-def _shown(symbols: str) -> str:
-    """Symbols with a small c that common fonts have, in place of the subscript that few have."""
-    return symbols.replace("\ua700", "ᴄ")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -142,8 +142,8 @@ def test_running_statistics_follow_the_batch(published: dict[str, dict[str, Tens
     x = numbers["x"].double()
     flow = {step.symbol: step.tensor for step in slow.relations(x).flow}
     inputs = {
-        "spatial": (x.flatten(2)[..., None], flow["rₛ"], flow["yₛ"]),
-        "channel": (flow["xₛ"].flatten(2).mT[..., None], flow["r꜀"], flow["y꜀"]),
+        "spatial": (x.flatten(2)[..., None], flow["r_s"], flow["y_s"]),
+        "channel": (flow["x_s"].flatten(2).mT[..., None], flow["r_c"], flow["y_c"]),
     }
     for kind, (nodes, relation, feature) in inputs.items():
         for name in ("gx", "theta", "phi"):

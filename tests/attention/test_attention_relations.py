@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rga_reid.attention import CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+from rga_reid.attention.relations import Trace
 
 N, C = 12, 8  # maps of 4×3 with 8 channels
 MATRICES = {
@@ -59,6 +60,36 @@ def test_shapes_and_flow(name: str, x: Tensor, randomised: Callable[..., nn.Modu
     assert len({step.symbol for step in flow}) == len(flow)
     for matrix in relations.matrices.values():
         assert any(step.tensor is matrix for step in flow)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_formula_names_what_its_tensor_is_computed_from(
+    name: str, x: Tensor, randomised: Callable[..., nn.Module]
+) -> None:
+    """Against autograd: the recorded tensors that its graph reaches first, going back from a step."""
+    x.requires_grad_()
+    trace = Trace()
+    trace.step("x", "input map", "", x)
+    prepare(name, randomised).relations(x).explicit(x, trace)
+    leaf = x.view_as(x).grad_fn.next_functions[0][0]
+    symbols = {leaf: "x", **{step.tensor.grad_fn: step.symbol for step in trace.flow[1:]}}
+    for step in trace.flow[1:]:
+        found, reached = set(), [parent for parent, _ in step.tensor.grad_fn.next_functions]
+        while reached:
+            node = reached.pop()
+            if node in symbols:
+                found.add(symbols[node])
+            elif node is not None:
+                reached += [parent for parent, _ in node.next_functions]
+        assert set(step.inputs) == found, step.symbol
+
+
+def test_names_in_a_formula_are_whole_symbols() -> None:
+    trace = Trace()
+    for symbol in ("x", "x'", "a_s", "y"):
+        trace.step(symbol, "", "", torch.zeros(1))
+    trace.step("z", "", "max(x'ᵀ a_s) · conv_x(a)", torch.zeros(1))
+    assert trace.flow[-1].inputs == ("x'", "a_s")
 
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if MATRICES[name][1]])

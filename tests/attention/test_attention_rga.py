@@ -175,7 +175,7 @@ def test_relations_by_loops(randomised: Callable[..., nn.Module]) -> None:
     G = relations.matrices["spatial"]
     theta = module.theta_spatial(x).flatten(2)
     phi = module.phi_spatial(x).flatten(2)
-    stacked = {step.symbol: step.tensor for step in relations.flow}["rₛ"]
+    stacked = {step.symbol: step.tensor for step in relations.flow}["r_s"]
     for b in range(2):
         for i in range(6):
             for j in range(6):

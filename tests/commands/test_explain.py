@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from rga_reid.commands import main
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.experiments.explaining import explain
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
 from rga_reid.models.pixels import uint8_batch
 
@@ -149,7 +150,7 @@ def test_hover_click_and_keys_show_the_numbers_of_relations(
         assert number(browser, "value-row") == pytest.approx(float(spatial[14, 23]), rel=SHOWN)
 
         choose(browser, "stages", "1")
-        choose(browser, "matrices", "Gᴄ")
+        choose(browser, "matrices", "Gc")
         field = browser.find_element(By.ID, "channel-number")
         field.clear()
         field.send_keys("7", Keys.ENTER)
@@ -241,10 +242,31 @@ def test_the_flow_has_true_shapes(small_page: str) -> None:
     assert held is not None
     data = json.loads(held[1])
     last = data["exhibits"][0]["stages"][3]
-    shapes = {symbol: tuple(shape) for symbol, _, _, shape in last["flow"]}
+    shapes = {step["symbol"]: tuple(step["shape"]) for step in last["flow"]}
     assert shapes["x"] == (1, 512, 8, 4)
-    assert shapes["Gₛ"] == (1, 32, 32)
-    assert shapes["Gᴄ"] == (1, 512, 512)
+    assert shapes["G_s"] == (1, 32, 32)
+    assert shapes["G_c"] == (1, 512, 512)
+
+
+def test_checkpoints_of_one_mechanism_are_told_apart(picture: Path, tmp_path: Path) -> None:
+    files = []
+    for folder, size, seed in (("a", (64, 32), 1), ("b", (64, 32), 2), ("c", (96, 48), 3)):
+        torch.manual_seed(seed)
+        files.append(tmp_path / folder / "last.safetensors")
+        files[-1].parent.mkdir()
+        save_model(build_model(depth=18, attention="se", stages=(4,), size=size), files[-1])
+    exhibits = explain([picture], checkpoints=[*files, files[0]])
+    assert [exhibit.label for exhibit in exhibits] == [
+        "se, trained (a/last.safetensors)",
+        "se, untrained (ResNet-18, 64×32 pixels)",  # of a and b: they differ in their weights alone
+        "se, trained (b/last.safetensors)",
+        "se, trained (c/last.safetensors)",
+        "se, untrained (ResNet-18, 96×48 pixels)",
+    ]
+    assert [exhibit.label for exhibit in explain([picture], checkpoints=files[:1])] == [
+        "se, trained",
+        "se, untrained",
+    ]
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])

@@ -12,7 +12,7 @@ import torch
 from rga_reid.attention import MECHANISMS
 from rga_reid.models.stages import StageCapture
 from rga_reid.reports.packing import RELATIVE_ERROR, Pack
-from rga_reid.reports.relation_views import asymmetry, pooled, related, stage_view
+from rga_reid.reports.relation_views import FlowStep, asymmetry, pooled, related, stage_view
 
 
 def captured(name: str, channels: int, size: tuple[int, int]) -> StageCapture:
@@ -71,6 +71,25 @@ def test_large_channel_matrices_have_the_maps_they_name() -> None:
     np.testing.assert_allclose(view.maps[0], capture.x[0, view.map_channels[0]], rtol=1e-6)
 
 
+def test_channels_of_dual_attention_are_those_of_its_input() -> None:
+    """CAM's part of PAM(x) + CAM(x) − x is given x, not what PAM made of it; RGA-C is given RGA-S's map."""
+    torch.manual_seed(0)
+    module = MECHANISMS["dual"](16, (8, 4)).eval()
+    module.sa.gamma.data.fill_(2.0)
+    x = torch.rand(1, 16, 8, 4)
+    with torch.no_grad():
+        relations = module.relations(x)
+        trace, output = relations.trace()
+        alone = module.sc.relations(x).matrices["channels"]
+    torch.testing.assert_close(relations.matrices["channels"], alone)
+    view = stage_view(StageCapture(1, "dual", relations.matrices, trace.weights, trace.flow, output))
+    np.testing.assert_allclose(view.matrices[1].maps, x[0], rtol=1e-6)
+
+    capture = captured("rga", 16, (8, 4))
+    weighed = capture.x * capture.weights["spatial"]
+    np.testing.assert_allclose(stage_view(capture).matrices[1].maps, weighed[0], rtol=1e-6)
+
+
 def test_both_passes_of_criss_cross_reach_everything() -> None:
     capture = captured("criss_cross", 16, (6, 4))
     one, two, both = stage_view(capture).matrices
@@ -84,8 +103,12 @@ def test_both_passes_of_criss_cross_reach_everything() -> None:
 def test_flow_and_change() -> None:
     capture = captured("pam", 16, (6, 4))
     view = stage_view(capture)
-    assert view.flow[0] == ("x", "input map", "", (1, 16, 6, 4))
-    assert [step[3] for step in view.flow if step[0] == "A"] == [(1, 24, 24)]
+    assert view.flow[0] == FlowStep("x", "input map", "", (1, 16, 6, 4), (), "between", 0)
+    steps = {step.symbol: step for step in view.flow}
+    assert steps["A"].shape == (1, 24, 24)
+    assert steps["A"].kind == "matrix"
+    assert [steps[name].level for name in "QKVEAY"] == [1, 1, 1, 2, 3, 4]
+    assert steps["Y"].inputs == ("V", "A")
     assert view.attention is None
     assert (view.change == 0).all()  # γ = 0: the identity
 

@@ -36,6 +36,21 @@ const range = (values) => {
   return [low, high];
 };
 
+// ---------- symbols: G_s is G with the subscript s ----------
+const SUBSCRIPT = /(?<![A-Za-z])([A-Za-zΑ-ω]|softmax|max)_([A-Za-z0-9])(?![A-Za-z0-9])/g;
+/** Text as nodes to append, subscripts lowered. */
+function typeset(text) {
+  const nodes = [];
+  let done = 0;
+  for (const found of text.matchAll(SUBSCRIPT)) {
+    const lowered = document.createElement("sub");
+    lowered.textContent = found[2];
+    nodes.push(text.slice(done, found.index) + found[1], lowered);
+    done = found.index + found[0].length;
+  }
+  return [...nodes, text.slice(done)];
+}
+
 // ---------- a relation matrix: whole, or exact at chosen nodes ----------
 async function ready(matrix) {
   if (matrix.ready) return matrix;

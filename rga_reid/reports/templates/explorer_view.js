@@ -38,7 +38,7 @@ function lines(context, share, keyShare) {
 function tell(id, parts) {
   $(id).replaceChildren(...parts.map(([text, name, value]) => {
     const span = document.createElement("span");
-    span.textContent = text;
+    span.append(...typeset(text));
     if (name) {
       const number = document.createElement("b");
       number.id = name; number.textContent = spoken(value); number.dataset.value = String(value);
@@ -147,7 +147,7 @@ async function choose() {
   const here = data.exhibits.map((_, k) => k).filter((k) => data.exhibits[k].photo === state.photo);
   options("exhibits", here.map((k) => data.exhibits[k].label), here.indexOf(state.exhibit), (k) => { pickExhibit(here[k]); });
   options("stages", shown.stages.map((s) => `${s.stage} (${s.grid[0]}×${s.grid[1]}, ${s.channels} channels)`), state.stage, (k) => { state.stage = k; choose(); });
-  options("matrices", level.matrices.map((m) => `${m.symbol}: ${m.name.replaceAll("_", " ")}`), state.matrix, (k) => { state.matrix = k; choose(); });
+  options("matrices", level.matrices.map((m) => `${m.symbol}: ${m.name.replaceAll("_", " ")}`), state.matrix, (k) => { state.matrix = k; choose(); }, typeset);
   $("photos").hidden = data.photos.length < 2;
   $("matrices").hidden = level.matrices.length < 2;
   $("idea").textContent = `${words.title}. ${words.idea}`;
@@ -170,7 +170,9 @@ function captions(shown, m) {
   const { words } = shown, both = readsBoth(shown);
   $("head-row").textContent = "What this point attends to";
   $("head-column").textContent = "Who attends to it";
-  $("head-matrix").textContent = `${m.symbol}: ${m.meaning}`;
+  const heading = document.createElement("span"); // one item of a flexible line
+  heading.append(...typeset(`${m.symbol}: ${m.meaning}`));
+  $("head-matrix").replaceChildren(heading);
   $("cap-photo").textContent = m.kind === "channels" ? "Where the chosen channel fires: its activation map." :
     m.whole ? "○ is the chosen point i, □ a second point j: move over the other pictures to place it." :
     `A matrix of ${m.size[0]} × ${m.size[1]} nodes is too large for a page: rows are exact at the ${m.chosen.length} white points, and ○ jumps to the nearest.`;
@@ -180,19 +182,19 @@ function captions(shown, m) {
     "Orange: i takes more from a place than it gives. Purple: the reverse. This mechanism uses the row alone.";
   const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
   const pooled = m.whole ? "Whole." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
-  $("cap-matrix").textContent = `${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`;
+  $("cap-matrix").replaceChildren(...typeset(`${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`));
   const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
   $("cap-channels").textContent = (both ? "“i → it” is row i, what the chosen channel thinks of the other; “it → i” is column i, the other direction. RGA reads both, and weighs each channel by them." :
     "“i → it” is what the chosen channel takes from the other: shares that sum to 1. The sign favours channels that fire in other places than this one. Only rows are used.") + exact;
 }
-function options(id, labels, chosen, pick) {
+function options(id, labels, chosen, pick, words = (text) => [text]) {
   const holder = $(id), focused = holder.contains(document.activeElement);
   while (holder.children.length > 1) holder.lastChild.remove();
   labels.forEach((text, k) => {
     const label = document.createElement("label"), input = document.createElement("input");
     Object.assign(input, { type: "radio", name: id, value: String(k), checked: k === chosen });
     input.addEventListener("change", () => pick(k));
-    label.append(input, text);
+    label.append(input, ...words(text));
     holder.append(label);
     if (focused && k === chosen) input.focus();
   });
@@ -206,33 +208,43 @@ function pickExhibit(k) {
   choose();
 }
 function pickPhoto(k) {
-  const { mechanism, trained } = exhibit();
+  const { label } = exhibit();
   state.photo = k;
-  const alike = data.exhibits.findIndex((e) => e.photo === k && e.mechanism === mechanism && e.trained === trained);
+  const alike = data.exhibits.findIndex((e) => e.photo === k && e.label === label);
   pickExhibit(alike >= 0 ? alike : data.exhibits.findIndex((e) => e.photo === k));
   applied();
 }
 function flow() {
-  const level = stage(), shown = exhibit(), places = new Map(level.matrices.map((m, k) => [m.symbol, k]));
+  const level = stage(), shown = exhibit(), places = new Map(level.matrices.map((m, k) => [m.symbol, k])), columns = [];
   $("flow-name").textContent = `${shown.words.title}, after stage ${level.stage}`;
-  const weights = new Set(["aₛ", "aᴄ", "s", "M_c", "M_s"]);
-  $("flow").replaceChildren(...level.flow.map(([symbol, meaning, formula, shape]) => {
-    const item = document.createElement("li"), part = (name, text) => {
+  for (const step of level.flow) {
+    const column = (columns[step.level] ??= document.createElement("li")), box = document.createElement("div");
+    const part = (name, ...nodes) => {
       const span = document.createElement("span");
-      span.className = name; span.textContent = text;
-      item.append(span);
+      span.className = name; span.append(...nodes);
+      box.append(span);
+      return span;
     };
-    part("shape", `(${shape.join(", ")})`); part("symbol", symbol); part("formula", formula || "from the stage before"); part("meaning", meaning);
-    if (weights.has(symbol)) item.className = "is-weight";
-    if (places.has(symbol)) {
-      item.className = "is-matrix";
+    box.className = `box is-${step.kind}`;
+    part("shape", `(${step.shape.join(", ")})`); part("symbol", ...typeset(step.symbol));
+    part("formula", ...typeset(step.formula || "from the stage before")); part("meaning", step.meaning);
+    if (step.inputs.length) {
+      const from = part("from", "from ");
+      step.inputs.forEach((name, k) => {
+        const source = document.createElement("b");
+        source.append(...typeset(name));
+        from.append(k ? ", " : "", source);
+      });
+    }
+    if (places.has(step.symbol)) {
       const button = document.createElement("button");
       button.type = "button"; button.textContent = "look at it";
-      button.addEventListener("click", () => { state.matrix = places.get(symbol); choose(); $("look").scrollIntoView({ behavior: "smooth" }); });
-      item.append(button);
+      button.addEventListener("click", () => { state.matrix = places.get(step.symbol); choose(); $("look").scrollIntoView({ behavior: "smooth" }); });
+      box.append(button);
     }
-    return item;
-  }));
+    column.append(box);
+  }
+  $("flow").replaceChildren(...columns);
 }
 function same() {
   const level = stage().stage, figures = [];
@@ -243,7 +255,7 @@ function same() {
       for (const direction of readsBoth(shown) ? ["row", "column"] : ["row"]) {
         const figure = document.createElement("figure"), caption = document.createElement("figcaption"), name = document.createElement("b"), values = document.createElement("span");
         name.textContent = shown.label;
-        caption.append(name, document.createElement("br"), `${direction} of ${m.symbol}: `, values);
+        caption.append(name, document.createElement("br"), ...typeset(`${direction} of ${m.symbol}: `), values);
         figure.append(document.createElement("canvas"), caption);
         Object.assign(figure, { shown: { matrix: m, direction, photo: shown.photo }, numbers: values });
         figures.push(figure);
