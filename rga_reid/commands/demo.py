@@ -19,8 +19,8 @@ def parser() -> ArgumentParser:
     """Options of ``demo``."""
     options = new_parser(
         "demo",
-        "Draw a synthetic data set, train on it, test, build a gallery, query it. Downloads nothing; takes "
-        "some minutes on two CPU cores.",
+        "Draw a synthetic data set, train on it, test, build a gallery, query it, explain the model. "
+        "Downloads nothing; takes some minutes on two CPU cores.",
     )
     options.add_argument("--out", metavar="DIR", default="demo", help="folder for everything it makes")
     options.add_argument("--config", default="demo", help="recipe to train with")
@@ -31,7 +31,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Check the folder, then draw, train, test, index and ask."""
+    """Check the folder, then draw, train, test, index, ask and explain."""
     from rga_reid.files import require_new
 
     require_new(options.out, overwrite=options.overwrite)
@@ -65,7 +65,7 @@ def _clear(out: Path) -> None:
     """Remove what an earlier demo made, and nothing else that lies in its folder."""
     for name in ("data", "model", "gallery"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("query.html", "metrics.json"):
+    for name in ("query.html", "explain.html", "metrics.json"):
         (out / name).unlink(missing_ok=True)
 
 
@@ -82,6 +82,7 @@ def _print(result: DemoResult, seconds: float) -> None:
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print(f"page of queries   {result.page}  (open it in a browser)")
+    console.print(f"attention page    {result.relations}  (point at the photo)")
     console.print(f"metrics           {result.metrics}")
     console.print(f"gallery           {result.gallery}")
     console.print(f"checkpoint        {result.checkpoint}")

@@ -1,4 +1,4 @@
-"""The whole story on the synthetic set: draw, train, test, index, ask, and leave pages to look at."""
+"""The whole story on the synthetic set: draw, train, test, index, ask, explain; pages to look at."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pandas as pd
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.evaluation import RankingResult
+from rga_reid.experiments.explaining import explain
 from rga_reid.experiments.testing import evaluate_model
 from rga_reid.files import atomic_file, write_json
 from rga_reid.models import ColourHistogram, load_model
+from rga_reid.reports.explorer_page import explorer_page
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 from rga_reid.retrieval import Gallery, ModelRecord, extract_features
 
@@ -30,6 +32,7 @@ class DemoResult:
     checkpoint: Path
     gallery: Path
     page: Path
+    relations: Path
     metrics: Path
 
 
@@ -43,7 +46,7 @@ def draw(out: Path, seed: int) -> Path:
 def tell(
     out: Path, root: Path, checkpoint: Path, seed: int, say: Callable[[str], None] = lambda step: None
 ) -> DemoResult:
-    """Test the trained model beside a colour histogram, build a gallery, query it, write the page.
+    """Test the trained model beside a colour histogram, build a gallery, query it, write the pages.
 
     Args:
         out: folder of the demo.
@@ -71,9 +74,16 @@ def tell(
     with atomic_file(page) as temporary:
         temporary.write_text(_page(queries, gallery.search(features, 10)), encoding="utf-8")
 
+    say("explain: what its attention relates to what")
+    relations = out / "explain.html"
+    exhibits = explain([queries.path[0]], checkpoints=[checkpoint])
+    note = f"{exhibits[0].model}, trained on the synthetic set. The pedestrian is drawn by code."
+    with atomic_file(relations) as temporary:
+        temporary.write_text(explorer_page(exhibits, note=note), encoding="utf-8")
+
     metrics = out / "metrics.json"
     write_json(metrics, {"colour histogram": histogram.to_dict(), "model": result.to_dict()})
-    return DemoResult(histogram, result, root, checkpoint, out / "gallery", page, metrics)
+    return DemoResult(histogram, result, root, checkpoint, out / "gallery", page, relations, metrics)
 
 
 def _page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:

@@ -49,6 +49,10 @@ def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
     page = (out / "query.html").read_text(encoding="utf-8")
     assert page.count("<img") >= 3 * 2
     assert "correct" in page
+    assert str(out / "explain.html") in printed
+    explained = (out / "explain.html").read_text(encoding="utf-8")
+    assert "rga, trained" in explained
+    assert "rga, untrained" in explained
 
 
 def test_demo_folder_that_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
