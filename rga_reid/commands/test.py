@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file, print_ranking, progress
@@ -22,6 +25,11 @@ def parser() -> ArgumentParser:
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
     options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     options.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
+    options.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write a page there: the worst, middling and best queries, and the feature space",
+    )
     return options
 
 
@@ -29,27 +37,41 @@ def run(options: Namespace) -> None:
     """Check the files, embed, rank, print."""
     from rga_reid.data import load_card, read_table
     from rga_reid.evaluation import ReRanking
-    from rga_reid.experiments.testing import evaluate_model
-    from rga_reid.files import write_json
+    from rga_reid.experiments.testing import embed_test_images, rank_test_images
+    from rga_reid.files import atomic_file, write_json
     from rga_reid.models import Mirrored, load_model
     from rga_reid.retrieval.extraction import choose_device
 
-    check_output_file("--json", options.json)
+    for name in ("json", "html"):
+        check_output_file(f"--{name}", options[name])
+    if options.html is not None:
+        from rga_reid.reports.feature_space import require_layout
+
+        require_layout()
     if options.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
+    features, table = embed_test_images(
+        Mirrored(model) if options.flip else model, table, batch_size=options.batch_size, device=device
+    )
+    protocol: dict[str, Any] = {
+        "junk_pids": load_card(options.data.dataset).junk_pids,
+        "rerank": ReRanking() if options.rerank else None,
+    }
     with progress("ranking") as moved:
-        result = evaluate_model(
-            Mirrored(model) if options.flip else model,
-            table,
-            junk_pids=load_card(options.data.dataset).junk_pids,
-            batch_size=options.batch_size,
-            device=device,
-            rerank=ReRanking() if options.rerank else None,
-            progress=moved,
-        )
+        result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())
     print_ranking(result)
+    if options.html is not None:
+        from rga_reid.experiments.ranking_page import ranking_page
+
+        order = ", re-ranked" if options.rerank else ""
+        tested = f"{Path(options.checkpoint).name} on {options.data.dataset}{order}"
+        note = f"{tested}. Scores are cosine similarities: 1 is identical."
+        page = ranking_page(features, table, result, **protocol, title="Test", note=note)
+        with atomic_file(options.html) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        print(options.html)

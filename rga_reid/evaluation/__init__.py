@@ -2,6 +2,7 @@
 
 from rga_reid.evaluation.calibration import Calibration, calibrate
 from rga_reid.evaluation.expansion import expand_queries
+from rga_reid.evaluation.lists import RankedList, ranked_lists
 from rga_reid.evaluation.pairs import PairScores, pair_scores
 from rga_reid.evaluation.protocols import PROTOCOLS, evaluate_protocol
 from rga_reid.evaluation.ranking import evaluate_distances, evaluate_ranking
@@ -12,6 +13,7 @@ __all__ = [
     "PROTOCOLS",
     "Calibration",
     "PairScores",
+    "RankedList",
     "RankingResult",
     "ReRanking",
     "RepeatedResult",
@@ -21,5 +23,6 @@ __all__ = [
     "evaluate_ranking",
     "expand_queries",
     "pair_scores",
+    "ranked_lists",
     "re_ranked_distances",
 ]

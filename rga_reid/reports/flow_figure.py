@@ -70,7 +70,11 @@ def _level(steps: Sequence[FlowStep], symbol: str) -> int:
 def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:
     x, y = place
     thick = 0.9 if step.kind == "between" else 1.8
-    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": "#f7f8fa", "zorder": 2}
+    style: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.08",
+        "facecolor": "#f7f8fa",
+        "zorder": 2,
+    }
     corner = (x - _WIDTH / 2, y - _HEIGHT / 2)
     box = FancyBboxPatch(corner, _WIDTH, _HEIGHT, edgecolor=_EDGES[step.kind], linewidth=thick, **style)
     axes.add_patch(box)

@@ -14,6 +14,11 @@ def as_html(text: str) -> Markup:
     return Markup(_SUBSCRIPT.sub(r"\1<sub>\2</sub>", str(escape(text))))
 
 
+def literal(text: str) -> str:
+    """Text, such as a file name, that matplotlib draws as it is."""
+    return text.replace("$", r"\$")
+
+
 def as_mathtext(text: str) -> str:
     """``G_s`` with the subscript as matplotlib draws it."""
     return _SUBSCRIPT.sub(r"\1$_\\mathrm{\2}$", text)

@@ -71,6 +71,9 @@ def ranked_page(
     *,
     title: str = "Ranked matches",
     note: str = "",
+    captions: Sequence[str] = (),
+    template: str = "ranked_page.html",
+    **more: Any,
 ) -> str:
     """One HTML page that needs no other file and no network.
 
@@ -79,6 +82,9 @@ def ranked_page(
         matches: for each query its matches, best first.
         title: heading of the page.
         note: a sentence below it.
+        captions: words below each query; none by default.
+        template: one that extends ``ranked_page.html``.
+        more: what that template shows besides.
 
     Returns:
         The page. Thumbnails are inside it, every name is escaped. Where no label is known, nothing is marked.
@@ -96,25 +102,33 @@ def ranked_page(
         disable=not sys.stderr.isatty(),
     )
     pictures = {path: _thumbnail(path) for path in paths}
-    rows = [_row(query, found) for query, found in zip(queries, matches, strict=True)]
+    captions = captions or [""] * len(queries)
+    rows = [_row(*three) for three in zip(queries, matches, captions, strict=True)]
     environment = page_environment()
     environment.filters["file_name"] = lambda path: Path(path).name
     seen = {card["verdict"] for row in rows for card in row["cards"]}
-    return environment.get_template("ranked_page.html").render(
+    return environment.get_template(template).render(
         title=title,
         note=note,
         rows=rows,
         pictures=pictures,
         labelled=bool(seen - {"unknown"}),
         legend=[name for name in ("correct", "wrong", "junk", "unknown") if name in seen],
+        **more,
     )
 
 
-def _row(query: Picture, found: Sequence[Match]) -> dict[str, Any]:
+def _row(query: Picture, found: Sequence[Match], caption: str) -> dict[str, Any]:
     cards = [{"match": match, "verdict": verdict(query, match)} for match in found]
     counts = Counter(card["verdict"] for card in cards)
     judged = counts["correct"] + counts["wrong"]
-    return {"query": query, "cards": cards, "correct": counts["correct"], "judged": judged}
+    return {
+        "query": query,
+        "caption": caption,
+        "cards": cards,
+        "correct": counts["correct"],
+        "judged": judged,
+    }
 
 
 def _distinct_paths(queries: Sequence[Picture], matches: Sequence[Sequence[Match]]) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rga_reid.errors import InputError
 from rga_reid.reports.explorer_page import COLOURS, Exhibit
-from rga_reid.reports.notation import as_mathtext
+from rga_reid.reports.notation import as_mathtext, literal
 from rga_reid.reports.relation_views import MatrixView, related
 
 
@@ -37,7 +37,7 @@ def relation_figure(
         for one in axes:
             one.set(xticks=[], yticks=[])
         number = exhibit.stage(stage).stage
-        axes[0].set_ylabel(f"{exhibit.label}\nstage {number}, {as_mathtext(matrix.symbol)}")
+        axes[0].set_ylabel(f"{literal(exhibit.label)}\nstage {number}, {as_mathtext(matrix.symbol)}")
         _draw_matrix(axes[1], matrix)
         (_draw_positions if matrix.kind == "positions" else _draw_channels)(axes, exhibit, matrix, point)
     return figure
@@ -51,7 +51,7 @@ def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
     for line, exhibit in zip(grid, exhibits, strict=True):
         for axes in line:
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(exhibit.label)
+        line[0].set_ylabel(literal(exhibit.label))
         for view in exhibit.stages:
             axes = line[stages.index(view.stage)]
             values = view.change if view.attention is None else view.attention

@@ -15,6 +15,7 @@ from rga_reid.errors import InputError
 from rga_reid.models.stages import StageCapture
 
 Grid = tuple[int, int]  #: (rows, columns) of a map of positions
+Kind = Literal["matrix", "weight", "between"]
 
 WHOLE = 512  #: matrices of up to this many nodes are kept whole
 POOLED = 128  #: a larger one is shown as a picture of about so many blocks a side
@@ -41,7 +42,7 @@ class FlowStep:
     formula: str
     shape: tuple[int, ...]
     inputs: tuple[str, ...]
-    kind: Literal["matrix", "weight", "between"]
+    kind: Kind
     level: int
 
 
@@ -154,8 +155,8 @@ def stage_view(capture: StageCapture) -> StageView:
 
 def flow_steps(flow: Sequence[Step], matrices: Iterable[Tensor], weights: Iterable[Tensor]) -> list[FlowStep]:
     """The steps of a data flow, each with its part in the mechanism and its level."""
-    kinds: dict[int, Literal["matrix", "weight"]] = {id(matrix): "matrix" for matrix in matrices}
-    kinds |= {id(weight): "weight" for weight in weights}
+    kinds: dict[int, Kind] = dict.fromkeys(map(id, matrices), "matrix")
+    kinds.update(dict.fromkeys(map(id, weights), "weight"))
     levels: dict[str, int] = {}
     steps = []
     for symbol, meaning, formula, tensor, inputs in flow:

@@ -1,0 +1,74 @@
+"""Ranked lists of chosen queries: what an evaluation ranked, to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, torch_device
+from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
+from rga_reid.evaluation.scores import METRICS, Metric, Scores
+from rga_reid.evaluation.truth import GroundTruth
+
+
+@dataclass(frozen=True, eq=False)
+class RankedList:
+    """The best gallery items for one query."""
+
+    query: int  #: row of the query
+    rows: np.ndarray  #: int64 (n,), rows of the gallery, best first
+    scores: np.ndarray  #: float64 (n,), of the metric, also where the order is that of a re-ranking
+
+
+def ranked_lists(
+    query_features: Any,
+    gallery_features: Any,
+    query: pd.DataFrame,
+    gallery: pd.DataFrame,
+    chosen: Sequence[int],
+    *,
+    top_k: int = 10,
+    metric: Metric = "cosine",
+    junk_pids: Sequence[int] = (-1,),
+    rerank: ReRanking | None = None,
+    device: str | torch.device = "cpu",
+) -> list[RankedList]:
+    """The ranking of ``evaluate_ranking`` for some queries, item by item: the same order, the same left out.
+
+    A re-ranking searches the neighbours of all images once more, as the evaluation did.
+
+    Args:
+        query_features, gallery_features: as for ``evaluate_ranking``.
+        query, gallery: columns ``pid``, ``camid`` (null where unknown) and ``path``.
+        chosen: rows of the queries.
+        top_k: items in a list; fewer if the gallery has fewer.
+        metric, junk_pids, rerank, device: as for ``evaluate_ranking``.
+
+    Raises:
+        InputError: as for ``evaluate_ranking``.
+    """
+    at_least_one("top_k", top_k)
+    where = torch_device(device)
+    left, right = feature_pair(query_features, gallery_features)
+    tables = label_tables(
+        (len(left), len(right)), query.pid, gallery.pid, query.camid, gallery.camid, query.path, gallery.path
+    )
+    truth = GroundTruth(*tables, junk_pids)
+    plain: Scores = METRICS[metric](left, right, where)
+    order: Scores = plain
+    if rerank is not None:
+        order = ReRankedScores(left, right, truth.gallery_rows, metric, rerank, where, 4096, None)
+    lists = []
+    for number in chosen:
+        own = truth.own_items(np.array([number]))
+        columns = np.setdiff1d(np.arange(len(truth.gallery_rows)), own.column[~own.match])
+        rows = truth.gallery_rows[columns]
+        exact = order.exact(np.full_like(rows, number), rows)
+        rows = rows[np.argsort(-exact, kind="stable")[:top_k]]
+        lists.append(RankedList(int(number), rows, plain.exact(np.full_like(rows, number), rows)))
+    return lists

@@ -1,0 +1,54 @@
+"""The page of a test: which queries it shows, and what it says of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rga_reid.data import read_table
+from rga_reid.experiments import ranking_page as module
+from rga_reid.experiments.ranking_page import ranking_page, telling_queries
+from rga_reid.experiments.testing import embed_test_images, rank_test_images
+from rga_reid.models import ColourHistogram
+
+
+def frame(*precisions: float | None) -> pd.DataFrame:
+    matches = [0 if one is None else 2 for one in precisions]
+    return pd.DataFrame({"query": range(len(precisions)), "AP_step": precisions, "matches": matches})
+
+
+def test_queries_of_each_kind() -> None:
+    told = telling_queries(frame(0.5, 0.1, None, 1.0, 0.3, 0.7, 0.9, 0.2, 0.6, 0.4, 0.8), each=2)
+    assert [(one.query, one.why) for one in told] == [
+        (1, "lowest"),
+        (7, "lowest"),
+        (0, "middling"),
+        (8, "middling"),
+        (6, "highest"),
+        (3, "highest"),
+    ]
+    assert told[0].precision == 0.1
+    assert [one.query for one in telling_queries(frame(0.5, None, 0.2))] == [2, 0]
+    assert [one.query for one in telling_queries(frame(0.5))] == [0]
+    assert len(telling_queries(frame(*[0.5] * 9))) == 9
+
+
+@pytest.mark.parametrize("points", [2000, 12])
+def test_page_of_a_small_set(tiny_market: Path, monkeypatch: pytest.MonkeyPatch, points: int) -> None:
+    monkeypatch.setattr(module, "POINTS", points)
+    features, table = embed_test_images(ColourHistogram(), read_table(tiny_market))
+    result = rank_test_images(features, table)
+    page = ranking_page(features, table, result, title="<Test>", note="a note")
+    assert "&lt;Test&gt;" in page
+    assert f"{100 * result.mAP_step:.2f} %" in page
+    assert page.count('src="data:image/png') == 1
+    # of 4 queries three are shown; 18 test images, one of them junk
+    assert len(re.findall(r'aria-label="query \d"', page)) == 3
+    assert ("all 17" in page) == (points == 2000)
+    assert len(re.findall(r"person 1[1-4], query [123]: 4 images", page)) == 3
+    worst = telling_queries(result.to_frame())[0]
+    assert f"lowest AP: {100 * worst.precision:.1f} %" in page
+    assert "junk" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).split("<main>")[1]

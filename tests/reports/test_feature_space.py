@@ -1,0 +1,43 @@
+"""The picture of the feature space."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.reports import feature_space
+from rga_reid.reports.feature_space import Group, feature_space_plot, flat_layout
+
+
+def test_neighbours_stay_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 16)).repeat(12, axis=0)
+    features = (centres + 0.05 * rng.normal(size=centres.shape)).astype(np.float32)
+    points = flat_layout(features, seed=3)
+    assert points.shape == (48, 2)
+    np.testing.assert_array_equal(points, flat_layout(features, seed=3))
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (apart.argmin(axis=1) // 12 == np.arange(48) // 12).all()
+
+
+def test_few_images_and_a_missing_library_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flat_layout(np.eye(4, dtype=np.float32)).shape == (4, 2)
+    with pytest.raises(InputError, match="expected at least 4 images, got 3"):
+        flat_layout(np.eye(3, dtype=np.float32))
+    monkeypatch.setattr(feature_space, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'rga-reid\[plots\]'"):
+        flat_layout(np.eye(4, dtype=np.float32))
+
+
+def test_the_plot_draws_each_group_in_its_colour() -> None:
+    points = np.arange(12, dtype=float).reshape(6, 2)
+    group = Group(np.array([1, 3]), "1, 2", "#0072b2", "v", 3)
+    axes = feature_space_plot(points, [group]).axes[0]
+    everything, coloured, large = axes.collections
+    np.testing.assert_array_equal(everything.get_offsets(), points)
+    np.testing.assert_array_equal(coloured.get_offsets(), points[[1, 3]])
+    np.testing.assert_array_equal(large.get_offsets(), points[[3]])
+    assert [text.get_text() for text in axes.texts] == ["1, 2"]
+    assert not axes.images  # no photograph
