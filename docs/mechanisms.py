@@ -1,0 +1,170 @@
+"""Writes what docs/mechanisms takes from the code: equations, data flows, costs and pictures.
+
+    python docs/mechanisms.py              # the text between the marks, in a few seconds
+    python docs/mechanisms.py --pictures   # and the pictures, drawn on a pedestrian of the synthetic set
+
+Everything outside the marks is written by hand and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import io
+import re
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+
+import matplotlib
+import torch
+from PIL import Image
+
+from rga_reid.attention import MECHANISMS
+from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.experiments.explaining import explain
+from rga_reid.models import build_model
+from rga_reid.models.costs import count_costs
+from rga_reid.reports.flow_figure import draw_flow
+from rga_reid.reports.mechanism_words import words_of
+from rga_reid.reports.notation import as_html
+from rga_reid.reports.relation_figures import attention_figure, relation_figure
+from rga_reid.reports.relation_views import FlowStep, flow_steps
+
+DOCS = Path(__file__).parent
+PAGES = ("rga", "pam", "cam", "dual", "nonlocal", "criss_cross", "se", "cbam")
+VARIANTS = {"rga": ("rga", "rga_s", "rga_c")}  #: mechanisms whose costs stand on one page
+CHANNELS, MAP = 2048, (16, 8)  #: after the last stage of a ResNet-50 at 256×128 pixels, last stride 1
+SIZE = (256, 128)
+
+
+def equation(name: str) -> str:
+    """The formulas of the class, as its documentation has them."""
+    made_by = MECHANISMS[name]
+    described = made_by.func if isinstance(made_by, partial) else made_by
+    before, _, _ = inspect.cleandoc(described.__doc__ or "").partition("\nArgs:")
+    lines = [line for line in before.splitlines() if line.startswith("    ")]
+    return "\n".join(["```text", inspect.cleandoc("\n".join(["", *lines])), "```"])
+
+
+@cache
+def flow(name: str) -> list[FlowStep]:
+    """The data flow after the last stage, from tensors without memory."""
+    with torch.device("meta"), torch.no_grad():
+        module = MECHANISMS[name](CHANNELS, MAP).eval()
+        relations = module.relations(torch.empty(1, CHANNELS, *MAP))
+        trace, _ = relations.trace()
+    return flow_steps(trace.flow, relations.matrices.values(), trace.weights.values())
+
+
+def meaning(name: str) -> str:
+    """What the nodes and the numbers of the matrix are, in words."""
+    words = words_of(name)
+    rows = [("nodes", words.nodes), ("one entry", words.entry), ("a row", words.row), ("used so", words.use)]
+    lines = ["| | |", "|---|---|", *(f"| {head} | {_cell(text)} |" for head, text in rows if text)]
+    return "\n".join([f"**{words.title}** ({words.paper}). {words.idea}", "", *lines])
+
+
+def flow_table(name: str) -> str:
+    """Every tensor with its true shape and what it is computed from."""
+    lines = ["| tensor | shape | from | formula | meaning |", "|---|---|---|---|---|"]
+    for step in flow(name):
+        symbol = f"**{as_html(step.symbol)}**" if step.kind == "matrix" else str(as_html(step.symbol))
+        cells = [symbol, "×".join(map(str, step.shape)), ", ".join(step.inputs), step.formula, step.meaning]
+        lines.append(f"| {cells[0]} | " + " | ".join(_cell(cell) for cell in cells[1:]) + " |")
+    return "\n".join(lines)
+
+
+@cache
+def costs(name: str) -> tuple[list[tuple[int, int]], int, int]:
+    """Parameters and MACs after each of four stages; and those of the network without attention."""
+    with torch.device("meta"):
+        model = build_model(depth=50, attention=name, size=SIZE)
+    table = count_costs(model.backbone).set_index("part")
+    stages = [(int(row.parameters), int(row.macs)) for part, row in table.iterrows() if "attention" in part]
+    rest = table.loc["total"] - table[table.index.str.startswith("attention")].sum()
+    return stages, int(rest.parameters), int(rest.macs)
+
+
+def cost_table(name: str) -> str:
+    """What the mechanism adds to a ResNet-50 at 256×128."""
+    lines = ["| after stage | parameters | million MAC |", "|---|---|---|"]
+    lines = ["| | " + " | ".join(f"stage {n}" for n in (1, 2, 3, 4)) + " | all | of ResNet-50 |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for one in VARIANTS.get(name, (name,)):
+        stages, parameters, macs = costs(one)
+        total = [sum(column) for column in zip(*stages, strict=True)]
+        title = f"`{one}`, " if one != name or name in VARIANTS else ""
+        counts = " | ".join(f"{count:,}" for count, _ in [*stages, total])
+        lines.append(f"| {title}parameters | {counts} | {100 * total[0] / parameters:.1f} % |")
+        work = " | ".join(f"{1e-6 * count:,.2f}" for _, count in [*stages, total])
+        lines.append(f"| {title}million MAC | {work} | {100 * total[1] / macs:.1f} % |")
+    return "\n".join(lines)
+
+
+def index() -> str:
+    """The table of docs/attention.md that leads to the pages."""
+    lines = ["| mechanism | nodes | parameters | GMAC |", "|---|---|---|---|"]
+    for name in PAGES:
+        total = [sum(column) for column in zip(*costs(name)[0], strict=True)]
+        link = f"[{words_of(name).title}](mechanisms/{name}.md)"
+        lines.append(f"| {link} | {_cell(words_of(name).nodes)} | {total[0]:,} | {1e-9 * total[1]:.3f} |")
+    return "\n".join(lines)
+
+
+def written(page: Path) -> str:
+    """The page as it is, with the text between its marks as the code has it now."""
+    parts = {"equation": equation, "meaning": meaning, "flow": flow_table, "cost": cost_table}
+    name = page.stem
+
+    def fill(found: re.Match[str]) -> str:
+        made = index() if found[1] == "index" else parts[found[1]](name)
+        return f"<!-- generated: {found[1]} -->\n{made}\n<!-- end -->"
+
+    return re.sub(
+        r"<!-- generated: (\w+) -->\n.*?<!-- end -->", fill, page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+
+
+def flow_picture(name: str) -> str:
+    """The data flow as SVG, its text as text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure = draw_flow(flow(name), f"{words_of(name).title}, after stage 4")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def relation_picture(name: str, photo: Path, out: Path) -> None:
+    """Matrices, rows and columns of an untrained network on a drawn pedestrian; what is applied, if none."""
+    exhibits = explain([photo], attention=[name])
+    has_matrices = bool(exhibits[0].stage().matrices)
+    figure = relation_figure(exhibits, stage=4) if has_matrices else attention_figure(exhibits)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=84)
+    Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pictures", action="store_true", help="draw the pictures, too")
+    chosen = options.parse_args()
+    for page in [DOCS / "attention.md", *(DOCS / "mechanisms" / f"{name}.md" for name in PAGES)]:
+        page.write_text(written(page), encoding="utf-8")
+    if not chosen.pictures:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "set"
+        write_synthetic(root, SyntheticSettings(2, 2, (2, 2), (2, 2), 0, 0, SIZE))
+        photo = min((root / "query").glob("*.jpg"))
+        for name in PAGES:
+            (DOCS / "mechanisms" / f"{name}_flow.svg").write_text(flow_picture(name), encoding="utf-8")
+            relation_picture(name, photo, DOCS / "mechanisms" / f"{name}.png")
+
+
+def _cell(text: str) -> str:
+    return str(as_html(text)).replace("|", "\\|").replace("&#39;", "'")
+
+
+if __name__ == "__main__":
+    main()
