@@ -23,7 +23,7 @@ from rga_reid.evaluation.stacked import FeatureRows
 BLOCK_SIZE = 1024
 _SLICE = 2048  # columns that are summed before they join the total
 _MANY = 2**18  # pairs for which a search for equal rows pays
-_TEMPORARY = 2**17  # float64 numbers of each side that exact scores hold at a time
+_TEMPORARY = 2**18  # float64 numbers of each side that exact scores hold at a time
 _TILE = 2**19  # scores in a tile
 _PRODUCT = 2**20  # scores computed at a time: with fewer rows a product does not reach its full speed
 # What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
