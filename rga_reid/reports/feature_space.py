@@ -79,10 +79,11 @@ def feature_space_plot(points: np.ndarray, groups: Sequence[Group]) -> Figure:
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
     axes.margins(0.04)
-    axes.scatter(*points.T, s=5, color=OTHERS, linewidths=0)
+    axes.scatter(points[:, 0], points[:, 1], s=5, color=OTHERS, linewidths=0)
     for group in groups:
         style: dict[str, Any] = {"color": group.colour, "marker": group.marker, "edgecolors": "white"}
-        axes.scatter(*points[group.points].T, s=40, linewidths=0.6, zorder=2, **style)
+        inside = points[group.points]
+        axes.scatter(inside[:, 0], inside[:, 1], s=40, linewidths=0.6, zorder=2, **style)
         x, y = points[group.emphasised]
         axes.scatter(x, y, s=120, linewidths=1.2, zorder=3, **style | {"edgecolors": "black"})
         axes.annotate(
