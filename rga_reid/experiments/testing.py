@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -38,10 +39,46 @@ def evaluate_model(
     Raises:
         InputError: no query or no gallery images; no query with a match.
     """
+    features, table = embed_tested(model, table, batch_size, device)
+    return evaluate_features(
+        features,
+        table,
+        junk_pids=junk_pids,
+        device=device,
+        max_rank=max_rank,
+        rerank=rerank,
+        progress=progress,
+    )
+
+
+def embed_tested(
+    model: Embedder,
+    table: pd.DataFrame,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Features ``(n, d)`` of the query and gallery images of ``table``, and their rows.
+
+    Raises:
+        InputError: no query or no gallery images.
+    """
     for split in ("query", "gallery"):
         if not (table.split == split).any():
             raise InputError(f"testing needs images of the split '{split}': this data set has none")
-    features, table = extract_features(model, table[table.split != "train"], batch_size, device)
+    return extract_features(model, table[table.split != "train"], batch_size, device)
+
+
+def evaluate_features(
+    features: np.ndarray,
+    table: pd.DataFrame,
+    *,
+    junk_pids: Sequence[int] = (-1,),
+    device: str | torch.device | None = None,
+    max_rank: int = 50,
+    rerank: ReRanking | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> RankingResult:
+    """Rank the gallery for each query, given the features of ``embed_tested``; see ``evaluate_model``."""
     asks = (table.split == "query").to_numpy()
     query, gallery = table[asks], table[~asks]
     cameras = table.camid.notna().any()
