@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; ``sys.argv[1:]`` if not given.
 
     Returns:
-        The exit code: 0 done, 1 a part failed (`ablate` says which), 2 bad input (one line on stderr says what), 130 interrupted by Ctrl-C.
+        The exit code: 0 done, 1 a part failed, 2 bad input (one line on stderr says what), 130 interrupted by
+        Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

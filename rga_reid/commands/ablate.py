@@ -12,7 +12,7 @@ from rga_reid.commands.parsing import new_parser, parse
 from rga_reid.errors import InputError
 
 if TYPE_CHECKING:
-    from rga_reid.experiments.ablation import Outcome
+    from rga_reid.experiments.ablation import Outcome, Progress
     from rga_reid.experiments.ablation_plan import Plan
     from rga_reid.experiments.ablation_run import DataSource, Run
 
@@ -21,14 +21,12 @@ def parser() -> ArgumentParser:
     """Options of ``ablate``."""
     options = new_parser(
         "ablate",
-        "Train and test each variant of a plan with each of its seeds, then write a report that compares them. "
-        "The same command goes on after an interruption; finished runs are not repeated.",
+        "Train and test each variant of a plan with each of its seeds, then write a report that compares "
+        "them. The same command goes on after an interruption; finished runs are not repeated.",
     )
     options.add_argument("--config", metavar="PLAN", required=True, help="a bundled name or a YAML file")
     options.add_argument("--out", metavar="DIR", required=True, help="folder of the runs and the report")
-    options.add_argument(
-        "--data.root", metavar="DIR", help="data set (default: the recipe's or the drawn one)"
-    )
+    options.add_argument("--data.root", metavar="DIR", help="data set (default: the plan's)")
     options.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a GPU of its own")
     options.add_argument("--only", metavar="VARIANT", nargs="+", help="make the runs of these variants only")
     options.add_argument("--seed", type=int, nargs="+", help="make the runs of these seeds only")
@@ -162,21 +160,21 @@ class _Display:
     def __init__(self) -> None:
         import sys
 
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.terminal = sys.stderr.isatty()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.1f}/{task.total:.0f} runs"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+        self.bar = rich.Progress(
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            rich.TextColumn("{task.completed:.1f}/{task.total:.0f} runs"),
+            rich.TimeElapsedColumn(),
+            rich.TimeRemainingColumn(),
             console=Console(stderr=True, markup=False, highlight=False, soft_wrap=not self.terminal),
             disable=not self.terminal,
             speed_estimate_period=24 * 3600,  # the pace of the whole session: epochs come minutes apart
         )
-        self.task = self.bar.add_task("starting", total=None)
+        self.task = self.bar.add_task("starting", total=1)
 
     def __enter__(self) -> _Display:
         self.bar.start()

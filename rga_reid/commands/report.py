@@ -19,8 +19,8 @@ def parser() -> ArgumentParser:
     """Options of ``report``."""
     options = new_parser(
         "report",
-        "Compare finished runs: folders of `ablate`, folders of `train` with the metrics of `test` in them as "
-        "test.json, JSON files of `test` and `evaluate`. What a place does not tell is left blank.",
+        "Compare finished runs: folders of `ablate`, folders of `train` with the metrics of `test` in them "
+        "as test.json, JSON files of `test` and `evaluate`. What a place does not tell is left blank.",
     )
     options.add_argument("places", metavar="DIR", nargs="+", help="folders and JSON files")
     options.add_argument("--out", metavar="DIR", default="report", help="folder for the report")

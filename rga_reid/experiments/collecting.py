@@ -76,9 +76,10 @@ def conditions_of(out: Path) -> str:
     where = how["device"] if how["device"] != "cpu" else f"{machine['processor']}, {machine['cores']} cores"
     return (
         f"Parameters and multiply-accumulates are the backbone's, for one image. Latency: median of "
-        f"{how['turns']} forward passes of {how['latency_images']} image, the models taking turns. Memory: growth "
-        f"at its peak while {how['memory_images']} images pass, in a process for each model. {where}, torch "
-        f"{machine['torch']}; measured after all training. Training time is wall-clock time, without interruptions."
+        f"{how['turns']} forward passes of {how['latency_images']} image, the models taking turns. Memory: "
+        f"growth at its peak while {how['memory_images']} images pass, in a process for each model. {where}, "
+        f"torch {machine['torch']}; measured after all training. Training time is wall-clock time, without "
+        "interruptions."
     )
 
 
@@ -117,8 +118,8 @@ def _from_ablation(path: Path) -> list[Evaluation]:
     runs = sorted(path.glob(f"*/seed-*/{files.RESULT}"), key=lambda f: (f.parts[-3], int(f.parts[-2][5:])))
     if not runs:
         raise InputError(
-            f"{path}: expected the folder of an ablation or of a tested run ({' or '.join(_TESTS)} beside its "
-            "checkpoint), or a JSON file of metrics, with something finished in it"
+            f"{path}: expected the folder of an ablation or of a tested run ({' or '.join(_TESTS)} beside "
+            "its checkpoint), or a JSON file of metrics, with something finished in it"
         )
     return with_measured((read_run(file.parent) for file in runs), path)
 

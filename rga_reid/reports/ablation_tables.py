@@ -27,12 +27,12 @@ _PUBLISHED = Path(__file__).with_name("published.yaml")
 
 READING = (
     "Metrics are percent, mean ± sample standard deviation over the seeds; without ± there is one seed.",
-    f"Difference: mAP (step) minus the baseline's on the same queries, averaged over each side's seeds, with a "
-    f"{LEVEL:.0%} bootstrap interval over queries. It tells what other queries might have given, not other "
+    f"Difference: mAP (step) minus the baseline's on the same queries, averaged over each side's seeds, with "
+    f"a {LEVEL:.0%} bootstrap interval over queries. It tells what other queries might have given, not other "
     "seeds.",
-    "Verdict: a difference that is not beyond the spread of the seeds (Student's t at 95%, deviation pooled over "
-    "the variants with several seeds) is called “within seed spread” and is not ranked. Rows stand in the order "
-    "of the plan, not of their scores.",
+    "Verdict: a difference that is not beyond the spread of the seeds (Student's t at 95%, deviation pooled "
+    "over the variants with several seeds) is called “within seed spread” and is not ranked. Rows stand in "
+    "the order of the plan, not of their scores.",
     "The last epoch of each run was tested, once.",
 )
 
@@ -166,8 +166,8 @@ def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
 
 
 PUBLISHED_NOTE = (
-    "As their authors report them, under other conditions than the runs above: not measured here, and not to be "
-    "ranked with them."
+    "As their authors report them, under other conditions than the runs above: not measured here, and not to "
+    "be ranked with them."
 )
 
 
