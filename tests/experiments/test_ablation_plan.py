@@ -15,7 +15,19 @@ from rga_reid.reports.ablation_tables import published_figures
 from rga_reid.resources import list_resources
 
 PLANS = [name for name in list_resources("configs") if name.startswith("ablations/")]
-MECHANISMS = "baseline rga_sc rga_s rga_c nonlocal pam cam dual criss_cross se cbam".split()
+MECHANISMS = [
+    "baseline",
+    "rga_sc",
+    "rga_s",
+    "rga_c",
+    "nonlocal",
+    "pam",
+    "cam",
+    "dual",
+    "criss_cross",
+    "se",
+    "cbam",
+]
 
 
 def write(folder: Path, text: str) -> str:
