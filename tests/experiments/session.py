@@ -20,7 +20,8 @@ folder = pathlib.Path(sys.argv[1]) / "train"
 folder.mkdir(exist_ok=True)
 count = folder / "count"
 (folder / "starts").open("a").write("x")
-(folder / "environment").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('OMP_NUM_THREADS')}")
+seen = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+(folder / "environment").write_text(" ".join(map(str, seen)))
 for number in range(int(count.read_text()) + 1 if count.exists() else 1, 6):
     if "bad" in sys.argv[1] and number == 2:
         sys.exit("no such attention")
