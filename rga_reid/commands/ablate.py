@@ -40,7 +40,7 @@ def run(options: Namespace) -> int:
     check_output_file("--json", options.json)
     if options.jobs < 1:
         raise InputError(f"--jobs: expected at least 1, got {options.jobs}")
-    from rga_reid.experiments.ablation import gpus, make_runs, runs_of
+    from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
     from rga_reid.experiments.ablation_plan import read_plan
 
     plan = read_plan(options.config)
@@ -49,6 +49,7 @@ def run(options: Namespace) -> int:
     out = Path(options.out)
     data = _data(options, plan, out)
     runs = runs_of(plan, out, data)
+    write_plan(plan, out)
     with _Display() as display:
         outcome = make_runs(
             runs,

@@ -24,7 +24,11 @@ def parser() -> ArgumentParser:
     )
     options.add_argument("places", metavar="DIR", nargs="+", help="folders and JSON files")
     options.add_argument("--out", metavar="DIR", default="report", help="folder for the report")
-    options.add_argument("--baseline", metavar="NAME", help="what the others are compared with (the first)")
+    options.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="what the others are compared with (default: the plan's, or the first)",
+    )
     options.add_argument("--title", default="Comparison of runs", help="heading of the report")
     options.add_argument("--published", metavar="DATASET", help="show published figures on this data set too")
     options.add_argument("--no-photos", action="store_true", help="without pictures of people")
@@ -37,16 +41,18 @@ def run(options: Namespace) -> None:
     """Read, compare, write."""
     check_output_file("--json", options.json)
     require_new(options.out, overwrite=options.overwrite)
-    from rga_reid.experiments.collecting import conditions_of, read_evaluations
+    from rga_reid.experiments.collecting import conditions_of, kept_plan, read_evaluations
     from rga_reid.reports.ablation_tables import AblationReport, published_figures
 
     published = published_figures(options.published)
     evaluations = read_evaluations(options.places)
     places = [Path(place) for place in options.places]
+    names = {one.name for one in evaluations}
+    kept = kept_plan(places[0]).get("baseline")
     report = AblationReport(
         options.title,
         evaluations,
-        options.baseline or evaluations[0].name,
+        options.baseline or (kept if kept in names else evaluations[0].name),
         published=published,
         conditions=conditions_of(places[0]) if len(places) == 1 else "",
     )

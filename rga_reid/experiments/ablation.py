@@ -11,10 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import rga_reid
+from rga_reid.errors import InputError
 from rga_reid.experiments.ablation_plan import Plan
 from rga_reid.experiments.ablation_run import LOG, TRAINED, DataSource, Run, locked
 from rga_reid.files import write_json
 
+PLAN = "plan.json"  # in the folder of an ablation
 _LOOK = 0.2  # seconds between two looks at the processes
 _TAIL = 4096  # bytes of a log that are looked at
 _EPOCH = re.compile(rb"epoch (\d+)/(\d+) ")
@@ -61,6 +64,16 @@ def runs_of(plan: Plan, out: Path, data: DataSource) -> list[Run]:
     for run in runs:
         run.check()
     return runs
+
+
+def write_plan(plan: Plan, out: Path) -> None:
+    """Keep what a report of the folder needs to know: title, baseline and the order of the variants."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror})") from None
+    names = [variant.name for variant in plan.variants]
+    write_json(out / PLAN, {"title": plan.title, "baseline": plan.baseline, "variants": names})
 
 
 def make_runs(
@@ -215,6 +228,8 @@ def gpus() -> list[str]:
 
 def _environment(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]:
     environment = dict(os.environ)
+    ours = str(Path(rga_reid.__file__).parents[1])  # a checkout need not be installed
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ours, environment.get("PYTHONPATH")]))
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     elif jobs > 1 and "OMP_NUM_THREADS" not in environment:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.experiments import ablation_run as files
+from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
 from rga_reid.experiments.trial import seconds_of
 from rga_reid.models import load_model
@@ -52,6 +53,11 @@ def read_evaluations(paths: Sequence[str | os.PathLike[str]]) -> list[Evaluation
         name = min(name for name, _ in twice)
         raise InputError(f"report: {name!r} stands for two evaluations; rename one of the folders or files")
     return found
+
+
+def kept_plan(path: Path) -> dict[str, Any]:
+    """Title, baseline and order of the variants of an ablation, empty if this is not the folder of one."""
+    return _read(path / PLAN) if (path / PLAN).is_file() else {}
 
 
 def with_measured(evaluations: Iterable[Evaluation], out: Path) -> list[Evaluation]:
@@ -115,7 +121,14 @@ def read_curve(folder: Path) -> pd.DataFrame | None:
 
 
 def _from_ablation(path: Path) -> list[Evaluation]:
-    runs = sorted(path.glob(f"*/seed-*/{files.RESULT}"), key=lambda f: (f.parts[-3], int(f.parts[-2][5:])))
+    order = kept_plan(path).get("variants", [])
+    places = {name: number for number, name in enumerate(order)}
+
+    def place(file: Path) -> tuple[int, str, int]:
+        variant, seed = file.parts[-3], int(file.parts[-2][5:])
+        return places.get(variant, len(places)), variant, seed
+
+    runs = sorted(path.glob(f"*/seed-*/{files.RESULT}"), key=place)
     if not runs:
         raise InputError(
             f"{path}: expected the folder of an ablation or of a tested run ({' or '.join(_TESTS)} beside "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rga_reid.commands.parsing import parse
 from rga_reid.commands.train import parser, prepare
@@ -42,8 +43,6 @@ def test_bundled_plans_are_whole(name: str, tmp_path: Path) -> None:
     assert plan.baseline == "baseline"
     published_figures(plan.published)
     first = plan.variants[0]
-    import yaml
-
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(dict(first.recipe)))
     assert parse(parser(), prepare(["--config", str(file)])) is not None
