@@ -123,9 +123,8 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
 
 
 def _measure(outcome: Outcome, out: Path) -> None:
-    from rga_reid.experiments.ablation_run import TRAIN
+    from rga_reid.experiments.ablation_run import LAST, TRAIN
     from rga_reid.experiments.footprint import measure
-    from rga_reid.training.fit import LAST
 
     first = {run.variant: run.folder / TRAIN / LAST for run in reversed(outcome.finished)}
     try:

@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--baseline",
         metavar="NAME",
-        help="what the others are compared with (default: the plan's, or the first)",
+        help="what others are compared with (default: the plan's or first)",
     )
     options.add_argument("--title", default="Comparison of runs", help="heading of the report")
     options.add_argument("--published", metavar="DATASET", help="show published figures on this data set too")

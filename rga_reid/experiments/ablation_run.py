@@ -30,7 +30,6 @@ import yaml
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
 from rga_reid.files import atomic_file, write_json
-from rga_reid.training.fit import LAST
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
 QUERIES, RANKED, RESULT, ERROR, LOG = (
@@ -40,6 +39,7 @@ QUERIES, RANKED, RESULT, ERROR, LOG = (
     "error.txt",
     "log.txt",
 )
+LAST = "last.ckpt"  # the checkpoint that `train` leaves; its own constant would bring Lightning along
 _LOCK = ".lock"
 _TIMER = {
     "class_path": "pytorch_lightning.callbacks.Timer"

@@ -20,7 +20,6 @@ from rga_reid.models import load_model
 from rga_reid.models.costs import count_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.reports.ablation_numbers import Evaluation
-from rga_reid.training.fit import LAST
 
 _METRICS = ("mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20")
 _TESTS = ("test.json", "metrics.json")  # what `train --test.root` writes, and what people call it
@@ -140,7 +139,7 @@ def _from_ablation(path: Path) -> list[Evaluation]:
 def _from_training(folder: Path) -> Evaluation:
     file = next(folder / name for name in _TESTS if (folder / name).is_file())
     one = replace(_from_metrics(file, folder.resolve().name), curve=read_curve(folder))
-    checkpoint = folder / LAST
+    checkpoint = folder / files.LAST
     if not checkpoint.is_file():
         return one
     costs = count_costs(load_model(checkpoint).backbone).set_index("part").loc["total"]

@@ -24,12 +24,11 @@ from rga_reid.models import Mirrored, load_model
 from rga_reid.models.costs import count_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.retrieval.extraction import choose_device
-from rga_reid.training.fit import LAST
 
 
 def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     """Test the last epoch of a run and write its result, the result's file last."""
-    checkpoint = folder / files.TRAIN / LAST
+    checkpoint = folder / files.TRAIN / files.LAST
     device = choose_device(None)
     model = load_model(checkpoint, device)
     costs = count_costs(model.backbone).set_index("part").loc["total"]

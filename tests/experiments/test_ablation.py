@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from rga_reid.errors import InputError
+from rga_reid.experiments import ablation_run
 from rga_reid.experiments.ablation import Outcome, outcome
 from rga_reid.experiments.ablation_run import differences, locked
 
@@ -150,6 +151,12 @@ def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
     (tmp_path / "a/seed-0/run.json").write_text("{")
     with pytest.raises(InputError, match=r"run.json: damaged"):
         run.check()
+
+
+def test_the_checkpoint_is_what_training_leaves() -> None:
+    from rga_reid.training.fit import LAST
+
+    assert ablation_run.LAST == LAST
 
 
 def test_differences_name_the_keys() -> None:
