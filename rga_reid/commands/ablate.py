@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,7 @@ class _Display:
         from rich import progress as rich
         from rich.console import Console
 
-        self.terminal = sys.stderr.isatty()
+        self.terminal, self.started = sys.stderr.isatty(), time.monotonic()
         self.bar = rich.Progress(
             rich.TextColumn("{task.description}"),
             rich.BarColumn(),
@@ -188,6 +189,6 @@ class _Display:
         doing = ", ".join(progress.active) or "waiting"
         self.bar.update(self.task, description=doing, completed=progress.done, total=progress.total)
         if progress.news:
-            left = self.bar.tasks[0].time_remaining
-            minutes = "" if not left or not self.terminal else f", about {left / 60:.0f} minutes left"
+            left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
+            minutes = f", about {left / 60:.0f} minutes left" if left > 0 else ""
             self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {progress.news}{minutes}")
