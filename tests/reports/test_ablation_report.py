@@ -29,7 +29,7 @@ EVIL = '<img src=x onerror="alert(1)">&_$%'
 
 def evaluation(name: str, seed: int, folder: Path, shift: float) -> Evaluation:
     rng = np.random.default_rng(seed)
-    precision = np.clip(rng.uniform(0.2, 0.6, 30) + shift * rng.uniform(-0.5, 1, 30), 0, 1)
+    precision = np.clip(rng.uniform(0.2, 0.6, 30) + shift * rng.uniform(-1, 1, 30), 0, 1)
     queries = pd.DataFrame(
         {
             "query": range(30),
@@ -105,7 +105,7 @@ def test_page_without_photos_names_people_by_numbers(report: AblationReport, tmp
     ]
     texts = [file.read_text(encoding="utf-8") for file in files]
     assert not any("data:image/jpeg" in text or ".jpg" in text for text in texts)
-    assert "person 1000" in texts[0] or "person 1001" in texts[0]
+    assert re.search(r"person 10\d\d", texts[0])
     again = write_report(report, tmp_path / "out", photos=False)
     assert [file.read_text(encoding="utf-8") for file in again] == texts  # to the byte
 
