@@ -41,9 +41,8 @@ QUERIES, RANKED, RESULT, ERROR, LOG = (
 )
 LAST = "last.ckpt"  # the checkpoint that `train` leaves; its own constant would bring Lightning along
 _LOCK = ".lock"
-_TIMER = {
-    "class_path": "pytorch_lightning.callbacks.Timer"
-}  # its time is in the checkpoint: it outlives a kill
+# its time is in the checkpoint: it outlives a kill
+_TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "step"}}
 
 State = Literal["finished", "failed", "interrupted", "new"]
 
