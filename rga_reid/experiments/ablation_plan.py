@@ -153,7 +153,9 @@ def _synthetic(value: Any) -> SyntheticSettings:
         if not isinstance(value, dict):
             raise InputError(f"expected a mapping of settings, got {value!r}")
         _check_keys(value, known, ())
-        pairs = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        pairs: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
         return SyntheticSettings(**pairs)
     except (InputError, TypeError) as error:
         raise InputError(f"synthetic: {error}") from None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rga_reid.reports.ablation_numbers import Evaluation, by_name
 
@@ -46,7 +47,6 @@ def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
             ranks = min(_CMC_RANKS, *(len(curve) for curve in group))
             values = 100 * np.array([curve[:ranks] for curve in group])
             _line(axes, number, name, np.arange(1, ranks + 1), values)
-    axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(axes)
     return figure
 
@@ -65,7 +65,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, matplotlib.axes.Axes]:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 

@@ -134,7 +134,8 @@ def test_report_compares_folders_and_files(
     assert rows[0]["training_seconds"] == pytest.approx(rows[1]["training_seconds"])
     assert rows[2]["parameters"] is None
     assert all(row["difference"] is None for row in rows)  # a JSON file knows no queries
-    assert "seed spread unknown" in capsys.readouterr().out
+    assert rows[0]["verdict"] == "seed spread unknown"
+    assert str(tmp_path / "report/report.html") in capsys.readouterr().out
     assert main([*words, "--overwrite"]) == 0
 
 
