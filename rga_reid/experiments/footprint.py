@@ -41,7 +41,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
         if set(checkpoints) <= set(kept["models"]):
             return kept["models"]
     names, paths = list(checkpoints), [str(path) for path in checkpoints.values()]
-    (latencies,) = in_fresh_processes(_latencies, [paths])  # type: ignore[arg-type]
+    (latencies,) = in_fresh_processes(_latencies, [paths])
     memory = in_fresh_processes(_memory, paths)
     models = {
         name: {"latency_ms": round(latency, 3), "memory_mib": round(mebibytes, 1)}

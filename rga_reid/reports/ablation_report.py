@@ -68,7 +68,7 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
 def report_page(report: AblationReport, *, photos: bool = True) -> str:
     """One HTML page that needs no other file and no network; every name in it is escaped."""
     groups = by_name(report.evaluations)
-    compared = [
+    compared: list[dict[str, Any]] = [
         {"name": name, "sides": _sides(*largest_changes(group, groups[report.baseline]))}
         for name, group in groups.items()
         if name != report.baseline
