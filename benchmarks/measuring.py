@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import multiprocessing
-import os
-import platform
-import statistics
 import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import torch
+from rga_reid.experiments.measuring import (
+    give_back,
+    in_fresh_processes,
+    interleaved,
+    machine,
+    peak_resident,
+    status,
+    turns,
+)
+
+__all__ = [
+    "give_back",
+    "in_fresh_processes",
+    "interleaved",
+    "machine",
+    "peak_anonymous",
+    "peak_resident",
+    "status",
+    "turns",
+]
 
 _SAMPLED = 0.002  # seconds between two looks at the memory
-
-
-def interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[float]:
-    """Median seconds of each run, see ``turns``."""
-    return [statistics.median(measured) for measured in turns(runs, repeats, warm_up)]
-
-
-def turns(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[list[float]]:
-    """Seconds of each run; they take turns, so that a slow spell of the machine meets all of them.
-
-    Args:
-        runs: what is timed.
-        repeats: turns of each.
-        warm_up: take one turn more, the first, that does not count.
-    """
-    times: list[list[float]] = [[] for _ in runs]
-    for turn in range(-int(warm_up), repeats):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if turn >= 0:
-                measured.append(time.perf_counter() - start)
-    return times
-
-
-def in_fresh_processes(function: Callable[[Any], float], cases: Sequence[Any]) -> list[float]:
-    """``function(case)``, each in a process of its own, one after the other."""
-    results = []
-    for case in cases:  # an executor, unlike a pool, tells when the system has killed its process
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-            results.append(executor.submit(function, case).result())
-    return results
-
-
-def peak_resident(run: Callable[[], object]) -> float:
-    """Growth of this process's peak resident set during a run, in MiB (Linux, glibc)."""
-    give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
-    run()
-    return (status("VmHWM") - before) / 1024
 
 
 def peak_anonymous(run: Callable[[], object]) -> float:
@@ -84,31 +52,3 @@ def peak_anonymous(run: Callable[[], object]) -> float:
         done.set()
         watcher.join()
     return (peak - before) / 1024
-
-
-def give_back() -> None:
-    """Return to the system what earlier runs have freed."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def status(field: str) -> int:
-    """A figure of this process, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status: no {field}")
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures were measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

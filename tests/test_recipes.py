@@ -11,16 +11,18 @@ import pytest
 import torch
 
 from rga_reid.commands.parsing import parse
-from rga_reid.commands.recipes import merge, read_recipe
 from rga_reid.commands.train import parser, prepare
 from rga_reid.data.transforms import step_generator
 from rga_reid.errors import InputError
+from rga_reid.experiments.recipes import merge, read_recipe
 from rga_reid.models import TrainingOutput
 from rga_reid.resources import find_resource, list_resources
 from rga_reid.training import Augmentation
 
+RECIPES = [name for name in list_resources("configs") if not name.startswith("ablations/")]
 
-@pytest.mark.parametrize("name", list_resources("configs"))
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_bundled_recipes_parse(name: str) -> None:
     options = parse(parser(), prepare(["--config", name]))
     assert options is not None

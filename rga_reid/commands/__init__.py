@@ -26,6 +26,8 @@ COMMANDS = {
     "verify": "do two pictures show the same person? score, threshold, decision",
     "gallery": "galleries of people: gallery build, add, remove, info, verify, compact",
     "query": "who is this? ranked gallery matches as a table, JSON or a page of pictures",
+    "ablate": "train and test variants over seeds, and report: ablate --config ablations/demo --out DIR",
+    "report": "compare finished runs and evaluations: report DIR...",
     "explain": "what attention relates to what: an interactive page, or figures",
     "convert": "published weights to a model file: convert IN OUT.safetensors",
     "export": "a model as one file to deploy: ONNX, TorchScript or safetensors",
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; ``sys.argv[1:]`` if not given.
 
     Returns:
-        The exit code: 0 done, 2 bad input (one line on stderr says what), 130 interrupted by Ctrl-C.
+        The exit code: 0 done, 1 a part failed, 2 bad input (one line on stderr says what), 130 interrupted by
+        Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -80,5 +83,5 @@ def _dispatch(words: list[str]) -> int:
     prepare = getattr(command, "prepare", list)  # a command may complete its words before they are parsed
     options = parse(command.parser(), prepare(words[1:]))
     if options is not None:
-        command.run(options)
+        return command.run(options) or 0
     return 0

@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import print_ranking
 from rga_reid.commands.parsing import new_parser
-from rga_reid.commands.recipes import read_recipe
 from rga_reid.data import load_card, read_table
+from rga_reid.experiments.recipes import read_recipe
 from rga_reid.experiments.testing import evaluate_model
 from rga_reid.files import write_json
 from rga_reid.models import load_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ import pandas as pd
 import torch
 
 from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, torch_device
+from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
-from rga_reid.evaluation.scores import METRICS, Metric, Scores
+from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, Metric, Scores, tiles
 from rga_reid.evaluation.truth import GroundTruth
+
+_SCORES = 2**22  # approximate scores at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +65,30 @@ def ranked_lists(
     plain: Scores = METRICS[metric](left, right, where)
     order: Scores = plain
     if rerank is not None:
-        order = ReRankedScores(left, right, truth.gallery_rows, metric, rerank, where, 4096, None)
-    lists = []
-    for number in chosen:
-        own = truth.own_items(np.array([number]))
-        columns = np.setdiff1d(np.arange(len(truth.gallery_rows)), own.column[~own.match])
-        rows = truth.gallery_rows[columns]
+        order = ReRankedScores(left, right, truth.gallery_rows, metric, rerank, where, BLOCK_SIZE, None)
+    step = max(1, _SCORES // max(1, len(truth.gallery_rows)))
+    with full_precision(where):
+        parts = [
+            list(_some(plain, order, truth, np.asarray(chosen[start : start + step], dtype=np.int64), top_k))
+            for start in range(0, len(chosen), step)
+        ]
+    return [ranked for part in parts for ranked in part]
+
+
+def _some(
+    plain: Scores, order: Scores, truth: GroundTruth, queries: np.ndarray, top_k: int
+) -> Iterator[RankedList]:
+    """Lists of some queries: a product tells which items can be in them, exact scores in which order."""
+    real = np.float32 if order.dtype == torch.float32 else np.float64
+    rough = np.empty((len(queries), len(truth.gallery_rows)), real)
+    for tile, row, column in tiles(order, queries, truth.gallery_rows, BLOCK_SIZE):
+        rough[row : row + tile.shape[0], column : column + tile.shape[1]] = tile.cpu().numpy()
+    own = truth.own_items(queries)
+    rough[own.query[~own.match], own.column[~own.match]] = -np.inf
+    last = min(top_k, rough.shape[1]) - 1
+    floor = -np.partition(-rough, last, axis=1)[:, last] - 2 * order.error(order.dtype)
+    for number, scores, lowest in zip(queries, rough, floor, strict=True):
+        rows = truth.gallery_rows[(scores >= lowest) & (scores > -np.inf)]
         exact = order.exact(np.full_like(rows, number), rows)
         rows = rows[np.argsort(-exact, kind="stable")[:top_k]]
-        lists.append(RankedList(int(number), rows, plain.exact(np.full_like(rows, number), rows)))
-    return lists
+        yield RankedList(int(number), rows, plain.exact(np.full_like(rows, number), rows))

@@ -24,21 +24,35 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         InputError: unknown recipe, not a YAML mapping, or a recipe that is its own base.
     """
-    path = _locate(name)
+    path, content = read_mapping(name)
     if path in _seen:
         raise InputError(f"recipe {path}: is its own base")
+    base: str | None = content.pop("base", None)
+    if base is None:
+        return content
+    return merge(read_recipe(seen_from(path, str(base)), _seen=(*_seen, path)), content)
+
+
+def read_mapping(name: str) -> tuple[Path, dict[str, Any]]:
+    """The file that a bundled name or a path means, and the mapping that it holds.
+
+    Raises:
+        InputError: unknown name, no such file, not a YAML mapping.
+    """
+    path = _locate(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"recipe {path}: not a YAML file ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"recipe {path}: expected a mapping of options, got {type(content).__name__}")
-    base: str | None = content.pop("base", None)
-    if base is None:
-        return content
-    beside = path.parent / str(base)
-    found = str(beside) if beside.suffix in (".yaml", ".yml") else str(base)
-    return merge(read_recipe(found, _seen=(*_seen, path)), content)
+    return path, content
+
+
+def seen_from(file: Path, name: str) -> str:
+    """A recipe's name as the YAML file ``file`` means it: paths are relative to the folder it stands in."""
+    beside = file.parent / name
+    return str(beside) if beside.suffix in (".yaml", ".yml") else name
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

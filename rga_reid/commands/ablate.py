@@ -1,0 +1,194 @@
+"""``ablate``: train and test the variants of a plan over their seeds, and write the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.output import check_output_file
+from rga_reid.commands.parsing import new_parser, parse
+from rga_reid.errors import InputError
+
+if TYPE_CHECKING:
+    from rga_reid.experiments.ablation import Outcome, Progress
+    from rga_reid.experiments.ablation_plan import Plan
+    from rga_reid.experiments.ablation_run import DataSource, Run
+
+
+def parser() -> ArgumentParser:
+    """Options of ``ablate``."""
+    options = new_parser(
+        "ablate",
+        "Train and test each variant of a plan with each of its seeds, then write a report that compares "
+        "them. The same command goes on after an interruption; finished runs are not repeated.",
+    )
+    options.add_argument("--config", metavar="PLAN", required=True, help="a bundled name or a YAML file")
+    options.add_argument("--out", metavar="DIR", required=True, help="folder of the runs and the report")
+    options.add_argument("--data.root", metavar="DIR", help="data set (default: the plan's)")
+    options.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a GPU of its own")
+    options.add_argument("--only", metavar="VARIANT", nargs="+", help="make the runs of these variants only")
+    options.add_argument("--seed", type=int, nargs="+", help="make the runs of these seeds only")
+    options.add_argument("--no-photos", action="store_true", help="a report without pictures of people")
+    options.add_argument("--json", metavar="FILE", help="write the table of results there as JSON")
+    return options
+
+
+def run(options: Namespace) -> int:
+    """Check the plan, make its runs, measure, report; 1 if a run failed or is held elsewhere."""
+    check_output_file("--json", options.json)
+    if options.jobs < 1:
+        raise InputError(f"--jobs: expected at least 1, got {options.jobs}")
+    from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
+    from rga_reid.experiments.ablation_plan import read_plan
+
+    plan = read_plan(options.config)
+    _check_choice(options, plan)
+    _check_recipes(plan, options.config)
+    out = Path(options.out)
+    data = _data(options, plan, out)
+    runs = runs_of(plan, out, data)
+    write_plan(plan, out)
+    with _Display() as display:
+        outcome = make_runs(
+            runs,
+            wanted=lambda run: _wanted(options, run),
+            jobs=options.jobs,
+            devices=gpus(),
+            tell=display.tell,
+        )
+    partial = options.only is not None or options.seed is not None
+    if not partial and outcome.finished and not outcome.elsewhere:
+        _measure(outcome, out)
+    if outcome.finished:
+        _report(options, plan, outcome, out)
+    for what, which in (("failed", outcome.failed), ("held by another process", outcome.elsewhere)):
+        for one in which:
+            print(f"{what}: {one.name}{': ' + one.why() if what == 'failed' else ''}")
+    wrong = [one for one in outcome.failed if _wanted(options, one)]
+    return 1 if wrong or outcome.elsewhere else 0
+
+
+def _wanted(options: Namespace, one: Run) -> bool:
+    return (options.only is None or one.variant in options.only) and (
+        options.seed is None or one.seed in options.seed
+    )
+
+
+def _check_choice(options: Namespace, plan: Plan) -> None:
+    names = [variant.name for variant in plan.variants]
+    for name in options.only or []:
+        if name not in names:
+            raise InputError(f"--only {name}: expected some of {', '.join(names)}")
+    chosen = [v for v in plan.variants if options.only is None or v.name in options.only]
+    for seed in options.seed or []:
+        if not any(seed in variant.seeds for variant in chosen):
+            raise InputError(f"--seed {seed}: no chosen variant of the plan has it")
+
+
+def _check_recipes(plan: Plan, name: str) -> None:
+    """Parse each variant's recipe, as its run will: a mistyped option is told before anything is trained."""
+    import yaml
+
+    from rga_reid.commands import train
+
+    for number, variant in enumerate(plan.variants):
+        words = ["--config", yaml.safe_dump(dict(variant.recipe), sort_keys=False)]
+        try:
+            parse(train.parser(), words)
+        except InputError as error:
+            raise InputError(f"plan {name}: variants[{number}] ({variant.name}): {error}") from None
+
+
+def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
+    """The data set that all variants share, read once so that it is known to be whole."""
+    from rga_reid.data import read_table
+    from rga_reid.data.synthetic import write_synthetic
+    from rga_reid.experiments.ablation_run import DataSource
+
+    sections = [variant.recipe.get("data") or {} for variant in plan.variants]
+    cards = {section.get("dataset", "market1501") for section in sections}
+    roots = {section.get("root") for section in sections}
+    if len(cards) > 1 or len(roots) > 1:
+        raise InputError(f"plan {options.config}: expected one data set for all variants, got several")
+    card, root = str(cards.pop()), options.data.root or roots.pop()
+    if root is None and plan.synthetic is not None:
+        root = str(out / "data")
+        if not Path(root).is_dir():
+            write_synthetic(root, plan.synthetic)
+    if not isinstance(root, str):
+        raise InputError("--data.root: expected the folder of the data set, which the plan does not name")
+    return DataSource.of(root, card, read_table(root, card))
+
+
+def _measure(outcome: Outcome, out: Path) -> None:
+    from rga_reid.experiments.ablation_run import LAST, TRAIN
+    from rga_reid.experiments.footprint import measure
+
+    first = {run.variant: run.folder / TRAIN / LAST for run in reversed(outcome.finished)}
+    try:
+        measure(dict(reversed(first.items())), out)
+    except Exception as error:  # the results are there: they are worth a report without these figures
+        print(f"latency and memory could not be measured: {error}")
+
+
+def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None:
+    from rga_reid.commands.report import finish
+    from rga_reid.experiments.collecting import conditions_of, read_run, with_measured
+    from rga_reid.reports.ablation_tables import AblationReport, published_figures
+
+    order = {variant.name: number for number, variant in enumerate(plan.variants)}
+    runs = sorted(outcome.finished, key=lambda run: (order[run.variant], run.seed))
+    evaluations = with_measured((read_run(run.folder) for run in runs), out)
+    names = list(dict.fromkeys(one.name for one in evaluations))
+    report = AblationReport(
+        plan.title,
+        evaluations,
+        plan.baseline if plan.baseline in names else names[0],
+        failures=[(run.name, run.why()) for run in outcome.failed],
+        missing=[run.name for run in (*outcome.elsewhere, *outcome.left)],
+        published=published_figures(plan.published),
+        conditions=conditions_of(out),
+    )
+    finish(report, out, photos=not options.no_photos, json=options.json)
+
+
+class _Display:
+    """A bar with the time left if stderr is a terminal, a line for each run that ends if not."""
+
+    def __init__(self) -> None:
+        import sys
+
+        from rich import progress as rich
+        from rich.console import Console
+
+        self.terminal, self.started = sys.stderr.isatty(), time.monotonic()
+        self.bar = rich.Progress(
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            rich.TextColumn("{task.completed:.1f}/{task.total:.0f} runs"),
+            rich.TimeElapsedColumn(),
+            rich.TimeRemainingColumn(),
+            console=Console(stderr=True, markup=False, highlight=False, soft_wrap=not self.terminal),
+            disable=not self.terminal,
+            speed_estimate_period=24 * 3600,  # the pace of the whole session: epochs come minutes apart
+        )
+        self.task = self.bar.add_task("starting", total=1)
+
+    def __enter__(self) -> _Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def tell(self, progress: Progress) -> None:
+        """Show it."""
+        doing = ", ".join(progress.active) or "waiting"
+        self.bar.update(self.task, description=doing, completed=progress.done, total=progress.total)
+        if progress.news:
+            left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
+            minutes = f", about {left / 60:.0f} minutes left" if left > 0 else ""
+            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {progress.news}{minutes}")

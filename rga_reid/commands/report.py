@@ -1,0 +1,84 @@
+"""``report``: compare finished runs and evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands.output import check_output_file
+from rga_reid.commands.parsing import new_parser
+from rga_reid.files import require_new, write_json
+
+if TYPE_CHECKING:
+    from rga_reid.reports.ablation_tables import AblationReport
+
+
+def parser() -> ArgumentParser:
+    """Options of ``report``."""
+    options = new_parser(
+        "report",
+        "Compare finished runs: folders of `ablate`, folders of `train` with the metrics of `test` in them "
+        "as test.json, JSON files of `test` and `evaluate`. What a place does not tell is left blank.",
+    )
+    options.add_argument("places", metavar="DIR", nargs="+", help="folders and JSON files")
+    options.add_argument("--out", metavar="DIR", default="report", help="folder for the report")
+    options.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="what others are compared with (default: the plan's or first)",
+    )
+    options.add_argument("--title", default="Comparison of runs", help="heading of the report")
+    options.add_argument("--published", metavar="DATASET", help="show published figures on this data set too")
+    options.add_argument("--no-photos", action="store_true", help="without pictures of people")
+    options.add_argument("--json", metavar="FILE", help="write the table there as JSON")
+    options.add_argument("--overwrite", action="store_true", help="replace the report that is there")
+    return options
+
+
+def run(options: Namespace) -> None:
+    """Read, compare, write."""
+    check_output_file("--json", options.json)
+    require_new(options.out, overwrite=options.overwrite)
+    from rga_reid.experiments.collecting import conditions_of, kept_plan, read_evaluations
+    from rga_reid.reports.ablation_tables import AblationReport, published_figures
+
+    published = published_figures(options.published)
+    evaluations = read_evaluations(options.places)
+    places = [Path(place) for place in options.places]
+    names = {one.name for one in evaluations}
+    kept = kept_plan(places[0]).get("baseline")
+    report = AblationReport(
+        options.title,
+        evaluations,
+        options.baseline or (kept if kept in names else evaluations[0].name),
+        published=published,
+        conditions=conditions_of(places[0]) if len(places) == 1 else "",
+    )
+    finish(report, Path(options.out), photos=not options.no_photos, json=options.json)
+
+
+def finish(report: AblationReport, out: Path, *, photos: bool, json: str | None) -> None:
+    """Write the files of a report and print its table."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from rga_reid.reports.ablation_report import write_report
+    from rga_reid.reports.ablation_tables import score_table
+
+    page = write_report(report, out, photos=photos)[0]
+    if json is not None:
+        write_json(json, {"baseline": report.baseline, "variants": [asdict(row) for row in report.rows]})
+    kept = (0, 1, 2, 4, 6, 7)  # what fits into 80 columns; the files have all
+    head, *lines = ([line[column] for column in kept] for line in score_table(report))
+    table = Table(title=report.title, title_justify="left")
+    for heading in head:
+        table.add_column(heading, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    console.print(f"report: {page}", soft_wrap=True)

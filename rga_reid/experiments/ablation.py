@@ -1,0 +1,250 @@
+"""Makes the runs of an ablation, some at a time, each in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rga_reid
+from rga_reid.errors import InputError
+from rga_reid.experiments.ablation_plan import Plan
+from rga_reid.experiments.ablation_run import LOG, TRAINED, DataSource, Run, locked
+from rga_reid.files import write_json
+
+PLAN = "plan.json"  # in the folder of an ablation
+_LOOK = 0.2  # seconds between two looks at the processes
+_TAIL = 4096  # bytes of a log that are looked at
+_EPOCH = re.compile(rb"epoch (\d+)/(\d+) ")
+_TESTING_SHARE = 0.05  # of a run's work
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is going on: told now and then while runs are made.
+
+    Args:
+        done: of this session's work, in runs, with the parts of those under way.
+        total: runs that this session makes.
+        active: names of the runs under way, and what they do.
+        news: a line about a run that has ended, or "".
+    """
+
+    done: float
+    total: int
+    active: tuple[str, ...] = ()
+    news: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the runs stand after a session, in the plan's order of variants."""
+
+    finished: tuple[Run, ...]
+    failed: tuple[Run, ...]
+    elsewhere: tuple[Run, ...] = ()  #: another process holds these
+    left: tuple[Run, ...] = ()  #: not asked for in this session, and not finished
+
+
+def runs_of(plan: Plan, out: Path, data: DataSource) -> list[Run]:
+    """The runs of a plan in the order they are made.
+
+    Raises:
+        InputError: one of them was begun with other settings.
+    """
+    runs = [
+        Run(v.name, seed, v.recipe, data, plan.flip, out / v.name / f"seed-{seed}")
+        for v, seed in plan.order()
+    ]
+    for run in runs:
+        run.check()
+    return runs
+
+
+def write_plan(plan: Plan, out: Path) -> None:
+    """Keep what a report of the folder needs to know: title, baseline and the order of the variants."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror})") from None
+    names = [variant.name for variant in plan.variants]
+    write_json(out / PLAN, {"title": plan.title, "baseline": plan.baseline, "variants": names})
+
+
+def make_runs(
+    runs: Sequence[Run],
+    *,
+    wanted: Callable[[Run], bool] = lambda run: True,
+    jobs: int = 1,
+    devices: Sequence[str] = (),
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Train and test what is not finished. A run that fails is written down and does not stop the others.
+
+    Args:
+        runs: of a plan.
+        wanted: which of them this session makes.
+        jobs: runs at a time.
+        devices: GPUs by the names that CUDA_VISIBLE_DEVICES takes; each job in turn gets one. Without any,
+            the jobs share the processor's cores.
+        tell: called several times a second.
+    """
+    waiting = [run for run in runs if wanted(run) and run.state != "finished"]
+    total = len(waiting)
+    elsewhere: list[Run] = []
+    ended = 0
+    active: dict[int, _Job] = {}
+    try:
+        while waiting or active:
+            for slot in range(jobs):
+                if slot not in active and waiting:
+                    run = waiting.pop(0)
+                    job = _Job(run, _environment(slot, jobs, devices), jobs)
+                    if job.start():
+                        active[slot] = job
+                    else:
+                        elsewhere.append(run)
+                        ended += 1
+            news = ""
+            for slot, job in list(active.items()):
+                if not job.look():
+                    del active[slot]
+                    ended += 1
+                    error = f": {job.run.why()}" if job.run.state == "failed" else ""
+                    news = f"{job.run.name} {job.run.state}{error}"
+                    tell(Progress(ended, total, news=news))
+            under_way = sum(job.share() for job in active.values())
+            tell(Progress(ended + under_way, total, tuple(job.title for job in active.values())))
+            time.sleep(_LOOK if active else 0)
+    finally:
+        for job in active.values():  # Ctrl-C: what was trained until now is kept
+            job.stop()
+    return outcome(runs, elsewhere)
+
+
+def outcome(runs: Sequence[Run], elsewhere: Sequence[Run] = ()) -> Outcome:
+    """What the folders tell."""
+    states = {id(run): run.state for run in runs}
+    others = [run for run in runs if states[id(run)] != "finished" and run not in elsewhere]
+    return Outcome(
+        finished=tuple(run for run in runs if states[id(run)] == "finished"),
+        failed=tuple(run for run in others if states[id(run)] == "failed"),
+        elsewhere=tuple(elsewhere),
+        left=tuple(run for run in others if states[id(run)] != "failed"),
+    )
+
+
+@dataclass
+class _Job:
+    """The processes of one run, one after the other."""
+
+    run: Run
+    environment: Mapping[str, str]
+    jobs: int
+    doing: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    left: list[tuple[str, list[str]]] = field(default_factory=list)
+    held: ExitStack = field(default_factory=ExitStack)
+    handle: int | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.run.name} {self.doing}"
+
+    def start(self) -> bool:
+        """Take hold of the folder and start the first process; false if another program holds it."""
+        self.handle = self.held.enter_context(locked(self.run.folder))
+        if self.handle is None:
+            return False
+        self.run.begin()
+        self.left = self.run.commands()
+        self._next()
+        return True
+
+    def look(self) -> bool:
+        """Whether the run is still under way; goes on to the next process when one has ended."""
+        assert self.process is not None
+        code = self.process.poll()
+        if code is None:
+            return True
+        if code != 0:
+            self.run.fail(f"{self.doing}: {_ending(code)}: {self._last_words()}")
+        elif self.doing == "training":
+            write_json(self.run.folder / TRAINED, {"runs_side_by_side": self.jobs})
+        if code == 0 and self.left:
+            self._next()
+            return True
+        self.held.close()
+        return False
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+        self.held.close()
+
+    def share(self) -> float:
+        """The part of the run that is done, by the epochs its log tells of."""
+        if self.doing == "testing":
+            return 1 - _TESTING_SHARE
+        epochs = _EPOCH.findall(_tail(self.run.folder / LOG))
+        return (1 - _TESTING_SHARE) * int(epochs[-1][0]) / int(epochs[-1][1]) if epochs else 0.0
+
+    def _next(self) -> None:
+        self.doing, command = self.left.pop(0)
+        assert self.handle is not None
+        with open(self.run.folder / LOG, "ab") as log:
+            log.write(f"== {self.doing}\n".encode())
+            log.flush()
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                pass_fds=[self.handle],  # the folder is held as long as this process lives
+            )
+
+    def _last_words(self) -> str:
+        lines = _tail(self.run.folder / LOG).decode("utf-8", "replace").strip().split("\n")
+        return lines[-1].removeprefix("rga-reid: error: ")
+
+
+def gpus() -> list[str]:
+    """The GPUs of this machine, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _environment(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]:
+    environment = dict(os.environ)
+    ours = str(Path(rga_reid.__file__).parents[1])  # a checkout need not be installed
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ours, environment.get("PYTHONPATH")]))
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    elif jobs > 1 and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    return environment
+
+
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _tail(file: Path) -> bytes:
+    """The end of a log, from where its last process began."""
+    if not file.is_file():
+        return b""
+    with open(file, "rb") as log:
+        log.seek(max(0, file.stat().st_size - _TAIL))
+        return log.read().rpartition(b"== ")[2]

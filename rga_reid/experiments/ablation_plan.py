@@ -1,0 +1,179 @@
+"""What an ablation compares: variants of a recipe, each with its seeds. A plan is a short YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rga_reid.data.synthetic import SyntheticSettings
+from rga_reid.errors import InputError
+from rga_reid.experiments.recipes import merge, read_mapping, read_recipe, seen_from
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is its folder's
+_PLAN_KEYS = (
+    "title",
+    "recipe",
+    "overrides",
+    "seeds",
+    "baseline",
+    "variants",
+    "flip",
+    "synthetic",
+    "published",
+)
+_VARIANT_KEYS = ("name", "recipe", "overrides", "seeds")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing that is compared.
+
+    Args:
+        name: in file-name letters.
+        recipe: options of ``train``, nested, complete.
+        seeds: one run each.
+    """
+
+    name: str
+    recipe: Mapping[str, Any] = field(repr=False)
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InputError(f"name: expected letters, digits, '_', '.' or '-', got {self.name!r}")
+        whole = [isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in self.seeds]
+        if not self.seeds or not all(whole) or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds: expected different whole numbers from 0, got {list(self.seeds)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation.
+
+    Args:
+        title: heading of the report.
+        variants: in the order of the report.
+        baseline: name of the variant that the others are compared with.
+        flip: average each feature with its mirror image's in the test.
+        synthetic: the data set to draw where none is given.
+        published: data set whose published figures stand beside the measured ones.
+    """
+
+    title: str
+    variants: tuple[Variant, ...]
+    baseline: str
+    flip: bool = False
+    synthetic: SyntheticSettings | None = None
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names:
+            raise InputError("variants: expected at least one, got an empty list")
+        folders = [name.lower() for name in names]  # where upper and lower case are one
+        for number, name in enumerate(folders):
+            if name in folders[:number]:
+                raise InputError(f"variants[{number}].name: {names[number]!r} stands there twice")
+        if self.baseline not in names:
+            raise InputError(f"baseline: expected one of {', '.join(names)}, got {self.baseline!r}")
+
+    def order(self) -> list[tuple[Variant, int]]:
+        """The runs in the order they are made: each variant's first seed, then each one's second, ..."""
+        rounds = max(len(variant.seeds) for variant in self.variants)
+        return [(v, v.seeds[n]) for n in range(rounds) for v in self.variants if n < len(v.seeds)]
+
+
+def read_plan(name: str) -> Plan:
+    """The plan of a bundled name (``ablations/demo``) or a YAML file; docs/ablation.md describes its keys.
+
+    Raises:
+        InputError: an unknown name or recipe, an unknown key, a value that does not fit, two variants of one
+            name, no variant. The message names the file and the key.
+    """
+    path, content = read_mapping(name)
+    try:
+        _check_keys(content, _PLAN_KEYS, ("variants",))
+        items = _typed(content, "variants", list, "a list of variants")
+        variants = [_variant(item, number, content, path) for number, item in enumerate(items)]
+        first = variants[0].name if variants else ""
+        synthetic = content.get("synthetic")
+        return Plan(
+            title=str(content.get("title", f"Ablation {path.stem}")),
+            variants=tuple(variants),
+            baseline=content.get("baseline", first),
+            flip=_typed(content, "flip", bool, "true or false", False),
+            synthetic=None if synthetic is None else _synthetic(synthetic),
+            published=_typed(content, "published", str, "the name of a data set", None),
+        )
+    except InputError as error:
+        raise InputError(f"plan {path}: {error}") from None
+
+
+def _variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Variant:
+    key = f"variants[{number}]"
+    if not isinstance(item, dict):
+        raise InputError(f"{key}: expected a mapping with a name, got {item!r}")
+    try:
+        _check_keys(item, _VARIANT_KEYS, ("name",))
+        recipe = item.get("recipe", plan.get("recipe"))
+        if not isinstance(recipe, str):
+            raise InputError(f"recipe: expected a recipe's name, here or for all variants, got {recipe!r}")
+        seeds = item.get("seeds", plan.get("seeds", [0]))
+        if not isinstance(seeds, list):
+            raise InputError(f"seeds: expected a list of whole numbers, got {seeds!r}")
+        options = read_recipe(seen_from(path, recipe))
+        for overrides in (plan.get("overrides"), item.get("overrides")):
+            options = merge(options, _nested(overrides))
+        return Variant(item["name"], options, tuple(seeds))
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+
+
+def _nested(overrides: Any) -> dict[str, Any]:
+    """``{"trainer.max_epochs": 9}`` as a recipe writes it, ``{"trainer": {"max_epochs": 9}}``."""
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
+        raise InputError(f"overrides: expected a mapping of options, got {overrides!r}")
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        nested = merge(nested, value)
+    return nested
+
+
+def _synthetic(value: Any) -> SyntheticSettings:
+    known = tuple(SyntheticSettings.__dataclass_fields__)
+    try:
+        if not isinstance(value, dict):
+            raise InputError(f"expected a mapping of settings, got {value!r}")
+        _check_keys(value, known, ())
+        pairs: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
+        return SyntheticSettings(**pairs)
+    except (InputError, TypeError) as error:
+        raise InputError(f"synthetic: {error}") from None
+
+
+def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(known)})"
+            raise InputError(f"{key}: unknown key{hint}")
+    for key in needed:
+        if key not in value:
+            raise InputError(f"{key}: this key is missing")
+
+
+def _typed(value: Mapping[str, Any], key: str, kind: type, expected: str, default: Any = None) -> Any:
+    found = value.get(key, default)
+    if found is not default and not isinstance(found, kind):
+        raise InputError(f"{key}: expected {expected}, got {found!r}")
+    return found

@@ -1,0 +1,210 @@
+"""One run of an ablation: a folder, and what its files tell. Nothing is known of a run but from its files.
+
+OUT/VARIANT/seed-N/
+  run.json         what was asked: recipe, seed, data set
+  recipe.yaml      the same for `train`
+  train/           folder of `train`
+  trained.json     the training has ended
+  queries.parquet  average precision and rank of the first match of each query
+  ranked.parquet   the ten best matches of each query
+  result.json      metrics, parameters, operations, training time: the run is finished
+  error.txt        why it failed
+  log.txt          what its processes printed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+
+from rga_reid.errors import InputError
+from rga_reid.experiments.recipes import merge
+from rga_reid.files import atomic_file, write_json
+
+ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
+QUERIES, RANKED, RESULT, ERROR, LOG = (
+    "queries.parquet",
+    "ranked.parquet",
+    "result.json",
+    "error.txt",
+    "log.txt",
+)
+LAST = "last.ckpt"  # the checkpoint that `train` leaves; its own constant would bring Lightning along
+_LOCK = ".lock"
+# its time is in the checkpoint: it outlives a kill
+_TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "step"}}
+
+State = Literal["finished", "failed", "interrupted", "new"]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the images are.
+
+    Args:
+        root, card: as ``read_table`` takes them.
+        digest: of the names, identities, cameras and splits of all images: the same wherever they lie.
+    """
+
+    root: str
+    card: str
+    digest: str
+
+    @classmethod
+    def of(cls, root: str, card: str, table: pd.DataFrame) -> DataSource:
+        """The source that ``table`` was read from."""
+        names = table["path"].map(os.path.basename)
+        text = table.assign(path=names)[["path", "pid", "camid", "split"]].to_csv(index=False)
+        return cls(os.path.abspath(root), card, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A variant trained and tested with one seed."""
+
+    variant: str
+    seed: int
+    recipe: Mapping[str, Any] = field(repr=False)
+    data: DataSource
+    flip: bool
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant} seed {self.seed}"
+
+    @property
+    def state(self) -> State:
+        """What the files tell."""
+        if (self.folder / RESULT).is_file():
+            return "finished"
+        if (self.folder / ERROR).is_file():
+            return "failed"
+        return "interrupted" if (self.folder / TRAIN).is_dir() else "new"
+
+    def settings(self) -> dict[str, Any]:
+        """What makes this run's result; where the data set lies does not."""
+        asked = {
+            "variant": self.variant,
+            "seed": self.seed,
+            "flip": self.flip,
+            "dataset": {"card": self.data.card, "digest": self.data.digest},
+            "recipe": dict(self.recipe),
+        }
+        return json.loads(json.dumps(asked))  # as it is read again
+
+    def check(self) -> None:
+        """Refuse to go on with a run that was begun with other settings.
+
+        Raises:
+            InputError: with the first settings that differ.
+        """
+        file = self.folder / ASKED
+        if not file.is_file():
+            return
+        try:
+            begun = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file}: damaged ({error}); delete {self.folder} to make this run again"
+            ) from None
+        found = differences(begun, self.settings())
+        if found:
+            raise InputError(
+                f"{self.folder}: begun with other settings ({'; '.join(found[:3])}); choose another "
+                "--out, or delete this folder to run it again"
+            )
+
+    def begin(self) -> None:
+        """Write down what is asked, before anything is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / ERROR).unlink(missing_ok=True)
+        trainer = self.recipe.get("trainer") or {}
+        timed = {"trainer": {"callbacks": [*(trainer.get("callbacks") or []), _TIMER]}}
+        with atomic_file(self.folder / RECIPE) as temporary:
+            temporary.write_text(yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False), "utf-8")
+        write_json(self.folder / ASKED, self.settings())
+
+    def training(self) -> list[str]:
+        """The command that trains, or goes on training."""
+        out = self.folder / TRAIN
+        how = "--resume" if (out / LAST).is_file() else "--overwrite"
+        words = ["train", "--config", str(self.folder / RECIPE), "--data.root", self.data.root]
+        words += ["--seed", str(self.seed), "--out", str(out), how]
+        return [sys.executable, "-m", "rga_reid.commands", *words]
+
+    def testing(self) -> list[str]:
+        """The command that tests the last epoch and writes the result."""
+        words = [str(self.folder), "--root", self.data.root, "--card", self.data.card]
+        return [
+            sys.executable,
+            "-m",
+            "rga_reid.experiments.trial",
+            *words,
+            *(["--flip"] if self.flip else []),
+        ]
+
+    def commands(self) -> list[tuple[str, list[str]]]:
+        """What is left to be done, with a word for each."""
+        left = [] if (self.folder / TRAINED).is_file() else [("training", self.training())]
+        return [*left, ("testing", self.testing())]
+
+    def fail(self, what: str) -> None:
+        """Write down why the run failed."""
+        with atomic_file(self.folder / ERROR) as temporary:
+            temporary.write_text(what + "\n", encoding="utf-8")
+
+    def why(self) -> str:
+        """The first line of the error."""
+        return (self.folder / ERROR).read_text(encoding="utf-8").split("\n")[0]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """Hold a run's folder; yields a handle for the children to inherit, or None if it is held elsewhere.
+
+    The system lets go when the last process that has the handle ends: a training whose parent was killed
+    still holds its folder.
+    """
+    handle = _lock(folder)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    import fcntl  # POSIX only
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror})") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def differences(one: Any, two: Any, where: str = "") -> list[str]:
+    """The settings that differ, each as ``key was A, is B``."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = dict.fromkeys([*one, *two])
+        inner = (differences(one.get(k), two.get(k), f"{where}.{k}" if where else k) for k in keys)
+        return [line for lines in inner for line in lines]
+    return [] if one == two else [f"{where} was {json.dumps(one)}, is {json.dumps(two)}"]

@@ -1,0 +1,89 @@
+"""The test of one run of an ablation: ``python -m rga_reid.experiments.trial FOLDER``.
+
+The last epoch is tested, once: nothing here chooses between checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rga_reid.data import load_card, read_table
+from rga_reid.errors import InputError
+from rga_reid.experiments import ablation_run as files
+from rga_reid.experiments.leading import leading_matches
+from rga_reid.experiments.testing import embed_test_images, rank_test_images
+from rga_reid.files import atomic_file, write_json
+from rga_reid.models import Mirrored, load_model
+from rga_reid.models.costs import count_costs
+from rga_reid.models.state_files import read_torch
+from rga_reid.retrieval.extraction import choose_device
+
+
+def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
+    """Test the last epoch of a run and write its result, the result's file last."""
+    checkpoint = folder / files.TRAIN / files.LAST
+    device = choose_device(None)
+    model = load_model(checkpoint, device)
+    costs = count_costs(model.backbone).set_index("part").loc["total"]
+    junk = load_card(card).junk_pids
+    tested = Mirrored(model) if flip else model
+    features, table = embed_test_images(tested, read_table(root, card), device=device)
+    result = rank_test_images(features, table, junk_pids=junk)
+    _write_table(folder / files.QUERIES, result.to_frame())
+    _write_table(folder / files.RANKED, leading_matches(features, table, junk_pids=junk))
+    asked = json.loads((folder / files.ASKED).read_text(encoding="utf-8"))
+    trained = json.loads((folder / files.TRAINED).read_text(encoding="utf-8"))
+    write_json(
+        folder / files.RESULT,
+        {
+            "variant": asked["variant"],
+            "seed": asked["seed"],
+            "metrics": result.to_dict(),
+            "parameters": int(costs["parameters"]),
+            "macs": int(costs["macs"]),
+            "training_seconds": seconds_of(read_torch(checkpoint)),
+            "runs_side_by_side": trained["runs_side_by_side"],
+            "flip": flip,
+            "device": device.type,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def seconds_of(checkpoint: dict[str, Any]) -> float | None:
+    """How long the training took, without interruptions, if Lightning's Timer was among the callbacks."""
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith("Timer"):
+            return float(state["time_elapsed"]["train"])
+    return None
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_file(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("folder", type=Path)
+    options.add_argument("--root", required=True)
+    options.add_argument("--card", required=True)
+    options.add_argument("--flip", action="store_true")
+    asked = options.parse_args()
+    try:
+        evaluate_run(asked.folder, asked.root, asked.card, flip=asked.flip)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

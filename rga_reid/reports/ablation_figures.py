@@ -1,0 +1,82 @@
+"""Curves of an ablation: what was learned when, and who is found among the first k."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rga_reid.reports.ablation_numbers import Evaluation, by_name
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; line styles repeat them with another look
+_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLES = ("-", "--", ":")
+_CMC_RANKS = 20
+
+
+def learning_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """Training loss of each epoch; the mean over the seeds, and their range as a band. None without logs."""
+    curves = {
+        name: [one.curve for one in group if one.curve is not None and len(one.curve)]
+        for name, group in by_name(evaluations).items()
+    }
+    if not any(curves.values()):
+        return None
+    figure, axes = _axes("epoch", "training loss, mean of the epoch")
+    for number, (name, group) in enumerate(curves.items()):
+        if group:
+            epochs = min(len(curve) for curve in group)
+            values = np.array([curve["loss"].to_numpy()[:epochs] for curve in group])
+            _line(axes, number, name, group[0]["epoch"].to_numpy()[:epochs], values)
+    _legend(axes)
+    return figure
+
+
+def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """Cumulative match curve of each variant, as ``learning_figure``. None without curves."""
+    curves = {name: [one.cmc for one in group if one.cmc] for name, group in by_name(evaluations).items()}
+    if not any(curves.values()):
+        return None
+    figure, axes = _axes("rank k", "queries with a match among the first k, percent")
+    for number, (name, group) in enumerate(curves.items()):
+        if group:
+            ranks = min(_CMC_RANKS, *(len(curve) for curve in group))
+            values = 100 * np.array([curve[:ranks] for curve in group])
+            _line(axes, number, name, np.arange(1, ranks + 1), values)
+    _legend(axes)
+    return figure
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "rga-reid", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _axes(xlabel: str, ylabel: str) -> tuple[Figure, matplotlib.axes.Axes]:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: no global state, no display
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def _line(axes: matplotlib.axes.Axes, number: int, name: str, x: np.ndarray, values: np.ndarray) -> None:
+    colour = _COLOURS[number % len(_COLOURS)]
+    style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
+    label = name.replace("$", r"\$")  # no formulas in names
+    axes.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.6)
+    if len(values) > 1:
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+
+
+def _legend(axes: matplotlib.axes.Axes) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

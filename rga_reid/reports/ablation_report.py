@@ -1,0 +1,132 @@
+"""The report of an ablation as a page that needs no other file, and as files for papers and documentation."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rga_reid.data import read_image
+from rga_reid.errors import InputError
+from rga_reid.files import atomic_file
+from rga_reid.reports.ablation_figures import cmc_figure, learning_figure, svg
+from rga_reid.reports.ablation_numbers import by_name
+from rga_reid.reports.ablation_tables import (
+    PUBLISHED_NOTE,
+    READING,
+    AblationReport,
+    cost_table,
+    csv_table,
+    latex,
+    markdown,
+    problems,
+    published_table,
+    score_table,
+)
+from rga_reid.reports.pages import data_uri, page_environment
+from rga_reid.reports.query_changes import Change, largest_changes
+from rga_reid.reports.ranked_page import Match, Picture, verdict
+
+LEARNING, CMC = "Training loss, mean over the seeds and their range", "Cumulative match curves, likewise"
+_THUMBNAIL = (64, 128)  # (width, height) that it fits into
+
+
+def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos: bool = True) -> list[Path]:
+    """Write ``report.html``, ``report.md`` with its figures, ``report.csv`` and ``report.tex``.
+
+    Args:
+        out: folder, which is made if need be; what an earlier report left there is replaced.
+        photos: show the pictures of the data set; without, people are numbers.
+
+    Returns:
+        The files, the page first.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror})") from None
+    figures = _figures(report)
+    names = {LEARNING: "learning.svg", CMC: "cmc.svg"}
+    contents: dict[str, bytes] = {
+        "report.html": report_page(report, photos=photos).encode(),
+        "report.md": markdown(report, {caption: names[caption] for caption in figures}).encode(),
+        "report.csv": csv_table(report).encode(),
+        "report.tex": latex(report).encode(),
+        **{names[caption]: picture for caption, picture in figures.items()},
+    }
+    for name, content in contents.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return [folder / name for name in contents]
+
+
+def report_page(report: AblationReport, *, photos: bool = True) -> str:
+    """One HTML page that needs no other file and no network; every name in it is escaped."""
+    groups = by_name(report.evaluations)
+    compared: list[dict[str, Any]] = [
+        {"name": name, "sides": _sides(*largest_changes(group, groups[report.baseline]))}
+        for name, group in groups.items()
+        if name != report.baseline
+    ]
+    compared = [one for one in compared if one["sides"]]
+    changes = [change for one in compared for side in one["sides"] for change in side["changes"]]
+    numbers, thumbnails = _thumbnails(changes) if photos else ({}, [])
+    scores, costs, published = score_table(report), cost_table(report), published_table(report)
+    environment = page_environment()
+    environment.globals["verdict"] = verdict
+    return environment.get_template("ablation.html").render(
+        title=report.title,
+        note=f"Compared with {report.baseline}.",
+        scores=scores,
+        costs=costs,
+        published=published if report.published else [],
+        published_note=PUBLISHED_NOTE,
+        conditions=report.conditions,
+        reading=READING,
+        problems=problems(report),
+        figures={caption: _svg_uri(picture) for caption, picture in _figures(report).items()},
+        compared=compared,
+        baseline=report.baseline,
+        photos=photos,
+        numbers=numbers,
+        thumbnails=thumbnails,
+    )
+
+
+def _figures(report: AblationReport) -> dict[str, bytes]:
+    """SVG by its caption, of the curves that are known."""
+    made = {LEARNING: learning_figure(report.evaluations), CMC: cmc_figure(report.evaluations)}
+    return {caption: svg(figure) for caption, figure in made.items() if figure is not None}
+
+
+def _sides(gains: list[Change], losses: list[Change]) -> list[dict[str, Any]]:
+    sides = ({"what": "gain", "changes": gains}, {"what": "lose", "changes": losses})
+    return [side for side in sides if side["changes"]]
+
+
+def _thumbnails(changes: Iterable[Change]) -> tuple[dict[str, int], list[str | None]]:
+    """A number for each picture that is shown, and the pictures: each is in the page once."""
+    numbers: dict[str, int] = {}
+    for change in changes:
+        shown: tuple[Picture | Match, ...] = (change.query, *change.baseline, *change.variant)
+        for picture in shown:
+            numbers.setdefault(picture.path, len(numbers))
+    return numbers, [_thumbnail(path) for path in numbers]
+
+
+def _thumbnail(path: str) -> str | None:
+    try:
+        image = read_image(path)
+    except (InputError, ValueError):
+        return None
+    image.thumbnail(_THUMBNAIL, Image.Resampling.LANCZOS)
+    return data_uri(image, quality=75)
+
+
+def _svg_uri(picture: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode("ascii")

@@ -1,0 +1,252 @@
+"""An ablation's tables as plain cells, and as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rga_reid.errors import InputError
+from rga_reid.reports.ablation_numbers import (
+    LEVEL,
+    METRICS,
+    Difference,
+    Evaluation,
+    Row,
+    Spread,
+    table_rows,
+)
+
+_PUBLISHED = Path(__file__).with_name("published.yaml")
+
+READING = (
+    "Metrics are percent, mean ± sample standard deviation over the seeds; without ± there is one seed.",
+    f"Difference: mAP (step) minus the baseline's on the same queries, averaged over each side's seeds, with "
+    f"a {LEVEL:.0%} bootstrap interval over queries. It tells what other queries might have given, not other "
+    "seeds.",
+    "Verdict: a difference that is not beyond the spread of the seeds (Student's t at 95%, deviation pooled "
+    "over the variants with several seeds) is called “within seed spread” and is not ranked. Rows stand in "
+    "the order of the plan, not of their scores.",
+    "The last epoch of each run was tested, once.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AblationReport:
+    """What a report shows.
+
+    Args:
+        title: heading.
+        evaluations: finished runs; those of one name are seeds of one variant.
+        baseline: name of the variant that the others are compared with.
+        failures: names of failed runs, and why.
+        missing: names of runs that are not finished.
+        published: entries of ``published_figures``.
+        conditions: how latency, memory and times were measured, a sentence or "".
+    """
+
+    title: str
+    evaluations: Sequence[Evaluation]
+    baseline: str
+    failures: Sequence[tuple[str, str]] = ()
+    missing: Sequence[str] = ()
+    published: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    conditions: str = ""
+
+    def __post_init__(self) -> None:
+        names = list(dict.fromkeys(one.name for one in self.evaluations))
+        if not names:
+            raise InputError("report: no finished run or evaluation to show")
+        if self.baseline not in names:
+            raise InputError(f"baseline: expected one of {', '.join(names)}, got {self.baseline!r}")
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row for each variant."""
+        return table_rows(self.evaluations, self.baseline)
+
+
+def published_figures(dataset: str | None) -> list[dict[str, Any]]:
+    """Figures that papers report on a data set, see ``published.yaml``; none for None.
+
+    Raises:
+        InputError: a data set of which none are kept.
+    """
+    if dataset is None:
+        return []
+    known = yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
+    if dataset not in known:
+        raise InputError(f"published: expected one of {', '.join(known)}, got {dataset!r}")
+    return known[dataset]
+
+
+def score_table(report: AblationReport) -> list[list[str]]:
+    """The heading, then a line of cells for each variant."""
+    head = ["variant", "seeds", *METRICS.values(), f"difference of mAP [{LEVEL:.0%} interval]", "verdict"]
+    return [head] + [
+        [
+            row.name,
+            str(row.seeds),
+            *(_percent(row.metrics.get(key)) for key in METRICS),
+            _difference(row.difference),
+            row.verdict,
+        ]
+        for row in report.rows
+    ]
+
+
+def cost_table(report: AblationReport) -> list[list[str]]:
+    """The heading, then a line of cells for each variant: parameters, operations, time, memory."""
+    head = ["variant", "parameters, million", "GMAC", "latency, ms", "memory, MiB", "training, minutes"]
+    return [head] + [
+        [
+            row.name,
+            _scaled(row.parameters, 1e-6, 2),
+            _scaled(row.macs, 1e-9, 3),
+            _scaled(row.latency_ms, 1, 1),
+            _scaled(row.memory_mib, 1, 0),
+            _scaled(row.training_seconds, 1 / 60, 1),
+        ]
+        for row in report.rows
+    ]
+
+
+def published_table(report: AblationReport) -> list[list[str]]:
+    """The heading, then a line of cells for each published figure."""
+    keys = ("name", "mAP", "rank-1", "conditions", "source")
+    head = ["published", "mAP", "rank-1", "conditions", "source"]
+    return [head] + [[str(entry.get(key, "")) for key in keys] for entry in report.published]
+
+
+def csv_table(report: AblationReport) -> str:
+    """All numbers unrounded, fractions, a line for each variant."""
+    lines = []
+    for row in report.rows:
+        line: dict[str, Any] = {"variant": row.name, "seeds": row.seeds}
+        for key in METRICS:
+            spread = row.metrics.get(key)
+            line[key] = spread.mean if spread else None
+            line[f"{key}_deviation"] = spread.deviation if spread else None
+        found = row.difference
+        line["difference"] = found.mean if found else None
+        line["difference_low"] = found.low if found else None
+        line["difference_high"] = found.high if found else None
+        line["queries"] = found.queries if found else None
+        line["verdict"] = row.verdict
+        for key in ("parameters", "macs", "latency_ms", "memory_mib", "training_seconds"):
+            line[key] = getattr(row, key)
+        lines.append(line)
+    return pd.DataFrame(lines).to_csv(index=False)
+
+
+def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
+    """The report without its queries.
+
+    Args:
+        figures: file names by their captions.
+    """
+    parts = [
+        f"# {_md(report.title)}",
+        _md_table(score_table(report)),
+        "\n".join(f"- {_md(t)}" for t in READING),
+    ]
+    parts += ["## Cost", _md_table(cost_table(report))]
+    parts += [_md(report.conditions)] if report.conditions else []
+    parts += [f"![{_md(caption)}]({file})" for caption, file in figures.items()]
+    if report.published:
+        parts += ["## Published figures", PUBLISHED_NOTE, _md_table(published_table(report))]
+    parts += [f"- {_md(line)}" for line in problems(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+PUBLISHED_NOTE = (
+    "As their authors report them, under other conditions than the runs above: not measured here, and not to "
+    "be ranked with them."
+)
+
+
+def problems(report: AblationReport) -> list[str]:
+    """A line for each run that is not in the tables."""
+    lines = [f"failed: {name}: {why}" for name, why in report.failures]
+    return lines + [f"not finished: {name}" for name in report.missing]
+
+
+def latex(report: AblationReport) -> str:
+    """Tables for a paper, with the package booktabs."""
+    notes = " ".join(READING[:3])
+    parts = [
+        "% needs \\usepackage{booktabs}",
+        _tex_table(score_table(report), "llrrrrll", f"{report.title}. {notes}"),
+        _tex_table(cost_table(report), "lrrrrr", f"{report.title}: cost. {report.conditions}".strip()),
+    ]
+    if report.published:
+        caption = f"Published figures. {PUBLISHED_NOTE}"
+        parts.append(_tex_table(published_table(report), "lrrll", caption))
+    return "\n".join(parts)
+
+
+def _percent(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}"
+    return f"{100 * spread.mean:.1f}{deviation}"
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (_signed(100 * value) for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _scaled(value: float | None, factor: float, digits: int) -> str:
+    return "" if value is None else f"{factor * value:.{digits}f}"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", " ".join(text.split()))
+
+
+def _md_table(cells: Sequence[Sequence[str]]) -> str:
+    return _lines(cells, lambda line: "| " + " | ".join(map(_md, line)) + " |", "|" + "---|" * len(cells[0]))
+
+
+def _lines(cells: Sequence[Sequence[str]], write: Callable[[Sequence[str]], str], rule: str) -> str:
+    return "\n".join([write(cells[0]), rule, *map(write, cells[1:])])
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "±": r"$\pm$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "“": "``",
+    "”": "''",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def escape_tex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _tex_table(cells: Sequence[Sequence[str]], columns: str, caption: str) -> str:
+    body = _lines(cells, lambda line: " & ".join(map(escape_tex, line)) + r" \\", r"\midrule")
+    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body]
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_tex(caption)}}}", r"\end{table}", ""]
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""ablate and report as a user types them, on a tiny data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from rga_reid import load_model
+from rga_reid.commands import main
+from rga_reid.data import read_table
+from rga_reid.experiments.collecting import read_curve, read_evaluations, read_run
+from rga_reid.experiments.testing import evaluate_model
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {
+    "model": {
+        "depth": 18,
+        "attention": None,
+        "weights": None,
+        "size": [64, 32],
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+        "schedule": {"class_path": "rga_reid.training.OneCycle"},
+    },
+    "data": {"identities_per_batch": 3, "images_per_identity": 2},
+    "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "enable_model_summary": False},
+}
+
+
+def write_plan(folder: Path, **changes: object) -> str:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    plan = {
+        "recipe": "recipe.yaml",
+        "variants": [{"name": "plain"}, {"name": "broken", "overrides": {"model.attention": "rgaa"}}],
+        **changes,
+    }
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def ablated(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of an ablation with one good and one broken variant, and its exit code."""
+    folder = tmp_path_factory.mktemp("ablation")
+    words = ["--config", write_plan(folder), "--data.root", str(tiny_market), "--out", str(folder / "out")]
+    return folder, main(["ablate", *words, "--json", str(folder / "table.json")])
+
+
+def test_a_run_leaves_its_result_and_a_broken_one_its_error(
+    ablated: tuple[Path, int], tiny_market: Path
+) -> None:
+    folder, code = ablated
+    out = folder / "out"
+    assert code == 1
+    assert "unknown mechanism 'rgaa'" in (out / "broken/seed-0/error.txt").read_text()
+    assert not (out / "broken/seed-0/result.json").exists()
+    run = out / "plain/seed-0"
+    result = json.loads((run / "result.json").read_text())
+    expected = evaluate_model(load_model(run / "train/last.ckpt"), read_table(tiny_market))
+    assert result["metrics"] == expected.to_dict()
+    assert result["training_seconds"] > 0
+    queries = pd.read_parquet(run / "queries.parquet")
+    pd.testing.assert_frame_equal(queries, expected.to_frame(), check_dtype=False)
+    ranked = pd.read_parquet(run / "ranked.parquet")
+    first = ranked[ranked["rank"] == 1].merge(queries, on="query", suffixes=("", "_query"))
+    assert ((first.pid == first.pid_query) == (first.first_match == 1)).all()
+    measured = json.loads((out / "measured.json").read_text())
+    assert measured["models"]["plain"]["latency_ms"] > 0
+    assert measured["models"]["plain"]["memory_mib"] > 0
+
+
+def test_the_report_tells_both(ablated: tuple[Path, int]) -> None:
+    folder, _ = ablated
+    page = (folder / "out/report.html").read_text(encoding="utf-8")
+    assert "failed: broken seed 0" in page
+    table = json.loads((folder / "table.json").read_text())
+    assert (table["baseline"], [row["name"] for row in table["variants"]]) == ("plain", ["plain"])
+    run = read_run(folder / "out/plain/seed-0")
+    assert run.curve is not None
+    assert run.curve["epoch"].tolist() == [1, 2]
+    assert table["variants"][0]["metrics"]["mAP"]["mean"] == run.metrics["mAP"]
+
+
+def test_changed_settings_and_bad_plans_are_refused(
+    ablated: tuple[Path, int], tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out, root = str(ablated[0] / "out"), str(tiny_market)
+    words = ["ablate", "--out", out, "--data.root", root, "--config"]
+    changed = write_plan(tmp_path, overrides={"trainer.max_epochs": 3})
+    before = (Path(out) / "plain/seed-0/result.json").read_bytes()
+    assert "recipe.trainer.max_epochs was 2, is 3" in refused(*words, changed)
+    assert (Path(out) / "plain/seed-0/result.json").read_bytes() == before
+    mistyped = write_plan(tmp_path, overrides={"trainer.max_epoch": 3})
+    error = refused(*words, mistyped)
+    assert "max_epoch" in error
+    assert "variants[0] (plain)" in error
+    plan = write_plan(tmp_path)
+    assert "--only other: expected some of plain, broken" in refused(*words, plan, "--only", "other")
+    assert "--seed 4" in refused(*words, plan, "--seed", "4")
+    assert "--jobs" in refused(*words, plan, "--jobs", "0")
+    assert "nowhere" in refused("ablate", "--out", out, "--config", plan, "--data.root", "nowhere")
+    assert "--data.root" in refused("ablate", "--out", out, "--config", plan)
+    assert "unknown recipe" in refused("ablate", "--out", out, "--config", "ablations/none")
+
+
+def test_report_compares_folders_and_files(
+    ablated: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ablated[0] / "out/plain/seed-0"
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    (tmp_path / "other.json").write_text(json.dumps({**metrics, "mAP": 0.25}))
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    for name in ("last.ckpt", "csv"):
+        (trained / name).symlink_to(run / "train" / name)
+    (trained / "test.json").write_text(json.dumps(metrics))
+    places = [str(ablated[0] / "out"), str(trained), str(tmp_path / "other.json")]
+    words = ["report", *places, "--out", str(tmp_path / "report"), "--baseline", "other"]
+    assert main([*words, "--no-photos", "--json", str(tmp_path / "table.json")]) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())["variants"]
+    assert [row["name"] for row in rows] == ["plain", "trained", "other"]
+    assert rows[0]["parameters"] == rows[1]["parameters"] > 0
+    assert rows[0]["training_seconds"] == pytest.approx(rows[1]["training_seconds"])
+    assert rows[2]["parameters"] is None
+    assert all(row["difference"] is None for row in rows)  # a JSON file knows no queries
+    assert rows[0]["verdict"] == "seed spread unknown"
+    assert str(tmp_path / "report/report.html") in capsys.readouterr().out
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_report_refuses_what_is_no_run(tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = ["--out", str(tmp_path / "report")]
+    assert "nothing" in refused("report", str(tmp_path / "nothing"), *out)
+    (tmp_path / "bad.json").write_text('{"mAP": "high"}')
+    assert "bad.json: expected the metrics" in refused("report", str(tmp_path / "bad.json"), *out)
+    (tmp_path / "bad.json").write_text("{")
+    assert "bad.json: not a JSON file" in refused("report", str(tmp_path / "bad.json"), *out)
+    (tmp_path / "good.json").write_text('{"mAP": 0.5}')
+    twice = [str(tmp_path / "good.json")] * 2
+    assert "'good' stands for two evaluations" in refused("report", *twice, *out)
+    assert "--overwrite" in refused("report", str(tmp_path / "good.json"), "--out", str(tmp_path))
+    assert not (tmp_path / "report").exists()
+    assert read_evaluations([tmp_path / "good.json"])[0].metrics == {"mAP": 0.5}
+
+
+def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:
+    for version, text in {
+        2: "epoch,loss,step\n1,2.0,1\n1,1.0,2\n",
+        10: "epoch,loss,step,lr\n1,,2,0.1\n1,3.0,2,\n2,0.5,3,\n",
+    }.items():
+        folder = tmp_path / f"csv/version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    curve = read_curve(tmp_path)
+    assert curve is not None
+    assert curve.to_numpy().tolist() == [[2, 2.5], [3, 0.5]]
+    assert read_curve(tmp_path / "none") is None
+
+
+@pytest.mark.slow
+def test_a_killed_ablation_ends_as_an_uninterrupted_one(tiny_market: Path, tmp_path: Path) -> None:
+    variants = [{"name": "plain"}, {"name": "rga", "overrides": {"model.attention": "rga"}}]
+    plan = write_plan(tmp_path, variants=variants, overrides={"trainer.max_epochs": 6})
+    words = [sys.executable, "-m", "rga_reid.commands", "ablate", "--config", plan]
+    words += ["--data.root", str(tiny_market), "--out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([*words, str(out)], env=environment, start_new_session=True)
+    until = time.monotonic() + 500
+    while "epoch 2/6" not in (log.read_text() if (log := out / "rga/seed-0/log.txt").is_file() else ""):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = out / "plain/seed-0/result.json"
+    before = (finished.stat().st_mtime_ns, finished.read_bytes())
+    for folder in (out, whole):
+        assert subprocess.run([*words, str(folder)], env=environment, check=False).returncode == 0
+    assert (finished.stat().st_mtime_ns, finished.read_bytes()) == before
+    for name in ("plain", "rga"):
+        one, two = (folder / f"{name}/seed-0" for folder in (out, whole))
+        first, second = (json.loads((run / "result.json").read_text()) for run in (one, two))
+        assert first["metrics"] == second["metrics"]
+        states = [load_model(run / "train/last.ckpt").state_dict() for run in (one, two)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+        pd.testing.assert_frame_equal(read_curve(one / "train"), read_curve(two / "train"))

@@ -1,0 +1,62 @@
+"""A session of an ablation whose runs are small scripts instead of trainings.
+
+    python session.py OUT [RUNS]
+
+Each run counts to five in its folder, one number a tenth of a second, from where it was: that is its
+training. A variant named ``bad`` fails at two. RUNS are such as ``a:0,b:1``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rga_reid.experiments.ablation import Outcome, Progress, make_runs
+from rga_reid.experiments.ablation_run import TRAINED, DataSource, Run
+
+TRAINING = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1]) / "train"
+folder.mkdir(exist_ok=True)
+count = folder / "count"
+(folder / "starts").open("a").write("x")
+seen = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+(folder / "environment").write_text(" ".join(map(str, seen)))
+for number in range(int(count.read_text()) + 1 if count.exists() else 1, 6):
+    if "bad" in sys.argv[1] and number == 2:
+        sys.exit("no such attention")
+    time.sleep(0.1)
+    count.write_text(str(number))
+    print(f"epoch {number}/5 ", flush=True)
+"""
+TESTING = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+(folder / "result.json").write_text((folder / "train" / "count").read_text())
+"""
+
+
+class Counting(Run):
+    def commands(self) -> list[tuple[str, list[str]]]:
+        words = [sys.executable, "-c"]
+        trained = (self.folder / TRAINED).is_file()
+        left = [] if trained else [("training", [*words, TRAINING, str(self.folder)])]
+        return [*left, ("testing", [*words, TESTING, str(self.folder)])]
+
+
+def runs(out: Path, names: str = "a:0,b:0,a:1", recipe: dict[str, object] | None = None) -> list[Run]:
+    data = DataSource("nowhere", "market1501", "0")
+    pairs = [name.split(":") for name in names.split(",")]
+    return [
+        Counting(name, int(seed), recipe or {"trainer": {}}, data, False, out / name / f"seed-{seed}")
+        for name, seed in pairs
+    ]
+
+
+def session(out: Path, names: str = "a:0,b:0,a:1", **options: object) -> tuple[Outcome, list[Progress]]:
+    told: list[Progress] = []
+    return make_runs(runs(out, names), tell=told.append, **options), told  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    session(Path(sys.argv[1]), *sys.argv[2:])

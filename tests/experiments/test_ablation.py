@@ -1,0 +1,165 @@
+"""Runs of an ablation: none twice, none lost, none that drags others along."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.experiments import ablation_run
+from rga_reid.experiments.ablation import Outcome, outcome
+from rga_reid.experiments.ablation_run import differences, locked
+
+SESSION = Path(__file__).with_name("session.py")
+ROOT = Path(__file__).parents[2]
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("session", SESSION)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["session"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTED = load()
+
+
+def names(outcome: Outcome) -> dict[str, list[str]]:
+    return {
+        state: [run.name for run in getattr(outcome, state)]
+        for state in ("finished", "failed", "elsewhere", "left")
+        if getattr(outcome, state)
+    }
+
+
+def wait_for(file: Path, text: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not file.is_file() or text not in file.read_text():
+        assert time.monotonic() < until, f"{file} never held {text!r}"
+        time.sleep(0.02)
+
+
+def start(out: Path, runs: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, str(SESSION), str(out), runs]
+    return subprocess.Popen(words, env=environment, start_new_session=True)
+
+
+def test_finished_runs_are_kept_and_a_failed_one_stops_nobody(tmp_path: Path) -> None:
+    result, told = SCRIPTED.session(tmp_path, "a:0,bad:0,b:0")
+    assert names(result) == {"finished": ["a seed 0", "b seed 0"], "failed": ["bad seed 0"]}
+    assert result.failed[0].why() == "training: exit code 1: no such attention"
+    news = [progress.news for progress in told if progress.news]
+    assert news == [
+        "a seed 0 finished",
+        "bad seed 0 failed: training: exit code 1: no such attention",
+        "b seed 0 finished",
+    ]
+    done = [progress.done for progress in told]
+    assert done == sorted(done)
+    assert (done[-1], told[-1].total) == (3, 3)
+    assert any(0 < value % 1 < 0.9 for value in done)  # epochs count
+
+    before = (tmp_path / "a/seed-0/result.json").stat().st_mtime_ns
+    again, told = SCRIPTED.session(tmp_path, "a:0,bad:0,b:0")
+    assert names(again) == names(result)
+    assert (tmp_path / "a/seed-0/result.json").stat().st_mtime_ns == before
+    assert told[-1].total == 1  # the failed one is tried again
+    assert (tmp_path / "a/seed-0/train/starts").read_text() == "x"
+
+
+def test_a_session_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(out, "a:0,b:0,a:1")
+    wait_for(out / "b/seed-0/train/count", "3")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = out / "a/seed-0/result.json"
+    before = (finished.stat().st_mtime_ns, finished.read_bytes())
+    assert outcome(SCRIPTED.runs(out)).finished[0].variant == "a"
+    result, told = SCRIPTED.session(out)
+    assert names(result) == {"finished": ["a seed 0", "b seed 0", "a seed 1"]}
+    assert told[-1].total == 2
+    assert (finished.stat().st_mtime_ns, finished.read_bytes()) == before
+    assert (out / "b/seed-0/train/starts").read_text() == "xx"  # once more, from where it was
+    SCRIPTED.session(whole)
+    for run in SCRIPTED.runs(Path()):
+        file = run.folder / "result.json"
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_training_that_outlives_its_session_is_left_alone(tmp_path: Path) -> None:
+    process = start(tmp_path, "a:0")
+    wait_for(tmp_path / "a/seed-0/train/count", "1")
+    process.kill()  # the session alone
+    process.wait()
+    result, _ = SCRIPTED.session(tmp_path, "a:0,b:0")
+    assert names(result) == {"finished": ["b seed 0"], "elsewhere": ["a seed 0"]}
+    assert (tmp_path / "a/seed-0/train/starts").read_text() == "x"
+    wait_for(tmp_path / "a/seed-0/train/count", "5")
+    result, _ = SCRIPTED.session(tmp_path, "a:0,b:0")
+    assert names(result) == {"finished": ["a seed 0", "b seed 0"]}
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with locked(tmp_path) as first, locked(tmp_path) as second:
+        assert first is not None
+        assert second is None
+    with locked(tmp_path) as again:
+        assert again is not None
+
+
+def test_jobs_get_a_gpu_each_or_their_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    SCRIPTED.session(tmp_path / "gpus", "a:0,a:1", jobs=2, devices=["3", "5"])
+    SCRIPTED.session(tmp_path / "cores", "a:0,a:1", jobs=2)
+    seen = [
+        (tmp_path / f"{where}/a/seed-{seed}/train/environment").read_text()
+        for where in ("gpus", "cores")
+        for seed in (0, 1)
+    ]
+    assert seen[:2] == ["3 None", "5 None"]
+    assert [value.split()[1] for value in seen[2:]] == ["4", "4"]
+
+
+def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
+    result, _ = SCRIPTED.session(tmp_path, "a:0,b:0", wanted=lambda run: run.variant == "b")
+    assert names(result) == {"finished": ["b seed 0"], "left": ["a seed 0"]}
+
+
+def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
+    SCRIPTED.session(tmp_path, "a:0")
+    (run,) = SCRIPTED.runs(tmp_path, "a:0")
+    run.check()
+    (changed,) = SCRIPTED.runs(tmp_path, "a:0", {"trainer": {"max_epochs": 9}})
+    with pytest.raises(InputError, match=r"recipe.trainer.max_epochs was null, is 9.*delete this folder"):
+        changed.check()
+    (tmp_path / "a/seed-0/run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run.json: damaged"):
+        run.check()
+
+
+def test_the_checkpoint_is_what_training_leaves() -> None:
+    from rga_reid.training.fit import LAST
+
+    assert ablation_run.LAST == LAST
+
+
+def test_differences_name_the_keys() -> None:
+    one, two = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
+    assert differences(one, two) == ["a.c was [1], is [2]", "d was 2, is null", "e was null, is 3"]
+    assert differences(one, one) == []

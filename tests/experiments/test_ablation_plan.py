@@ -1,0 +1,127 @@
+"""Plans of ablations: what they mean, and what is wrong with those that mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rga_reid.commands.parsing import parse
+from rga_reid.commands.train import parser, prepare
+from rga_reid.errors import InputError
+from rga_reid.experiments.ablation_plan import read_plan
+from rga_reid.experiments.recipes import read_recipe
+from rga_reid.reports.ablation_tables import published_figures
+from rga_reid.resources import list_resources
+
+PLANS = [name for name in list_resources("configs") if name.startswith("ablations/")]
+MECHANISMS = [
+    "baseline",
+    "rga_sc",
+    "rga_s",
+    "rga_c",
+    "nonlocal",
+    "pam",
+    "cam",
+    "dual",
+    "criss_cross",
+    "se",
+    "cbam",
+]
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "plan.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_bundled_plans_are_whole(name: str, tmp_path: Path) -> None:
+    plan = read_plan(name)
+    assert plan.baseline == "baseline"
+    published_figures(plan.published)
+    first = plan.variants[0]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(dict(first.recipe)))
+    assert parse(parser(), prepare(["--config", str(file)])) is not None
+
+
+@pytest.mark.parametrize("name", ["ablations/market1501", "ablations/market1501_cpu"])
+def test_market_plans_differ_in_the_attention_only(name: str) -> None:
+    plan = read_plan(name)
+    assert [variant.name for variant in plan.variants] == MECHANISMS
+    recipes = [dict(variant.recipe) for variant in plan.variants]
+    attention = [repr(recipe["model"].pop("attention")) for recipe in recipes]
+    assert all(recipe == recipes[0] for recipe in recipes)
+    assert len(set(attention)) == len(MECHANISMS)
+    assert attention[0] == "None"
+
+
+def test_overrides_lie_over_the_recipe_those_of_a_variant_on_top(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: demo\ndata: {held_out: 0.1}\n")
+    plan = read_plan(
+        write(
+            tmp_path,
+            "recipe: mine.yaml\n"
+            "overrides: {trainer.max_epochs: 3, model: {attention: pam, last_stride: 2}}\n"
+            "seeds: [4, 5]\n"
+            "variants:\n"
+            "  - {name: a}\n"
+            "  - {name: b, seeds: [7], overrides: {model.attention: null, trainer.max_epochs: 2}}\n"
+            "  - {name: c, recipe: demo}\n",
+        )
+    )
+    a, b, c = plan.variants
+    assert (plan.baseline, a.seeds, b.seeds) == ("a", (4, 5), (7,))
+    assert a.recipe["trainer"]["max_epochs"] == 3
+    assert a.recipe["trainer"]["precision"] == read_recipe("demo")["trainer"]["precision"]
+    assert (a.recipe["model"]["attention"], a.recipe["model"]["last_stride"]) == ("pam", 2)
+    assert (b.recipe["model"]["attention"], b.recipe["trainer"]["max_epochs"]) == (None, 2)
+    assert a.recipe["data"]["held_out"] == 0.1
+    assert "held_out" not in c.recipe["data"]
+    assert [(v.name, seed) for v, seed in plan.order()] == [
+        ("a", 4),
+        ("b", 7),
+        ("c", 4),
+        ("a", 5),
+        ("c", 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("recipe: demo\nvariant: []\n", "variant: unknown key; did you mean variants?"),
+        ("recipe: demo\n", "variants: this key is missing"),
+        ("recipe: demo\nvariants: []\n", "variants: expected at least one"),
+        ("recipe: demo\nvariants: [{name: a}, {name: a}]\n", "variants[1].name: 'a' stands there twice"),
+        ("recipe: demo\nvariants: [{name: a}, {name: A}]\n", "variants[1].name: 'A' stands there twice"),
+        ("recipe: demo\nvariants: [{name: a, sedes: [1]}]\n", "variants[0]: sedes: unknown key"),
+        ("recipe: demo\nvariants: [{name: a, seeds: []}]\n", "variants[0]: seeds: expected different"),
+        ("recipe: demo\nvariants: [{name: a, seeds: [1, 1]}]\n", "variants[0]: seeds: expected different"),
+        ("recipe: demo\nvariants: [{name: a, seeds: 3}]\n", "variants[0]: seeds: expected a list"),
+        ("recipe: demo\nvariants: [{name: ../a}]\n", "variants[0]: name: expected letters"),
+        ("recipe: demo\nvariants: [{seeds: [1]}]\n", "variants[0]: name: this key is missing"),
+        ("recipe: demo\nvariants: [a]\n", "variants[0]: expected a mapping"),
+        ("recipe: demo\nvariants: [{name: a}]\nbaseline: b\n", "baseline: expected one of a, got 'b'"),
+        ("recipe: demmo\nvariants: [{name: a}]\n", "unknown recipe 'demmo'"),
+        ("variants: [{name: a}]\n", "variants[0]: recipe: expected a recipe's name"),
+        ("recipe: demo\noverrides: [1]\nvariants: [{name: a}]\n", "overrides: expected a mapping"),
+        ("recipe: demo\nflip: 1\nvariants: [{name: a}]\n", "flip: expected true or false"),
+        ("recipe: demo\nsynthetic: {sise: 1}\nvariants: [{name: a}]\n", "synthetic: sise: unknown key"),
+        ("- a\n", "expected a mapping"),
+        ("a: [", "not a YAML file"),
+    ],
+)
+def test_plans_that_are_none(text: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        read_plan(write(tmp_path, text))
+    assert key in str(refused.value)
+    assert "plan.yaml" in str(refused.value)
+
+
+def test_unknown_plan_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean ablations/demo"):
+        read_plan("ablations/dmeo")

@@ -1,0 +1,170 @@
+"""The report's page and tables: what is in them, and that nothing in a name gets out of its place."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from rga_reid.errors import InputError
+from rga_reid.reports.ablation_numbers import Evaluation
+from rga_reid.reports.ablation_report import report_page, write_report
+from rga_reid.reports.ablation_tables import (
+    AblationReport,
+    csv_table,
+    escape_tex,
+    latex,
+    markdown,
+    published_figures,
+    score_table,
+)
+
+EVIL = '<img src=x onerror="alert(1)">&_$%'
+
+
+def evaluation(name: str, seed: int, folder: Path, shift: float) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    precision = np.clip(rng.uniform(0.2, 0.6, 30) + shift * rng.uniform(-1, 1, 30), 0, 1)
+    queries = pd.DataFrame(
+        {
+            "query": range(30),
+            "path": [str(folder / f"{n % 4}.jpg") for n in range(30)],
+            "pid": pd.array([1000 + n for n in range(30)], dtype="Int64"),
+            "camid": pd.array([1] * 30, dtype="Int64"),
+            "AP_step": precision,
+            "matches": 2,
+        }
+    )
+    rows = [
+        (query, rank, 0.5, str(folder / f"{(query + rank) % 4}.jpg"), 1000 + query + rank % 2, 2)
+        for query in range(30)
+        for rank in range(1, 11)
+    ]
+    ranked = pd.DataFrame(rows, columns=["query", "rank", "score", "path", "pid", "camid"])
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.5 - shift]})
+    metrics = {"mAP": float(precision.mean()), "mAP_trapezoid": 0.3, "rank-1": 0.5, "mINP": 0.1}
+    cmc = tuple(np.linspace(0.5, 0.9, 50))
+    return Evaluation(
+        name, seed, metrics, cmc, queries, ranked, curve, 11_000_000, 500_000_000, 720.0, 9.5, 310.0
+    )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> AblationReport:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):  # the fourth is missing
+        Image.new("RGB", (64, 128), (60 * number, 90, 120)).save(folder / f"{number}.jpg")
+    return AblationReport(
+        f"Title {EVIL}",
+        [
+            evaluation("base", 0, folder, 0),
+            evaluation("base", 1, folder, 0),
+            evaluation(EVIL, 0, folder, 0.3),
+        ],
+        "base",
+        failures=[("other seed 0", f"no {EVIL}")],
+        missing=["late seed 1"],
+        published=published_figures("market1501"),
+        conditions="Somewhere | else.",
+    )
+
+
+def test_page_escapes_every_name_and_needs_nothing_else(report: AblationReport) -> None:
+    page = report_page(report)
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert "<script" not in page
+    for text in ("other seed 0", "not finished: late seed 1", "Zhang et al., CVPR 2020", "not measured here"):
+        assert text in page
+
+
+def test_each_picture_is_in_the_page_once(report: AblationReport) -> None:
+    page = report_page(report)
+    assert page.count("data:image/jpeg") == 3
+    assert page.count("data:image/svg+xml") == 2
+    assert len(re.findall(r'class="shot query', page)) == 20  # ten gain, ten lose
+    assert len(re.findall(r"<ol", page)) == 40
+
+
+def test_page_without_photos_names_people_by_numbers(report: AblationReport, tmp_path: Path) -> None:
+    files = write_report(report, tmp_path / "out", photos=False)
+    assert [file.name for file in files] == [
+        "report.html",
+        "report.md",
+        "report.csv",
+        "report.tex",
+        "learning.svg",
+        "cmc.svg",
+    ]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    assert not any("data:image/jpeg" in text or ".jpg" in text for text in texts)
+    assert re.search(r"person 10\d\d", texts[0])
+    again = write_report(report, tmp_path / "out", photos=False)
+    assert [file.read_text(encoding="utf-8") for file in again] == texts  # to the byte
+
+
+def test_tables_agree_with_the_rows(report: AblationReport) -> None:
+    head, base, ours = score_table(report)
+    assert len(head) == len(base) == len(ours)
+    row = report.rows[1]
+    assert row.difference is not None
+    values = [row.difference.mean, row.difference.low, row.difference.high]
+    mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in values)
+    assert ours[6] == f"{mean} [{low}, {high}]"
+    assert "±" in base[2]
+    assert "±" not in ours[2]
+    table = pd.read_csv(io.StringIO(csv_table(report)))
+    assert table["mAP"].tolist() == [one.metrics["mAP"].mean for one in report.rows]
+    assert table["difference"][1] == row.difference.mean
+    assert table["variant"][1] == EVIL
+
+
+def test_markdown_keeps_its_columns(report: AblationReport) -> None:
+    text = markdown(report, {"Curves": "cmc.svg"})
+    lines = [line for line in text.split("\n") if line.startswith("|")]
+    counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+    assert counts == {9, 7, 6}  # scores, costs, published: no name makes a column
+    assert r"Somewhere \| else." in text
+    assert "![Curves](cmc.svg)" in text
+    assert "<img" not in text.replace(r"\<img", "")
+
+
+def test_latex_escapes(report: AblationReport) -> None:
+    assert escape_tex(r"a_b & 50% #1 {x} ~ ^ \ $ ± − <") == (
+        r"a\_b \& 50\% \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$ $\pm$ $-$ "
+        r"\textless{}"
+    )
+    text = latex(report)
+    assert r"onerror=\"alert" not in text
+    assert r"\&\_\$\%" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    for line in text.split("\n"):
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) in (7, 5, 4)
+
+
+def test_what_is_not_known_is_blank(tmp_path: Path) -> None:
+    bare = AblationReport(
+        "Bare", [Evaluation("a", None, {"mAP": 0.5}), Evaluation("b", None, {"mAP": 0.6})], "a"
+    )
+    page = report_page(bare)
+    assert "Curves" not in page
+    assert "gain and lose" not in page
+    assert score_table(bare)[2] == ["b", "1", "60.0", "", "", "", "", "seed spread unknown"]
+    assert len(write_report(bare, tmp_path)) == 4
+
+
+def test_reports_of_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="no finished run"):
+        AblationReport("x", [], "a")
+    with pytest.raises(InputError, match="baseline: expected one of a, got 'b'"):
+        AblationReport("x", [Evaluation("a", 0, {})], "b")
+    with pytest.raises(InputError, match="published: expected one of market1501"):
+        published_figures("imagenet")
