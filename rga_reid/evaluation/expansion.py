@@ -14,7 +14,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation.highest import Highest
 from rga_reid.evaluation.inputs import at_least_one, feature_pair, torch_device
 from rga_reid.evaluation.precision import full_precision
-from rga_reid.evaluation.scores import CosineScores, tiles
+from rga_reid.evaluation.scores import BLOCK_SIZE, CosineScores, tiles
 
 _QUERIES = 1024  # worked on at a time
 
@@ -26,7 +26,7 @@ def expand_queries(
     k: int = 10,
     alpha: float = 3.0,
     device: str | torch.device = "cpu",
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Replace each query by the weighted sum of itself and its nearest gallery items.

@@ -13,7 +13,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, torch_device
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.score_counts import CosineCounts
-from rga_reid.evaluation.scores import CosineScores, tiles
+from rga_reid.evaluation.scores import BLOCK_SIZE, CosineScores, tiles
 from rga_reid.evaluation.truth import GroundTruth
 
 _QUERIES = 2048  # prepared at a time, in float64
@@ -40,7 +40,7 @@ def pair_scores(
     query_paths: Iterable[Any] | None = None,
     gallery_paths: Iterable[Any] | None = None,
     device: str | torch.device = "cpu",
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> PairScores:
     """Compare each query with each gallery item that a ranking would show it.

@@ -20,7 +20,7 @@ from rga_reid.evaluation.inputs import (
 )
 from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
 from rga_reid.evaluation.result import RankingResult, per_query_metrics, summarise
-from rga_reid.evaluation.scores import METRICS, DistanceScores, Metric, Scores
+from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, DistanceScores, Metric, Scores
 from rga_reid.evaluation.truth import GroundTruth
 
 AveragePrecision = Literal["step", "trapezoid"]
@@ -42,7 +42,7 @@ def evaluate_ranking(
     gallery_paths: Iterable[Any] | None = None,
     rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
     """Rank the gallery for each query and compare with the truth, in the protocol of Market-1501.
@@ -117,7 +117,7 @@ def evaluate_distances(
     junk_pids: Sequence[int] = (-1,),
     query_paths: Iterable[Any] | None = None,
     gallery_paths: Iterable[Any] | None = None,
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
     """The same as ``evaluate_ranking`` for distances that are there already.

@@ -21,7 +21,7 @@ from rga_reid.evaluation.inputs import at_least_one, feature_pair, one_of, torch
 from rga_reid.evaluation.nearest import filter_dtype, nearest_neighbours
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.reciprocal import InvertedVectors, reciprocal_vectors
-from rga_reid.evaluation.scores import METRICS, Metric, tiles
+from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, Metric, tiles
 from rga_reid.evaluation.stacked import StackedRows
 
 _QUERIES = 4096  # prepared at a time
@@ -68,7 +68,7 @@ def re_ranked_distances(
     lambda_value: float = 0.3,
     metric: Metric = "cosine",
     device: str | torch.device = "cpu",
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Re-ranked distances of all queries and gallery items.

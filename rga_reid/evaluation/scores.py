@@ -18,11 +18,14 @@ from torch import Tensor
 from rga_reid.evaluation.inputs import float32_rows, row_norms
 from rga_reid.evaluation.stacked import FeatureRows
 
-_SLICE = 1024  # columns that are summed before they join the total
+#: gallery rows in a block, by default; larger blocks are no faster, and the memory of every block must be
+#: fetched anew from the system
+BLOCK_SIZE = 1024
+_SLICE = 2048  # columns that are summed before they join the total
 _MANY = 2**18  # pairs for which a search for equal rows pays
-_TEMPORARY = 2**18  # float64 numbers that exact scores hold at a time
+_TEMPORARY = 2**18  # float64 numbers of each side that exact scores hold at a time
 _TILE = 2**19  # scores in a tile
-_PRODUCT = 2**21  # scores computed at a time: with fewer rows a product does not reach its full speed
+_PRODUCT = 2**20  # scores computed at a time: with fewer rows a product does not reach its full speed
 # What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
 _EXACT_ROUNDINGS = 48
 
@@ -116,12 +119,10 @@ class CosineScores:
         self._query_norms, self._gallery_norms = _norms(query, gallery, allow_zero=False)
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        unit = _divided(self._query, rows, self._query_norms[rows], dtype)
-        return torch.from_numpy(unit).to(self.device)
+        return _divided(self._query, rows, self._query_norms[rows], dtype).to(self.device)
 
     def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        unit = _divided(self._gallery, rows, self._gallery_norms[rows], dtype)
-        return torch.from_numpy(unit).to(self.device)
+        return _divided(self._gallery, rows, self._gallery_norms[rows], dtype).to(self.device)
 
     def approximate(self, queries: Tensor, gallery: Tensor) -> Tensor:
         return _product(queries, gallery)
@@ -139,8 +140,8 @@ class CosineScores:
 class EuclideanScores:
     """Minus the squared Euclidean distance of two float32 rows, summed in float64.
 
-    Approximated by one product: ``−‖x − y‖² = [2x, −1, −‖x‖²] · [y, ‖y‖², 1]``. All is measured in a unit, a
-    power of two, that makes no row longer than 1: that changes no digit and no rank.
+    Approximated by a product, ``2x·y − ‖x‖² − ‖y‖²``. All is measured in a unit, a power of two, that makes
+    no row longer than 1: that changes no digit and no rank.
 
     Args:
         query, gallery: floating-point features ``(q, d)`` and ``(g, d)``.
@@ -163,21 +164,25 @@ class EuclideanScores:
         self._gallery_squares = (gallery_norms / self._unit) ** 2
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        x = _divided(self._query, rows, np.full(len(rows), self._unit), dtype)
-        one, squares = np.ones(len(rows), x.dtype), self._query_squares[rows].astype(x.dtype)
-        return torch.from_numpy(np.column_stack([2 * x, -one, -squares])).to(self.device)
+        return self._prepared(self._query, rows, self._query_squares, 2, dtype)
 
     def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        y = _divided(self._gallery, rows, np.full(len(rows), self._unit), dtype)
-        one, squares = np.ones(len(rows), y.dtype), self._gallery_squares[rows].astype(y.dtype)
-        return torch.from_numpy(np.column_stack([y, squares, one])).to(self.device)
+        return self._prepared(self._gallery, rows, self._gallery_squares, 1, dtype)
+
+    def _prepared(
+        self, features: FeatureRows, rows: np.ndarray, squares: np.ndarray, factor: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Rows times ``factor``, and their squared lengths in a last column."""
+        x = _divided(features, rows, np.full(len(rows), self._unit / factor), dtype)
+        return torch.column_stack([x, torch.from_numpy(squares[rows]).to(dtype)]).to(self.device)
 
     def approximate(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        return _product(queries, gallery)
+        return _product(queries[:, :-1], gallery[:, :-1]).sub_(queries[:, -1:]).sub_(gallery[:, -1])
 
     def error(self, dtype: torch.dtype) -> float:
-        # The terms add up to at most 2‖x‖‖y‖ + ‖y‖² + ‖x‖² ≤ 4; the squares are sums in float64 themselves.
-        return 4 * _rounding(self._query.shape[1] + 2, 4 + 2 * _EXACT_ROUNDINGS, dtype)
+        # Of the product: its terms 2|x_i y_i| add up to at most 2. Of the rest: numbers up to 4, namely the
+        # rounding of the squares (themselves sums in float64), two differences, and the exact score.
+        return 2 * _rounding(self._query.shape[1], 4, dtype) + 4 * _relative(4 + 2 * _EXACT_ROUNDINGS, dtype)
 
     def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
         squares = _over_pairs(_squared_distance, self._query, query_rows, self._gallery, gallery_rows)
@@ -229,14 +234,13 @@ def _norms(query: FeatureRows, gallery: FeatureRows, *, allow_zero: bool) -> tup
     return lengths, row_norms(gallery, "gallery_features", allow_zero=allow_zero)
 
 
-def _divided(features: FeatureRows, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Rows of float32 divided by their lengths, a new array of ``dtype``."""
+def _divided(features: FeatureRows, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Rows of float32 divided by their lengths, a new tensor of ``dtype``; Torch divides on all threads."""
     # lengths that float32 cannot hold, or hardly, are divided by in float64
     small, large = lengths.min(initial=1.0), lengths.max(initial=1.0)
-    wide = np.float32 if dtype == torch.float32 and small > 1e-30 and large < 1e30 else np.float64
-    quotient = float32_rows(features, rows).astype(wide, copy=False)  # indexing by `rows` has copied already
-    np.divide(quotient, lengths[:, None].astype(wide), out=quotient)
-    return quotient.astype(np.float32 if dtype == torch.float32 else np.float64, copy=False)
+    wide = torch.float32 if dtype == torch.float32 and small > 1e-30 and large < 1e30 else torch.float64
+    quotient = torch.from_numpy(float32_rows(features, rows)).to(wide)  # a copy: of these rows
+    return quotient.div_(torch.from_numpy(lengths).to(wide)[:, None]).to(dtype)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -257,7 +261,11 @@ def _rounding(columns: int, others: int, dtype: torch.dtype) -> float:
     within 1 ± n·u/(1 − n·u), where u is half the spacing of ``dtype`` at 1 (Higham, Accuracy and Stability of
     Numerical Algorithms, 2nd edition, lemma 3.1).
     """
-    roundings = min(columns, _SLICE) + -(-columns // _SLICE) + others
+    return _relative(min(columns, _SLICE) + -(-columns // _SLICE) + others, dtype)
+
+
+def _relative(roundings: int, dtype: torch.dtype) -> float:
+    """Bound on the relative change by so many roundings: n·u/(1 − n·u)."""
     relative = roundings * torch.finfo(dtype).eps / 2
     return relative / (1 - relative)
 
@@ -295,7 +303,7 @@ def _over_pairs(
     for start in range(0, len(values), step):
         part = slice(start, start + step)
         x = float32_rows(query, query_rows[part]).astype(np.float64)
-        values[part] = function(x, float32_rows(gallery, gallery_rows[part]))
+        values[part] = function(x, float32_rows(gallery, gallery_rows[part]).astype(np.float64))
     return values
 
 

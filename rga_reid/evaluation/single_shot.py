@@ -15,7 +15,7 @@ from rga_reid.evaluation.counting import MatchPositions, match_positions
 from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, one_of, torch_device
 from rga_reid.evaluation.ranking import AveragePrecision, ranking_settings
 from rga_reid.evaluation.result import RankingResult, RepeatedResult, per_query_metrics, summarise
-from rga_reid.evaluation.scores import METRICS, Metric, Scores
+from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, Metric, Scores
 from rga_reid.evaluation.truth import GroundTruth
 
 
@@ -36,7 +36,7 @@ def evaluate_single_shot(
     query_paths: Iterable[Any] | None = None,
     gallery_paths: Iterable[Any] | None = None,
     device: str | torch.device = "cpu",
-    block_size: int = 4096,
+    block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> RepeatedResult:
     """Rank, for the queries of each camera, one image of each person that another camera took.

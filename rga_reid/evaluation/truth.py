@@ -94,11 +94,17 @@ class GroundTruth:
         order = np.lexsort((column, query))
         return OwnItems(query[order], column[order], match[order])
 
-    def identities(self, queries: np.ndarray) -> Iterator[slice]:
-        """Slices of these queries, a part of a block, that are of one identity each."""
+    def identities(self, queries: np.ndarray, most: int) -> Iterator[slice]:
+        """Slices of these queries, a part of a block, of whole identities.
+
+        Args:
+            queries: rows of the queries.
+            most: queries of a slice, unless one identity alone has more.
+        """
         starts = np.flatnonzero(np.diff(self._query_pids[queries], prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(queries)], strict=True):
-            yield slice(int(start), int(stop))
+        sizes = np.diff(starts, append=len(queries))
+        for part in parts(sizes, most):
+            yield slice(int(starts[part][0]), int(starts[part][-1] + sizes[part][-1]))
 
     def is_own(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """For pairs of query rows and columns: whether they are among the own items."""

@@ -1,0 +1,103 @@
+"""The evaluation on Market-1501 itself: its ground-truth files, and its rule written out.
+
+The data set is not part of the package: ``MARKET1501=DIR make test-slow`` runs these tests.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+
+from rga_reid.data import read_table
+from rga_reid.evaluation import evaluate_ranking
+from rga_reid.evaluation.truth import GroundTruth
+from rga_reid.models.colour_histogram import ColourHistogram
+from rga_reid.retrieval import extract_features
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("MARKET1501" not in os.environ, reason="needs MARKET1501, the folder of the data set"),
+]
+
+
+@pytest.fixture(scope="module")
+def root() -> Path:
+    return Path(os.environ["MARKET1501"])
+
+
+@pytest.fixture(scope="module")
+def sides(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table = read_table(root)
+    return table[table.split == "query"], table[table.split == "gallery"]
+
+
+@pytest.fixture(scope="module")
+def listed(root: Path, sides: tuple[pd.DataFrame, pd.DataFrame]) -> list[tuple[set[int], set[int]]]:
+    """Of each query, the rows of the name-sorted gallery that the data set's files call good, and junk."""
+
+    def rows(query: str, kind: str) -> set[int]:
+        file = root / "gt_query" / f"{Path(query).name.split('.')[0]}_{kind}.mat"
+        numbers = scipy.io.loadmat(file)[f"{kind}_index"].ravel()
+        return {int(number) - 1 for number in numbers if number > 0}  # an empty list is written as 0
+
+    return [(rows(path, "good"), rows(path, "junk")) for path in sides[0].path]
+
+
+def test_good_and_junk_are_those_of_the_data_set(
+    sides: tuple[pd.DataFrame, pd.DataFrame], listed: list[tuple[set[int], set[int]]]
+) -> None:
+    query, gallery = sides
+    names = [Path(path).name for path in gallery.path]
+    assert names == sorted(names)
+    columns = ["pid", "camid", "path"]
+    truth = GroundTruth(query[columns].reset_index(drop=True), gallery[columns].reset_index(drop=True), (-1,))
+    own = truth.own_items(np.arange(len(query)))
+    rows = truth.gallery_rows[own.column]
+    assert len(listed) == 3368
+    for number, (good, junk) in enumerate(listed):
+        mine = own.query == number
+        assert set(rows[mine & own.match]) == good
+        assert set(rows[mine & ~own.match]) == junk
+
+
+def test_average_precision_is_that_of_the_rule_written_out(
+    sides: tuple[pd.DataFrame, pd.DataFrame], listed: list[tuple[set[int], set[int]]]
+) -> None:
+    query, gallery = sides
+    features, _ = extract_features(ColourHistogram(), pd.concat([query, gallery]))
+    asks, items = features[: len(query)], features[len(query) :]
+    result = evaluate_ranking(
+        asks, items, query.pid, gallery.pid, query.camid, gallery.camid, average_precision="trapezoid"
+    )
+
+    # sorted by float64 scores; walked down, area by area of the precision-recall curve
+    items64 = items.astype(np.float64)
+    items64 /= np.linalg.norm(items64, axis=1, keepdims=True)
+    ignored = set(np.flatnonzero(gallery.pid == -1))
+    precisions, firsts = [], []
+    for row, (good, junk) in zip(asks.astype(np.float64), listed, strict=True):
+        area, found, seen, first = 0.0, 0, 0, None
+        last_recall, last_precision = 0.0, 1.0
+        for item in np.argsort(-(items64 @ (row / np.linalg.norm(row))), kind="stable"):
+            if item in junk or item in ignored:
+                continue
+            seen += 1
+            if item in good:
+                found += 1
+                first = seen if first is None else first
+            recall, precision = found / len(good), found / seen
+            area += (recall - last_recall) * (last_precision + precision) / 2
+            last_recall, last_precision = recall, precision
+            if found == len(good):
+                break
+        precisions.append(area)
+        firsts.append(first)
+
+    assert result.mAP_trapezoid == pytest.approx(np.mean(precisions), abs=1e-9)
+    np.testing.assert_allclose(result.average_precisions, precisions, atol=1e-7)
+    assert result.rank(1) == np.mean(np.array(firsts) == 1)
