@@ -103,7 +103,9 @@ def save_features(
     """
     place = place_of(location)
     if isinstance(place, MilvusPlace):
-        Gallery.build(features, table, index=index, **settings).save(location, overwrite=overwrite)
+        Gallery.build(features, table, index=index, model=None, **settings).save(
+            location, overwrite=overwrite
+        )
         return Gallery.open(location)
     plan, kept, (count, dimension) = IndexPlan(index, settings), gallery_table(table), features.shape
     if count == 0:

@@ -175,7 +175,7 @@ def _mapped(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, member:
     Raises:
         ValueError, OSError, EOFError, zipfile.BadZipFile: it is damaged.
     """
-    if member not in archive.zip.namelist():
+    if archive.zip is None or member not in archive.zip.namelist():
         return None
     info = archive.zip.getinfo(member)
     if info.compress_type != zipfile.ZIP_STORED:

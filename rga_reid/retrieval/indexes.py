@@ -220,7 +220,7 @@ def _fill(made: Any, vectors: np.ndarray) -> None:
     for number, size in enumerate(np.bincount(np.concatenate(owners), minlength=made.nlist)):
         made.invlists.resize(number, int(size))  # a list that grows by itself doubles
         made.invlists.resize(number, 0)  # and one that shrinks keeps its memory
-    pointer: Any = faiss.swig_ptr  # type: ignore[attr-defined]
+    pointer: Any = faiss.swig_ptr
     for block, lists in zip(blocks, owners, strict=True):
         lists = np.ascontiguousarray(lists)
         made.add_core(len(block), pointer(block), None, pointer(lists))
