@@ -3,17 +3,24 @@
 For each kind of index: seconds to build, size on disk, peak anonymous memory of the build against the size of
 the index, seconds to open, latency (p50, p99) and queries per second at batch 1 and 64, and recall@10 against
 the exact search. Bare FAISS is one index of all vectors in memory, searched with as many threads; both take
-turns, query batch by query batch, in one run. The bare IVF-PQ index is refined from stored vectors as the
-gallery's is. FAISS's memory is that of the build with vectors streamed from a memory map (Linux, glibc).
+turns, query batch by query batch, in one run. Where a gallery has one segment, the bare index is what FAISS
+reads from that segment's file, so both search the same lists or graph (``--build-bare`` builds another). The
+bare IVF-PQ index is refined from stored vectors as the gallery's is. Memory is that of the build, with
+vectors in a mapped file (Linux, glibc). The JSON is written after each kind of index, and ``--resume`` goes
+on from there. A million vectors of 512 numbers need about 7 GB of disk.
 
     python benchmarks/gallery.py --out gallery.json
+    python benchmarks/gallery.py --out gallery.json --resume --indexes flat hnsw
     python benchmarks/gallery.py --count 20000        # to see that it runs
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,7 +35,8 @@ from measuring import in_fresh_processes, machine, peak_anonymous, turns
 from synthetic import BLOCK
 
 from rga_reid.files import write_json
-from rga_reid.retrieval import Gallery, GalleryBuilder
+from rga_reid.retrieval import Gallery
+from rga_reid.retrieval.builder import save_features
 
 TOP_K = 10
 QUERIES = 1024
@@ -60,14 +68,10 @@ def write_vectors(folder: Path, count: int, dimension: int, seed: int = 0) -> No
 
 
 def build(folder: Path, kind: str) -> None:
-    """A gallery from the vectors, streamed."""
+    """A gallery from the vectors, which stay in their file."""
     vectors = np.load(folder / "gallery.npy", mmap_mode="r")
-    with GalleryBuilder(folder / kind, index=kind, overwrite=True) as builder:
-        for start in range(0, len(vectors), BLOCK):
-            block = vectors[start : start + BLOCK]
-            paths = [f"{start + row:09d}.jpg" for row in range(len(block))]
-            builder.add(block, pd.DataFrame({"path": paths}))
-        builder.finish()
+    table = pd.DataFrame({"path": [f"{row:09d}.jpg" for row in range(len(vectors))]})
+    save_features(folder / kind, vectors, table, index=kind, overwrite=True)
 
 
 def built(case: tuple[Path, str, int]) -> tuple[float, float]:
@@ -114,23 +118,66 @@ def bare_index(vectors: np.ndarray, kind: str, settings: dict[str, int] | None) 
     return made
 
 
+def loaded_index(folder: Path, vectors: np.ndarray, kind: str, settings: dict[str, int] | None) -> Any:
+    """The index of a gallery's only segment as FAISS reads it; None if there is none, or there are more."""
+    files = list((folder / kind / "segments").glob("*/index.faiss"))
+    if settings is None or len(files) != 1 or len(list((folder / kind / "segments").iterdir())) != 1:
+        return None
+    made: Any = faiss.read_index(str(files[0]))
+    if kind == "hnsw":
+        made.hnsw.efSearch = settings["ef_search"]
+    else:
+        made.nprobe = settings["nprobe"]
+    if kind == "ivfpq":
+        refined: Any = faiss.IndexRefineFlat(made, faiss.swig_ptr(vectors))
+        refined.k_factor = settings["refine"]
+        return refined
+    return made
+
+
+class Count:
+    """A file that keeps nothing but its size."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        """As a file's."""
+        self.bytes += len(data)
+        return len(data)
+
+
 def recall(found: np.ndarray, true: np.ndarray) -> float:
     """Share of the true rows that were found."""
     return float(np.mean([len(np.intersect1d(*rows)) for rows in zip(found, true, strict=True)])) / TOP_K
 
 
-def measure(folder: Path, kind: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def say(text: str) -> None:
+    """A line of progress, with the time."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def measure(
+    folder: Path, kind: str, truth: np.ndarray, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Rows of results for a kind of index."""
+    say(f"{kind}: building the gallery")
     ((seconds, memory),) = in_fresh_processes(built, [(folder, kind, options.threads)])
     (opening,) = in_fresh_processes(opened, [(folder, kind)])
     gallery = Gallery.open(folder / kind)
     vectors, queries = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("gallery", "queries"))
     queries = np.array(queries)
-    truth = faiss.knn(queries, vectors, TOP_K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    settings = gallery.describe()["settings"]
     start = time.perf_counter()
-    bare = bare_index(vectors, kind, gallery.describe()["settings"])
-    bare_seconds = time.perf_counter() - start
-    serialised = faiss.serialize_index(bare).nbytes
+    bare = None if options.build_bare else loaded_index(folder, vectors, kind, settings)
+    built_bare = bare is None
+    if built_bare:
+        say(f"{kind}: building the bare index")
+        bare = bare_index(vectors, kind, settings)
+    bare_seconds = round(time.perf_counter() - start, 2) if built_bare else "-"
+    say(f"{kind}: searching")
+    writer = Count()
+    faiss.write_index(bare, faiss.PyCallbackIOWriter(writer.write, 1 << 20))
+    serialised = writer.bytes
     disk = gallery.size_on_disk() or 0
     mine = np.concatenate(
         [
@@ -154,14 +201,14 @@ def measure(folder: Path, kind: str, options: argparse.Namespace) -> Iterator[di
             ("bare FAISS", "Gallery"),
             times,
             recalls,
-            (bare_seconds, seconds),
+            (bare_seconds, round(seconds, 2)),
             (serialised, disk),
             strict=True,
         ):
             yield {
                 "index": kind,
                 "what": what,
-                "build s": round(built_in, 2),
+                "build s": built_in,
                 "disk MB": round(size / 1e6, 1),
                 "batch": batch,
                 "p50 ms": round(1e3 * float(np.median(taken)), 3),
@@ -176,6 +223,7 @@ def measure(folder: Path, kind: str, options: argparse.Namespace) -> Iterator[di
         "peak MiB": round(memory, 1),
         "index MiB": round(serialised / 2**20, 1),
         "open s": round(opening, 4),
+        "bare index": "built" if built_bare else "loaded from the gallery's file",
         "segments": gallery.describe()["segments"],
         "settings": gallery.describe()["settings"],
     }
@@ -191,23 +239,55 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", help="for vectors and galleries, while they are needed")
     parser.add_argument("--out", help="write the results there as JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the indexes that --out has already")
+    parser.add_argument(
+        "--build-bare", action="store_true", help="build bare indexes, also where the gallery's file is one"
+    )
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
-    results = []
+    facts = {**machine(), "faiss": faiss.__version__}
+    left_out = ("out", "folder", "resume", "indexes")
+    settings = {key: value for key, value in vars(options).items() if key not in left_out}
+    results = finished(options, settings) if options.resume else []
+    known = {row["index"] for row in results}
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        write_vectors(Path(folder), options.count, options.dimension)
+    show(results)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        if not known.issuperset(options.indexes):
+            say("making vectors, and the exact answers")
+            write_vectors(folder, options.count, options.dimension)
+            vectors = np.load(folder / "gallery.npy", mmap_mode="r")
+            queries = np.load(folder / "queries.npy")
+            truth = faiss.knn(queries, vectors, TOP_K, metric=faiss.METRIC_INNER_PRODUCT)[1]
         for kind in options.indexes:
-            for row in measure(Path(folder), kind, options):
-                results.append(row)
-                if "batch" in row:
-                    print("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |", flush=True)
-                else:
-                    print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    if options.out:
-        settings = {key: value for key, value in vars(options).items() if key not in ("out", "folder")}
-        facts = {**machine(), "faiss": faiss.__version__}
-        write_json(options.out, {"machine": facts, "options": settings, "results": results})
+            if kind in known:
+                continue
+            rows = list(measure(folder, kind, truth, options))
+            show(rows)
+            results += rows
+            if options.out:
+                write_json(options.out, {"machine": facts, "options": settings, "results": results})
+            shutil.rmtree(folder / kind)  # one gallery at a time on the disk
+
+
+def finished(options: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results that ``--out`` holds; none if it is not there. Other options' are refused."""
+    if not options.out or not Path(options.out).exists():
+        return []
+    content = json.loads(Path(options.out).read_text())
+    if content["options"] != settings:
+        raise SystemExit(f"{options.out}: measured with other options: {content['options']}")
+    return content["results"]
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """Print rows of results."""
+    for row in results:
+        if "batch" in row:
+            print("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |", flush=True)
+        else:
+            print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,8 @@ def _build(options: Namespace) -> Gallery | None:
     if options.features is not None and options.resume:
         raise InputError("gallery build: --resume goes with images; a build from features starts over")
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, ModelRecord
-    from rga_reid.retrieval.builder import gallery_builder, require_place
+    from rga_reid.retrieval import ModelRecord
+    from rga_reid.retrieval.builder import gallery_builder, require_place, save_features
     from rga_reid.retrieval.extraction import choose_device
     from rga_reid.retrieval.indexes import IndexPlan
     from rga_reid.retrieval.team import Batches, team
@@ -132,9 +132,10 @@ def _build(options: Namespace) -> Gallery | None:
             if workers.rank > 0:  # there is nothing to share
                 return None
             require_place(options.gallery, overwrite=options.overwrite)
-            built = Gallery.build(*features_of(options.features), index=options.index, **settings)
-            built.save(options.gallery, overwrite=options.overwrite)
-            return Gallery.open(options.gallery)
+            found = features_of(options.features)
+            return save_features(
+                options.gallery, *found, index=options.index, overwrite=options.overwrite, **settings
+            )
         if workers.size > 1 and options.resume:
             raise InputError("gallery build: --resume does not go with torchrun; --overwrite starts over")
         if workers.rank == 0:

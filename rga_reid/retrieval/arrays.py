@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,35 @@ def unit_matrix(features: np.ndarray) -> np.ndarray:
     return rows
 
 
+class UnitRows:
+    """Some rows of a feature matrix as ``unit_rows``, made when they are asked for.
+
+    Args:
+        features: numbers ``(n, d)``; may be a mapped file.
+        start, stop: the rows.
+    """
+
+    def __init__(self, features: np.ndarray, start: int, stop: int) -> None:
+        self._features, self._rows = features, range(start, min(stop, len(features)))
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self._features.shape[1]
+
+    def blocks(self, keep: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As ``Vectors.blocks``, from 0 at the first row. ``InputError`` as for ``unit_rows``."""
+        for first in self._rows[::_BLOCK]:
+            stop = min(first + _BLOCK, self._rows.stop)
+            numbers = np.arange(first, stop) - self._rows.start
+            vectors = unit_rows(self._features[first:stop], first_row=first)
+            if keep is not None:
+                kept = keep[numbers]
+                numbers, vectors = numbers[kept], vectors[kept]
+            if len(numbers):
+                yield numbers, vectors
+
+
 def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
     """The columns that a gallery keeps, in their types.
 
@@ -66,12 +96,7 @@ def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
     if "path" not in table.columns:
         found = ", ".join(map(str, table.columns)) or "none"
         raise InputError(f"{name}: expected a column 'path', found {found}")
-    paths = []
-    for row, value in enumerate(table["path"]):
-        if not isinstance(value, str | os.PathLike):
-            raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
-        paths.append(os.fspath(value))
-    kept = pd.DataFrame({"path": pd.Series(paths, dtype="str")})
+    kept = pd.DataFrame({"path": _texts(table["path"], name)})
     for column in ("pid", "camid"):
         values = table[column].array if column in table.columns else [pd.NA] * len(kept)
         try:
@@ -82,6 +107,18 @@ def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
                 f"got {table[column].dtype}"
             ) from None
     return kept
+
+
+def _texts(paths: pd.Series, name: str) -> pd.Series:
+    """Paths as a column of texts, numbered from 0."""
+    if pd.api.types.infer_dtype(paths, skipna=False) == "string" and not paths.hasnans:
+        return paths.astype("str").reset_index(drop=True)  # texts already: a million take no loop
+    texts = []
+    for row, value in enumerate(paths):
+        if not isinstance(value, str | os.PathLike):
+            raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
+        texts.append(os.fspath(value))
+    return pd.Series(texts, dtype="str")
 
 
 def fitting_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.arrays import fitting_rows
+from rga_reid.retrieval.arrays import UnitRows, fitting_rows, gallery_table
 from rga_reid.retrieval.contents import Contents
 from rga_reid.retrieval.folder_gallery import FolderGallery
 from rga_reid.retrieval.gallery import Gallery
@@ -27,7 +27,7 @@ from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import read_manifest
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
-from rga_reid.retrieval.segments import Segment, packed
+from rga_reid.retrieval.segments import Rows, Segment, most_rows, packed
 
 if TYPE_CHECKING:
     from rga_reid.retrieval.milvus_builder import MilvusBuilder
@@ -79,6 +79,51 @@ def require_place(location: str | os.PathLike[str], *, overwrite: bool = False, 
         require_free(place, overwrite=overwrite, resume=resume)
     elif not os.path.isdir(os.path.dirname(place.uri)):
         raise InputError(f"{place}: cannot write there: its folder does not exist")
+
+
+def save_features(
+    location: str | os.PathLike[str],
+    features: np.ndarray,
+    table: pd.DataFrame,
+    *,
+    index: str = "flat",
+    overwrite: bool = False,
+    **settings: int,
+) -> Gallery:
+    """Build a gallery at a location from a matrix that need not fit in memory, and open it.
+
+    Args:
+        location: see ``gallery_builder``.
+        features: floating-point numbers ``(n, d)``; may be a mapped file.
+        table, index, settings: see ``Gallery.build``.
+        overwrite: see ``Gallery.save``.
+
+    Raises:
+        InputError: as for ``Gallery.build`` and ``Gallery.save``.
+    """
+    place = place_of(location)
+    if isinstance(place, MilvusPlace):
+        Gallery.build(features, table, index=index, model=None, **settings).save(
+            location, overwrite=overwrite
+        )
+        return Gallery.open(location)
+    plan, kept, (count, dimension) = IndexPlan(index, settings), gallery_table(table), features.shape
+    if count == 0:
+        raise InputError("features: expected at least one row, got an empty gallery")
+    if count != len(kept):
+        raise InputError(f"features: {count} rows, but the table has {len(kept)}")
+    plan.check_dimension(dimension)
+    require_replaceable(place, overwrite=overwrite)  # before a folder is made
+    with writing(place, create=True) as writer:
+        require_replaceable(place, overwrite=overwrite)  # and nobody was faster
+        segments, step = [], most_rows(plan, dimension)
+        for start in range(0, count, step):
+            part = kept[start : start + step].reset_index(drop=True)
+            rows = UnitRows(features, start, start + step)
+            segments.append(writer.put(Rows(np.arange(start, start + len(part)), rows, part, plan)))
+        contents = Contents(dimension, plan, None, tuple(segments), count, writer.removals)
+        writer.commit(contents)
+    return FolderGallery(contents, place)
 
 
 class GalleryBuilder:

@@ -15,11 +15,13 @@ from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import gallery_table
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
-from rga_reid.retrieval.segments import SEGMENT_ROWS, Segment, packed
+from rga_reid.retrieval.segments import Rows, Segment, most_rows, packed
+from rga_reid.retrieval.vectors import Vectors
 
-SMALL_ROWS = 4096  #: added images join the segments at the end as long as they have no more together
+SMALL_ROWS = 4096  #: added images, if fewer, join segments at the end as long as they have no more together
+LARGE_ROWS = 65_536  #: the same for as many as that, or more
 
-Put = Callable[[Segment], Segment]  #: stores a new segment, and gives the one to go on with
+Put = Callable[[Rows], Segment]  #: stores a new segment, and gives the one to go on with
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def added(contents: Contents, vectors: np.ndarray, table: pd.DataFrame, put: Put
     """With more images at the end. What is there is not written again, except small segments at the end.
 
     Like a counter in binary, a segment at the end is joined if it is no larger than what is added to it: so
-    images that come one by one leave few segments, and each is written again a few times only.
+    images that come one by one leave few segments, and each is written again a few times only. What one image
+    may cause to be written again is bounded by ``SMALL_ROWS``; ``compacted`` joins the rest.
 
     Args:
         contents: the state before.
@@ -85,7 +88,8 @@ def added(contents: Contents, vectors: np.ndarray, table: pd.DataFrame, put: Put
     """
     ids = np.arange(contents.next_id, contents.next_id + len(vectors))
     stay, tail, rows = list(contents.segments), [Segment(ids, vectors, table)], len(vectors)
-    while stay and len(stay[-1]) <= rows and len(stay[-1]) + rows <= SMALL_ROWS:
+    most = SMALL_ROWS if rows < SMALL_ROWS else LARGE_ROWS
+    while stay and len(stay[-1]) <= rows and len(stay[-1]) + rows <= most:
         tail.insert(0, stay.pop())
         rows += len(tail[0])
     new = [put(segment) for segment in packed(tail, contents.plan)]
@@ -116,8 +120,9 @@ def removed(contents: Contents, pids: Sequence[int], paths: Sequence[str], put: 
         if keep.all():
             segments.append(segment)
         elif keep.any():
-            rest = segment.selected(keep)
-            segments.append(put(replace(rest, index=contents.plan.build(rest.vectors))))
+            rest = segment.table[keep].reset_index(drop=True)
+            vectors = Vectors([segment.vectors])
+            segments.append(put(Rows(segment.ids[keep], vectors, rest, contents.plan, keep)))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     counts = table["pid"][goes].value_counts(dropna=False, sort=False)
     log = [Removal(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()]
@@ -127,7 +132,8 @@ def removed(contents: Contents, pids: Sequence[int], paths: Sequence[str], put: 
 def compacted(contents: Contents, put: Put) -> Contents:
     """With as few segments as can be. Full ones at the beginning stay; the same state if all is well."""
     stay = 0
-    while stay < len(contents.segments) and len(contents.segments[stay]) == SEGMENT_ROWS:
+    most = most_rows(contents.plan, contents.dimension)
+    while stay < len(contents.segments) and len(contents.segments[stay]) == most:
         stay += 1
     if len(contents.segments) - stay <= 1:
         return contents

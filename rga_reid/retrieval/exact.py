@@ -18,7 +18,6 @@ Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float6
 
 MARGIN = 32  #: candidates beyond the wanted ones: enough to spare nearly every query the second search
 _BLOCK = 4096  # rows scored at a time
-_TOGETHER = 1024  # the same for several queries: few enough for a processor's cache
 
 
 def nearest_rows(
@@ -45,7 +44,7 @@ def nearest_rows(
     candidates = min(wanted + MARGIN, available)
     filtered, rows = _filter(vectors, queries, candidates, keep)
     error = rounding_error(queries.shape[1])
-    best = rescored_together(vectors, queries, rows, wanted)
+    best = rescored_together(vectors, queries, rows, wanted, filtered)
     for number, (query, (found, scores)) in enumerate(zip(queries, best, strict=True)):
         if candidates < available and scores[-1] <= filtered[number].min() + error:
             # a row that the filter left out may tie with the last one, or beat it
@@ -75,7 +74,7 @@ def rescored(vectors: Vectors, query: np.ndarray, rows: np.ndarray, wanted: int)
 
 
 def rescored_together(
-    vectors: Vectors, queries: np.ndarray, rows: np.ndarray, wanted: int
+    vectors: Vectors, queries: np.ndarray, rows: np.ndarray, wanted: int, rough: np.ndarray | None = None
 ) -> Iterator[Found]:
     """As ``rescored``, for queries with as many candidates each: many at a time.
 
@@ -87,22 +86,21 @@ def rescored_together(
         queries: unit rows, float32 ``(q, d)``.
         rows: int64 ``(q, c)``, candidates of each in any order, without duplicates; c at least ``wanted``.
         wanted: how many to return of each.
+        rough: float32 ``(q, c)``, their dot products, summed in any order; taken here by default.
     """
-    rows = np.sort(rows, axis=1)
-    count, error = rows.shape[1], rounding_error(queries.shape[1])
-    step = max(1, _TOGETHER // count)
-    for start in range(0, len(rows), step):
-        here, some = rows[start : start + step], queries[start : start + step]
-        block = vectors.take(here.ravel()).reshape(*here.shape, -1)
-        rough = np.matmul(block, some[:, :, None])[:, :, 0]
-        last = np.partition(rough, count - wanted, axis=1)[:, count - wanted]
-        owner, place = np.nonzero(rough >= (last - 2 * error)[:, None])
-        scores = np.full(here.shape, -np.inf)
-        scores[owner, place] = (block[owner, place] * some.astype(np.float64)[owner]).sum(axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
-        yield from zip(
-            np.take_along_axis(here, order, axis=1), np.take_along_axis(scores, order, axis=1), strict=True
-        )
+    by_row = np.argsort(rows, axis=1)
+    rows = np.take_along_axis(rows, by_row, axis=1)
+    rough = vectors.products(queries, rows) if rough is None else np.take_along_axis(rough, by_row, axis=1)
+    last = -np.partition(-rough, wanted - 1, axis=1)[:, wanted - 1 : wanted]
+    owner, place = np.nonzero(rough >= last - 2 * rounding_error(queries.shape[1]))
+    scores = np.full(rows.shape, -np.inf)
+    for start in range(0, len(owner), _BLOCK):
+        mine, there = owner[start : start + _BLOCK], place[start : start + _BLOCK]
+        block = vectors.take(rows[mine, there])
+        scores[mine, there] = (block * queries[mine].astype(np.float64)).sum(axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
+    found, best = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    yield from zip(found, best, strict=True)
 
 
 def rounding_error(dimension: int) -> float:

@@ -10,7 +10,9 @@ Read, but not written, are also features alone in an ``.npy`` file ``NAME.npy`` 
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -64,7 +66,7 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
         path: of an ``.npz`` file, or of an ``.npy`` file with a CSV file beside it.
 
     Returns:
-        Features ``(n, d)``, floating-point as stored (a memory map of an ``.npy`` file), and a table of n
+        Features ``(n, d)``, floating-point as stored (a memory map, unless compressed), and a table of n
         rows with those of the columns ``path`` (text), ``pid`` and ``camid`` (Int64, null where unknown) that
         the file has.
 
@@ -158,12 +160,42 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _read_array(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
-        array = archive[name]
+        array = _mapped(path, archive, f"{name}.npy") if name == "features" else None
+        array = archive[name] if array is None else array
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: array '{name}' is pickled or damaged ({error})") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: array '{name}' is damaged: not in the format of NumPy")
     return array
+
+
+def _mapped(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, member: str) -> np.ndarray | None:
+    """An array in place, its checksum compared first; None if it is compressed or no plain array.
+
+    Raises:
+        ValueError, OSError, EOFError, zipfile.BadZipFile: it is damaged.
+    """
+    if archive.zip is None or member not in archive.zip.namelist():
+        return None
+    info = archive.zip.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.zip.open(info) as content:
+        version = np.lib.format.read_magic(content)
+        if version != (1, 0):
+            return None
+        shape, in_columns, dtype = np.lib.format.read_array_header_1_0(content)
+        header = content.tell()
+        while content.read(1 << 20):  # to the end, where its checksum is compared
+            pass
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or size == 0 or info.file_size != header + size:
+        return None
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)  # the lengths of name and extra field end the member's header
+        name, extra = struct.unpack("<HH", file.read(4))
+    start = info.header_offset + 30 + name + extra + header
+    return np.memmap(path, dtype, "r", start, shape, "F" if in_columns else "C")
 
 
 def _column(

@@ -29,7 +29,7 @@ from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.manifest import METRIC
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
-from rga_reid.retrieval.segments import Segment
+from rga_reid.retrieval.segments import Rows, Segment
 from rga_reid.retrieval.vectors import Vectors
 
 
@@ -192,6 +192,9 @@ class FolderGallery(Gallery):
             rows = np.concatenate([rows for rows, _ in plain])
             vectors = Vectors([segment.vectors for _, segment in plain])
             groups.append((rows, nearest_rows(vectors, queries, top_k, None if keep is None else keep[rows])))
+        if len(groups) == 1:  # its answers are in order
+            yield from ((rows[found], scores) for rows, search in groups for found, scores in search)
+            return
         for _ in queries:
             answers = [(rows[found], scores) for rows, search in groups for found, scores in [next(search)]]
             found = np.concatenate([np.empty(0, np.int64), *(found for found, _ in answers)])
@@ -200,5 +203,5 @@ class FolderGallery(Gallery):
             yield found[order], scores[order]
 
 
-def _in_memory(segment: Segment) -> Segment:
-    return segment
+def _in_memory(rows: Rows) -> Segment:
+    return rows.in_memory()

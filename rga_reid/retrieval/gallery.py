@@ -116,7 +116,7 @@ class Gallery(ABC):
         """Add images at the end.
 
         In a folder their segment is new; what is there is not written again, except small segments at the
-        end, which are joined with it (up to 4,096 images).
+        end, which are joined with it (up to 4,096 images; up to 65,536 if 4,096 or more are added).
 
         Args:
             features: numbers ``(n, d)``, as for ``build``.

@@ -18,7 +18,7 @@ from rga_reid.errors import InputError
 from rga_reid.files import checksum, require_new, sync
 from rga_reid.retrieval.contents import Contents, Put, Removal
 from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
-from rga_reid.retrieval.segments import Segment, check_size, read_segment, write_segment
+from rga_reid.retrieval.segments import Rows, Segment, check_size, read_segment, write_segment
 
 UNFINISHED = "unfinished.json"  #: manifest of a build that was interrupted
 SEGMENTS = "segments"
@@ -96,13 +96,12 @@ class Writer:
         places = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())
         self._places = (place for place in places if not place.exists())
 
-    def put(self, segment: Segment) -> Segment:
+    def put(self, segment: Segment | Rows) -> Segment:
         """Write a new segment to the disk, unnamed as yet."""
         place = next(self._places)
         with _disk_errors(self.folder):
             record = write_segment(place, segment)
-        kind = "flat" if segment.index is None else segment.index.kind
-        return read_segment(place, record, segment.vectors.shape[1], kind)
+        return read_segment(place, record, segment.dimension, segment.kind)
 
     def commit(self, contents: Contents) -> None:
         """Switch to new contents, all of whose segments were put or were there."""

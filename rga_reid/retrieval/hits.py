@@ -63,9 +63,11 @@ class Hits:
 
     def to_frame(self, *, with_ids: bool = False) -> pd.DataFrame:
         """As ``Gallery.search`` gives it."""
-        matches = self.table.copy()
-        matches.insert(0, "query", np.repeat(np.arange(len(self.counts)), self.counts))
-        ends = self.counts.cumsum()
-        matches.insert(1, "rank", np.arange(len(matches)) - np.repeat(ends - self.counts, self.counts) + 1)
-        matches.insert(2, "score", self.scores)
-        return matches.assign(id=self.ids) if with_ids else matches
+        starts = self.counts.cumsum() - self.counts
+        columns = {
+            "query": np.repeat(np.arange(len(self.counts)), self.counts),
+            "rank": np.arange(len(self.ids)) - np.repeat(starts, self.counts) + 1,
+            "score": self.scores,
+            **{name: self.table[name].array for name in self.table.columns},
+        }
+        return pd.DataFrame(columns | {"id": self.ids} if with_ids else columns)

@@ -36,6 +36,8 @@ _FACTORY = {
 _LARGEST = {"hnsw_m": 256, "pq_bits": 8, "refine": 1024}  # of the others: 65,536
 _SMALLEST = {"hnsw_m": 2, "pq_bits": 4}  # of the others: 1
 _PER_CENTROID = 39  # training rows that FAISS asks for, for each centroid of its k-means
+_TRAINED_ON = 64  # rows for each list, at most: more cost time and memory, and change little
+_BLOCK = 65_536  # rows put into lists at a time
 _EXACT_SHARE = 10  # the exact search takes over where candidates are more than a tenth of the rows
 _SAMPLE, _TOP = 200, 10  # recall is measured on this many queries, to this rank
 
@@ -110,9 +112,9 @@ class IndexPlan:
         )
         if self.kind == "hnsw":
             made.hnsw.efConstruction = settings["ef_construction"]
+            made.add(vectors)
         else:
-            made.train(vectors)
-        made.add(vectors)
+            _fill(made, vectors)
         return Index(self.kind, settings, lambda: made).measured(vectors)
 
 
@@ -175,9 +177,11 @@ class Index:
         self, vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
     ) -> Iterator[Found]:
         parameters = self._parameters(self._candidates(top_k), keep)
-        _, candidates = self.loaded.search(queries, self._candidates(top_k), params=parameters)
+        rough, candidates = self.loaded.search(queries, self._candidates(top_k), params=parameters)
         whole = candidates.min(axis=1) >= 0
-        together = rescored_together(vectors, queries[whole], candidates[whole], top_k)
+        # what FAISS says of compressed vectors is no bound on anything
+        known = None if self.kind == "ivfpq" else rough[whole]
+        together = rescored_together(vectors, queries[whole], candidates[whole], top_k, known)
         for query, rows, is_whole in zip(queries, candidates, whole, strict=True):
             rows = rows[rows >= 0]
             if is_whole:
@@ -202,3 +206,21 @@ class Index:
             return library.SearchParametersHNSW(efSearch=depth, sel=selector)
         lists = min(self.settings["nlist"], math.ceil(wider * self.settings["nprobe"]))
         return library.SearchParametersIVF(nprobe=lists, sel=selector)
+
+
+def _fill(made: Any, vectors: np.ndarray) -> None:
+    """Train an index of lists and put rows into it: no list takes more memory than it needs."""
+    most = _TRAINED_ON * made.nlist
+    if len(vectors) > most:
+        made.train(vectors[np.sort(np.random.default_rng(0).choice(len(vectors), most, replace=False))])
+    else:
+        made.train(vectors)
+    blocks = [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
+    owners = [made.quantizer.search(block, 1)[1][:, 0] for block in blocks]
+    for number, size in enumerate(np.bincount(np.concatenate(owners), minlength=made.nlist)):
+        made.invlists.resize(number, int(size))  # a list that grows by itself doubles
+        made.invlists.resize(number, 0)  # and one that shrinks keeps its memory
+    pointer: Any = faiss.swig_ptr
+    for block, lists in zip(blocks, owners, strict=True):
+        lists = np.ascontiguousarray(lists)
+        made.add_core(len(block), pointer(block), None, pointer(lists))

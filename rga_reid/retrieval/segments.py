@@ -20,9 +20,11 @@ from rga_reid.files import checksum, sync
 from rga_reid.retrieval.arrays import gallery_table
 from rga_reid.retrieval.indexes import Index, IndexPlan
 from rga_reid.retrieval.manifest import FileRecord, IndexRecord, SegmentRecord
-from rga_reid.retrieval.vectors import Vectors
+from rga_reid.retrieval.vectors import Blocks, Vectors
 
-SEGMENT_ROWS = 65_536  #: images in a segment at most: what one removal may have to write again
+SEGMENT_ROWS = 65_536  #: images at most in a segment that is searched exactly
+INDEXED_ROWS = 1 << 20  #: the same where an index is searched: each one more is one more search
+INDEXED_BYTES = 1 << 32  #: of the vectors of such a segment at most: an index is built in memory
 VECTORS, TABLE, INDEX = "vectors.npy", "table.parquet", "index.faiss"
 
 _IN_MEMORY = 1 << 24  # bytes: smaller files are read, larger ones mapped, so that small segments hold no file
@@ -50,26 +52,92 @@ class Segment:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def selected(self, keep: np.ndarray) -> Segment:
-        """Copies of some rows, without an index."""
-        return Segment(self.ids[keep], self.vectors[keep], self.table[keep].reset_index(drop=True))
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.vectors.shape[1]
+
+    @property
+    def kind(self) -> str:
+        """Of its index."""
+        return "flat" if self.index is None else self.index.kind
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The vectors, some at a time."""
+        for _, block in Vectors([self.vectors]).blocks():
+            yield block
+
+    def index_of(self, vectors: np.ndarray) -> Index | None:
+        """The index, whose rows are those vectors."""
+        return self.index
 
 
-def packed(segments: Sequence[Segment], plan: IndexPlan) -> Iterator[Segment]:
-    """The rows of some segments in as few as can be, indexed by ``plan``; one is in memory at a time."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a new segment is to hold: its vectors are not in memory, but come block by block.
+
+    Args:
+        ids, table: as a segment's; n rows, m of them if some are left out.
+        vectors: unit rows, ``(n, d)``.
+        plan: what indexes them.
+        keep: bool ``(n,)``, the m rows of ``vectors`` that belong to it; all by default.
+    """
+
+    ids: np.ndarray
+    vectors: Blocks
+    table: pd.DataFrame
+    plan: IndexPlan
+    keep: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.vectors.dimension
+
+    @property
+    def kind(self) -> str:
+        """Of the index that is wanted."""
+        return self.plan.kind
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The vectors, some at a time."""
+        for _, block in self.vectors.blocks(self.keep):
+            yield block
+
+    def index_of(self, vectors: np.ndarray) -> Index | None:
+        """A new index of those vectors, which are these."""
+        return self.plan.build(vectors)
+
+    def in_memory(self) -> Segment:
+        """The segment, without a file."""
+        blocks = list(self.blocks())
+        vectors = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return Segment(self.ids, vectors, self.table, self.index_of(vectors))
+
+
+def most_rows(plan: IndexPlan, dimension: int) -> int:
+    """Images in a segment at most."""
+    return SEGMENT_ROWS if plan.kind == "flat" else min(INDEXED_ROWS, INDEXED_BYTES // (4 * dimension))
+
+
+def packed(segments: Sequence[Segment], plan: IndexPlan) -> Iterator[Rows]:
+    """The rows of some segments in as few as can be, to be indexed by ``plan``."""
     if not segments:
         return
     vectors = Vectors([segment.vectors for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
     table = pd.concat([segment.table for segment in segments], ignore_index=True)
-    for start in range(0, len(ids), SEGMENT_ROWS):
-        rows = slice(start, min(start + SEGMENT_ROWS, len(ids)))
-        matrix = vectors.span(rows.start, rows.stop)
-        yield Segment(ids[rows], matrix, table[rows].reset_index(drop=True), plan.build(matrix))
+    step = most_rows(plan, segments[0].vectors.shape[1])
+    for start in range(0, len(ids), step):
+        rows = slice(start, min(start + step, len(ids)))
+        yield Rows(ids[rows], vectors.span(rows.start, rows.stop), table[rows].reset_index(drop=True), plan)
 
 
-def write_segment(folder: Path, segment: Segment) -> SegmentRecord:
-    """Write a segment into a new folder, to the disk.
+def write_segment(folder: Path, segment: Segment | Rows) -> SegmentRecord:
+    """Write a segment into a new folder, to the disk. An index is built from the file of its vectors.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -77,9 +145,9 @@ def write_segment(folder: Path, segment: Segment) -> SegmentRecord:
     folder.mkdir(parents=True)
     files = {}
     with _Output(folder / VECTORS) as output:
-        header = {"descr": "<f4", "fortran_order": False, "shape": segment.vectors.shape}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(segment), segment.dimension)}
         np.lib.format.write_array_header_1_0(output, header)
-        for _, block in Vectors([segment.vectors]).blocks():
+        for block in segment.blocks():
             output.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
     files[VECTORS] = output.record
     with _Output(folder / TABLE) as output:
@@ -87,14 +155,14 @@ def write_segment(folder: Path, segment: Segment) -> SegmentRecord:
         segment.table.assign(id=segment.ids).to_parquet(table, index=False)
         output.write(table.getbuffer())
     files[TABLE] = output.record
-    index = None
-    if segment.index is not None:
+    made, index = segment.index_of(_read_vectors(folder / VECTORS, (len(segment), segment.dimension))), None
+    if made is not None:
         with _Output(folder / INDEX) as output:
             # faiss's own file writer only prints an error of its last write (a full disk)
             writer = faiss.PyCallbackIOWriter(output.write, 1 << 20)  # type: ignore[attr-defined]
-            faiss.write_index(segment.index.loaded, writer)
+            faiss.write_index(made.loaded, writer)
         files[INDEX] = output.record
-        index = IndexRecord(dict(segment.index.settings), segment.index.recall)
+        index = IndexRecord(dict(made.settings), made.recall)
     sync(folder)
     sync(folder.parent)
     return SegmentRecord(folder.name, len(segment), index, files)

@@ -21,6 +21,7 @@ from torch import distributed
 from rga_reid.errors import InputError
 from rga_reid.retrieval.feature_files import read_features, write_features
 
+MARKER = ".rga-reid-shards"  #: the empty file that tells a folder of shards from any other
 BLOCK_ROWS = 8192  #: images in a file of a shard, and in a block of ``in_blocks``
 
 Batches = Iterator[tuple[np.ndarray, pd.DataFrame]]
@@ -50,13 +51,15 @@ class Team:
         """Features of all images on rank 0, in the order of the table; nothing on the others.
 
         Args:
-            folder: for the shards, while they are needed. It is made anew and removed.
+            folder: for the shards, while they are needed. It is made anew and removed; one that an
+                interrupted run left, which a file in it tells, is replaced.
             table: of all images, the same in every process.
             batch_size: of ``embed``.
             embed: gives the features of some rows, batch by batch.
 
         Raises:
-            InputError: what ``embed`` raised in any process is raised in all.
+            InputError: what ``embed`` raised in any process is raised in all; the folder holds what is not
+                ours, and is left as it is.
         """
         if self.size == 1:
             yield from embed(table)
@@ -64,8 +67,9 @@ class Team:
         error: str | None = None
         try:
             if self.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
+                _make_anew(folder)
+        except InputError as problem:
+            error = str(problem)
         except OSError as problem:
             error = f"{folder}: cannot write there ({problem.strerror})"
         self._agree(error)
@@ -90,6 +94,21 @@ class Team:
         for message in errors:
             if message is not None:
                 raise InputError(message)
+
+
+def _make_anew(folder: Path) -> None:
+    """An empty folder for shards, in place of one that an interrupted run left.
+
+    Raises:
+        InputError: something else is there.
+        OSError: it cannot be made.
+    """
+    if folder.exists() or folder.is_symlink():
+        if folder.is_symlink() or not (folder / MARKER).is_file():
+            raise InputError(f"{folder}: needed for a while, but it exists already; rename or remove it")
+        shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / MARKER).touch()
 
 
 @contextmanager

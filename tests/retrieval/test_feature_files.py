@@ -71,6 +71,23 @@ def test_the_name_is_kept_and_the_file_replaced(tmp_path: Path) -> None:
     assert read_features(target)[1]["pid"].tolist() == [1, 2, 3]
 
 
+def test_features_stay_in_the_file_unless_compressed(path: Path) -> None:
+    for matrix in (
+        FEATURES,
+        np.asfortranarray(FEATURES),
+        FEATURES.astype(np.float16),
+        FEATURES.astype(">f8"),
+    ):
+        np.savez(path, other=np.ones(5), features=matrix, pids=np.arange(3))
+        stored = read_features(path)[0]
+        np.savez_compressed(path.with_name("small.npz"), features=matrix)
+        unpacked = read_features(path.with_name("small.npz"))[0]
+        assert (isinstance(stored, np.memmap), isinstance(unpacked, np.memmap)) == (True, False)
+        assert stored.dtype == matrix.dtype
+        np.testing.assert_array_equal(stored, matrix)
+        np.testing.assert_array_equal(unpacked, matrix)
+
+
 def test_files_of_others(path: Path) -> None:
     """Other types of the same content, and arrays that are not ours."""
     np.savez_compressed(

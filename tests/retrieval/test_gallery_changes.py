@@ -142,11 +142,19 @@ def test_one_image_does_not_rewrite_a_gallery(
     assert contents(tmp_path / "gallery") == files
 
 
+def test_many_additions_leave_few_segments(crowd: Callable) -> None:
+    gallery = Gallery.build(*crowd(3, dimension=4))
+    for seed in range(9):
+        gallery.add(*crowd(4096, dimension=4, seed=seed))
+    lengths = [len(segment) for segment in gallery._contents.segments]
+    assert lengths == [28_675, 8192]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_segments_answer_as_one(monkeypatch: pytest.MonkeyPatch, crowd: Callable, kind: str) -> None:
     """Whatever segments the images lie in, with an index or without: the order, the labels, the scores."""
-    for module in (segments, contents):
-        monkeypatch.setattr(module, "SEGMENT_ROWS", 1100)
+    for name in ("SEGMENT_ROWS", "INDEXED_ROWS"):
+        monkeypatch.setattr(segments, name, 1100)
     wide = {"hnsw": {"ef_search": 1100}, "ivf": {"nprobe": 1100}, "ivfpq": {"nprobe": 1100, "refine": 50}}
     (features, table), queries = crowd(2500), crowd(20, seed=1)[0]
     gallery = Gallery.build(features[:2300], table[:2300], index=kind, **wide.get(kind, {}))
@@ -265,7 +273,7 @@ def test_any_sequence_of_changes(
 ) -> None:
     for module, name, value in [
         (segments, "SEGMENT_ROWS", 8),
-        (contents, "SEGMENT_ROWS", 8),
+        (segments, "INDEXED_ROWS", 8),
         (contents, "SMALL_ROWS", 5),
         (indexes, "MIN_ROWS", 4),
         (indexes, "_PER_CENTROID", 2),

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery
+from rga_reid.retrieval import Gallery, indexes
+from rga_reid.retrieval.arrays import unit_matrix
 from rga_reid.retrieval.indexes import SETTINGS, IndexPlan
+from rga_reid.retrieval.vectors import Vectors
 
 APPROXIMATE = ["hnsw", "ivf", "ivfpq"]
 
@@ -96,6 +99,42 @@ def test_an_opened_index_answers_as_the_saved_one(
     opened = Gallery.open(tmp_path / "gallery")
     pd.testing.assert_frame_equal(opened.search(queries), galleries[kind].search(queries))
     assert opened.describe() == galleries[kind].describe()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_lists_hold_what_faiss_would_put_there(
+    monkeypatch: pytest.MonkeyPatch, crowd: Callable, kind: str
+) -> None:
+    """Though sized first, and filled block by block."""
+    monkeypatch.setattr(indexes, "_BLOCK", 700)
+    vectors = unit_matrix(crowd(2500)[0])
+    made = IndexPlan(kind).build(vectors)
+    assert made is not None
+    plain = faiss.clone_index(made.loaded)
+    plain.reset()
+    plain.add(vectors)
+    assert made.loaded.ntotal == 2500
+    for number in range(plain.nlist):
+        ids, codes = (
+            [
+                faiss.rev_swig_ptr(
+                    getattr(index.invlists, get)(number), index.invlists.list_size(number) * size
+                )
+                for index in (made.loaded, plain)
+            ]
+            for get, size in (("get_ids", 1), ("get_codes", plain.code_size))
+        )
+        np.testing.assert_array_equal(*ids)
+        np.testing.assert_array_equal(*codes)
+
+
+def test_products_are_those_of_the_rows_named(crowd: Callable) -> None:
+    rows, queries = crowd(30)[0], crowd(5, seed=1)[0]
+    chosen = np.random.default_rng(0).integers(0, 30, (5, 12))
+    for parts in ([rows], [rows[:7], rows[7:11], rows[11:]]):
+        products = Vectors(parts).products(queries, chosen)
+        expected = np.einsum("qd,qcd->qc", queries.astype(np.float64), rows[chosen].astype(np.float64))
+        np.testing.assert_allclose(products, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_settings_follow_the_size() -> None:

@@ -59,6 +59,21 @@ def assert_same(flat: Gallery, milvus: Gallery, queries: np.ndarray, **limits: o
         pd.testing.assert_frame_equal(found, flat.search(queries, top_k, with_ids=True, **limits))
 
 
+def test_every_true_match_is_found(both: tuple[Gallery, Gallery], crowd: Callable) -> None:
+    """Recall@10 against lists of a plain float64 product, in a flat Milvus and a flat folder: all of them."""
+    flat, milvus = both
+    queries, _ = crowd(50, dimension=DIMENSION, seed=2)
+    rows, _ = crowd(400, dimension=DIMENSION)
+    rows[300:340] = rows[:40]
+    units = (rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+    products = queries.astype(np.float64) @ units.T.astype(np.float64)
+    true = np.argsort(-products, axis=1, kind="stable")[:, :10]
+    for gallery in (flat, milvus):
+        found = gallery.search(queries, 10, with_ids=True)["id"].to_numpy().reshape(50, 10)
+        recall = np.mean([len(np.intersect1d(*lists)) / 10 for lists in zip(found, true, strict=True)])
+        assert recall == 1
+
+
 def test_the_same_lists_as_flat(both: tuple[Gallery, Gallery], rows: tuple, crowd: Callable) -> None:
     flat, milvus = both
     queries = np.concatenate([crowd(8, dimension=DIMENSION, seed=1)[0], rows[0][:4]])

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from rga_reid.commands import main
+from rga_reid.errors import InputError
 from rga_reid.retrieval import Gallery
-from rga_reid.retrieval.team import Team
+from rga_reid.retrieval.team import MARKER, Team, _make_anew
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -104,3 +105,19 @@ def test_a_gallery_of_two_processes(tiny_market: Path, tiny_checkpoint: Path, tm
     assert [answer[0] for answer in answers] == [2, 2]
     assert all("9.jpg" in answer[2] for answer in answers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "one", "two"]
+
+
+def test_shards_replace_nothing_of_others(tmp_path: Path) -> None:
+    shards = tmp_path / "one.npz.shards"
+    shards.mkdir()
+    (shards / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"one\.npz\.shards: needed for a while, but it exists already"):
+        _make_anew(shards)
+    assert [path.name for path in shards.iterdir()] == ["notes.txt"]
+    (shards / MARKER).touch()  # as an interrupted run leaves it
+    _make_anew(shards)
+    assert [path.name for path in shards.iterdir()] == [MARKER]
+    link = tmp_path / "link"
+    link.symlink_to(shards)
+    with pytest.raises(InputError, match="exists already"):
+        _make_anew(link)
