@@ -8,6 +8,8 @@ best by the bound on its rounding is scored again in float64, and ties go to the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,6 +20,7 @@ Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float6
 
 MARGIN = 32  #: candidates beyond the wanted ones: enough to spare nearly every query the second search
 _BLOCK = 4096  # rows scored at a time
+_MOST_ON_GPU = 2048  # rows that FAISS can select there
 
 
 def nearest_rows(
@@ -112,6 +115,19 @@ def rounding_error(dimension: int) -> float:
     return 1.01 * dimension * 2.0**-24
 
 
+def _highest(queries: np.ndarray, block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """FAISS's search: on a GPU where its package (faiss-gpu) and the machine have one."""
+    product = faiss.METRIC_INNER_PRODUCT
+    if faiss.get_num_gpus() and count <= _MOST_ON_GPU:
+        return faiss.knn_gpu(_gpu(), queries, block, count, metric=product)
+    return faiss.knn(queries, block, count, metric=product)
+
+
+@cache
+def _gpu() -> Any:
+    return faiss.StandardGpuResources()  # of faiss-gpu only
+
+
 def _filter(
     vectors: Vectors, queries: np.ndarray, candidates: int, keep: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +135,7 @@ def _filter(
     best = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for numbers, block in vectors.blocks(keep):
-        scores, found = faiss.knn(
-            queries, block, min(candidates, len(block)), metric=faiss.METRIC_INNER_PRODUCT
-        )
+        scores, found = _highest(queries, block, min(candidates, len(block)))
         best = np.concatenate([best, scores], axis=1)
         rows = np.concatenate([rows, numbers[found]], axis=1)
         if best.shape[1] > candidates:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery
+from rga_reid.retrieval import Gallery, exact
 
 COLUMNS = ["query", "rank", "score", "path", "pid", "camid"]
 
@@ -89,6 +92,27 @@ def test_more_ties_than_the_filter_returns() -> None:
     matches = gallery.search(random_features(2, dimension=65, seed=1), 3)
     assert found_rows(matches, 0) == found_rows(matches, 1) == [0, 1, 2]
     assert matches.groupby("query")["score"].nunique().tolist() == [1, 1]
+
+
+def test_faiss_searches_on_a_gpu_where_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, queries = random_features(200), random_features(3, seed=1)
+    asked = []
+
+    def knn_gpu(resources: object, x: np.ndarray, y: np.ndarray, k: int, metric: int) -> tuple[Any, Any]:
+        asked.append((resources, k, metric))
+        rows = np.argsort(-(x @ y.T), axis=1)[:, :k]
+        return np.take_along_axis(x @ y.T, rows, axis=1), rows
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(exact, "_gpu", functools.cache(exact._gpu.__wrapped__))
+    matches = Gallery.build(features, table_of(200)).search(queries, top_k=5)
+    assert {(resources, metric) for resources, _, metric in asked} == {
+        ("resources", faiss.METRIC_INNER_PRODUCT)
+    }
+    for query in range(3):
+        assert found_rows(matches, query) == brute_force(features, queries[query], 5, list(range(200)))
 
 
 def test_near_ties_below_float32_resolution_are_ranked_exactly() -> None:
