@@ -29,8 +29,8 @@ class Progress:
     """What is going on: told now and then while runs are made.
 
     Args:
-        done: of this session's work, in runs, with the parts of those under way.
-        total: runs that this session makes.
+        done: of this call's work, in runs, with the parts of those under way.
+        total: runs that this call makes.
         active: names of the runs under way, and what they do.
         news: a line about a run that has ended, or "".
     """
@@ -43,12 +43,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the runs stand after a session, in the plan's order of variants."""
+    """How the runs stand after a call, in the plan's order of variants."""
 
     finished: tuple[Run, ...]
     failed: tuple[Run, ...]
     elsewhere: tuple[Run, ...] = ()  #: another process holds these
-    left: tuple[Run, ...] = ()  #: not asked for in this session, and not finished
+    left: tuple[Run, ...] = ()  #: not asked for in this call, and not finished
 
 
 def runs_of(plan: Plan, out: Path, data: DataSource) -> list[Run]:
@@ -88,7 +88,7 @@ def make_runs(
 
     Args:
         runs: of a plan.
-        wanted: which of them this session makes.
+        wanted: which of them this call makes.
         jobs: runs at a time.
         devices: GPUs by the names that CUDA_VISIBLE_DEVICES takes; each job in turn gets one. Without any,
             the jobs share the processor's cores.
