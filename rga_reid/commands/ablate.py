@@ -173,7 +173,7 @@ class _Display:
             rich.TimeRemainingColumn(),
             console=Console(stderr=True, markup=False, highlight=False, soft_wrap=not self.terminal),
             disable=not self.terminal,
-            speed_estimate_period=24 * 3600,  # the pace of the whole session: epochs come minutes apart
+            speed_estimate_period=24 * 3600,  # the pace of all the work: epochs come minutes apart
         )
         self.task = self.bar.add_task("starting", total=1)
 
