@@ -162,6 +162,7 @@ async function choose() {
   for (const id of ["fig-row", "fig-column", "fig-difference"]) $(id).hidden = !has || channels;
   $("fig-matrix").hidden = $("readout").hidden = !has;
   $("no-matrix").hidden = has;
+  $("look-help").hidden = !has;
   $("channels").hidden = $("channel-picker").hidden = !channels;
   flow(); same();
   if (has) {
