@@ -33,7 +33,7 @@ class ReIDModule(pl.LightningModule):
 
     Args:
         classes: training identities; taken from the data set.
-        depth, attention, stages, last_stride, weights, size: of the model, see ``build_model``.
+        depth, attention, stages, last_stride, weights, size, stripes: of the model, see ``build_model``.
         loss: label smoothing and triplet margin.
         augmentation: drawn per image, on the device.
         optimizer: class path and options; Adam as in the released RGA code by default.
@@ -56,6 +56,7 @@ class ReIDModule(pl.LightningModule):
         last_stride: int = 1,
         weights: str | None = "imagenet",
         size: tuple[int, int] = (256, 128),
+        stripes: int = 0,
         loss: ReIDLoss | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         optimizer: OptimizerFactory = adam,
@@ -82,6 +83,7 @@ class ReIDModule(pl.LightningModule):
             last_stride=last_stride,
             weights=weights,
             size=size,
+            stripes=stripes,
         )
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
