@@ -20,6 +20,7 @@ from rga_reid.files import atomic_file, require_new, sync
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
 from rga_reid.training.module import ReIDModule
+from rga_reid.training.precision import resolve_precision
 
 LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.yaml"
 
@@ -55,7 +56,8 @@ def fit(
     Args:
         module, data: what to train, and on what.
         out: folder for ``last.ckpt``, ``best.ckpt``, ``config.yaml``, ``csv/`` and ``tensorboard/``.
-        trainer: options of ``pytorch_lightning.Trainer``.
+        trainer: options of ``pytorch_lightning.Trainer``; ``precision`` may be ``auto``, see
+            ``resolve_precision``.
         config: YAML text to keep beside the checkpoints.
         overwrite: train into a folder that is not empty; checkpoints of an earlier run are removed first.
         resume: go on from ``last.ckpt``, to the same weights as without an interruption.
@@ -69,6 +71,7 @@ def fit(
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
+    options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     if save_every is not None and save_every < 1:
         raise InputError(f"save_every: expected at least 1 step, got {save_every}")
     if resume:
@@ -171,7 +174,7 @@ def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:
     if classes[0] != classes[1]:
         raise InputError(
             f"--resume: {checkpoint} was trained on {classes[0]} identities, this data set has {classes[1]} "
-            "to train on; resume with the same data set and the same --data.held_out and --seed"
+            "to train on; resume with the same data set and the same --data.held_out"
         )
     wrong = differences(own, found)
     if wrong:
