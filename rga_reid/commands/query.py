@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.parsing import check_at_least_one, new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, write_json, write_json_lines
+from rga_reid.files import atomic_file, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
-    if options.top_k < 1:
-        raise InputError(f"--top-k: expected at least 1, got {options.top_k}")
+    check_at_least_one("--top-k", options.top_k)
     check_threshold(options)
     if options.shortlist is not None and not options.rerank:
         raise InputError("--shortlist: goes with --rerank")
@@ -118,9 +117,8 @@ def run(options: Namespace) -> None:
         with atomic_file(options.csv) as temporary:
             _with_images(queries, matches).to_csv(temporary, index=False)
     if options.html is not None:
-        page = _page(queries, results, Path(options.gallery).absolute().name, options.rerank)
-        with atomic_file(options.html) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        gallery_name = Path(options.gallery).absolute().name
+        write_text(options.html, _page(queries, results, gallery_name, options.rerank))
     _print(results)
 
 
