@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _PAGE_QUERIES = 100  # more would make a page of many megabytes
 _PRINTED_QUERIES = 20
 _PIPE_WIDTH = 10_000
-_MARKET_NAME = re.compile(r"(-1|[0-9]{1,18})_c([0-9]{1,18})(?![0-9])")
 
 
 def parser() -> ArgumentParser:
@@ -124,9 +122,7 @@ def run(options: Namespace) -> None:
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
     """Columns ``path``, ``pid``, ``camid`` of the query images."""
-    import pandas as pd
-
-    from rga_reid.data import table_from_images
+    from rga_reid.data import table_from_files, table_from_images
 
     if len(images) == 1 and Path(images[0]).is_dir():
         return table_from_images(os.path.abspath(images[0]))
@@ -134,14 +130,7 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
         if not Path(image).is_file():
             found = "a folder, which may only stand alone" if Path(image).is_dir() else "no such file"
             raise InputError(f"--image {image}: expected an image file, found {found}")
-    labels = [_MARKET_NAME.match(Path(image).name) for image in images]
-    return pd.DataFrame(
-        {
-            "path": pd.Series([os.path.abspath(image) for image in images], dtype="str"),
-            "pid": pd.array([int(label[1]) if label else None for label in labels], dtype="Int64"),
-            "camid": pd.array([int(label[2]) if label else None for label in labels], dtype="Int64"),
-        }
-    )
+    return table_from_files([os.path.abspath(image) for image in images])
 
 
 def _one_person(queries: pd.DataFrame) -> pd.DataFrame:
