@@ -44,6 +44,8 @@ def signature(function: Any) -> str:
     """Names, kinds and defaults of the parameters; types are mypy's business."""
     plain = []
     for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self":
+            continue
         default = parameter.default
         shown = inspect.Parameter.empty if default is inspect.Parameter.empty else _Shown(described(default))
         plain.append(parameter.replace(annotation=inspect.Parameter.empty, default=shown))
@@ -61,11 +63,13 @@ class _Shown:
 
 
 def members(cls: type) -> Iterator[str]:
-    """Public methods and properties that are ours: those of torch and Lightning are theirs."""
-    names = {
-        name for base in cls.__mro__ if base.__module__.startswith("rga_reid") for name in vars(base)
-    }  # fmt: skip
-    for name in sorted(names):
+    """Public methods and properties that are ours: those of torch and Lightning are theirs.
+
+    Fields are left out: the constructor lists them.
+    """
+    names = {name for base in cls.__mro__ if base.__module__.startswith("rga_reid") for name in vars(base)}
+    fields = {*getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "_fields", ())}
+    for name in sorted(names - fields):
         if name.startswith("_"):
             continue
         raw = inspect.getattr_static(cls, name)
@@ -106,9 +110,10 @@ def options_of(name: str, parser: ArgumentParser) -> Iterator[str]:
             for inner, below in action.choices.items():
                 yield from options_of(f"{name} {inner}", below)
             return
-        longest = max(action.option_strings, key=len, default=(action.metavar or action.dest))
-        if not str(longest).startswith(FOREIGN):
-            words.append(str(longest))
+        named = [str(action.metavar or action.dest)]
+        longest = max(action.option_strings or named, key=len).rstrip("+")  # which the parser adds to lists
+        if not (longest.startswith(FOREIGN) or longest.endswith(".help") or "-->" in longest):
+            words.append(longest)
     yield f"    {name} {' '.join(words)}"
 
 
