@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
 _NOUNS = {"configs": "recipe", "datasets": "data set card"}
@@ -28,9 +27,8 @@ def find_resource(kind: str, name: str) -> Path:
     files = _files(kind)
     if name in files:
         return files[name]
-    near = difflib.get_close_matches(name, files, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(f"unknown {_NOUNS[kind]} {name!r}{hint} (known: {', '.join(sorted(files)) or 'none'})")
+    known = ", ".join(sorted(files)) or "none"
+    raise InputError(f"unknown {_NOUNS[kind]} {name!r}{did_you_mean(name, files)} (known: {known})")
 
 
 def _files(kind: str) -> dict[str, Path]:

@@ -20,14 +20,15 @@ _NAMES = re.compile(r"[A-Za-zΑ-ω][A-Za-zΑ-ω0-9]*(?:_[A-Za-z0-9]+)?'?")  # x,
 class Step(NamedTuple):
     """One named intermediate tensor of the explicit form."""
 
-    symbol: str  # as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
-    meaning: str  # in words
-    formula: str  # how it follows from earlier symbols, each of which it names
-    tensor: Tensor
-    inputs: tuple[str, ...] = ()  # the earlier symbols that the formula names
+    symbol: str  #: as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
+    meaning: str  #: in words
+    formula: str  #: how it follows from earlier symbols, each of which it names
+    tensor: Tensor  #: its value
+    inputs: tuple[str, ...] = ()  #: the earlier symbols that the formula names
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
         return tuple(self.tensor.shape)
 
 
@@ -70,8 +71,9 @@ class Relations:
     ``output`` change with it. Running statistics of batch norms are never touched.
     """
 
-    x: Tensor
-    matrices: dict[str, Tensor]
+    x: Tensor  #: the input map
+    matrices: dict[str, Tensor]  #: by name, see above
+    #: computes the output from the map, and takes down each step, with the matrices that the trace is given
     explicit: Callable[[Tensor, Trace], Tensor] = field(repr=False)
 
     @classmethod

@@ -48,6 +48,10 @@ class RGA(nn.Module):
             a pretrained backbone bears and one with random weights learns slowly under.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: neither part is wanted, or an option is outside its range; in ``forward`` and
+            ``relations``, a tensor of another shape, or one that is not of floating-point numbers.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class RGA(nn.Module):
                 nn.init.zeros_(getattr(self, f"W_{kind}")[4].weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Weigh the positions, the channels, or both: the fast form, without relations."""
         self._check(x)
         if self.spatial:
             a = self._attention(x.flatten(2).mT, "spatial")

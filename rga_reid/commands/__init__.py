@@ -6,14 +6,13 @@ the work. Modules are imported when their command is asked for, so ``--help`` ne
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, did_you_mean
 
 COMMANDS = {
     "demo": "the whole story on a synthetic data set: train, test, gallery, query, report",
@@ -74,9 +73,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name = words[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown command {name!r}{hint} (known: {', '.join(COMMANDS)})")
+        known = ", ".join(COMMANDS)
+        raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (known: {known})")
     from rga_reid.commands.parsing import parse
 
     command = importlib.import_module(f"rga_reid.commands.{name}")

@@ -40,6 +40,8 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rga_reid.evaluation.result import RANKS
+
     metrics, settings = result.to_dict(), result.settings
     deviation = metrics.get("deviation")
     table = Table("metric", title_justify="left")
@@ -48,7 +50,7 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
         "mAP": "mean average precision (step)",
         "mAP_trapezoid": "mean average precision (trapezoid, the Market-1501 MATLAB rule)",
         "mINP": "mean inverse negative penalty",
-        **{f"rank-{k}": f"rank-{k}" for k in (1, 5, 10, 20)},
+        **{f"rank-{k}": f"rank-{k}" for k in RANKS},
     }
     if settings["average_precision"] == "trapezoid":
         names = {"mAP_trapezoid": names["mAP_trapezoid"], **names}

@@ -75,9 +75,9 @@ class Augmentation:
             x = images.permute(0, 2, 1, 3).float().flatten(2)  # (n, h, 3 w)
             x = (down @ x).view(n, -1, images.shape[-1]) @ across.transpose(1, 2)  # (n, 3 H, W)
         x = x.view(n, height, 3, width).transpose(1, 2)
-        mean, std = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
+        centre, scale = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
         # in place: fresh memory costs more than the arithmetic
-        x.sub_(mean).div_(std)
+        x.sub_(centre).div_(scale)
         return x.masked_fill_(self._erased(n, height, width, generator).to(x.device), 0)
 
     def _resampling(

@@ -29,7 +29,7 @@ import yaml
 
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import write_json, write_text
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
 QUERIES, RANKED, RESULT, ERROR, LOG = (
@@ -132,8 +132,7 @@ class Run:
         (self.folder / ERROR).unlink(missing_ok=True)
         trainer = self.recipe.get("trainer") or {}
         timed = {"trainer": {"callbacks": [*(trainer.get("callbacks") or []), _TIMER]}}
-        with atomic_file(self.folder / RECIPE) as temporary:
-            temporary.write_text(yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False), "utf-8")
+        write_text(self.folder / RECIPE, yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False))
         write_json(self.folder / ASKED, self.settings())
 
     def training(self) -> list[str]:
@@ -162,8 +161,7 @@ class Run:
 
     def fail(self, what: str) -> None:
         """Write down why the run failed."""
-        with atomic_file(self.folder / ERROR) as temporary:
-            temporary.write_text(what + "\n", encoding="utf-8")
+        write_text(self.folder / ERROR, what + "\n")
 
     def why(self) -> str:
         """The first line of the error."""

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation.result import RANKS
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
@@ -21,7 +22,7 @@ from rga_reid.models.costs import count_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.reports.ablation_numbers import Evaluation
 
-_METRICS = ("mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20")
+_METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
 _TESTS = ("test.json", "metrics.json")  # what `train --test.root` writes, and what people call it
 
 

@@ -28,9 +28,8 @@ class TrainingOutput(NamedTuple):
 
     features: Tensor  #: (n, d), pooled, before the neck
     embedded: Tensor  #: (n, d), after the neck: what retrieval compares
-    logits: (
-        Tensor  #: (n, classes), of ``embedded``: for cross-entropy; with stripes (n, 1 + stripes, classes)
-    )
+    #: (n, classes), of ``embedded``, for cross-entropy; with stripes (n, 1 + stripes, classes)
+    logits: Tensor
 
 
 class PartClassifier(nn.Module):

@@ -30,7 +30,7 @@ def multiplies_bfloat16(device: Literal["cpu", "cuda"]) -> bool:
     """Whether the device has instructions for it: AVX-512 BF16, AMX or Arm's BF16; on CUDA from Ampere on."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    named = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    named: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
     if named:
         return any(named.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
