@@ -141,8 +141,10 @@ def documented(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     programs.mkdir()
     (place / "small.yaml").write_text(_CARD)
     (programs / "rga-reid").write_text(_PROGRAM.format(card=place / "small.yaml", python=sys.executable))
-    (programs / "rga-reid").chmod(0o755)
-    (programs / "python").symlink_to(sys.executable)
+    python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'  # a link would leave its environment behind
+    (programs / "python").write_text(python)
+    for program in programs.iterdir():
+        program.chmod(0o755)
 
     def run(block: Block, folder: Path, *, source: Path = CHECKOUT) -> str:
         text = re.sub(r"\bDIR\b", str(data), block.text).replace("python cli.py", "rga-reid")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,21 @@ def test_one_file_one_recipe_one_test_class(code_blocks: Callable[..., list[Any]
     assert list(files) == PLACES
     assert not any((CHECKOUT / place).exists() for place in files), "an example that is no longer new"
     assert re.findall(r"^class (\w+)", files[PLACES[2]].text, re.MULTILINE) == ["TestECA"]
+
+
+def test_the_example_is_as_clean_as_it_asks_for(
+    tmp_path: Path, code_blocks: Callable[..., list[Any]]
+) -> None:
+    shutil.copy(CHECKOUT / "ruff.toml", tmp_path)
+    for place, block in placed(code_blocks("CONTRIBUTING.md")).items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(block.text, encoding="utf-8")
+    ours = ["--config", 'lint.isort.known-first-party=["rga_reid"]']  # there is no package to see it by
+    for words in (["check", "--no-cache", *ours, "."], ["format", "--no-cache", "--diff", "."]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
