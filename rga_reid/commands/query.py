@@ -16,7 +16,7 @@ from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, write_json, write_json_lines
+from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,8 @@ def run(options: Namespace) -> None:
     device, threshold = choose_device(options.device), threshold_of(options)
     gallery = Gallery.open(options.gallery)
     gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
-    model = load_model(checkpoint_for(gallery, options))
+    with unchanged(options.checkpoint or (gallery.model.checkpoint if gallery.model else "")):
+        model = load_model(checkpoint_for(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:
         features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)
