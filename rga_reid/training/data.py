@@ -148,12 +148,21 @@ class ReIDData(pl.LightningDataModule):
     def _decode(self) -> np.ndarray:
         return cached_images(self.table.path.tolist(), self.size, where=self.cache, beside=self.beside)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def _sampler(self) -> IdentitySampler:
         rank, world_size = _place(self.trainer)
-        sampler = IdentitySampler(
+        return IdentitySampler(
             self.train_table.pid.to_numpy(), **self.batch, rank=rank, world_size=world_size
         )
-        self._loader = ResumableLoader(self.train_images, sampler)
+
+    def paths_of(self, epoch: int, batch: int) -> list[str]:
+        """Image files of a training batch of this process, by the numbers of epoch and batch, from 0."""
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        sampler.start = batch
+        return self.train_table.path.iloc[next(iter(sampler))].tolist()
+
+    def train_dataloader(self) -> ResumableLoader:
+        self._loader = ResumableLoader(self.train_images, self._sampler())
         self._loader.load_state_dict(self._resumed)
         self._resumed = {"position": 0}
         return self._loader

@@ -16,9 +16,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, require_new, sync
+from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
+from rga_reid.training.finite import BATCH
 from rga_reid.training.module import ReIDModule
 from rga_reid.training.precision import resolve_precision
 
@@ -67,7 +68,8 @@ def fit(
         The checkpoint to test: ``best.ckpt`` if identities were held out, else ``last.ckpt``.
 
     Raises:
-        InputError: as ``check_output``; options that the trainer refuses.
+        InputError: as ``check_output``; options that the trainer refuses; the disk is full; a loss, weights
+            or features that are not finite (``NotFiniteError``).
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
@@ -108,8 +110,14 @@ def fit(
             runner.fit(
                 module, datamodule=data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True
             )
-        except SystemExit:  # how Lightning leaves after Ctrl-C
-            raise KeyboardInterrupt from None
+        except SystemExit as leave:  # how Lightning leaves after Ctrl-C, and after SIGTERM where nobody asked
+            stop = leave.__context__
+            raise (stop if isinstance(stop, KeyboardInterrupt) else leave) from None
+        except OSError as error:  # the logs are written by others
+            reason = disk_error(error)
+            if reason is None:
+                raise
+            raise DiskError(folder, reason) from error
     return folder / (BEST if len(data.held_out) else LAST)
 
 
@@ -126,7 +134,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
-            torch.save(checkpoint, temporary)
+            with open(
+                temporary, "wb"
+            ) as file:  # torch would put the temporary file's name into the checkpoint
+                torch.save(checkpoint, file)
             sync(temporary)
 
 
@@ -158,7 +169,7 @@ class EpochLines(Callback):
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for name in (LAST, BEST):
+        for name in (LAST, BEST, BATCH):
             (folder / name).unlink(missing_ok=True)
     if config is not None:
         with atomic_file(folder / CONFIG) as temporary:
