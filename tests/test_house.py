@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rga_reid"
 FLOORS = [
     {"errors"},
-    {"files", "resources"},
+    {"files", "inputs", "resources"},
     {"attention", "data", "evaluation"},
     {"models"},
     {"training", "retrieval", "reports"},

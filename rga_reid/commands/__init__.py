@@ -11,9 +11,10 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, printable
 
 COMMANDS = {
     "demo": "the whole story on a synthetic data set: train, test, gallery, query, report",
@@ -33,6 +34,7 @@ COMMANDS = {
     "export": "a model as one file to deploy: ONNX, TorchScript or safetensors",
 }
 
+_LONGEST = 4000  # characters of an error message: there may be a path in it, which may have as many
 _USAGE = "usage: rga-reid COMMAND [options]    (rga-reid COMMAND --help tells the options)"
 
 
@@ -48,16 +50,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        with warnings.catch_warnings():
+            # of pillow, about files that it refuses in the same breath, or that lack nothing but EXIF
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            return _dispatch(words)
     except InputError as error:
-        print(f"rga-reid: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refuse(str(error), 2)
     except BrokenPipeError:  # `rga-reid ... | head`: the reader has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of a name too long, a folder that may not be read, a full disk, ...
+        places = ", ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
+        return _refuse(f"{places or 'a file'}: {error.strerror or error}", 2)
+    except MemoryError:
+        return _refuse(f"{words[0]}: not enough memory for this", 1)
     except KeyboardInterrupt:
         print("rga-reid: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _refuse(message: str, code: int) -> int:
+    """Print one line about what went wrong; returns the exit code."""
+    line = printable(" ".join(message.split()))
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+    print(f"rga-reid: error: {line}", file=sys.stderr)
+    return code
 
 
 def _dispatch(words: list[str]) -> int:

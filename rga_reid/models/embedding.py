@@ -6,6 +6,7 @@ metric losses see the pooled feature, the classifier sees it after a BatchNorm w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rga_reid.errors import InputError, quoted
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
@@ -28,6 +30,10 @@ class TrainingOutput(NamedTuple):
     logits: Tensor  #: (n, classes), of ``embedded``: for cross-entropy
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class EmbeddingModel(nn.Module):
     """A re-identification model that holds its own preprocessing.
 
@@ -36,6 +42,9 @@ class EmbeddingModel(nn.Module):
         classes: number of training identities; 0 leaves the classifier out (inference only).
         mean, std: of the RGB channels, on the scale 0 to 1, that the backbone expects taken out.
         config: how to build this model again (see ``build_model``); stored in checkpoints.
+
+    Raises:
+        InputError: ``mean`` or ``std`` is not three finite numbers, or a ``std`` is not above 0.
     """
 
     def __init__(
@@ -48,6 +57,13 @@ class EmbeddingModel(nn.Module):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(_is_number(value) for value in values):
+                raise InputError(
+                    f"{name}: expected three numbers, of red, green and blue, got {quoted(values)}"
+                )
+        if not all(value > 0 for value in std):
+            raise InputError(f"std: expected numbers above 0, got {quoted(std)}")
         self.backbone = backbone
         self.neck = nn.BatchNorm1d(backbone.channels)
         self.neck.bias.requires_grad_(False)
