@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands.output import check_output_file, progress
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file
+from rga_reid.files import atomic_file, write_text
 
 if TYPE_CHECKING:
     from rga_reid.reports.explorer_page import Exhibit
@@ -57,8 +56,6 @@ def run(options: Namespace) -> None:
     """Check the files, run the models, write the page or the figures."""
     kind = _format(options)
     check_output_file("--out", options.out)
-    if not os.access(Path(options.out).absolute().parent, os.W_OK):
-        raise InputError(f"--out {options.out}: its folder cannot be written")
     for image in options.image:
         if not Path(image).is_file():
             raise InputError(f"--image {image}: no such image file")
@@ -100,8 +97,7 @@ def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
     models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
     if options.checkpoint:
         models += f". Trained: {', '.join(names_of(options.checkpoint).values())}"
-    with atomic_file(options.out) as temporary:
-        temporary.write_text(explorer_page(exhibits, note=models), encoding="utf-8")
+    write_text(options.out, explorer_page(exhibits, note=models))
 
 
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:

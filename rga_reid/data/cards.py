@@ -5,17 +5,16 @@ A card is a short YAML file; ``datasets/README.md`` describes its keys.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-import yaml
-
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, did_you_mean, quoted
+from rga_reid.inputs import read_yaml, shortened
 from rga_reid.resources import find_resource
 
 SPLITS = ("train", "query", "gallery")  #: in the order of a table
@@ -130,9 +129,11 @@ class Card:
         if self.pattern is None:
             return set()
         try:
-            return set(re.compile(self.pattern).groupindex)
-        except re.error as error:
-            self._refuse("pattern", f"not a regular expression ({error})")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+                return set(re.compile(self.pattern).groupindex)
+        except (re.error, OverflowError, RecursionError, MemoryError) as error:
+            self._refuse("pattern", f"not a regular expression ({shortened(error)})")
 
     def _refuse(self, key: str, problem: str) -> NoReturn:
         raise InputError(f"card {self.name}: {key}: {problem}")
@@ -150,27 +151,18 @@ def load_card(card: str | os.PathLike[str] | Card) -> Card:
     text = os.fspath(card)
     own = isinstance(card, os.PathLike) or text.endswith((".yaml", ".yml")) or os.sep in text
     path = Path(text) if own else find_resource("datasets", text)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"card {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"card {path}: cannot read this file ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"card {path}: not valid YAML ({error})") from None
-    return _build(Card, value, f"card {path}", "")
+    return _build(Card, read_yaml(path, what="card"), f"card {path}", "")
 
 
 def _build(cls: Any, value: Any, card: str, key: str) -> Any:
     """The dataclass ``cls`` from a YAML mapping; each key is converted by its entry in ``_CONVERTERS``."""
     if not isinstance(value, Mapping):
-        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {_shown(value)}")
+        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {quoted(value)}")
     known = {item.name: item for item in fields(cls)}
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(known)})"
+            hint = did_you_mean(str(name), known) or f" (known: {', '.join(known)})"
             raise InputError(f"{card}: {prefix}{name}: unknown key{hint}")
     for name, item in known.items():
         if name not in value and item.default is MISSING:
@@ -181,13 +173,8 @@ def _build(cls: Any, value: Any, card: str, key: str) -> Any:
         try:
             converted[name] = convert(item, card, f"{prefix}{name}")
         except TypeError:
-            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {_shown(item)}") from None
+            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {quoted(item)}") from None
     return cls(**converted)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _text(value: Any, *_: str) -> str:

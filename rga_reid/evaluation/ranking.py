@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
+from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import match_positions
 from rga_reid.evaluation.inputs import (
     at_least_one,
@@ -23,6 +24,7 @@ from rga_reid.evaluation.result import RankingResult, per_query_metrics, summari
 from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, DistanceScores, Metric, Scores
 from rga_reid.evaluation.truth import GroundTruth
 
+LONGEST_CURVE = 1_000_000  #: ranks of a CMC curve
 AveragePrecision = Literal["step", "trapezoid"]
 
 
@@ -125,7 +127,10 @@ def evaluate_distances(
     Args:
         distances: real numbers ``(q, g)``, smaller for a better fit: an array (a memory map too) or a tensor.
             Compared as they are; equal ones go by gallery order.
-        query_pids: this and the others as for ``evaluate_ranking``.
+        query_pids, gallery_pids, query_camids, gallery_camids: as for ``evaluate_ranking``.
+        average_precision, max_rank, junk_pids, query_paths, gallery_paths: likewise.
+        block_size: columns looked at at a time; changes no result.
+        progress: told the fraction that is done, now and then.
 
     Raises:
         InputError: as for ``evaluate_ranking``.
@@ -165,6 +170,8 @@ def ranking_settings(
     """The settings of a result, checked."""
     one_of("average_precision", average_precision, get_args(AveragePrecision))
     at_least_one("max_rank", max_rank)
+    if max_rank > LONGEST_CURVE:
+        raise InputError(f"max_rank: expected at most {LONGEST_CURVE:,}, found {max_rank}")
     return {
         "metric": metric,
         "average_precision": average_precision,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.evaluation import RankingResult, ReRanking, ranked_lists
+from rga_reid.evaluation.result import RANKS
 from rga_reid.reports.feature_space import COLOURS, Group, feature_space_plot, flat_layout
 from rga_reid.reports.pages import figure_uri
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
@@ -166,7 +167,7 @@ def _groups(people: Sequence[Person], shown: pd.DataFrame) -> list[Group]:
 def _metrics(result: RankingResult) -> list[tuple[str, str]]:
     values = result.to_dict()
     names = {"mAP": "mAP (step)", "mAP_trapezoid": "mAP (trapezoid)", "mINP": "mINP"}
-    names |= {f"rank-{k}": f"rank-{k}" for k in (1, 5, 10, 20)}
+    names |= {f"rank-{k}": f"rank-{k}" for k in RANKS}
     rows = [(shown, f"{100 * values[name]:.2f} %") for name, shown in names.items()]
     counts = [("queries with a match", result.valid_queries), ("queries skipped", result.skipped_queries)]
     return [*rows, *((name, f"{count:,}") for name, count in [*counts, ("gallery images", result.gallery)])]

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 from rga_reid.data import load_card, read_table
-from rga_reid.errors import InputError
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.leading import leading_matches
 from rga_reid.experiments.testing import embed_test_images, rank_test_images
@@ -23,6 +22,7 @@ from rga_reid.files import atomic_file, write_json
 from rga_reid.models import Mirrored, load_model
 from rga_reid.models.costs import count_costs
 from rga_reid.models.state_files import read_torch
+from rga_reid.program import exit_code
 from rga_reid.retrieval.extraction import choose_device
 
 
@@ -59,9 +59,13 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
 
 def seconds_of(checkpoint: dict[str, Any]) -> float | None:
     """How long the training took, without interruptions, if Lightning's Timer was among the callbacks."""
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if name.startswith("Timer"):
-            return float(state["time_elapsed"]["train"])
+    callbacks = checkpoint.get("callbacks")
+    for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
+        if str(name).startswith("Timer"):
+            try:
+                return float(state["time_elapsed"]["train"])
+            except (KeyError, TypeError, ValueError):  # of another Timer
+                return None
     return None
 
 
@@ -77,13 +81,9 @@ def main() -> int:
     options.add_argument("--card", required=True)
     options.add_argument("--flip", action="store_true")
     asked = options.parse_args()
-    try:
-        evaluate_run(asked.folder, asked.root, asked.card, flip=asked.flip)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    evaluate_run(asked.folder, asked.root, asked.card, flip=asked.flip)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

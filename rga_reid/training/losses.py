@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -24,10 +25,15 @@ class BatchHardTripletLoss(nn.Module):
 
     Args:
         margin: in units of the distance; None for the soft margin ``log(1 + exp(d_p - d_n))``.
+
+    Raises:
+        InputError: a margin that is no number.
     """
 
     def __init__(self, margin: float | None = 0.3) -> None:
         super().__init__()
+        if margin is not None and not math.isfinite(margin):
+            raise InputError(f"margin: expected a number or null, got {margin}")
         distance = LpDistance(normalize_embeddings=False, p=2)
         self.miner = BatchHardMiner(distance=distance)
         self.loss = TripletMarginLoss(
@@ -62,6 +68,8 @@ class ReIDLoss(nn.Module):
         triplets: Literal["pooled", "embedded"] = "pooled",
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise InputError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
         if triplets not in ("pooled", "embedded"):
             raise InputError(f"triplets: expected pooled or embedded, got {triplets!r}")
         self.triplets = triplets
@@ -71,7 +79,9 @@ class ReIDLoss(nn.Module):
     def forward(self, output: TrainingOutput, labels: Tensor) -> dict[str, Tensor]:
         """Scalars ``loss`` (the sum), ``cross_entropy`` and ``triplet``, computed in float32."""
         with torch.autocast(output.logits.device.type, enabled=False):
-            cross_entropy = self.cross_entropy(output.logits.float(), labels)
+            logits = output.logits.float().movedim(-1, 1)  # classes second, then parts, if there are any
+            parts = labels.view(-1, *(1,) * (logits.ndim - 2)).expand(-1, *logits.shape[2:])
+            cross_entropy = self.cross_entropy(logits, parts)
             features = output.features
             if self.triplets == "embedded":
                 features = functional.normalize(output.embedded.float())
