@@ -54,7 +54,7 @@ def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
     compared = (out / "report" / "report.csv").read_text()
     assert "colour histogram,1," in compared
     assert f"{metrics['model']['mAP']}" in compared
-    assert "Training loss" in (out / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Cumulative match curves" in (out / "report" / "report.html").read_text(encoding="utf-8")
     explained = (out / "explain.html").read_text(encoding="utf-8")
     assert "rga, trained" in explained
     assert "rga, untrained" in explained
