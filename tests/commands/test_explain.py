@@ -125,9 +125,8 @@ def test_hover_click_and_keys_show_the_numbers_of_relations(
     model = load_model(checkpoints["rga"])
     inputs = inputs_of(model, picture)
     with torch.inference_mode():
-        matrices = {
-            s: getattr(model.backbone, f"attention{s}").relations(x).matrices for s, x in inputs.items()
-        }
+        related = {s: getattr(model.backbone, f"attention{s}").relations(x) for s, x in inputs.items()}
+        matrices, weights = ({s: getattr(r, n) for s, r in related.items()} for n in ("matrices", "weights"))
     spatial = matrices[3]["spatial"][0]
     with browse(page) as browser:
         choose(browser, "stages", "3")
@@ -174,10 +173,21 @@ def test_hover_click_and_keys_show_the_numbers_of_relations(
         }.items():
             assert browser.execute_script(f"return spoken({value})") == text
         for canvas in browser.find_elements(By.TAG_NAME, "canvas"):
-            hidden = canvas.get_attribute("aria-hidden") == "true"
-            assert hidden or canvas.accessible_name, canvas.get_attribute("outerHTML")
+            silent = canvas.get_attribute("aria-hidden") == "true" or not canvas.is_displayed()
+            assert silent or canvas.accessible_name, canvas.get_attribute("outerHTML")
         choose(browser, "exhibits", "rga, untrained")
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#applied canvas")) == 2 * 4 * 2  # maps and strips
+        cells = browser.find_elements(By.CSS_SELECTOR, "#applied tr:nth-child(2) td")
+        for cell, stage in zip(cells, (1, 2, 3, 4), strict=True):
+            shown, numbers_of = cell.find_elements(By.TAG_NAME, "canvas"), re.findall(r"\d\.\d+", cell.text)
+            ends = [end for kind in ("spatial", "channel") for end in weights[stage][kind].aminmax()]
+            if cell.text.startswith("every place"):
+                assert f"{ends[0]:.3g}" == f"{ends[1]:.3g}"
+                del ends[1]
+            if "every channel" in cell.text:
+                assert f"{ends[-2]:.3g}" == f"{ends[-1]:.3g}"
+                del ends[-1]
+            assert [float(one) for one in numbers_of] == pytest.approx([float(e) for e in ends], rel=SHOWN)
+            assert len(shown) == len(ends) - 2  # a picture where not all are equal, a line of words where so
         no_complaints(browser)
 
 
