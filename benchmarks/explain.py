@@ -38,6 +38,7 @@ from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.files import write_json
 from rga_reid.models import build_model, save_model
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 120  # seconds that a page may take before the measurement is given up
 STEPS = ((0.1, 0.2), (0.3, 0.8), (0.5, 0.5), (0.7, 0.1), (0.9, 0.9), (0.2, 0.6), (0.6, 0.3), (0.8, 0.7))
 
@@ -65,7 +66,7 @@ addEventListener("pointermove", (event) => {
 def opened(page: Path) -> Iterator[Any]:
     """The page in a browser of its own, drawn to the end."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    options.binary_location = next(found for name in CHROMIUM if (found := shutil.which(name)))
     flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         flags.append("--no-sandbox")  # Chromium refuses to run as root otherwise
@@ -159,6 +160,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pages written, and browsers, of each kind")
     parser.add_argument("--out", help="write the results there as JSON")
     options = parser.parse_args()
+    if not (shutil.which("chromedriver") and any(map(shutil.which, CHROMIUM))):
+        sys.exit("no Chromium with chromedriver: apt-get install -y chromium chromium-driver")
     results = {}
     print("| page | MB | s to write | s to open | ms to follow, median | slowest |\n" + "|---" * 6 + "|")
     with tempfile.TemporaryDirectory() as name:
