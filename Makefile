@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.rga-reid-$(shell cksum setup.cfg | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test test-slow lint format bench
+.PHONY: help install demo test test-slow coverage lint format docs package bench
 help:
-	@echo "make install | demo | test | test-slow | lint | format | bench    (VENV=FOLDER: environment)"
+	@echo "make install | demo | test | test-slow | coverage | lint | format | docs | package | bench"
+	@echo "VENV=FOLDER: the environment; PYTHON=python3.12: what makes it"
 
 install: $(READY)
 $(READY): setup.cfg pyproject.toml
@@ -23,14 +24,36 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+coverage: install
+	mkdir -p build
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:build/coverage-html
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html -d build/doctrees . build/docs
+	@echo build/docs/index.html
+
+# The sdist, and the wheel made of it, which is tried in an environment of its own, in an empty folder: PYTHON=python3.12
+# says with which Python. It downloads all that the wheel depends on, several GB.
+package:
+	rm -rf build/package dist
+	mkdir -p build/package/empty
+	$(PYTHON) -m venv build/package/builder
+	build/package/builder/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/package/builder/bin/python -m build
+	$(PYTHON) -m venv build/package/user
+	build/package/user/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/package/empty && ../user/bin/rga-reid --help && ../user/bin/rga-reid --version
+	cd build/package/empty && ../user/bin/rga-reid train --config market1501/rga_sc --print_config > recipe.yaml
 
 bench: install
 	test -f demo/model/last.ckpt || $(BIN)/python cli.py demo --out demo --overwrite

@@ -88,7 +88,6 @@ def costs(name: str) -> tuple[list[tuple[int, int]], int, int]:
 
 def cost_table(name: str) -> str:
     """What the mechanism adds to a ResNet-50 at 256×128."""
-    lines = ["| after stage | parameters | million MAC |", "|---|---|---|"]
     lines = ["| | " + " | ".join(f"stage {n}" for n in (1, 2, 3, 4)) + " | all | of ResNet-50 |"]
     lines.append("|---|---|---|---|---|---|---|")
     for one in VARIANTS.get(name, (name,)):

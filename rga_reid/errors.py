@@ -1,6 +1,9 @@
-"""The one exception that a user can mend."""
+"""The one exception that a user can mend, and the hint that such messages end with."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -23,3 +26,9 @@ def quoted(value: object, most: int = 60) -> str:
     except (ValueError, RecursionError):  # a number of more digits than Python writes; too deep a nesting
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ``; did you mean NEAREST?``, or nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, did_you_mean, quoted
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAMED = 8  # known names in a message, at most
@@ -30,15 +30,14 @@ def find_resource(kind: str, name: str) -> Path:
     if name in files:
         return files[name]
     near = difflib.get_close_matches(name, files, n=_NAMED)
-    hint = f"; did you mean {near[0]}?" if near else ""
     folder = name.rpartition("/")[0]
     beside = [known for known in files if known.rpartition("/")[0] == folder]
     nearest_first = dict.fromkeys([*near[1:], *sorted(beside), *sorted(files)])
     named = sorted(list(nearest_first)[:_NAMED])
     more = f" and {len(files) - len(named)} more" if len(named) < len(files) else ""
     raise InputError(
-        f"unknown {_NOUNS[kind]} {quoted(name)}{hint} (known: {', '.join(named) or 'none'}{more}; "
-        "one of your own is named by a path that ends in .yaml)"
+        f"unknown {_NOUNS[kind]} {quoted(name)}{did_you_mean(name, files)} "
+        f"(known: {', '.join(named) or 'none'}{more}; one of your own is named by a path that ends in .yaml)"
     )
 
 

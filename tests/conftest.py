@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -71,6 +75,137 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_model(build_model(depth=18, attention="rga", size=(64, 32), classes=3), path)
     return path
+
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+class Block(NamedTuple):
+    """A block of code of a document."""
+
+    language: str
+    text: str
+    line: int  #: of its first line
+    above: str  #: the line of text above it
+
+
+def code_blocks_of(document: str | Path) -> list[Block]:
+    text = (CHECKOUT / document).read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [
+        Block(
+            one[1], one[2], text[: one.start()].count("\n") + 2, text[: one.start()].rstrip().split("\n")[-1]
+        )
+        for one in found
+    ]
+
+
+@pytest.fixture(scope="session")
+def code_blocks() -> Callable[[str | Path], list[Block]]:
+    """The fenced blocks of a Markdown file, by its path from the top of the checkout, in order."""
+    return code_blocks_of
+
+
+_PROGRAM = """#!/bin/sh
+# rga-reid, with what a small data set in place of Market-1501 asks for
+case "$1" in
+data) set -- "$@" --dataset "{card}" ;;
+train) set -- "$@" --data.identities_per_batch 2 --data.images_per_identity 2 --trainer.max_epochs 1 ;;
+esac
+exec "{python}" -m rga_reid.commands "$@"
+"""
+_CARD = """name: small
+title: A few people in the layout of Market-1501
+layout: names
+pattern: '(?P<pid>-1|\\d{4})_c(?P<camid>\\d)s\\d_\\d{6}_\\d{2}\\.jpg'
+junk_pids: [-1]
+distractor_pids: [0]
+splits:
+  train: {sources: [{folder: bounding_box_train}]}
+  query: {sources: [{folder: query}]}
+  gallery: {sources: [{folder: bounding_box_test}]}
+"""
+
+
+@pytest.fixture(scope="session")
+def documented(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Run a block of a document as a reader of it would, a few drawn people in place of ``DIR``.
+
+    ``documented(block, folder)`` runs it in ``folder`` and returns what it printed. ``rga-reid``, ``python``
+    and ``python cli.py`` are those of this checkout, or of a copy of it: ``source``.
+    """
+    place = tmp_path_factory.mktemp("documented")
+    data, programs = place / "market", place / "programs"
+    shutil.copytree(tiny_market, data)
+    query = sorted((data / "query").glob("*.jpg"))[0]
+    shutil.copy(query, data / "query" / "0001_c1s1_001051_00.jpg")  # the one that documents name
+    programs.mkdir()
+    (place / "small.yaml").write_text(_CARD)
+    (programs / "rga-reid").write_text(_PROGRAM.format(card=place / "small.yaml", python=sys.executable))
+    python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'  # a link would leave its environment behind
+    (programs / "python").write_text(python)
+    for program in programs.iterdir():
+        program.chmod(0o755)
+
+    def run(block: Block, folder: Path, *, source: Path = CHECKOUT) -> str:
+        text = re.sub(r"\bDIR\b", str(data), block.text).replace("python cli.py", "rga-reid")
+        words = {"bash": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}
+        path = os.pathsep.join([str(programs), os.environ["PATH"]])
+        done = subprocess.run(
+            words[block.language],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(source), "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"the block at line {block.line}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+DISK = 4 << 20  # bytes of the small file system
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process grows beyond a size: as on a full disk, a write fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(params=["file system", "limit"])
+def disk(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Path, Callable[[int], AbstractContextManager[None]]]]:
+    """A folder on a small disk, and what leaves so many bytes there for what is written next.
+
+    Where nothing may be mounted, both are a limit on the size of files.
+    """
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)]
+    try:
+        mounted = request.param != "limit" and subprocess.run(words, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+
+    @contextmanager
+    def room(size: int) -> Iterator[None]:
+        used = sum(-(-file.stat().st_size // 4096) * 4096 for file in place.rglob("*") if file.is_file())
+        filler = place / "other files"
+        filler.write_bytes(bytes(max(0, DISK - used - size)))
+        yield
+        filler.unlink()
+
+    yield place, room if mounted else largest_file
+    if mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)  # galleries may hold files open
 
 
 BROWSER = "apt-get install -y chromium chromium-driver"  # which installs it, on Debian and Ubuntu

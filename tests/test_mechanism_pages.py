@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rga_reid.attention import MECHANISMS
+from rga_reid.reports.mechanism_words import WORDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 RENEW = "run `python docs/mechanisms.py --pictures`"
@@ -35,6 +36,10 @@ def test_every_mechanism_has_a_page(generator: ModuleType) -> None:
     covered = {name for page in generator.PAGES for name in generator.VARIANTS.get(page, (page,))}
     assert covered == set(MECHANISMS)
     assert names() == sorted(generator.PAGES)
+
+
+def test_every_mechanism_has_words() -> None:
+    assert set(WORDS) == set(MECHANISMS)
 
 
 @pytest.mark.parametrize("name", names())

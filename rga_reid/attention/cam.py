@@ -31,6 +31,10 @@ class CAM(nn.Module):
         size: accepted and ignored; any map will do.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: ``in_channels`` below 1; in ``forward`` and ``relations``, a tensor of another shape, or
+            one that is not of floating-point numbers.
     """
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None) -> None:
@@ -40,6 +44,7 @@ class CAM(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to each channel what it gathers: the fast form."""
         check_map("CAM", x, self.in_channels)
         channels = x.flatten(2).mT  # (B, N, C): the nodes are channels
         return x + self.gamma * attend(channels, -channels, channels).mT.unflatten(2, x.shape[2:])

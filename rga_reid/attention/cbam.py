@@ -30,6 +30,10 @@ class CBAM(nn.Module):
         kernel_size: side of the spatial convolution, odd.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: ``ratio`` leaves no channel, or an even ``kernel_size``; in ``forward`` and ``relations``,
+            a tensor of another shape, or one that is not of floating-point numbers.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class CBAM(nn.Module):
         self.SpatialGate = nn.ModuleDict({"spatial": nn.Sequential(OrderedDict(conv=conv, bn=norm))})
 
     def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels, then the positions."""
         check_map("CBAM", x, self.in_channels)
         mlp, spatial = self.ChannelGate["mlp"], self.SpatialGate["spatial"]
         x = x * torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.flatten(2).max(2).values))[:, :, None, None]

@@ -33,6 +33,10 @@ class CrissCross(nn.Module):
         recurrence: number of passes (2 in the paper).
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: ``ratio`` leaves no channel, or ``recurrence`` below 1; in ``forward`` and ``relations``,
+            a tensor of another shape, or one that is not of floating-point numbers.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class CrissCross(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to each position what it gathers from its row and column, pass by pass: the fast form."""
         check_map("CrissCross", x, self.in_channels)
         gather_crossing = _from_all if x.shape[2] * x.shape[3] <= FEW else _from_lines
         for _ in range(self.recurrence):

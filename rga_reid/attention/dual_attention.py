@@ -34,6 +34,10 @@ class DualAttention(nn.Module):
         head: use the head.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: ``ratio`` leaves no channel, or fewer than 4 channels for the head; in ``forward`` and
+            ``relations``, a tensor of another shape, or one that is not of floating-point numbers.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class DualAttention(nn.Module):
             self.conv8 = nn.Sequential(nn.Dropout2d(0.1, False), nn.Conv2d(inner, in_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Both kinds of attention, summed: the fast form."""
         check_map("DualAttention", x, self.in_channels)
         if not self.head:
             return self.sa(x) + self.sc(x) - x

@@ -48,6 +48,10 @@ class NonLocal(nn.Module):
         bn_layer: batch norm in W.
 
     Shape: (B, C, L), (B, C, H, W) or (B, C, T, H, W) -> the same.
+
+    Raises:
+        ValueError: an unknown ``mode`` or ``dim``, or channels below 1; in ``forward`` and ``relations``, a
+            tensor of another shape, or one that is not of floating-point numbers.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class NonLocal(nn.Module):
             self.phi = pool(self.pooled) if mode == "gaussian" else nn.Sequential(self.phi, pool(self.pooled))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to each position what it gathers: the fast form."""
         self._check(x)
         theta, phi, g = (layer(x).flatten(2) for layer in (self.theta, self.phi, self.g))
         if self.mode == "dot_product":

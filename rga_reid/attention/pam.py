@@ -30,6 +30,10 @@ class PAM(nn.Module):
         ratio: Q and K have C // ratio channels.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: ``ratio`` leaves no channel; in ``forward`` and ``relations``, a tensor of another shape,
+            or one that is not of floating-point numbers.
     """
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 8) -> None:
@@ -42,6 +46,7 @@ class PAM(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to each position what it gathers: the fast form."""
         check_map("PAM", x, self.in_channels)
         query, key, value = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
         return x + self.gamma * attend(query, key, value).unflatten(2, x.shape[2:])

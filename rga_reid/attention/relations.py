@@ -20,14 +20,15 @@ _NAMES = re.compile(r"[A-Za-zΑ-ω][A-Za-zΑ-ω0-9]*(?:_[A-Za-z0-9]+)?'?")  # x,
 class Step(NamedTuple):
     """One named intermediate tensor of the explicit form."""
 
-    symbol: str  # as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
-    meaning: str  # in words
-    formula: str  # how it follows from earlier symbols, each of which it names
-    tensor: Tensor
-    inputs: tuple[str, ...] = ()  # the earlier symbols that the formula names
+    symbol: str  #: as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
+    meaning: str  #: in words
+    formula: str  #: how it follows from earlier symbols, each of which it names
+    tensor: Tensor  #: its value
+    inputs: tuple[str, ...] = ()  #: the earlier symbols that the formula names
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
         return tuple(self.tensor.shape)
 
 
@@ -70,8 +71,9 @@ class Relations:
     ``output`` change with it. Running statistics of batch norms are never touched.
     """
 
-    x: Tensor
-    matrices: dict[str, Tensor]
+    x: Tensor  #: the input map
+    matrices: dict[str, Tensor]  #: by name, see above
+    #: computes the output from the map, and takes down each step, with the matrices that the trace is given
     explicit: Callable[[Tensor, Trace], Tensor] = field(repr=False)
 
     @classmethod
@@ -112,8 +114,9 @@ def run_layers(layers: nn.Module, x: Tensor, weight: Tensor | None = None) -> Te
     """
     for layer in layers if isinstance(layers, nn.Sequential) else [layers]:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            statistics = (None, None) if layer.training else (layer.running_mean, layer.running_var)
-            x = F.batch_norm(x, *statistics, layer.weight, layer.bias, layer.training, 0.0, layer.eps)
+            of_batch = layer.training or layer.running_mean is None
+            statistics = (None, None) if of_batch else (layer.running_mean, layer.running_var)
+            x = F.batch_norm(x, *statistics, layer.weight, layer.bias, of_batch, 0.0, layer.eps)
         elif weight is not None:
             x, weight = F.conv2d(x, weight), None
         else:

@@ -27,6 +27,10 @@ class SE(nn.Module):
         ratio: C // ratio features in between.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: ``ratio`` leaves no channel; in ``forward`` and ``relations``, a tensor of another shape,
+            or one that is not of floating-point numbers.
     """
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 16) -> None:
@@ -37,6 +41,7 @@ class SE(nn.Module):
         self.fc2 = nn.Conv2d(inner, in_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels."""
         check_map("SE", x, self.in_channels)
         return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 

@@ -6,15 +6,12 @@ the work. Modules are imported when their command is asked for, so ``--help`` ne
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import os
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
-from rga_reid.errors import InputError, printable
+from rga_reid.errors import InputError, did_you_mean
+from rga_reid.program import exit_code
 
 COMMANDS = {
     "demo": "the whole story on a synthetic data set: train, test, gallery, query, report",
@@ -34,7 +31,6 @@ COMMANDS = {
     "export": "a model as one file to deploy: ONNX, TorchScript or safetensors",
 }
 
-_LONGEST = 4000  # characters of an error message: there may be a path in it, which may have as many
 _USAGE = "usage: rga-reid COMMAND [options]    (rga-reid COMMAND --help tells the options)"
 
 
@@ -45,36 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; ``sys.argv[1:]`` if not given.
 
     Returns:
-        The exit code: 0 done, 1 a part failed, 2 bad input (one line on stderr says what), 130 interrupted by
-        Ctrl-C.
+        The exit code: 0 done, 1 a part failed, 2 bad input or a disk that takes nothing (one line on stderr
+        says what), 130 interrupted by Ctrl-C, 143 terminated by SIGTERM; see ``rga_reid.program``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with warnings.catch_warnings():
-            # of pillow, about files that it refuses in the same breath, or that lack nothing but EXIF
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            return _dispatch(words)
-    except InputError as error:
-        return _refuse(str(error), 2)
-    except BrokenPipeError:  # `rga-reid ... | head`: the reader has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # of a name too long, a folder that may not be read, a full disk, ...
-        places = ", ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
-        return _refuse(f"{places or 'a file'}: {error.strerror or error}", 2)
-    except MemoryError:
-        return _refuse(f"{words[0]}: not enough memory for this", 1)
-    except KeyboardInterrupt:
-        print("rga-reid: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-
-
-def _refuse(message: str, code: int) -> int:
-    """Print one line about what went wrong; returns the exit code."""
-    line = printable(" ".join(message.split()))
-    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
-    print(f"rga-reid: error: {line}", file=sys.stderr)
-    return code
+    return exit_code(lambda: _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -91,9 +62,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name = words[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown command {name!r}{hint} (known: {', '.join(COMMANDS)})")
+        known = ", ".join(COMMANDS)
+        raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (known: {known})")
     from rga_reid.commands.parsing import parse
 
     command = importlib.import_module(f"rga_reid.commands.{name}")

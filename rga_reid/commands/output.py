@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rga_reid.errors import InputError
+from rga_reid.files import require_writable
 
 if TYPE_CHECKING:
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
 
 def check_output_file(option: str, file: str | None) -> None:
-    """Refuse an output file whose folder does not exist, before any work is done."""
+    """Refuse an output file whose folder does not exist or cannot be written, before any work is done."""
     if file is None:
         return
     path = Path(file).absolute()
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
         raise InputError(f"{option} {file}: {what}")
+    require_writable(file)
 
 
 @contextmanager
@@ -40,6 +42,8 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rga_reid.evaluation.result import RANKS
+
     metrics, settings = result.to_dict(), result.settings
     deviation = metrics.get("deviation")
     table = Table("metric", title_justify="left")
@@ -48,7 +52,7 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
         "mAP": "mean average precision (step)",
         "mAP_trapezoid": "mean average precision (trapezoid, the Market-1501 MATLAB rule)",
         "mINP": "mean inverse negative penalty",
-        **{f"rank-{k}": f"rank-{k}" for k in (1, 5, 10, 20)},
+        **{f"rank-{k}": f"rank-{k}" for k in RANKS},
     }
     if settings["average_precision"] == "trapezoid":
         names = {"mAP_trapezoid": names["mAP_trapezoid"], **names}

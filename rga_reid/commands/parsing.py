@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, did_you_mean
 from rga_reid.inputs import shortened
 
 # what jsonargparse says of a value of the wrong type, of one type or of several
@@ -45,6 +44,12 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
         raise InputError(f"{parser.prog}: {shortened(_one_line(parser, str(error)))}") from None
 
 
+def check_at_least_one(option: str, value: int) -> None:
+    """Refuse a number below 1, before any work is done."""
+    if value < 1:
+        raise InputError(f"{option}: expected at least 1, got {value}")
+
+
 def _one_line(parser: ArgumentParser, message: str) -> str:
     """The parser's message on one line, in terms of options, with the nearest known for an unknown one."""
     known = [option for action in parser._actions for option in action.option_strings]
@@ -54,10 +59,9 @@ def _one_line(parser: ArgumentParser, message: str) -> str:
     unknown = [word for word in line.split() if word.startswith("--")]
     for word in unknown:
         name = word.split("=")[0].rstrip(",:")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            if near:
-                return f"{line}; did you mean {near[0]}?"
+        hint = "" if name in known else did_you_mean(name, known)
+        if hint:
+            return line + hint
     return line
 
 

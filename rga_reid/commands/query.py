@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.parsing import check_at_least_one, new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError, printable
-from rga_reid.files import atomic_file, write_json, write_json_lines
+from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _PAGE_QUERIES = 100  # more would make a page of many megabytes
 _PRINTED_QUERIES = 20
 _PIPE_WIDTH = 10_000
-_MARKET_NAME = re.compile(r"(-1|[0-9]{1,18})_c([0-9]{1,18})(?![0-9])")
 
 
 def parser() -> ArgumentParser:
@@ -77,8 +75,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
-    if options.top_k < 1:
-        raise InputError(f"--top-k: expected at least 1, got {options.top_k}")
+    check_at_least_one("--top-k", options.top_k)
     check_threshold(options)
     if options.shortlist is not None and not options.rerank:
         raise InputError("--shortlist: goes with --rerank")
@@ -97,7 +94,8 @@ def run(options: Namespace) -> None:
     device, threshold = choose_device(options.device), threshold_of(options)
     gallery = Gallery.open(options.gallery)
     gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
-    model = load_model(checkpoint_for(gallery, options))
+    with unchanged(options.checkpoint or (gallery.model.checkpoint if gallery.model else "")):
+        model = load_model(checkpoint_for(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:
         features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)
@@ -118,17 +116,14 @@ def run(options: Namespace) -> None:
         with atomic_file(options.csv) as temporary:
             _with_images(queries, matches).to_csv(temporary, index=False)
     if options.html is not None:
-        page = _page(queries, results, Path(options.gallery).absolute().name, options.rerank)
-        with atomic_file(options.html) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        gallery_name = Path(options.gallery).absolute().name
+        write_text(options.html, _page(queries, results, gallery_name, options.rerank))
     _print(results)
 
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
     """Columns ``path``, ``pid``, ``camid`` of the query images."""
-    import pandas as pd
-
-    from rga_reid.data import table_from_images
+    from rga_reid.data import table_from_files, table_from_images
 
     if len(images) == 1 and Path(images[0]).is_dir():
         return table_from_images(os.path.abspath(images[0]))
@@ -136,14 +131,7 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
         if not Path(image).is_file():
             found = "a folder, which may only stand alone" if Path(image).is_dir() else "no such file"
             raise InputError(f"--image {image}: expected an image file, found {found}")
-    labels = [_MARKET_NAME.match(Path(image).name) for image in images]
-    return pd.DataFrame(
-        {
-            "path": pd.Series([os.path.abspath(image) for image in images], dtype="str"),
-            "pid": pd.array([int(label[1]) if label else None for label in labels], dtype="Int64"),
-            "camid": pd.array([int(label[2]) if label else None for label in labels], dtype="Int64"),
-        }
-    )
+    return table_from_files([os.path.abspath(image) for image in images])
 
 
 def _one_person(queries: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands.parsing import check_at_least_one
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def check_source(options: Namespace, command: str) -> None:
         raise InputError(f"{command}: expected one of --images DIR, --data.root DIR and --features FILE.npz")
     if options.features is not None and options.checkpoint is not None:
         raise InputError(f"{command}: --checkpoint goes with images; features are taken as they are")
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    check_at_least_one("--batch-size", options.batch_size)
     if options.checkpoint is not None and not Path(options.checkpoint).is_file():
         raise InputError(f"--checkpoint {options.checkpoint}: no such file")
 

@@ -8,8 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file, print_ranking, progress
-from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import InputError
+from rga_reid.commands.parsing import check_at_least_one, new_parser
 
 
 def parser() -> ArgumentParser:
@@ -38,7 +37,7 @@ def run(options: Namespace) -> None:
     from rga_reid.data import load_card, read_table
     from rga_reid.evaluation import ReRanking
     from rga_reid.experiments.testing import embed_test_images, rank_test_images
-    from rga_reid.files import atomic_file, write_json
+    from rga_reid.files import write_json, write_text
     from rga_reid.models import Mirrored, load_model
     from rga_reid.retrieval.extraction import choose_device
 
@@ -48,8 +47,7 @@ def run(options: Namespace) -> None:
         from rga_reid.reports.feature_space import require_layout
 
         require_layout()
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    check_at_least_one("--batch-size", options.batch_size)
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
@@ -69,9 +67,8 @@ def run(options: Namespace) -> None:
         from rga_reid.experiments.ranking_page import ranking_page
 
         order = ", re-ranked" if options.rerank else ""
-        tested = f"{Path(options.checkpoint).name} on {options.data.dataset}{order}"
+        data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"
+        tested = f"{Path(options.checkpoint).name} on {data}{order}"
         note = f"{tested}. Scores are cosine similarities: 1 is identical."
-        page = ranking_page(features, table, result, **protocol, title="Test", note=note)
-        with atomic_file(options.html) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_text(options.html, ranking_page(features, table, result, **protocol, title="Test", note=note))
         print(options.html)

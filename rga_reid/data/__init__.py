@@ -4,7 +4,7 @@ from rga_reid.data.cache import cached_images
 from rga_reid.data.cards import Card, load_card
 from rga_reid.data.check import DataReport, check_data
 from rga_reid.data.images import MAX_PIXELS, ImageError, decode, list_images, read_image
-from rga_reid.data.tables import read_table, read_training, table_from_images
+from rga_reid.data.tables import read_table, read_training, table_from_files, table_from_images
 
 __all__ = [
     "MAX_PIXELS",
@@ -19,5 +19,6 @@ __all__ = [
     "read_image",
     "read_table",
     "read_training",
+    "table_from_files",
     "table_from_images",
 ]

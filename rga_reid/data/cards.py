@@ -5,7 +5,6 @@ A card is a short YAML file; ``datasets/README.md`` describes its keys.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import warnings
@@ -14,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, did_you_mean, quoted
 from rga_reid.inputs import read_yaml, shortened
 from rga_reid.resources import find_resource
 
@@ -163,8 +162,7 @@ def _build(cls: Any, value: Any, card: str, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(known)})"
+            hint = did_you_mean(str(name), known) or f" (known: {', '.join(known)})"
             raise InputError(f"{card}: {prefix}{name}: unknown key{hint}")
     for name, item in known.items():
         if name not in value and item.default is MISSING:

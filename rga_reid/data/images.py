@@ -24,7 +24,13 @@ _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
 
 class ImageError(InputError):
-    """A file that is not a usable image; ``fault`` and ``detail`` say in which way."""
+    """A file that is not a usable image.
+
+    Args:
+        path: of the file.
+        fault: in which way: ``missing``, ``empty``, ``truncated``, ``unreadable`` or ``too large``.
+        detail: the same in words, without the path.
+    """
 
     def __init__(self, path: str | os.PathLike[str], fault: Fault, detail: str) -> None:
         super().__init__(f"{shown(path)}: {detail}")
@@ -96,13 +102,19 @@ def decode(
                 raise
             refused[row] = error
             return
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        images[row] = np.asarray(image).transpose(2, 0, 1)
+        images[row] = pixels_of(image, (height, width))
 
     for _ in in_threads(fill, range(len(files)), threads, "decoding"):
         pass
     return images
+
+
+def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Pixels uint8 ``(3, H, W)`` of an RGB image, resized bilinearly with antialiasing to ``size`` (H, W)."""
+    height, width = size
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def pixel_size(path: str | os.PathLike[str]) -> tuple[int, int]:

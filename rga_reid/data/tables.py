@@ -13,14 +13,13 @@ from rga_reid.data.cards import SPLITS, Card, load_card
 from rga_reid.data.csv_files import survey_csv
 from rga_reid.data.images import list_images
 from rga_reid.data.layouts import survey_folder
-from rga_reid.data.survey import Survey
+from rga_reid.data.survey import INTEGER, Survey
 from rga_reid.errors import InputError
 
 DEFAULT_CARD = "market1501"
 
 _NAMED = 3  # problems that an error message names; `data check` lists all
 _MARKET_NAME = re.compile(r"(?P<pid>-1|[0-9]{1,18})_c(?P<camid>[0-9]{1,18})(?![0-9])")
-_IDENTITY_FOLDER = re.compile(r"-?[0-9]{1,18}")
 
 
 def read_table(
@@ -90,19 +89,30 @@ def table_from_images(folder: str | os.PathLike[str]) -> pd.DataFrame:
         InputError: see ``list_images``.
     """
     paths = list_images(folder)
-    pids: list[int | None] = []
-    camids: list[int | None] = []
-    for path in paths:
-        match = _MARKET_NAME.match(path.name)
-        parent = path.relative_to(folder).parent.as_posix()
-        own_folder = _IDENTITY_FOLDER.fullmatch(parent)
-        pids.append(int(match["pid"]) if match else int(parent) if own_folder else None)
-        camids.append(int(match["camid"]) if match else None)
+    table = table_from_files(paths)
+    parents = [path.relative_to(folder).parent.as_posix() for path in paths]
+    own_folder = [int(parent) if INTEGER.fullmatch(parent) else None for parent in parents]
+    in_market = [_MARKET_NAME.match(path.name) is not None for path in paths]
+    table["pid"] = table["pid"].where(in_market, pd.array(own_folder, dtype="Int64"))
+    return table
+
+
+def table_from_files(paths: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
+    """Some image files, which need not exist, with what their names tell.
+
+    Args:
+        paths: n files.
+
+    Returns:
+        Columns ``path`` (str, as given), ``pid`` and ``camid`` (Int64, null unless the name begins as
+        Market-1501's do), n rows in the order of ``paths``.
+    """
+    names = [_MARKET_NAME.match(Path(path).name) for path in paths]
     return pd.DataFrame(
         {
-            "path": pd.Series([str(path) for path in paths], dtype="str"),
-            "pid": pd.array(pids, dtype="Int64"),
-            "camid": pd.array(camids, dtype="Int64"),
+            "path": pd.Series([os.fspath(path) for path in paths], dtype="str"),
+            "pid": pd.array([int(name["pid"]) if name else None for name in names], dtype="Int64"),
+            "camid": pd.array([int(name["camid"]) if name else None for name in names], dtype="Int64"),
         }
     )
 

@@ -55,8 +55,8 @@ def pair_scores(
     pairs, and no count depends on the block size, the number of threads or the device.
 
     Args:
-        query_features, gallery_features, query_pids, gallery_pids, query_camids, gallery_camids, junk_pids,
-            query_paths, gallery_paths: as for ``evaluate_ranking``.
+        query_features, gallery_features, query_pids, gallery_pids: as for ``evaluate_ranking``.
+        query_camids, gallery_camids, junk_pids, query_paths, gallery_paths: likewise.
         device: where the products are computed, such as "cuda".
         block_size: gallery rows held on the device at a time.
         progress: told the fraction that is done, now and then.

@@ -127,7 +127,10 @@ def evaluate_distances(
     Args:
         distances: real numbers ``(q, g)``, smaller for a better fit: an array (a memory map too) or a tensor.
             Compared as they are; equal ones go by gallery order.
-        query_pids: this and the others as for ``evaluate_ranking``.
+        query_pids, gallery_pids, query_camids, gallery_camids: as for ``evaluate_ranking``.
+        average_precision, max_rank, junk_pids, query_paths, gallery_paths: likewise.
+        block_size: columns looked at at a time; changes no result.
+        progress: told the fraction that is done, now and then.
 
     Raises:
         InputError: as for ``evaluate_ranking``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid.data.synthetic import SyntheticSettings
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, did_you_mean, quoted
 from rga_reid.experiments.recipes import merge, read_mapping, read_recipe, seen_from
 from rga_reid.inputs import shortened
 
@@ -173,8 +172,7 @@ def _synthetic(value: Any) -> SyntheticSettings:
 def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
     for key in value:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(known)})"
+            hint = did_you_mean(str(key), known) or f" (known: {', '.join(known)})"
             raise InputError(f"{shortened(key)}: unknown key{hint}")
     for key in needed:
         if key not in value:

@@ -29,7 +29,7 @@ import yaml
 
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import write_json, write_text
 from rga_reid.inputs import read_json
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
@@ -131,8 +131,7 @@ class Run:
         (self.folder / ERROR).unlink(missing_ok=True)
         trainer = self.recipe.get("trainer") or {}
         timed = {"trainer": {"callbacks": [*(trainer.get("callbacks") or []), _TIMER]}}
-        with atomic_file(self.folder / RECIPE) as temporary:
-            temporary.write_text(yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False), "utf-8")
+        write_text(self.folder / RECIPE, yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False))
         write_json(self.folder / ASKED, self.settings())
 
     def training(self) -> list[str]:
@@ -161,8 +160,7 @@ class Run:
 
     def fail(self, what: str) -> None:
         """Write down why the run failed."""
-        with atomic_file(self.folder / ERROR) as temporary:
-            temporary.write_text(what + "\n", encoding="utf-8")
+        write_text(self.folder / ERROR, what + "\n")
 
     def why(self) -> str:
         """The first line of the error."""

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError, quoted
+from rga_reid.evaluation.result import RANKS
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
@@ -37,7 +38,7 @@ _KINDS: dict[str, Callable[[pd.Series], bool]] = {
 }
 _CURVE = ["epoch", "step", "loss"]
 _LARGEST = 1e18  # of what is counted or measured
-_METRICS = ("mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5", "rank-10", "rank-20")
+_METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
 _TESTS = ("test.json", "metrics.json")  # what `train --test.root` writes, and what people call it
 
 

@@ -13,7 +13,7 @@ from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.evaluation import RankingResult
 from rga_reid.experiments.explaining import explain
 from rga_reid.experiments.testing import evaluate_model
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import write_json, write_text
 from rga_reid.models import ColourHistogram, load_model
 from rga_reid.reports.explorer_page import explorer_page
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
@@ -71,15 +71,13 @@ def tell(
     queries = queries.sample(min(PAGE_QUERIES, len(queries)), random_state=seed).reset_index(drop=True)
     features, _ = extract_features(model, queries)
     page = out / "query.html"
-    with atomic_file(page) as temporary:
-        temporary.write_text(_page(queries, gallery.search(features, 10)), encoding="utf-8")
+    write_text(page, _page(queries, gallery.search(features, 10)))
 
     say("explain: what its attention relates to what")
     relations = out / "explain.html"
     exhibits = explain([queries.path[0]], checkpoints=[checkpoint])
     note = f"{exhibits[0].model}, trained on the synthetic set. The pedestrian is drawn by code."
-    with atomic_file(relations) as temporary:
-        temporary.write_text(explorer_page(exhibits, note=note), encoding="utf-8")
+    write_text(relations, explorer_page(exhibits, note=note))
 
     metrics = out / "metrics.json"
     write_json(metrics, {"colour histogram": histogram.to_dict(), "model": result.to_dict()})

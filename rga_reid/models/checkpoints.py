@@ -69,7 +69,15 @@ def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> 
 
 
 def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
-    """Write weights (not the classifier's), configuration and ``trained_on`` as ``.safetensors``."""
+    """Write weights (not the classifier's), configuration and ``trained_on`` as ``.safetensors``, atomically.
+
+    Args:
+        model: made by ``build_model``, or loaded.
+        path: of the file; ``load_model`` reads it where its name ends in ``.safetensors``.
+
+    Raises:
+        InputError: the model has no ``config``, or the file cannot be written.
+    """
     if model.config is None:
         raise InputError("save_model: this model has no config; make it with build_model")
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")}
@@ -79,7 +87,11 @@ def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hex: tells whether a gallery was made with this checkpoint."""
+    """SHA-256 of a file, in hex: tells whether a gallery was made with this checkpoint.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         return checksum(file)
 

@@ -28,6 +28,9 @@ class ColourHistogram:
 
     Args:
         size: (H, W) that images are resized to; at least one row per stripe.
+
+    Raises:
+        InputError: a smaller size.
     """
 
     def __init__(self, size: tuple[int, int] = (128, 64)) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file
-from rga_reid.models.checkpoints import save_model
+from rga_reid.models.checkpoints import load_model, save_model
 from rga_reid.models.embedding import EmbeddingModel
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  #: and their file suffixes
@@ -39,6 +39,11 @@ def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str)
     """Write a model as ``onnx``, ``torchscript`` or ``safetensors``, preprocessing inside, and try the file.
 
     Resizing is not inside: the file takes images of the model's size, any number at a time.
+
+    Args:
+        model: in any mode, on any device; left as it is.
+        path: file to write, whose name ends as the format wants: ``.onnx``, ``.pt`` or ``.safetensors``.
+        kind: the format.
 
     Returns:
         The least cosine between embeddings of the file and of the model, for batches of several sizes.
@@ -124,6 +129,4 @@ def _write_safetensors(deployed: Deployed, file: Path) -> None:
 
 
 def _read_safetensors(file: Path) -> Callable[[Tensor], Tensor]:
-    from rga_reid.models.checkpoints import load_model
-
     return load_model(file).embed

@@ -10,7 +10,11 @@ from rga_reid.models.embedding import EmbeddingModel
 
 
 class Mirrored:
-    """Embeds an image as the normalised sum of its embedding and that of its mirror image."""
+    """Embeds an image as the normalised sum of its embedding and that of its mirror image.
+
+    Args:
+        model: what embeds both.
+    """
 
     def __init__(self, model: EmbeddingModel) -> None:
         self.model, self.size, self.dimension = model, model.size, model.dimension
@@ -18,7 +22,18 @@ class Mirrored:
     def embed(
         self, images: Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
     ) -> Tensor:
-        """As ``EmbeddingModel.embed``, for uint8 tensors ``(n, 3, H, W)``."""
+        """Embed images, twice.
+
+        Args:
+            images: uint8 tensor ``(n, 3, H, W)``.
+            batch_size, device: see ``EmbeddingModel.embed``.
+
+        Returns:
+            float32 ``(n, d)`` on the CPU, rows L2-normalised.
+
+        Raises:
+            InputError: a tensor of another type or shape.
+        """
         straight = self.model.embed(images, batch_size=batch_size, device=device)
         mirrored = self.model.embed(images.flip(-1), batch_size=batch_size, device=device)
         return functional.normalize(straight + mirrored)

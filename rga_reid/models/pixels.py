@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rga_reid.data import read_image
+from rga_reid.data.images import pixels_of
 from rga_reid.errors import InputError
 
 Images = Tensor | Sequence[Image.Image | str | Path]
@@ -44,9 +45,5 @@ def uint8_batch(images: Images, size: tuple[int, int], device: str | torch.devic
 
 
 def _read(image: Image.Image | str | Path, size: tuple[int, int]) -> Tensor:
-    height, width = size
     picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(height, width, 3).permute(2, 0, 1)
+    return torch.from_numpy(pixels_of(picture, size).copy())

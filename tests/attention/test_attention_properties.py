@@ -168,6 +168,13 @@ def test_memory_layout_is_kept_and_makes_no_difference(
     assert y.is_contiguous(memory_format=memory_format)
 
 
+def test_all_mechanisms_are_in_the_family() -> None:
+    def class_of(mechanism: Mechanism) -> object:
+        return mechanism.func if isinstance(mechanism, partial) else mechanism
+
+    assert {class_of(one) for one in MECHANISMS.values()} == {class_of(one) for one in FAMILY.values()}
+
+
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_short_name_builds_a_module_for_a_stage(name: str) -> None:
     module = MECHANISMS[name](64, (8, 4))

@@ -64,3 +64,16 @@ def test_cli_py_is_the_same_program() -> None:
     done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("rga-reid: error: unknown command 'tset'; did you mean test?")
+
+
+def test_choices_that_help_knows_are_those_of_the_library() -> None:
+    """They stand twice, since what the library has would bring torch and FAISS along with --help."""
+    from rga_reid.commands import evaluate, export, gallery
+    from rga_reid.evaluation import PROTOCOLS
+    from rga_reid.models.export import FORMATS
+    from rga_reid.retrieval.indexes import SETTINGS
+
+    assert tuple(PROTOCOLS) == evaluate.PROTOCOLS
+    assert set(gallery.SETTINGS) == {name for names in SETTINGS.values() for name in names}
+    (choices,) = [action.choices for action in export.parser()._actions if action.dest == "format"]
+    assert choices == list(FORMATS)

@@ -9,8 +9,8 @@
 - what was not spoiled succeeds.
 
 ``make test`` runs 200 cases, ``make test-slow`` 5,000. Cases come from a seed, so a run can be made again:
-the same releases of Python and hypothesis draw the same. ``FUZZ_SEED=7`` draws others, and ``FUZZ_CASES=9000``
-draws more.
+the same releases of Python and hypothesis draw the same. ``FUZZ_SEED=7`` draws others, ``FUZZ_CASES=9000``
+more.
 
 **To replay a failure**: the message names its folder, which pytest keeps, and the command. Change into the
 folder and run ``rga-reid`` with these words; its files are those of the smallest case that hypothesis found.

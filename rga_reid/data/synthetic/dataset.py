@@ -48,6 +48,9 @@ class SyntheticSettings:
         junk: gallery images of background and of badly cropped people (pid -1).
         size: (height, width) of the images.
         seed: the same seed writes the same bytes.
+
+    Raises:
+        InputError: a number outside its range, by name.
     """
 
     train_identities: int = 128
@@ -114,7 +117,9 @@ def write_synthetic(
     camera; their other images are in ``bounding_box_test``, among distractors and junk.
 
     Args:
+        root: folder to make; its parent is made if need be.
         settings: sizes and seed; by default a set for a demonstration, about 2,500 images.
+        overwrite: replace the folder that is there.
 
     Raises:
         InputError: ``root`` exists and ``overwrite`` is false, or its parent cannot be written.

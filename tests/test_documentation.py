@@ -1,0 +1,161 @@
+"""Every public name says what it is and what it takes; the site is built of that, without a warning."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sphinx.util.inventory import InventoryFile
+
+from rga_reid.errors import InputError
+
+CHECKOUT = Path(__file__).parent.parent
+PACKAGES = ("attention", "data", "data.synthetic", "evaluation", "models", "retrieval", "training")
+MANY = 3  # parameters; a docstring that explains more of them has a list
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Names and values that packages export, and the methods and properties of classes among them."""
+    for package in PACKAGES:
+        module = importlib.import_module(f"rga_reid.{package}")
+        for name in module.__all__:
+            value = getattr(module, name)
+            yield f"{package}.{name}", value
+            if inspect.isclass(value):
+                for inner, raw in vars(value).items():
+                    if not inner.startswith("_") and _is_code(raw):
+                        yield f"{package}.{name}.{inner}", raw
+
+
+def _is_code(raw: Any) -> bool:
+    return inspect.isfunction(raw) or isinstance(raw, property | classmethod | staticmethod)
+
+
+CODE = {name: value for name, value in public() if inspect.isclass(value) or _is_code(value)}
+
+
+def _function(value: Any) -> Any:
+    if isinstance(value, property):
+        return value.fget
+    return value.__func__ if isinstance(value, classmethod | staticmethod) else value
+
+
+def _docstring(name: str, value: Any) -> str:
+    """Its own, or that of the method that it overrides."""
+    own = _function(value).__doc__
+    if own is None and "." in name:
+        owner = CODE.get(name.rpartition(".")[0])
+        own = inspect.getdoc(getattr(owner, name.rpartition(".")[2])) if owner is not None else None
+    return inspect.cleandoc(own or "")
+
+
+def _parameters(value: Any) -> list[str]:
+    if isinstance(value, property):
+        return []
+    names = list(inspect.signature(_function(value)).parameters)
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def _listed(docstring: str) -> set[str]:
+    """The parameters that the section Args explains: ``a, b: ...``, over several lines too."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    if section is None:
+        return set()
+    entries = re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE)
+    heads = (re.match(r"[\w\s,*]+?(?=:)", entry) for entry in entries)
+    return {name.strip(" *\n") for head in heads if head for name in head[0].split(",")}
+
+
+def _commented_fields(value: type) -> set[str]:
+    """Fields whose line ends in a comment ``#:``, or that one stands above."""
+    source = inspect.getsource(value)
+    beside = re.findall(r"^    (\w+): .*#: ", source, re.MULTILINE)
+    below = re.findall(r"^    #: .*\n(?:    #.*\n)*    (\w+): ", source, re.MULTILINE)
+    return {*beside, *below}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    docstring = _docstring(name, CODE[name])
+    assert docstring
+    assert not docstring.startswith(f"{name.rpartition('.')[2]}("), "what dataclass makes up is no docstring"
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_every_parameter_is_named_in_its_docstring(name: str) -> None:
+    value = CODE[name]
+    if _function(value).__doc__ is None:
+        return  # explained where the method is declared, which is public as well or another library's
+    docstring, parameters = _docstring(name, value), _parameters(value)
+    known = _listed(docstring) | (_commented_fields(value) if inspect.isclass(value) else set())
+    if known:
+        known |= set(re.findall(r"``(\w+)", docstring))
+        assert [name for name in parameters if name not in known] == []
+    else:
+        assert len(parameters) <= MANY, f"a section Args for {', '.join(parameters)}"
+
+
+def test_bad_input_is_among_what_is_raised() -> None:
+    """Functions that refuse input say so: a sample of those whose errors users meet first."""
+    for name in (
+        "data.read_table",
+        "models.load_model",
+        "evaluation.evaluate_ranking",
+        "retrieval.Gallery.open",
+    ):
+        assert "Raises:\n    InputError: " in _docstring(name, CODE[name])
+    assert issubclass(InputError, ValueError)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    words = [
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-c",
+        "docs",
+        "-b",
+        "html",
+        "-d",
+        str(out / "doctrees"),
+    ]
+    words += [".", str(out / "html")]
+    done = subprocess.run([sys.executable, *words], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_warnings_and_has_every_public_name(site: Path) -> None:
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="").data
+    described = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
+    missing = [name for name in CODE if f"rga_reid.{name}" not in described and _function(CODE[name]).__doc__]
+    assert missing == []
+
+
+@pytest.mark.slow
+def test_every_guide_is_on_the_site(site: Path) -> None:
+    pages = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md"), CHECKOUT / "datasets" / "README.md"]
+    missing = [
+        page.name for page in pages if not (site / page.relative_to(CHECKOUT)).with_suffix(".html").is_file()
+    ]
+    assert not missing
+    assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_equations_keep_their_columns(site: Path) -> None:
+    page = (site / "docs" / "api" / "attention.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "G[i, j] = θ(xᵢ)ᵀ φ(xⱼ)                  relation from i to j" in text

@@ -1,0 +1,122 @@
+"""What a wheel and a source distribution hold: all that is needed, and nothing else."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rga_reid import __version__
+
+CHECKOUT = Path(__file__).parent.parent
+LEFT = (
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    "demo",
+    "runs",
+    "__pycache__",
+    "*.egg-info",
+    ".*_cache",
+    ".hypothesis",
+    "*.pyc",
+)
+TOP = (
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the sdist and the wheel that is made of it, from a copy of the checkout."""
+    place = tmp_path_factory.mktemp("package")
+    shutil.copytree(CHECKOUT, place / "source", ignore=shutil.ignore_patterns(*LEFT))
+    words = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        str(place / "dist"),
+        str(place / "source"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "dist"
+
+
+def below(folder: str, *patterns: str) -> set[str]:
+    """Files of the checkout, by paths from ``folder``."""
+    top = CHECKOUT / folder
+    found = {path for pattern in patterns for path in top.rglob(pattern) if path.is_file()}
+    return {str(path.relative_to(top)) for path in found if "__pycache__" not in path.parts}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name == f"rga_reid-{__version__}-py3-none-any.whl"
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    package = below("rga_reid", "*.py", "*.yaml", "py.typed", "templates/*")
+    assert "reports/templates/explorer.html" in package
+    wanted = {f"rga_reid/{name}" for name in package}
+    wanted |= {f"rga_reid/configs/{name}" for name in below("configs", "*.yaml")}
+    wanted |= {f"rga_reid/datasets/{name}" for name in below("datasets", "*.yaml", "README.md")}
+    info = f"rga_reid-{__version__}.dist-info/"
+    wanted |= {
+        info + name
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
+    }
+    assert held == wanted
+    points = configparser.ConfigParser()
+    points.read_string(zipfile.ZipFile(wheel).read(info + "entry_points.txt").decode())
+    assert dict(points["console_scripts"]) == {"rga-reid": "rga_reid.commands:main"}
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    prefix = f"rga_reid-{__version__}/"
+    with tarfile.open(sdist) as opened:
+        held = {one.name.removeprefix(prefix) for one in opened.getmembers() if one.isfile()}
+    made = {name for name in held if name.startswith("rga_reid.egg-info/")} | {"PKG-INFO"}
+    wanted = {*TOP, "cli.py", "pyproject.toml", "ruff.toml", "setup.cfg", ".pre-commit-config.yaml"}
+    for folder in (".ci", "benchmarks", "configs", "datasets", "docs", "rga_reid", "tests"):
+        wanted |= {f"{folder}/{name}" for name in below(folder, "*")}
+    assert held - made == wanted
+
+
+@pytest.mark.slow
+def test_a_wheel_works_in_an_empty_folder(built: Path, tmp_path: Path) -> None:
+    """Unpacked where nothing of the checkout is in reach: the commands, and the recipes by their names."""
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import rga_reid\n"
+        "from rga_reid.commands import main; from rga_reid.resources import find_resource, list_resources\n"
+        "recipe = find_resource('configs', 'market1501/rga_sc')\n"
+        "print(rga_reid.__file__, recipe, len(list_resources('datasets')))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-I", "-c", script, str(tmp_path / "site"), "--help"]
+    done = subprocess.run(words, cwd=tmp_path / "empty", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    place, recipe, cards = done.stdout.splitlines()[0].split()
+    assert Path(place).is_relative_to(tmp_path / "site")
+    assert Path(recipe).is_relative_to(tmp_path / "site" / "rga_reid" / "configs")
+    assert int(cards) == len(below("datasets", "*.yaml"))
+    assert "usage: rga-reid COMMAND" in done.stdout
