@@ -36,8 +36,8 @@ def find_resource(kind: str, name: str) -> Path:
     named = sorted(list(nearest_first)[:_NAMED])
     more = f" and {len(files) - len(named)} more" if len(named) < len(files) else ""
     raise InputError(
-        f"unknown {_NOUNS[kind]} {quoted(name)}{did_you_mean(name, files)} (known: "
-        f"{', '.join(named) or 'none'}{more}; one of your own is named by a path that ends in .yaml)"
+        f"unknown {_NOUNS[kind]} {quoted(name)}{did_you_mean(name, files)} "
+        f"(known: {', '.join(named) or 'none'}{more}; one of your own is named by a path that ends in .yaml)"
     )
 
 

@@ -770,9 +770,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for number, name in enumerate(NAMES):
         file = root / f"{name.replace('/', '∕')}.png"
-        for split, camera in (("query", 1), ("gallery", 2)):
-            rows.append({"path": str(file), "pid": number, "camid": camera, "split": split})
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 32, 3), np.uint8)).save(file)
+        other = root / "gallery" / file.name
+        other.parent.mkdir(exist_ok=True)
+        for path, split, camera in ((file, "query", 1), (other, "gallery", 2)):
+            rows.append({"path": str(path), "pid": number, "camid": camera, "split": split})
+            Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 32, 3), np.uint8)).save(path)
     pd.DataFrame(rows).to_csv(root / "set.csv", index=False)
     return root
 

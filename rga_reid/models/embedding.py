@@ -20,9 +20,9 @@ from rga_reid.errors import InputError, quoted
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
+MOST_STRIPES = 64  #: of a map, which has a sixteenth of the image's rows
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MOST_STRIPES = 64  #: of a map, which has a sixteenth of the image's rows
 
 
 class TrainingOutput(NamedTuple):
@@ -62,8 +62,7 @@ class EmbeddingModel(nn.Module):
         config: how to build this model again (see ``build_model``); stored in checkpoints.
 
     Raises:
-        InputError: ``mean`` or ``std`` is not three finite numbers, a ``std`` is not above 0, or ``stripes``
-            is not 0 to ``MOST_STRIPES``.
+        InputError: ``mean`` or ``std`` is not three finite numbers, or a ``std`` is not above 0.
     """
 
     def __init__(
@@ -85,8 +84,8 @@ class EmbeddingModel(nn.Module):
         if not all(value > 0 for value in std):
             raise InputError(f"std: expected numbers above 0, got {quoted(std)}")
         self.backbone = backbone
-        if not (_is_number(stripes) and stripes in range(MOST_STRIPES + 1)):
-            raise InputError(f"stripes: expected 0 to {MOST_STRIPES}, got {quoted(stripes)}")
+        if type(stripes) is not int or not 0 <= stripes <= MOST_STRIPES:
+            raise InputError(f"stripes: expected 0 or more, at most {MOST_STRIPES}, got {quoted(stripes)}")
         self.stripes = stripes
         self.dimension = backbone.channels * (1 + stripes)
         self.neck = nn.BatchNorm1d(self.dimension)
