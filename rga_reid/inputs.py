@@ -110,7 +110,10 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
             packed = {chunk.compression for chunk in chunks} - {"SNAPPY", "UNCOMPRESSED"}
             if packed:
                 raise InputError(f"{name}: packed by {', '.join(sorted(packed))}, expected SNAPPY")
-            kinds = {field.name: field.type for field in opened.schema_arrow}
+            kinds = {
+                field.name: field.type.value_type if arrow.types.is_dictionary(field.type) else field.type
+                for field in opened.schema_arrow
+            }
             texts = [key for key, kind in kinds.items() if kind in (arrow.string(), arrow.large_string())]
             opened = parquet.ParquetFile(file, read_dictionary=texts)
             size = sum(chunk.total_uncompressed_size for chunk in chunks)
