@@ -204,6 +204,9 @@ def _read_array(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: st
     """
     try:
         info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # which is how numpy writes; the other decoders unpack all that they are given at once
+            raise InputError(f"{path}: array '{name}': packed in another way than numpy's: refused")
         with archive.open(info) as content:
             header = read_header(content)
             if info.file_size != header.start + header.size:
