@@ -64,16 +64,19 @@ def run(options: Namespace) -> None:
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:
-        _draw(options.plot, calibration, values["threshold"])
+        _draw(options.plot, calibration, values)
     _print(values)
 
 
-def _draw(file: str, calibration: Calibration, threshold: float) -> None:
+def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
     from rga_reid.reports.calibration_plot import calibration_plot
 
-    figure = calibration_plot(
-        *calibration.histograms(), threshold, f"equal-error rate {100 * calibration.equal_error_rate:.2f} %"
+    passing, missed = (100 * values[f"false_{which}_rate"] for which in ("match", "non_match"))
+    note = (
+        f"At the threshold {passing:.3g} % of the pairs of two people pass, and {missed:.3g} % of those of "
+        f"one person do not.\nEqual-error rate: {100 * calibration.equal_error_rate:.3g} %."
     )
+    figure = calibration_plot(*calibration.histograms(), values["threshold"], note)
     with atomic_file(file) as temporary:
         figure.savefig(temporary, dpi=150)
 

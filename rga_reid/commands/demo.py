@@ -19,7 +19,7 @@ def parser() -> ArgumentParser:
     """Options of ``demo``."""
     options = new_parser(
         "demo",
-        "Draw a synthetic data set, train on it, test, build a gallery, query it, explain the model. "
+        "Draw a synthetic data set, train on it, test, build a gallery, query it, explain and report. "
         "Downloads nothing; takes some minutes on two CPU cores.",
     )
     options.add_argument("--out", metavar="DIR", default="demo", help="folder for everything it makes")
@@ -31,7 +31,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Check the folder, then draw, train, test, index, ask and explain."""
+    """Check the folder, then draw, train, test, index, ask, explain and report."""
     from rga_reid.files import require_new
 
     require_new(options.out, overwrite=options.overwrite)
@@ -63,7 +63,7 @@ def say(step: str) -> None:
 
 def _clear(out: Path) -> None:
     """Remove what an earlier demo made, and nothing else that lies in its folder."""
-    for name in ("data", "model", "gallery"):
+    for name in ("data", "model", "gallery", "report"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("query.html", "explain.html", "metrics.json"):
         (out / name).unlink(missing_ok=True)
@@ -73,18 +73,23 @@ def _print(result: DemoResult, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rga_reid.experiments.demo import MODEL
+
     table = Table("percent", title="Synthetic test identities, none seen in training", title_justify="left")
     for heading in ("mAP (step)", "mAP (trapezoid)", "mINP", "rank-1", "rank-5"):
         table.add_column(heading, justify="right")
-    for name, ranking in (("colour histogram", result.histogram), ("ResNet-18 + RGA-SC", result.model)):
+    for name, ranking in (("colour histogram", result.histogram), (MODEL, result.model)):
         values = (ranking.mAP_step, ranking.mAP_trapezoid, ranking.mINP, ranking.rank(1), ranking.rank(5))
         table.add_row(name, *(f"{100 * value:.1f}" for value in values))
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(f"page of queries   {result.page}  (open it in a browser)")
-    console.print(f"attention page    {result.relations}  (point at the photo)")
-    console.print(f"metrics           {result.metrics}")
-    console.print(f"gallery           {result.gallery}")
-    console.print(f"checkpoint        {result.checkpoint}")
-    console.print(f"data set          {result.data}")
-    console.print(f"took {seconds / 60:.1f} minutes")
+    console.print("To open in a browser:")
+    console.print(f"  {result.page}  people, each with the ten best matches")
+    console.print(f"  {result.relations}  what attention relates to what: point at the photo")
+    console.print(f"  {result.report}  both tests compared; the queries that gain and lose most")
+    console.print("And besides:")
+    console.print(f"  metrics     {result.metrics}")
+    console.print(f"  gallery     {result.gallery}")
+    console.print(f"  checkpoint  {result.checkpoint}")
+    console.print(f"  data set    {result.data}")
+    console.print(f"It took {seconds / 60:.1f} minutes.")

@@ -1,9 +1,9 @@
-"""The whole story on the synthetic set: draw, train, test, index, ask, explain; pages to look at."""
+"""The whole story on the synthetic set: draw, train, test, index, ask, explain, report; pages to look at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +11,24 @@ import pandas as pd
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.evaluation import RankingResult
+from rga_reid.experiments.collecting import read_curve
 from rga_reid.experiments.explaining import explain
-from rga_reid.experiments.testing import evaluate_model
+from rga_reid.experiments.leading import leading_matches
+from rga_reid.experiments.testing import embed_test_images, rank_test_images
 from rga_reid.files import write_json, write_text
 from rga_reid.models import ColourHistogram, load_model
+from rga_reid.models.costs import count_costs
+from rga_reid.reports.ablation_numbers import METRICS, Evaluation
+from rga_reid.reports.ablation_report import write_report
+from rga_reid.reports.ablation_tables import AblationReport
 from rga_reid.reports.explorer_page import explorer_page
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 from rga_reid.retrieval import Gallery, ModelRecord, extract_features
+from rga_reid.retrieval.extraction import Embedder
 
 PAGE_QUERIES = 12
+MODEL = "ResNet-18 + RGA-SC"
+_CONDITIONS = "Parameters and multiply-accumulates are the backbone's, for one image."
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class DemoResult:
     gallery: Path
     page: Path
     relations: Path
+    report: Path
     metrics: Path
 
 
@@ -57,10 +67,10 @@ def tell(
     """
     table = read_table(root)
     say("test: a colour histogram, for comparison")
-    histogram = evaluate_model(ColourHistogram(), table)
+    histogram, plain = _tested("colour histogram", ColourHistogram(), table)
     say("test: the trained model")
     model = load_model(checkpoint)
-    result = evaluate_model(model, table)
+    result, trained = _tested(MODEL, model, table)
 
     say("gallery: build and query")
     gallery = Gallery.build(
@@ -79,9 +89,33 @@ def tell(
     note = f"{exhibits[0].model}, trained on the synthetic set. The pedestrian is drawn by code."
     write_text(relations, explorer_page(exhibits, note=note))
 
+    say("report: the two tests side by side")
+    costs = count_costs(model.backbone).set_index("part").loc["total"]
+    trained = replace(
+        trained,
+        curve=read_curve(checkpoint.parent),
+        parameters=int(costs["parameters"]),
+        macs=int(costs["macs"]),
+    )
+    report = AblationReport(
+        "A trained model beside a colour histogram", [plain, trained], plain.name, conditions=_CONDITIONS
+    )
+    pages = write_report(report, out / "report")
+
     metrics = out / "metrics.json"
     write_json(metrics, {"colour histogram": histogram.to_dict(), "model": result.to_dict()})
-    return DemoResult(histogram, result, root, checkpoint, out / "gallery", page, relations, metrics)
+    return DemoResult(
+        histogram, result, root, checkpoint, out / "gallery", page, relations, pages[0], metrics
+    )
+
+
+def _tested(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingResult, Evaluation]:
+    """The test of a model, and the same as a report takes it."""
+    features, tested = embed_test_images(model, table)
+    result = rank_test_images(features, tested)
+    metrics = {key: float(value) for key, value in result.to_dict().items() if key in METRICS}
+    ranked = leading_matches(features, tested)
+    return result, Evaluation(name, None, metrics, tuple(result.cmc), result.to_frame(), ranked)
 
 
 def _page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
@@ -91,5 +125,8 @@ def _page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
         lists[row.query].append(
             Match(row.path, int(row.pid), int(row.camid), rank=int(row.rank), score=float(row.score))
         )
-    note = "Synthetic pedestrians, drawn by code. None of these people was seen in training."
+    note = (
+        "Synthetic pedestrians, drawn by code. None of these people was seen in training. Person 0 is not "
+        "one person: these are passers-by, whom no query asks for."
+    )
     return ranked_page(pictures, lists, title="Who is this?", note=note)

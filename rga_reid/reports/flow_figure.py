@@ -15,7 +15,7 @@ from rga_reid.reports.mechanism_words import words_of
 from rga_reid.reports.notation import as_mathtext
 from rga_reid.reports.relation_views import FlowStep
 
-_WIDTH, _HEIGHT, _GAP = 2.5, 0.74, 0.3  # inches, of a box and between two
+_WIDTH, _HEIGHT, _GAP = 2.5, 0.84, 0.3  # inches, of a box and between two
 _LANE = 0.16  # inches, between two arrows that go round boxes
 _EDGES = {"matrix": "#e8590c", "weight": "#0b7285", "between": "#8a929c"}
 _ARROW = "#5b626b"
@@ -81,16 +81,16 @@ def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:
     left, right = x - _WIDTH / 2 + 0.1, x + _WIDTH / 2 - 0.1
     shape = "×".join(map(str, step.shape))
     axes.text(
-        left, y - 0.2, as_mathtext(step.symbol), va="center", fontsize=11, weight="bold", style="italic"
+        left, y - 0.26, as_mathtext(step.symbol), va="center", fontsize=11, weight="bold", style="italic"
     )
-    axes.text(right, y - 0.2, shape, va="center", ha="right", fontsize=7.5, color=_ARROW)
+    axes.text(right, y - 0.26, shape, va="center", ha="right", fontsize=7.5, color=_ARROW)
     formula = step.formula or "from the stage before"
-    axes.text(left, y + 0.02, as_mathtext(_short(formula)), va="center", fontsize=7.5)
-    axes.text(left, y + 0.22, _short(step.meaning), va="center", fontsize=7, color=_ARROW)
+    axes.text(left, y - 0.04, as_mathtext(_lines(formula, 1)), va="center", fontsize=7.5)
+    axes.text(left, y + 0.1, _lines(step.meaning, 2), va="top", fontsize=7, linespacing=1.25, color=_ARROW)
 
 
-def _short(text: str) -> str:
-    return textwrap.shorten(text, 44, placeholder=" …")
+def _lines(text: str, most: int) -> str:
+    return textwrap.fill(text, 44, max_lines=most, placeholder=" …")
 
 
 def _draw_arrow(axes: Any, start: Place, stop: Place) -> None:

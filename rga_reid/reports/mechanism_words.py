@@ -19,6 +19,7 @@ class Words:
         use: what is done with the matrix.
         row_caption: below the picture of a row.
         column_caption: below the picture of a column.
+        directions: which of the two are used, one of ``BOTH``, ``ROWS``, ``NONE`` and ``UNKNOWN``.
     """
 
     title: str
@@ -30,9 +31,12 @@ class Words:
     use: str
     row_caption: str
     column_caption: str
+    directions: str = "row only"
 
 
+BOTH, ROWS, NONE, UNKNOWN = "row and column", "row only", "none", "not described here"
 _SHARES = "Shares that sum to 1: brighter places give more to the chosen point."
+_NO_SHARES = "What the chosen point takes from each place: numbers that do not sum to 1."
 _TAKERS = (
     "Who takes from the chosen point. This mechanism gathers along rows; a column is never used by itself."
 )
@@ -53,6 +57,7 @@ WORDS = {
         "nothing is mixed",
         _RGA_ROW,
         _RGA_COLUMN,
+        BOTH,
     ),
     "pam": Words(
         "Position attention (PAM)",
@@ -109,6 +114,7 @@ WORDS = {
         "each channel is scaled by its weight",
         "",
         "",
+        NONE,
     ),
     "cbam": Words(
         "Convolutional block attention (CBAM)",
@@ -120,23 +126,9 @@ WORDS = {
         "channels and positions are scaled by their weights",
         "",
         "",
+        NONE,
     ),
 }
-WORDS["nonlocal_gaussian"] = replace(
-    WORDS["nonlocal"], title="Non-local block, gaussian", entry="f[i, j] = softmax_j(x_i·x_j), a share"
-)
-WORDS["nonlocal_dot_product"] = replace(
-    WORDS["nonlocal"],
-    title="Non-local block, dot product",
-    entry="f[i, j] = θ(x_i)·φ(x_j) / N, which may be below 0: not a share",
-    row="how much i takes from each j; does not sum to 1",
-    row_caption="What the chosen point takes from each place: numbers that do not sum to 1.",
-)
-WORDS["nonlocal_concatenation"] = replace(
-    WORDS["nonlocal_dot_product"],
-    title="Non-local block, concatenation",
-    entry="f[i, j] = ReLU(w · [θ(x_i), φ(x_j)]) / N, at least 0: not a share",
-)
 WORDS["rga_s"] = replace(
     WORDS["rga"], title="Relation-aware global attention, positions (RGA-S)", nodes="positions"
 )
@@ -156,8 +148,29 @@ WORDS["dual"] = Words(
 )
 
 
+VARIANTS = {  #: with other options than the mechanism of that name: what the matrix means is another thing
+    "nonlocal_gaussian": replace(
+        WORDS["nonlocal"], title="Non-local block, gaussian", entry="f[i, j] = softmax_j(x_i·x_j), a share"
+    ),
+    "nonlocal_dot_product": replace(
+        WORDS["nonlocal"],
+        title="Non-local block, dot product",
+        entry="f[i, j] = θ(x_i)·φ(x_j) / N, which may be below 0: not a share",
+        row="how much i takes from each j; does not sum to 1",
+        row_caption=_NO_SHARES,
+    ),
+    "nonlocal_concatenation": replace(
+        WORDS["nonlocal"],
+        title="Non-local block, concatenation",
+        entry="f[i, j] = ReLU(w · [θ(x_i), φ(x_j)]) / N, at least 0: not a share",
+        row="how much i takes from each j; does not sum to 1",
+        row_caption=_NO_SHARES,
+    ),
+}
+
+
 def words_of(mechanism: str) -> Words:
     """The words of a mechanism, by its short name; of one not known here, no more than its name."""
-    nothing = "not described here"
-    unknown = Words(mechanism, "", nothing, nothing, nothing, nothing, nothing, "A row.", "A column.")
-    return WORDS.get(mechanism, unknown)
+    nothing = (UNKNOWN,) * 5
+    unknown = Words(mechanism, "", *nothing, "Row i of the matrix.", "Column i of the matrix.", UNKNOWN)
+    return {**WORDS, **VARIANTS}.get(mechanism, unknown)

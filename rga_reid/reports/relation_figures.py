@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rga_reid.errors import InputError
 from rga_reid.reports.explorer_page import COLOURS, Exhibit
@@ -31,7 +32,7 @@ def relation_figure(
     lines = [(exhibit, matrix) for exhibit in exhibits for matrix in exhibit.stage(stage).matrices]
     if not lines:
         raise InputError("relation_figure: expected a mechanism with relation matrices")
-    figure = Figure(figsize=(9.5, 2.9 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.1 * len(lines)), layout=_layout())
     grid = figure.subplots(len(lines), 5, squeeze=False, width_ratios=(1, 2, 1, 1, 1))
     for axes, (exhibit, matrix) in zip(grid, lines, strict=True):
         for one in axes:
@@ -44,9 +45,12 @@ def relation_figure(
 
 
 def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
-    """What is applied after each stage: weights of positions, or how much each place changed."""
+    """What is applied after each stage: weights of positions, or how much each place changed.
+
+    A change is the length of output − input, as a share of the input's.
+    """
     stages = sorted({view.stage for exhibit in exhibits for view in exhibit.stages})
-    figure = Figure(figsize=(1.9 * len(stages) + 1, 3 * len(exhibits)), layout="constrained")
+    figure = Figure(figsize=(1.9 * len(stages) + 1, 3 * len(exhibits)), layout=_layout())
     grid = figure.subplots(len(exhibits), len(stages), squeeze=False)
     for line, exhibit in zip(grid, exhibits, strict=True):
         for axes in line:
@@ -55,23 +59,40 @@ def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
         for view in exhibit.stages:
             axes = line[stages.index(view.stage)]
             values = view.change if view.attention is None else view.attention
-            what = "change" if view.attention is None else "weight"
-            shown = _over_photo(axes, exhibit, values, *_range(values), COLOURS["sequential"])
+            what = "relative change" if view.attention is None else "weight"
+            low, high = _range(values)
             axes.set_title(f"stage {view.stage}: {what}", fontsize=8)
-            figure.colorbar(shown, ax=axes, shrink=0.6).ax.tick_params(labelsize=7)
+            if f"{low:.4g}" == f"{high:.4g}":  # colours would show no more than rounding
+                _show_grey(axes, exhibit)
+                axes.set_xlabel(f"{low:.4g} everywhere", fontsize=7)
+            else:
+                shown = _over_photo(axes, exhibit, values, _norm(values, low, high), COLOURS["sequential"])
+                figure.colorbar(shown, ax=axes, shrink=0.6).ax.tick_params(labelsize=7)
     return figure
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(
+        w_pad=0.08, h_pad=0.08
+    )  # inches; what is rotated reaches farther than it says
 
 
 def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
     low, high = _range(matrix.picture, 99.5)
     norm = _norm(matrix.picture, low, high)
     shown = axes.imshow(matrix.picture, _colours(low), norm=norm, aspect="auto", interpolation="none")
-    axes.figure.colorbar(shown, ax=axes, shrink=0.7).ax.tick_params(labelsize=7)
-    pooled = "" if matrix.whole else ", block means"
-    pooled += ", colours by cube root" if isinstance(norm, PowerNorm) else ""
+    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.7)
+    bar.ax.tick_params(labelsize=7)
+    if isinstance(norm, PowerNorm):  # whose own ticks crowd at its upper end
+        ticks = [float(tick) for tick in norm.inverse(np.array([0, 1 / 3, 2 / 3, 1]))]
+        bar.set_ticks(ticks, labels=[_least(ticks[0], ticks[-1]), *(_number(tick, 2) for tick in ticks[1:])])
     asymmetry = "" if matrix.asymmetry is None else f", asymmetry {matrix.asymmetry:.2f}"
     symbol = as_mathtext(matrix.symbol)
-    axes.set_title(f"{symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}{pooled}", fontsize=8)
+    axes.set_title(f"{symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}", fontsize=8)
+    notes = ["means over blocks"] * (not matrix.whole) + ["colours by cube root"] * isinstance(
+        norm, PowerNorm
+    )
+    axes.set_xlabel(", ".join(notes), fontsize=7)
 
 
 def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tuple[float, float]) -> None:
@@ -83,18 +104,29 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
     axes[0].imshow(exhibit.pixels)
     axes[0].set_title("point i", fontsize=8)
     low, high = _range(np.concatenate([row, column]))
-    _over_photo(axes[2], exhibit, row.reshape(matrix.key_grid), low, high, _colours(low))
-    axes[2].set_title("row i", fontsize=8)
-    _over_photo(axes[3], exhibit, column.reshape(matrix.grid), low, high, _colours(low))
-    axes[3].set_title("column i", fontsize=8)
+    norm = _norm(row, low, high)  # of both, so that they can be compared
+    root = "\ncolours by cube root" if isinstance(norm, PowerNorm) else ""
+    shown = [axes[0], axes[2], axes[3]]
+    for one, values, grid, title in (
+        (axes[2], row, matrix.key_grid, "row i"),
+        (axes[3], column, matrix.grid, "column i"),
+    ):
+        _over_photo(one, exhibit, values.reshape(grid), norm, _colours(low))
+        one.set_title(title, fontsize=8)
+        one.set_xlabel(f"{_least(low, high)} to {_number(high)}{root}", fontsize=7)
     if row.shape == column.shape:
         difference = row - column
         most = float(np.abs(difference).max())
-        _over_photo(axes[4], exhibit, difference.reshape(matrix.grid), -most, most, COLOURS["diverging"])
+        norm = Normalize(-most, most)
+        _over_photo(axes[4], exhibit, difference.reshape(matrix.grid), norm, COLOURS["diverging"])
         axes[4].set_title("row − column", fontsize=8)
+        axes[4].set_xlabel(f"{_number(-most)} to {_number(most)}", fontsize=7)
+        shown.append(axes[4])
+    else:
+        axes[4].axis("off")
     photo_height, photo_width = exhibit.pixels.shape[:2]
     spot = ((u + 0.5) * photo_width / width, (v + 0.5) * photo_height / height)
-    for one in (axes[0], *axes[2:]):
+    for one in shown:
         for colour, line in (("white", 2.4), ("#e8590c", 1.2)):
             one.plot(*spot, "o", markersize=7, mfc="none", markeredgecolor=colour, markeredgewidth=line)
 
@@ -112,24 +144,36 @@ def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[flo
     places = {int(node): place for place, node in enumerate(matrix.map_channels)}
     for one, node, title in (
         (axes[0], channel, f"channel {channel}"),
-        (axes[2], most[0], f"most: {most[0]}\n{row[most[0]]:.3g}"),
-        (axes[3], most[1], f"next: {most[1]}\n{row[most[1]]:.3g}"),
-        (axes[4], least[0], f"least: {least[0]}\n{row[least[0]]:.3g}"),
+        (axes[2], most[0], f"most: {most[0]}\n{_number(row[most[0]])}"),
+        (axes[3], most[1], f"next: {most[1]}\n{_number(row[most[1]])}"),
+        (axes[4], least[0], f"least: {least[0]}\n{_number(row[least[0]])}"),
     ):
         activation = matrix.maps[places[node]]
-        _over_photo(one, exhibit, activation, *_range(activation), COLOURS["sequential"])
+        _over_photo(one, exhibit, activation, _norm(activation, *_range(activation)), COLOURS["sequential"])
         one.set_title(title, fontsize=8)
 
 
-def _over_photo(
-    axes: Any, exhibit: Exhibit, values: np.ndarray, low: float, high: float, colours: str
-) -> Any:
+def _number(value: float, digits: int = 3) -> str:
+    """As people write it: 0.0123, −4.5, 1.24·10⁻⁵."""
+    number, _, power = f"{value:.{digits}g}".replace("-", "−").partition("e")
+    return f"{number}$\\cdot 10^{{{int(power.replace('−', '-'))}}}$" if power else number
+
+
+def _least(low: float, high: float) -> str:
+    """The lower end of a scale."""
+    return "about 0" if 0 < low < 1e-6 * high else _number(low)
+
+
+def _over_photo(axes: Any, exhibit: Exhibit, values: np.ndarray, norm: Normalize, colours: str) -> Any:
     height, width = exhibit.pixels.shape[:2]
-    axes.imshow(exhibit.pixels.mean(axis=2), "gray")
+    _show_grey(axes, exhibit)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    norm = _norm(values, low, high)
     clear = np.ma.masked_equal(values, 0) if isinstance(norm, PowerNorm) else values
     return axes.imshow(clear, colours, norm=norm, extent=extent, alpha=0.74, interpolation="nearest")
+
+
+def _show_grey(axes: Any, exhibit: Exhibit) -> None:
+    axes.imshow(exhibit.pixels.mean(axis=2), "gray", vmin=0, vmax=255)
 
 
 def _norm(values: np.ndarray, low: float, high: float) -> Normalize:

@@ -66,9 +66,13 @@ def inputs_of(model: EmbeddingModel, picture: Path) -> dict[int, torch.Tensor]:
     return found
 
 
+WRITTEN = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789")
+
+
 def number(browser: Any, name: str) -> float:
     element = browser.find_element(By.ID, name)
-    assert float(element.text) == pytest.approx(float(element.get_attribute("data-value")), rel=6e-4)
+    text = element.text.replace("·10", "e").translate(WRITTEN)
+    assert float(text) == pytest.approx(float(element.get_attribute("data-value")), rel=6e-4)
     return float(element.get_attribute("data-value"))
 
 
@@ -160,6 +164,18 @@ def test_hover_click_and_keys_show_the_numbers_of_relations(
         row[7] = -torch.inf
         assert number(browser, "value-row") == pytest.approx(float(row.max()), rel=SHOWN)
         assert len(browser.find_elements(By.CSS_SELECTOR, "#most canvas, #least canvas")) == 8
+        for value, text in {
+            "0": "0",
+            "-0.25": "−0.2500",
+            "9999.6": "10000",
+            "12345": "1.235·10⁴",
+            "0.00012346": "1.235·10⁻⁴",
+            "0.0012346": "0.001235",
+        }.items():
+            assert browser.execute_script(f"return spoken({value})") == text
+        for canvas in browser.find_elements(By.TAG_NAME, "canvas"):
+            hidden = canvas.get_attribute("aria-hidden") == "true"
+            assert hidden or canvas.accessible_name, canvas.get_attribute("outerHTML")
         choose(browser, "exhibits", "rga, untrained")
         assert len(browser.find_elements(By.CSS_SELECTOR, "#applied canvas")) == 2 * 4 * 2  # maps and strips
         no_complaints(browser)
@@ -237,11 +253,14 @@ def test_the_page_needs_no_network_and_names_are_text(small_page: str) -> None:
     assert "alert(1)" in small_page
 
 
-def test_the_flow_has_true_shapes(small_page: str) -> None:
-    held = re.search(r'<script type="application/json" id="data">(.*?)</script>', small_page, re.DOTALL)
+def held_data(page: str) -> dict[str, Any]:
+    held = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert held is not None
-    data = json.loads(held[1])
-    last = data["exhibits"][0]["stages"][3]
+    return json.loads(held[1])
+
+
+def test_the_flow_has_true_shapes(small_page: str) -> None:
+    last = held_data(small_page)["exhibits"][0]["stages"][3]
     shapes = {step["symbol"]: tuple(step["shape"]) for step in last["flow"]}
     assert shapes["x"] == (1, 512, 8, 4)
     assert shapes["G_s"] == (1, 32, 32)
@@ -267,6 +286,55 @@ def test_checkpoints_of_one_mechanism_are_told_apart(picture: Path, tmp_path: Pa
         "se, trained",
         "se, untrained",
     ]
+
+
+def test_photos_of_one_name_are_told_apart(
+    picture: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.jpg").write_bytes(picture.read_bytes())
+    images = [tmp_path / "a/same.jpg", tmp_path / "b/same.jpg", tmp_path / "a/../a/same.jpg"]
+    exhibits = explain(images, checkpoints=[tiny_checkpoint])
+    assert [exhibit.image for exhibit in exhibits] == ["a/same.jpg"] * 2 + ["b/same.jpg"] * 2
+    other = tmp_path / "other.safetensors"
+    save_model(build_model(depth=18, attention="se", stages=(4,), size=(96, 48)), other)
+    page = tmp_path / "page.html"
+    words = ["--image", str(images[0]), "--checkpoint", str(tiny_checkpoint), str(other), "--out", str(page)]
+    assert main(["explain", *words]) == 0
+    assert "4 views of 1 picture\n" in capsys.readouterr().out
+    names = [photo["name"] for photo in held_data(page.read_text(encoding="utf-8"))["photos"]]
+    assert names == ["same.jpg, 64×32", "same.jpg, 96×48"]  # one photo, as models of two sizes see it
+
+
+def test_words_are_those_of_the_block_that_is_there(picture: Path, tmp_path: Path) -> None:
+    files = []
+    for name, options in (("dot", {"mode": "dot_product"}), ("pooled", {"sub_sample": True})):
+        attention = {"class_path": "rga_reid.attention.NonLocal", "init_args": options}
+        files.append(str(tmp_path / f"{name}.safetensors"))
+        save_model(build_model(depth=18, attention=attention, stages=(3,), size=(64, 32)), files[-1])
+    page = tmp_path / "page.html"
+    words = ["--image", str(picture), "--attention", "nonlocal", "--checkpoint", *files, "--out", str(page)]
+    assert main(["explain", *words]) == 0
+    text = page.read_text(encoding="utf-8")
+    first, second = re.findall(r'<tr><th scope="row">(.*?)</tr>', text, re.DOTALL)
+    assert "dot product" in first
+    assert "not a share" in first
+    assert "does not sum to 1" in first
+    assert "sums to 1" in second
+    assert "row only" in second
+    assert "not square" in second
+    assert held_data(text)["exhibits"][0]["mechanism"] == "nonlocal_dot_product"
+
+
+@pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])
+def test_figures_of_weights_alone(picture: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    checkpoint = tmp_path / "se.safetensors"
+    save_model(build_model(depth=18, attention="se", stages=(3, 4), size=(64, 32)), checkpoint)
+    words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / name)]
+    assert main(["explain", "--image", str(picture), *words]) == 0
+    assert (tmp_path / name).stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])

@@ -50,6 +50,11 @@ def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
     assert page.count("<img") >= 3 * 2
     assert "correct" in page
     assert str(out / "explain.html") in printed
+    assert str(out / "report" / "report.html") in printed
+    compared = (out / "report" / "report.csv").read_text()
+    assert "colour histogram,1," in compared
+    assert f"{metrics['model']['mAP']}" in compared
+    assert "Training loss" in (out / "report" / "report.html").read_text(encoding="utf-8")
     explained = (out / "explain.html").read_text(encoding="utf-8")
     assert "rga, trained" in explained
     assert "rga, untrained" in explained
@@ -64,6 +69,7 @@ def test_demo_folder_that_exists_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 def test_overwriting_a_demo_keeps_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    (tmp_path / "data").mkdir()
+    for name in ("data", "report"):
+        (tmp_path / name).mkdir()
     command._clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

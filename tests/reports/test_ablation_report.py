@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from rga_reid.reports.ablation_numbers import Evaluation
 from rga_reid.reports.ablation_report import report_page, write_report
 from rga_reid.reports.ablation_tables import (
     AblationReport,
+    _md,
     csv_table,
     escape_tex,
     latex,
@@ -134,6 +136,10 @@ def test_markdown_keeps_its_columns(report: AblationReport) -> None:
     assert r"Somewhere \| else." in text
     assert "![Curves](cmc.svg)" in text
     assert "<img" not in text.replace(r"\<img", "")
+    assert text.endswith(
+        "## Runs that are not in the tables\n\n"
+        f"- failed: other seed 0: no {_md(EVIL)}\n- not finished: late seed 1\n"
+    )
 
 
 def test_latex_escapes(report: AblationReport) -> None:
@@ -159,6 +165,18 @@ def test_what_is_not_known_is_blank(tmp_path: Path) -> None:
     assert "gain and lose" not in page
     assert score_table(bare)[2] == ["b", "1", "60.0", "", "", "", "", "seed spread unknown"]
     assert len(write_report(bare, tmp_path)) == 4
+    assert "last epoch" not in page  # nobody knows which epoch other people tested
+
+
+def test_one_query_that_gains_is_one(report: AblationReport) -> None:
+    base, other = report.evaluations[0], report.evaluations[2]
+    assert base.queries is not None
+    better = base.queries.assign(AP_step=base.queries.AP_step + (base.queries["query"] == 3) * 0.05)
+    page = report_page(AblationReport("x", [base, replace(other, queries=better)], "base"))
+    assert "The one that gains most" in page
+    assert "<b>+5.0</b>" in page
+    assert "lose" not in page.split("gain and lose most")[1].split("</p>")[1]
+    assert "The last epoch of each run was tested, once." in page
 
 
 def test_reports_of_nothing_are_refused() -> None:

@@ -118,6 +118,30 @@ def test_each_match_is_marked_in_words_and_by_a_sign() -> None:
     assert "2 correct of 3 judged" in page.words
 
 
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ((0.91, 0.5), ["0.910", "0.500"]),
+        ((0.99962, 0.99958, 0.9), ["0.99962", "0.99958", "0.90000"]),
+        ((0.5, 0.5), ["0.500", "0.500"]),
+        ((0.12345678, 0.12345679), ["0.123457", "0.123457"]),
+        ((), []),
+    ],
+)
+def test_scores_have_as_many_decimals_as_tell_them_apart(scores: tuple[float, ...], shown: list[str]) -> None:
+    matches = [Match(f"{rank}.jpg", rank=rank, score=score) for rank, score in enumerate(scores, 1)]
+    page = Page(ranked_page([Picture("q.jpg")], [matches]))
+    assert [word for word in page.words if word.startswith("0.")] == shown
+
+
+def test_pictures_say_what_they_are(tmp_path: Path) -> None:
+    query = Picture(write_picture(tmp_path / "q.jpg"), 7, 1)
+    matches = [Match(write_picture(tmp_path / f"{rank}.jpg"), -1, 2, rank=rank, score=0.5) for rank in (1, 2)]
+    page = Page(ranked_page([query], [matches]))
+    assert [a["alt"] for tag, a in page.elements if tag == "img"] == ["query 1", "match 1", "match 2"]
+    assert page.words.count("no one (−1)") == 2
+
+
 def test_without_labels_nothing_is_marked() -> None:
     matches = [Match("a.jpg", rank=1, score=0.5), Match("b.jpg", 3, 1, rank=2, score=0.4)]
     page = Page(ranked_page([Picture("q.jpg")], [matches]))

@@ -2,7 +2,7 @@
 const exhibit = () => data.exhibits[state.exhibit];
 const stage = () => exhibit().stages[state.stage];
 const matrix = () => stage().matrices[state.matrix];
-const readsBoth = (shown) => shown.mechanism.startsWith("rga");
+const readsBoth = (shown) => shown.words.directions === "row and column";
 
 function drawMatrix(m) {
   const [rows, keys] = m.picture.shape;
@@ -162,6 +162,8 @@ async function choose() {
   for (const id of ["fig-row", "fig-column", "fig-difference"]) $(id).hidden = !has || channels;
   $("fig-matrix").hidden = $("readout").hidden = !has;
   $("no-matrix").hidden = has;
+  $("look-help").hidden = !has;
+  if (!has) $("cap-photo").textContent = "";
   $("channels").hidden = $("channel-picker").hidden = !channels;
   flow(); same();
   if (has) {
@@ -186,13 +188,14 @@ function captions(shown, m) {
   $("cap-row").textContent = words.row_caption;
   $("cap-column").textContent = words.column_caption;
   $("cap-difference").textContent = both ? "Orange: i thinks more of a place than the place thinks of i. Purple: the reverse. White: mutual. RGA learns from both." :
-    "Orange: i takes more from a place than it gives. Purple: the reverse. This mechanism uses the row alone.";
-  const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
+    `Orange: i takes more from a place than it gives. Purple: the reverse. ${words.directions === "row only" ? "This mechanism uses the row alone." : ""}`;
+  const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach, 3)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
   const pooled = m.whole ? "Every number is shown." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
   $("cap-matrix").replaceChildren(...typeset(`${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`));
   const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
   $("cap-channels").textContent = (both ? "“i → it” is row i, what the chosen channel thinks of the other; “it → i” is column i, the other direction. RGA reads both, and weighs each channel by them." :
-    "“i → it” is what the chosen channel takes from the other: shares that sum to 1. The sign favours channels that fire in other places than this one. Only rows are used.") + exact;
+    shown.mechanism === "cam" || shown.mechanism === "dual" ? "“i → it” is what the chosen channel takes from the other: shares that sum to 1. The sign favours channels that fire in other places than this one. Only rows are used." :
+    "“i → it” is row i of the matrix, “it → i” column i.") + exact;
 }
 function options(id, labels, chosen, pick, words = (text) => [text]) {
   const holder = $(id), focused = holder.contains(document.activeElement);
