@@ -34,7 +34,7 @@ const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "
 function spoken(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value), sign = value < 0 ? "−" : "";
-  if (size < 1e4 && size >= 1e-3) return sign + size.toPrecision(digits).replace(/^(\d+)e.*/, () => size.toFixed(0));
+  if (size < 1e4 && size >= 1e-3) return sign + size.toPrecision(digits).replace(/^[\d.]+e.*/, () => size.toFixed(0));
   const [digit, power] = size.toExponential(digits - 1).split("e");
   return `${sign}${digit}·10${[...power.replace("+", "")].map((letter) => RAISED[letter]).join("")}`;
 }
