@@ -7,11 +7,9 @@ import signal
 import sys
 from collections.abc import Callable
 
-from rga_reid.errors import InputError, printable
+from rga_reid.errors import InputError
 from rga_reid.files import disk_error
 from rga_reid.signals import Stopped, stoppable
-
-_LONGEST = 4000  # characters of an error message: there may be a path in it, which may have as many
 
 
 def exit_code(work: Callable[[], int]) -> int:
@@ -27,26 +25,19 @@ def exit_code(work: Callable[[], int]) -> int:
             sys.stdout.flush()  # what a pipe or a disk does not take is told here, not at the very end
             return code
     except InputError as error:
-        return _refuse(str(error), 2)
+        return _say(f"error: {' '.join(str(error).split())}", 2)
     except BrokenPipeError:  # `rga-reid ... | head`: the reader has left
         return _drop_output(0)
     except OSError as error:
         reason = disk_error(error)
-        if reason is not None and error.filename is None:
+        if reason is None:
+            raise
+        if error.filename is None:
             _drop_output(2)
-        # what else a system refuses is bad input, too: a name too long, a folder that may not be read
-        places = ", ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
-        return _refuse(f"{places or 'output'}: {reason or error.strerror or error}", 2)
-    except MemoryError:
-        return _refuse("not enough memory for this", 1)
+        return _say(f"error: {error.filename or 'output'}: {reason}", 2)
     except KeyboardInterrupt as stop:
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         return _say("interrupted" if signum == signal.SIGINT else "terminated", 128 + signum)
-
-
-def _refuse(message: str, code: int) -> int:
-    line = printable(" ".join(message.split()))
-    return _say(f"error: {line if len(line) <= _LONGEST else f'{line[: _LONGEST - 3]}...'}", code)
 
 
 def _say(message: str, code: int) -> int:

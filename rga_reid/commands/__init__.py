@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 
 from rga_reid.errors import InputError, did_you_mean
@@ -46,10 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         says what), 130 interrupted by Ctrl-C, 143 terminated by SIGTERM; see ``rga_reid.program``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with warnings.catch_warnings():
-        # of pillow, about files that it refuses in the same breath, or that lack nothing but EXIF
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        return exit_code(lambda: _dispatch(words))
+    return exit_code(lambda: _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rga_reid.errors import InputError, quoted
-from rga_reid.inputs import shortened
+from rga_reid.errors import InputError
 from rga_reid.reports.ablation_numbers import (
     LEVEL,
     METRICS,
@@ -67,8 +66,7 @@ class AblationReport:
         if not names:
             raise InputError("report: no finished run or evaluation to show")
         if self.baseline not in names:
-            known = shortened(", ".join(names))
-            raise InputError(f"baseline: expected one of {known}, got {quoted(self.baseline)}")
+            raise InputError(f"baseline: expected one of {', '.join(names)}, got {self.baseline!r}")
 
     @property
     def reading(self) -> list[str]:
@@ -92,7 +90,7 @@ def published_figures(dataset: str | None) -> list[dict[str, Any]]:
         return []
     known = yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
     if dataset not in known:
-        raise InputError(f"published: expected one of {', '.join(known)}, got {quoted(dataset)}")
+        raise InputError(f"published: expected one of {', '.join(known)}, got {dataset!r}")
     return known[dataset]
 
 

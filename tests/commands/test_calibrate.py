@@ -161,7 +161,7 @@ def test_a_score_at_the_threshold_is_a_match(pictures: list[str], tiny_checkpoin
         ('{"threshold": true}', r"calibration\.json: expected .*, with a number 'threshold'"),
         ('{"threshold": NaN}', r"calibration\.json: expected .*, with a number 'threshold'"),
         (b"\xff\xfe", r"calibration\.json: expected the JSON of rga-reid calibrate"),
-        (None, r"calibration\.json: no such file"),
+        (None, r"calibration\.json: cannot read it \(No such file"),
     ],
 )
 def test_bad_calibrations(

@@ -27,7 +27,7 @@ seen = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREA
 for number in range(int(count.read_text()) + 1 if count.exists() else 1, 6):
     if "bad" in sys.argv[1] and number == 2:
         sys.exit("no such attention")
-    if "dies" in sys.argv[1] and number == 2:
+    if "dies" in sys.argv[1].split("/") and number == 2:
         os.kill(os.getpid(), 9)
     time.sleep(0.1)
     count.write_text(str(number))
