@@ -76,6 +76,23 @@ def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
     with atomic_file(path) as temporary:
         metadata = {CONFIG_KEY: json.dumps(model.config), DATA_KEY: json.dumps(model.trained_on)}
         save_file(state, temporary, metadata=metadata)
+        _order_metadata(temporary)
+
+
+def _order_metadata(file: Path) -> None:
+    """Sort the metadata in a safetensors header, which come in an order of chance: files would differ.
+
+    The format: 8 bytes with the header's length, the header as JSON filled up with spaces, the tensors.
+    """
+    with open(file, "r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise RuntimeError(f"safetensors: a header of {length} bytes, sorted it has {len(text)}")
+        opened.seek(8)
+        opened.write(text.ljust(length))
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

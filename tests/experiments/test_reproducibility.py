@@ -1,0 +1,273 @@
+"""What docs/reproducibility.md promises: the same command gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from rga_reid import load_model
+from rga_reid.models import build_model, save_model
+from rga_reid.retrieval import Gallery
+from rga_reid.retrieval.indexes import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+RECIPE: dict[str, Any] = {
+    "model": {"depth": 18, "attention": "rga", "weights": None, "size": [64, 32]},
+    "data": {"identities_per_batch": 2, "images_per_identity": 2, "held_out": 0.25},
+    "trainer": {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "callbacks": [
+            {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.8}}
+        ],
+    },
+}
+PROGRAM = """
+import json, sys
+from functools import partial
+from rga_reid.commands import main
+from rga_reid.data.synthetic import SyntheticSettings
+from rga_reid.experiments import demo
+small = {"train_identities": 4, "test_identities": 2, "distractors": 2, "junk": 1, "size": (64, 32)}
+demo.SyntheticSettings = partial(SyntheticSettings, **small)
+for words in json.loads(sys.argv[1]):
+    assert main(words) == 0, words
+"""
+
+
+def run(commands: Iterable[Iterable[object]], *, hash_seed: int, threads: int = 1) -> None:
+    """Some commands in a process of their own, in which sets have an order of their own."""
+    words = json.dumps([list(map(str, command)) for command in commands])
+    environment = {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def twice(commands: list[list[object]], out: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The files that commands write below a folder, at the first time and at the second.
+
+    But for TensorBoard's, whose names and records hold the time.
+    """
+    found = []
+    for hash_seed in (1, 2):
+        out.mkdir()
+        run(commands, hash_seed=hash_seed)
+        files = [file for file in sorted(out.rglob("*")) if file.is_file() and "tfevents" not in file.name]
+        found.append({str(file.relative_to(out)): file.read_bytes() for file in files})
+        shutil.move(out, out.with_name(f"{out.name}-{hash_seed}"))
+    return found[0], found[1]
+
+
+def assert_same(first: dict[str, bytes], second: dict[str, bytes], *, but: Iterable[str] = ()) -> None:
+    """All files have the same bytes, but for those with one of these words in their names."""
+    assert first.keys() == second.keys()
+    differ = [name for name in first if first[name] != second[name] and not any(word in name for word in but)]
+    assert differ == []
+
+
+def tensors(file: Path) -> Any:
+    """What a checkpoint holds of numbers: all but paths."""
+    content = torch.load(file, weights_only=True)
+    keys = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+    return {key: content[key] for key in keys}
+
+
+def assert_equal(one: Any, two: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_equal(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == two
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+def people(count: int) -> tuple[np.ndarray, pd.DataFrame]:
+    generator = np.random.default_rng(0)
+    pids = np.arange(count) % 60
+    features = generator.normal(size=(60, 16))[pids] + generator.normal(size=(count, 16))
+    paths = [f"{row}.jpg" for row in range(count)]
+    return features.astype(np.float32), pd.DataFrame({"path": paths, "pid": pids})
+
+
+def test_from_training_to_pages(tiny_market: Path, tmp_path: Path, recipe: Path) -> None:
+    out, query = tmp_path / "out", tiny_market / "query"
+    model: list[object] = ["--checkpoint", out / "run" / "last.ckpt"]
+    vectors, (features, table) = tmp_path / "f.npz", people(2000)
+    np.savez(vectors, features=features, pids=table["pid"], paths=np.array(table["path"], np.str_))
+    first, second = twice(
+        [
+            ["train", "--config", recipe, "--data.root", tiny_market, "--out", out / "run"],
+            ["test", *model, "--data.root", tiny_market, "--json", out / "test.json"],
+            ["features", *model, "--images", query, "--out", out / "f.npz"],
+            ["export", *model, "--format", "safetensors", "--out", out / "m.safetensors"],
+            ["export", *model, "--format", "torchscript", "--out", out / "m.pt"],
+            [
+                "gallery",
+                "build",
+                "--gallery",
+                out / "g",
+                *model,
+                "--images",
+                tiny_market / "bounding_box_test",
+            ],
+            *(
+                ["gallery", "build", "--index", kind, "--features", vectors, "--gallery", out / f"g-{kind}"]
+                for kind in SETTINGS
+            ),
+            [
+                "query",
+                "--gallery",
+                out / "g",
+                "--image",
+                query,
+                "--html",
+                out / "q.html",
+                "--csv",
+                out / "q.csv",
+            ],
+            ["explain", *model, "--image", *sorted(query.iterdir())[:2], "--out", out / "e.html"],
+            ["explain", *model, "--image", sorted(query.iterdir())[0], "--out", out / "e.png"],
+        ],
+        out,
+    )
+    assert_same(first, second)
+    runs = [tmp_path / f"out-{number}" / "run" for number in (1, 2)]
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_equal(*(tensors(folder / name) for folder in runs))
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, recipe: Path) -> None:
+    out = tmp_path / "out"
+    first, second = twice([["demo", "--config", recipe, "--epochs", 1, "--out", out / "demo"]], out)
+    assert_same(first, second)
+    assert {"demo/metrics.json", "demo/query.html", "demo/explain.html"} < set(first)
+
+
+def test_a_model_saved_again_has_the_same_bytes(tmp_path: Path) -> None:
+    """Each time anew: safetensors itself leaves the header's entries in an order of chance."""
+    torch.manual_seed(0)
+    model = build_model(depth=18, attention="se", size=(64, 32), classes=3)
+    model.trained_on = {"images": 3, "identities": 2}
+    file, found = tmp_path / "m.safetensors", set()
+    for _ in range(12):
+        save_model(model, file)
+        found.add(file.read_bytes())
+    assert len(found) == 1
+    again = load_model(file)
+    assert (again.config, again.trained_on) == (model.config, model.trained_on)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.slow
+def test_onnx_and_untrained_models(tiny_checkpoint: Path, tiny_market: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    image = next((tiny_market / "query").iterdir())
+    first, second = twice(
+        [
+            ["export", "--checkpoint", tiny_checkpoint, "--format", "onnx", "--out", out / "m.onnx"],
+            ["explain", "--attention", "pam", "rga", "--image", image, "--out", out / "u.html"],
+        ],
+        out,
+    )
+    assert_same(first, second)
+    assert str(ROOT).encode() not in first["m.onnx"]
+    assert b"site-packages" not in first["m.onnx"]
+
+
+@pytest.mark.slow
+def test_ablation(tmp_path: Path, recipe: Path) -> None:
+    """Two variants with two seeds: all numbers but times."""
+    plan = {
+        "recipe": str(recipe),
+        "seeds": [0, 1],
+        "synthetic": {
+            "train_identities": 6,
+            "test_identities": 4,
+            "distractors": 4,
+            "junk": 2,
+            "size": [64, 32],
+        },
+        "variants": [{"name": "se", "overrides": {"model.attention": "se"}}, {"name": "rga"}],
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    out = tmp_path / "out"
+    first, second = twice([["ablate", "--config", tmp_path / "plan.yaml", "--out", out / "a"]], out)
+    timed = ("result.json", "measured.json", "report.html", "report.md", "report.csv", "report.tex")
+    assert_same(first, second, but=["ckpt", *timed])
+    for variant in ("se", "rga"):
+        for seed in (0, 1):
+            folder = f"a/{variant}/seed-{seed}"
+            results = [json.loads(files[f"{folder}/result.json"]) for files in (first, second)]
+            for result in results:
+                assert result.pop("training_seconds") > 0
+            assert results[0] == results[1]
+            checkpoints = [tmp_path / f"out-{run}" / folder / "train" / "last.ckpt" for run in (1, 2)]
+            assert_equal(*map(tensors, checkpoints))
+    assert first["a/rga/seed-0/queries.parquet"] != first["a/rga/seed-1/queries.parquet"]
+
+
+@contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_galleries_hang_on_no_number_of_threads(tmp_path: Path, kind: str) -> None:
+    if kind == "hnsw" and tuple(map(int, faiss.__version__.split(".")[:2])) < (1, 15):
+        pytest.skip("before FAISS 1.15 threads link images in the order in which they come")
+    features, table = people(5000)
+    queries = features[:50] + 0.1
+    found = []
+    for threads in (1, 2, 3):
+        with faiss_threads(threads):
+            Gallery.build(features, table, index=kind).save(tmp_path / str(threads))
+            found.append(Gallery.open(tmp_path / str(threads)).search(queries, 20))
+    for other in (2, 3):
+        for file in (tmp_path / "1").rglob("*"):
+            if file.is_file():
+                assert (
+                    file.read_bytes()
+                    == (tmp_path / str(other) / file.relative_to(tmp_path / "1")).read_bytes()
+                )
+        pd.testing.assert_frame_equal(found[0], found[other - 1])

@@ -1,0 +1,81 @@
+"""Which operations of a training step have no order of their own on CUDA: what docs/reproducibility.md names.
+
+The list is that of ``torch.use_deterministic_algorithms``. There need be no GPU: the operations are recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rga_reid.attention import MECHANISMS
+from rga_reid.training import ReIDModule
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reproducibility.md"
+RAISES = {  # under deterministic algorithms, on CUDA
+    *("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward"),
+    *("avg_pool3d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward"),
+    *("max_unpool2d", "max_unpool3d", "upsample_linear1d_backward", "upsample_bilinear2d_backward"),
+    *("upsample_bicubic2d_backward", "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward"),
+    *("_upsample_bicubic2d_aa_backward", "reflection_pad1d_backward", "reflection_pad2d_backward"),
+    *("nll_loss2d_forward", "nll_loss2d_backward", "_ctc_loss_backward", "put", "put_", "histc", "bincount"),
+    *("median", "kthvalue", "grid_sampler_2d_backward", "grid_sampler_3d_backward", "scatter_reduce"),
+    *("_embedding_bag_dense_backward", "_embedding_bag_per_sample_weights_backward"),
+}
+SWITCHES = {  # to another algorithm
+    *("cumsum", "index_put", "index_put_", "_index_put_impl_", "scatter_add", "scatter_add_", "index_add"),
+    *("index_add_", "index_copy", "index_copy_", "scatter", "scatter_", "embedding_dense_backward"),
+    *("max_pool3d_with_indices_backward", "replication_pad2d_backward", "index_select_backward"),
+    *("_scaled_dot_product_efficient_attention_backward", "_scaled_dot_product_flash_attention_backward"),
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Collects the names of all operations, of the backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def operations(attention: str | None, **options: Any) -> set[str]:
+    """Of a training step: augmentation, model, losses, gradients, optimizer."""
+    torch.manual_seed(0)
+    module = ReIDModule(3, depth=18, attention=attention, weights=None, size=(64, 32), **options)
+    images = torch.randint(0, 256, (6, 3, 80, 40), dtype=torch.uint8)
+    optimizer = module.optimizer([p for p in module.parameters() if p.requires_grad])
+    with Recorder() as recorder:
+        model, size = module.model, module.input_sizes[0]
+        model.backbone.set_input_size(size)
+        x = module.augmentation(images, size, model.mean, model.std, torch.Generator().manual_seed(0))
+        losses = module.loss(model(x), torch.arange(6) // 2)
+        losses["loss"].backward()
+        optimizer.step()
+    return recorder.names
+
+
+@pytest.mark.parametrize("attention", [None, *MECHANISMS])
+def test_what_a_training_step_does(attention: str | None) -> None:
+    names = operations(attention)
+    assert {"convolution_backward", "_upsample_bilinear2d_aa", "grid_sampler_2d"} <= names  # it was recorded
+    assert names & RAISES == set()
+    found = names & SWITCHES
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert found <= {"index_put", "_index_put_impl_", "index_put_", "scatter", "scatter_"}, found
+    for name in found:
+        assert f"`{name.strip('_')}" in text
+
+
+def test_rga_at_another_size_than_its_own() -> None:
+    """Its weights over positions are interpolated, whose gradient adds up in any order."""
+    names = operations("rga", input_sizes=[(0, 48, 24), (3, 64, 32)])
+    assert names & RAISES == {"_upsample_bilinear2d_aa_backward"}
+    assert "`_upsample_bilinear2d_aa_backward`" in DOCUMENT.read_text(encoding="utf-8")
