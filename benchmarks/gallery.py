@@ -6,8 +6,8 @@ the exact search. Bare FAISS is one index of all vectors in memory, searched wit
 turns, query batch by query batch, in one run. Where a gallery has one segment, the bare index is what FAISS
 reads from that segment's file, so both search the same lists or graph (``--build-bare`` builds another). The
 bare IVF-PQ index is refined from stored vectors as the gallery's is. Memory is that of the build, with
-vectors in a mapped file (Linux, glibc). The JSON is written after each kind of index, and ``--resume`` goes
-on from there. A million vectors of 512 numbers need about 7 GB of disk.
+vectors in a mapped file (Linux, glibc). The JSON is written after each kind of index, with the machine that
+measured it, and ``--resume`` goes on from there. A million vectors of 512 numbers need about 7 GB of disk.
 
     python benchmarks/gallery.py --out gallery.json
     python benchmarks/gallery.py --out gallery.json --resume --indexes flat hnsw
@@ -248,8 +248,8 @@ def main() -> None:
     facts = {**machine(), "faiss": faiss.__version__}
     left_out = ("out", "folder", "resume", "indexes")
     settings = {key: value for key, value in vars(options).items() if key not in left_out}
-    results = finished(options, settings) if options.resume else []
-    known = {row["index"] for row in results}
+    machines, results = finished(options, settings) if options.resume else ({}, [])
+    known = set(machines)
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     show(results)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -266,19 +266,22 @@ def main() -> None:
             rows = list(measure(folder, kind, truth, options))
             show(rows)
             results += rows
+            machines[kind] = facts
             if options.out:
-                write_json(options.out, {"machine": facts, "options": settings, "results": results})
+                write_json(options.out, {"machines": machines, "options": settings, "results": results})
             shutil.rmtree(folder / kind)  # one gallery at a time on the disk
 
 
-def finished(options: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Results that ``--out`` holds; none if it is not there. Other options' are refused."""
+def finished(
+    options: argparse.Namespace, settings: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """What ``--out`` holds: the machine that measured each kind, and results. Other options' are refused."""
     if not options.out or not Path(options.out).exists():
-        return []
+        return {}, []
     content = json.loads(Path(options.out).read_text())
     if content["options"] != settings:
         raise SystemExit(f"{options.out}: measured with other options: {content['options']}")
-    return content["results"]
+    return content["machines"], content["results"]
 
 
 def show(results: list[dict[str, Any]]) -> None:

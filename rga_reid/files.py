@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rga_reid.errors import InputError
+from rga_reid.signals import undisturbed
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+_PROBE = 1 << 20  # bytes
+
+
+class DiskError(InputError):
+    """An output that cannot be written: no such folder, no permission, a disk that is full or broken.
+
+    Args:
+        path: of the output.
+        reason: in words.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{os.fspath(path)}: cannot write there ({reason})")
+        self.reason = reason
 
 
 @contextmanager
@@ -20,65 +40,218 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there when the block ends without an error.
 
     A reader sees the old file or the new one, never a part of it. On an error, or Ctrl-C, the temporary
-    file is removed and ``path`` stays as it was.
+    file is removed and ``path`` stays as it was. One that a killed process left is removed by the next writer
+    of the same file.
 
     Raises:
-        InputError: the parent folder is missing or cannot be written.
+        DiskError: the parent folder is missing or cannot be written, or the disk is full.
     """
     target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write there ({error.strerror})") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _draft(target, lambda draft: draft.touch(0o600, exist_ok=False)) as temporary:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; outputs follow the user's umask
+        temporary.chmod(0o666 & ~umask)  # until now it was private; outputs follow the user's umask
         os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; move it there when the block ends without an error.
 
+    As ``atomic_file``, but a folder that is there can only be replaced in two steps. Between them it lies in
+    a hidden folder beside, whose name has ``.old.`` in it; a process that is killed there leaves it so.
+
     Raises:
-        InputError: ``path`` exists and ``overwrite`` is false, or its parent cannot be written.
+        InputError: ``path`` exists and ``overwrite`` is false.
+        DiskError: its parent cannot be written, or the disk is full.
     """
     target = Path(path)
     require_new(target, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise InputError(f"{target}: cannot write there ({error.strerror})") from None
-    try:
+        raise DiskError(target, error.strerror or str(error)) from None
+    with _draft(target, lambda draft: draft.mkdir(0o700)) as temporary:
         yield temporary
         temporary.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        if not target.exists():
+            os.replace(temporary, target)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        try:
             os.replace(target, old / target.name)
             os.replace(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
+        except BaseException:
+            if not target.exists() and (old / target.name).exists():
+                os.replace(old / target.name, target)
+            raise
+        finally:
+            with undisturbed():
+                shutil.rmtree(old)
+
+
+@contextmanager
+def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new name beside ``target``, made and locked, that is gone at the end, moved or removed.
+
+    The lock tells others that its writer lives. The system releases it when the process ends, in any way.
+    """
+    drafts: list[Path] = []  # named before they are made: an interruption in between leaves nothing
+    handle: int | None = None
+    try:
+        try:
+            _remove_abandoned(target)
+            while handle is None and not (drafts and drafts[-1].exists()):
+                drafts.append(target.parent / f".{target.name}.{secrets.token_hex(6)}{target.suffix}")
+                make(drafts[-1])
+                # another may take it for abandoned before it is locked: then there is a next one
+                handle = _locked(drafts[-1], wait=True)
+        except OSError as error:
+            raise DiskError(target, error.strerror or str(error)) from None
+        try:
+            yield drafts[-1]
+        except Exception as error:
+            reason = _obstacle(error, drafts[-1])
+            if reason is None:
+                raise
+            raise DiskError(target, reason) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with undisturbed():
+            for draft in drafts:
+                _remove(draft)
+            if handle is not None:
+                os.close(handle)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the drafts of ``target`` whose writers were killed."""
+    name = re.compile(rf"{re.escape(f'.{target.name}.')}[0-9a-f]{{12}}{re.escape(target.suffix)}")
+    with os.scandir(target.parent) as entries:
+        drafts = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
+    for draft in drafts:
+        handle = _locked(draft, wait=False)
+        if handle is not None:
+            _remove(draft)
+            os.close(handle)
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    """A handle that holds a draft's lock; None where another has it, it is gone, or nothing is locked."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX: no draft is locked, none is ever taken for abandoned
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if path.exists():
+            return handle
+    except OSError:  # held by its writer, or a file system without locks
+        pass
+    os.close(handle)
+    return None
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
+
+
+def _obstacle(error: Exception, draft: Path) -> str | None:
+    """What kept a block from writing its draft; None if it was not the disk.
+
+    Many writers tell a full disk in words of their own, so the disk is asked.
+    """
+    elsewhere = isinstance(error, OSError) and not str(error.filename or draft).startswith(str(draft))
+    if elsewhere or isinstance(error, InputError):
+        return None
+    if (reason := disk_error(error)) is not None:
+        return reason
+    try:
+        with open(draft / "probe" if draft.is_dir() else draft, "ab", buffering=0) as file:
+            file.write(bytes(_PROBE))  # writes less where only a part fits
+            file.write(bytes(1))
+    except OSError as problem:
+        return disk_error(problem)
+    return None
+
+
+def disk_error(error: BaseException) -> str | None:
+    """The reason why a disk did not take or give data, in words; None for any other error."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return error.strerror or str(error)
+    return None
 
 
 def require_new(path: str | os.PathLike[str], *, overwrite: bool = False, hint: str = "--overwrite") -> None:
-    """Refuse an output that exists, before any work is done.
+    """Refuse an output that exists, or that cannot be written, before any work is done.
 
     Raises:
-        InputError: ``path`` exists and ``overwrite`` is false; ``hint`` names the options that allow it.
+        InputError: ``path`` exists and ``overwrite`` is false; ``hint`` names the options that allow it. Or
+            nothing may be written there.
     """
     target = Path(path)
     if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: exists already; choose another name or give {hint}")
+    require_writable(target)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse an output whose folder, or the nearest that exists above it, cannot be written.
+
+    Raises:
+        InputError: it cannot, or it is a file.
+    """
+    target = Path(path).absolute()
+    folder = target if target.is_dir() else target.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: cannot write there: {folder} is a file, expected a folder")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise InputError(f"{path}: cannot write there: the folder {folder} is not writable")
+
+
+@contextmanager
+def unchanged(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Refuse a file that another program replaces or changes while the block reads it.
+
+    Raises:
+        InputError: it was.
+    """
+    before = _state(path)
+    yield
+    if _state(path) != before:
+        raise InputError(
+            f"{os.fspath(path)}: changed while it was read; if a training writes it, take a copy of it"
+        )
+
+
+def _state(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None  # the reader says what is wrong
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def reserve(path: str | os.PathLike[str]) -> None:
+    """Have the disk set aside the bytes of a file with holes, which is then filled through a mapping.
+
+    A mapping that finds no room on the disk kills the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # Linux and some others
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
 
 
 def checksum(file: BinaryIO) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,49 @@ def documented(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         return done.stdout
 
     return run
+
+
+DISK = 4 << 20  # bytes of the small file system
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process grows beyond a size: as on a full disk, a write fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(params=["file system", "limit"])
+def disk(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Path, Callable[[int], AbstractContextManager[None]]]]:
+    """A folder on a small disk, and what leaves so many bytes there for what is written next.
+
+    Where nothing may be mounted, both are a limit on the size of files.
+    """
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)]
+    try:
+        mounted = request.param != "limit" and subprocess.run(words, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+
+    @contextmanager
+    def room(size: int) -> Iterator[None]:
+        used = sum(-(-file.stat().st_size // 4096) * 4096 for file in place.rglob("*") if file.is_file())
+        filler = place / "other files"
+        filler.write_bytes(bytes(max(0, DISK - used - size)))
+        yield
+        filler.unlink()
+
+    yield place, room if mounted else largest_file
+    if mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)  # galleries may hold files open
 
 
 BROWSER = "apt-get install -y chromium chromium-driver"  # which installs it, on Debian and Ubuntu

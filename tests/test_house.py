@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "rga_reid"
 FLOORS = [
-    {"errors"},
+    {"errors", "signals"},
     {"files", "resources"},
+    {"program"},
     {"attention", "data", "evaluation"},
     {"models"},
     {"training", "retrieval", "reports"},

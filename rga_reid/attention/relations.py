@@ -130,8 +130,9 @@ def run_layers(layers: nn.Module, x: Tensor, weight: Tensor | None = None) -> Te
     """
     for layer in layers if isinstance(layers, nn.Sequential) else [layers]:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            statistics = (None, None) if layer.training else (layer.running_mean, layer.running_var)
-            x = F.batch_norm(x, *statistics, layer.weight, layer.bias, layer.training, 0.0, layer.eps)
+            of_batch = layer.training or layer.running_mean is None
+            statistics = (None, None) if of_batch else (layer.running_mean, layer.running_var)
+            x = F.batch_norm(x, *statistics, layer.weight, layer.bias, of_batch, 0.0, layer.eps)
         elif weight is not None:
             x, weight = F.conv2d(x, weight), None
         else:

@@ -242,7 +242,7 @@ def _weighing(inputs: int, down_ratio: int) -> nn.Sequential:
 
 def _embed(nodes: Tensor, weight: Tensor, *norms: Any) -> Tensor:
     """Batch norm, by ``norms`` side by side, of nodes (B, M, F) times weight (outputs, F), as rows."""
-    if norms[0].training:
+    if any(map(_takes_batch_statistics, norms)):
         return _batch_norm(_project(nodes, weight), *norms)
     scale, shift = _scale_and_shift(*norms)
     return _project(nodes, weight * scale[:, None], shift)
@@ -265,12 +265,13 @@ def _project(nodes: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
-    """Batch norm of rows (n, features), by ``norms`` side by side in one pass."""
+    """Batch norm of rows (n, features), by ``norms`` side by side, in one pass where they allow it."""
     first = norms[0]
-    if isinstance(first, nn.SyncBatchNorm):  # whose statistics run over the rows of all processes
+    if not all(_joins(norm, first) for norm in norms):
         parts = rows.split([norm.num_features for norm in norms], dim=1)
-        return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=1)
-    mean, var, weight, bias = _side_by_side(norms)
+        pairs = zip(norms, parts, strict=True)
+        return torch.cat([norm(part[:, :, None, None]).flatten(1) for norm, part in pairs], dim=1)
+    mean, var, weight, bias = _side_by_side(norms, "running_mean", "running_var", "weight", "bias")
     rows = F.batch_norm(rows, mean, var, weight, bias, first.training, first.momentum, first.eps)
     if first.training:
         for norm, new_mean, new_var in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
@@ -280,9 +281,27 @@ def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
     return rows
 
 
+def _joins(norm: Any, first: Any) -> bool:
+    """Whether one pass can do the work of both.
+
+    Not with statistics over all processes (``SyncBatchNorm``), of a cumulative average (momentum None), or
+    that are not kept at all: such modules compute for themselves.
+    """
+    return (
+        not isinstance(norm, nn.SyncBatchNorm)
+        and norm.running_mean is not None
+        and norm.momentum is not None
+        and (norm.training, norm.momentum, norm.eps) == (first.training, first.momentum, first.eps)
+    )
+
+
+def _takes_batch_statistics(norm: Any) -> bool:
+    return norm.training or norm.running_mean is None
+
+
 def _product_norm(left: Tensor, right: Tensor, norm: Any) -> Tensor:
     """Batch norm of left @ right, as rows; with running statistics its scale goes into the smaller right."""
-    if norm.training:
+    if _takes_batch_statistics(norm):
         return _batch_norm(torch.bmm(left, right).flatten(0, 1), norm)
     scale, shift = _scale_and_shift(norm)
     return torch.bmm(left, right * scale).flatten(0, 1).add_(shift)
@@ -290,11 +309,10 @@ def _product_norm(left: Tensor, right: Tensor, norm: Any) -> Tensor:
 
 def _scale_and_shift(*norms: Any) -> tuple[Tensor, Tensor]:
     """What batch norms do with their running statistics: x -> scale · x + shift, side by side."""
-    mean, var, weight, bias = _side_by_side(norms)
-    scale = weight * (var + norms[0].eps).rsqrt()
+    mean, weight, bias = _side_by_side(norms, "running_mean", "weight", "bias")
+    scale = weight * torch.cat([norm.running_var + norm.eps for norm in norms]).rsqrt()
     return scale, bias - mean * scale
 
 
-def _side_by_side(norms: Sequence[Any]) -> list[Tensor]:
-    names = ("running_mean", "running_var", "weight", "bias")
+def _side_by_side(norms: Sequence[Any], *names: str) -> list[Tensor]:
     return [torch.cat([getattr(norm, name) for norm in norms]) for name in names]

@@ -7,12 +7,11 @@ the work. Modules are imported when their command is asked for, so ``--help`` ne
 from __future__ import annotations
 
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from rga_reid.errors import InputError, did_you_mean
+from rga_reid.program import exit_code
 
 COMMANDS = {
     "demo": "the whole story on a synthetic data set: train, test, gallery, query, report",
@@ -42,21 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; ``sys.argv[1:]`` if not given.
 
     Returns:
-        The exit code: 0 done, 1 a part failed, 2 bad input (one line on stderr says what), 130 interrupted by
-        Ctrl-C.
+        The exit code: 0 done, 1 a part failed, 2 bad input or a disk that takes nothing (one line on stderr
+        says what), 130 interrupted by Ctrl-C, 143 terminated by SIGTERM; see ``rga_reid.program``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(words)
-    except InputError as error:
-        print(f"rga-reid: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `rga-reid ... | head`: the reader has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("rga-reid: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return exit_code(lambda: _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> int:

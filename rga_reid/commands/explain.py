@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +56,6 @@ def run(options: Namespace) -> None:
     """Check the files, run the models, write the page or the figures."""
     kind = _format(options)
     check_output_file("--out", options.out)
-    if not os.access(Path(options.out).absolute().parent, os.W_OK):
-        raise InputError(f"--out {options.out}: its folder cannot be written")
     for image in options.image:
         if not Path(image).is_file():
             raise InputError(f"--image {image}: no such image file")
@@ -79,7 +76,9 @@ def run(options: Namespace) -> None:
         _write_page(options, exhibits)
     else:
         _write_figures(options, exhibits, kind)
-    print(f"{options.out}: {len(exhibits)} views of {len(options.image)} pictures")
+    photos = len({exhibit.image for exhibit in exhibits})
+    views = f"{len(exhibits)} view{'s' * (len(exhibits) != 1)}"
+    print(f"{options.out}: {views} of {photos} picture{'s' * (photos != 1)}")
 
 
 def _format(options: Namespace) -> str:
@@ -92,12 +91,12 @@ def _format(options: Namespace) -> str:
 
 
 def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
+    from rga_reid.experiments.explaining import names_of
     from rga_reid.reports.explorer_page import explorer_page
 
     models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
     if options.checkpoint:
-        names = dict.fromkeys(Path(file).name for file in options.checkpoint)
-        models += f". Trained: {', '.join(names)}"
+        models += f". Trained: {', '.join(names_of(options.checkpoint).values())}"
     write_text(options.out, explorer_page(exhibits, note=models))
 
 
@@ -107,14 +106,18 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
     from rga_reid.reports.flow_figure import flow_figure
     from rga_reid.reports.relation_figures import attention_figure, relation_figure
 
+    # SE and CBAM have weights, but no matrices
+    related = any(exhibit.stage(options.stage).matrices for exhibit in exhibits)
     with atomic_file(options.out) as temporary:
         if kind == "png":
-            relation_figure(exhibits, stage=options.stage).savefig(temporary, dpi=150, format="png")
+            figure = relation_figure(exhibits, stage=options.stage) if related else attention_figure(exhibits)
+            figure.savefig(temporary, dpi=150, format="png")
             return
         with PdfPages(temporary) as pages:
             for image in dict.fromkeys(exhibit.image for exhibit in exhibits):
                 of_image = [exhibit for exhibit in exhibits if exhibit.image == image]
-                pages.savefig(relation_figure(of_image, stage=options.stage))
+                if related:
+                    pages.savefig(relation_figure(of_image, stage=options.stage))
                 pages.savefig(attention_figure(of_image))
             for exhibit in {(shown.mechanism, shown.model): shown for shown in exhibits}.values():
                 pages.savefig(flow_figure(exhibit, stage=options.stage))

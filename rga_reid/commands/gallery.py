@@ -24,6 +24,7 @@ from rga_reid.commands.sources import (
     shards_folder,
 )
 from rga_reid.errors import InputError
+from rga_reid.files import unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +142,9 @@ def _build(options: Namespace) -> Gallery | None:
         if workers.rank == 0:
             require_place(options.gallery, overwrite=options.overwrite, resume=options.resume)
         device, table = choose_device(options.device), images_of(options)
-        model = load_model(options.checkpoint)
+        with unchanged(options.checkpoint):
+            model = load_model(options.checkpoint)
+            record = ModelRecord.of(model, options.checkpoint)
 
         def gathered(rows: pd.DataFrame) -> Batches:
             shards, embed = shards_folder(options.gallery), partial(embedded, model, options, device)
@@ -153,7 +156,7 @@ def _build(options: Namespace) -> Gallery | None:
         with gallery_builder(
             options.gallery,
             index=options.index,
-            model=ModelRecord.of(model, options.checkpoint),
+            model=record,
             overwrite=options.overwrite,
             resume=options.resume,
             **settings,
@@ -185,8 +188,9 @@ def _add(options: Namespace) -> Gallery:
     device, table = choose_device(options.device), images_of(options)
     table = table[_unknown(gallery, table, options)]
     checkpoint = checkpoint_for(gallery, options)
-    model = load_model(checkpoint)
-    record = ModelRecord.of(model, checkpoint)
+    with unchanged(checkpoint):
+        model = load_model(checkpoint)
+        record = ModelRecord.of(model, checkpoint)
     gallery.require_model(record)
     for features, rows in in_blocks(embedded(model, options, device, table)):
         gallery.add(features, rows, model=record)

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rga_reid.errors import InputError
+from rga_reid.files import require_writable
 
 if TYPE_CHECKING:
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
 
 def check_output_file(option: str, file: str | None) -> None:
-    """Refuse an output file whose folder does not exist, before any work is done."""
+    """Refuse an output file whose folder does not exist or cannot be written, before any work is done."""
     if file is None:
         return
     path = Path(file).absolute()
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
         raise InputError(f"{option} {file}: {what}")
+    require_writable(file)
 
 
 @contextmanager

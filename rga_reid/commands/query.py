@@ -15,7 +15,7 @@ from rga_reid.commands.parsing import check_at_least_one, new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, write_json, write_json_lines, write_text
+from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,8 @@ def run(options: Namespace) -> None:
     device, threshold = choose_device(options.device), threshold_of(options)
     gallery = Gallery.open(options.gallery)
     gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
-    model = load_model(checkpoint_for(gallery, options))
+    with unchanged(options.checkpoint or (gallery.model.checkpoint if gallery.model else "")):
+        model = load_model(checkpoint_for(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:
         features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)

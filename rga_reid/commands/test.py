@@ -67,7 +67,8 @@ def run(options: Namespace) -> None:
         from rga_reid.experiments.ranking_page import ranking_page
 
         order = ", re-ranked" if options.rerank else ""
-        tested = f"{Path(options.checkpoint).name} on {options.data.dataset}{order}"
+        data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"
+        tested = f"{Path(options.checkpoint).name} on {data}{order}"
         note = f"{tested}. Scores are cosine similarities: 1 is identical."
         write_text(options.html, ranking_page(features, table, result, **protocol, title="Test", note=note))
         print(options.html)

@@ -19,10 +19,11 @@ from rga_reid.files import write_json
 from rga_reid.models import load_model
 from rga_reid.retrieval.extraction import choose_device
 from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
+from rga_reid.training.precision import Precision
 
 TEST = "test.json"  # in the run's folder: metrics on --test.root
 
-_OURS = {"default_root_dir", "logger"}  # Trainer options that follow from --out
+_OURS = {"default_root_dir", "logger", "precision"}  # Trainer options that follow from --out, or say more
 
 
 def parser() -> ArgumentParser:
@@ -50,6 +51,11 @@ def parser() -> ArgumentParser:
     options.add_class_arguments(ReIDData, "data")
     options.add_class_arguments(ReIDModule, "model")
     options.add_class_arguments(pl.Trainer, "trainer", skip=_OURS, instantiate=False)
+    options.add_argument(
+        "--trainer.precision",
+        type=Precision,
+        help="Lightning's, or auto: bf16-mixed where the device multiplies bfloat16, else 32-true",
+    )
     options.link_arguments("seed", "data.seed")
     options.link_arguments("seed", "model.seed")
     options.link_arguments("model.size", "data.size")

@@ -20,7 +20,7 @@ import numpy as np
 from rga_reid.data.images import decode, pixel_size
 from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import atomic_file, reserve, write_json
 
 FOLDER = ".rga-reid-cache"  #: beside the data; hidden, so that no reader takes it for a folder of images
 SPARE = 0.2  #: share of the free memory that images in memory leave to the rest of the program
@@ -70,6 +70,7 @@ def cached_images(
     with atomic_file(file) as temporary:
         shape = (len(paths), 3, *size)
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        reserve(temporary)
         decode(paths, size, out=pixels)
         pixels.flush()
     write_json(file.with_suffix(".json"), {"fingerprint": fingerprint, "images": len(paths)})

@@ -18,11 +18,14 @@ def in_threads(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of ``items``; the first error, or Ctrl-C, drops the rest."""
     with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(function, items)
-        if len(items) < _MANY or not sys.stderr.isatty():
-            yield from results
-            return
-        from rich.console import Console
-        from rich.progress import track
+        try:
+            results = pool.map(function, items)
+            if len(items) < _MANY or not sys.stderr.isatty():
+                yield from results
+                return
+            from rich.console import Console
+            from rich.progress import track
 
-        yield from track(results, what, len(items), transient=True, console=Console(stderr=True))
+            yield from track(results, what, len(items), transient=True, console=Console(stderr=True))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # the block waits for those that have begun

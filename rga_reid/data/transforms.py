@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device, each image with parameters of its own.
 
 torchvision.transforms.v2 draws one set of parameters for a batch; here crop, flip and erasing are drawn per
-image and applied to the batch in one resampling and one product.
+image and applied to the batch as products: a resampling matrix for each axis, and a mask.
 """
 
 from __future__ import annotations
@@ -61,40 +61,46 @@ class Augmentation:
         """uint8 ``(n, 3, h, w)`` to normalised float ``(n, 3, H, W)`` of ``size``, on the same device.
 
         Args:
-            images: a batch; where an image is larger than ``size`` it is first resized with antialiasing.
+            images: a batch; what is made smaller is resized with antialiasing.
             size: (H, W) wanted.
             mean, std: RGB, on the scale 0 to 1.
             generator: of the CPU; the same state gives the same batch on every device.
         """
-        height, width = size
-        x = images.float()
-        if x.shape[-2] > height or x.shape[-1] > width:
-            x = functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
-        theta = self._crop_and_flip(len(x), height, width, generator).to(x.device)
-        grid = functional.affine_grid(theta, [len(x), 3, height, width], align_corners=False)
-        x = functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        x = (x / 255 - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
-        return x * self._kept(len(x), height, width, generator).to(x.device)
+        n, (height, width) = len(images), size
+        down, across = (
+            table[rows].to(images.device)
+            for table, rows in self._resampling(images.shape[-2:], size, n, generator)
+        )
+        with torch.autocast(images.device.type, enabled=False):  # it would round to bfloat16
+            x = images.permute(0, 2, 1, 3).float().flatten(2)  # (n, h, 3 w)
+            x = (down @ x).view(n, -1, images.shape[-1]) @ across.transpose(1, 2)  # (n, 3 H, W)
+        x = x.view(n, height, 3, width).transpose(1, 2)
+        centre, scale = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
+        # in place: fresh memory costs more than the arithmetic
+        x.sub_(centre).div_(scale)
+        return x.masked_fill_(self._erased(n, height, width, generator).to(x.device), 0)
 
-    def _crop_and_flip(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """Affine maps ``(n, 2, 3)`` from output to input coordinates, both from -1 to 1."""
+    def _resampling(
+        self, source: Sequence[int], size: Sequence[int], n: int, generator: torch.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each axis: a resizing matrix, and which of its rows make each image, ``(n, length)``."""
         draw = torch.rand(4, n, generator=generator)
-        cropped = draw[0] < self.crop_probability
-        # the enlarged image has round(scale * size) pixels; a crop starts at a whole one
-        theta = torch.zeros(n, 2, 3)
-        for axis, (length, place) in enumerate(((width, draw[1]), (height, draw[2]))):
-            enlarged = round(self.crop_scale * length)
-            start = (place * (enlarged - length + 1)).floor()
-            scale = torch.where(cropped, length / enlarged, 1.0)
-            centre = (2 * start + length) / enlarged - 1
-            theta[:, axis, axis] = scale
-            theta[:, axis, 2] = torch.where(cropped, centre, 0.0)
-        flipped = draw[3] < self.flip_probability
-        theta[:, 0, 0] = torch.where(flipped, -theta[:, 0, 0], theta[:, 0, 0])
-        return theta
+        cropped, flipped = (
+            (draw[i] < p)[:, None] for i, p in ((0, self.crop_probability), (3, self.flip_probability))
+        )
+        found = []
+        for length, wanted, place in zip(source, size, (draw[2], draw[1]), strict=True):
+            enlarged = round(self.crop_scale * wanted)
+            table = torch.cat([resizing(length, wanted), resizing(length, enlarged)])
+            start = (
+                wanted + (place[:, None] * (enlarged - wanted + 1)).floor()
+            )  # the enlarged ones come second
+            found.append((table, (torch.arange(wanted) + torch.where(cropped, start, 0)).long()))
+        (down, rows), (across, columns) = found
+        return [(down, rows), (across, torch.where(flipped, columns.flip(1), columns))]
 
-    def _kept(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """1 where a pixel is kept, 0 where it is erased: ``(n, 1, H, W)``."""
+    def _erased(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """True where a pixel is erased: bool ``(n, 1, H, W)``."""
         draw = torch.rand(4, n, _ATTEMPTS, generator=generator)
         chosen = torch.rand(n, generator=generator) < self.erase_probability
         low, high = self.erase_area
@@ -109,7 +115,19 @@ class Augmentation:
         rows, columns = torch.arange(height), torch.arange(width)
         inside_rows = (rows >= top) & (rows < top + tall) & chosen[:, None]
         inside_columns = (columns >= left) & (columns < left + wide)
-        return 1 - (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).float()
+        return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
+
+def resizing(length: int, wanted: int) -> Tensor:
+    """Bilinear resizing of one axis, as of PIL and torch, as a matrix ``(wanted, length)``; rows sum to 1.
+
+    Where the result has fewer pixels the interpolating triangle is wider, against aliasing.
+    """
+    step = length / wanted
+    centre = (torch.arange(wanted) + 0.5) * step - 0.5
+    distance = (centre[:, None] - torch.arange(length)).abs()
+    # beyond the border there are no pixels: those inside share their weight
+    return functional.normalize((1 - distance / max(step, 1)).relu(), p=1, dim=1)
 
 
 def step_generator(*numbers: int) -> torch.Generator:

@@ -53,7 +53,7 @@ def ranked_lists(
         metric, junk_pids, rerank, device: as for ``evaluate_ranking``.
 
     Raises:
-        InputError: as for ``evaluate_ranking``.
+        InputError: as for ``evaluate_ranking``, but queries need no correct match; a gallery of junk alone.
     """
     at_least_one("top_k", top_k)
     where = torch_device(device)
@@ -62,6 +62,8 @@ def ranked_lists(
         (len(left), len(right)), query.pid, gallery.pid, query.camid, gallery.camid, query.path, gallery.path
     )
     truth = GroundTruth(*tables, junk_pids)
+    if not len(truth.gallery_rows):
+        raise truth.explain_no_match()
     plain: Scores = METRICS[metric](left, right, where)
     order: Scores = plain
     if rerank is not None:

@@ -113,6 +113,8 @@ class GroundTruth:
 
     def explain_no_match(self) -> InputError:
         """Why not one query has a correct match."""
+        if not len(self.gallery_rows):
+            return InputError("gallery_pids: every item is junk; there is nothing to rank")
         wanted = np.unique(self._query_pids[self._query_pids >= 0])
         offered = np.unique(self._gallery_pids[self._gallery_pids >= 0])
         if not len(wanted):

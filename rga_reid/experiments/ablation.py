@@ -123,6 +123,8 @@ def make_runs(
             time.sleep(_LOOK if active else 0)
     finally:
         for job in active.values():  # Ctrl-C: what was trained until now is kept
+            job.terminate()
+        for job in active.values():
             job.stop()
     return outcome(runs, elsewhere)
 
@@ -182,10 +184,14 @@ class _Job:
         self.held.close()
         return False
 
-    def stop(self) -> None:
-        """End the process."""
+    def terminate(self) -> None:
+        """Ask the process to end."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+
+    def stop(self) -> None:
+        """Wait until the process has ended."""
+        if self.process is not None:
             self.process.wait()
         self.held.close()
 

@@ -34,9 +34,9 @@ def explain(
     """What mechanisms of attention think of pictures.
 
     Args:
-        images: image files.
+        images: image files, told apart by their names, and the folders they lie in where needed.
         checkpoints: trained models; each is shown beside an untrained network of the same build. Those of
-            one mechanism are told apart by their file names, and the folders they lie in where needed.
+            one mechanism are told apart in the same way.
         attention: short names of mechanisms. Without a checkpoint one untrained ResNet-50 with each (by
             default those of ``COMPARED``), all with the same backbone; else which the checkpoints must have.
         seed: of untrained weights.
@@ -52,8 +52,8 @@ def explain(
             )
     if not images:
         raise InputError("images: expected at least one, got none")
-    pictures = [read_image(path) for path in images]
-    files = list({Path(path).resolve(): Path(path) for path in checkpoints}.values())
+    photos, files = names_of(images), names_of(checkpoints)
+    pictures = [read_image(path) for path in photos]
     trained = [_checked(path, attention) for path in files]
     sizes = {model.size for model in trained} or {SIZE}
     pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
@@ -61,7 +61,7 @@ def explain(
     makers: list[tuple[bool, str, Callable[[], EmbeddingModel]]] = []
     builds: set[str] = set()
     mechanisms = [_mechanism(model) for model in trained]
-    for model, mechanism, name in zip(trained, mechanisms, _distinct(files), strict=True):
+    for model, mechanism, name in zip(trained, mechanisms, files.values(), strict=True):
         alone = mechanisms.count(mechanism) == 1
         makers.append((True, "" if alone else name, partial(_itself, model)))
         if _build(model) not in builds:
@@ -75,21 +75,21 @@ def explain(
     exhibits: list[list[Exhibit]] = [[] for _ in pictures]
     for done, (is_trained, source, make) in enumerate(makers):
         model = make()
-        for number, path in enumerate(images):
+        for number, name in enumerate(photos.values()):
             pixel: Tensor = pixels[model.size][number]
             captures = capture_stages(model, pixel)
             exhibits[number].append(
                 Exhibit(
                     captures[0].mechanism,
                     is_trained,
-                    Path(path).name,
+                    name,
                     shown[model.size][number],
                     [stage_view(capture) for capture in captures],
                     describe(model),
                     source,
                 )
             )
-            progress((done + (number + 1) / len(images)) / len(makers))
+            progress((done + (number + 1) / len(photos)) / len(makers))
     return [exhibit for of_image in exhibits for exhibit in of_image]
 
 
@@ -110,13 +110,17 @@ def _build(model: EmbeddingModel) -> str:
     return repr((attention, backbone.depth, backbone.stages, backbone.last_stride, model.size))
 
 
-def _distinct(files: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as few as tell all of them apart."""
-    for count in range(1, max((len(path.parts) for path in files), default=0) + 1):
-        names = ["/".join(path.parts[-count:]) for path in files]
+def names_of(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
+    """Each file once, with the last parts of its path, as few as tell all of them apart."""
+    first: dict[Path, Path] = {}
+    for file in files:
+        first.setdefault(Path(file).resolve(), Path(file))
+    paths = list(first.values())
+    for count in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in files]
+            return dict(zip(paths, names, strict=True))
+    return {path: str(path) for path in paths}
 
 
 def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:
@@ -124,12 +128,17 @@ def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> Embeddin
     model = load_model(path)
     found = {stage: mechanism_name(module) for stage, module in model.backbone.attention_stages().items()}
     names = list(dict.fromkeys(found.values()))
-    missing = [name for name in attention if name not in names]
+    missing = [name for name in attention if not any(_is_a(name, one) for one in names)]
     if missing or not found:
         asked = f"attention {', '.join(missing)}" if missing else "attention"
         places = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
         raise InputError(f"{os.fspath(path)}: expected a model with {asked}, it has {places}")
     return model
+
+
+def _is_a(asked: str, found: str) -> bool:
+    """Whether a mechanism found is the one asked for, or that one with other options."""
+    return found == asked or (found not in MECHANISMS and found.startswith(f"{asked}_"))
 
 
 def _itself(model: EmbeddingModel) -> EmbeddingModel:

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -42,11 +43,22 @@ def turns(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = Tr
 
 def in_fresh_processes(function: Callable[[Any], float], cases: Sequence[Any]) -> list[float]:
     """``function(case)``, each in a process of its own, one after the other."""
-    results = []
+    results, context = [], multiprocessing.get_context("spawn")
     for case in cases:  # an executor, unlike a pool, tells when the system has killed its process
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-            results.append(executor.submit(function, case).result())
+        before = multiprocessing.active_children()
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupts) as executor:
+            try:
+                results.append(executor.submit(function, case).result())
+            except BaseException:  # nobody waits for it any more: Ctrl-C, for one
+                for process in set(multiprocessing.active_children()).difference(before):
+                    process.terminate()
+                raise
     return results
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the process that waits, which ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def peak_resident(run: Callable[[], object]) -> float:

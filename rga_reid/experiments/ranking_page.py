@@ -18,7 +18,7 @@ from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 EACH = 3  #: queries of the lowest, of middling and of the highest average precision
 TOP_K = 10  #: matches of each
 POINTS = 2000  #: images in the picture of the feature space
-_SIGNS = {"lowest": ("v", "▼"), "middling": ("o", "●"), "highest": ("^", "▲")}  # of matplotlib; of the legend
+_MARKERS = {"lowest": "v", "middling": "o", "highest": "^"}  # triangles down and up, circles between
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,14 @@ class Person:
 
     Args:
         pid: identity.
-        row: of the first of the queries, in the table of test images.
-        label: numbers of the queries on the page.
-        colour, marker, sign: how the images are drawn; the sign is the marker as a character.
+        queries: their numbers on the page, by their rows in the table of test images.
+        colour, marker: how the images are drawn.
     """
 
     pid: int
-    row: int
-    label: str
+    queries: dict[int, int]
     colour: str
     marker: str
-    sign: str
 
 
 def telling_queries(per_query: pd.DataFrame, each: int = EACH) -> list[Telling]:
@@ -65,7 +62,7 @@ def telling_queries(per_query: pd.DataFrame, each: int = EACH) -> list[Telling]:
     for why, start in (("lowest", 0), ("highest", len(order) - count), ("middling", middle)):
         for row in order.iloc[start : start + count].itertuples():
             chosen.setdefault(int(row.query), Telling(int(row.query), why, float(row.AP_step)))
-    return sorted(chosen.values(), key=lambda one: (list(_SIGNS).index(one.why), one.precision))
+    return sorted(chosen.values(), key=lambda one: (list(_MARKERS).index(one.why), one.precision))
 
 
 def ranking_page(
@@ -143,9 +140,9 @@ def _people(told: Sequence[Telling], query: pd.DataFrame, rows: np.ndarray) -> l
         numbers.setdefault(int(query.pid.iloc[one.query]), []).append(number)
     people = []
     for place, (pid, of_person) in enumerate(numbers.items()):
-        first, label = told[of_person[0]], ", ".join(str(number + 1) for number in of_person)
-        colour = COLOURS[place % len(COLOURS)]
-        people.append(Person(pid, int(rows[first.query]), label, colour, *_SIGNS[first.why]))
+        queries = {int(rows[told[number].query]): number + 1 for number in of_person}
+        marker = _MARKERS[told[of_person[0]].why]
+        people.append(Person(pid, queries, COLOURS[place % len(COLOURS)], marker))
     return people
 
 
@@ -162,8 +159,8 @@ def _groups(people: Sequence[Person], shown: pd.DataFrame) -> list[Group]:
     groups = []
     for person in people:
         points = np.flatnonzero((shown.pid == person.pid).to_numpy(dtype=bool))
-        (itself,) = np.flatnonzero(shown.index == person.row)
-        groups.append(Group(points, person.label, person.colour, person.marker, int(itself)))
+        labels = {int(shown.index.get_loc(row)): str(number) for row, number in person.queries.items()}
+        groups.append(Group(points, person.colour, person.marker, labels))
     return groups
 
 

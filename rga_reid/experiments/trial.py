@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 from rga_reid.data import load_card, read_table
-from rga_reid.errors import InputError
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.leading import leading_matches
 from rga_reid.experiments.testing import embed_test_images, rank_test_images
@@ -23,6 +22,7 @@ from rga_reid.files import atomic_file, write_json
 from rga_reid.models import Mirrored, load_model
 from rga_reid.models.costs import count_costs
 from rga_reid.models.state_files import read_torch
+from rga_reid.program import exit_code
 from rga_reid.retrieval.extraction import choose_device
 
 
@@ -77,13 +77,9 @@ def main() -> int:
     options.add_argument("--card", required=True)
     options.add_argument("--flip", action="store_true")
     asked = options.parse_args()
-    try:
-        evaluate_run(asked.folder, asked.root, asked.card, flip=asked.flip)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    evaluate_run(asked.folder, asked.root, asked.card, flip=asked.flip)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

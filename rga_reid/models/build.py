@@ -29,6 +29,7 @@ def build_model(
     weights: str | None = None,
     size: Sequence[int] = (256, 128),
     stem_pool: Literal["padded", "ceil"] = "padded",
+    stripes: int = 0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> EmbeddingModel:
@@ -39,7 +40,7 @@ def build_model(
         attention: None, a short name (``rga_reid.attention.MECHANISMS``), a class path, or a mapping
             ``{"class_path": ..., "init_args": {...}}``.
         depth, stages, last_stride, weights, size, stem_pool: as in ``ResNet``.
-        mean, std: as in ``EmbeddingModel``.
+        stripes, mean, std: as in ``EmbeddingModel``.
     """
     height, width = size
     backbone = ResNet(
@@ -52,10 +53,11 @@ def build_model(
         "last_stride": last_stride,
         "size": [height, width],
         "stem_pool": stem_pool,
+        "stripes": stripes,
         "mean": list(mean),
         "std": list(std),
     }
-    return EmbeddingModel(backbone, classes, mean=mean, std=std, config=config)
+    return EmbeddingModel(backbone, classes, stripes=stripes, mean=mean, std=std, config=config)
 
 
 def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> AttentionFactory | None:

@@ -1,7 +1,9 @@
-"""Backbone, global average pool, BNNeck: images in, embeddings out.
+"""Backbone, average pool, BNNeck: images in, embeddings out.
 
 The head of the released RGA code and of Luo et al. (Bag of Tricks, arXiv 1903.07071, section 3.6):
-metric losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0.
+metric losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0. Beside the
+mean of the whole map there may be the means of horizontal stripes, each with a classifier of its own (PCB:
+Sun et al., ECCV 2018, arXiv 1711.09349, section 3.1).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rga_reid.errors import InputError
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
@@ -25,7 +28,21 @@ class TrainingOutput(NamedTuple):
 
     features: Tensor  #: (n, d), pooled, before the neck
     embedded: Tensor  #: (n, d), after the neck: what retrieval compares
-    logits: Tensor  #: (n, classes), of ``embedded``: for cross-entropy
+    #: (n, classes), of ``embedded``, for cross-entropy; with stripes (n, 1 + stripes, classes)
+    logits: Tensor
+
+
+class PartClassifier(nn.Module):
+    """A linear classifier for each part of an embedding: ``(n, parts * channels) -> (n, parts, classes)``."""
+
+    def __init__(self, channels: int, classes: int, parts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, parts, channels))
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """Logits of each part."""
+        parts = embedded.unflatten(1, self.weight.shape[1:])
+        return torch.einsum("npc,kpc->npk", parts, self.weight)
 
 
 class EmbeddingModel(nn.Module):
@@ -34,6 +51,7 @@ class EmbeddingModel(nn.Module):
     Args:
         backbone: ``(n, 3, H, W) -> (n, C, h, w)`` with the attributes ``channels`` and ``size``.
         classes: number of training identities; 0 leaves the classifier out (inference only).
+        stripes: horizontal stripes of the last map that are pooled beside the whole; d = C (1 + stripes).
         mean, std: of the RGB channels, on the scale 0 to 1, that the backbone expects taken out.
         config: how to build this model again (see ``build_model``); stored in checkpoints.
     """
@@ -43,19 +61,27 @@ class EmbeddingModel(nn.Module):
         backbone: ResNet,
         classes: int = 0,
         *,
+        stripes: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.neck = nn.BatchNorm1d(backbone.channels)
+        if stripes < 0:
+            raise InputError(f"stripes: expected 0 or more, got {stripes}")
+        self.stripes = stripes
+        self.dimension = backbone.channels * (1 + stripes)
+        self.neck = nn.BatchNorm1d(self.dimension)
         self.neck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(backbone.channels, classes, bias=False) if classes else None
-        if self.classifier is not None:
+        self.classifier: nn.Linear | PartClassifier | None = None
+        if classes:
+            if stripes:
+                self.classifier = PartClassifier(backbone.channels, classes, 1 + stripes)
+            else:
+                self.classifier = nn.Linear(backbone.channels, classes, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
         self.size: Size = (backbone.size[0], backbone.size[1])
-        self.dimension = backbone.channels
         self.mean, self.std = tuple(mean), tuple(std)
         self.config = config
         self.trained_on: dict[str, Any] | None = (
@@ -69,13 +95,21 @@ class EmbeddingModel(nn.Module):
             In training ``TrainingOutput``; in evaluation the feature after the neck ``(n, d)``, not
             L2-normalised.
         """
-        features = self.backbone(images).mean((2, 3))
+        features = self._pool(self.backbone(images))
         embedded = self.neck(features)
         if not self.training:
             return embedded
         if self.classifier is None:
             raise RuntimeError("this model was built without a classifier: it is for inference only")
         return TrainingOutput(features, embedded, self.classifier(embedded))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """The last map ``(n, C, h, w)`` to ``(n, d)``: the whole first, then the stripes from the top."""
+        whole = x.mean((2, 3))
+        if not self.stripes:
+            return whole
+        stripes = functional.adaptive_avg_pool2d(x, (self.stripes, 1)).squeeze(3)  # (n, C, stripes)
+        return torch.cat([whole, stripes.transpose(1, 2).flatten(1)], 1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``(n, 3, H, W)`` of the model's size to the float images that ``forward`` takes."""

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,17 @@ def _write_onnx(deployed: Deployed, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    _forget_sources(program.model)
     program.save(str(file), external_data=False)
+
+
+def _forget_sources(model: Any) -> None:
+    """Take out the exporter's notes on where its Python lies: a model gives the same file elsewhere."""
+    from onnxscript import ir
+
+    for graph in (model.graph, *model.functions.values()):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
@@ -115,7 +126,9 @@ def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
 def _write_torchscript(deployed: Deployed, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about checks of shapes, which hold for every batch
-        torch.jit.save(torch.jit.trace(deployed, _pixels(deployed, 2), check_trace=False), str(file))
+        traced = torch.jit.trace(deployed, _pixels(deployed, 2), check_trace=False)
+        with open(file, "wb") as opened:  # torch would put the temporary file's name into it
+            torch.jit.save(traced, opened)
 
 
 def _read_torchscript(file: Path) -> Callable[[Tensor], Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rga_reid.attention import MECHANISMS, RGA, Step
+from rga_reid.attention import MECHANISMS, RGA, NonLocal, Step
 from rga_reid.errors import InputError
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel
@@ -41,9 +41,15 @@ class StageCapture:
 
 
 def mechanism_name(module: nn.Module) -> str:
-    """Short name of a module of attention: ``rga_s`` for an RGA without its channel part."""
+    """Short name of a module of attention.
+
+    Options that change what the matrix means are part of it: ``rga_s`` for an RGA without its channel part,
+    ``nonlocal_dot_product`` for a non-local block of another mode than the usual one.
+    """
     if isinstance(module, RGA) and not (module.spatial and module.channel):
         return "rga_s" if module.spatial else "rga_c"
+    if isinstance(module, NonLocal) and module.mode != "embedded_gaussian":
+        return f"nonlocal_{module.mode}"
     names = [name for name, made_by in MECHANISMS.items() if made_by is type(module)]
     return names[0] if names else type(module).__name__
 

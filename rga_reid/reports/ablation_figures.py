@@ -16,6 +16,8 @@ from rga_reid.reports.ablation_numbers import Evaluation, by_name
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLES = ("-", "--", ":")
 _CMC_RANKS = 20
+_HEIGHT = 4  # inches, without the legend
+_TEXT = 11  # points: still read where the figure is as narrow as a phone
 
 
 def learning_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
@@ -41,12 +43,13 @@ def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
     curves = {name: [one.cmc for one in group if one.cmc] for name, group in by_name(evaluations).items()}
     if not any(curves.values()):
         return None
-    figure, axes = _axes("rank k", "queries with a match among the first k, percent")
+    figure, axes = _axes("among the first k images", "queries with a match, percent")
     for number, (name, group) in enumerate(curves.items()):
         if group:
             ranks = min(_CMC_RANKS, *(len(curve) for curve in group))
             values = 100 * np.array([curve[:ranks] for curve in group])
             _line(axes, number, name, np.arange(1, ranks + 1), values)
+    axes.set_xticks([1, *range(5, _CMC_RANKS + 1, 5)])
     _legend(axes)
     return figure
 
@@ -60,9 +63,11 @@ def svg(figure: Figure) -> bytes:
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, matplotlib.axes.Axes]:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: no global state, no display
+    figure = Figure(figsize=(6, _HEIGHT), layout="constrained")  # without pyplot: no global state, no display
     axes = figure.add_subplot()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_xlabel(xlabel, size=_TEXT)
+    axes.set_ylabel(ylabel, size=_TEXT)
+    axes.tick_params(labelsize=_TEXT)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -79,4 +84,10 @@ def _line(axes: matplotlib.axes.Axes, number: int, name: str, x: np.ndarray, val
 
 
 def _legend(axes: matplotlib.axes.Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    """Below the axes, so that the figure can be read where it is narrow."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, 64 // (8 + max(map(len, labels)))))
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.set_figheight(_HEIGHT + 0.25 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=_TEXT)

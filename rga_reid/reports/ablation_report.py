@@ -17,7 +17,6 @@ from rga_reid.reports.ablation_figures import cmc_figure, learning_figure, svg
 from rga_reid.reports.ablation_numbers import by_name
 from rga_reid.reports.ablation_tables import (
     PUBLISHED_NOTE,
-    READING,
     AblationReport,
     cost_table,
     csv_table,
@@ -26,12 +25,14 @@ from rga_reid.reports.ablation_tables import (
     problems,
     published_table,
     score_table,
+    signed,
 )
 from rga_reid.reports.pages import data_uri, page_environment
 from rga_reid.reports.query_changes import Change, largest_changes
 from rga_reid.reports.ranked_page import Match, Picture, verdict
 
-LEARNING, CMC = "Training loss, mean over the seeds and their range", "Cumulative match curves, likewise"
+LEARNING = "Training loss, mean over the seeds and their range"
+CMC = "Cumulative match curves, mean over the seeds and their range"
 _THUMBNAIL = (64, 128)  # (width, height) that it fits into
 
 
@@ -79,6 +80,7 @@ def report_page(report: AblationReport, *, photos: bool = True) -> str:
     scores, costs, published = score_table(report), cost_table(report), published_table(report)
     environment = page_environment()
     environment.globals["verdict"] = verdict
+    environment.filters["signed"] = signed
     return environment.get_template("ablation.html").render(
         title=report.title,
         note=f"Compared with {report.baseline}.",
@@ -87,7 +89,7 @@ def report_page(report: AblationReport, *, photos: bool = True) -> str:
         published=published if report.published else [],
         published_note=PUBLISHED_NOTE,
         conditions=report.conditions,
-        reading=READING,
+        reading=report.reading,
         problems=problems(report),
         figures={caption: _svg_uri(picture) for caption, picture in _figures(report).items()},
         compared=compared,

@@ -25,16 +25,18 @@ from rga_reid.reports.ablation_numbers import (
 
 _PUBLISHED = Path(__file__).with_name("published.yaml")
 
+_LEVEL = f"{100 * LEVEL:.0f}\u00a0%"  # which no line break parts
+
 READING = (
-    "Metrics are percent, mean ± sample standard deviation over the seeds; without ± there is one seed.",
+    "Metrics are percent, mean ± sample standard deviation over the seeds; without ± there is one run.",
     f"Difference: mAP (step) minus the baseline's on the same queries, averaged over each side's seeds, with "
-    f"a {LEVEL:.0%} bootstrap interval over queries. It tells what other queries might have given, not other "
+    f"a {_LEVEL} bootstrap interval over queries. It tells what other queries might have given, not other "
     "seeds.",
-    "Verdict: a difference that is not beyond the spread of the seeds (Student's t at 95%, deviation pooled "
-    "over the variants with several seeds) is called “within seed spread” and is not ranked. Rows stand in "
-    "the order of the plan, not of their scores.",
-    "The last epoch of each run was tested, once.",
+    f"Verdict: a difference that is not beyond the spread of the seeds (Student's t at {_LEVEL}, deviation "
+    "pooled over the variants with several seeds) is called “within seed spread” and is not ranked. Rows "
+    "stand in the order in which they were asked for, not of their scores.",
 )
+_TESTED = "The last epoch of each run was tested, once."
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,12 @@ class AblationReport:
         if self.baseline not in names:
             raise InputError(f"baseline: expected one of {', '.join(names)}, got {self.baseline!r}")
 
+    @property
+    def reading(self) -> list[str]:
+        """How the table is to be read. Only of runs of ``ablate``, which have seeds, is the test known."""
+        tested = all(one.seed is not None for one in self.evaluations)
+        return [*READING, _TESTED] if tested else [*READING]
+
     @cached_property
     def rows(self) -> list[Row]:
         """A row for each variant."""
@@ -88,7 +96,13 @@ def published_figures(dataset: str | None) -> list[dict[str, Any]]:
 
 def score_table(report: AblationReport) -> list[list[str]]:
     """The heading, then a line of cells for each variant."""
-    head = ["variant", "seeds", *METRICS.values(), f"difference of mAP [{LEVEL:.0%} interval]", "verdict"]
+    head = [
+        "variant",
+        "seeds",
+        *METRICS.values(),
+        f"difference of mAP [{_LEVEL} interval]",
+        "verdict",
+    ]
     return [head] + [
         [
             row.name,
@@ -154,14 +168,16 @@ def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
     parts = [
         f"# {_md(report.title)}",
         _md_table(score_table(report)),
-        "\n".join(f"- {_md(t)}" for t in READING),
+        "\n".join(f"- {_md(line)}" for line in report.reading),
     ]
     parts += ["## Cost", _md_table(cost_table(report))]
     parts += [_md(report.conditions)] if report.conditions else []
     parts += [f"![{_md(caption)}]({file})" for caption, file in figures.items()]
     if report.published:
         parts += ["## Published figures", PUBLISHED_NOTE, _md_table(published_table(report))]
-    parts += [f"- {_md(line)}" for line in problems(report)]
+    if problems(report):
+        lines = "\n".join(f"- {_md(line)}" for line in problems(report))
+        parts += ["## Runs that are not in the tables", lines]
     return "\n\n".join(parts) + "\n"
 
 
@@ -179,7 +195,7 @@ def problems(report: AblationReport) -> list[str]:
 
 def latex(report: AblationReport) -> str:
     """Tables for a paper, with the package booktabs."""
-    notes = " ".join(READING[:3])
+    notes = " ".join(READING)
     parts = [
         "% needs \\usepackage{booktabs}",
         _tex_table(score_table(report), "llrrrrll", f"{report.title}. {notes}"),
@@ -201,11 +217,12 @@ def _percent(spread: Spread | None) -> str:
 def _difference(found: Difference | None) -> str:
     if found is None:
         return ""
-    mean, low, high = (_signed(100 * value) for value in (found.mean, found.low, found.high))
+    mean, low, high = (signed(100 * value) for value in (found.mean, found.low, found.high))
     return f"{mean} [{low}, {high}]"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """One decimal, with its sign."""
     return f"{value:+.1f}".replace("-", "−")
 
 

@@ -85,7 +85,7 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
     data = {
         "photos": [
             {
-                "name": exhibit.image,
+                "name": _photo_name(exhibit, photos),
                 "uri": data_uri(Image.fromarray(exhibit.pixels), quality=90),
                 "size": list(exhibit.pixels.shape[:2]),
             }
@@ -104,13 +104,23 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
             title=title,
             note=note,
             untrained=not any(exhibit.trained for exhibit in exhibits),
-            mechanisms=[(name, words_of(name), _asymmetries(exhibits, name)) for name in names],
+            mechanisms=[
+                (name, words_of(name), *_asymmetries([one for one in exhibits if one.mechanism == name]))
+                for name in names
+            ],
             whole=WHOLE,
             data=data,
             script=script,
             script_hash=script_hash(script),
         )
     )
+
+
+def _photo_name(exhibit: Exhibit, photos: Sequence[Exhibit]) -> str:
+    """The name of a photo, with its size where models see it in several."""
+    if sum(other.image == exhibit.image for other in photos) == 1:
+        return exhibit.image
+    return "{}, {}×{}".format(exhibit.image, *exhibit.pixels.shape[:2])
 
 
 def _exhibit(exhibit: Exhibit, photo: int, pack: Pack) -> dict[str, Any]:
@@ -151,17 +161,11 @@ def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
     }
 
 
-def _asymmetries(exhibits: Sequence[Exhibit], mechanism: str) -> list[float]:
-    """Lowest and highest over the matrices of a mechanism; empty if it has none."""
-    found = [
-        matrix.asymmetry
-        for exhibit in exhibits
-        if exhibit.mechanism == mechanism
-        for view in exhibit.stages
-        for matrix in view.matrices
-        if matrix.asymmetry is not None
-    ]
-    return [min(found), max(found)] if found else []
+def _asymmetries(exhibits: Sequence[Exhibit]) -> tuple[list[float], bool]:
+    """Lowest and highest over all square matrices, empty if there are none; whether there is any matrix."""
+    matrices = [matrix for exhibit in exhibits for view in exhibit.stages for matrix in view.matrices]
+    found = [matrix.asymmetry for matrix in matrices if matrix.asymmetry is not None]
+    return ([min(found), max(found)] if found else []), bool(matrices)
 
 
 def _colours(name: str) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -14,8 +14,16 @@ from rga_reid.errors import InputError
 
 #: Okabe and Ito's colours, told apart by colour-blind readers; shapes tell what colours leave open
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000", "#8a7f00")
-OTHERS = "#c3c9d0"
+OTHERS = "#a3abb5"
+OUTLINE = "#17191c"  # what is pale on white has an edge to be seen by
 _PERPLEXITY = 30  # neighbours that a point is laid out by
+_SIDE = 6.0  # inches of the figure
+_MARK = 0.18  # inches of a large mark
+_TEXT = 12  # points
+_WAYS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))  # from a mark to its label
+_FAR = (1, 2, 3)  # beside it, and farther off
+
+Box = tuple[float, float, float, float]  #: left, bottom, right and top, inches
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +32,14 @@ class Group:
 
     Args:
         points: their numbers.
-        label: written beside the emphasised one.
         colour, marker: as matplotlib names them.
-        emphasised: number of the point that is drawn large.
+        labels: of the points that are drawn large, by their numbers.
     """
 
     points: np.ndarray
-    label: str
     colour: str
     marker: str
-    emphasised: int
+    labels: Mapping[int, str]
 
 
 def require_layout() -> None:
@@ -74,26 +80,63 @@ def feature_space_plot(points: np.ndarray, groups: Sequence[Group]) -> Figure:
         points: ``(n, 2)``.
         groups: drawn one over the other.
     """
-    figure = Figure(figsize=(6, 6), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    axes.set(xticks=[], yticks=[], aspect="equal")
-    axes.spines[:].set_visible(False)
-    axes.margins(0.04)
-    axes.scatter(points[:, 0], points[:, 1], s=5, color=OTHERS, linewidths=0)
+    figure = Figure(figsize=(_SIDE, _SIDE), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    middle, reach = (points.max(0) + points.min(0)) / 2, float(np.ptp(points, axis=0).max())
+    low, high = middle - 0.55 * (reach or 1), middle + 0.55 * (reach or 1)
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    axes.axis("off")
+    axes.scatter(points[:, 0], points[:, 1], s=8, color=OTHERS, linewidths=0)
     for group in groups:
-        style: dict[str, Any] = {"color": group.colour, "marker": group.marker, "edgecolors": "white"}
-        inside = points[group.points]
-        axes.scatter(inside[:, 0], inside[:, 1], s=40, linewidths=0.6, zorder=2, **style)
-        x, y = points[group.emphasised]
-        axes.scatter(x, y, s=120, linewidths=1.2, zorder=3, **style | {"edgecolors": "black"})
-        axes.annotate(
-            group.label,
-            (x, y),
-            xytext=(7, 6),
-            textcoords="offset points",
-            fontsize=12,
-            weight="bold",
-            zorder=4,
-            bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
-        )
+        style: dict[str, Any] = {"color": group.colour, "marker": group.marker, "edgecolors": OUTLINE}
+        inside, large = points[group.points], points[list(group.labels)]
+        axes.scatter(inside[:, 0], inside[:, 1], s=38, linewidths=0.5, zorder=2, **style)
+        axes.scatter(large[:, 0], large[:, 1], s=130, linewidths=1.6, zorder=3, **style)
+    labels = {number: text for group in groups for number, text in group.labels.items()}
+    inches = _SIDE * (points[list(labels)] - low) / (high - low)
+    by_inches: dict[str, Any] = {"transform": figure.dpi_scale_trans, "zorder": 4}
+    ground = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    for mark, (x, y), text in zip(
+        inches, _apart(inches, list(labels.values())), labels.values(), strict=True
+    ):
+        axes.plot([mark[0], x], [mark[1], y], color=OUTLINE, linewidth=0.8, **by_inches | {"zorder": 2.5})
+        axes.text(x, y, text, size=_TEXT, weight="bold", ha="center", va="center", bbox=ground, **by_inches)
     return figure
+
+
+def _apart(marks: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
+    """The middle of each text: near its mark, where it covers the least of the other marks and texts.
+
+    Args:
+        marks: ``(n, 2)``, inches.
+        texts: of the marks.
+    """
+    taken = [_box(x, y, _MARK, _MARK) for x, y in marks]
+    places = []
+    for (x, y), text in zip(marks, texts, strict=True):
+        width, height = 0.011 * _TEXT * len(text), 0.017 * _TEXT
+        across, up = (_MARK + width) / 2, (_MARK + height) / 2
+        boxes = [
+            _box(x + far * dx * across, y + far * dy * up, width, height) for far in _FAR for dx, dy in _WAYS
+        ]
+        costs = [sum(_shared(box, other) for other in taken) + _outside(box) for box in boxes]
+        left, bottom, right, top = best = boxes[int(np.argmin(costs))]
+        taken.append(best)
+        places.append(((left + right) / 2, (bottom + top) / 2))
+    return places
+
+
+def _box(x: float, y: float, width: float, height: float) -> Box:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _shared(one: Box, other: Box) -> float:
+    """The area that both cover."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, wide) * max(0.0, high)
+
+
+def _outside(box: Box) -> float:
+    """The area of a box that lies outside the figure."""
+    return (box[2] - box[0]) * (box[3] - box[1]) - _shared(box, (0, 0, _SIDE, _SIDE))

@@ -79,7 +79,7 @@ WORDS = {
     "nonlocal": Words(
         "Non-local block",
         "Wang et al., CVPR 2018",
-        "Each position adds a mixture of all positions, in half as many channels, by a learned map.",
+        "Each position adds a mixture of all positions, made in fewer channels and mapped back.",
         "positions",
         "f[i, j] = softmax_j(θ(x_i)·φ(x_j)), a share",
         "a recipe: how much i takes from each j; sums to 1",
@@ -90,11 +90,11 @@ WORDS = {
     "criss_cross": Words(
         "Criss-cross attention (CCNet)",
         "Huang et al., ICCV 2019",
-        "Each position mixes its own row and column only; a second pass reaches everything else.",
+        "In one pass a position mixes its own row and column only; a second pass reaches everything else.",
         "positions that share a row or a column",
         "A[i, j] = softmax of Q_i·K_j over H + W − 1 places, 0 elsewhere",
         "a recipe over the cross through i; sums to 1",
-        "mixed along the cross and added, twice with the same weights: γ · O + x",
+        "mixed along the cross and added: γ · O + x; each further pass does so again, with the same weights",
         "One pass sees the cross of the chosen point. Both passes together reach every place, by way of the "
         "two corners that share a line with each.",
         _TAKERS,
@@ -122,6 +122,21 @@ WORDS = {
         "",
     ),
 }
+WORDS["nonlocal_gaussian"] = replace(
+    WORDS["nonlocal"], title="Non-local block, gaussian", entry="f[i, j] = softmax_j(x_i·x_j), a share"
+)
+WORDS["nonlocal_dot_product"] = replace(
+    WORDS["nonlocal"],
+    title="Non-local block, dot product",
+    entry="f[i, j] = θ(x_i)·φ(x_j) / N, which may be below 0: not a share",
+    row="how much i takes from each j; does not sum to 1",
+    row_caption="What the chosen point takes from each place: numbers that do not sum to 1.",
+)
+WORDS["nonlocal_concatenation"] = replace(
+    WORDS["nonlocal_dot_product"],
+    title="Non-local block, concatenation",
+    entry="f[i, j] = ReLU(w · [θ(x_i), φ(x_j)]) / N, at least 0: not a share",
+)
 WORDS["rga_s"] = replace(
     WORDS["rga"], title="Relation-aware global attention, positions (RGA-S)", nodes="positions"
 )

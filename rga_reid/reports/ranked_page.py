@@ -20,6 +20,7 @@ from rga_reid.reports.pages import data_uri, page_environment
 Verdict = Literal["correct", "wrong", "junk", "unknown"]
 
 JUNK_PID = -1  #: of a detection that shows no one well enough to judge
+_DECIMALS = (3, 4, 5, 6)  # of scores: as few as tell those of a query apart
 _BOX = (192, 384)  # (width, height) that a thumbnail fits into: twice what the page shows, for sharp screens
 
 
@@ -121,6 +122,7 @@ def ranked_page(
 def _row(query: Picture, found: Sequence[Match], caption: str) -> dict[str, Any]:
     cards = [{"match": match, "verdict": verdict(query, match)} for match in found]
     counts = Counter(card["verdict"] for card in cards)
+    scores = [match.score for match in found]
     judged = counts["correct"] + counts["wrong"]
     return {
         "query": query,
@@ -128,7 +130,13 @@ def _row(query: Picture, found: Sequence[Match], caption: str) -> dict[str, Any]
         "cards": cards,
         "correct": counts["correct"],
         "judged": judged,
+        "decimals": next((d for d in _DECIMALS if _told_apart(scores, d)), _DECIMALS[-1]),
     }
+
+
+def _told_apart(scores: Sequence[float], decimals: int) -> bool:
+    """Whether scores that differ are written differently."""
+    return len({f"{score:.{decimals}f}" for score in scores}) == len(set(scores))
 
 
 def _distinct_paths(queries: Sequence[Picture], matches: Sequence[Sequence[Match]]) -> list[str]:

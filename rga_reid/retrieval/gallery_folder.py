@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rga_reid.errors import InputError
-from rga_reid.files import checksum, require_new, sync
+from rga_reid.files import DiskError, checksum, require_new, sync
 from rga_reid.retrieval.contents import Contents, Put, Removal
 from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
 from rga_reid.retrieval.segments import Rows, Segment, check_size, read_segment, write_segment
+from rga_reid.signals import undisturbed
 
 UNFINISHED = "unfinished.json"  #: manifest of a build that was interrupted
 SEGMENTS = "segments"
@@ -162,9 +163,10 @@ def writing(
         try:
             yield Writer(folder)
         finally:
-            clean(folder, keep_unfinished=building)
-            if created and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
-                shutil.rmtree(folder)
+            with undisturbed():
+                clean(folder, keep_unfinished=building)
+                if created and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
+                    shutil.rmtree(folder)
 
 
 def update(folder: Path, change: Callable[[Contents, Put], Contents]) -> tuple[Contents, Contents]:
@@ -301,6 +303,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     """Tell a full or read-only disk in one line."""
     try:
         yield
+    except DiskError as error:
+        raise InputError(f"{folder}: cannot write the gallery ({error.reason})") from None
     except OSError as error:
         raise InputError(f"{folder}: cannot write the gallery ({error.strerror or error})") from None
 

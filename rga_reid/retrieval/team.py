@@ -20,6 +20,7 @@ from torch import distributed
 
 from rga_reid.errors import InputError
 from rga_reid.retrieval.feature_files import read_features, write_features
+from rga_reid.signals import undisturbed
 
 MARKER = ".rga-reid-shards"  #: the empty file that tells a folder of shards from any other
 BLOCK_ROWS = 8192  #: images in a file of a shard, and in a block of ``in_blocks``
@@ -85,12 +86,17 @@ class Team:
                     yield read_features(file)
         finally:
             if self.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+                with undisturbed():
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _agree(self, error: str | None) -> None:
-        """Wait for the others, and fail where one of them failed."""
+        """Wait for the others, and fail where one of them failed or was killed."""
         errors: list[str | None] = [None] * self.size
-        distributed.all_gather_object(errors, error)
+        try:
+            distributed.all_gather_object(errors, error)
+        except RuntimeError as problem:
+            reason = str(problem).split("\n")[0]
+            raise InputError(error or f"torchrun: another process has ended ({reason})") from None
         for message in errors:
             if message is not None:
                 raise InputError(message)

@@ -67,9 +67,10 @@ class ReIDData(pl.LightningDataModule):
         visits: ``identity`` or ``image``, see ``IdentitySampler``.
         held_out: share of the *training* identities that is kept from training and ranked after each
             validation, to choose a checkpoint by. 0 trains on all of them and keeps the last epoch.
+        held_out_seed: of the choice of these identities: runs of several ``--seed`` are ranked on the same.
         cache: keep decoded images in ``memory``, or in a ``file`` beside the (first) data set, for later runs
             too. ``memory`` falls back on the file where memory is short, and says so.
-        seed: of the sampler and of the choice of held-out identities; taken from ``--seed``.
+        seed: of the sampler; taken from ``--seed``.
 
     Raises:
         InputError: a root that does not fit the card; fewer identities than one batch needs.
@@ -84,6 +85,7 @@ class ReIDData(pl.LightningDataModule):
         images_per_identity: int = 4,
         visits: Literal["identity", "image"] = "identity",
         held_out: float = 0.0,
+        held_out_seed: int = 0,
         cache: Literal["memory", "file"] = "memory",
         seed: int = 0,
     ) -> None:
@@ -93,7 +95,7 @@ class ReIDData(pl.LightningDataModule):
         roots, cards = ([item] if isinstance(item, str) else list(item) for item in (root, dataset))
         self.table = read_training(roots, cards)
         pids = np.sort(self.table.pid.unique().astype(np.int64))
-        kept_out = np.random.default_rng(seed).permutation(pids)[: round(held_out * len(pids))]
+        kept_out = np.random.default_rng(held_out_seed).permutation(pids)[: round(held_out * len(pids))]
         self._outside = self.table.pid.isin(kept_out).to_numpy()
         self.train_table = self.table[~self._outside].reset_index(drop=True)
         self.held_out: pd.DataFrame = self.table[self._outside].reset_index(drop=True)
@@ -146,12 +148,21 @@ class ReIDData(pl.LightningDataModule):
     def _decode(self) -> np.ndarray:
         return cached_images(self.table.path.tolist(), self.size, where=self.cache, beside=self.beside)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def _sampler(self) -> IdentitySampler:
         rank, world_size = _place(self.trainer)
-        sampler = IdentitySampler(
+        return IdentitySampler(
             self.train_table.pid.to_numpy(), **self.batch, rank=rank, world_size=world_size
         )
-        self._loader = ResumableLoader(self.train_images, sampler)
+
+    def paths_of(self, epoch: int, batch: int) -> list[str]:
+        """Image files of a training batch of this process, by the numbers of epoch and batch, from 0."""
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        sampler.start = batch
+        return self.train_table.path.iloc[next(iter(sampler))].tolist()
+
+    def train_dataloader(self) -> ResumableLoader:
+        self._loader = ResumableLoader(self.train_images, self._sampler())
         self._loader.load_state_dict(self._resumed)
         self._resumed = {"position": 0}
         return self._loader

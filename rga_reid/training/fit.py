@@ -16,10 +16,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, require_new, sync
+from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
+from rga_reid.training.finite import BATCH
 from rga_reid.training.module import ReIDModule
+from rga_reid.training.precision import resolve_precision
 
 LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.yaml"
 
@@ -55,7 +57,8 @@ def fit(
     Args:
         module, data: what to train, and on what.
         out: folder for ``last.ckpt``, ``best.ckpt``, ``config.yaml``, ``csv/`` and ``tensorboard/``.
-        trainer: options of ``pytorch_lightning.Trainer``.
+        trainer: options of ``pytorch_lightning.Trainer``; ``precision`` may be ``auto``, see
+            ``resolve_precision``.
         config: YAML text to keep beside the checkpoints.
         overwrite: train into a folder that is not empty; checkpoints of an earlier run are removed first.
         resume: go on from ``last.ckpt``, to the same weights as without an interruption.
@@ -65,10 +68,12 @@ def fit(
         The checkpoint to test: ``best.ckpt`` if identities were held out, else ``last.ckpt``.
 
     Raises:
-        InputError: as ``check_output``; options that the trainer refuses.
+        InputError: as ``check_output``; options that the trainer refuses; the disk is full; a loss, weights
+            or features that are not finite (``NotFiniteError``).
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
+    options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     if save_every is not None and save_every < 1:
         raise InputError(f"save_every: expected at least 1 step, got {save_every}")
     if resume:
@@ -105,8 +110,14 @@ def fit(
             runner.fit(
                 module, datamodule=data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True
             )
-        except SystemExit:  # how Lightning leaves after Ctrl-C
-            raise KeyboardInterrupt from None
+        except SystemExit as leave:  # how Lightning leaves after Ctrl-C, and after SIGTERM where nobody asked
+            stop = leave.__context__
+            raise (stop if isinstance(stop, KeyboardInterrupt) else leave) from None
+        except OSError as error:  # the logs are written by others
+            reason = disk_error(error)
+            if reason is None:
+                raise
+            raise DiskError(folder, reason) from error
     return folder / (BEST if len(data.held_out) else LAST)
 
 
@@ -123,7 +134,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
-            torch.save(checkpoint, temporary)
+            with open(
+                temporary, "wb"
+            ) as file:  # torch would put the temporary file's name into the checkpoint
+                torch.save(checkpoint, file)
             sync(temporary)
 
 
@@ -155,7 +169,7 @@ class EpochLines(Callback):
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for name in (LAST, BEST):
+        for name in (LAST, BEST, BATCH):
             (folder / name).unlink(missing_ok=True)
     if config is not None:
         with atomic_file(folder / CONFIG) as temporary:
@@ -171,7 +185,7 @@ def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:
     if classes[0] != classes[1]:
         raise InputError(
             f"--resume: {checkpoint} was trained on {classes[0]} identities, this data set has {classes[1]} "
-            "to train on; resume with the same data set and the same --data.held_out and --seed"
+            "to train on; resume with the same data set and the same --data.held_out"
         )
     wrong = differences(own, found)
     if wrong:

@@ -71,7 +71,9 @@ class ReIDLoss(nn.Module):
     def forward(self, output: TrainingOutput, labels: Tensor) -> dict[str, Tensor]:
         """Scalars ``loss`` (the sum), ``cross_entropy`` and ``triplet``, computed in float32."""
         with torch.autocast(output.logits.device.type, enabled=False):
-            cross_entropy = self.cross_entropy(output.logits.float(), labels)
+            logits = output.logits.float().movedim(-1, 1)  # classes second, then parts, if there are any
+            parts = labels.view(-1, *(1,) * (logits.ndim - 2)).expand(-1, *logits.shape[2:])
+            cross_entropy = self.cross_entropy(logits, parts)
             features = output.features
             if self.triplets == "embedded":
                 features = functional.normalize(output.embedded.float())

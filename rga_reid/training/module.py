@@ -17,6 +17,7 @@ from rga_reid.evaluation import evaluate_ranking
 from rga_reid.models import build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.pixels import uint8_batch
+from rga_reid.training.finite import all_finite, not_finite
 from rga_reid.training.losses import ReIDLoss
 from rga_reid.training.schedules import Schedule, WarmupStep
 
@@ -33,7 +34,7 @@ class ReIDModule(pl.LightningModule):
 
     Args:
         classes: training identities; taken from the data set.
-        depth, attention, stages, last_stride, weights, size: of the model, see ``build_model``.
+        depth, attention, stages, last_stride, weights, size, stripes: of the model, see ``build_model``.
         loss: label smoothing and triplet margin.
         augmentation: drawn per image, on the device.
         optimizer: class path and options; Adam as in the released RGA code by default.
@@ -56,6 +57,7 @@ class ReIDModule(pl.LightningModule):
         last_stride: int = 1,
         weights: str | None = "imagenet",
         size: tuple[int, int] = (256, 128),
+        stripes: int = 0,
         loss: ReIDLoss | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         optimizer: OptimizerFactory = adam,
@@ -82,6 +84,7 @@ class ReIDModule(pl.LightningModule):
             last_stride=last_stride,
             weights=weights,
             size=size,
+            stripes=stripes,
         )
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -92,6 +95,7 @@ class ReIDModule(pl.LightningModule):
         self.augmentation, self.seed = augmentation, seed
         self.optimizer, self.schedule = optimizer, schedule
         self._validation: list[tuple[Tensor, Tensor]] = []
+        self._last: tuple[tuple[Tensor, Tensor], int] | None = None  # batch and its number
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
@@ -121,8 +125,9 @@ class ReIDModule(pl.LightningModule):
         # what a model draws itself (dropout) hangs on the step alone, too
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         losses = self.loss(model(x), labels)
+        self._last = batch, batch_index
         if not torch.isfinite(losses["loss"]):
-            raise FloatingPointError(f"the loss is {losses['loss'].item()} at step {self.global_step}")
+            raise not_finite(f"the loss is {losses['loss'].item()}", self.trainer, *self._last, losses)
         self.log_dict(losses, prog_bar=True, batch_size=len(images))
         return losses["loss"]
 
@@ -147,6 +152,8 @@ class ReIDModule(pl.LightningModule):
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
         if self.trainer.sanity_checking:
             return
+        if self._last is not None and not all_finite([features]):
+            raise not_finite("features of held-out images are not finite", self.trainer, *self._last)
         ranked = features[rows.argsort()].numpy()
         asks = ~table.duplicated(["pid", "camid"])
         result = evaluate_ranking(
@@ -164,6 +171,9 @@ class ReIDModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # a finite loss may have led to a step that broke the weights: the checkpoint before is the better one
+        if self._last is not None and not all_finite(self.parameters()):
+            raise not_finite("weights are not finite after a step", self.trainer, *self._last)
         checkpoint[CONFIG_KEY] = self.model.config
         data = getattr(self.trainer, "datamodule", None)
         checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # one's own data may tell nothing

@@ -196,3 +196,83 @@ def test_neutral_start_attends_to_all_nodes_alike(spatial: bool, channel: bool, 
     (y * torch.randn(y.shape)).sum().backward()
     for kind in ("spatial",) * spatial + ("channel",) * channel:
         assert float(getattr(module, f"W_{kind}")[4].weight.grad.abs()) > 0  # and learns to tell them apart
+
+
+def set_momentum_none(module: RGA) -> None:
+    for norm in batch_norms(module):
+        norm.momentum = None
+
+
+def set_mixed_settings(module: RGA) -> None:
+    for number, norm in enumerate(batch_norms(module)):
+        norm.momentum, norm.eps = 0.1 + 0.05 * (number % 3), 1e-5 * (1 + number % 4)
+
+
+def freeze_some(module: RGA) -> None:
+    for number, norm in enumerate(batch_norms(module)):
+        norm.train(number % 2 == 0)
+
+
+def keep_no_statistics(module: RGA) -> None:
+    for norm in batch_norms(module):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+
+def batch_norms(module: RGA) -> list[nn.BatchNorm2d]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def by_its_layers(module: RGA, x: Tensor) -> Tensor:
+    """RGA by the paper's equations, with the module's layers called as they are."""
+    b, c, _, _ = x.shape
+    for kind in ("spatial", "channel"):
+        gx, gg, W, theta, phi = (
+            getattr(module, f"{name}_{kind}") for name in ("gx", "gg", "W", "theta", "phi")
+        )
+        nodes = x if kind == "spatial" else x.flatten(2).mT.unsqueeze(3)  # features, then the nodes
+        G = theta(nodes).flatten(2).mT @ phi(nodes).flatten(2)
+        related = gg(torch.cat([G.mT, G], dim=1).view(b, -1, *nodes.shape[2:]))
+        a = torch.sigmoid(W(torch.cat([gx(nodes).mean(1, keepdim=True), related], dim=1)))
+        x = x * (a if kind == "spatial" else a.view(b, c, 1, 1))
+    return x
+
+
+@pytest.mark.parametrize("change", [set_momentum_none, set_mixed_settings, freeze_some, keep_no_statistics])
+def test_batch_norms_with_settings_of_their_own(
+    change: Callable[[RGA], None], randomised: Callable[..., nn.Module]
+) -> None:
+    """As torch's own modules do it: three training steps and then eval, with their running statistics."""
+    fast = randomised(RGA(16, (6, 4))).double()
+    change(fast.train())
+    plain = copy.deepcopy(fast)
+    generator = torch.Generator().manual_seed(5)
+    for training in (True, True, True, False):
+        if not training:
+            fast.eval()
+            plain.eval()
+        x = torch.randn(3, 16, 6, 4, dtype=torch.float64, generator=generator)
+        explicit = fast.relations(x).output
+        found, expected = fast(x), by_its_layers(plain, x)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(explicit, expected)
+        state = plain.state_dict()
+        for name, value in fast.state_dict().items():
+            torch.testing.assert_close(value, state[name], msg=name)
+
+
+def test_a_cumulative_average_weighs_all_batches_alike() -> None:
+    """Momentum None: the statistics after n batches are the mean of theirs."""
+    torch.manual_seed(0)
+    module = RGA(16, (6, 4), channel=False)
+    set_momentum_none(module)
+    batches = [torch.randn(3, 16, 6, 4) + shift for shift in range(4)]
+    for x in batches:
+        module(x)
+    embedded = [module.theta_spatial[0](x) for x in batches]
+    for values, found in (
+        ([y.mean((0, 2, 3)) for y in embedded], module.theta_spatial[1].running_mean),
+        ([y.var((0, 2, 3)) for y in embedded], module.theta_spatial[1].running_var),
+    ):
+        torch.testing.assert_close(found, torch.stack(values).mean(0))
+    assert int(module.theta_spatial[1].num_batches_tracked) == 4

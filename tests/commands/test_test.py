@@ -19,7 +19,7 @@ def test_page_beside_the_metrics(
     assert main(["test", *words, "--html", str(page), "--json", str(metrics)]) == 0
     assert str(page) in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
-    assert "tiny.safetensors on market1501" in text
+    assert f"tiny.safetensors on “{tiny_market.name}”, read as market1501" in text
     assert text.count("<img") > 10
     assert metrics.is_file()
 

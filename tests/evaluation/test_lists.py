@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, evaluate_ranking, ranked_lists, re_ranked_distances
 
 
@@ -71,3 +72,22 @@ def test_lists_are_those_of_the_evaluation(
 def test_a_list_is_cut(data: tuple[np.ndarray, np.ndarray, pd.DataFrame, pd.DataFrame]) -> None:
     whole, short = (ranked_lists(*data, [0], top_k=top_k)[0] for top_k in (40, 3))
     assert short.rows.tolist() == whole.rows[:3].tolist()
+
+
+@pytest.mark.parametrize("rerank", [None, ReRanking(4, 2)])
+def test_a_gallery_without_items_is_refused(
+    data: tuple[np.ndarray, np.ndarray, pd.DataFrame, pd.DataFrame], rerank: ReRanking | None
+) -> None:
+    query, gallery, asked, held = data
+    junk = held.assign(pid=pd.array([-1] * len(held), dtype="Int64"))
+    with pytest.raises(InputError, match="gallery_pids: every item is junk"):
+        ranked_lists(query, gallery, asked, junk, [0], rerank=rerank)
+    with pytest.raises(InputError, match="gallery_pids: every item is junk"):
+        evaluate_ranking(query, gallery, asked.pid, junk.pid)
+    assert ranked_lists(query, gallery, asked, junk, [0], junk_pids=())  # junk is what one says it is
+    with pytest.raises(InputError, match=r"gallery_features: expected a matrix \(n, d\) .* \(0, 8\)"):
+        ranked_lists(query, gallery[:0], asked, held[:0], [0], rerank=rerank)
+
+
+def test_no_query_no_list(data: tuple[np.ndarray, np.ndarray, pd.DataFrame, pd.DataFrame]) -> None:
+    assert ranked_lists(*data, []) == []

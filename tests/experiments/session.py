@@ -3,7 +3,8 @@
     python session.py OUT [RUNS]
 
 Each run counts to five in its folder, one number a tenth of a second, from where it was: that is its
-training. A variant named ``bad`` fails at two. RUNS are such as ``a:0,b:1``.
+training. A variant named ``bad`` fails at two, one named ``dies`` is killed there. RUNS are such as
+``a:0,b:1``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from rga_reid.experiments.ablation import Outcome, Progress, make_runs
 from rga_reid.experiments.ablation_run import TRAINED, DataSource, Run
+from rga_reid.program import exit_code
 
 TRAINING = """
 import os, pathlib, sys, time
@@ -25,6 +27,8 @@ seen = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREA
 for number in range(int(count.read_text()) + 1 if count.exists() else 1, 6):
     if "bad" in sys.argv[1] and number == 2:
         sys.exit("no such attention")
+    if "dies" in sys.argv[1] and number == 2:
+        os.kill(os.getpid(), 9)
     time.sleep(0.1)
     count.write_text(str(number))
     print(f"epoch {number}/5 ", flush=True)
@@ -58,5 +62,10 @@ def session(out: Path, names: str = "a:0,b:0,a:1", **options: object) -> tuple[O
     return make_runs(runs(out, names), tell=told.append, **options), told  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":
+def main() -> int:
     session(Path(sys.argv[1]), *sys.argv[2:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

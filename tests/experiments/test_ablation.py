@@ -99,6 +99,30 @@ def test_a_session_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         assert (out / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_session_that_is_stopped_ends_its_runs(tmp_path: Path, signum: int, code: int) -> None:
+    """Ctrl-C reaches the runs too, as they share its terminal; SIGTERM the session alone."""
+    process = start(tmp_path, "a:0,b:0")
+    wait_for(tmp_path / "b/seed-0/train/count", "2")
+    (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+    assert process.wait() == code
+    with locked(tmp_path / "b" / "seed-0") as handle:
+        assert handle is not None  # nobody trains any more
+    before = (tmp_path / "b/seed-0/train/count").read_text()
+    assert not (tmp_path / "b/seed-0/error.txt").exists()  # stopped, not failed
+    result, told = SCRIPTED.session(tmp_path, "a:0,b:0")
+    assert names(result) == {"finished": ["a seed 0", "b seed 0"]}
+    assert told[-1].total == 1
+    assert int(before) < 5
+
+
+def test_a_run_that_dies_is_recorded_and_stops_no_other(tmp_path: Path) -> None:
+    """As when the kernel is short of memory."""
+    result, _ = SCRIPTED.session(tmp_path, "dies:0,b:0")
+    assert names(result) == {"finished": ["b seed 0"], "failed": ["dies seed 0"]}
+    assert result.failed[0].why() == "training: killed by signal 9: epoch 1/5"
+
+
 def test_a_training_that_outlives_its_session_is_left_alone(tmp_path: Path) -> None:
     process = start(tmp_path, "a:0")
     wait_for(tmp_path / "a/seed-0/train/count", "1")

@@ -38,6 +38,14 @@ def test_saved_model_embeds_as_before(tmp_path: Path) -> None:
     assert loaded.mean == (0.5, 0.5, 0.5)
 
 
+def test_stripes_are_saved_too(tmp_path: Path) -> None:
+    model = build_model(depth=18, size=(64, 32), classes=7, stripes=3)
+    save_model(model, tmp_path / "m.safetensors")
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert torch.equal(loaded.embed(images()), model.embed(images()))
+    assert loaded.dimension == 4 * 512
+
+
 def test_lightning_checkpoint_of_another_program(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.ckpt")
     with pytest.raises(

@@ -31,6 +31,39 @@ def test_training_returns_features_and_logits(model: EmbeddingModel) -> None:
     assert model.classifier.bias is None
 
 
+def striped(stripes: int, classes: int = 5) -> EmbeddingModel:
+    torch.manual_seed(0)
+    return build_model(depth=18, attention="rga", size=(64, 32), classes=classes, stripes=stripes)
+
+
+@pytest.mark.parametrize(("stripes", "rows"), [(2, [(0, 2), (2, 4)]), (3, [(0, 2), (1, 3), (2, 4)])])
+def test_stripes_are_means_of_rows_of_the_map(stripes: int, rows: list[tuple[int, int]]) -> None:
+    """Where the 4 rows of the map cannot be shared out, neighbouring stripes overlap."""
+    model = striped(stripes).train()
+    images = torch.rand(4, 3, 64, 32)
+    seen: list[torch.Tensor] = []
+    hook = model.backbone.attention4.register_forward_hook(lambda *call: seen.append(call[2]))
+    output = model(images)
+    hook.remove()
+    x = seen[0].detach().double().numpy()
+    parts = [x.mean((2, 3)), *(x[:, :, top:bottom].mean((2, 3)) for top, bottom in rows)]
+    np.testing.assert_allclose(output.features.detach(), np.concatenate(parts, 1), atol=1e-5)
+    assert output.embedded.shape == output.features.shape == (4, model.dimension)
+    assert model.eval()(images).shape == (4, 512 * (1 + stripes))
+
+
+def test_each_stripe_is_classified_by_itself() -> None:
+    model = striped(2).train()
+    output = model(torch.rand(4, 3, 64, 32))
+    assert output.logits.shape == (4, 3, 5)
+    assert model.classifier is not None
+    for part in range(3):
+        own = output.embedded[:, 512 * part : 512 * (part + 1)]
+        torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
+    with pytest.raises(InputError, match="stripes: expected 0 or more, got -1"):
+        build_model(depth=18, size=(64, 32), stripes=-1)
+
+
 def test_embed_is_the_normalised_feature_of_the_normalised_image(model: EmbeddingModel) -> None:
     images = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

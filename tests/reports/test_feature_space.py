@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rga_reid.errors import InputError
 from rga_reid.reports import feature_space
@@ -33,11 +34,26 @@ def test_few_images_and_a_missing_library_are_named(monkeypatch: pytest.MonkeyPa
 
 def test_the_plot_draws_each_group_in_its_colour() -> None:
     points = np.arange(12, dtype=float).reshape(6, 2)
-    group = Group(np.array([1, 3]), "1, 2", "#0072b2", "v", 3)
+    group = Group(np.array([1, 3]), "#0072b2", "v", {3: "2", 1: "7"})
     axes = feature_space_plot(points, [group]).axes[0]
     everything, coloured, large = axes.collections
     np.testing.assert_array_equal(everything.get_offsets(), points)
     np.testing.assert_array_equal(coloured.get_offsets(), points[[1, 3]])
-    np.testing.assert_array_equal(large.get_offsets(), points[[3]])
-    assert [text.get_text() for text in axes.texts] == ["1, 2"]
+    np.testing.assert_array_equal(large.get_offsets(), points[[3, 1]])
+    assert [text.get_text() for text in axes.texts] == ["2", "7"]
     assert not axes.images  # no photograph
+
+
+def test_labels_beside_each_other_do_not_overlap() -> None:
+    """Nine marks in one place of the plane, and one in a corner: their labels are read one by one."""
+    points = np.array([[0, 0], [100, 100], [50, 50], [51, 50], [50, 51.5], [52, 52], [49, 49], [48, 52]])
+    groups = [Group(np.arange(len(points)), "#0072b2", "o", {n: str(10 + n) for n in range(len(points))})]
+    figure = feature_space_plot(points, groups)
+    canvas = FigureCanvasAgg(figure)
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert len(boxes) == len(points)
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+        assert figure.bbox.containsx(box.x0)
+        assert figure.bbox.containsx(box.x1)
+        assert figure.bbox.containsy(box.y1)

@@ -1,13 +1,15 @@
 """Runs changes of a gallery in processes that kill themselves when told to, for test_gallery_crashes.py.
 
-Reads a JSON object a line: ``operation``, ``folder``, and ``kill_at``, the number of the event in rga_reid's
-own code (a call, a return, a call of anything else) at which the process gets SIGKILL. Answers a JSON object
-a line: ``killed``, and ``events``, how many there were otherwise. Processes are forked, so that one import
-of torch and FAISS serves them all.
+Reads a JSON object a line: ``operation``, ``folder``, ``kill_at``, the number of the event in rga_reid's own
+code (a call, a return, a call of anything else) at which the process gets SIGKILL, and ``watch``. Answers a
+JSON object a line: ``killed``, and if it was to watch ``points``, the events at which the files were not
+as at the event before: killing at any other event leaves the same files as killing at the last of these.
+Processes are forked, so that one import of torch and FAISS serves them all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,12 +24,13 @@ import pandas as pd
 import pyarrow.parquet  # noqa: F401 - imported here, not in every process that writes a table
 
 import rga_reid
-from rga_reid.retrieval import Gallery, GalleryBuilder, builder
+from rga_reid.retrieval import Gallery, GalleryBuilder, builder, indexes
 from rga_reid.retrieval.gallery_folder import writing
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 SHARD = 300
 builder.SHARD_ROWS = SHARD
+indexes._SAMPLE = 5  # measuring recall changes no file
 
 
 def people(count: int, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
@@ -80,23 +83,38 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def run(operation: str, folder: Path, kill_at: int | None) -> int:
-    """Run it, and count the events."""
-    seen = 0
+def on_disk(folder: Path) -> list[tuple[str, int, int, int]]:
+    """What is there; files are written anew or added to, so that size and time tell every change."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for name in (".", *names):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(place, name))
+                size = 0 if name == "." else status.st_size
+                found.append((os.path.join(place, name), status.st_ino, size, status.st_mtime_ns))
+    return found
+
+
+def run(operation: str, folder: Path, kill_at: int | None, watched: bool) -> list[int]:
+    """Run it, and tell at which events the files had changed."""
+    seen, points, last = 0, [], on_disk(folder.parent) if watched else []
 
     def watch(frame: Any, event: str, argument: object) -> None:
-        nonlocal seen
+        nonlocal seen, last
         if frame.f_code.co_filename.startswith(PACKAGE):
             seen += 1
             if seen == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if watched and (now := on_disk(folder.parent)) != last:
+                points.append(seen)
+                last = now
 
     sys.setprofile(watch)
     try:
         OPERATIONS[operation](folder)
     finally:
         sys.setprofile(None)
-    return seen
+    return points
 
 
 def serve() -> None:
@@ -106,17 +124,17 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             try:
-                events = run(task["operation"], Path(task["folder"]), task.get("kill_at"))
-                os.write(writer, str(events).encode())
+                points = run(task["operation"], Path(task["folder"]), task["kill_at"], task["watch"])
+                os.write(writer, json.dumps(points).encode())
                 os._exit(0)
             finally:
                 os._exit(1)
         print(json.dumps({"child": child}), flush=True)
         os.close(writer)
-        _, status = os.waitpid(child, 0)
         with os.fdopen(reader) as answer:
-            events = answer.read()
-        print(json.dumps({"killed": os.WIFSIGNALED(status), "events": int(events or 0)}), flush=True)
+            points = json.loads(answer.read() or "[]")
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"killed": os.WIFSIGNALED(status), "points": points}), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rga_reid.retrieval import Gallery
 from rga_reid.retrieval.gallery_folder import leftovers, writing
 
 DRIVER = Path(__file__).parent / "killable.py"
-KILLS = 4  # of each operation; all points there are in the slow test
+KILLS = 4  # of each operation; in the slow test one for every state that its files pass through
 CHANGES = ["overwrite", "stream over", "add", "remove", "compact"]
 BUILDS = ["save", "stream"]
 
@@ -35,10 +35,10 @@ class Driver:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def start(self, operation: str, folder: Path, kill_at: int | None = None) -> int:
+    def start(self, operation: str, folder: Path, kill_at: int | None = None, watch: bool = False) -> int:
         """Begin an operation; the id of its process."""
         assert self._process.stdin is not None
-        task = {"operation": operation, "folder": str(folder), "kill_at": kill_at}
+        task = {"operation": operation, "folder": str(folder), "kill_at": kill_at, "watch": watch}
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         return self._answer()["child"]
@@ -46,8 +46,10 @@ class Driver:
     def wait(self) -> dict[str, Any]:
         return self._answer()
 
-    def run(self, operation: str, folder: Path, kill_at: int | None = None) -> dict[str, Any]:
-        self.start(operation, folder, kill_at)
+    def run(
+        self, operation: str, folder: Path, kill_at: int | None = None, watch: bool = False
+    ) -> dict[str, Any]:
+        self.start(operation, folder, kill_at, watch)
         return self.wait()
 
     def _answer(self) -> dict[str, Any]:
@@ -75,9 +77,10 @@ def killable() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        from rga_reid.retrieval import builder
+        from rga_reid.retrieval import builder, indexes
 
         patch.setattr(builder, "SHARD_ROWS", builder.SHARD_ROWS)  # the module sets its own
+        patch.setattr(indexes, "_SAMPLE", indexes._SAMPLE)
         spec.loader.exec_module(module)
         yield module
 
@@ -107,25 +110,26 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def kill_points(events: int, every: bool) -> list[int]:
-    if every:
-        return list(range(1, events + 1))
-    return np.random.default_rng(events).integers(1, events + 1, KILLS).tolist()
+def kill_points(driver: Driver, operation: str, folder: Path, every: bool) -> list[int]:
+    """Events at which to kill; the operation is run to its end to know them."""
+    points = driver.run(operation, folder, watch=True)["points"]
+    assert len(points) > KILLS
+    return points if every else np.random.default_rng(0).choice(points, KILLS, replace=False).tolist()
 
 
 def check_changes(
     driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str, every: bool
 ) -> None:
     queries = killable.people(3, 5)[0]
-    shutil.copytree(old, tmp_path / "new")
-    events = driver.run(operation, tmp_path / "new")["events"]
-    after = state(Gallery.open(tmp_path / "new"), queries)
+    shutil.copytree(old, tmp_path / "new" / "gallery")
+    points = kill_points(driver, operation, tmp_path / "new" / "gallery", every)
+    after = state(Gallery.open(tmp_path / "new" / "gallery"), queries)
     allowed = [state(Gallery.open(old), queries), after]
     folder = tmp_path / "gallery"
-    for point in kill_points(events, every):
+    for point in points:
         shutil.copytree(old, folder)
         assert driver.run(operation, folder, point)["killed"], point
-        check_changed(killable, folder, allowed, f"{operation}, killed at {point} of {events}")
+        check_changed(killable, folder, allowed, f"{operation}, killed at {point}")
         shutil.rmtree(folder)
 
 
@@ -147,12 +151,12 @@ def check_changed(killable: Any, folder: Path, allowed: list[list[object]], what
 
 def check_builds(driver: Driver, killable: Any, tmp_path: Path, operation: str, every: bool) -> None:
     queries = killable.people(3, 5)[0]
-    events = driver.run(operation, tmp_path / "new")["events"]
-    after = state(Gallery.open(tmp_path / "new"), queries)
+    points = kill_points(driver, operation, tmp_path / "new" / "gallery", every)
+    after = state(Gallery.open(tmp_path / "new" / "gallery"), queries)
     folder = tmp_path / "gallery"
-    for point in kill_points(events, every):
+    for point in points:
         assert driver.run(operation, folder, point)["killed"], point
-        check_built(killable, folder, operation, after, f"{operation}, killed at {point} of {events}")
+        check_built(killable, folder, operation, after, f"{operation}, killed at {point}")
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -312,7 +316,7 @@ def test_readers_read_on_while_another_writes(
     while is_alive(child):  # a new reader all the time
         assert len(Gallery.open(folder).search(queries)) == 30
         opened += 1
-    assert driver.wait()["events"] > 0  # it came to its end
+    assert not driver.wait()["killed"]  # it came to its end
     assert opened > 1
     assert not any((folder / "segments" / name).exists() for name in ("000001-0", "000002-0"))
     # one that has read its index, and one that reads it now, from files without a name

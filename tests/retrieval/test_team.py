@@ -26,7 +26,7 @@ sys.exit(main(json.loads(sys.argv[1])))
 """
 
 
-def together(words: list[str], size: int = 2) -> list[tuple[int, str, str]]:
+def together(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tuple[int, str, str]]:
     """Run a command in processes with the variables that torchrun sets; exit code, output and errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ def together(words: list[str], size: int = 2) -> list[tuple[int, str, str]]:
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(words)],
+            [sys.executable, "-c", program, json.dumps(words)],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -105,6 +105,34 @@ def test_a_gallery_of_two_processes(tiny_market: Path, tiny_checkpoint: Path, tm
     assert [answer[0] for answer in answers] == [2, 2]
     assert all("9.jpg" in answer[2] for answer in answers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "one", "two"]
+
+
+DYING = """
+import json, os, sys
+from rga_reid.retrieval import team
+agree = team.Team._agree
+def once(self, error):
+    agree(self, error)
+    if self.rank == 1:
+        os.kill(os.getpid(), 9)
+team.Team._agree = once
+from rga_reid.commands import main
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+
+
+def test_a_process_that_dies_is_told_by_the_others(
+    tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    images = ["--images", str(tiny_market / "bounding_box_test"), "--batch-size", "4", "--device", "cpu"]
+    words = ["features", "--checkpoint", str(tiny_checkpoint), *images, "--out", str(tmp_path / "f.npz")]
+    first, second = together(words, program=DYING)
+    assert second[0] == -9
+    assert first[0] == 2, first[2]
+    lines = [line for line in first[2].splitlines() if line.startswith("rga-reid: ")]
+    assert len(lines) == 1
+    assert "error: torchrun: another process has ended" in lines[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_replace_nothing_of_others(tmp_path: Path) -> None:

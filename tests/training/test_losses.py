@@ -57,6 +57,19 @@ def test_cross_entropy_is_the_released_one() -> None:
     assert float(losses["loss"]) == pytest.approx(float(losses["cross_entropy"] + losses["triplet"]))
 
 
+def test_cross_entropy_is_the_mean_over_the_parts() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(8, 3, 6, generator=generator)
+    labels = torch.arange(4).repeat_interleave(2)
+    features = torch.randn(8, 12, generator=generator)
+    loss = ReIDLoss(label_smoothing=0.1)
+    found = loss(TrainingOutput(features, features, logits), labels)
+    each = [loss(TrainingOutput(features, features, logits[:, part]), labels) for part in range(3)]
+    expected = sum(float(one["cross_entropy"]) for one in each) / 3
+    assert float(found["cross_entropy"]) == pytest.approx(expected, rel=1e-6)
+    assert float(found["triplet"]) == float(each[0]["triplet"])
+
+
 def test_losses_are_computed_in_float32_under_autocast() -> None:
     output = TrainingOutput(torch.randn(8, 4), torch.randn(8, 4), torch.randn(8, 3))
     labels = torch.arange(4).repeat_interleave(2) % 3

@@ -29,7 +29,15 @@ async function numbers(reference) {
   }
   return reference.values;
 }
-const spoken = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e4 || Math.abs(value) < 1e-3 ? value.toExponential(3) : value.toPrecision(4));
+const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
+/** A number with so many digits: 0.1234, 1234, 1.234·10⁻⁵, −3.2. */
+function spoken(value, digits = 4) {
+  if (value === 0) return "0";
+  const size = Math.abs(value), sign = value < 0 ? "−" : "";
+  if (size < 1e4 && size >= 1e-3) return sign + size.toPrecision(digits).replace(/^(\d+)e.*/, () => size.toFixed(0));
+  const [digit, power] = size.toExponential(digits - 1).split("e");
+  return `${sign}${digit}·10${[...power.replace("+", "")].map((letter) => RAISED[letter]).join("")}`;
+}
 const range = (values) => {
   let low = Infinity, high = -Infinity;
   for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
@@ -154,9 +162,10 @@ function bar(id, low, high, colours, note = "") {
   if (!holder.firstChild) {
     for (const tag of ["span", "canvas", "span"]) holder.append(document.createElement(tag));
     holder.children[1].width = 128; holder.children[1].height = 1;
+    holder.children[1].setAttribute("aria-hidden", "true");
   }
-  holder.children[0].textContent = spoken(low);
-  holder.children[2].textContent = spoken(high) + note;
+  holder.children[0].textContent = spoken(low, 3);
+  holder.children[2].textContent = spoken(high, 3) + note;
   if (holder.dataset.colours !== colours) {
     holder.children[1].getContext("2d").drawImage(paint(Float32Array.from({ length: 128 }, (_, k) => k), [1, 128], 0, 127, data.colours[colours]), 0, 0);
     holder.dataset.colours = colours;

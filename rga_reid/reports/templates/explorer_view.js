@@ -71,7 +71,7 @@ function showPositions() {
   }
   for (const context of all) { mark(context, v, u, m.grid, false); mark(context, ov, ou, m.grid, true); }
   lines(drawMatrix(m), (node + 0.5) / m.size[0], (cell(v, u, m.key_grid) + 0.5) / m.size[1]);
-  const at = (n, grid) => `row ${Math.floor(n / grid[1]) + 1}, column ${(n % grid[1]) + 1}`;
+  const at = (n, grid) => `${Math.floor(n / grid[1]) + 1} down, ${(n % grid[1]) + 1} across`; // rows and columns are those of matrices
   const parts = [[`○ point i: ${at(node, m.grid)}${state.held ? " (held)" : ""}`], [`□ point j: ${at(otherNode, m.grid)}`],
     [`${m.symbol}[i, j], i → j:`, "value-row", row[otherKey]], [`${m.symbol}[j, i], j → i:`, "value-column", column[otherNode]],
     ["sum of the row:", "value-sum", row.reduce((sum, value) => sum + value, 0)]];
@@ -94,7 +94,7 @@ function showChannels() {
   lines(drawMatrix(m), (channel + 0.5) / m.size[0], (channel + 0.5) / width);
   $("head-most").textContent = `Channels that ${channel} relates to most`;
   $("head-least").textContent = `Channels that ${channel} relates to least`;
-  const parts = [[`channel i = ${channel} of ${m.size[0]}`],
+  const parts = [[`channel i: ${channel}, of 0 to ${m.size[0] - 1}`],
     [`${m.symbol}[i, ${order[0]}], its most related:`, "value-row", row[order[0]]], [`${m.symbol}[${order[0]}, i], the other way:`, "value-column", column[order[0]]],
     ["sum of the row:", "value-sum", row.reduce((sum, value) => sum + value, 0)]];
   if (m.asymmetry !== null) parts.push(["asymmetry of the matrix:", "value-asymmetry", m.asymmetry]);
@@ -116,8 +116,14 @@ function thumbnails(id, m, channels, row, column) {
   }
   channels.forEach((channel, k) => {
     overPhoto(holder.children[k].firstChild, exhibit().photo, activation(m, channel));
+    describe(holder.children[k].firstChild, `where channel ${channel} fires`);
     holder.children[k].lastChild.textContent = `channel ${channel}: i → it ${spoken(row[channel])}, it → i ${spoken(column[channel])}`;
   });
+}
+
+/** What a picture shows, for those who hear the page. */
+function describe(canvas, words) {
+  canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", words);
 }
 
 /** The pictures and numbers of the chosen point or channel: all that a hover changes. */
@@ -135,11 +141,12 @@ function showSame() {
     const power = powerOf(values, a, b);
     const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power));
     mark(context, ...middle(nodeAt(m, place), m.grid), m.grid, false);
-    figure.numbers.textContent = `${spoken(a)} to ${spoken(b)}`;
+    figure.numbers.textContent = `${spoken(a, 3)} to ${spoken(b, 3)}${rootNote(power)}`;
   }
 }
 
 // ---------- what a choice of photo, mechanism, stage or matrix changes ----------
+let drawn = Promise.resolve(); // what is applied on the chosen photo
 async function choose() {
   const shown = exhibit(), words = shown.words, level = stage(), has = level.matrices.length > 0;
   state.matrix = Math.min(state.matrix, Math.max(0, level.matrices.length - 1));
@@ -164,7 +171,7 @@ async function choose() {
     captions(shown, m);
   }
   show();
-  Promise.all([...$("same-point").children].map((figure) => ready(figure.shown.matrix))).then(() => { showSame(); document.body.dataset.ready = "yes"; });
+  Promise.all([drawn, ...[...$("same-point").children].map((figure) => ready(figure.shown.matrix))]).then(() => { showSame(); document.body.dataset.ready = "yes"; });
 }
 function captions(shown, m) {
   const { words } = shown, both = readsBoth(shown);
@@ -181,7 +188,7 @@ function captions(shown, m) {
   $("cap-difference").textContent = both ? "Orange: i thinks more of a place than the place thinks of i. Purple: the reverse. White: mutual. RGA learns from both." :
     "Orange: i takes more from a place than it gives. Purple: the reverse. This mechanism uses the row alone.";
   const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
-  const pooled = m.whole ? "Whole." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
+  const pooled = m.whole ? "Every number is shown." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
   $("cap-matrix").replaceChildren(...typeset(`${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`));
   const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
   $("cap-channels").textContent = (both ? "“i → it” is row i, what the chosen channel thinks of the other; “it → i” is column i, the other direction. RGA reads both, and weighs each channel by them." :
@@ -210,9 +217,9 @@ function pickExhibit(k) {
 function pickPhoto(k) {
   const { label } = exhibit();
   state.photo = k;
+  drawn = applied();
   const alike = data.exhibits.findIndex((e) => e.photo === k && e.label === label);
   pickExhibit(alike >= 0 ? alike : data.exhibits.findIndex((e) => e.photo === k));
-  applied();
 }
 function flow() {
   const level = stage(), shown = exhibit(), places = new Map(level.matrices.map((m, k) => [m.symbol, k])), columns = [];
@@ -257,6 +264,7 @@ function same() {
         name.textContent = shown.label;
         caption.append(name, document.createElement("br"), ...typeset(`${direction} of ${m.symbol}: `), values);
         figure.append(document.createElement("canvas"), caption);
+        describe(figure.firstChild, `${direction} of ${m.symbol} over the photo, ${shown.label}`);
         Object.assign(figure, { shown: { matrix: m, direction, photo: shown.photo }, numbers: values });
         figures.push(figure);
       }
@@ -265,12 +273,19 @@ function same() {
   $("same-point").replaceChildren(...figures);
   $("same").hidden = !figures.length;
 }
+/** Whether two numbers look the same to four digits: colours between them would show rounding. */
+const even = (low, high) => spoken(low) === spoken(high);
 async function applied() {
+  const { photo } = state;
   const table = document.createElement("tbody"), numbersOf = [...new Set(data.exhibits.flatMap((e) => e.stages.map((s) => s.stage)))].sort();
+  $("applied").style.setProperty("--stages", numbersOf.length);
   const head = table.insertRow();
-  head.insertCell().textContent = "";
-  for (const number of numbersOf) head.insertCell().textContent = `after stage ${number}`;
-  for (const shown of data.exhibits.filter((e) => e.photo === state.photo)) {
+  for (const text of ["Mechanism", ...numbersOf.map((number) => `after stage ${number}`)]) {
+    const name = document.createElement("th");
+    name.scope = "col"; name.textContent = text;
+    head.append(name);
+  }
+  for (const shown of data.exhibits.filter((e) => e.photo === photo)) {
     const line = table.insertRow();
     const name = document.createElement("th");
     name.scope = "row"; name.textContent = shown.label;
@@ -280,17 +295,21 @@ async function applied() {
       if (!level) { place.textContent = "none"; continue; }
       const say = (text) => { const small = document.createElement("small"); small.textContent = text; place.append(small); };
       const weight = await numbers(level.attention), change = await numbers(level.change), channel = await numbers(level.channel_attention);
-      const map = weight ?? (channel ? null : change);
-      if (map && !weight && range(map)[1] === 0) say("no change: γ or W starts at 0, so the block begins as the identity");
+      const map = weight ?? (channel ? null : change), [low, high] = range(map ?? []);
+      if (map && !weight && high === 0) say("no change: γ or W starts at 0, so the block begins as the identity");
+      else if (map && even(low, high)) say(weight ? `every place has the weight ${spoken(low)}` : `every place changes by ${spoken(100 * low, 3)} %`);
       else if (map) {
-        const [low, high] = range(map), canvas = document.createElement("canvas");
+        const canvas = document.createElement("canvas");
+        describe(canvas, `${weight ? "weights" : "change"} over the photo, ${shown.label}, after stage ${number}`);
         overPhoto(canvas, shown.photo, paint(map, level.grid, weight ? low : 0, high, data.colours.sequential));
         place.append(canvas);
-        say(weight ? `weights ${spoken(low)} to ${spoken(high)}` : `change ${spoken(100 * low)} to ${spoken(100 * high)} %`);
+        say(weight ? `weights ${spoken(low)} to ${spoken(high)}` : `change ${spoken(100 * low, 3)} to ${spoken(100 * high, 3)} %`);
       }
-      if (channel) {
+      if (channel && even(...range(channel))) say(`every channel has the weight ${spoken(channel[0])}`);
+      else if (channel) {
         const [low, high] = range(channel), strip = document.createElement("canvas");
         const ordered = Float32Array.from(channel).sort();
+        describe(strip, `weights of the channels, sorted, ${shown.label}, after stage ${number}`);
         strip.className = "strip"; strip.width = ordered.length; strip.height = 1;
         strip.getContext("2d").drawImage(paint(ordered, [1, ordered.length], low, high, data.colours.sequential), 0, 0);
         place.append(strip);
@@ -298,7 +317,7 @@ async function applied() {
       }
     }
   }
-  $("applied").replaceChildren(table);
+  if (photo === state.photo) $("applied").replaceChildren(table); // no other was chosen meanwhile
 }
 
 // ---------- pointer, touch, keyboard ----------
@@ -370,5 +389,6 @@ Promise.all(data.photos.map(loadPhoto)).then((loaded) => {
   photos.push(...loaded);
   const whole = exhibit().stages.map((s, k) => [k, s.matrices.every((m) => m.whole || m.kind === "channels")]).filter(([, all]) => all);
   state.stage = whole.length ? whole[whole.length - 1][0] : exhibit().stages.length - 1;
-  return Promise.all([choose(), applied()]);
+  drawn = applied();
+  return choose();
 });

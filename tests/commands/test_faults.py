@@ -1,0 +1,449 @@
+"""What docs/faults.md promises: commands that are interrupted or killed, disks that take nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from rga_reid import Gallery, load_model
+from rga_reid.commands import main
+from rga_reid.retrieval.feature_files import read_features
+from rga_reid.retrieval.gallery_folder import leftovers
+
+DRIVER = Path(__file__).with_name("faulty.py")
+Answer = dict[str, Any]
+
+
+class Driver:
+    """The process that forks, see faulty.py."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, *words: object, **fault: object) -> Answer:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        task = {"words": list(map(str, words)), **fault}
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Driver]:
+    process = subprocess.Popen(
+        [sys.executable, str(DRIVER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(DRIVER.parents[2]), "OMP_NUM_THREADS": "1"},
+    )
+    with process:
+        yield Driver(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the commands read, and nobody writes."""
+
+    market: Path
+    checkpoint: Path
+    images: Path
+    features: Path
+    gallery: Path
+    published: Path
+    recipe: Path
+    plan: Path
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_market: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    generator = np.random.default_rng(0)
+    rows, pids = generator.normal(size=(1100, 16)).astype(np.float32), np.arange(1100) % 50
+    rows += 3 * generator.normal(size=(50, 16)).astype(np.float32)[pids]
+    paths = np.array([f"{row}.jpg" for row in range(1100)])
+    np.savez(folder / "features.npz", features=rows, pids=pids, camids=pids % 3, paths=paths)
+    images = tiny_market / "bounding_box_test"
+    words = ["--images", str(images), "--checkpoint", str(tiny_checkpoint)]
+    assert main(["gallery", "build", "--gallery", str(folder / "gallery"), *words]) == 0
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "published.pth")
+    recipe = {
+        "model": {"depth": 18, "attention": "se", "weights": None, "size": [64, 32]},
+        "data": {"identities_per_batch": 2, "images_per_identity": 2},
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        },
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    variants = [{"name": name, "recipe": {"model": {"attention": name}}} for name in ("se", "cbam")]
+    plan = {"title": "two", "recipe": str(folder / "recipe.yaml"), "variants": variants, "seeds": [0]}
+    (folder / "plan.yaml").write_text(json.dumps(plan))
+    return Inputs(
+        tiny_market,
+        tiny_checkpoint,
+        images,
+        folder / "features.npz",
+        folder / "gallery",
+        folder / "published.pth",
+        folder / "recipe.yaml",
+        folder / "plan.yaml",
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, and how to tell that what it writes is whole.
+
+    Args:
+        words: of the command, by the inputs and the folder that it may write in.
+        outputs: files in that folder, and what fails on one that is not whole.
+        prepare: what is there before, by the same.
+        again: more words with which the command goes on, or starts over, after it was stopped.
+    """
+
+    words: Callable[[Inputs, Path], list[object]]
+    outputs: dict[str, Callable[[Path], object]]
+    prepare: Callable[[Inputs, Path], object] = lambda inputs, out: None
+    again: Callable[[Path], list[str]] = lambda out: []
+
+
+def page(file: Path) -> None:
+    assert file.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def features(file: Path) -> None:
+    found, table = read_features(file)
+    assert found.shape == (14, 512)
+    assert table["path"].notna().all()
+
+
+def gallery(folder: Path) -> None:
+    assert Gallery.open(folder).verify() > 0
+
+
+def copy(inputs: Inputs, out: Path) -> None:
+    shutil.copytree(inputs.gallery, out / "g")
+
+
+def build_again(out: Path) -> list[str]:
+    return ["--resume"] if (out / "g" / "unfinished.json").exists() else ["--overwrite"]
+
+
+CASES = {
+    "test": Case(
+        lambda i, out: [
+            *("test", "--checkpoint", i.checkpoint, "--data.root", i.market),
+            *("--json", out / "m.json", "--html", out / "m.html"),
+        ],
+        {"m.json": lambda file: json.loads(file.read_text()), "m.html": page},
+    ),
+    "features": Case(
+        lambda i, out: [
+            *("features", "--checkpoint", i.checkpoint, "--images", i.images),
+            *("--out", out / "f.npz", "--overwrite"),
+        ],
+        {"f.npz": features},
+        prepare=lambda i, out: (out / "f.npz").write_bytes(b"old"),
+    ),
+    "build": Case(
+        lambda i, out: [
+            *("gallery", "build", "--gallery", out / "g", "--images", i.images),
+            *("--checkpoint", i.checkpoint, "--batch-size", 3),
+        ],
+        {"g": gallery},
+        again=build_again,
+    ),
+    "build an index": Case(
+        lambda i, out: [
+            *("gallery", "build", "--gallery", out / "g", "--features", i.features, "--index", "ivf"),
+        ],
+        {"g": gallery},
+        again=lambda out: ["--overwrite"],
+    ),
+    "add": Case(
+        lambda i, out: [
+            *("gallery", "add", "--gallery", out / "g", "--images", i.market / "query", "--batch-size", 3),
+        ],
+        {"g": gallery},
+        prepare=copy,
+        again=lambda out: ["--skip-known"],
+    ),
+    "remove": Case(
+        lambda i, out: ["gallery", "remove", "--gallery", out / "g", "--pid", 12],
+        {"g": gallery},
+        prepare=copy,
+    ),
+    "export": Case(
+        lambda i, out: [
+            *("export", "--checkpoint", i.checkpoint, "--format", "torchscript"),
+            *("--out", out / "m.pt", "--overwrite"),
+        ],
+        {"m.pt": torch.jit.load},
+        prepare=lambda i, out: (out / "m.pt").write_bytes(b"old"),
+    ),
+    "convert": Case(
+        lambda i, out: ["convert", i.published, out / "m.safetensors", "--overwrite"],
+        {"m.safetensors": load_model},
+        prepare=lambda i, out: (out / "m.safetensors").write_bytes(b"old"),
+    ),
+    "query": Case(
+        lambda i, out: [
+            *("query", "--gallery", i.gallery, "--image", i.market / "query"),
+            *("--html", out / "q.html", "--json", out / "q.json", "--csv", out / "q.csv"),
+        ],
+        {
+            "q.html": page,
+            "q.json": lambda file: json.loads(file.read_text()),
+            "q.csv": lambda file: np.testing.assert_equal(file.read_text().count("\n"), 41),
+        },
+    ),
+    "explain": Case(
+        lambda i, out: [
+            *("explain", "--checkpoint", i.checkpoint, "--out", out / "e.html"),
+            *("--image", next((i.market / "query").iterdir())),
+        ],
+        {"e.html": page},
+        prepare=lambda i, out: (out / "e.html").write_bytes(b"old"),
+    ),
+    "train": Case(
+        lambda i, out: ["train", "--config", i.recipe, "--data.root", i.market, "--out", out / "run"],
+        {"run/last.ckpt": load_model},
+        again=lambda out: ["--resume"] if (out / "run" / "last.ckpt").exists() else ["--overwrite"],
+    ),
+    "demo": Case(
+        lambda i, out: ["demo", "--config", i.recipe, "--epochs", 1, "--out", out / "demo"],
+        {
+            "demo/model/last.ckpt": load_model,
+            "demo/gallery": gallery,
+            "demo/query.html": page,
+            "demo/explain.html": page,
+            "demo/metrics.json": lambda file: json.loads(file.read_text()),
+        },
+        again=lambda out: ["--overwrite"],
+    ),
+}
+
+
+QUICK = [name for name in CASES if name not in ("train", "demo")]
+
+
+def litter(folder: Path) -> list[Path]:
+    """What commands keep there while they work, and no longer."""
+    drafts = [path for path in folder.rglob(".*") if path.name != ".rga-reid-cache"]
+    galleries = [path.parent for path in folder.rglob("lock")]
+    return sorted(drafts) + [path for gallery in galleries for path in leftovers(gallery)]
+
+
+def check(case: Case, out: Path, *, complete: bool, old: bytes = b"old") -> None:
+    """Each output is whole, or as it was before; there is nothing else."""
+    for name, whole in case.outputs.items():
+        file = out / name
+        if complete or (file.exists() and not (file.is_file() and file.read_bytes() == old)):
+            unfinished = file.is_dir() and not (file / "manifest.json").exists()
+            if complete or not unfinished:
+                whole(file)
+
+
+def points(answer: Answer, signum: int, count: int) -> list[int]:
+    """Events to strike at: Ctrl-C anywhere, the others where files are written."""
+    generator = np.random.default_rng(signum)
+    places = range(1, answer["events"]) if signum == signal.SIGINT else answer["writing"]
+    chosen = generator.choice(places, min(count, len(places)), replace=False)
+    return [int(place) for place in np.sort(chosen)]
+
+
+def strike(run: Driver, case: Case, inputs: Inputs, out: Path, signum: int, at: int) -> None:
+    """The command gets a signal, and leaves what it promises."""
+    out.mkdir()
+    case.prepare(inputs, out)
+    answer = run(*case.words(inputs, out), watched=True, signal=signum, at=at)
+    where = f"signal {signum} at {at}, {answer['struck']}: {answer['error']}"
+    if signum == signal.SIGKILL:
+        assert answer["code"] == -signum, where
+    else:
+        said = {signal.SIGINT: "rga-reid: interrupted", signal.SIGTERM: "rga-reid: terminated"}[signum]
+        assert (answer["code"], answer["error"].strip()) == (128 + signum, said), where
+        assert litter(out) == [], where
+    check(case, out, complete=False)
+
+
+def repeat(run: Driver, case: Case, inputs: Inputs, out: Path) -> None:
+    """The command is given again, and leaves what it does without a fault."""
+    answer = run(*case.words(inputs, out), *case.again(out))
+    removed = "pid 12: the gallery has no image of it" in answer["error"]  # it was done already
+    assert answer["code"] == (2 if removed else 0), answer["error"]
+    assert removed or litter(out) == []
+    check(case, out, complete=True)
+
+
+def strikes(run: Driver, inputs: Inputs, folder: Path, name: str, counts: dict[signal.Signals, int]) -> None:
+    case, out = CASES[name], folder / "out"
+    out.mkdir()
+    case.prepare(inputs, out)
+    answer = run(*case.words(inputs, out), watched=True)
+    assert answer["code"] == 0, answer["error"]
+    check(case, out, complete=True)
+    assert litter(out) == []
+    shutil.rmtree(out)
+    for signum, count in counts.items():
+        for at in points(answer, signum, count):
+            strike(run, case, inputs, out, signum, at)
+            if signum == signal.SIGKILL or count > 1:
+                repeat(run, case, inputs, out)
+            shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_command_that_is_stopped_leaves_nothing_half_written(
+    run: Driver, inputs: Inputs, tmp_path: Path, name: str
+) -> None:
+    strikes(run, inputs, tmp_path, name, {signal.SIGINT: 1, signal.SIGKILL: 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_at_many_points(run: Driver, inputs: Inputs, tmp_path: Path, name: str) -> None:
+    strikes(run, inputs, tmp_path, name, {signal.SIGINT: 20, signal.SIGTERM: 20, signal.SIGKILL: 20})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_disk_that_is_full(run: Driver, inputs: Inputs, tmp_path: Path, name: str) -> None:
+    """Nothing fits (no file may grow): one line, and all is as it was."""
+    case = CASES[name]
+    case.prepare(inputs, tmp_path)
+    before = contents(tmp_path)
+    answer = run(*case.words(inputs, tmp_path), most=64)
+    assert (answer["code"], answer["error"].count("\n")) == (2, 1), answer["error"]
+    assert str(tmp_path) in answer["error"]
+    assert "cannot write" in answer["error"]
+    assert "File too large" in answer["error"]
+    assert litter(tmp_path) == []
+    if name in ("train", "demo"):  # which leave the folder they had begun
+        assert not any((tmp_path / output).exists() for output in case.outputs)
+    else:
+        assert contents(tmp_path) == before
+    answer = run(*case.words(inputs, tmp_path), *case.again(tmp_path))
+    assert answer["code"] == 0, answer["error"]
+    check(case, tmp_path, complete=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_output_that_cannot_be_written(run: Driver, inputs: Inputs, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    case = CASES[name]
+    case.prepare(inputs, out)
+    before = contents(out)
+    folders = [out, *(path for path in out.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    answer = run(*case.words(inputs, out), bound=True)
+    for folder in folders:
+        folder.chmod(0o755)
+    assert (answer["code"], answer["error"].count("\n")) == (2, 1), answer["error"]
+    assert str(out) in answer["error"]
+    assert "cannot write" in answer["error"]
+    assert answer["output"] == ""
+    assert contents(out) == before
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All files and folders, but for a gallery's lock."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.name != "lock"
+    }
+
+
+def test_a_checkpoint_that_finds_no_room(run: Driver, inputs: Inputs, tmp_path: Path) -> None:
+    """The one before stays, and the run goes on from it when there is room again."""
+    words = CASES["train"].words(inputs, tmp_path)
+    assert run(*words, "--trainer.max_epochs", 1)["code"] == 0
+    kept = (tmp_path / "run" / "last.ckpt").read_bytes()
+    answer = run(*words, "--resume", most=1 << 20)
+    assert (answer["code"], answer["error"].count("\n")) == (2, 1), answer["error"]
+    assert "run/last.ckpt: cannot write there (File too large)" in answer["error"]
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == kept
+    assert litter(tmp_path) == []
+    assert run(*words, "--resume")["code"] == 0
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_logs_that_find_no_room(run: Driver, inputs: Inputs, tmp_path: Path) -> None:
+    """CSV and TensorBoard files are written by Lightning, not atomically: still one line."""
+    words = CASES["train"].words(inputs, tmp_path)
+    assert run(*words, "--trainer.max_epochs", 1)["code"] == 0
+    size = (tmp_path / "run" / "config.yaml").stat().st_size + 100
+    answer = run(*words, "--overwrite", most=size)
+    assert (answer["code"], answer["error"].count("\n")) == (2, 1), answer["error"]
+    assert re.search(r"/run(/\S+)?: cannot write there \(File too large\)", answer["error"])
+
+
+def test_decoded_images_that_find_no_room(
+    run: Driver, inputs: Inputs, disk: tuple[Path, Callable[[int], AbstractContextManager[None]]]
+) -> None:
+    """They are written through a mapping, where a full disk would kill the process."""
+    place, room = disk
+    shutil.copytree(inputs.market, place / "market")
+    words = ["train", "--config", inputs.recipe, "--data.root", place / "market", "--data.cache", "file"]
+    words += ["--out", place.parent / "run"]
+    with room(100_000):
+        limited = {} if list(place.glob("other files")) else {"most": 100_000}
+        answer = run(*words, **limited)
+    assert (answer["code"], answer["error"].count("\n")) == (2, 1), answer["error"]
+    assert re.search(r"\.npy: cannot write there \((No space left|File too large)", answer["error"])
+    assert list((place / "market" / ".rga-reid-cache").iterdir()) == []
+    assert run(*words, "--overwrite", "--trainer.max_epochs", 1)["code"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_real_processes_at_random_times(inputs: Inputs, tmp_path: Path, signum: int) -> None:
+    """As a user meets it: imports, threads, Lightning and all; from the first moment to the last."""
+    generator = np.random.default_rng(signum)
+    case, program = CASES["train"], [sys.executable, str(DRIVER.parents[2] / "cli.py")]
+    out, codes = tmp_path / "out", []
+    for seconds in generator.uniform(0.2, 14, 12):
+        out.mkdir()
+        process = subprocess.Popen(
+            [*program, *map(str, case.words(inputs, out)), "--trainer.max_epochs", "40"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        time.sleep(seconds)
+        process.send_signal(signum)
+        error = process.communicate(timeout=60)[1]
+        codes.append(process.returncode)
+        if process.returncode != -signum:  # before the program had begun
+            assert process.returncode == 128 + signum, error
+            assert error.splitlines()[-1] in ("rga-reid: interrupted", "rga-reid: terminated")
+            assert "Traceback" not in error
+        assert litter(out) == []
+        check(case, out, complete=False)
+        shutil.rmtree(out)
+    assert codes.count(128 + signum) > 6

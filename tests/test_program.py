@@ -1,0 +1,69 @@
+"""How a program ends: exit codes, one line, signals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rga_reid.errors import InputError
+from rga_reid.program import exit_code
+from rga_reid.signals import Stopped
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def failing(error: BaseException) -> Callable[[], int]:
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("a.npz: no such\nfile"), 2, "error: a.npz: no such file"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.npz"),
+            2,
+            "error: a.npz: No space left on device",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped(signal.SIGTERM), 143, "terminated"),
+    ],
+)
+def test_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(failing(error)) == code
+    assert capsys.readouterr().err == f"rga-reid: {line}\n"
+
+
+def test_other_errors_are_defects_and_show_where() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code(failing(ZeroDivisionError()))
+    with pytest.raises(FileNotFoundError):  # no disk: somebody forgot to check
+        exit_code(failing(FileNotFoundError(errno.ENOENT, "No such file", "a")))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+def test_output_that_nothing_takes() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "cli.py", "--help"]
+        done = subprocess.run(words, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "rga-reid: error: output: No space left on device\n")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    words = [sys.executable, "cli.py", "--help"]
+    process = subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read() if process.stderr else b"") == (0, b"")
