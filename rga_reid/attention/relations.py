@@ -38,9 +38,7 @@ class Trace:
 
     given: Mapping[str, Tensor] = field(default_factory=dict)  #: matrices to go on with in place of its own
     matrices: dict[str, Tensor] = field(default_factory=dict)  #: the relations, by name
-    weights: dict[str, Tensor] = field(
-        default_factory=dict
-    )  #: the attention that is finally applied, by name
+    weights: dict[str, Tensor] = field(default_factory=dict)  #: the attention that is applied, by name
     flow: list[Step] = field(default_factory=list)  #: all steps, in order
 
     def step(self, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
