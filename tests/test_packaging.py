@@ -15,35 +15,15 @@ import pytest
 from rga_reid import __version__
 
 CHECKOUT = Path(__file__).parent.parent
-LEFT = (
-    ".git",
-    ".venv",
-    "build",
-    "dist",
-    "demo",
-    "runs",
-    "__pycache__",
-    "*.egg-info",
-    ".*_cache",
-    ".hypothesis",
-    "*.pyc",
-)
-TOP = (
-    "README.md",
-    "README.zh-CN.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "LICENSE",
-    "MANIFEST.in",
-    "Makefile",
-)
+NAMES = ".git .venv build dist demo runs __pycache__ *.egg-info .*_cache .hypothesis *.pyc"  # of no source
+TOP = ("LICENSE", "MANIFEST.in", "Makefile", "cli.py", "pyproject.toml", "ruff.toml", "setup.cfg")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the sdist and the wheel that is made of it, from a copy of the checkout."""
     place = tmp_path_factory.mktemp("package")
-    shutil.copytree(CHECKOUT, place / "source", ignore=shutil.ignore_patterns(*LEFT))
+    shutil.copytree(CHECKOUT, place / "source", ignore=shutil.ignore_patterns(*NAMES.split()))
     words = [
         sys.executable,
         "-m",
@@ -93,7 +73,7 @@ def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
     with tarfile.open(sdist) as opened:
         held = {one.name.removeprefix(prefix) for one in opened.getmembers() if one.isfile()}
     made = {name for name in held if name.startswith("rga_reid.egg-info/")} | {"PKG-INFO"}
-    wanted = {*TOP, "cli.py", "pyproject.toml", "ruff.toml", "setup.cfg", ".pre-commit-config.yaml"}
+    wanted = {*TOP, ".pre-commit-config.yaml", *(path.name for path in CHECKOUT.glob("*.md"))}
     for folder in (".ci", "benchmarks", "configs", "datasets", "docs", "rga_reid", "tests"):
         wanted |= {f"{folder}/{name}" for name in below(folder, "*")}
     assert held - made == wanted

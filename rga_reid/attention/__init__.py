@@ -16,10 +16,11 @@ from rga_reid.attention.criss_cross import CrissCross
 from rga_reid.attention.dual_attention import DualAttention
 from rga_reid.attention.nonlocal_block import NonLocal
 from rga_reid.attention.pam import PAM
-from rga_reid.attention.relations import Relations, Step
+from rga_reid.attention.relations import Relations, Step, Trace
 from rga_reid.attention.rga import RGA
 from rga_reid.attention.squeeze_excitation import SE
 
+#: what makes each mechanism, by the short names that ``--attention`` takes
 MECHANISMS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
     "rga": RGA,
     "rga_s": partial(RGA, channel=False),
@@ -45,4 +46,5 @@ __all__ = [
     "NonLocal",
     "Relations",
     "Step",
+    "Trace",
 ]

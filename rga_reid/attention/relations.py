@@ -34,27 +34,41 @@ class Step(NamedTuple):
 
 @dataclass
 class Trace:
-    """The record of one run of an explicit form. Matrices ``given`` replace those it would compute."""
+    """The record of one run of an explicit form: what a mechanism tells it, step by step."""
 
-    given: Mapping[str, Tensor] = field(default_factory=dict)
-    matrices: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    flow: list[Step] = field(default_factory=list)
+    given: Mapping[str, Tensor] = field(default_factory=dict)  #: matrices to go on with in place of its own
+    matrices: dict[str, Tensor] = field(default_factory=dict)  #: the relations, by name
+    weights: dict[str, Tensor] = field(default_factory=dict)  #: the attention that is applied, by name
+    flow: list[Step] = field(default_factory=list)  #: all steps, in order
 
     def step(self, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
-        """Record an intermediate tensor and return it."""
+        """Record an intermediate tensor and return it.
+
+        Args:
+            symbol, meaning, formula, tensor: see ``Step``.
+        """
         known = {step.symbol for step in self.flow}
         inputs = tuple(dict.fromkeys(name for name in _NAMES.findall(formula) if name in known))
         self.flow.append(Step(symbol, meaning, formula, tensor, inputs))
         return tensor
 
     def matrix(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
-        """Record a relation matrix; return it, or the one given in its place."""
+        """Record a relation matrix; return it, or the one given in its place.
+
+        Args:
+            name: in ``Relations.matrices``; one of channels begins with ``channel``.
+            symbol, meaning, formula, tensor: see ``Step``.
+        """
         tensor = self.matrices[name] = self.given.get(name, tensor)
         return self.step(symbol, meaning, formula, tensor)
 
     def weight(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
-        """Record the attention that is finally applied and return it."""
+        """Record the attention that is finally applied and return it.
+
+        Args:
+            name: in ``Relations.weights``: ``spatial`` or ``channel``.
+            symbol, meaning, formula, tensor: see ``Step``.
+        """
         self.weights[name] = tensor
         return self.step(symbol, meaning, formula, tensor)
 

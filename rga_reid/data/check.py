@@ -22,10 +22,10 @@ Found = dict[str, tuple[int, int] | Problem]
 class Counts:
     """What a split holds: files of every kind; identities without junk and distractors."""
 
-    images: int
-    identities: int
-    junk: int
-    distractors: int
+    images: int  #: files of every kind
+    identities: int  #: without junk and distractors
+    junk: int  #: files with a junk pid
+    distractors: int  #: files with a distractor pid
 
 
 @dataclass(frozen=True)

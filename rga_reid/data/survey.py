@@ -28,9 +28,9 @@ class Row(NamedTuple):
 class Problem:
     """One thing wrong with a data set: which file or line, and what with it."""
 
-    kind: str
-    where: str
-    detail: str
+    kind: str  #: "count", "match", "missing", "name", "line", or the fault of an image
+    where: str  #: the file, or the file and line
+    detail: str  #: what is wrong, in words
 
     def __str__(self) -> str:
         return f"{self.where}: {self.detail}"
