@@ -14,6 +14,20 @@ class InputError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """Text from a file, or a file's name, without characters that would steer the terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def quoted(value: object, most: int = 60) -> str:
+    """A value from a file as a message shows it: as Python writes it, cut short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes; too deep a nesting
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: ``; did you mean NEAREST?``, or nothing if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
-from rga_reid.errors import InputError, did_you_mean
+from rga_reid.errors import InputError, did_you_mean, quoted
 
 _PACKAGE = Path(__file__).resolve().parent
+_NAMED = 8  # known names in a message, at most
 _NOUNS = {"configs": "recipe", "datasets": "data set card"}
 
 
@@ -22,13 +24,21 @@ def find_resource(kind: str, name: str) -> Path:
     """Path of the bundled YAML file ``name`` of a kind, see ``list_resources``.
 
     Raises:
-        InputError: no such name; the message lists the known ones and suggests the nearest.
+        InputError: no such name; the message suggests the nearest and tells some of the known.
     """
     files = _files(kind)
     if name in files:
         return files[name]
-    known = ", ".join(sorted(files)) or "none"
-    raise InputError(f"unknown {_NOUNS[kind]} {name!r}{did_you_mean(name, files)} (known: {known})")
+    near = difflib.get_close_matches(name, files, n=_NAMED)
+    folder = name.rpartition("/")[0]
+    beside = [known for known in files if known.rpartition("/")[0] == folder]
+    nearest_first = dict.fromkeys([*near[1:], *sorted(beside), *sorted(files)])
+    named = sorted(list(nearest_first)[:_NAMED])
+    more = f" and {len(files) - len(named)} more" if len(named) < len(files) else ""
+    raise InputError(
+        f"unknown {_NOUNS[kind]} {quoted(name)}{did_you_mean(name, files)} "
+        f"(known: {', '.join(named) or 'none'}{more}; one of your own is named by a path that ends in .yaml)"
+    )
 
 
 def _files(kind: str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import check_at_least_one, new_parser, parse
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
     from rga_reid.experiments.ablation import Outcome, Progress
@@ -42,8 +42,10 @@ def run(options: Namespace) -> int:
     check_at_least_one("--jobs", options.jobs)
     from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
     from rga_reid.experiments.ablation_plan import read_plan
+    from rga_reid.reports.ablation_tables import published_figures
 
     plan = read_plan(options.config)
+    published_figures(plan.published)  # refuses what the report would refuse, when all is trained
     _check_choice(options, plan)
     _check_recipes(plan, options.config)
     out = Path(options.out)
@@ -65,7 +67,7 @@ def run(options: Namespace) -> int:
         _report(options, plan, outcome, out)
     for what, which in (("failed", outcome.failed), ("held by another process", outcome.elsewhere)):
         for one in which:
-            print(f"{what}: {one.name}{': ' + one.why() if what == 'failed' else ''}")
+            print(printable(f"{what}: {one.name}{': ' + one.why() if what == 'failed' else ''}"))
     wrong = [one for one in outcome.failed if _wanted(options, one)]
     return 1 if wrong or outcome.elsewhere else 0
 
@@ -93,10 +95,11 @@ def _check_recipes(plan: Plan, name: str) -> None:
 
     from rga_reid.commands import train
 
+    parser = train.parser()
     for number, variant in enumerate(plan.variants):
         words = ["--config", yaml.safe_dump(dict(variant.recipe), sort_keys=False)]
         try:
-            parse(train.parser(), words)
+            parse(parser, words)
         except InputError as error:
             raise InputError(f"plan {name}: variants[{number}] ({variant.name}): {error}") from None
 

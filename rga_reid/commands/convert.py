@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, printable
 
 
 def parser() -> ArgumentParser:
@@ -54,4 +54,4 @@ def run(options: Namespace) -> None:
         f"{options.target}: ResNet-{model.backbone.depth} with {attention} for {height}x{width} images, "
         f"from {published.source}"
     )
-    print(f"not used: {', '.join(published.unused) or 'nothing'}")
+    print(printable(f"not used: {', '.join(published.unused) or 'nothing'}"))

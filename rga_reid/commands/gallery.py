@@ -23,7 +23,7 @@ from rga_reid.commands.sources import (
     images_of,
     shards_folder,
 )
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, printable
 from rga_reid.files import unchanged
 
 if TYPE_CHECKING:
@@ -298,4 +298,4 @@ def _print(facts: dict[str, Any]) -> None:
         lines["input"] = "{} x {} pixels (height x width)".format(*model["size"])
     width = max(map(len, lines))
     for name, value in lines.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {printable(value)}")

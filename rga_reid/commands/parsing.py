@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.errors import InputError, did_you_mean
+from rga_reid.inputs import shortened
 
 # what jsonargparse says of a value of the wrong type, of one type or of several
 _KEY = re.compile(r'Parser key "([\w.]+)"(?: element \d+)?: ')
@@ -37,15 +38,10 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
         if leave.code in (0, None):
             return None
         raise InputError(f"{parser.prog}: wrong options; see {parser.prog} --help") from None
-    except Exception as error:
-        if type(error).__name__ not in (
-            "ArgumentError",
-            "ArgumentTypeError",
-            "NSKeyError",
-            "ParserError",
-        ):
-            raise
-        raise InputError(f"{parser.prog}: {_one_line(parser, str(error))}") from None
+    except InputError:
+        raise
+    except Exception as error:  # values are read as YAML and given to types, which raise nearly anything
+        raise InputError(f"{parser.prog}: {shortened(_one_line(parser, str(error)))}") from None
 
 
 def check_at_least_one(option: str, value: int) -> None:

@@ -14,7 +14,7 @@ from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import check_at_least_one, new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, printable
 from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
@@ -193,14 +193,9 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
         table.add_column("image", overflow="fold")
         for match in result["matches"]:
             labels = ["unknown" if match[key] is None else str(match[key]) for key in ("pid", "camid")]
-            table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, _printable(match["path"]))
-        console.print(_printable(result["image"]), soft_wrap=True)
+            table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, printable(match["path"]))
+        console.print(printable(result["image"]), soft_wrap=True)
         console.print(table if result["matches"] else "no match in this gallery")
     if len(results) > _PRINTED_QUERIES:
         more = len(results) - _PRINTED_QUERIES
         console.print(f"... and {more:,} more queries (all of them with --json or --csv)")
-
-
-def _printable(name: str) -> str:
-    """A file name without characters that would steer the terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in name)

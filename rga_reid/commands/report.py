@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import printable
 from rga_reid.files import require_new, write_json
 
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ def finish(report: AblationReport, out: Path, *, photos: bool, json: str | None)
         write_json(json, {"baseline": report.baseline, "variants": [asdict(row) for row in report.rows]})
     kept = (0, 1, 2, 4, 6, 7)  # what fits into 80 columns; the files have all
     head, *lines = ([line[column] for column in kept] for line in score_table(report))
-    table = Table(title=report.title, title_justify="left")
+    table = Table(title=printable(report.title), title_justify="left")
     for heading in head:
         table.add_column(heading, overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(printable, line))
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(f"report: {page}", soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.parsing import check_at_least_one
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,4 +105,4 @@ def embedded(
     if refused:
         print(f"left out {len(refused):,} unreadable images:", file=sys.stderr)
     for error in refused:
-        print(f"  {error}", file=sys.stderr)
+        print(f"  {printable(str(error))}", file=sys.stderr)

@@ -13,9 +13,11 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands.output import print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.data import load_card, read_table
+from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import read_recipe
 from rga_reid.experiments.testing import evaluate_model
 from rga_reid.files import write_json
+from rga_reid.inputs import shortened
 from rga_reid.models import load_model
 from rga_reid.retrieval.extraction import choose_device
 from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
@@ -102,7 +104,13 @@ def fit_recipe(options: Namespace) -> Path:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its news of devices and tips
     pl.seed_everything(options.seed, verbose=False)
     options_parser = parser()
-    built = options_parser.instantiate(options)
+    try:
+        built = options_parser.instantiate(options)
+    except InputError:
+        raise
+    except Exception as error:  # classes and values of the recipe's choice may fail in any way
+        what = f"{type(error).__name__}: {shortened(error)}"
+        raise InputError(f"train: cannot make what the recipe and the options say ({what})") from None
     return fit(
         built.model,
         built.data,

@@ -21,6 +21,7 @@ from rga_reid.data.images import decode, pixel_size
 from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, reserve, write_json
+from rga_reid.inputs import read_json
 
 FOLDER = ".rga-reid-cache"  #: beside the data; hidden, so that no reader takes it for a folder of images
 SPARE = 0.2  #: share of the free memory that images in memory leave to the rest of the program
@@ -53,7 +54,9 @@ def cached_images(
     height, width = size
     file = beside / FOLDER / f"{_digest(names)}-{height}x{width}.npy"
     fingerprint = _digest(json.dumps(changes))
-    found = _open(file, fingerprint)
+    if file.parent.is_symlink():  # of a data set that somebody packed: it might lead anywhere
+        raise InputError(f"{file.parent}: a link, expected a folder for the image cache, or nothing")
+    found = _open(file, fingerprint, len(paths))
     if found is not None:
         return found if where == "file" else _in_memory(found)
     size = _common_size(paths, size)
@@ -74,7 +77,7 @@ def cached_images(
         decode(paths, size, out=pixels)
         pixels.flush()
     write_json(file.with_suffix(".json"), {"fingerprint": fingerprint, "images": len(paths)})
-    return np.load(file, mmap_mode="r")
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def fits_in_memory(size: int) -> bool:
@@ -104,12 +107,14 @@ def _in_memory(mapped: np.ndarray) -> np.ndarray:
     return np.array(mapped) if fits_in_memory(mapped.nbytes) else mapped
 
 
-def _open(file: Path, fingerprint: str) -> np.ndarray | None:
+def _open(file: Path, fingerprint: str, count: int) -> np.ndarray | None:
     try:
-        described = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        described = read_json(file.with_suffix(".json"))
         if described["fingerprint"] != fingerprint:
             return None
-        return np.load(file, mmap_mode="r")
+        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+        fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[:2] == (count, 3)
+        return pixels if fits else None
     except (OSError, EOFError, ValueError, KeyError, TypeError):  # none, or a damaged one: made anew
         return None
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-import yaml
-
-from rga_reid.errors import InputError, did_you_mean
+from rga_reid.errors import InputError, did_you_mean, quoted
+from rga_reid.inputs import read_yaml, shortened
 from rga_reid.resources import find_resource
 
 SPLITS = ("train", "query", "gallery")  #: in the order of a table
@@ -129,9 +129,11 @@ class Card:
         if self.pattern is None:
             return set()
         try:
-            return set(re.compile(self.pattern).groupindex)
-        except re.error as error:
-            self._refuse("pattern", f"not a regular expression ({error})")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+                return set(re.compile(self.pattern).groupindex)
+        except (re.error, OverflowError, RecursionError, MemoryError) as error:
+            self._refuse("pattern", f"not a regular expression ({shortened(error)})")
 
     def _refuse(self, key: str, problem: str) -> NoReturn:
         raise InputError(f"card {self.name}: {key}: {problem}")
@@ -149,21 +151,13 @@ def load_card(card: str | os.PathLike[str] | Card) -> Card:
     text = os.fspath(card)
     own = isinstance(card, os.PathLike) or text.endswith((".yaml", ".yml")) or os.sep in text
     path = Path(text) if own else find_resource("datasets", text)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"card {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"card {path}: cannot read this file ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"card {path}: not valid YAML ({error})") from None
-    return _build(Card, value, f"card {path}", "")
+    return _build(Card, read_yaml(path, what="card"), f"card {path}", "")
 
 
 def _build(cls: Any, value: Any, card: str, key: str) -> Any:
     """The dataclass ``cls`` from a YAML mapping; each key is converted by its entry in ``_CONVERTERS``."""
     if not isinstance(value, Mapping):
-        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {_shown(value)}")
+        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {quoted(value)}")
     known = {item.name: item for item in fields(cls)}
     prefix = f"{key}." if key else ""
     for name in value:
@@ -179,13 +173,8 @@ def _build(cls: Any, value: Any, card: str, key: str) -> Any:
         try:
             converted[name] = convert(item, card, f"{prefix}{name}")
         except TypeError:
-            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {_shown(item)}") from None
+            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {quoted(item)}") from None
     return cls(**converted)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _text(value: Any, *_: str) -> str:

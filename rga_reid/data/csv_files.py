@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rga_reid.data.cards import SPLITS
 from rga_reid.data.survey import Survey
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import opened_text
 
 COLUMNS = ("path", "pid", "camid", "split")
 
 # "3.0" is what a spreadsheet or a data frame writes for 3 in a column with empty cells
-_INTEGER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
+WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
 
 
 def survey_csv(file: Path) -> Survey:
@@ -27,7 +28,7 @@ def survey_csv(file: Path) -> Survey:
     survey = Survey()
     seen: set[tuple[str, str]] = set()
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
+        with opened_text(file) as lines:
             reader = csv.DictReader(lines, strict=True)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
@@ -38,14 +39,8 @@ def survey_csv(file: Path) -> Survey:
                 )
             for row in reader:
                 _read_row(survey, seen, row, file, reader.line_num)
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such CSV file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except csv.Error as error:
         raise InputError(f"{file}, line {reader.reader.line_num}: not valid CSV ({error})") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot read this file ({error.strerror})") from None
     if not survey.rows and not survey.problems:
         raise InputError(f"{file}: no rows below the header, expected one per image")
     return survey
@@ -57,16 +52,17 @@ def _read_row(survey: Survey, seen: set[tuple[str, str]], row: dict[str, str], f
         survey.add_problem("line", where, "the number of cells differs from the header's")
         return
     name, split = row["path"].strip(), row["split"].strip()
-    pid, camid = (_INTEGER.fullmatch(row[column].strip()) for column in ("pid", "camid"))
+    pid, camid = (WHOLE_NUMBER.fullmatch(row[column].strip()) for column in ("pid", "camid"))
     path = os.path.join(file.parent, name)
     if pid is None:
-        survey.add_problem("line", where, f"pid: expected a whole number, got {row['pid']!r}")
+        survey.add_problem("line", where, f"pid: expected a whole number, got {quoted(row['pid'])}")
     elif camid is None and row["camid"].strip():
-        survey.add_problem("line", where, f"camid: expected a whole number or nothing, got {row['camid']!r}")
+        found = quoted(row["camid"])
+        survey.add_problem("line", where, f"camid: expected a whole number or nothing, got {found}")
     elif split not in SPLITS:
-        survey.add_problem("line", where, f"split: expected {', '.join(SPLITS)}, got {row['split']!r}")
+        survey.add_problem("line", where, f"split: expected {', '.join(SPLITS)}, got {quoted(row['split'])}")
     elif (split, name) in seen:
-        survey.add_problem("line", where, f"path: {name!r} is in the split {split} already")
+        survey.add_problem("line", where, f"path: {quoted(name)} is in the split {split} already")
     elif not os.path.isfile(path):
         survey.add_problem("missing", where, f"path: no such image file: {path}")
     else:

@@ -17,13 +17,17 @@ import numpy as np
 from PIL import Image
 
 from rga_reid.data.cards import Card
-from rga_reid.data.survey import Survey, contents, numbers_in
+from rga_reid.data.images import MAX_PIXELS
+from rga_reid.data.mat_files import read_mat
+from rga_reid.data.survey import Survey, contents, is_inside, numbers_in
 from rga_reid.data.threads import in_threads
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_folder
+from rga_reid.inputs import shortened
 
 PICTURES = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat")  #: where the pictures' file may lie
 _VARIABLES = ("filelist", "labels", "train_idx", "query_idx", "gallery_idx")
+_MOST_CELLS = 1_000_000
 _FIRST_CAMERA = 5  # images of an identity that are the first camera's; the others are the second's
 
 
@@ -44,12 +48,18 @@ def survey_cuhk03(root: Path, card: Card) -> Survey:
                 protocols[name] = _read_protocol(root, name)
                 unpack(root, kind)
             protocol = protocols[name]
-            for number in protocol[f"{split}_idx"].ravel():
-                image, pid = _entry(protocol, int(number), root / name)
+            for number in protocol[f"{split}_idx"].ravel().tolist():
+                image, pid = _entry(protocol, number, root / name)
                 path = os.path.join(root, kind, image)
                 numbers = numbers_in(card.pattern, image)
-                if numbers is None:
-                    survey.add_problem("name", root / name, f"{image!r} does not fit the card's pattern")
+                if not is_inside(image):
+                    survey.add_problem(
+                        "name", root / name, f"{quoted(image, 200)} leads outside the data set"
+                    )
+                elif numbers is None:
+                    survey.add_problem(
+                        "name", root / name, f"{quoted(image, 200)} does not fit the card's pattern"
+                    )
                 elif not os.path.isfile(path):
                     survey.add_problem("missing", root / name, f"no such image file: {path}")
                 else:
@@ -84,35 +94,58 @@ def unpack(root: Path, kind: str) -> Path:
             f"{files[0]}: expected the pictures of CUHK03, a MATLAB 7.3 (HDF5) file; this is of another kind"
         ) from None
     with archive, atomic_folder(folder) as temporary:
-        if kind not in archive:
-            raise InputError(f"{files[0]}: expected the variable {kind!r}, found {', '.join(archive)}")
-        try:
-            cells = list(_cells(archive, kind))
-        except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-            raise InputError(f"{files[0]}: {kind!r} is not the cells of cells of CUHK03 ({error})") from None
-        written = 0
 
         def write(cell: tuple[str, Any]) -> int:
             name, reference = cell
-            pixels = np.asarray(archive[reference])
+            pixels = _values(archive[reference], 3 * MAX_PIXELS)
             if pixels.ndim != 3:  # an empty cell is stored as its shape
                 return 0
+            if pixels.dtype != np.uint8 or pixels.shape[0] != 3 or 0 in pixels.shape:
+                raise ValueError(f"a picture of {pixels.dtype} {pixels.shape}")
             # MATLAB counts the first index fastest: (H, W, 3) is read as (3, W, H)
             Image.fromarray(np.ascontiguousarray(pixels.transpose(2, 1, 0))).save(temporary / name)
             return 1
 
-        # one thread: HDF5 reads one thing at a time
-        for count in in_threads(write, cells, 1, f"unpacking {kind}"):
-            written += count
+        try:
+            if not isinstance(archive.get(kind, getlink=True), h5py.HardLink):  # others lead to other files
+                found = shortened(", ".join(archive)) or "none"
+                raise InputError(f"{files[0]}: expected the variable {kind!r}, found {found}")
+            # one thread: HDF5 reads one thing at a time
+            written = sum(in_threads(write, list(_cells(archive, kind)), 1, f"unpacking {kind}"))
+        except InputError:
+            raise
+        except Exception as error:  # h5py raises nearly anything on a damaged file
+            raise InputError(
+                f"{files[0]}: {kind!r} is not the cells of cells of CUHK03 ({shortened(error)})"
+            ) from None
         if not written:
             raise InputError(f"{files[0]}: no picture in {kind!r}")
     return folder
 
 
+def _values(dataset: Any, most: int) -> np.ndarray:
+    """The values of a data set in HDF5, which must be in this file, and no more than there may be.
+
+    Raises:
+        ValueError: something else. A few bytes can promise any number of values, or those of another file.
+    """
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"expected values, found a {type(dataset).__name__}")
+    if dataset.dtype.kind not in "ui" and h5py.check_ref_dtype(dataset.dtype) is not h5py.Reference:
+        raise ValueError(f"values of {dataset.dtype}")
+    if dataset.external or dataset.is_virtual:
+        raise ValueError("its values are in another file")
+    if dataset.size is None or dataset.size > most:
+        raise ValueError(f"expected at most {most:,} values, found {dataset.size}")
+    return np.asarray(dataset)
+
+
 def _cells(archive: Any, kind: str) -> Iterator[tuple[str, Any]]:
     """File name and reference of each cell, empty ones among them."""
-    for pair, reference in enumerate(np.asarray(archive[kind]).ravel(), start=1):
-        people = np.asarray(archive[reference]).T  # (identities, images)
+    for pair, reference in enumerate(_values(archive[kind], _MOST_CELLS).ravel(), start=1):
+        people = _values(archive[reference], _MOST_CELLS).T  # (identities, images)
         for identity, images in enumerate(people, start=1):
             for number, image in enumerate(images, start=1):
                 camera = 1 if number <= _FIRST_CAMERA else 2
@@ -120,33 +153,34 @@ def _cells(archive: Any, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_protocol(root: Path, name: str) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     file = root / name
     if not file.is_file():
         raise InputError(f"{file}: expected this protocol file, found {contents(root)}")
     try:
-        content = loadmat(file)
-    except NotImplementedError:
-        raise InputError(
-            f"{file}: expected the protocol of CUHK03, a MATLAB 5 file; this is MATLAB 7.3 (HDF5)"
-        ) from None
-    except (MatReadError, ValueError, TypeError, OSError, EOFError) as error:
-        raise InputError(f"{file}: expected the protocol of CUHK03, a MATLAB 5 file ({error})") from None
+        content = read_mat(file, _VARIABLES)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: expected the protocol of CUHK03, a MATLAB 5 file; {error}") from None
     missing = [variable for variable in _VARIABLES if variable not in content]
     if missing:
-        found = ", ".join(key for key in content if not key.startswith("__")) or "none"
+        found = ", ".join(content) or "none of them"
         raise InputError(
             f"{file}: a MATLAB file of another kind: expected the variable {', '.join(missing)}, "
             f"found {found}"
         )
-    return {variable: content[variable] for variable in _VARIABLES}
+    for variable, values in content.items():
+        if values.dtype.kind not in ("OU" if variable == "filelist" else "iuf"):
+            raise InputError(f"{file}: variable {variable}: found {values.dtype} {values.shape}")
+    return content
 
 
-def _entry(protocol: dict[str, np.ndarray], number: int, file: Path) -> tuple[str, int]:
+def _entry(protocol: dict[str, np.ndarray], number: float, file: Path) -> tuple[str, int]:
     """Name and pid of an image by its number, from 1."""
     names, labels = protocol["filelist"].ravel(), protocol["labels"].ravel()
-    if not 1 <= number <= min(len(names), len(labels)):
+    if not (1 <= number <= min(len(names), len(labels)) and number == int(number)):
         raise InputError(f"{file}: image {number} of {min(len(names), len(labels))} images")
-    return str(np.asarray(names[number - 1]).ravel()[0]), int(labels[number - 1])
+    name, label = np.asarray(names[int(number) - 1]).ravel(), float(labels[int(number) - 1])
+    if not len(name) or not isinstance(name[0], str) or not label.is_integer():
+        raise InputError(f"{file}: image {number}: expected a name and a whole number")
+    return str(name[0]), int(label)

@@ -10,7 +10,8 @@ from rga_reid.data.cards import Card, Source
 from rga_reid.data.cuhk03 import survey_cuhk03
 from rga_reid.data.images import is_litter, list_images
 from rga_reid.data.survey import INTEGER, Survey, contents, is_inside, numbers_in
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import opened_text, shortened
 
 
 def survey_folder(root: Path, card: Card) -> Survey:
@@ -54,7 +55,7 @@ def _read_names(root: Path, card: Card) -> Survey:
                 survey.add(split, entry.name, entry.path, numbers["pid"], numbers.get("camid"))
         if len(survey.rows) == before:
             raise InputError(
-                f"{folder}: expected images named as {card.pattern} (card {card.name}), "
+                f"{folder}: expected images named as {shortened(card.pattern)} (card {card.name}), "
                 f"found {contents(folder)}"
             )
     return survey
@@ -65,19 +66,16 @@ def _read_lists(root: Path, card: Card) -> Survey:
     survey = Survey()
     for split, source, folder in _sources(root, card):
         listing = root / str(source.list)
-        try:
-            lines = listing.read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
-            raise InputError(
-                f"{listing}: expected this list file (card {card.name}), found {contents(root)}"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{listing}: cannot read this list file ({error})") from None
-        if not any(line.strip() for line in lines):
+        if not listing.exists():
+            raise InputError(f"{listing}: expected this list file (card {card.name}), found {contents(root)}")
+        empty = True
+        with opened_text(listing) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    empty = False
+                    _read_line(survey, card, split, folder, line.strip(), f"{listing}, line {number}")
+        if empty:
             raise InputError(f"{listing}: empty, expected a line 'path pid' for each image")
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                _read_line(survey, card, split, folder, line.strip(), f"{listing}, line {number}")
     return survey
 
 
@@ -87,11 +85,11 @@ def _read_line(survey: Survey, card: Card, split: str, folder: Path, line: str, 
     path = os.path.join(folder, name)
     numbers = numbers_in(card.pattern, name.rpartition("/")[2]) if card.pattern else {}
     if not name or not INTEGER.fullmatch(pid):
-        survey.add_problem("line", where, f"expected 'path pid', got {line!r}")
+        survey.add_problem("line", where, f"expected 'path pid', got {quoted(line, 200)}")
     elif not is_inside(name):
-        survey.add_problem("line", where, f"{name!r} leads outside the data set")
+        survey.add_problem("line", where, f"{quoted(name, 200)} leads outside the data set")
     elif numbers is None:
-        survey.add_problem("name", where, f"the name {name!r} does not fit the card's pattern")
+        survey.add_problem("name", where, f"the name {quoted(name, 200)} does not fit the card's pattern")
     elif not os.path.isfile(path):
         survey.add_problem("missing", where, f"no such image file: {path}")
     else:

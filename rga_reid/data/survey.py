@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from rga_reid.data.images import is_unicode, shown
 from rga_reid.errors import InputError
+from rga_reid.inputs import MOST_ROWS, shortened
 
 INTEGER = re.compile(r"-?[0-9]{1,18}")
+MOST_PROBLEMS = 100_000  #: of a data set, after which there is no more point in reading on
 
 
 class Row(NamedTuple):
@@ -44,13 +46,23 @@ class Survey:
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, split: str, name: str, path: str, pid: int, camid: int | None) -> None:
+        """Add an image. ``InputError`` if there are more than ``MOST_ROWS``."""
+        if len(self.rows) >= MOST_ROWS:
+            raise InputError(
+                f"{shown(path)}: expected at most {MOST_ROWS:,} images in a data set, found more"
+            )
         if is_unicode(path):
             self.rows.append(Row(split, name, path, pid, camid))
         else:
             self.add_problem("name", path, "the name is not valid UTF-8")
 
     def add_problem(self, kind: str, where: str | os.PathLike[str], detail: str) -> None:
-        self.problems.append(Problem(kind, shown(where), detail))
+        """Add something wrong. ``InputError`` if there is more than ``MOST_PROBLEMS``."""
+        if len(self.problems) >= MOST_PROBLEMS:
+            raise InputError(
+                f"more than {MOST_PROBLEMS:,} problems in this data set, the first: {self.problems[0]}"
+            )
+        self.problems.append(Problem(kind, shown(where), shortened(detail)))
 
 
 def contents(folder: Path) -> str:

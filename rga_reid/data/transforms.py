@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from rga_reid.errors import InputError
 
+_MOST_ENLARGED = 100
 _ATTEMPTS = 32  # draws of an erasing rectangle; one fits in far fewer
 
 
@@ -43,8 +44,10 @@ class Augmentation:
         for name in ("crop_probability", "flip_probability", "erase_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augmentation {name}: expected 0 to 1, got {getattr(self, name)}")
-        if self.crop_scale < 1:
-            raise InputError(f"augmentation crop_scale: expected at least 1, got {self.crop_scale}")
+        if not 1 <= self.crop_scale <= _MOST_ENLARGED:
+            raise InputError(
+                f"augmentation crop_scale: expected 1 to {_MOST_ENLARGED}, got {self.crop_scale}"
+            )
         if not 0 < self.erase_area[0] <= self.erase_area[1] < 1:
             raise InputError(f"augmentation erase_area: expected 0 < low <= high < 1, got {self.erase_area}")
         if not 0 < self.erase_aspect <= 1:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation.stacked import FeatureRows
+from rga_reid.inputs import shortened
 
 _ROWS = 64  # of float64 at a time: they stay in the processor's cache
 
@@ -77,7 +78,7 @@ def refuse_rows(wrong: np.ndarray, name: str, what: str) -> None:
 
 def float32_rows(features: FeatureRows, rows: np.ndarray | slice) -> np.ndarray:
     """Rows of a feature matrix in float32, C-contiguous; what is too large becomes infinite."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
         return np.ascontiguousarray(features[rows], dtype=np.float32)
 
 
@@ -192,10 +193,11 @@ def torch_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(name)!r}: not available ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = shortened(str(error).split("\n")[0])
+        raise InputError(f"device {quoted(str(name))}: not available ({reason})") from None
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {str(name)!r}: expected cpu or cuda")
+        raise InputError(f"device {quoted(str(name))}: expected cpu or cuda")
     return device
 
 

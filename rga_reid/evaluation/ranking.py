@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
+from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import match_positions
 from rga_reid.evaluation.inputs import (
     at_least_one,
@@ -23,6 +24,7 @@ from rga_reid.evaluation.result import RankingResult, per_query_metrics, summari
 from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, DistanceScores, Metric, Scores
 from rga_reid.evaluation.truth import GroundTruth
 
+LONGEST_CURVE = 1_000_000  #: ranks of a CMC curve
 AveragePrecision = Literal["step", "trapezoid"]
 
 
@@ -168,6 +170,8 @@ def ranking_settings(
     """The settings of a result, checked."""
     one_of("average_precision", average_precision, get_args(AveragePrecision))
     at_least_one("max_rank", max_rank)
+    if max_rank > LONGEST_CURVE:
+        raise InputError(f"max_rank: expected at most {LONGEST_CURVE:,}, found {max_rank}")
     return {
         "metric": metric,
         "average_precision": average_precision,

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid.data.synthetic import SyntheticSettings
-from rga_reid.errors import InputError, did_you_mean
+from rga_reid.errors import InputError, did_you_mean, quoted
 from rga_reid.experiments.recipes import merge, read_mapping, read_recipe, seen_from
+from rga_reid.inputs import shortened
 
+_DEEPEST = 20  # dots in the name of an option
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is its folder's
 _PLAN_KEYS = (
     "title",
@@ -43,10 +45,12 @@ class Variant:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise InputError(f"name: expected letters, digits, '_', '.' or '-', got {self.name!r}")
+            raise InputError(f"name: expected letters, digits, '_', '.' or '-', got {quoted(self.name)}")
         whole = [isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in self.seeds]
         if not self.seeds or not all(whole) or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds: expected different whole numbers from 0, got {list(self.seeds)}")
+            raise InputError(
+                f"seeds: expected different whole numbers from 0, got {quoted(list(self.seeds))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Plan:
             if name in folders[:number]:
                 raise InputError(f"variants[{number}].name: {names[number]!r} stands there twice")
         if self.baseline not in names:
-            raise InputError(f"baseline: expected one of {', '.join(names)}, got {self.baseline!r}")
+            known = shortened(", ".join(names))
+            raise InputError(f"baseline: expected one of {known}, got {quoted(self.baseline)}")
 
     def order(self) -> list[tuple[Variant, int]]:
         """The runs in the order they are made: each variant's first seed, then each one's second, ..."""
@@ -115,15 +120,17 @@ def read_plan(name: str) -> Plan:
 def _variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Variant:
     key = f"variants[{number}]"
     if not isinstance(item, dict):
-        raise InputError(f"{key}: expected a mapping with a name, got {item!r}")
+        raise InputError(f"{key}: expected a mapping with a name, got {quoted(item)}")
     try:
         _check_keys(item, _VARIANT_KEYS, ("name",))
         recipe = item.get("recipe", plan.get("recipe"))
         if not isinstance(recipe, str):
-            raise InputError(f"recipe: expected a recipe's name, here or for all variants, got {recipe!r}")
+            raise InputError(
+                f"recipe: expected a recipe's name, here or for all variants, got {quoted(recipe)}"
+            )
         seeds = item.get("seeds", plan.get("seeds", [0]))
         if not isinstance(seeds, list):
-            raise InputError(f"seeds: expected a list of whole numbers, got {seeds!r}")
+            raise InputError(f"seeds: expected a list of whole numbers, got {quoted(seeds)}")
         options = read_recipe(seen_from(path, recipe))
         for overrides in (plan.get("overrides"), item.get("overrides")):
             options = merge(options, _nested(overrides))
@@ -137,9 +144,11 @@ def _nested(overrides: Any) -> dict[str, Any]:
     if overrides is None:
         return {}
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
-        raise InputError(f"overrides: expected a mapping of options, got {overrides!r}")
+        raise InputError(f"overrides: expected a mapping of options, got {quoted(overrides)}")
     nested: dict[str, Any] = {}
     for key, value in overrides.items():
+        if key.count(".") > _DEEPEST:
+            raise InputError(f"overrides: expected an option's name, got {quoted(key)}")
         for part in reversed(key.split(".")):
             value = {part: value}
         nested = merge(nested, value)
@@ -150,21 +159,21 @@ def _synthetic(value: Any) -> SyntheticSettings:
     known = tuple(SyntheticSettings.__dataclass_fields__)
     try:
         if not isinstance(value, dict):
-            raise InputError(f"expected a mapping of settings, got {value!r}")
+            raise InputError(f"expected a mapping of settings, got {quoted(value)}")
         _check_keys(value, known, ())
         pairs: dict[str, Any] = {
             key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
         }
         return SyntheticSettings(**pairs)
-    except (InputError, TypeError) as error:
+    except InputError as error:
         raise InputError(f"synthetic: {error}") from None
 
 
 def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
     for key in value:
         if key not in known:
-            hint = did_you_mean(key, known) or f" (known: {', '.join(known)})"
-            raise InputError(f"{key}: unknown key{hint}")
+            hint = did_you_mean(str(key), known) or f" (known: {', '.join(known)})"
+            raise InputError(f"{shortened(key)}: unknown key{hint}")
     for key in needed:
         if key not in value:
             raise InputError(f"{key}: this key is missing")
@@ -173,5 +182,5 @@ def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence
 def _typed(value: Mapping[str, Any], key: str, kind: type, expected: str, default: Any = None) -> Any:
     found = value.get(key, default)
     if found is not default and not isinstance(found, kind):
-        raise InputError(f"{key}: expected {expected}, got {found!r}")
+        raise InputError(f"{key}: expected {expected}, got {quoted(found)}")
     return found

@@ -30,6 +30,7 @@ import yaml
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
 from rga_reid.files import write_json, write_text
+from rga_reid.inputs import read_json
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
 QUERIES, RANKED, RESULT, ERROR, LOG = (
@@ -114,11 +115,9 @@ class Run:
         if not file.is_file():
             return
         try:
-            begun = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file}: damaged ({error}); delete {self.folder} to make this run again"
-            ) from None
+            begun = read_json(file)
+        except InputError as error:
+            raise InputError(f"{error}; delete {self.folder} to make this run again") from None
         found = differences(begun, self.settings())
         if found:
             raise InputError(

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation.result import RANKS
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
 from rga_reid.experiments.trial import seconds_of
+from rga_reid.inputs import opened_text, read_json, read_parquet, shortened
 from rga_reid.models import load_model
 from rga_reid.models.costs import count_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.reports.ablation_numbers import Evaluation
 
+_QUERIES = {
+    "query": "numbers",
+    "pid": "numbers",
+    "camid": "numbers",
+    "AP_step": "numbers",
+    "matches": "numbers",
+}
+_RANKED = {**dict.fromkeys(("query", "rank", "score", "pid", "camid"), "numbers"), "path": "texts"}
+_KINDS: dict[str, Callable[[pd.Series], bool]] = {
+    "numbers": pd.api.types.is_numeric_dtype,
+    "texts": pd.api.types.is_string_dtype,
+}
+_CURVE = ["epoch", "step", "loss"]
+_LARGEST = 1e18  # of what is counted or measured
 _METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
 _TESTS = ("test.json", "metrics.json")  # what `train --test.root` writes, and what people call it
 
@@ -57,19 +73,30 @@ def read_evaluations(paths: Sequence[str | os.PathLike[str]]) -> list[Evaluation
 
 def kept_plan(path: Path) -> dict[str, Any]:
     """Title, baseline and order of the variants of an ablation, empty if this is not the folder of one."""
-    return _read(path / PLAN) if (path / PLAN).is_file() else {}
+    file = path / PLAN
+    if not file.is_file():
+        return {}
+    kept = _read(file)
+    variants = kept.get("variants", [])
+    texts = [kept.get("baseline", ""), *(variants if isinstance(variants, list) else [None])]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{file}: expected the names of the variants and of their baseline")
+    return kept
 
 
 def with_measured(evaluations: Iterable[Evaluation], out: Path) -> list[Evaluation]:
     """The evaluations with the latency and memory that ``measure`` has left in ``out``."""
     file = out / MEASURED
-    models = _read(file)["models"] if file.is_file() else {}
-    return [
-        replace(one, **{key: models[one.name][key] for key in ("latency_ms", "memory_mib")})
-        if one.name in models
-        else one
-        for one in evaluations
-    ]
+    models = _mapping(_read(file), "models", file) if file.is_file() else {}
+
+    def measured(one: Evaluation) -> Evaluation:
+        if one.name not in models:
+            return one
+        facts = _mapping(models, one.name, file)
+        latency, memory = (_number(facts, key, file) for key in ("latency_ms", "memory_mib"))
+        return replace(one, latency_ms=latency, memory_mib=memory)
+
+    return [measured(one) for one in evaluations]
 
 
 def conditions_of(out: Path) -> str:
@@ -78,30 +105,50 @@ def conditions_of(out: Path) -> str:
     if not file.is_file():
         return ""
     kept = _read(file)
-    how, machine = kept["conditions"], kept["machine"]
-    where = how["device"] if how["device"] != "cpu" else f"{machine['processor']}, {machine['cores']} cores"
-    return (
-        f"Parameters and multiply-accumulates are the backbone's, for one image. Latency: median of "
-        f"{how['turns']} forward passes of {how['latency_images']} image, the models taking turns. Memory: "
-        f"growth at its peak while {how['memory_images']} images pass, in a process for each model. {where}, "
-        f"torch {machine['torch']}; measured after all training. Training time is wall-clock time, without "
-        "interruptions."
-    )
+    how, machine = _mapping(kept, "conditions", file), _mapping(kept, "machine", file)
+    facts = {key: shortened(value) for key, value in {**machine, **how}.items()}
+    try:
+        where = facts["device"] if facts["device"] != "cpu" else "{processor}, {cores} cores".format(**facts)
+        return (
+            "Parameters and multiply-accumulates are the backbone's, for one image. Latency: median of "
+            "{turns} forward passes of {latency_images} image, the models taking turns. Memory: "
+            "growth at its peak while {memory_images} images pass, in a process for each model. "
+            "{where}, torch {torch}; measured after all training. Training time is wall-clock time, "
+            "without interruptions."
+        ).format(where=where, **facts)
+    except KeyError as error:
+        raise InputError(f"{file}: {error} is missing, under 'conditions' or 'machine'") from None
 
 
 def read_run(folder: Path) -> Evaluation:
-    """A finished run of an ablation."""
-    result = _read(folder / files.RESULT)
+    """A finished run of an ablation.
+
+    Raises:
+        InputError: a file that is not what a run leaves.
+    """
+    file = folder / files.RESULT
+    result = _read(file)
+    variant, seed = result.get("variant"), result.get("seed")
+    if not isinstance(variant, str) or type(seed) is not int:
+        raise InputError(f"{file}: expected the result of a run, with its variant and its seed")
+    queries = _table(folder / files.QUERIES, _QUERIES)
+    if queries is not None:
+        found = queries[queries["matches"] > 0]
+        fractions = found["AP_step"].between(0, 1).all()
+        if queries["query"].duplicated().any() or found["pid"].isna().any() or not fractions:
+            raise InputError(
+                f"{folder / files.QUERIES}: expected a row for each query, with its person and precision"
+            )
     return Evaluation(
-        result["variant"],
-        result["seed"],
-        *_metrics(result["metrics"], folder),
-        queries=_table(folder / files.QUERIES),
-        ranked=_table(folder / files.RANKED),
+        variant,
+        seed,
+        *_metrics(_mapping(result, "metrics", file), file),
+        queries=queries,
+        ranked=_table(folder / files.RANKED, _RANKED),
         curve=read_curve(folder / files.TRAIN),
-        parameters=result["parameters"],
-        macs=result["macs"],
-        training_seconds=result["training_seconds"],
+        parameters=_number(result, "parameters", file),  # type: ignore[arg-type]  # a whole one
+        macs=_number(result, "macs", file),  # type: ignore[arg-type]
+        training_seconds=_number(result, "training_seconds", file),
     )
 
 
@@ -110,12 +157,29 @@ def read_curve(folder: Path) -> pd.DataFrame | None:
 
     Returns:
         Columns ``epoch`` (from 1) and ``loss``; None without logs.
+
+    Raises:
+        InputError: a log that is none.
     """
-    logs = sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
-    tables = [table for table in map(pd.read_csv, logs) if {"epoch", "step", "loss"} <= set(table)]
-    if not tables:
+    logs = [log for log in (folder / "csv").glob("version_*/metrics.csv") if log.parent.name[8:].isdecimal()]
+    tables = []
+    for log in sorted(logs, key=lambda file: int(file.parent.name[8:])):
+        try:
+            with opened_text(log) as lines:
+                table = pd.DataFrame(list(csv.DictReader(lines, strict=True)), columns=_CURVE)
+            tables.append(table.apply(pd.to_numeric))
+        except (ValueError, TypeError, csv.Error) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{log}: not a log of training ({shortened(error)})") from None
+    steps = pd.concat([pd.DataFrame(columns=_CURVE, dtype=float), *tables])
+    steps = steps.dropna(subset=["loss"]).drop_duplicates("step", keep="last")
+    if steps.empty:
         return None
-    steps = pd.concat(tables).dropna(subset=["loss"]).drop_duplicates("step", keep="last")
+    if not np.isfinite(steps[["epoch", "loss"]]).all(axis=None):
+        raise InputError(
+            f"{folder / 'csv'}: a log of training with a step without an epoch, or without a loss"
+        )
     means = steps.groupby("epoch")["loss"].mean()
     return pd.DataFrame({"epoch": means.index.astype(int) + 1, "loss": means.to_numpy()})
 
@@ -128,13 +192,13 @@ def _from_ablation(path: Path) -> list[Evaluation]:
         variant, seed = file.parts[-3], int(file.parts[-2][5:])
         return places.get(variant, len(places)), variant, seed
 
-    runs = sorted(path.glob(f"*/seed-*/{files.RESULT}"), key=place)
+    runs = [file for file in path.glob(f"*/seed-*/{files.RESULT}") if file.parts[-2][5:].isdecimal()]
     if not runs:
         raise InputError(
             f"{path}: expected the folder of an ablation or of a tested run ({' or '.join(_TESTS)} beside "
             "its checkpoint), or a JSON file of metrics, with something finished in it"
         )
-    return with_measured((read_run(file.parent) for file in runs), path)
+    return with_measured((read_run(file.parent) for file in sorted(runs, key=place)), path)
 
 
 def _from_training(folder: Path) -> Evaluation:
@@ -158,20 +222,46 @@ def _metrics(content: Mapping[str, Any], file: Path) -> tuple[dict[str, float], 
     found = {key: content[key] for key in _METRICS if key in content}
     curve = content.get("cmc", [])
     numbers = [*found.values(), *(curve if isinstance(curve, list) else [None])]
-    if "mAP" not in found or not all(isinstance(value, int | float) for value in numbers):
-        raise InputError(f"{file}: expected the metrics of `test --json` or `evaluate --json`")
+    plain = [
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        for value in numbers
+    ]
+    if "mAP" not in found or not all(plain):
+        raise InputError(f"{file}: expected the metrics of `test --json` or `evaluate --json`, as fractions")
     return {key: float(value) for key, value in found.items()}, tuple(map(float, curve))
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a JSON file ({error})") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object")
     return content
 
 
-def _table(file: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(file) if file.is_file() else None
+def _mapping(content: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
+    value = content.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: {quoted(key)}: expected an object, found {quoted(value)}")
+    return value
+
+
+def _number(content: Mapping[str, Any], key: str, file: Path) -> float | None:
+    """A number that is not negative, or None."""
+    value = content.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        raise InputError(f"{file}: {key}: expected a number, found {quoted(value)}")
+    return value
+
+
+def _table(file: Path, columns: Mapping[str, str]) -> pd.DataFrame | None:
+    """A table of a run, if it is there, with these columns of these kinds."""
+    if not file.is_file():
+        return None
+    table = read_parquet(file)
+    for name, kind in columns.items():
+        if name not in table or not _KINDS[kind](table[name]):
+            found = f"{table[name].dtype}" if name in table else "none"
+            raise InputError(f"{file}: expected a column {name} of {kind}, found {found}")
+    return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rga_reid.experiments.measuring import in_fresh_processes, interleaved, machine, peak_resident
 from rga_reid.files import write_json
+from rga_reid.inputs import read_json
 from rga_reid.models import EmbeddingModel, load_model
 from rga_reid.retrieval.extraction import choose_device
 
@@ -37,7 +37,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     """
     file = out / MEASURED
     if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = read_json(file)
         if set(checkpoints) <= set(kept["models"]):
             return kept["models"]
     names, paths = list(checkpoints), [str(path) for path in checkpoints.values()]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rga_reid.errors import InputError
+from rga_reid.inputs import read_yaml
 from rga_reid.resources import find_resource
 
 
@@ -40,10 +39,7 @@ def read_mapping(name: str) -> tuple[Path, dict[str, Any]]:
         InputError: unknown name, no such file, not a YAML mapping.
     """
     path = _locate(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"recipe {path}: not a YAML file ({error})") from None
+    content = read_yaml(path, what="recipe")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"recipe {path}: expected a mapping of options, got {type(content).__name__}")
     return path, content

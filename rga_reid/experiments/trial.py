@@ -59,9 +59,13 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
 
 def seconds_of(checkpoint: dict[str, Any]) -> float | None:
     """How long the training took, without interruptions, if Lightning's Timer was among the callbacks."""
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if name.startswith("Timer"):
-            return float(state["time_elapsed"]["train"])
+    callbacks = checkpoint.get("callbacks")
+    for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
+        if str(name).startswith("Timer"):
+            try:
+                return float(state["time_elapsed"]["train"])
+            except (KeyError, TypeError, ValueError):  # of another Timer
+                return None
     return None
 
 

@@ -12,11 +12,17 @@ from typing import Any, Literal
 from torch import nn
 
 from rga_reid import attention as mechanisms
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import shortened
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
 from rga_reid.models.resnet import AttentionFactory, ResNet
 
 AttentionChoice = str | Mapping[str, Any] | None
+
+#: Keys of ``model.config``: what a checkpoint may say of its model; not where weights come from.
+CONFIG = frozenset(
+    {"depth", "attention", "stages", "last_stride", "size", "stem_pool", "stripes", "mean", "std"}
+)
 
 
 def build_model(
@@ -73,35 +79,47 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
     """
     if choice is None:
         return None
-    name = choice if isinstance(choice, str) else choice.get("class_path")
-    options = {} if isinstance(choice, str) else dict(choice.get("init_args") or {})
-    unknown = set() if isinstance(choice, str) else set(choice) - {"class_path", "init_args"}
-    if not isinstance(name, str) or unknown:
-        raise InputError(f"attention: expected a name, or class_path and init_args, got {choice}")
+    name, options = _name_and_options(choice)
     if name in mechanisms.MECHANISMS:
         factory: Any = mechanisms.MECHANISMS[name]
-    elif "." in str(name):
-        factory = _import_class(str(name), trusted)
+    elif "." in name:
+        factory = _import_class(name, trusted)
     else:
         known = ", ".join(mechanisms.MECHANISMS)
-        raise InputError(f"attention: unknown mechanism {name!r}; known: {known}, or a class path")
+        raise InputError(f"attention: unknown mechanism {quoted(name)}; known: {known}, or a class path")
     try:
         inspect.signature(factory).bind(1, (1, 1), **options)
     except TypeError as error:
-        raise InputError(f"attention {name}: {error}") from None
+        raise InputError(f"attention {name}: {shortened(error)}") from None
     return partial(factory, **options)
+
+
+def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
+    whole = {"class_path": choice} if isinstance(choice, str) else choice
+    if isinstance(whole, Mapping) and set(whole) <= {"class_path", "init_args"}:
+        name, options = whole.get("class_path"), whole.get("init_args")
+        options = {} if options is None else options
+        if (
+            isinstance(name, str)
+            and isinstance(options, Mapping)
+            and all(isinstance(k, str) for k in options)
+        ):
+            return name, options
+    raise InputError(f"attention: expected a name, or class_path and init_args, got {quoted(choice)}")
 
 
 def _import_class(path: str, trusted: bool) -> type[nn.Module]:
     module_name, _, class_name = path.rpartition(".")
+    shown = shortened(path)
     if not trusted and module_name.split(".")[0] != "rga_reid" and module_name not in sys.modules:
         raise InputError(
-            f"attention {path}: named by a checkpoint but not part of rga_reid; import {module_name} first"
+            f"attention {shown}: named by a checkpoint but not part of rga_reid; import "
+            f"{shortened(module_name)} first"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"attention {path}: cannot import it ({error})") from None
+    except Exception as error:  # a module may fail in any way
+        raise InputError(f"attention {shown}: cannot import it ({shortened(error)})") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise InputError(f"attention {path}: expected a torch.nn.Module class, got {found!r}")
+        raise InputError(f"attention {shown}: expected a torch.nn.Module class, got {quoted(found)}")
     return found

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file, checksum
-from rga_reid.models.build import build_model, resolve_attention
+from rga_reid.inputs import shortened
+from rga_reid.models.build import CONFIG, build_model, resolve_attention
 from rga_reid.models.embedding import EmbeddingModel
-from rga_reid.models.state_files import differences, read_safetensors, read_torch
+from rga_reid.models.state_files import checked_state, differences, read_safetensors, read_torch
 
 CONFIG_KEY = "rga_reid_model"  #: where a Lightning checkpoint and a safetensors header keep ``model.config``
 DATA_KEY = "rga_reid_data"  #: where they keep what the model was trained on (``trained_on``)
@@ -35,7 +36,13 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     file = Path(path)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
-    resolve_attention(config.get("attention"), trusted=False)
+    unknown = sorted(config.keys() - CONFIG)
+    if unknown:
+        raise InputError(f"{file}: the model it names has an unknown setting {quoted(unknown[0])}")
+    try:
+        resolve_attention(config.get("attention"), trusted=False)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     model = model_with(file, config, state)
     model.trained_on = trained_on
     return model.to(device)
@@ -47,16 +54,17 @@ def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> 
     Raises:
         InputError: a key too few or too many (the classifier's may be there), or another shape.
     """
+    state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     try:
-        model = build_model(**config)
-        own = model.state_dict()
-        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-        wrong = differences(own, state)
+        with torch.device("meta"):  # shapes without numbers: a file cannot ask for a model larger than itself
+            expected = build_model(**config).state_dict()
+        wrong = differences(expected, state)
         if wrong:
             raise InputError(wrong)
+        model = build_model(**config)
         model.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file}: the weights do not fit the model they name ({error})") from None
+    except Exception as error:  # options of the file's choice may fail in any way
+        raise InputError(f"{file}: the weights do not fit the model they name ({shortened(error)})") from None
     return model.eval()
 
 
@@ -110,6 +118,7 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, 
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
+    state = checked_state(file, state)
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return config, content.get(DATA_KEY), own
 
@@ -119,7 +128,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None
     try:
         config = json.loads(metadata[CONFIG_KEY])
         trained_on = json.loads(metadata.get(DATA_KEY, "null"))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         config = trained_on = None
     if not isinstance(config, dict):
         raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")

@@ -8,6 +8,7 @@ Sun et al., ECCV 2018, arXiv 1711.09349, section 3.1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
+MOST_STRIPES = 64  #: of a map, which has a sixteenth of the image's rows
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -45,6 +47,10 @@ class PartClassifier(nn.Module):
         return torch.einsum("npc,kpc->npk", parts, self.weight)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class EmbeddingModel(nn.Module):
     """A re-identification model that holds its own preprocessing.
 
@@ -54,6 +60,9 @@ class EmbeddingModel(nn.Module):
         stripes: horizontal stripes of the last map that are pooled beside the whole; d = C (1 + stripes).
         mean, std: of the RGB channels, on the scale 0 to 1, that the backbone expects taken out.
         config: how to build this model again (see ``build_model``); stored in checkpoints.
+
+    Raises:
+        InputError: ``mean`` or ``std`` is not three finite numbers, or a ``std`` is not above 0.
     """
 
     def __init__(
@@ -67,9 +76,16 @@ class EmbeddingModel(nn.Module):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(_is_number(value) for value in values):
+                raise InputError(
+                    f"{name}: expected three numbers, of red, green and blue, got {quoted(values)}"
+                )
+        if not all(value > 0 for value in std):
+            raise InputError(f"std: expected numbers above 0, got {quoted(std)}")
         self.backbone = backbone
-        if stripes < 0:
-            raise InputError(f"stripes: expected 0 or more, got {stripes}")
+        if type(stripes) is not int or not 0 <= stripes <= MOST_STRIPES:
+            raise InputError(f"stripes: expected 0 or more, at most {MOST_STRIPES}, got {quoted(stripes)}")
         self.stripes = stripes
         self.dimension = backbone.channels * (1 + stripes)
         self.neck = nn.BatchNorm1d(self.dimension)

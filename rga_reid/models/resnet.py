@@ -16,13 +16,15 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_tensors
 
 Size = tuple[int, int]
 AttentionFactory = Callable[[int, Size], nn.Module]
 
 DEPTHS = (18, 34, 50, 101)
+SMALLEST, LARGEST = 32, 4096  #: pixels that an input may be high or wide
 
 
 class ResNet(nn.Module):
@@ -69,8 +71,11 @@ class ResNet(nn.Module):
             raise InputError(f"last_stride: expected 1 or 2, got {last_stride}")
         if not set(stages) <= {1, 2, 3, 4} or len(set(stages)) != len(stages):
             raise InputError(f"stages: expected distinct stages out of 1, 2, 3, 4, got {list(stages)}")
-        if min(size) < 32:
-            raise InputError(f"size: expected at least 32x32 pixels, got {size[0]}x{size[1]}")
+        if not all(isinstance(length, int) and SMALLEST <= length <= LARGEST for length in size):
+            raise InputError(
+                f"size: expected at least {SMALLEST}x{SMALLEST} and at most {LARGEST}x{LARGEST} pixels, "
+                f"got {quoted(size[0])}x{quoted(size[1])}"
+            )
         body = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         if weights is not None:
             body.load_state_dict(_pretrained_state(depth, weights))
@@ -159,11 +164,17 @@ def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, 
     if weights == "imagenet":
         enum = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1
         try:
-            return enum.get_state_dict(progress=False, check_hash=True)
+            # by default what lies in the cache would be unpickled
+            return enum.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except OSError as error:
             raise InputError(
                 f"weights 'imagenet': cannot download them ({error}); offline, save torchvision's "
                 f"resnet{depth} weights elsewhere and give their path, or 'none' to start from scratch"
+            ) from None
+        except Exception as error:  # torch raises nearly anything on a damaged file
+            raise InputError(
+                f"weights 'imagenet': torch's cache holds another file than these ({shortened(error)}); "
+                "remove it, and it will be downloaded again"
             ) from None
     state = read_tensors(weights)
     expected = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()

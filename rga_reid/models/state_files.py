@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import shortened
 
 SHOWN = 10  #: keys that a message names
 
@@ -37,9 +39,30 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     file = Path(path)
     content = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch(file)
-    state = content.get("state_dict", content.get("model", content))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    return checked_state(file, content.get("state_dict", content.get("model", content)))
+
+
+def checked_state(file: Path, state: Any) -> dict[str, Tensor]:
+    """A state_dict, each of whose tensors has numbers of its own for all that its shape says.
+
+    A view that repeats one number may claim any size; a model made to fit it would fill the memory.
+
+    Raises:
+        InputError: something else; the message names the file and the first key that is wrong.
+    """
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{file}: expected a state_dict of tensors")
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{file}: expected a state_dict of tensors, {quoted(key)} is {type(value).__name__}"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise InputError(f"{file}: {quoted(key)}: expected a plain tensor of real numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(
+                f"{file}: {quoted(key)}: a tensor of {tuple(value.shape)} with fewer numbers than that"
+            )
     return state
 
 
@@ -68,26 +91,42 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: not a safetensors file ({error})") from None
-    return state, metadata
+    except Exception as error:  # also of torch, about types that it has not
+        raise InputError(f"{file}: not a safetensors file ({shortened(error)})") from None
+    return checked_state(file, state), metadata
 
 
 def read_torch(file: Path) -> dict[str, Any]:
     """The dictionary in a file of ``torch.save``, refused if it holds more than tensors, numbers and text."""
     _require_file(file)
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        _refuse_packed(file)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about what a damaged file seems to be
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError:
         raise InputError(
             f"{file}: not a checkpoint, or one that would have to be unpickled, which can run code: refused"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: not a checkpoint ({error})") from None
+    except Exception as error:  # torch raises nearly anything on a damaged file
+        raise InputError(f"{file}: not a checkpoint ({shortened(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a checkpoint, got a {type(content).__name__}")
     return content
+
+
+def _refuse_packed(file: Path) -> None:
+    """Refuse an archive that holds more than its file: ``torch.save`` compresses nothing."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(member.file_size for member in members) > file.stat().st_size:
+        what = f"{quoted(packed[0])} is compressed" if packed else "it claims more content than it has bytes"
+        raise InputError(f"{file}: not a checkpoint of torch.save: {what}")
 
 
 def _require_file(file: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import shortened
 from rga_reid.reports.ablation_numbers import (
     LEVEL,
     METRICS,
@@ -66,7 +67,8 @@ class AblationReport:
         if not names:
             raise InputError("report: no finished run or evaluation to show")
         if self.baseline not in names:
-            raise InputError(f"baseline: expected one of {', '.join(names)}, got {self.baseline!r}")
+            known = shortened(", ".join(names))
+            raise InputError(f"baseline: expected one of {known}, got {quoted(self.baseline)}")
 
     @property
     def reading(self) -> list[str]:
@@ -90,7 +92,7 @@ def published_figures(dataset: str | None) -> list[dict[str, Any]]:
         return []
     known = yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
     if dataset not in known:
-        raise InputError(f"published: expected one of {', '.join(known)}, got {dataset!r}")
+        raise InputError(f"published: expected one of {', '.join(known)}, got {quoted(dataset)}")
     return known[dataset]
 
 

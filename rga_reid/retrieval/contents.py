@@ -43,7 +43,11 @@ class Removal:
         Raises:
             ValueError, TypeError: another text.
         """
-        return cls(**json.loads(line))
+        removal = cls(**json.loads(line))
+        known = isinstance(removal.time, str), removal.pid is None or type(removal.pid) is int
+        if not all(known) or type(removal.count) is not int:
+            raise TypeError("expected a time, a pid or null, and a count")
+        return removal
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from rich.progress import track
 from torch import Tensor
 
 from rga_reid.data import ImageError, decode
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import shortened
 
 
 class Embedder(Protocol):
@@ -134,10 +135,10 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"device {name!r}: not available on this machine ({reason})") from None
+        torch.zeros(1, device=device).cpu()  # the device "meta" has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = shortened(str(error).split("\n")[0])
+        raise InputError(f"device {quoted(name)}: not available on this machine ({reason})") from None
     return device
 
 

@@ -10,21 +10,29 @@ Read, but not written, are also features alone in an ``.npy`` file ``NAME.npy`` 
 
 from __future__ import annotations
 
-import math
+import csv
 import os
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rga_reid.errors import InputError
+from rga_reid.data.cache import free_memory
+from rga_reid.data.csv_files import WHOLE_NUMBER
+from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file
+from rga_reid.inputs import opened_bytes, opened_text, shortened
+from rga_reid.retrieval.npy_files import Header, read_header
 
 _LABELS = {"pid": "pids", "camid": "camids"}
+_UNKNOWN = {"", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"}  # how tables write it
+_HARMLESS = 64 << 20  # bytes that an array may unpack to, however small its file is
+_MOST_PACKED = (
+    200  # times that an array may shrink: names in UTF-32 with long beginnings in common do, to a 100th
+)
 
 
 def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFrame) -> None:
@@ -103,99 +111,143 @@ def _check_features(features: np.ndarray, name: str) -> None:
 
 def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
     try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror or error})") from None
-    except (ValueError, EOFError):
-        raise InputError(f"{path}: not an .npy file of plain numbers (empty, damaged or pickled)") from None
-    if not isinstance(features, np.ndarray):
-        raise InputError(f"{path}: expected a single array (.npy), found an .npz file")
+        with opened_bytes(path) as file:
+            header = read_header(file)
+        if os.path.getsize(path) < header.start + header.size:
+            raise ValueError(f"shorter than its header says, {header.shape}")
+        features = _map(path, header, header.start)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: not an .npy file of plain numbers (empty, damaged or pickled: {shortened(error)})"
+        ) from None
     _check_features(features, os.fspath(path))
     return features, _read_labels(Path(path).with_suffix(".csv"), len(features))
 
 
 def _read_labels(file: Path, length: int) -> pd.DataFrame:
-    try:
-        cells = pd.read_csv(file, dtype="str", encoding="utf-8-sig", index_col=False, skip_blank_lines=False)
-    except FileNotFoundError:
+    """The table beside an ``.npy`` file; no more is read than rows are wanted."""
+    if not os.path.exists(file):
         raise InputError(
             f"{file}: no such file; the labels of features in an .npy file are in a CSV file beside it, with "
             "the columns pid, optionally camid and path"
-        ) from None
-    except (OSError, ValueError) as error:  # what pandas raises for bad CSV or bad UTF-8 are ValueErrors
-        raise InputError(f"{file}: not a CSV file in UTF-8 ({error})") from None
-    if len(cells) != length:
-        raise InputError(f"{file}: expected {length} rows, one for each feature, found {len(cells)}")
-    table = cells[[column for column in ("path", "pid", "camid") if column in cells]].copy()
-    for column in table.columns.intersection(list(_LABELS)):
-        try:
-            table[column] = pd.to_numeric(table[column]).astype("Int64")
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"{file}: column '{column}': expected whole numbers, empty where unknown ({error})"
-            ) from None
+        )
+    columns: dict[str, list[str]] = {}
+    found = 0
+    try:
+        with opened_text(file) as lines:
+            reader = csv.reader(lines, strict=True)
+            names = next(reader, [])
+            places = {name: names.index(name) for name in ("path", *_LABELS) if name in names}
+            columns = {name: [] for name in places}
+            for found, cells in enumerate(reader, start=1):
+                if found > length:
+                    break
+                if cells and len(cells) != len(names):
+                    raise InputError(
+                        f"{file}, line {reader.line_num}: expected {len(names)} cells as in the header, "
+                        f"found {len(cells)}"
+                    )
+                for name, place in places.items():
+                    columns[name].append(cells[place] if cells else "")
+    except csv.Error as error:
+        raise InputError(f"{file}, line {reader.line_num}: not a CSV file in UTF-8 ({error})") from None
+    if found != length:
+        more = "more" if found > length else str(found)
+        raise InputError(f"{file}: expected {length} rows, one for each feature, found {more}")
+    table = pd.DataFrame(index=pd.RangeIndex(length))
+    for name, cells in columns.items():
+        if name == "path":
+            table[name] = pd.Series([cell or None for cell in cells], dtype="str")
+        else:
+            table[name] = pd.array([_whole_number(cell, file, name) for cell in cells], dtype="Int64")
     return table
+
+
+def _whole_number(cell: str, file: Path, column: str) -> int | None:
+    text = cell.strip()
+    if text in _UNKNOWN:
+        return None
+    number = WHOLE_NUMBER.fullmatch(text)
+    if number is None:
+        raise InputError(
+            f"{file}: column '{column}': expected whole numbers, empty where unknown, found {quoted(cell)}"
+        )
+    return int(number[1])
 
 
 def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays that this module knows, of which there is ``features`` at least."""
     wanted = ["features", "paths", *_LABELS.values(), *(f"{name}_known" for name in _LABELS.values())]
-    try:
-        with open(path, "rb") as file:
-            try:
-                archive = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError, zipfile.BadZipFile):
-                raise InputError(
-                    f"{path}: not an .npz file of plain arrays (empty, damaged or pickled)"
-                ) from None
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: expected an .npz file, found a single array (.npy)")
-            if "features" not in archive.files:
-                found = ", ".join(archive.files) or "none"
-                raise InputError(f"{path}: expected an array 'features', found {found}")
-            return {name: _read_array(path, archive, name) for name in wanted if name in archive.files}
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror or error})") from None
+    with opened_bytes(path) as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise InputError(f"{path}: expected an .npz file, found a single array (.npy)")
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception:  # zipfile raises nearly anything on a damaged directory
+            raise InputError(
+                f"{path}: not an .npz file of plain arrays (empty, damaged or pickled)"
+            ) from None
+        with archive:
+            found = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "features" not in found:
+                shown = shortened(", ".join(found)) or "none"
+                raise InputError(f"{path}: expected an array 'features', found {shown}")
+            return {name: _read_array(path, archive, name) for name in wanted if name in found}
 
 
-def _read_array(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    try:
-        array = _mapped(path, archive, f"{name}.npy") if name == "features" else None
-        array = archive[name] if array is None else array
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: array '{name}' is pickled or damaged ({error})") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: array '{name}' is damaged: not in the format of NumPy")
-    return array
+def _read_array(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an archive; the features in place, if they are not compressed.
 
-
-def _mapped(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, member: str) -> np.ndarray | None:
-    """An array in place, its checksum compared first; None if it is compressed or no plain array.
-
-    Raises:
-        ValueError, OSError, EOFError, zipfile.BadZipFile: it is damaged.
+    Its header is read first: what it promises must be what the archive holds, and must fit into memory.
     """
-    if archive.zip is None or member not in archive.zip.namelist():
-        return None
-    info = archive.zip.getinfo(member)
-    if info.compress_type != zipfile.ZIP_STORED:
-        return None
-    with archive.zip.open(info) as content:
-        version = np.lib.format.read_magic(content)
-        if version != (1, 0):
-            return None
-        shape, in_columns, dtype = np.lib.format.read_array_header_1_0(content)
-        header = content.tell()
-        while content.read(1 << 20):  # to the end, where its checksum is compared
-            pass
-    size = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or size == 0 or info.file_size != header + size:
-        return None
+    try:
+        info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # which is how numpy writes; the other decoders unpack all that they are given at once
+            raise InputError(f"{path}: array '{name}': packed in another way than numpy's: refused")
+        with archive.open(info) as content:
+            header = read_header(content)
+            if info.file_size != header.start + header.size:
+                raise ValueError(f"its header says {header.shape} of {header.dtype}")
+            if name == "features" and info.compress_type == zipfile.ZIP_STORED and header.size:
+                while content.read(1 << 20):  # to the end, where its checksum is compared
+                    pass
+                return _map(path, header, _start(path, info) + header.start)
+            _refuse_large(f"{path}: array '{name}'", info, header)
+            numbers = np.frombuffer(content.read(), header.dtype)
+            return numbers.reshape(header.shape, order="F" if header.in_columns else "C")
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and its decoders raise nearly anything on damaged data
+        raise InputError(f"{path}: array '{name}' is pickled or damaged ({shortened(error)})") from None
+
+
+def _refuse_large(name: str, info: zipfile.ZipInfo, header: Header) -> None:
+    """Refuse an array that is read into memory and was made to fill it."""
+    if header.size > max(_HARMLESS, _MOST_PACKED * info.compress_size):
+        raise InputError(f"{name}: {info.compress_size:,} bytes that unpack to {header.size:,}: refused")
+    free = free_memory()
+    if free is not None and header.size > free:
+        raise InputError(
+            f"{name}: {header.size / 2**30:.1f} GiB do not fit into the free memory, {free / 2**30:.1f} GiB"
+        )
+
+
+def _start(path: str | os.PathLike[str], info: zipfile.ZipInfo) -> int:
+    """Where the content of a member that is not compressed begins."""
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)  # the lengths of name and extra field end the member's header
         name, extra = struct.unpack("<HH", file.read(4))
-    start = info.header_offset + 30 + name + extra + header
-    return np.memmap(path, dtype, "r", start, shape, "F" if in_columns else "C")
+    return info.header_offset + 30 + name + extra
+
+
+def _map(path: str | os.PathLike[str], header: Header, start: int) -> np.ndarray:
+    """Numbers of a file, in place."""
+    if header.size == 0:
+        return np.empty(header.shape, header.dtype)
+    return np.memmap(path, header.dtype, "r", start, header.shape, "F" if header.in_columns else "C")
 
 
 def _column(

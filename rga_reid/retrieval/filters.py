@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -87,7 +88,12 @@ def understood(where: str, leaves: Leaves[Any]) -> Any:
     if not isinstance(where, str) or len(where) > _LONGEST:
         raise InputError(f"where: expected a text of at most {_LONGEST:,} characters, such as 'camid == 3'")
     try:
-        return _Walk(leaves, where).condition(ast.parse(where.strip(), mode="eval").body)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of Python about numbers and backslashes: nothing is run as Python
+            parsed = ast.parse(where.strip(), mode="eval")
+        return _Walk(leaves, where).condition(parsed.body)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, sync
+from rga_reid.inputs import read_file, shortened
 from rga_reid.retrieval.contents import Contents, Put, Removal
 from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
 from rga_reid.retrieval.segments import Rows, Segment, check_size, read_segment, write_segment
@@ -129,6 +130,7 @@ class Writer:
     def _write_log(self, contents: Contents) -> tuple[str, FileRecord]:
         name = _LOG.format(generation=self.generation)
         path = self.folder / name
+        path.touch(exist_ok=False)  # never through a link that lies there
         path.write_text("".join(removal.to_line() for removal in contents.removals), encoding="utf-8")
         sync(path)
         with open(path, "rb") as file:
@@ -187,12 +189,15 @@ def update(folder: Path, change: Callable[[Contents, Put], Contents]) -> tuple[C
 
 
 def clean(folder: Path, *, keep_unfinished: bool = False) -> None:
-    """Remove from the disk what no manifest names. For the holder of the lock only."""
+    """Remove from the disk what no manifest names. For the holder of the lock only.
+
+    Nothing is removed where something named is missing: it may be what lies there under another name.
+    """
     with _disk_errors(folder):
         if not keep_unfinished:
             (folder / UNFINISHED).unlink(missing_ok=True)
         for path in leftovers(folder):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
@@ -202,7 +207,10 @@ def clean(folder: Path, *, keep_unfinished: bool = False) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What lies in a gallery's folder and is named by no manifest: of a write that was killed."""
+    """What lies in a gallery's folder and is named by no manifest: of a write that was killed.
+
+    Empty where a segment that a manifest names is missing.
+    """
     named = {MANIFEST, UNFINISHED, LOCK, SEGMENTS}
     segments: set[str] = set()
     for name in (MANIFEST, UNFINISHED):
@@ -210,6 +218,8 @@ def leftovers(folder: Path) -> list[Path]:
             manifest = read_manifest(folder / name)
             segments |= {record.name for record in manifest.segments}
             named |= {manifest.log[0]} if manifest.log else set()
+    if not all((folder / SEGMENTS / name).is_dir() for name in segments):
+        return []
     found = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path.name not in named]
     if (folder / SEGMENTS).is_dir():
         found += [path for path in (folder / SEGMENTS).iterdir() if path.name not in segments]
@@ -274,9 +284,11 @@ def _check_bytes(path: Path, record: FileRecord) -> None:
 def _read_log(path: Path, record: FileRecord) -> tuple[Removal, ...]:
     _check_bytes(path, record)
     try:
-        return tuple(map(Removal.from_line, path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged: not a log of removals ({error})") from None
+        return tuple(map(Removal.from_line, read_file(path).decode("utf-8").splitlines()))
+    except InputError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged: not a log of removals ({shortened(error)})") from None
 
 
 @contextmanager
@@ -284,8 +296,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock; the system releases it when the process ends, in whatever way."""
     import fcntl  # POSIX only: elsewhere galleries can be read
 
+    if (folder / SEGMENTS).is_symlink():  # what is cleaned up behind a link may be anybody's
+        raise InputError(f"{folder / SEGMENTS}: a link, expected a folder: this gallery can only be read")
     with _disk_errors(folder):
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

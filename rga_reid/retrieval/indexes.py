@@ -15,7 +15,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.retrieval.exact import MARGIN, Found, nearest_rows, rescored, rescored_together
 from rga_reid.retrieval.vectors import Vectors
 
@@ -58,15 +58,15 @@ class IndexPlan:
     settings: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in SETTINGS:
-            raise InputError(f"index: expected {', '.join(SETTINGS)}, got {self.kind!r}")
+        if not isinstance(self.kind, str) or self.kind not in SETTINGS:
+            raise InputError(f"index: expected {', '.join(SETTINGS)}, got {quoted(self.kind)}")
         for name, value in self.settings.items():
             if name not in SETTINGS[self.kind]:
                 known = ", ".join(SETTINGS[self.kind]) or "none"
-                raise InputError(f"index {self.kind}: unknown setting {name!r} (known: {known})")
+                raise InputError(f"index {self.kind}: unknown setting {quoted(name)} (known: {known})")
             low, high = _SMALLEST.get(name, 1), _LARGEST.get(name, 65_536)
             if type(value) is not int or not low <= value <= high:
-                raise InputError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
+                raise InputError(f"{name}: expected a whole number from {low} to {high}, got {quoted(value)}")
 
     def check_dimension(self, dimension: int) -> None:
         """Refuse settings that no index of features of this length can have.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid import __version__
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file, sync
+from rga_reid.inputs import read_file, shortened
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 
@@ -23,6 +25,7 @@ MANIFEST = "manifest.json"
 
 _SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
 _LOG_NAME = re.compile(r"removals-[0-9]+\.jsonl")
+_TOO_MANY = 2**62  # of anything
 _UNSEALED = "0" * 64  # stands for the manifest's own checksum while that is taken
 
 
@@ -50,7 +53,10 @@ class IndexRecord:
     def from_json(cls, value: Any) -> IndexRecord:
         """The record that ``asdict`` wrote."""
         settings = {_text(name): _count(number) for name, number in value["settings"].items()}
-        return cls(settings, float(value["recall_at_10"]))
+        recall = float(value["recall_at_10"])
+        if not 0 <= recall <= 1:
+            raise ValueError(f"recall_at_10: expected 0 to 1, found {recall}")
+        return cls(settings, recall)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Manifest:
             ValueError, TypeError, KeyError, AttributeError: a value of another form.
         """
         if value["metric"] != METRIC:
-            raise ValueError(f"metric: expected {METRIC}, found {value['metric']}")
+            raise ValueError(f"metric: expected {METRIC}, found {quoted(value['metric'])}")
         log = value["removals"]
         manifest = cls(
             generation=_count(value["generation"]),
@@ -121,7 +127,7 @@ class Manifest:
             log=None if log is None else (_text(log["name"], _LOG_NAME), FileRecord.from_json(log)),
         )
         if value["count"] != manifest.count:
-            raise ValueError(f"count: {value['count']}, but its segments have {manifest.count}")
+            raise ValueError(f"count: {quoted(value['count'])}, but its segments have {manifest.count}")
         return manifest
 
     def to_json(self) -> dict[str, Any]:
@@ -163,25 +169,23 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         InputError: it is missing, damaged, edited, foreign or of another version.
     """
+    folder = path.parent
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing"
+        raise InputError(f"{folder}: expected a gallery, a folder; found {found}")
+    if not os.path.exists(path):
+        raise InputError(f"{path}: missing; is this folder a gallery?")
+    content = read_file(path)
     try:
-        content = path.read_bytes()
         value = json.loads(content.decode("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        folder = path.parent
-        if folder.is_dir():
-            raise InputError(f"{path}: missing; is this folder a gallery?") from None
-        raise InputError(
-            f"{folder}: expected a gallery, a folder; found {'a file' if folder.exists() else 'nothing'}"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged: not JSON ({error})") from None
+        raise InputError(f"{path}: damaged: not JSON ({shortened(error)})") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f'{path}: not the manifest of a gallery (expected "format": "{FORMAT}")')
     if value.get("version") != VERSION:
         raise InputError(
-            f"{path}: a gallery of format version {value.get('version')}; this program reads {VERSION}"
+            f"{path}: a gallery of format version {quoted(value.get('version'))}; "
+            f"this program reads {VERSION}"
         )
     seal = str(value.get("sha256"))
     unsealed = content.replace(seal.encode("ascii", "replace"), _UNSEALED.encode())
@@ -189,17 +193,17 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: damaged or edited: its content has not the checksum at its end")
     try:
         return Manifest.from_json(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged manifest ({error!r})") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: damaged manifest ({quoted(error, 200)})") from None
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"expected a count, found {value!r}")
+    if type(value) is not int or not 0 <= value < _TOO_MANY:
+        raise ValueError(f"expected a count, found {quoted(value)}")
     return value
 
 
 def _text(value: Any, pattern: re.Pattern[str] | None = None) -> str:
     if not isinstance(value, str) or (pattern is not None and not pattern.fullmatch(value)):
-        raise ValueError(f"expected a name, found {value!r}")
+        raise ValueError(f"expected a name, found {quoted(value)}")
     return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.files import checksum, sync
+from rga_reid.inputs import opened_bytes, read_parquet, shortened
 from rga_reid.retrieval.arrays import gallery_table
 from rga_reid.retrieval.indexes import Index, IndexPlan
 from rga_reid.retrieval.manifest import FileRecord, IndexRecord, SegmentRecord
+from rga_reid.retrieval.npy_files import read_header
 from rga_reid.retrieval.vectors import Blocks, Vectors
 
 SEGMENT_ROWS = 65_536  #: images at most in a segment that is searched exactly
@@ -266,27 +267,30 @@ class _IndexFile:
 
 
 def _read_vectors(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    mapped = math.prod(shape) * 4 > _IN_MEMORY
     try:
-        vectors = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged: not an array of NumPy ({error})") from None
-    if vectors.shape != shape or vectors.dtype != np.dtype("<f4") or not vectors.flags.c_contiguous:
-        raise InputError(f"{path}: expected float32 {shape}, found {vectors.dtype} {vectors.shape}")
-    return vectors
+        with opened_bytes(path) as file:
+            header = read_header(file)
+            found = header.shape, header.dtype, header.in_columns and min(shape) > 1
+            if found != (shape, np.dtype("<f4"), False):
+                raise InputError(f"{path}: expected float32 {shape}, found {header.dtype} {header.shape}")
+            if header.size <= _IN_MEMORY:
+                return np.frombuffer(file.read(header.size), "<f4").reshape(shape).copy()
+        return np.memmap(path, "<f4", "r", header.start, shape)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: damaged: not an array of NumPy ({shortened(error)})") from None
 
 
 def _read_table(path: Path, count: int) -> tuple[np.ndarray, pd.DataFrame]:
+    content = read_parquet(path, rows=count)
     try:
-        content = pd.read_parquet(path)
         table = gallery_table(content, name=str(path))
         ids = content["id"].to_numpy(dtype=np.int64)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged: not a Parquet table of a gallery ({error})") from None
-    if len(table) != count:
-        raise InputError(f"{path}: expected {count} rows by the manifest, found {len(table)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged: not a table of a gallery ({shortened(error)})") from None
     if (np.diff(ids) <= 0).any():
         raise InputError(f"{path}: damaged: its ids do not increase")
     return ids, table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation.scores import CosineScores
+from rga_reid.inputs import read_json
 from rga_reid.retrieval.extraction import Embedder, extract_features
 
 
@@ -58,13 +58,7 @@ def read_threshold(path: str | os.PathLike[str]) -> float:
     Raises:
         InputError: no such file, or not one with a threshold.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read it ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected the JSON of rga-reid calibrate ({error})") from None
+    values = read_json(path, expected="the JSON of rga-reid calibrate")
     threshold = values.get("threshold") if isinstance(values, dict) else None
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
         raise InputError(f"{path}: expected the JSON of rga-reid calibrate, with a number 'threshold'")

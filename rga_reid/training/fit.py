@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync
+from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
 from rga_reid.training.finite import BATCH
@@ -78,8 +79,6 @@ def fit(
         raise InputError(f"save_every: expected at least 1 step, got {save_every}")
     if resume:
         _check_same_model(module, folder / LAST)
-    if is_first_process():
-        _prepare_folder(folder, config, resume)
     callbacks: list[Callback] = [
         *(options.pop("callbacks", None) or []),
         LearningRateMonitor("step"),
@@ -100,12 +99,17 @@ def fit(
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning and torch
-        runner = pl.Trainer(
-            **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, **options},
-            default_root_dir=folder,
-            callbacks=callbacks,
-            logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],
-        )
+        try:
+            runner = pl.Trainer(
+                **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, **options},
+                default_root_dir=folder,
+                callbacks=callbacks,
+                logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],
+            )
+        except Exception as error:  # Lightning raises nearly anything about options that do not go together
+            raise InputError(f"trainer: {shortened(error)}") from None
+        if is_first_process():
+            _prepare_folder(folder, config, resume)
         try:
             runner.fit(
                 module, datamodule=data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -24,10 +25,15 @@ class BatchHardTripletLoss(nn.Module):
 
     Args:
         margin: in units of the distance; None for the soft margin ``log(1 + exp(d_p - d_n))``.
+
+    Raises:
+        InputError: a margin that is no number.
     """
 
     def __init__(self, margin: float | None = 0.3) -> None:
         super().__init__()
+        if margin is not None and not math.isfinite(margin):
+            raise InputError(f"margin: expected a number or null, got {margin}")
         distance = LpDistance(normalize_embeddings=False, p=2)
         self.miner = BatchHardMiner(distance=distance)
         self.loss = TripletMarginLoss(
@@ -62,6 +68,8 @@ class ReIDLoss(nn.Module):
         triplets: Literal["pooled", "embedded"] = "pooled",
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise InputError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
         if triplets not in ("pooled", "embedded"):
             raise InputError(f"triplets: expected pooled or embedded, got {triplets!r}")
         self.triplets = triplets

@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rga_reid.data.transforms import Augmentation, step_generator
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation import evaluate_ranking
+from rga_reid.inputs import shortened
 from rga_reid.models import build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.pixels import uint8_batch
+from rga_reid.models.resnet import LARGEST, SMALLEST
 from rga_reid.training.finite import all_finite, not_finite
 from rga_reid.training.losses import ReIDLoss
 from rga_reid.training.schedules import Schedule, WarmupStep
@@ -46,6 +48,9 @@ class ReIDModule(pl.LightningModule):
         compile: let torch.compile make kernels for the model; the first steps take minutes.
         channels_last: keep images and weights as (n, H, W, C) in memory: faster convolutions.
         seed: of the augmentation; taken from ``--seed``.
+
+    Raises:
+        InputError: sizes that do not end in the model's; an optimizer that cannot be made.
     """
 
     def __init__(
@@ -73,6 +78,12 @@ class ReIDModule(pl.LightningModule):
         # this setting over from the one that starts them, so it stands before the first parallel work.
         torch.set_flush_denormal(True)
         height, width = size
+        for epoch, *sides in input_sizes:
+            if epoch < 0 or not all(SMALLEST <= side <= LARGEST for side in sides):
+                raise InputError(
+                    f"input_sizes: expected epochs from 0, and sides of {SMALLEST} to {LARGEST} pixels, got "
+                    f"{quoted((epoch, *sides))}"
+                )
         self.input_sizes = {0: (height, width), **{epoch: (h, w) for epoch, h, w in input_sizes}}
         if self.input_sizes[max(self.input_sizes)] != (height, width):
             raise InputError(f"input_sizes: the last one must be the model's size {height}x{width}")
@@ -96,9 +107,16 @@ class ReIDModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self._validation: list[tuple[Tensor, Tensor]] = []
         self._last: tuple[tuple[Tensor, Tensor], int] | None = None  # batch and its number
+        self._make_optimizer()  # a wrong option is told before anything is trained
+
+    def _make_optimizer(self) -> Optimizer:
+        try:
+            return self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        except Exception as error:  # one of the recipe's choice may fail in any way
+            raise InputError(f"optimizer: {shortened(error)}") from None
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        optimizer = self._make_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
 

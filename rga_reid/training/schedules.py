@@ -39,6 +39,8 @@ class WarmupStep(Schedule):
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in (self.warmup_epochs, self.start, self.gamma)):
+            raise InputError(f"schedule: expected finite numbers, got {self}")
         if list(self.milestones) != sorted(self.milestones):
             raise InputError(f"milestones: expected a rising list of epochs, got {list(self.milestones)}")
 
@@ -64,6 +66,8 @@ class OneCycle(Schedule):
     end: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise InputError(f"schedule: expected finite numbers, got {self}")
         if not 0 < self.rise < 1:
             raise InputError(f"rise: expected a share between 0 and 1, got {self.rise}")
 

@@ -145,7 +145,7 @@ def test_report_refuses_what_is_no_run(tmp_path: Path, refused: Callable[..., st
     (tmp_path / "bad.json").write_text('{"mAP": "high"}')
     assert "bad.json: expected the metrics" in refused("report", str(tmp_path / "bad.json"), *out)
     (tmp_path / "bad.json").write_text("{")
-    assert "bad.json: not a JSON file" in refused("report", str(tmp_path / "bad.json"), *out)
+    assert "bad.json: expected a JSON file" in refused("report", str(tmp_path / "bad.json"), *out)
     (tmp_path / "good.json").write_text('{"mAP": 0.5}')
     twice = [str(tmp_path / "good.json")] * 2
     assert "'good' stands for two evaluations" in refused("report", *twice, *out)

@@ -215,7 +215,7 @@ def test_recipe_that_is_no_recipe(tmp_path: Path, refused: Callable[..., str]) -
     bad = tmp_path / "bad.yaml"
     for text, message in [
         ("- 1\n- 2\n", "a mapping"),
-        ("a: [", "not a YAML"),
+        ("a: [", "not valid YAML"),
         ("base: bad.yaml", "its own base"),
     ]:
         bad.write_text(text)

@@ -163,10 +163,10 @@ def test_a_wrong_card_is_refused_by_card_and_key(tmp_path, value, words):
 def test_files_that_are_no_cards(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         load_card(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="cannot read this file"):
+    with pytest.raises(InputError, match="expected a file, found a folder"):
         load_card(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="cannot read this file"):
+    with pytest.raises(InputError, match="not valid YAML"):
         load_card(tmp_path / "binary.yaml")
 
 

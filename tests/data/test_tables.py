@@ -222,7 +222,7 @@ def test_bad_list_files(listed):
     with pytest.raises(InputError, match=r"val\.txt: empty"):
         read_table(listed, LISTS)
     (listed / "val.txt").write_bytes(b"\xff\xfe 1\n")
-    with pytest.raises(InputError, match=r"val\.txt: cannot read"):
+    with pytest.raises(InputError, match=r"val\.txt: not UTF-8 text"):
         read_table(listed, LISTS)
     (listed / "val.txt").unlink()
     with pytest.raises(InputError, match=r"val\.txt: expected this list file .*list_train\.txt"):

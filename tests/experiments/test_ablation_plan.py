@@ -112,7 +112,7 @@ def test_overrides_lie_over_the_recipe_those_of_a_variant_on_top(tmp_path: Path)
         ("recipe: demo\nflip: 1\nvariants: [{name: a}]\n", "flip: expected true or false"),
         ("recipe: demo\nsynthetic: {sise: 1}\nvariants: [{name: a}]\n", "synthetic: sise: unknown key"),
         ("- a\n", "expected a mapping"),
-        ("a: [", "not a YAML file"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_plans_that_are_none(text: str, key: str, tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def test_each_stripe_is_classified_by_itself() -> None:
     for part in range(3):
         own = output.embedded[:, 512 * part : 512 * (part + 1)]
         torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
-    with pytest.raises(InputError, match="stripes: expected 0 or more, got -1"):
-        build_model(depth=18, size=(64, 32), stripes=-1)
+    for wrong in (-1, 65, True, 2.5, "2"):
+        with pytest.raises(InputError, match=rf"stripes: expected 0 or more, at most 64, got {wrong!r}"):
+            build_model(depth=18, size=(64, 32), stripes=wrong)  # type: ignore[arg-type]
 
 
 def test_embed_is_the_normalised_feature_of_the_normalised_image(model: EmbeddingModel) -> None:

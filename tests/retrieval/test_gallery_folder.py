@@ -338,7 +338,7 @@ def test_files_of_another_kind_are_refused(indexed: Path) -> None:
 def test_a_table_of_another_gallery_is_refused(saved: Path, tmp_path: Path) -> None:
     gallery_of(29).save(tmp_path / "other")
     swap(saved, "table.parquet", (tmp_path / "other" / SEGMENT / "table.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"table.parquet: expected 30 rows by the manifest, found 29"):
+    with pytest.raises(InputError, match=r"table.parquet: expected 30 rows, found 29"):
         Gallery.open(saved)
 
 

@@ -15,13 +15,13 @@ from rich.progress import track
 from rga_reid.data.synthetic.cameras import CAMERAS, SUPERSAMPLING
 from rga_reid.data.synthetic.people import Person, random_person
 from rga_reid.data.synthetic.shots import Sighting, Studio
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_folder
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 DISTRACTOR, JUNK = 0, -1  # pids
 MOST_IDENTITIES = 9999  # names have four digits
-SMALLEST_SIDE = 16  # pixels
+SMALLEST_SIDE, LARGEST_SIDE = 16, 2048  # pixels
 
 IMAGES_PER_DISTRACTOR = 4
 BAD_BOX = 0.4  # how far a junk box misses its person, in box heights
@@ -29,6 +29,8 @@ JUNK_WITHOUT_PERSON = 0.5  # share
 PASSERS_BY = 24
 FRAMES_PER_SIGHTING, FRAMES_PER_SHOT = 90, 8
 USUAL_BOX = 1.9  # metres, height; sets the sharpness of the scenes
+
+_MOST = 2**31  # of anything
 
 # independent random streams: what is drawn from one does not depend on how much was drawn from another
 _PEOPLE, _SIGHTINGS, _SHOTS, _SCENES = range(4)
@@ -63,8 +65,16 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"synthetic {name}: expected at least {low}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= _MOST:
+                raise InputError(
+                    f"synthetic {name}: expected a whole number, at least {low} and at most {_MOST:,}, "
+                    f"got {quoted(value)}"
+                )
+        for name in ("cameras_per_identity", "images_per_camera", "size"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or [type(number) for number in value] != [int, int]:
+                raise InputError(f"synthetic {name}: expected two whole numbers, got {quoted(value)}")
         people = self.train_identities + self.test_identities
         if people > MOST_IDENTITIES:
             raise InputError(f"synthetic identities: expected at most {MOST_IDENTITIES} in all, got {people}")
@@ -74,8 +84,10 @@ class SyntheticSettings:
                 raise InputError(
                     f"synthetic {name}: expected 2 <= fewest <= most <= {highest}, got {few} and {many}"
                 )
-        if min(self.size) < SMALLEST_SIDE:
-            raise InputError(f"synthetic size: expected at least {SMALLEST_SIDE} a side, got {self.size}")
+        if min(self.size) < SMALLEST_SIDE or max(self.size) > LARGEST_SIDE:
+            raise InputError(
+                f"synthetic size: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, got {self.size}"
+            )
 
 
 @dataclass(frozen=True)

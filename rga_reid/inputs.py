@@ -1,0 +1,247 @@
+"""Text files that somebody else may have made: read in bounded memory, and never run.
+
+Every function refuses what is no regular file (a pipe would be waited for, a device may have no end) and what
+is larger than its kind has reason to be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+from rga_reid.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import yaml
+
+MOST_TEXT = 64 << 20  #: bytes of a JSON file
+MOST_YAML = 1 << 20  #: bytes of a YAML file
+MOST_VALUES = 100_000  #: values in a YAML file, those of an alias counted each time it stands there
+DEEPEST = 100  #: lists and mappings inside each other
+LONGEST_LINE = 1 << 20  #: characters
+MOST_ROWS = 5_000_000  #: of a table
+MOST_TABLE = 1 << 30  #: bytes of a table in memory
+
+_SHOWN = 300  # characters of what a library says of a file
+
+
+def read_json(path: str | os.PathLike[str], *, expected: str = "a JSON file") -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for the message.
+
+    Raises:
+        InputError: no such file, not JSON in UTF-8, or larger than ``MOST_TEXT``.
+    """
+    name = os.fspath(path)
+    content = read_file(path, MOST_TEXT)
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: expected {expected} ({shortened(error)})") from None
+
+
+def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:
+    """The value in a YAML file, of plain types: no tag makes an object.
+
+    Args:
+        path: of the file.
+        what: it should be, such as ``recipe``: the messages begin with it.
+
+    Raises:
+        InputError: no such file, not YAML in UTF-8, more than ``MOST_YAML`` bytes, ``MOST_VALUES`` values or
+            ``DEEPEST`` levels: a few aliases of aliases can stand for more values than fit into memory.
+    """
+    import yaml
+
+    name = f"{what} {os.fspath(path)}"
+    content = read_file(path, MOST_YAML, name=name)
+    try:
+        loader = yaml.SafeLoader(content.decode("utf-8"))
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _measure(node, name, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except InputError:
+        raise
+    except Exception as error:  # PyYAML raises nearly anything on a damaged number, date or tag
+        raise InputError(f"{name}: not valid YAML ({shortened(error)})") from None
+
+
+def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd.DataFrame:
+    """A table in a Parquet file, as pandas writes it.
+
+    What the file promises is looked at before it is unpacked: a few bytes can stand for any number of rows,
+    and for a text in each of them.
+
+    Args:
+        path: of the file.
+        rows: that it must have; by default at most ``MOST_ROWS``.
+
+    Raises:
+        InputError: no such file, a damaged one, another number of rows, packed in another way than by pandas,
+            or of more than ``MOST_TABLE`` bytes.
+    """
+    import pyarrow as arrow
+    from pyarrow import compute, parquet
+
+    name = os.fspath(path)
+    with opened_bytes(path) as file:
+        try:
+            opened = parquet.ParquetFile(file)
+            facts = opened.metadata
+            if rows is not None and facts.num_rows != rows:
+                raise InputError(f"{name}: expected {rows} rows, found {facts.num_rows}")
+            if facts.num_rows > MOST_ROWS:
+                raise InputError(f"{name}: expected at most {MOST_ROWS:,} rows, found {facts.num_rows:,}")
+            groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+            chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+            packed = {chunk.compression for chunk in chunks} - {"SNAPPY", "UNCOMPRESSED"}
+            if packed:
+                raise InputError(f"{name}: packed by {', '.join(sorted(packed))}, expected SNAPPY")
+            kinds = {
+                field.name: field.type.value_type if arrow.types.is_dictionary(field.type) else field.type
+                for field in opened.schema_arrow
+            }
+            texts = [key for key, kind in kinds.items() if kind in (arrow.string(), arrow.large_string())]
+            opened = parquet.ParquetFile(file, read_dictionary=texts)
+            size = sum(chunk.total_uncompressed_size for chunk in chunks)
+            table = opened.read() if size <= MOST_TABLE else None
+            if table is not None:  # a dictionary holds each text once, pandas holds one for each row
+                for column in (table.column(text) for text in texts):
+                    for chunk in column.chunks:
+                        lengths = compute.binary_length(chunk.dictionary).take(chunk.indices)
+                        size += compute.sum(lengths).as_py() or 0
+            if table is None or size > MOST_TABLE:
+                raise InputError(f"{name}: a table of {size:,} bytes, refused: more than {MOST_TABLE:,}")
+            for text in texts:
+                place = table.column_names.index(text)
+                table = table.set_column(place, text, table.column(text).cast(kinds[text]))
+            return table.to_pandas()
+        except InputError:
+            raise
+        except Exception as error:  # Arrow and pandas raise nearly anything on a damaged file
+            raise InputError(f"{name}: damaged: not a Parquet table ({shortened(error)})") from None
+
+
+@contextmanager
+def opened_bytes(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file, opened.
+
+    Raises:
+        InputError: no such file, no regular one, or one that cannot be read.
+    """
+    name = os.fspath(path)
+    with _explained(name):
+        _require_regular(path, name)
+        with open(path, "rb") as file:
+            yield file
+
+
+@contextmanager
+def opened_text(path: str | os.PathLike[str]) -> Iterator[Iterator[str]]:
+    """The lines of a text file in UTF-8 (a byte order mark is left out), with their ends as they are.
+
+    Raises:
+        InputError: no such file, not UTF-8, or a line of more than ``LONGEST_LINE`` characters.
+    """
+    name = os.fspath(path)
+    with _explained(name):
+        _require_regular(path, name)
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            yield _lines(file, name)
+
+
+def shortened(text: object) -> str:
+    """What a library says, on one line of at most 300 characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
+
+
+def read_file(path: str | os.PathLike[str], most: int = MOST_TEXT, *, name: str | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+        name: what the messages begin with; by default the path.
+
+    Raises:
+        InputError: no such file, no regular one, one that cannot be read or is larger.
+    """
+    name = name or os.fspath(path)
+    with _explained(name):
+        _require_regular(path, name)
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{name}: larger than {most / 2**20:.0f} MiB, which no such file needs")
+    return content
+
+
+def _lines(file: TextIO, name: str) -> Iterator[str]:
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
+            raise InputError(f"{name}, line {number}: more than {LONGEST_LINE:,} characters in one line")
+        yield line
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Tell in one line why a file cannot be read."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{name}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot read this file ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
+
+
+def _require_regular(path: str | os.PathLike[str], name: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:  # a zero byte in the name
+        raise InputError(f"{name}: no such file") from None
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise InputError(f"{name}: expected a file, found {found}")
+
+
+def _measure(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Number of values and of levels that a node of YAML stands for, before anything is made of it.
+
+    ``known`` keeps them for nodes that aliases name again; None for one that is being measured.
+    """
+    if id(node) in known:
+        measured = known[id(node)]
+        if measured is None:
+            raise InputError(f"{name}: a value that contains itself")
+        return measured
+    known[id(node)] = None
+    values, levels = 1, 0
+    items: Any = node.value if isinstance(node.value, list) else ()
+    for item in items:
+        for inner in item if isinstance(item, tuple) else (item,):
+            inner_values, inner_levels = _measure(inner, name, known)
+            values, levels = values + inner_values, max(levels, inner_levels)
+    if values > MOST_VALUES:
+        raise InputError(f"{name}: more than {MOST_VALUES:,} values, those of aliases counted each time")
+    if levels >= DEEPEST:
+        raise InputError(f"{name}: more than {DEEPEST} levels of lists and mappings")
+    known[id(node)] = values, levels + 1
+    return values, levels + 1
