@@ -76,7 +76,7 @@ def test_the_plot(files: list[str], tmp_path: Path, suffix: str) -> None:
         (["--plot", "scores.txt"], r"--plot scores\.txt: expected a name that ends in \.png, \.svg or \.pdf"),
         (["--plot", "nowhere/scores.png"], r"--plot nowhere/scores\.png: its folder does not exist"),
         (["--json", "nowhere/scores.json"], r"--json nowhere/scores\.json: its folder does not exist"),
-        (["--gallery", "nowhere.npz"], r"nowhere\.npz: cannot read it"),
+        (["--gallery", "nowhere.npz"], r"nowhere\.npz: no such file"),
         (["--device", "nowhere"], r"device 'nowhere': not available"),
         (["--querry", "x"], r"did you mean --query\?"),
     ],

@@ -133,7 +133,7 @@ def test_wrong_words(tmp_path, capsys):
         ([str(tmp_path / "bad.yaml")], "found a file"),
         ([str(tmp_path / "bad.csv")], "bad.csv, line 2: path: no such image file"),
         ([str(tmp_path / "short.csv")], "missing column camid, split"),
-        ([str(tmp_path / "none.csv")], "no such CSV file"),
+        ([str(tmp_path / "none.csv")], "none.csv: no such file"),
         ([str(root), "--dataset", "marketl501"], "did you mean market1501?"),
         ([str(root), "--dataset", str(tmp_path / "none.yaml")], "none.yaml: no such file"),
         ([str(root), "--dataset", str(tmp_path / "bad.yaml")], "title: this key is missing"),

@@ -60,7 +60,7 @@ def test_each_stripe_is_classified_by_itself() -> None:
     for part in range(3):
         own = output.embedded[:, 512 * part : 512 * (part + 1)]
         torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
-    with pytest.raises(InputError, match="stripes: expected 0 or more, got -1"):
+    with pytest.raises(InputError, match="stripes: expected 0 or more, at most 64, got -1"):
         build_model(depth=18, size=(64, 32), stripes=-1)
 
 
