@@ -27,8 +27,6 @@ LONGEST_LINE = 1 << 20  #: characters
 MOST_ROWS = 5_000_000  #: of a table
 MOST_TABLE = 1 << 30  #: bytes of a table in memory
 
-_SHOWN = 300  # characters of what a library says of a file
-
 
 def read_json(path: str | os.PathLike[str], *, expected: str = "a JSON file") -> Any:
     """The value in a JSON file.
@@ -163,10 +161,10 @@ def opened_text(path: str | os.PathLike[str]) -> Iterator[Iterator[str]]:
             yield _lines(file, name)
 
 
-def shortened(text: object) -> str:
-    """What a library says, on one line of at most 300 characters."""
+def shortened(text: object, most: int = 300) -> str:
+    """What a library or a file says, on one line of at most so many characters."""
     line = " ".join(str(text).split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def read_file(path: str | os.PathLike[str], most: int = MOST_TEXT, *, name: str | None = None) -> bytes:

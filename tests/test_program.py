@@ -30,6 +30,10 @@ def failing(error: BaseException) -> Callable[[], int]:
     ("error", "code", "line"),
     [
         (InputError("a.npz: no such\nfile"), 2, "error: a.npz: no such file"),
+        (InputError("\x1b[2Ja\x07.npz: no"), 2, "error: �[2Ja�.npz: no"),
+        (InputError("a" * 5000), 2, f"error: {'a' * 3990}..."),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a"), 2, "error: a: File name too long"),
+        (MemoryError(), 1, "error: not enough memory for this"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a.npz"),
             2,

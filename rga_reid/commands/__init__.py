@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rga_reid.errors import InputError, did_you_mean
+from rga_reid.errors import InputError, did_you_mean, quoted
 from rga_reid.program import exit_code
 
 COMMANDS = {
@@ -60,10 +60,13 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"rga-reid {__version__}")
         return 0
+    for word in words:
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise InputError(f"{word!a}: this is not UTF-8, which no table and no page can hold; rename it")
     name = words[0]
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (known: {known})")
+        raise InputError(f"unknown command {quoted(name)}{did_you_mean(name, COMMANDS)} (known: {known})")
     from rga_reid.commands.parsing import parse
 
     command = importlib.import_module(f"rga_reid.commands.{name}")

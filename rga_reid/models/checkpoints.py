@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,25 @@ def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> 
         InputError: a key too few or too many (the classifier's may be there), or another shape.
     """
     state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-    try:
-        with torch.device("meta"):  # shapes without numbers: a file cannot ask for a model larger than itself
-            expected = build_model(**config).state_dict()
-        wrong = differences(expected, state)
-        if wrong:
-            raise InputError(wrong)
+    # shapes without numbers: a file cannot ask for a model larger than itself
+    with _of_its_choice(file), torch.device("meta"):
+        expected = build_model(**config).state_dict()
+    wrong = differences(expected, state)
+    if wrong:
+        raise InputError(f"{file}: the weights do not fit the model they name ({wrong})")
+    with _of_its_choice(file):
         model = build_model(**config)
         model.load_state_dict(state)
-    except Exception as error:  # options of the file's choice may fail in any way
-        raise InputError(f"{file}: the weights do not fit the model they name ({shortened(error)})") from None
     return model.eval()
+
+
+@contextmanager
+def _of_its_choice(file: Path) -> Iterator[None]:
+    """Tell in one line what a model of a file's choice fails of: that may be anything."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{file}: the weights do not fit the model they name ({shortened(error)})") from None
 
 
 def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:

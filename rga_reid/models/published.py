@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rga_reid.errors import InputError
+from rga_reid.inputs import shortened
 from rga_reid.models.checkpoints import model_with
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.released import read_official_rga
@@ -107,8 +108,12 @@ def _read(file: Path, state: State) -> tuple[str, dict[str, Any], dict[str, tupl
         return source, {"depth": _depth(file, state, ""), "last_stride": 2}, own
     raise InputError(
         f"{file}: expected a checkpoint of the released RGA code, or a ResNet of torchvision, torchreid or "
-        f"fast-reid, found {len(state)} tensors: {', '.join(sorted(state)[:SHOWN]) or 'none'}"
+        f"fast-reid, found {len(state)} tensors: {_named(state) or 'none'}"
     )
+
+
+def _named(state: State) -> str:
+    return ", ".join(shortened(key, 80) for key in sorted(state)[:SHOWN])
 
 
 def _depth(file: Path, state: State, prefix: str) -> int:

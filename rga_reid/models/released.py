@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rga_reid.errors import InputError
+from rga_reid.inputs import shortened
 from rga_reid.models.checkpoints import model_with
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.resnet import Size
@@ -50,7 +51,8 @@ def read_official_rga(path: str | os.PathLike[str], *, size: Sequence[int] | Non
     if spatial is None and channel is None:
         raise InputError(
             f"{file}: expected a checkpoint of the released RGA code (keys like "
-            f"backbone.rga_att1.theta_spatial.0.weight), found {', '.join(list(state)[:3]) or 'no tensor'}"
+            "backbone.rga_att1.theta_spatial.0.weight), found "
+            f"{shortened(', '.join(list(state)[:3])) or 'no tensor'}"
         )
     positions = _positions(spatial, channel)
     config = {

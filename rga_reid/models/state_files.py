@@ -78,7 +78,8 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         ],
     }
     return "; ".join(
-        f"{len(keys)} keys {kind} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
+        f"{len(keys)} keys {kind} ({', '.join(shortened(key, 80) for key in keys[:SHOWN])}"
+        f"{', ...' if len(keys) > SHOWN else ''})"
         for kind, keys in kinds.items()
         if keys
     )

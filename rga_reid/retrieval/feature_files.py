@@ -112,6 +112,9 @@ def _check_features(features: np.ndarray, name: str) -> None:
 def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
     try:
         with opened_bytes(path) as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise InputError(f"{path}: expected a single array (.npy), found an .npz file")
+            file.seek(0)
             header = read_header(file)
         if os.path.getsize(path) < header.start + header.size:
             raise ValueError(f"shorter than its header says, {header.shape}")
@@ -139,6 +142,8 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
         with opened_text(file) as lines:
             reader = csv.reader(lines, strict=True)
             names = next(reader, [])
+            if not names:
+                raise InputError(f"{file}: not a CSV file in UTF-8 (its first line is empty)")
             places = {name: names.index(name) for name in ("path", *_LABELS) if name in names}
             columns = {name: [] for name in places}
             for found, cells in enumerate(reader, start=1):
@@ -152,7 +157,7 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
                 for name, place in places.items():
                     columns[name].append(cells[place] if cells else "")
     except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: not a CSV file in UTF-8 ({error})") from None
+        raise InputError(f"{file}: not a CSV file in UTF-8 (line {reader.line_num}: {error})") from None
     if found != length:
         more = "more" if found > length else str(found)
         raise InputError(f"{file}: expected {length} rows, one for each feature, found {more}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +37,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     assert f"rga-reid {name}" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf_8(refused: Callable[..., str]) -> None:
+    name = os.fsdecode(b"\xff.jpg")
+    assert "'\\udcff.jpg': this is not UTF-8" in refused("verify", name, name, "--checkpoint", "m.ckpt")
 
 
 def test_unknown_command_suggests_the_nearest(refused: Callable[..., str]) -> None:

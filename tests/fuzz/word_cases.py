@@ -72,7 +72,7 @@ _WORDS = (
     "9" * 30, "9" * 5000,
     str(2**31), str(2**63), str(10**12), "true", "null", "[]", "{}", "[1, 2]", "{a: 1}", "&a [*a]",
     "!!python/object/apply:os.system [x]",
-    "[" * 2000, "/dev/null", "/dev/zero", "pipe", ".", "a\nb", "\x1b[2J", "💥", "\udcff", "é",
+    "[" * 2000, "/dev/null", "/dev/zero", "pipe", ".", "a\nb", "\x1b[2J", "💥", "\udcff", "\udcff.json", "é",
     "a" * 3000, "=",
     "--json", "--json=", "--json=o.json", "--out", "--device", "meta", "cuda:99", "cpu:7", "mps", "vulkan",
     "--seed", "--config",

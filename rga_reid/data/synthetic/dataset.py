@@ -66,11 +66,11 @@ class SyntheticSettings:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
-            if type(value) is not int or not low <= value <= _MOST:
-                raise InputError(
-                    f"synthetic {name}: expected a whole number, at least {low} and at most {_MOST:,}, "
-                    f"got {quoted(value)}"
-                )
+            if type(value) is not int or value > _MOST:
+                what = f"a whole number, at most {_MOST:,}"
+                raise InputError(f"synthetic {name}: expected {what}, got {quoted(value)}")
+            if value < low:
+                raise InputError(f"synthetic {name}: expected at least {low}, got {value}")
         for name in ("cameras_per_identity", "images_per_camera", "size"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or [type(number) for number in value] != [int, int]:
@@ -86,7 +86,8 @@ class SyntheticSettings:
                 )
         if min(self.size) < SMALLEST_SIDE or max(self.size) > LARGEST_SIDE:
             raise InputError(
-                f"synthetic size: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, got {self.size}"
+                f"synthetic size: expected at least {SMALLEST_SIDE} a side, at most {LARGEST_SIDE}, "
+                f"got {self.size}"
             )
 
 
