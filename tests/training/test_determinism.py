@@ -65,7 +65,7 @@ def operations(attention: str | None, **options: Any) -> set[str]:
 @pytest.mark.parametrize("attention", [None, *MECHANISMS])
 def test_what_a_training_step_does(attention: str | None) -> None:
     names = operations(attention)
-    assert {"convolution_backward", "bmm", "addcdiv_"} <= names  # augmentation, model and optimizer were recorded
+    assert {"convolution_backward", "bmm", "addcdiv_"} <= names  # all was recorded
     assert names & RAISES == set()
     found = names & SWITCHES
     text = DOCUMENT.read_text(encoding="utf-8")
