@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import check_at_least_one, new_parser
+from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import shards_folder
 from rga_reid.errors import InputError
 
@@ -43,7 +44,7 @@ def run(options: Namespace) -> None:
     if not options.out.endswith(".npz"):
         raise InputError(f"--out {options.out}: expected a name that ends in .npz")
     check_output_file("--out", options.out)
-    check_at_least_one("--batch-size", options.batch_size)
+    whole_number("--batch-size", options.batch_size)
     require_new(options.out, overwrite=options.overwrite)
     table = table_from_images(options.images)
     with team() as workers:

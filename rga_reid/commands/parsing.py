@@ -44,12 +44,6 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
         raise InputError(f"{parser.prog}: {shortened(_one_line(parser, str(error)))}") from None
 
 
-def check_at_least_one(option: str, value: int) -> None:
-    """Refuse a number below 1, before any work is done."""
-    if value < 1:
-        raise InputError(f"{option}: expected at least 1, got {value}")
-
-
 def _one_line(parser: ArgumentParser, message: str) -> str:
     """The parser's message on one line, in terms of options, with the nearest known for an unknown one."""
     known = [option for action in parser._actions for option in action.option_strings]

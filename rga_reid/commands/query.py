@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import check_at_least_one, new_parser
+from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError, printable
@@ -75,7 +76,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
-    check_at_least_one("--top-k", options.top_k)
+    whole_number("--top-k", options.top_k)
     check_threshold(options)
     if options.shortlist is not None and not options.rerank:
         raise InputError("--shortlist: goes with --rerank")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.parsing import check_at_least_one
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check_source(options: Namespace, command: str) -> None:
         raise InputError(f"{command}: expected one of --images DIR, --data.root DIR and --features FILE.npz")
     if options.features is not None and options.checkpoint is not None:
         raise InputError(f"{command}: --checkpoint goes with images; features are taken as they are")
-    check_at_least_one("--batch-size", options.batch_size)
+    whole_number("--batch-size", options.batch_size)
     if options.checkpoint is not None and not Path(options.checkpoint).is_file():
         raise InputError(f"--checkpoint {options.checkpoint}: no such file")
 

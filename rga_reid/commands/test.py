@@ -7,8 +7,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file, print_ranking, progress
-from rga_reid.commands.parsing import check_at_least_one, new_parser
+from rga_reid.commands.parsing import new_parser
 
 
 def parser() -> ArgumentParser:
@@ -47,7 +48,7 @@ def run(options: Namespace) -> None:
         from rga_reid.reports.feature_space import require_layout
 
         require_layout()
-    check_at_least_one("--batch-size", options.batch_size)
+    whole_number("--batch-size", options.batch_size)
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from rga_reid.checks import one_of
 from rga_reid.data.images import decode, pixel_size
 from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
@@ -48,6 +49,7 @@ def cached_images(
     Raises:
         InputError: an image that cannot be read; a file that cannot be written.
     """
+    one_of("cache", where, ("memory", "file"))
     stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
     names = "\n".join(os.path.relpath(path, beside) for path in paths)
     changes = [(stat.st_size, stat.st_mtime_ns) if stat else None for stat in stats]

@@ -201,18 +201,6 @@ def torch_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the known ones."""
-    if value not in known:
-        raise InputError(f"{name}: expected {' or '.join(known)}, found {value!r}")
-
-
-def at_least_one(name: str, value: int) -> None:
-    """Refuse a number below 1."""
-    if value < 1:
-        raise InputError(f"{name}: expected at least 1, found {value}")
-
-
 def _array(values: Any) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         tensor = values.detach().cpu()

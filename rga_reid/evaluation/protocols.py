@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 import pandas as pd
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.evaluation.inputs import (
-    at_least_one,
     feature_pair,
     float32_rows,
     label_tables,
@@ -60,7 +60,7 @@ class SingleShot:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least_one("repeats", self.repeats)
+        whole_number("repeats", self.repeats)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rga_reid.checks import is_number
 from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation.result import RANKS
 from rga_reid.experiments import ablation_run as files
@@ -222,10 +223,7 @@ def _metrics(content: Mapping[str, Any], file: Path) -> tuple[dict[str, float], 
     found = {key: content[key] for key in _METRICS if key in content}
     curve = content.get("cmc", [])
     numbers = [*found.values(), *(curve if isinstance(curve, list) else [None])]
-    plain = [
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-        for value in numbers
-    ]
+    plain = [is_number(value) and 0 <= value <= 1 for value in numbers]
     if "mAP" not in found or not all(plain):
         raise InputError(f"{file}: expected the metrics of `test --json` or `evaluate --json`, as fractions")
     return {key: float(value) for key, value in found.items()}, tuple(map(float, curve))
@@ -250,7 +248,7 @@ def _number(content: Mapping[str, Any], key: str, file: Path) -> float | None:
     value = content.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+    if not is_number(value) or not 0 <= value <= _LARGEST:
         raise InputError(f"{file}: {key}: expected a number, found {quoted(value)}")
     return value
 

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rga_reid.checks import one_of
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_tensors
@@ -63,12 +64,9 @@ class ResNet(nn.Module):
         self.attention2: nn.Module
         self.attention3: nn.Module
         self.attention4: nn.Module
-        if depth not in DEPTHS:
-            raise InputError(f"depth: expected one of {DEPTHS}, got {depth}")
-        if stem_pool not in ("padded", "ceil"):
-            raise InputError(f"stem_pool: expected padded or ceil, got {stem_pool!r}")
-        if last_stride not in (1, 2):
-            raise InputError(f"last_stride: expected 1 or 2, got {last_stride}")
+        one_of("depth", depth, DEPTHS)
+        one_of("stem_pool", stem_pool, ("padded", "ceil"))
+        one_of("last_stride", last_stride, (1, 2))
         if not set(stages) <= {1, 2, 3, 4} or len(set(stages)) != len(stages):
             raise InputError(f"stages: expected distinct stages out of 1, 2, 3, 4, got {list(stages)}")
         if not all(isinstance(length, int) and SMALLEST <= length <= LARGEST for length in size):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from rga_reid.checks import whole_number
 from rga_reid.data import ImageError, decode
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import shortened
@@ -94,8 +95,7 @@ def stream_features(
     Raises:
         InputError: see ``extract_features``; a file that is not an image, if ``refused`` does not take it.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    whole_number("batch_size", batch_size)
     table = _as_table(table)
     starts = track(
         range(0, len(table), batch_size),

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync
 from rga_reid.inputs import shortened
@@ -75,8 +76,8 @@ def fit(
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
-    if save_every is not None and save_every < 1:
-        raise InputError(f"save_every: expected at least 1 step, got {save_every}")
+    if save_every is not None:
+        whole_number("save_every", save_every)
     if resume:
         _check_same_model(module, folder / LAST)
     callbacks: list[Callback] = [

@@ -150,7 +150,7 @@ def test_overwrite(tmp_path: Path, images: Path, checkpoint: Path, capsys: pytes
         (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: expected a folder of images"),
         (
             ["--images", "{images}", "--checkpoint", "{ckpt}", "--batch-size", "0"],
-            "--batch-size: expected at least 1",
+            "--batch-size: expected a whole number of at least 1",
         ),
         (
             ["--images", "{images}", "--checkpoint", "{ckpt}", "--json", "{tmp}/no/f.json"],

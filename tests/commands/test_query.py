@@ -209,7 +209,7 @@ def test_another_model_is_refused(
         (["--image", "{tmp}/none.png"], "none.png: expected an image file, found no such file"),
         (["--image", "{red}", "{tmp}"], "found a folder, which may only stand alone"),
         (["--image", "{tmp}/gallery"], "no image found"),
-        (["--image", "{red}", "--top-k", "0"], "--top-k: expected at least 1"),
+        (["--image", "{red}", "--top-k", "0"], "--top-k: expected a whole number of at least 1"),
         (["--image", "{red}", "--threshold", "2"], "--threshold: expected a cosine from -1 to 1, got 2.0"),
         (["--image", "{red}", "--shortlist", "20"], "--shortlist: goes with --rerank"),
         (

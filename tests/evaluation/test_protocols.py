@@ -224,7 +224,7 @@ def test_cameras_are_needed(protocol: Any) -> None:
 
 def test_bad_input_is_named() -> None:
     case = people(0)
-    with pytest.raises(InputError, match="repeats: expected at least 1, found 0"):
+    with pytest.raises(InputError, match="repeats: expected a whole number of at least 1, got 0"):
         SingleShot(repeats=0)
     with pytest.raises(InputError, match=r"rerank: not defined for galleries of one image"):
         evaluate_protocol(SingleShot(2), **case, rerank=ReRanking())

@@ -123,7 +123,7 @@ def test_imagenet_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 19}, "depth: expected one of"),
+        ({"depth": 19}, "depth: expected 18 or 34 or 50 or 101, got 19"),
         ({"last_stride": 3}, "last_stride: expected 1 or 2, got 3"),
         ({"stages": (1, 5)}, "stages"),
         ({"stages": (1, 1)}, "stages"),

@@ -130,7 +130,7 @@ def test_an_unreadable_image_is_named(files: list[Path]) -> None:
 
 
 def test_wrong_arguments_are_refused(files: list[Path]) -> None:
-    with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(InputError, match="batch_size: expected a whole number of at least 1, got 0"):
         extract_features(MeanColour(), files, 0)
     with pytest.raises(InputError, match="expected a column 'path', found file"):
         extract_features(MeanColour(), pd.DataFrame({"file": ["a"]}))

@@ -1,0 +1,46 @@
+"""Checks of single values, so that each refusal is worded in one place."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rga_reid.errors import InputError, quoted
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A whole number that is not below ``least``, as an ``int``; NumPy's and torch's are whole numbers too.
+
+    Args:
+        name: what an error message calls it.
+        value: to be checked.
+        least: the smallest that will do.
+
+    Raises:
+        InputError: it is smaller, or no whole number (true and false are none).
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InputError(f"{name}: expected a whole number of at least {least}, got {quoted(value)}")
+    return number
+
+
+def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse a value that is not among the known ones.
+
+    Raises:
+        InputError: naming all of them.
+    """
+    if value not in known:
+        raise InputError(f"{name}: expected {' or '.join(map(str, known))}, got {quoted(value)}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a number that a float can hold; true and false are none."""
+    most = sys.float_info.max  # compared, not converted: an int may be too large for that
+    return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
