@@ -25,13 +25,13 @@ def test_whole_numbers(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, None, "1", np.float32(1), LONG * -1])
 def test_what_is_no_whole_number_is_refused(value: Any) -> None:
-    with pytest.raises(InputError, match="^k: expected a whole number of at least 1, got .{1,60}$"):
+    with pytest.raises(InputError, match=r"^k: expected a whole number of at least 1, got .{1,60}$"):
         whole_number("k", value)
 
 
 def test_one_of() -> None:
     one_of("kind", "a", ("a", "b"))
-    with pytest.raises(InputError, match="^kind: expected a or b, got 'c'$"):
+    with pytest.raises(InputError, match=r"^kind: expected a or b, got 'c'$"):
         one_of("kind", "c", ("a", "b"))
     with pytest.raises(InputError, match=r"^stride: expected 1 or 2, got \[1\]$"):
         one_of("stride", [1], (1, 2))

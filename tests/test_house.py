@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rga_reid"
 FLOORS = [
     {"errors", "signals"},
-    {"checks", "files", "inputs", "resources"},
+    {"checks", "files", "inputs", "progress", "resources"},
     {"program"},
     {"attention", "data", "evaluation"},
     {"models"},

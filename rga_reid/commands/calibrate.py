@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
-from rga_reid.commands.output import check_output_file, progress
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
+from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
     from rga_reid.evaluation import Calibration
@@ -55,7 +56,7 @@ def run(options: Namespace) -> None:
 
     inputs = read_sides(options.query, options.gallery)
     try:
-        with progress("scores") as moved:
+        with moving_bar("scores") as moved:
             scores = pair_scores(**inputs, device=options.device, progress=moved)
         calibration = calibrate(scores.genuine, scores.impostor)
         values = calibration.to_dict(options.false_match_rate)

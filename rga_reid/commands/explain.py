@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file, progress
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_text
+from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
     from rga_reid.reports.explorer_page import Exhibit
@@ -64,7 +65,7 @@ def run(options: Namespace) -> None:
 
     from rga_reid.experiments.explaining import explain
 
-    with progress("relations") as moved:
+    with moving_bar("relations") as moved:
         exhibits = explain(
             options.image,
             checkpoints=options.checkpoint,

@@ -1,10 +1,7 @@
-"""What the commands share on their way out: checks of output files, the table of metrics, a progress bar."""
+"""What the commands share on their way out: checks of output files, the table of metrics."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +21,6 @@ def check_output_file(option: str, file: str | None) -> None:
         what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
         raise InputError(f"{option} {file}: {what}")
     require_writable(file)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr if that is a terminal; yields the function that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda fraction: bar.update(task, completed=fraction)
 
 
 def print_ranking(result: RankingResult | RepeatedResult) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_output_file, print_ranking, progress
+from rga_reid.commands.output import check_output_file, print_ranking
 from rga_reid.commands.parsing import new_parser
+from rga_reid.progress import moving_bar
 
 
 def parser() -> ArgumentParser:
@@ -59,7 +60,7 @@ def run(options: Namespace) -> None:
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    with progress("ranking") as moved:
+    with moving_bar("ranking") as moved:
         result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
+from rga_reid.progress import tracked
 from rga_reid.reports.pages import data_uri, page_environment
 
 Verdict = Literal["correct", "wrong", "junk", "unknown"]
@@ -95,14 +93,8 @@ def ranked_page(
     """
     if len(queries) != len(matches):
         raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
-    paths = track(
-        _distinct_paths(queries, matches),
-        "thumbnails",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    pictures = {path: _thumbnail(path) for path in paths}
+    paths = _distinct_paths(queries, matches)
+    pictures = {path: _thumbnail(path) for path in tracked(paths, "thumbnails", len(paths))}
     captions = captions or [""] * len(queries)
     rows = [_row(*three) for three in zip(queries, matches, captions, strict=True)]
     environment = page_environment()

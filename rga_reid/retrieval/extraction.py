@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -11,14 +10,13 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from rga_reid.checks import whole_number
 from rga_reid.data import ImageError, decode
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import shortened
+from rga_reid.progress import tracked
 
 
 class Embedder(Protocol):
@@ -97,13 +95,7 @@ def stream_features(
     """
     whole_number("batch_size", batch_size)
     table = _as_table(table)
-    starts = track(
-        range(0, len(table), batch_size),
-        "embedding",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    starts = range(0, len(table), batch_size)
 
     def read(start: int) -> tuple[np.ndarray, pd.DataFrame]:
         rows = table.iloc[start : start + batch_size]
@@ -117,7 +109,7 @@ def stream_features(
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = reader.submit(read, 0)
-        for start in starts:
+        for start in tracked(starts, "embedding", len(starts)):
             images, rows = coming.result()
             coming = reader.submit(read, start + batch_size)
             if len(rows):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from rga_reid.data.synthetic.cameras import CAMERAS, SUPERSAMPLING
 from rga_reid.data.synthetic.people import Person, random_person
 from rga_reid.data.synthetic.shots import Sighting, Studio
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_folder
+from rga_reid.progress import tracked
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 DISTRACTOR, JUNK = 0, -1  # pids
@@ -130,16 +128,8 @@ def write_synthetic(
         for name in (TRAIN, GALLERY, QUERY):
             (folder / name).mkdir()
         shots = list(plan(settings))
-        progress = track(
-            enumerate(shots),
-            "drawing people",
-            len(shots),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
         studio = _studio(settings)
-        for number, shot in progress:
+        for number, shot in tracked(enumerate(shots), "drawing people", len(shots)):
             _take(studio, shot, np.random.default_rng([settings.seed, _SHOTS, number]), folder)
 
 
