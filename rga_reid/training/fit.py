@@ -17,11 +17,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
-from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync
+from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync, write_text
 from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
-from rga_reid.training.finite import BATCH
+from rga_reid.training.finite import BATCHES
 from rga_reid.training.module import ReIDModule
 from rga_reid.training.precision import resolve_precision
 
@@ -174,11 +174,10 @@ class EpochLines(Callback):
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for name in (LAST, BEST, BATCH):
-            (folder / name).unlink(missing_ok=True)
+        for old in (folder / LAST, folder / BEST, *folder.glob(BATCHES)):
+            old.unlink(missing_ok=True)
     if config is not None:
-        with atomic_file(folder / CONFIG) as temporary:
-            temporary.write_text(config, encoding="utf-8")
+        write_text(folder / CONFIG, config)
 
 
 def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:
