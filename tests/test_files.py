@@ -61,9 +61,7 @@ def test_outputs_follow_the_umask_and_are_private_before(tmp_path: Path, umask: 
 
 
 def test_a_folder_stays_its_group_s(tmp_path: Path) -> None:
-    tmp_path.chmod(
-        0o2775
-    )  # what is made there belongs to the folder's group, and so does what is made in that
+    tmp_path.chmod(0o2775)  # what is made there belongs to the folder's group, and so on below
     with atomic_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out").stat().st_mode & 0o2000

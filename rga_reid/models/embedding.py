@@ -96,9 +96,8 @@ class EmbeddingModel(nn.Module):
         self.size: Size = (backbone.size[0], backbone.size[1])
         self.mean, self.std = tuple(mean), tuple(std)
         self.config = config
-        self.trained_on: dict[str, Any] | None = (
-            None  #: counts of the training data, where a checkpoint tells
-        )
+        #: counts of the training data, where a checkpoint tells
+        self.trained_on: dict[str, Any] | None = None
 
     def forward(self, images: Tensor) -> Any:
         """Normalised float images ``(n, 3, H, W)``.

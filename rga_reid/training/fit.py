@@ -139,9 +139,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
-            with open(
-                temporary, "wb"
-            ) as file:  # torch would put the temporary file's name into the checkpoint
+            with open(temporary, "wb") as file:  # torch would put the draft's name into the checkpoint
                 torch.save(checkpoint, file)
             sync(temporary)
 
