@@ -21,17 +21,11 @@ from rga_reid.experiments.footprint import MEASURED
 from rga_reid.experiments.trial import seconds_of
 from rga_reid.inputs import opened_text, read_json, read_parquet, shortened
 from rga_reid.models import load_model
-from rga_reid.models.costs import count_costs
+from rga_reid.models.costs import total_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.reports.ablation_numbers import Evaluation
 
-_QUERIES = {
-    "query": "numbers",
-    "pid": "numbers",
-    "camid": "numbers",
-    "AP_step": "numbers",
-    "matches": "numbers",
-}
+_QUERIES = dict.fromkeys(("query", "pid", "camid", "AP_step", "matches"), "numbers")
 _RANKED = {**dict.fromkeys(("query", "rank", "score", "pid", "camid"), "numbers"), "path": "texts"}
 _KINDS: dict[str, Callable[[pd.Series], bool]] = {
     "numbers": pd.api.types.is_numeric_dtype,
@@ -208,11 +202,9 @@ def _from_training(folder: Path) -> Evaluation:
     checkpoint = folder / files.LAST
     if not checkpoint.is_file():
         return one
-    costs = count_costs(load_model(checkpoint).backbone).set_index("part").loc["total"]
+    parameters, macs = total_costs(load_model(checkpoint).backbone)
     seconds = seconds_of(read_torch(checkpoint))
-    return replace(
-        one, parameters=int(costs["parameters"]), macs=int(costs["macs"]), training_seconds=seconds
-    )
+    return replace(one, parameters=parameters, macs=macs, training_seconds=seconds)
 
 
 def _from_metrics(file: Path, name: str) -> Evaluation:
