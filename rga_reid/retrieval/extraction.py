@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rga_reid.checks import whole_number
 from rga_reid.data import ImageError, decode
-from rga_reid.errors import InputError, quoted
-from rga_reid.inputs import shortened
+from rga_reid.errors import InputError
+from rga_reid.evaluation.inputs import available_device
 from rga_reid.progress import tracked
 
 
@@ -125,13 +125,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # the device "meta" has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = shortened(str(error).split("\n")[0])
-        raise InputError(f"device {quoted(name)}: not available on this machine ({reason})") from None
-    return device
+    return available_device(name)
 
 
 def _as_table(table_or_paths: pd.DataFrame | Sequence[str | os.PathLike[str]]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.retrieval.refusals import require_some
 
 SHORTLIST = 100  #: images of each query that are re-ranked
 
@@ -73,8 +74,7 @@ class Gallery(ABC):
 
         plan = IndexPlan(index, settings)
         vectors, kept = fitting_rows(features, table)
-        if len(vectors) == 0:
-            raise InputError("features: expected at least one row, got an empty gallery")
+        require_some(len(vectors))
         plan.check_dimension(vectors.shape[1])
         return FolderGallery.of_rows(Contents(vectors.shape[1], plan, model), vectors, kept)
 

@@ -376,7 +376,7 @@ GOOD: dict[str, Any] = {
         ({"max_rank": 0}, r"max_rank: expected a whole number of at least 1, got 0"),
         ({"block_size": 0}, r"block_size: expected a whole number of at least 1, got 0"),
         ({"device": "nowhere"}, r"device 'nowhere': not available"),
-        ({"device": "meta"}, r"device 'meta': expected cpu or cuda"),
+        ({"device": "meta"}, r"device 'meta': not available"),
         ({"query_pids": [-1, None]}, r"every query is junk or of unknown identity"),
         ({"query_pids": [1, 2]}, r"identities do not overlap: none of the 2 of the queries is among the 3"),
         ({"query_camids": [1, 1], "gallery_camids": [1] * 5}, r"there is one camera only"),

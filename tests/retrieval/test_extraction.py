@@ -139,6 +139,6 @@ def test_wrong_arguments_are_refused(files: list[Path]) -> None:
 def test_choose_device() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("abacus", "cuda:99"):
+    for name in ("abacus", "cuda:99", "meta", ""):
         with pytest.raises(InputError, match=f"device '{name}': not available"):
             choose_device(name)
