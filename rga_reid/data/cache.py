@@ -23,6 +23,7 @@ from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, reserve, write_json
 from rga_reid.inputs import read_json
+from rga_reid.memory import free_memory
 
 FOLDER = ".rga-reid-cache"  #: beside the data; hidden, so that no reader takes it for a folder of images
 SPARE = 0.2  #: share of the free memory that images in memory leave to the rest of the program
@@ -94,15 +95,6 @@ def fits_in_memory(size: int) -> bool:
         free / 2**30,
     )
     return False
-
-
-def free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell (it is not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _in_memory(mapped: np.ndarray) -> np.ndarray:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.cache import free_memory
 from rga_reid.data.csv_files import WHOLE_NUMBER
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file
 from rga_reid.inputs import opened_bytes, opened_text, shortened
+from rga_reid.memory import free_memory
 from rga_reid.retrieval.npy_files import Header, read_header
 
 _LABELS = {"pid": "pids", "camid": "camids"}
