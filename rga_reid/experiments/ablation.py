@@ -228,7 +228,7 @@ def gpus() -> list[str]:
 
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip()]
+        return [name.strip() for name in chosen.split(",") if name.strip()]
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
