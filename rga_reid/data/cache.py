@@ -109,7 +109,7 @@ def _open(file: Path, fingerprint: str, count: int) -> np.ndarray | None:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[:2] == (count, 3)
         return pixels if fits else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError):  # none, or a damaged one: made anew
+    except Exception:  # none, or a damaged one, of which NumPy raises nearly anything: made anew
         return None
 
 

@@ -69,7 +69,8 @@ def test_another_size_order_or_choice_is_another_file(paths: list[str], tmp_path
 def test_a_damaged_file_is_made_anew(paths: list[str], tmp_path: Path) -> None:
     cached_images(paths, (32, 16), where="file", beside=tmp_path)
     (file,) = (tmp_path / cache.FOLDER).glob("*.npy")
-    for broken in (b"", file.read_bytes()[:500]):
+    whole = file.read_bytes()
+    for broken in (b"", whole[:500], whole[:10] + b"(" + whole[11:]):  # the last in its header
         file.write_bytes(broken)
         images = cached_images(paths, (32, 16), where="file", beside=tmp_path)
         assert np.array_equal(images, decode(paths, (32, 16)))
