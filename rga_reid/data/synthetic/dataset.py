@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rga_reid.checks import whole_number
 from rga_reid.data.synthetic.cameras import CAMERAS, SUPERSAMPLING
 from rga_reid.data.synthetic.people import Person, random_person
 from rga_reid.data.synthetic.shots import Sighting, Studio
@@ -63,12 +64,9 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or value > _MOST:
-                what = f"a whole number, at most {_MOST:,}"
-                raise InputError(f"synthetic {name}: expected {what}, got {quoted(value)}")
-            if value < low:
-                raise InputError(f"synthetic {name}: expected at least {low}, got {value}")
+            value = whole_number(f"synthetic {name}", getattr(self, name), low)
+            if value > _MOST:
+                raise InputError(f"synthetic {name}: expected at most {_MOST:,}, got {quoted(value)}")
         for name in ("cameras_per_identity", "images_per_camera", "size"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or [type(number) for number in value] != [int, int]:
@@ -84,8 +82,8 @@ class SyntheticSettings:
                 )
         if min(self.size) < SMALLEST_SIDE or max(self.size) > LARGEST_SIDE:
             raise InputError(
-                f"synthetic size: expected at least {SMALLEST_SIDE} a side, at most {LARGEST_SIDE}, "
-                f"got {self.size}"
+                f"synthetic size: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, "
+                f"got {quoted(self.size)}"
             )
 
 
