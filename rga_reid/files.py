@@ -35,6 +35,11 @@ class DiskError(InputError):
         super().__init__(f"{os.fspath(path)}: cannot write there ({reason})")
         self.reason = reason
 
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], error: OSError) -> DiskError:
+        """What the system told, for an output."""
+        return cls(path, error.strerror or str(error))
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -67,10 +72,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     """
     target = Path(path)
     require_new(target, overwrite=overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(target, error.strerror or str(error)) from None
+    make_folder(target.parent)
     with _draft(target, lambda draft: draft.mkdir()) as (temporary, mode):
         yield temporary
         temporary.chmod(mode)
@@ -88,6 +90,18 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         finally:
             with undisturbed():
                 shutil.rmtree(old)
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, where they are not there.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError.of(path, error) from None
 
 
 @contextmanager
@@ -110,7 +124,7 @@ def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, i
             mode = stat.S_IMODE(drafts[-1].stat().st_mode)
             drafts[-1].chmod(mode & ~0o077)
         except OSError as error:
-            raise DiskError(target, error.strerror or str(error)) from None
+            raise DiskError.of(target, error) from None
         try:
             yield drafts[-1], mode
         except Exception as error:

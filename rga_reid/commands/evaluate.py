@@ -64,9 +64,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Evaluate, print the metrics and write the files asked for."""
     check_output_file("--json", options.json)
-    check_output_file("--per-query", options.per_query)
-    if options.per_query is not None and Path(options.per_query).suffix not in (".csv", ".parquet"):
-        raise InputError(f"--per-query {options.per_query}: expected a name that ends in .csv or .parquet")
+    check_output_file("--per-query", options.per_query, ".csv", ".parquet")
     if options.query_expansion and options.metric != "cosine":
         raise InputError("--query-expansion: expected --metric cosine, as expanded queries have length 1")
     if options.protocol == "cuhk03_classic":

@@ -12,10 +12,23 @@ if TYPE_CHECKING:
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
 
-def check_output_file(option: str, file: str | None) -> None:
-    """Refuse an output file whose folder does not exist or cannot be written, before any work is done."""
+def check_output_file(option: str, file: str | None, *suffixes: str) -> None:
+    """Refuse an output file, before any work is done.
+
+    Args:
+        option: that names it.
+        file: none if it was not asked for.
+        suffixes: its name must end in one of them, if there are any.
+
+    Raises:
+        InputError: another name, or a folder that does not exist or cannot be written.
+    """
     if file is None:
         return
+    if suffixes and Path(file).suffix not in suffixes:
+        *others, last = suffixes
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(f"{option} {file}: expected a name that ends in {wanted}")
     path = Path(file).absolute()
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"

@@ -26,6 +26,11 @@ def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
     )
 
 
+def add_device_option(parser: ArgumentParser) -> None:
+    """``--device``, which ``choose_device`` understands."""
+    parser.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+
+
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
     """Parse ``words``; None if ``--help`` was asked for (and printed).
 

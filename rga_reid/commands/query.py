@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.commands.sources import LOCATION, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError, printable
@@ -70,7 +70,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--html", metavar="FILE", help=f"write a page of pictures there (the first {_PAGE_QUERIES} queries)"
     )
-    command.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    add_device_option(command)
     return command
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
+from rga_reid.commands.parsing import add_device_option
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add_source_options(parser: ArgumentParser) -> None:
     parser.add_argument("--features", metavar="FILE.npz", help="or features with paths")
     parser.add_argument("--checkpoint", metavar="FILE", help="model to embed the images with; remembered")
     parser.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
-    parser.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    add_device_option(parser)
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="leave out files that are no images, and list them"
     )

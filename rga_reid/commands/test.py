@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file, print_ranking
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.progress import moving_bar
 
 
@@ -24,7 +24,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--flip", action="store_true", help="average each feature with its mirror image's")
     options.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
-    options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_device_option(options)
     options.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
     options.add_argument(
         "--html",

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError
 from rga_reid.files import write_json
@@ -25,7 +25,7 @@ def parser() -> ArgumentParser:
     command.add_argument("second", metavar="B", help="image file")
     command.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     add_threshold_options(command, "same person from this score on")
-    command.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_device_option(command)
     command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
     return command
 

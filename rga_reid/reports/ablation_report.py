@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rga_reid.errors import InputError
-from rga_reid.files import atomic_file
+from rga_reid.files import atomic_file, make_folder
 from rga_reid.reports.ablation_figures import cmc_figure, learning_figure, svg
 from rga_reid.reports.ablation_numbers import by_name
 from rga_reid.reports.ablation_tables import (
@@ -43,10 +42,7 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
         The files, the page first.
     """
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror})") from None
+    make_folder(folder)
     figures = _figures(report)
     names = {LEARNING: "learning.svg", CMC: "cmc.svg"}
     contents: dict[str, bytes] = {

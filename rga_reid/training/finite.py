@@ -52,7 +52,7 @@ def not_finite(
         "epoch": epoch,
         "batch": number,
         "step": trainer.global_step,
-        "losses": {name: float(value) for name, value in (losses or {}).items()},
+        "losses": {name: float(value.detach()) for name, value in (losses or {}).items()},
     }
     process = f"-rank{rank}" if rank else ""
     file = Path(trainer.default_root_dir) / BATCHES.replace("*", process)

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
-from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync, write_text
+from rga_reid.files import DiskError, atomic_file, disk_error, make_folder, require_new, sync, write_text
 from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
@@ -137,7 +137,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         with atomic_file(path) as temporary:
             with open(temporary, "wb") as file:  # torch would put the draft's name into the checkpoint
                 torch.save(checkpoint, file)
@@ -170,7 +170,7 @@ class EpochLines(Callback):
 
 
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if not resume:
         for old in (folder / LAST, folder / BEST, *folder.glob(BATCHES)):
             old.unlink(missing_ok=True)
