@@ -9,24 +9,27 @@ from typing import Any
 
 from rga_reid.errors import InputError, quoted
 
+MOST_SEED = 2**32 - 1  #: of random numbers: NumPy takes no larger one, and no negative
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """A whole number that is not below ``least``, as an ``int``; NumPy's and torch's are whole numbers too.
+
+def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number in a range, as an ``int``; NumPy's and torch's are whole numbers too.
 
     Args:
         name: what an error message calls it.
         value: to be checked.
-        least: the smallest that will do.
+        least, most: the smallest and the largest that will do.
 
     Raises:
-        InputError: it is smaller, or no whole number (true and false are none).
+        InputError: it is smaller or larger, or no whole number (true and false are none).
     """
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = least - 1
-    if number < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {quoted(value)}")
+    if number < least or (most is not None and number > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}: expected a whole number {wanted}, got {quoted(value)}")
     return number
 
 

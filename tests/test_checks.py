@@ -29,6 +29,13 @@ def test_what_is_no_whole_number_is_refused(value: Any) -> None:
         whole_number("k", value)
 
 
+def test_a_range_of_whole_numbers() -> None:
+    assert [whole_number("k", value, 0, 9) for value in (0, 9)] == [0, 9]
+    for value in (-1, 10, 5.0):
+        with pytest.raises(InputError, match=f"^k: expected a whole number from 0 to 9, got {value}$"):
+            whole_number("k", value, 0, 9)
+
+
 def test_one_of() -> None:
     one_of("kind", "a", ("a", "b"))
     with pytest.raises(InputError, match=r"^kind: expected a or b, got 'c'$"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
@@ -57,6 +58,7 @@ def run(options: Namespace) -> None:
     """Check the files, run the models, write the page or the figures."""
     kind = _format(options)
     check_output_file("--out", options.out)
+    whole_number("--seed", options.seed, 0, MOST_SEED)
     for image in options.image:
         if not Path(image).is_file():
             raise InputError(f"--image {image}: no such image file")

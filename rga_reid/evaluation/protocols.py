@@ -53,7 +53,7 @@ class SingleShot:
         seed: of the draws.
 
     Raises:
-        InputError: no repeat.
+        InputError: no repeat, or a negative seed.
     """
 
     repeats: int = 100
@@ -61,6 +61,7 @@ class SingleShot:
 
     def __post_init__(self) -> None:
         whole_number("repeats", self.repeats)
+        whole_number("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)

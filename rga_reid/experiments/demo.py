@@ -46,11 +46,9 @@ class DemoResult:
     metrics: Path
 
 
-def draw(out: Path, seed: int) -> Path:
-    """Draw the synthetic data set below ``out``; returns its folder."""
-    root = out / "data"
+def draw(root: Path, seed: int) -> None:
+    """Draw the synthetic data set into the new folder ``root``."""
     write_synthetic(root, SyntheticSettings(seed=seed))
-    return root
 
 
 def tell(

@@ -226,6 +226,8 @@ def test_bad_input_is_named() -> None:
     case = people(0)
     with pytest.raises(InputError, match="repeats: expected a whole number of at least 1, got 0"):
         SingleShot(repeats=0)
+    with pytest.raises(InputError, match="seed: expected a whole number of at least 0, got -1"):
+        SingleShot(seed=-1)
     with pytest.raises(InputError, match=r"rerank: not defined for galleries of one image"):
         evaluate_protocol(SingleShot(2), **case, rerank=ReRanking())
     with pytest.raises(InputError, match=r"no query has its person in another camera"):

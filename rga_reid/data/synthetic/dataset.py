@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rga_reid.checks import whole_number
+from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.data.synthetic.cameras import CAMERAS, SUPERSAMPLING
 from rga_reid.data.synthetic.people import Person, random_person
 from rga_reid.data.synthetic.shots import Sighting, Studio
@@ -29,7 +29,7 @@ PASSERS_BY = 24
 FRAMES_PER_SIGHTING, FRAMES_PER_SHOT = 90, 8
 USUAL_BOX = 1.9  # metres, height; sets the sharpness of the scenes
 
-_MOST = 2**31  # of anything
+_MOST = 2**31  # images or people
 
 # independent random streams: what is drawn from one does not depend on how much was drawn from another
 _PEOPLE, _SIGHTINGS, _SHOTS, _SCENES = range(4)
@@ -64,9 +64,8 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
-            value = whole_number(f"synthetic {name}", getattr(self, name), low)
-            if value > _MOST:
-                raise InputError(f"synthetic {name}: expected at most {_MOST:,}, got {quoted(value)}")
+            most = MOST_SEED if name == "seed" else _MOST
+            whole_number(f"synthetic {name}", getattr(self, name), low, most)
         for name in ("cameras_per_identity", "images_per_camera", "size"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or [type(number) for number in value] != [int, int]:
