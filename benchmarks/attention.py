@@ -4,7 +4,7 @@ Each mechanism's fast form against its explicit form (the papers', matrix by mat
 with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one
 run, and medians are reported; memory is the growth of a fresh process's peak resident set (Linux, glibc).
 
-    python benchmarks/attention.py --out benchmarks/attention.json
+    python benchmarks/attention.py --out attention.json
 """
 
 from __future__ import annotations

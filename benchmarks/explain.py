@@ -7,7 +7,7 @@ painted. Then the pointer moves over the photo, in every stage of every mechanis
 positions, timed from the pointer's event until the page has painted the heat maps of the new point. Medians,
 and the slowest move.
 
-    python benchmarks/explain.py --out benchmarks/results/explain.json
+    python benchmarks/explain.py --out explain.json
 
 It needs a browser: apt-get install -y chromium chromium-driver
 """

@@ -51,12 +51,10 @@ def cached_images(
         InputError: an image that cannot be read; a file that cannot be written.
     """
     one_of("cache", where, ("memory", "file"))
-    stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
     names = "\n".join(os.path.relpath(path, beside) for path in paths)
-    changes = [(stat.st_size, stat.st_mtime_ns) if stat else None for stat in stats]
     height, width = size
     file = beside / FOLDER / f"{_digest(names)}-{height}x{width}.npy"
-    fingerprint = _digest(json.dumps(changes))
+    fingerprint = _digest(json.dumps([_change(path) for path in paths]))
     if file.parent.is_symlink():  # of a data set that somebody packed: it might lead anywhere
         raise InputError(f"{file.parent}: a link, expected a folder for the image cache, or nothing")
     found = _open(file, fingerprint, len(paths))
@@ -95,6 +93,15 @@ def fits_in_memory(size: int) -> bool:
         free / 2**30,
     )
     return False
+
+
+def _change(path: str) -> tuple[int, int] | None:
+    """What tells that a file was changed; None if it is not there, which its reader says."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _in_memory(mapped: np.ndarray) -> np.ndarray:
