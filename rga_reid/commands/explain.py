@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.sources import check_images
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_text
 from rga_reid.progress import moving_bar
@@ -59,9 +60,7 @@ def run(options: Namespace) -> None:
     kind = _format(options)
     check_output_file("--out", options.out)
     whole_number("--seed", options.seed, 0, MOST_SEED)
-    for image in options.image:
-        if not Path(image).is_file():
-            raise InputError(f"--image {image}: no such image file")
+    check_images("--image", *options.image)
     if kind == "png" and len(options.image) > 1:
         raise InputError(f"--image: a png shows one picture, got {len(options.image)}; use html or pdf")
 

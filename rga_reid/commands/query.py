@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import add_device_option, new_parser
-from rga_reid.commands.sources import LOCATION, checkpoint_for
+from rga_reid.commands.sources import LOCATION, check_images, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError, printable
 from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
@@ -128,10 +128,7 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
 
     if len(images) == 1 and Path(images[0]).is_dir():
         return table_from_images(os.path.abspath(images[0]))
-    for image in images:
-        if not Path(image).is_file():
-            found = "a folder, which may only stand alone" if Path(image).is_dir() else "no such file"
-            raise InputError(f"--image {image}: expected an image file, found {found}")
+    check_images("--image", *images)
     return table_from_files([os.path.abspath(image) for image in images])
 
 

@@ -51,6 +51,19 @@ def check_source(options: Namespace, command: str) -> None:
         raise InputError(f"--checkpoint {options.checkpoint}: no such file")
 
 
+def check_images(option: str, *images: str) -> None:
+    """Refuse what is no file, before a model is loaded.
+
+    Raises:
+        InputError: as ``read_image``, with the option's name.
+    """
+    for image in images:
+        if Path(image).is_dir():
+            raise InputError(f"{option} {image}: expected an image file, found a folder")
+        if not Path(image).is_file():
+            raise InputError(f"{option} {image}: no such image file")
+
+
 def images_of(options: Namespace) -> pd.DataFrame:
     """The table of the images that the options name, by absolute paths: they hold in any folder."""
     from rga_reid.data import read_table, table_from_images

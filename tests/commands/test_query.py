@@ -190,8 +190,8 @@ def test_another_model_is_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--image", "{tmp}/none.png"], "none.png: expected an image file, found no such file"),
-        (["--image", "{red}", "{tmp}"], "found a folder, which may only stand alone"),
+        (["--image", "{tmp}/none.png"], "none.png: no such image file"),
+        (["--image", "{red}", "{tmp}"], ": expected an image file, found a folder"),
         (["--image", "{tmp}/gallery"], "no image found"),
         (["--image", "{red}", "--top-k", "0"], "--top-k: expected a whole number of at least 1"),
         (["--image", "{red}", "--threshold", "2"], "--threshold: expected a cosine from -1 to 1, got 2.0"),
