@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,9 +40,3 @@ def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
     """
     if value not in known:
         raise InputError(f"{name}: expected {' or '.join(map(str, known))}, got {quoted(value)}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value from a file is a number that a float can hold; true and false are none."""
-    most = sys.float_info.max  # compared, not converted: an int may be too large for that
-    return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most

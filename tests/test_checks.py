@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rga_reid.checks import is_number, one_of, whole_number
+from rga_reid.checks import one_of, whole_number
 from rga_reid.errors import InputError
+from rga_reid.inputs import is_number
 from rga_reid.retrieval.verification import read_threshold
 
 LONG = 10**400  # JSON knows it, a float cannot hold it

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.checks import is_number
 from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation.result import RANKS
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
 from rga_reid.experiments.trial import seconds_of
-from rga_reid.inputs import opened_text, read_json, read_parquet, shortened
+from rga_reid.inputs import is_number, opened_text, read_json, read_parquet, shortened
 from rga_reid.models import load_model
 from rga_reid.models.costs import total_costs
 from rga_reid.models.state_files import read_torch

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rga_reid.checks import is_number, whole_number
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import is_number
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
@@ -73,7 +74,7 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(is_number(value) for value in values):
+            if len(values) != 3 or not all(map(is_number, values)):
                 raise InputError(
                     f"{name}: expected three numbers, of red, green and blue, got {quoted(values)}"
                 )
