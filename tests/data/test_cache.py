@@ -70,7 +70,7 @@ def test_a_damaged_file_is_made_anew(paths: list[str], tmp_path: Path) -> None:
     cached_images(paths, (32, 16), where="file", beside=tmp_path)
     (file,) = (tmp_path / cache.FOLDER).glob("*.npy")
     whole = file.read_bytes()
-    for broken in (b"", whole[:500], whole[:10] + b"(" + whole[11:]):  # the last in its header
+    for broken in (b"", whole[:500], whole.replace(b"}", b" ", 1)):  # the last in its header
         file.write_bytes(broken)
         images = cached_images(paths, (32, 16), where="file", beside=tmp_path)
         assert np.array_equal(images, decode(paths, (32, 16)))
