@@ -190,7 +190,7 @@ def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe.trainer.max_epochs was null, is 9.*delete this folder"):
         changed.check()
     (tmp_path / "a/seed-0/run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run.json: damaged"):
+    with pytest.raises(InputError, match=r"run.json: expected a JSON file .*; delete "):
         run.check()
 
 
