@@ -158,6 +158,6 @@ def reports(draw: Draw, material: Material) -> Case:
 
 def _same_json(one: bytes, two: bytes) -> bool:
     try:
-        return json.dumps(json.loads(one)) == json.dumps(json.loads(two))  # otherwise 0 equals false
+        return json.dumps(json.loads(one.decode())) == json.dumps(json.loads(two))  # else 0 equals false
     except ValueError:
         return False
