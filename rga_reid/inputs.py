@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeGuard
 
 from rga_reid.errors import InputError
 
@@ -159,6 +160,13 @@ def opened_text(path: str | os.PathLike[str]) -> Iterator[Iterator[str]]:
         _require_regular(path, name)
         with open(path, newline="", encoding="utf-8-sig") as file:
             yield _lines(file, name)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """A finite number that a float can hold, as JSON and YAML write it: ``true`` is none, nor is 10⁴⁰⁰."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def shortened(text: object, most: int = 300) -> str:

@@ -8,7 +8,6 @@ Sun et al., ECCV 2018, arXiv 1711.09349, section 3.1).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rga_reid.errors import InputError, quoted
+from rga_reid.inputs import is_number
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
@@ -47,10 +47,6 @@ class PartClassifier(nn.Module):
         return torch.einsum("npc,kpc->npk", parts, self.weight)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 class EmbeddingModel(nn.Module):
     """A re-identification model that holds its own preprocessing.
 
@@ -77,7 +73,7 @@ class EmbeddingModel(nn.Module):
     ) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(_is_number(value) for value in values):
+            if len(values) != 3 or not all(map(is_number, values)):
                 raise InputError(
                     f"{name}: expected three numbers, of red, green and blue, got {quoted(values)}"
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation.scores import CosineScores
-from rga_reid.inputs import read_json
+from rga_reid.inputs import is_number, read_json
 from rga_reid.retrieval.extraction import Embedder, extract_features
 
 
@@ -60,6 +59,6 @@ def read_threshold(path: str | os.PathLike[str]) -> float:
     """
     values = read_json(path, expected="the JSON of rga-reid calibrate")
     threshold = values.get("threshold") if isinstance(values, dict) else None
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
+    if not is_number(threshold):
         raise InputError(f"{path}: expected the JSON of rga-reid calibrate, with a number 'threshold'")
     return float(threshold)
