@@ -4,7 +4,7 @@ Each mechanism's fast form against its explicit form (the papers', matrix by mat
 with attention after each stage against the same ResNet-50 without. What is compared is interleaved in one
 run, and medians are reported; memory is the growth of a fresh process's peak resident set (Linux, glibc).
 
-    python benchmarks/attention.py --out benchmarks/attention.json
+    python benchmarks/attention.py --out attention.json
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import torchvision
-from measuring import in_fresh_processes, interleaved, machine, peak_resident
 from torch import Tensor, nn
 
 from rga_reid.attention import CAM, PAM, RGA, CrissCross, DualAttention, NonLocal
 from rga_reid.attention.relations import Trace
+from rga_reid.experiments.measuring import in_fresh_processes, interleaved, machine, peak_resident
 from rga_reid.files import write_json
 
 STAGES = {1: (256, 64, 32), 2: (512, 32, 16), 3: (1024, 16, 8), 4: (2048, 16, 8)}  # ResNet-50, 256×128

@@ -7,7 +7,7 @@ painted. Then the pointer moves over the photo, in every stage of every mechanis
 positions, timed from the pointer's event until the page has painted the heat maps of the new point. Medians,
 and the slowest move.
 
-    python benchmarks/explain.py --out benchmarks/results/explain.json
+    python benchmarks/explain.py --out explain.json
 
 It needs a browser: apt-get install -y chromium chromium-driver
 """
@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from rga_reid.attention import MECHANISMS
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.experiments.measuring import machine
 from rga_reid.files import write_json
 from rga_reid.models import build_model, save_model
 

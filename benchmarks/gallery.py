@@ -31,9 +31,10 @@ from typing import Any
 import faiss
 import numpy as np
 import pandas as pd
-from measuring import in_fresh_processes, machine, peak_anonymous, turns
+from memory import peak_anonymous
 from synthetic import BLOCK
 
+from rga_reid.experiments.measuring import in_fresh_processes, machine, turns
 from rga_reid.files import write_json
 from rga_reid.retrieval import Gallery
 from rga_reid.retrieval.builder import save_features

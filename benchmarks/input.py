@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import interleaved, machine
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -30,6 +29,7 @@ from torchvision.transforms import v2
 
 from rga_reid.data import cached_images
 from rga_reid.data.transforms import Augmentation, step_generator
+from rga_reid.experiments.measuring import interleaved, machine
 from rga_reid.files import write_json
 from rga_reid.training import IdentitySampler
 from rga_reid.training.data import DecodedImages, ResumableLoader

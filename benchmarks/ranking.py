@@ -5,7 +5,7 @@ needs; and against a loop that sorts the gallery for each query (some of them, e
 compared is interleaved in one run, and medians are reported; memory is the growth of a fresh process's
 anonymous memory (Linux, glibc): the features lie in memory maps.
 
-    python benchmarks/ranking.py --sizes market1501 msmt17 market1501_500k --out benchmarks/ranking.json
+    python benchmarks/ranking.py --sizes market1501 msmt17 market1501_500k --out ranking.json
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ for each image, which is the second step of that way (some of them, extrapolated
 interleaved in one run, and medians are reported; memory is the growth of a fresh process's anonymous memory
 (Linux, glibc): the features lie in memory maps.
 
-    python benchmarks/reranking.py --sizes market1501 msmt17 --repeats 3 --out benchmarks/reranking.json
+    python benchmarks/reranking.py --sizes market1501 msmt17 --repeats 3 --out reranking.json
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from measuring import in_fresh_processes, interleaved, machine, peak_anonymous
+from memory import peak_anonymous
 
+from rga_reid.experiments.measuring import in_fresh_processes, interleaved, machine
 from rga_reid.files import write_json
 
 BLOCK = 1024  # rows of the bare product at a time, on both sides: of 512 to 4096 the fastest

@@ -22,7 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measuring import machine
+from rga_reid.experiments.measuring import machine
+from rga_reid.files import write_json
 
 WARM_UP = 5  # steps
 
@@ -122,8 +123,6 @@ def main() -> None:
                 results.append(measured)
                 print(json.dumps(measured), flush=True)
     if options.out:
-        from rga_reid.files import write_json
-
         asked = {"config": options.config, "steps": options.steps, "synthetic": options.root is None}
         write_json(options.out, {"machine": machine(), "options": asked, "results": results})
 

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ class DiskError(InputError):
         super().__init__(f"{os.fspath(path)}: cannot write there ({reason})")
         self.reason = reason
 
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], error: OSError) -> DiskError:
+        """What the system told, for an output."""
+        return cls(path, error.strerror or str(error))
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -47,11 +53,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         DiskError: the parent folder is missing or cannot be written, or the disk is full.
     """
     target = Path(path)
-    with _draft(target, lambda draft: draft.touch(0o600, exist_ok=False)) as temporary:
+    with _draft(target, lambda draft: draft.touch(exist_ok=False)) as (temporary, mode):
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # until now it was private; outputs follow the user's umask
+        temporary.chmod(mode)
         os.replace(temporary, target)
 
 
@@ -68,13 +72,10 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     """
     target = Path(path)
     require_new(target, overwrite=overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(target, error.strerror or str(error)) from None
-    with _draft(target, lambda draft: draft.mkdir(0o700)) as temporary:
+    make_folder(target.parent)
+    with _draft(target, lambda draft: draft.mkdir()) as (temporary, mode):
         yield temporary
-        temporary.chmod(0o755)
+        temporary.chmod(mode)
         if not target.exists():
             os.replace(temporary, target)
             return
@@ -91,11 +92,24 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
                 shutil.rmtree(old)
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, where they are not there.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError.of(path, error) from None
+
+
 @contextmanager
-def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, int]]:
     """A new name beside ``target``, made and locked, that is gone at the end, moved or removed.
 
-    The lock tells others that its writer lives. The system releases it when the process ends, in any way.
+    It is private; beside it comes the mode that the user's umask and the folder around it would give it. The
+    lock tells others that its writer lives. The system releases it when the process ends, in any way.
     """
     drafts: list[Path] = []  # named before they are made: an interruption in between leaves nothing
     handle: int | None = None
@@ -107,10 +121,12 @@ def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
                 make(drafts[-1])
                 # another may take it for abandoned before it is locked: then there is a next one
                 handle = _locked(drafts[-1], wait=True)
+            mode = stat.S_IMODE(drafts[-1].stat().st_mode)
+            drafts[-1].chmod(mode & ~0o077)
         except OSError as error:
-            raise DiskError(target, error.strerror or str(error)) from None
+            raise DiskError.of(target, error) from None
         try:
-            yield drafts[-1]
+            yield drafts[-1], mode
         except Exception as error:
             reason = _obstacle(error, drafts[-1])
             if reason is None:

@@ -46,14 +46,25 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["out.txt"]
 
 
-def test_files_follow_the_umask(tmp_path: Path) -> None:
-    old = os.umask(0o027)
+@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+def test_outputs_follow_the_umask_and_are_private_before(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
     try:
-        with atomic_file(tmp_path / "a") as temporary:
-            temporary.write_text("x")
+        with atomic_file(tmp_path / "a") as file, atomic_folder(tmp_path / "b") as folder:
+            assert [path.stat().st_mode & 0o777 for path in (file, folder)] == [0o600, 0o700]
+        with atomic_folder(tmp_path / "b", overwrite=True):
+            pass
     finally:
         os.umask(old)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_folder_stays_its_group_s(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)  # what is made there belongs to the folder's group, and so on below
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode & 0o2000
 
 
 def test_folder_is_replaced_whole(tmp_path: Path) -> None:

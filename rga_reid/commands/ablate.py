@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import check_at_least_one, new_parser, parse
+from rga_reid.commands.parsing import new_parser, parse
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Check the plan, make its runs, measure, report; 1 if a run failed or is held elsewhere."""
     check_output_file("--json", options.json)
-    check_at_least_one("--jobs", options.jobs)
+    whole_number("--jobs", options.jobs)
     from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
     from rga_reid.experiments.ablation_plan import read_plan
     from rga_reid.reports.ablation_tables import published_figures

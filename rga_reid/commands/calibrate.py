@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
-from rga_reid.commands.output import check_output_file, progress
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
+from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
     from rga_reid.evaluation import Calibration
 
-_FORMATS = (".png", ".svg", ".pdf")
 _ENOUGH = 30  # errors for a rate that is true to about 30 % (the rule of 30: Doddington et al., 2000)
 
 
@@ -45,9 +44,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Collect the scores, print the threshold and write the files asked for."""
     check_output_file("--json", options.json)
-    check_output_file("--plot", options.plot)
-    if options.plot is not None and Path(options.plot).suffix not in _FORMATS:
-        raise InputError(f"--plot {options.plot}: expected a name that ends in .png, .svg or .pdf")
+    check_output_file("--plot", options.plot, ".png", ".svg", ".pdf")
     if not 0 < options.false_match_rate < 1:
         raise InputError(f"--false-match-rate: expected between 0 and 1, found {options.false_match_rate}")
 
@@ -55,7 +52,7 @@ def run(options: Namespace) -> None:
 
     inputs = read_sides(options.query, options.gallery)
     try:
-        with progress("scores") as moved:
+        with moving_bar("scores") as moved:
             scores = pair_scores(**inputs, device=options.device, progress=moved)
         calibration = calibrate(scores.genuine, scores.impostor)
         values = calibration.to_dict(options.false_match_rate)

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import InputError, printable
+from rga_reid.errors import printable
 
 
 def parser() -> ArgumentParser:
@@ -41,9 +41,7 @@ def run(options: Namespace) -> None:
     from rga_reid.files import require_new
     from rga_reid.models import read_published, save_model
 
-    if not options.target.endswith(".safetensors"):
-        raise InputError(f"OUT {options.target}: expected a name that ends in .safetensors")
-    check_output_file("OUT", options.target)
+    check_output_file("OUT", options.target, ".safetensors")
     require_new(options.target, overwrite=options.overwrite)
     published = read_published(options.source, size=options.size, last_stride=options.last_stride)
     model = published.model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.parsing import new_parser
 
 if TYPE_CHECKING:
@@ -35,22 +36,26 @@ def run(options: Namespace) -> None:
     from rga_reid.files import require_new
 
     require_new(options.out, overwrite=options.overwrite)
+    whole_number("--seed", options.seed, 0, MOST_SEED)
+    if options.epochs is not None:
+        whole_number("--epochs", options.epochs)
     from rga_reid.commands import train
     from rga_reid.commands.parsing import parse
     from rga_reid.experiments import demo
 
     started = time.monotonic()
     out = Path(options.out)
-    say(f"data: drawing pedestrians into {out / 'data'}")
-    _clear(out)
-    root = demo.draw(out, options.seed)
-    say("train: ResNet-18 with relation-aware global attention (RGA-SC)")
+    root = out / "data"
     words = ["--config", options.config, "--data.root", str(root), "--out", str(out / "model")]
     words += ["--seed", str(options.seed)]
     if options.epochs is not None:
         words += ["--trainer.max_epochs", str(options.epochs)]
     settings = parse(train.parser(), train.prepare(words))
     assert settings is not None  # no --help among the words
+    say(f"data: drawing pedestrians into {root}")
+    _clear(out)  # now that nothing is wrong with the options
+    demo.draw(root, options.seed)
+    say("train: ResNet-18 with relation-aware global attention (RGA-SC)")
     checkpoint = train.fit_recipe(settings)
     result = demo.tell(out, root, checkpoint, options.seed, say)
     _print(result, time.monotonic() - started)

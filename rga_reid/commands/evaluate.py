@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
-from rga_reid.commands.output import check_output_file, print_ranking, progress
+from rga_reid.commands.output import check_output_file, print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
+from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +64,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Evaluate, print the metrics and write the files asked for."""
     check_output_file("--json", options.json)
-    check_output_file("--per-query", options.per_query)
-    if options.per_query is not None and Path(options.per_query).suffix not in (".csv", ".parquet"):
-        raise InputError(f"--per-query {options.per_query}: expected a name that ends in .csv or .parquet")
+    check_output_file("--per-query", options.per_query, ".csv", ".parquet")
     if options.query_expansion and options.metric != "cosine":
         raise InputError("--query-expansion: expected --metric cosine, as expanded queries have length 1")
     if options.protocol == "cuhk03_classic":
@@ -98,7 +97,7 @@ def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | Rep
             "rerank": ReRanking() if options.rerank else None,
             "device": options.device,
         }
-        with progress("ranking") as moved:
+        with moving_bar("ranking") as moved:
             if options.protocol is None:
                 return evaluate_ranking(**inputs, **settings, progress=moved)
             return evaluate_protocol(PROTOCOLS[options.protocol], **inputs, **settings, progress=moved)
@@ -111,7 +110,7 @@ def _expanded(options: Namespace, inputs: dict[str, Any]) -> np.ndarray:
 
     junk = (inputs["gallery_pids"] == -1).fillna(False).to_numpy(dtype=bool)
     gallery = inputs["gallery_features"][~junk] if junk.any() else inputs["gallery_features"]
-    with progress("query expansion") as moved:
+    with moving_bar("query expansion") as moved:
         return expand_queries(inputs["query_features"], gallery, device=options.device, progress=moved)
 
 

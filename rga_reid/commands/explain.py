@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file, progress
+from rga_reid.checks import MOST_SEED, whole_number
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.sources import check_images
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_text
+from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
     from rga_reid.reports.explorer_page import Exhibit
@@ -56,15 +59,14 @@ def run(options: Namespace) -> None:
     """Check the files, run the models, write the page or the figures."""
     kind = _format(options)
     check_output_file("--out", options.out)
-    for image in options.image:
-        if not Path(image).is_file():
-            raise InputError(f"--image {image}: no such image file")
+    whole_number("--seed", options.seed, 0, MOST_SEED)
+    check_images("--image", *options.image)
     if kind == "png" and len(options.image) > 1:
         raise InputError(f"--image: a png shows one picture, got {len(options.image)}; use html or pdf")
 
     from rga_reid.experiments.explaining import explain
 
-    with progress("relations") as moved:
+    with moving_bar("relations") as moved:
         exhibits = explain(
             options.image,
             checkpoints=options.checkpoint,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import check_at_least_one, new_parser
+from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.commands.sources import shards_folder
-from rga_reid.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--images", metavar="DIR", required=True, help="folder of person crops")
     options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
     options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
-    options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_device_option(options)
     options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     return options
 
@@ -40,10 +40,8 @@ def run(options: Namespace) -> None:
     from rga_reid.retrieval.feature_files import write_features
     from rga_reid.retrieval.team import Batches, team
 
-    if not options.out.endswith(".npz"):
-        raise InputError(f"--out {options.out}: expected a name that ends in .npz")
-    check_output_file("--out", options.out)
-    check_at_least_one("--batch-size", options.batch_size)
+    check_output_file("--out", options.out, ".npz")
+    whole_number("--batch-size", options.batch_size)
     require_new(options.out, overwrite=options.overwrite)
     table = table_from_images(options.images)
     with team() as workers:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file, progress
+from rga_reid.commands.output import check_output_file
 from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import (
     LOCATION,
@@ -25,6 +25,7 @@ from rga_reid.commands.sources import (
 )
 from rga_reid.errors import InputError, printable
 from rga_reid.files import unchanged
+from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,7 +238,7 @@ def _info(options: Namespace) -> Gallery:
 
 def _verify(options: Namespace) -> Gallery:
     gallery = _info(options)
-    with progress("verifying") as moved:
+    with moving_bar("verifying") as moved:
         files = gallery.verify(moved)
     if gallery.describe()["segments"] is None:
         print(f"verified: {_count(files, 'image')} read back from Milvus")

@@ -1,10 +1,7 @@
-"""What the commands share on their way out: checks of output files, the table of metrics, a progress bar."""
+"""What the commands share on their way out: checks of output files, the table of metrics."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +12,28 @@ if TYPE_CHECKING:
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
 
-def check_output_file(option: str, file: str | None) -> None:
-    """Refuse an output file whose folder does not exist or cannot be written, before any work is done."""
+def check_output_file(option: str, file: str | None, *suffixes: str) -> None:
+    """Refuse an output file, before any work is done.
+
+    Args:
+        option: that names it.
+        file: none if it was not asked for.
+        suffixes: its name must end in one of them, if there are any.
+
+    Raises:
+        InputError: another name, or a folder that does not exist or cannot be written.
+    """
     if file is None:
         return
+    if suffixes and Path(file).suffix not in suffixes:
+        *others, last = suffixes
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(f"{option} {file}: expected a name that ends in {wanted}")
     path = Path(file).absolute()
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
         raise InputError(f"{option} {file}: {what}")
     require_writable(file)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr if that is a terminal; yields the function that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda fraction: bar.update(task, completed=fraction)
 
 
 def print_ranking(result: RankingResult | RepeatedResult) -> None:

@@ -26,6 +26,11 @@ def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
     )
 
 
+def add_device_option(parser: ArgumentParser) -> None:
+    """``--device``, which ``choose_device`` understands."""
+    parser.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+
+
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
     """Parse ``words``; None if ``--help`` was asked for (and printed).
 
@@ -42,12 +47,6 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
         raise
     except Exception as error:  # values are read as YAML and given to types, which raise nearly anything
         raise InputError(f"{parser.prog}: {shortened(_one_line(parser, str(error)))}") from None
-
-
-def check_at_least_one(option: str, value: int) -> None:
-    """Refuse a number below 1, before any work is done."""
-    if value < 1:
-        raise InputError(f"{option}: expected at least 1, got {value}")
 
 
 def _one_line(parser: ArgumentParser, message: str) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import whole_number
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import check_at_least_one, new_parser
-from rga_reid.commands.sources import LOCATION, checkpoint_for
+from rga_reid.commands.parsing import add_device_option, new_parser
+from rga_reid.commands.sources import LOCATION, check_images, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
 from rga_reid.errors import InputError, printable
 from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
@@ -69,13 +70,13 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--html", metavar="FILE", help=f"write a page of pictures there (the first {_PAGE_QUERIES} queries)"
     )
-    command.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    add_device_option(command)
     return command
 
 
 def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
-    check_at_least_one("--top-k", options.top_k)
+    whole_number("--top-k", options.top_k)
     check_threshold(options)
     if options.shortlist is not None and not options.rerank:
         raise InputError("--shortlist: goes with --rerank")
@@ -127,10 +128,7 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
 
     if len(images) == 1 and Path(images[0]).is_dir():
         return table_from_images(os.path.abspath(images[0]))
-    for image in images:
-        if not Path(image).is_file():
-            found = "a folder, which may only stand alone" if Path(image).is_dir() else "no such file"
-            raise InputError(f"--image {image}: expected an image file, found {found}")
+    check_images("--image", *images)
     return table_from_files([os.path.abspath(image) for image in images])
 
 

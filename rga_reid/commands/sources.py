@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.parsing import check_at_least_one
+from rga_reid.checks import whole_number
+from rga_reid.commands.parsing import add_device_option
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add_source_options(parser: ArgumentParser) -> None:
     parser.add_argument("--features", metavar="FILE.npz", help="or features with paths")
     parser.add_argument("--checkpoint", metavar="FILE", help="model to embed the images with; remembered")
     parser.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
-    parser.add_argument("--device", help="where the model runs, such as cpu (default: cuda if there is one)")
+    add_device_option(parser)
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="leave out files that are no images, and list them"
     )
@@ -45,9 +46,22 @@ def check_source(options: Namespace, command: str) -> None:
         raise InputError(f"{command}: expected one of --images DIR, --data.root DIR and --features FILE.npz")
     if options.features is not None and options.checkpoint is not None:
         raise InputError(f"{command}: --checkpoint goes with images; features are taken as they are")
-    check_at_least_one("--batch-size", options.batch_size)
+    whole_number("--batch-size", options.batch_size)
     if options.checkpoint is not None and not Path(options.checkpoint).is_file():
         raise InputError(f"--checkpoint {options.checkpoint}: no such file")
+
+
+def check_images(option: str, *images: str) -> None:
+    """Refuse what is no file, before a model is loaded.
+
+    Raises:
+        InputError: as ``read_image``, with the option's name.
+    """
+    for image in images:
+        if Path(image).is_dir():
+            raise InputError(f"{option} {image}: expected an image file, found a folder")
+        if not Path(image).is_file():
+            raise InputError(f"{option} {image}: no such image file")
 
 
 def images_of(options: Namespace) -> pd.DataFrame:

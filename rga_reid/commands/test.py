@@ -7,8 +7,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file, print_ranking, progress
-from rga_reid.commands.parsing import check_at_least_one, new_parser
+from rga_reid.checks import whole_number
+from rga_reid.commands.output import check_output_file, print_ranking
+from rga_reid.commands.parsing import add_device_option, new_parser
+from rga_reid.progress import moving_bar
 
 
 def parser() -> ArgumentParser:
@@ -22,7 +24,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--flip", action="store_true", help="average each feature with its mirror image's")
     options.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
-    options.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_device_option(options)
     options.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
     options.add_argument(
         "--html",
@@ -47,7 +49,7 @@ def run(options: Namespace) -> None:
         from rga_reid.reports.feature_space import require_layout
 
         require_layout()
-    check_at_least_one("--batch-size", options.batch_size)
+    whole_number("--batch-size", options.batch_size)
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
@@ -58,7 +60,7 @@ def run(options: Namespace) -> None:
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    with progress("ranking") as moved:
+    with moving_bar("ranking") as moved:
         result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.output import print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.data import load_card, read_table
@@ -124,6 +125,7 @@ def run(options: Namespace) -> None:
 
 def fit_recipe(options: Namespace) -> Path:
     """Check the folder and the data, then build the model and train it; returns the checkpoint to test."""
+    whole_number("--seed", options.seed, 0, MOST_SEED)
     check_output(options.out, overwrite=options.overwrite, resume=options.resume)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its news of devices and tips
     pl.seed_everything(options.seed, verbose=False)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands.output import check_output_file
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands.parsing import add_device_option, new_parser
+from rga_reid.commands.sources import check_images
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
-from rga_reid.errors import InputError
 from rga_reid.files import write_json
 
 
@@ -25,7 +24,7 @@ def parser() -> ArgumentParser:
     command.add_argument("second", metavar="B", help="image file")
     command.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     add_threshold_options(command, "same person from this score on")
-    command.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_device_option(command)
     command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
     return command
 
@@ -34,9 +33,8 @@ def run(options: Namespace) -> None:
     """Check the files, embed, compare, print."""
     check_output_file("--json", options.json)
     check_threshold(options)
-    for image in (options.first, options.second):
-        if not Path(image).is_file():
-            raise InputError(f"{image}: no such image file")
+    check_images("A", options.first)
+    check_images("B", options.second)
 
     from rga_reid.models import load_model
     from rga_reid.retrieval.extraction import choose_device

@@ -17,11 +17,13 @@ from typing import Literal
 
 import numpy as np
 
+from rga_reid.checks import one_of
 from rga_reid.data.images import decode, pixel_size
 from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, reserve, write_json
 from rga_reid.inputs import read_json
+from rga_reid.memory import free_memory
 
 FOLDER = ".rga-reid-cache"  #: beside the data; hidden, so that no reader takes it for a folder of images
 SPARE = 0.2  #: share of the free memory that images in memory leave to the rest of the program
@@ -48,12 +50,11 @@ def cached_images(
     Raises:
         InputError: an image that cannot be read; a file that cannot be written.
     """
-    stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
+    one_of("cache", where, ("memory", "file"))
     names = "\n".join(os.path.relpath(path, beside) for path in paths)
-    changes = [(stat.st_size, stat.st_mtime_ns) if stat else None for stat in stats]
     height, width = size
     file = beside / FOLDER / f"{_digest(names)}-{height}x{width}.npy"
-    fingerprint = _digest(json.dumps(changes))
+    fingerprint = _digest(json.dumps([_change(path) for path in paths]))
     if file.parent.is_symlink():  # of a data set that somebody packed: it might lead anywhere
         raise InputError(f"{file.parent}: a link, expected a folder for the image cache, or nothing")
     found = _open(file, fingerprint, len(paths))
@@ -94,13 +95,13 @@ def fits_in_memory(size: int) -> bool:
     return False
 
 
-def free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell (it is not Linux)."""
+def _change(path: str) -> tuple[int, int] | None:
+    """What tells that a file was changed; None if it is not there, which its reader says."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = os.stat(path)
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return found.st_size, found.st_mtime_ns
 
 
 def _in_memory(mapped: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ def _open(file: Path, fingerprint: str, count: int) -> np.ndarray | None:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[:2] == (count, 3)
         return pixels if fits else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError):  # none, or a damaged one: made anew
+    except Exception:  # none, or a damaged one, of which NumPy raises nearly anything: made anew
         return None
 
 

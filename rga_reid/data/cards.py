@@ -71,7 +71,7 @@ class Card:
         splits: of ``train``, ``query``, ``gallery``, those that the data set has.
         pattern: regular expression that a whole file name matches, with the named groups ``pid`` (layout
             ``names``) and ``camid``; in the layout ``identities`` a name that does not fit has no camera.
-        junk_pids: images to be left out of a ranking altogether.
+        junk_pids: images to be left out of training and ranking altogether.
         distractor_pids: gallery images of nobody asked for: always wrong.
         cameras: how many there are.
         citation, url, terms: whom to thank, where to ask for the data, what it may be used for.

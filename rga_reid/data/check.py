@@ -20,7 +20,7 @@ Found = dict[str, tuple[int, int] | Problem]
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds: files of every kind; identities without junk and distractors."""
+    """What a split holds."""
 
     images: int  #: files of every kind
     identities: int  #: without junk and distractors
@@ -94,7 +94,7 @@ def check_data(
         InputError: there is nothing to count: the root is missing or of another layout.
     """
     described = None if card is None and is_csv(root) else load_card(card or DEFAULT_CARD)
-    survey = survey_data(root, card or DEFAULT_CARD)
+    survey = survey_data(root, described or DEFAULT_CARD)
     table = to_table(survey)
     junk = table.pid.isin(described.junk_pids if described else (-1,))
     distractor = table.pid.isin(described.distractor_pids if described else ())
@@ -174,7 +174,7 @@ def _look_at(paths: list[str], fast: bool, threads: int) -> Found:
 
     def look(path: str) -> tuple[int, int] | Problem | None:
         try:
-            if fast and os.path.getsize(path):
+            if fast and _has_content(path):
                 return None
             image = read_image(path)
         except ImageError as error:
@@ -183,3 +183,10 @@ def _look_at(paths: list[str], fast: bool, threads: int) -> Found:
 
     looks = in_threads(look, paths, threads, "decoding")
     return {path: value for path, value in zip(paths, looks, strict=True) if value is not None}
+
+
+def _has_content(path: str) -> bool:
+    try:
+        return os.path.getsize(path) > 0
+    except OSError:  # a link that leads nowhere: ``read_image`` says so
+        return False

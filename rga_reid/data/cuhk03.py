@@ -8,7 +8,6 @@ publish the 767/700 split as MATLAB 5 files that number the images of ``filelist
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from PIL import Image
 from rga_reid.data.cards import Card
 from rga_reid.data.images import MAX_PIXELS
 from rga_reid.data.mat_files import read_mat
-from rga_reid.data.survey import Survey, contents, is_inside, numbers_in
+from rga_reid.data.survey import Survey, contents
 from rga_reid.data.threads import in_threads
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError
 from rga_reid.files import atomic_folder
 from rga_reid.inputs import shortened
 
@@ -46,24 +45,10 @@ def survey_cuhk03(root: Path, card: Card) -> Survey:
             name, kind = str(source.list), source.folder[0]
             if name not in protocols:
                 protocols[name] = _read_protocol(root, name)
-                unpack(root, kind)
-            protocol = protocols[name]
+            folder, protocol = unpack(root, kind), protocols[name]
             for number in protocol[f"{split}_idx"].ravel().tolist():
                 image, pid = _entry(protocol, number, root / name)
-                path = os.path.join(root, kind, image)
-                numbers = numbers_in(card.pattern, image)
-                if not is_inside(image):
-                    survey.add_problem(
-                        "name", root / name, f"{quoted(image, 200)} leads outside the data set"
-                    )
-                elif numbers is None:
-                    survey.add_problem(
-                        "name", root / name, f"{quoted(image, 200)} does not fit the card's pattern"
-                    )
-                elif not os.path.isfile(path):
-                    survey.add_problem("missing", root / name, f"no such image file: {path}")
-                else:
-                    survey.add(split, image, path, pid, numbers.get("camid"))
+                survey.add_listed(split, folder, image, pid, pattern=card.pattern, where=str(root / name))
     return survey
 
 

@@ -128,8 +128,10 @@ def pixel_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             image = _open(file, path)
             if not image.getexif():
                 return image.height, image.width
-    except OSError:
-        pass  # read_image says what is wrong
+    except ImageError:
+        raise
+    except Exception:  # no such file, or a damaged EXIF block: read_image says what is wrong, if anything
+        pass
     upright = read_image(path)
     return upright.height, upright.width
 

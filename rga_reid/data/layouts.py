@@ -9,7 +9,7 @@ from pathlib import Path
 from rga_reid.data.cards import Card, Source
 from rga_reid.data.cuhk03 import survey_cuhk03
 from rga_reid.data.images import is_litter, list_images
-from rga_reid.data.survey import INTEGER, Survey, contents, is_inside, numbers_in
+from rga_reid.data.survey import INTEGER, Survey, contents, numbers_in
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import opened_text, shortened
 
@@ -82,18 +82,10 @@ def _read_lists(root: Path, card: Card) -> Survey:
 def _read_line(survey: Survey, card: Card, split: str, folder: Path, line: str, where: str) -> None:
     name, _, pid = line.replace("\t", " ").rpartition(" ")
     name = name.rstrip()
-    path = os.path.join(folder, name)
-    numbers = numbers_in(card.pattern, name.rpartition("/")[2]) if card.pattern else {}
     if not name or not INTEGER.fullmatch(pid):
         survey.add_problem("line", where, f"expected 'path pid', got {quoted(line, 200)}")
-    elif not is_inside(name):
-        survey.add_problem("line", where, f"{quoted(name, 200)} leads outside the data set")
-    elif numbers is None:
-        survey.add_problem("name", where, f"the name {quoted(name, 200)} does not fit the card's pattern")
-    elif not os.path.isfile(path):
-        survey.add_problem("missing", where, f"no such image file: {path}")
     else:
-        survey.add(split, name, path, int(pid), numbers.get("camid"))
+        survey.add_listed(split, folder, name, int(pid), pattern=card.pattern, where=where)
 
 
 def _read_identities(root: Path, card: Card) -> Survey:
@@ -111,8 +103,8 @@ def _read_identities(root: Path, card: Card) -> Survey:
                 survey.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
     pids = _folder_pids(root, {(split, identity) for split, _, _, identity in images})
     for split, name, path, identity in images:
-        numbers = numbers_in(card.pattern, path.name) if card.pattern else None
-        survey.add(split, name, str(path), pids[identity], (numbers or {}).get("camid"))
+        numbers = numbers_in(card.pattern, path.name) or {}
+        survey.add(split, name, str(path), pids[identity], numbers.get("camid"))
     return survey
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rga_reid.data.images import is_unicode, shown
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import MOST_ROWS, shortened
 
 INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -56,6 +56,28 @@ class Survey:
         else:
             self.add_problem("name", path, "the name is not valid UTF-8")
 
+    def add_listed(
+        self, split: str, folder: Path, name: str, pid: int, *, pattern: str | None, where: str
+    ) -> None:
+        """Add an image that a list names, or what is wrong with it.
+
+        Args:
+            split, pid: of the image.
+            folder: of the split's images.
+            name: path of the image within ``folder``, with ``/``.
+            pattern: of the card: what the last part of ``name`` is like, and what tells its camera.
+            where: the list, or its line.
+        """
+        path, numbers = os.path.join(folder, name), numbers_in(pattern, name.rpartition("/")[2])
+        if not is_inside(name):
+            self.add_problem("name", where, f"{quoted(name, 200)} leads outside the data set")
+        elif numbers is None:
+            self.add_problem("name", where, f"the name {quoted(name, 200)} does not fit the card's pattern")
+        elif not os.path.isfile(path):
+            self.add_problem("missing", where, f"no such image file: {path}")
+        else:
+            self.add(split, name, path, pid, numbers.get("camid"))
+
     def add_problem(self, kind: str, where: str | os.PathLike[str], detail: str) -> None:
         """Add something wrong. ``InputError`` if there is more than ``MOST_PROBLEMS``."""
         if len(self.problems) >= MOST_PROBLEMS:
@@ -81,8 +103,13 @@ def is_inside(path: str) -> bool:
 
 
 def numbers_in(pattern: str | None, name: str) -> dict[str, int | None] | None:
-    """What the pattern's groups tell: None if the name does not fit, or a group is not a whole number."""
-    match = re.fullmatch(pattern or "", name)
+    """What the pattern's groups tell: None if the name does not fit, or a group is not a whole number.
+
+    Any name fits where there is no pattern.
+    """
+    if pattern is None:
+        return {}
+    match = re.fullmatch(pattern, name)
     if match is None:
         return None
     texts = match.groupdict()

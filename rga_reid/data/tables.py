@@ -117,16 +117,16 @@ def table_from_files(paths: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
     )
 
 
-def read_training(roots: Sequence[str], cards: Sequence[str]) -> pd.DataFrame:
+def read_training(roots: Sequence[str], cards: Sequence[str | os.PathLike[str] | Card]) -> pd.DataFrame:
     """The training images of several data sets, their identities and cameras kept apart.
 
     Args:
         roots, cards: a folder or CSV file, and a card, for each data set; one card may serve all.
 
     Returns:
-        As ``read_table``, with the column ``dataset``, the number of the set. Where there are several, pids
-        and camids are numbered anew from 0, in the order of the sets and of the numbers within; junk (a
-        negative pid) is left out.
+        As ``read_table``, with the column ``dataset``, the number of the set. Junk (a negative pid, or one
+        that the card calls so) is nobody, and left out. Where there are several sets, pids and camids are
+        numbered anew from 0, in the order of the sets and of the numbers within.
 
     Raises:
         InputError: as ``read_table``; not as many cards as roots; a file that is in two sets.
@@ -138,13 +138,14 @@ def read_training(roots: Sequence[str], cards: Sequence[str]) -> pd.DataFrame:
     tables = []
     for number, (root, card) in enumerate(zip(roots, cards, strict=True)):
         table = read_table(root, card)
-        table = table[table.split == "train"].reset_index(drop=True)
+        junk = (table.pid < 0) | table.pid.isin(() if is_csv(root) else load_card(card).junk_pids)
+        table = table[(table.split == "train") & ~junk].reset_index(drop=True)
         if table.empty:
             raise InputError(f"{root}: no training images (split 'train') in this data set")
         tables.append(table.assign(dataset=number))
     if len(tables) == 1:
         return tables[0]
-    joined = pd.concat([table[table.pid >= 0] for table in tables], ignore_index=True)
+    joined = pd.concat(tables, ignore_index=True)
     files = joined.path.map(os.path.realpath)
     twice = files.duplicated()
     if twice.any():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from rga_reid.progress import tracked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,12 +21,6 @@ def in_threads(
     with ThreadPoolExecutor(threads) as pool:
         try:
             results = pool.map(function, items)
-            if len(items) < _MANY or not sys.stderr.isatty():
-                yield from results
-                return
-            from rich.console import Console
-            from rich.progress import track
-
-            yield from track(results, what, len(items), transient=True, console=Console(stderr=True))
+            yield from results if len(items) < _MANY else tracked(results, what, len(items))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # the block waits for those that have begun

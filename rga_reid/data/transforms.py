@@ -95,9 +95,8 @@ class Augmentation:
         for length, wanted, place in zip(source, size, (draw[2], draw[1]), strict=True):
             enlarged = round(self.crop_scale * wanted)
             table = torch.cat([resizing(length, wanted), resizing(length, enlarged)])
-            start = (
-                wanted + (place[:, None] * (enlarged - wanted + 1)).floor()
-            )  # the enlarged ones come second
+            # the enlarged ones come second
+            start = wanted + (place[:, None] * (enlarged - wanted + 1)).floor()
             found.append((table, (torch.arange(wanted) + torch.where(cropped, start, 0)).long()))
         (down, rows), (across, columns) = found
         return [(down, rows), (across, torch.where(flipped, columns.flip(1), columns))]

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.evaluation.highest import Highest
-from rga_reid.evaluation.inputs import at_least_one, feature_pair, torch_device
+from rga_reid.evaluation.inputs import feature_pair, torch_device
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.scores import BLOCK_SIZE, CosineScores, tiles
 
@@ -51,8 +52,8 @@ def expand_queries(
         InputError: features that do not fit together; a row with NaN, infinity or only zeros; a setting
             outside its range.
     """
-    at_least_one("k", k)
-    at_least_one("block_size", block_size)
+    whole_number("k", k)
+    whole_number("block_size", block_size)
     if not (math.isfinite(alpha) and alpha >= 0):
         raise InputError(f"alpha: expected a number from 0, found {alpha!r}")
     where = torch_device(device)

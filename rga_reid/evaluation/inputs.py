@@ -184,8 +184,8 @@ def label_tables(
     )
 
 
-def torch_device(name: str | torch.device) -> torch.device:
-    """A device that this machine has, the CPU or a CUDA device.
+def available_device(name: str | torch.device) -> torch.device:
+    """A device that this machine has.
 
     Raises:
         InputError: an unknown device, or one that is not there.
@@ -196,21 +196,21 @@ def torch_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = shortened(str(error).split("\n")[0])
         raise InputError(f"device {quoted(str(name))}: not available ({reason})") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {quoted(str(name))}: expected cpu or cuda")
+    if device.type == "meta":  # its tensors have no numbers
+        raise InputError(f"device {quoted(str(name))}: not available (it computes nothing)")
     return device
 
 
-def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the known ones."""
-    if value not in known:
-        raise InputError(f"{name}: expected {' or '.join(known)}, found {value!r}")
+def torch_device(name: str | torch.device) -> torch.device:
+    """The CPU or a CUDA device of this machine: ``full_precision`` knows no other.
 
-
-def at_least_one(name: str, value: int) -> None:
-    """Refuse a number below 1."""
-    if value < 1:
-        raise InputError(f"{name}: expected at least 1, found {value}")
+    Raises:
+        InputError: an unknown device, one that is not there, or one of another kind.
+    """
+    device = available_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {quoted(str(name))}: expected cpu or cuda")
+    return device
 
 
 def _array(values: Any) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, torch_device
+from rga_reid.checks import whole_number
+from rga_reid.evaluation.inputs import feature_pair, label_tables, torch_device
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
 from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, Metric, Scores, tiles
@@ -55,7 +56,7 @@ def ranked_lists(
     Raises:
         InputError: as for ``evaluate_ranking``, but queries need no correct match; a gallery of junk alone.
     """
-    at_least_one("top_k", top_k)
+    whole_number("top_k", top_k)
     where = torch_device(device)
     left, right = feature_pair(query_features, gallery_features)
     tables = label_tables(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
-from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, torch_device
+from rga_reid.evaluation.inputs import feature_pair, label_tables, torch_device
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.score_counts import CosineCounts
 from rga_reid.evaluation.scores import BLOCK_SIZE, CosineScores, tiles
@@ -65,7 +66,7 @@ def pair_scores(
         InputError: inputs that do not fit together; a row of features with NaN, infinity or only zeros; no
             genuine pair, or no impostor pair.
     """
-    at_least_one("block_size", block_size)
+    whole_number("block_size", block_size)
     where = torch_device(device)
     features = feature_pair(query_features, gallery_features)
     tables = label_tables(

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 import pandas as pd
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.evaluation.inputs import (
-    at_least_one,
     feature_pair,
     float32_rows,
     label_tables,
@@ -53,14 +53,15 @@ class SingleShot:
         seed: of the draws.
 
     Raises:
-        InputError: no repeat.
+        InputError: no repeat, or a negative seed.
     """
 
     repeats: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least_one("repeats", self.repeats)
+        whole_number("repeats", self.repeats)
+        whole_number("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,17 @@ def _averaged(features: np.ndarray, table: pd.DataFrame, junk: Any) -> tuple[np.
     order = rows[np.argsort(group, kind="stable")]
     sizes = np.bincount(group)
     starts = np.cumsum(sizes) - sizes
+    people = kept[["pid", "camid"]].drop_duplicates()
     means = np.empty((len(sizes), features.shape[1]))
     for part in parts(sizes, _AVERAGED):
         begin = starts[part.start]
         members = order[begin : starts[part.stop - 1] + sizes[part.stop - 1]]
         sums = np.add.reduceat(float32_rows(features, members).astype(np.float64), starts[part] - begin)
-        means[part] = sums / np.sqrt((sums * sums).sum(axis=1, keepdims=True))
-    return means, kept[["pid", "camid"]].drop_duplicates()
+        lengths = np.sqrt((sums * sums).sum(axis=1, keepdims=True))
+        if not lengths.all():
+            pid, camid = people.iloc[part.start + int(np.argmin(lengths))]
+            raise InputError(
+                f"query_features: those of pid {pid} in camera {camid} cancel out: no direction is left"
+            )
+        means[part] = sums / lengths
+    return means, people

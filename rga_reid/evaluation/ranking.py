@@ -9,14 +9,13 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
+from rga_reid.checks import one_of, whole_number
 from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import match_positions
 from rga_reid.evaluation.inputs import (
-    at_least_one,
     distance_matrix,
     feature_pair,
     label_tables,
-    one_of,
     torch_device,
 )
 from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
@@ -80,7 +79,7 @@ def evaluate_ranking(
     """
     one_of("metric", metric, get_args(Metric))
     settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
-    at_least_one("block_size", block_size)
+    whole_number("block_size", block_size)
     where = torch_device(device)
     query, gallery = feature_pair(query_features, gallery_features)
     tables = label_tables(
@@ -136,7 +135,7 @@ def evaluate_distances(
         InputError: as for ``evaluate_ranking``.
     """
     settings = ranking_settings("distances", average_precision, max_rank, junk_pids)
-    at_least_one("block_size", block_size)
+    whole_number("block_size", block_size)
     matrix = distance_matrix(distances)
     tables = label_tables(
         matrix.shape, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
@@ -169,7 +168,7 @@ def ranking_settings(
 ) -> dict[str, Any]:
     """The settings of a result, checked."""
     one_of("average_precision", average_precision, get_args(AveragePrecision))
-    at_least_one("max_rank", max_rank)
+    whole_number("max_rank", max_rank)
     if max_rank > LONGEST_CURVE:
         raise InputError(f"max_rank: expected at most {LONGEST_CURVE:,}, found {max_rank}")
     return {

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rga_reid.checks import one_of, whole_number
 from rga_reid.errors import InputError
-from rga_reid.evaluation.inputs import at_least_one, feature_pair, one_of, torch_device
+from rga_reid.evaluation.inputs import feature_pair, torch_device
 from rga_reid.evaluation.nearest import filter_dtype, nearest_neighbours
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.reciprocal import InvertedVectors, reciprocal_vectors
@@ -47,9 +48,7 @@ class ReRanking:
 
     def __post_init__(self) -> None:
         for name in ("k1", "k2"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise InputError(f"{name}: expected a whole number from 1, found {value!r}")
+            whole_number(name, getattr(self, name))
         if not 0 <= self.lambda_value <= 1:
             raise InputError(f"lambda_value: expected 0 to 1, found {self.lambda_value!r}")
 
@@ -95,7 +94,7 @@ def re_ranked_distances(
     """
     settings = ReRanking(k1, k2, lambda_value)
     one_of("metric", metric, get_args(Metric))
-    at_least_one("block_size", block_size)
+    whole_number("block_size", block_size)
     where = torch_device(device)
     query, gallery = feature_pair(query_features, gallery_features)
     METRICS[metric](query, gallery, where)  # refuses bad rows by their names

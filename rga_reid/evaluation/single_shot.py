@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.checks import one_of, whole_number
 from rga_reid.errors import InputError
 from rga_reid.evaluation.counting import MatchPositions, match_positions
-from rga_reid.evaluation.inputs import at_least_one, feature_pair, label_tables, one_of, torch_device
+from rga_reid.evaluation.inputs import feature_pair, label_tables, torch_device
 from rga_reid.evaluation.ranking import AveragePrecision, ranking_settings
 from rga_reid.evaluation.result import RankingResult, RepeatedResult, per_query_metrics, summarise
 from rga_reid.evaluation.scores import BLOCK_SIZE, METRICS, Metric, Scores
@@ -53,8 +54,8 @@ def evaluate_single_shot(
     Raises:
         InputError: as ``evaluate_ranking``, or no query with an image of its person in another camera.
     """
-    at_least_one("repeats", repeats)
-    at_least_one("block_size", block_size)
+    whole_number("repeats", repeats)
+    whole_number("block_size", block_size)
     one_of("metric", metric, get_args(Metric))
     settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
     settings |= {"cameras": "given", "repeats": repeats, "seed": seed}

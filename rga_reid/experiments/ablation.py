@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import rga_reid
-from rga_reid.errors import InputError
 from rga_reid.experiments.ablation_plan import Plan
 from rga_reid.experiments.ablation_run import LOG, TRAINED, DataSource, Run, locked
-from rga_reid.files import write_json
+from rga_reid.files import make_folder, write_json
 
 PLAN = "plan.json"  # in the folder of an ablation
 _LOOK = 0.2  # seconds between two looks at the processes
@@ -68,10 +67,7 @@ def runs_of(plan: Plan, out: Path, data: DataSource) -> list[Run]:
 
 def write_plan(plan: Plan, out: Path) -> None:
     """Keep what a report of the folder needs to know: title, baseline and the order of the variants."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({error.strerror})") from None
+    make_folder(out)
     names = [variant.name for variant in plan.variants]
     write_json(out / PLAN, {"title": plan.title, "baseline": plan.baseline, "variants": names})
 
@@ -228,7 +224,7 @@ def gpus() -> list[str]:
 
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip()]
+        return [name.strip() for name in chosen.split(",") if name.strip()]
     return [str(number) for number in range(torch.cuda.device_count())]
 
 

@@ -29,7 +29,7 @@ import yaml
 
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
-from rga_reid.files import write_json, write_text
+from rga_reid.files import DiskError, make_folder, write_json, write_text
 from rga_reid.inputs import read_json, shortened
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
@@ -129,7 +129,7 @@ class Run:
 
     def begin(self) -> None:
         """Write down what is asked, before anything is done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         (self.folder / ERROR).unlink(missing_ok=True)
         trainer = self.recipe.get("trainer") or {}
         timed = {"trainer": {"callbacks": [*(trainer.get("callbacks") or []), _TIMER]}}
@@ -188,11 +188,11 @@ def locked(folder: Path) -> Iterator[int | None]:
 def _lock(folder: Path) -> int | None:
     import fcntl  # POSIX only
 
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror})") from None
+        raise DiskError.of(folder, error) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -18,19 +18,13 @@ from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
 from rga_reid.experiments.trial import seconds_of
-from rga_reid.inputs import opened_text, read_json, read_parquet, shortened
+from rga_reid.inputs import is_number, opened_text, read_json, read_parquet, shortened
 from rga_reid.models import load_model
-from rga_reid.models.costs import count_costs
+from rga_reid.models.costs import total_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.reports.ablation_numbers import Evaluation
 
-_QUERIES = {
-    "query": "numbers",
-    "pid": "numbers",
-    "camid": "numbers",
-    "AP_step": "numbers",
-    "matches": "numbers",
-}
+_QUERIES = dict.fromkeys(("query", "pid", "camid", "AP_step", "matches"), "numbers")
 _RANKED = {**dict.fromkeys(("query", "rank", "score", "pid", "camid"), "numbers"), "path": "texts"}
 _KINDS: dict[str, Callable[[pd.Series], bool]] = {
     "numbers": pd.api.types.is_numeric_dtype,
@@ -207,11 +201,9 @@ def _from_training(folder: Path) -> Evaluation:
     checkpoint = folder / files.LAST
     if not checkpoint.is_file():
         return one
-    costs = count_costs(load_model(checkpoint).backbone).set_index("part").loc["total"]
+    parameters, macs = total_costs(load_model(checkpoint).backbone)
     seconds = seconds_of(read_torch(checkpoint))
-    return replace(
-        one, parameters=int(costs["parameters"]), macs=int(costs["macs"]), training_seconds=seconds
-    )
+    return replace(one, parameters=parameters, macs=macs, training_seconds=seconds)
 
 
 def _from_metrics(file: Path, name: str) -> Evaluation:
@@ -222,10 +214,7 @@ def _metrics(content: Mapping[str, Any], file: Path) -> tuple[dict[str, float], 
     found = {key: content[key] for key in _METRICS if key in content}
     curve = content.get("cmc", [])
     numbers = [*found.values(), *(curve if isinstance(curve, list) else [None])]
-    plain = [
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-        for value in numbers
-    ]
+    plain = [is_number(value) and 0 <= value <= 1 for value in numbers]
     if "mAP" not in found or not all(plain):
         raise InputError(f"{file}: expected the metrics of `test --json` or `evaluate --json`, as fractions")
     return {key: float(value) for key, value in found.items()}, tuple(map(float, curve))
@@ -250,7 +239,7 @@ def _number(content: Mapping[str, Any], key: str, file: Path) -> float | None:
     value = content.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+    if not is_number(value) or not 0 <= value <= _LARGEST:
         raise InputError(f"{file}: {key}: expected a number, found {quoted(value)}")
     return value
 

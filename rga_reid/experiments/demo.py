@@ -17,7 +17,7 @@ from rga_reid.experiments.leading import leading_matches
 from rga_reid.experiments.testing import embed_test_images, rank_test_images
 from rga_reid.files import write_json, write_text
 from rga_reid.models import ColourHistogram, load_model
-from rga_reid.models.costs import count_costs
+from rga_reid.models.costs import total_costs
 from rga_reid.reports.ablation_numbers import METRICS, Evaluation
 from rga_reid.reports.ablation_report import write_report
 from rga_reid.reports.ablation_tables import AblationReport
@@ -46,11 +46,9 @@ class DemoResult:
     metrics: Path
 
 
-def draw(out: Path, seed: int) -> Path:
-    """Draw the synthetic data set below ``out``; returns its folder."""
-    root = out / "data"
+def draw(root: Path, seed: int) -> None:
+    """Draw the synthetic data set into the new folder ``root``."""
     write_synthetic(root, SyntheticSettings(seed=seed))
-    return root
 
 
 def tell(
@@ -90,13 +88,8 @@ def tell(
     write_text(relations, explorer_page(exhibits, note=note))
 
     say("report: the two tests side by side")
-    costs = count_costs(model.backbone).set_index("part").loc["total"]
-    trained = replace(
-        trained,
-        curve=read_curve(checkpoint.parent),
-        parameters=int(costs["parameters"]),
-        macs=int(costs["macs"]),
-    )
+    parameters, macs = total_costs(model.backbone)
+    trained = replace(trained, curve=read_curve(checkpoint.parent), parameters=parameters, macs=macs)
     report = AblationReport(
         "A trained model beside a colour histogram", [plain, trained], plain.name, conditions=_CONDITIONS
     )

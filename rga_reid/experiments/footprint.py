@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     memory = in_fresh_processes(_memory, paths)
     models = {
         name: {"latency_ms": round(latency, 3), "memory_mib": round(mebibytes, 1)}
-        for name, latency, mebibytes in zip(names, latencies, memory, strict=True)  # type: ignore[call-overload]
+        for name, latency, mebibytes in zip(names, latencies, memory, strict=True)
     }
     conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS}
     device = choose_device(None)
@@ -54,7 +53,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     return models
 
 
-def _latencies(paths: list[str]) -> Any:
+def _latencies(paths: list[str]) -> list[float]:
     device = choose_device(None)
     models = [load_model(path, device) for path in paths]
     with torch.inference_mode():

@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Case = TypeVar("Case")
+Result = TypeVar("Result")
 
 
 def interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[float]:
@@ -41,9 +44,10 @@ def turns(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = Tr
     return times
 
 
-def in_fresh_processes(function: Callable[[Any], float], cases: Sequence[Any]) -> list[float]:
+def in_fresh_processes(function: Callable[[Case], Result], cases: Sequence[Case]) -> list[Result]:
     """``function(case)``, each in a process of its own, one after the other."""
-    results, context = [], multiprocessing.get_context("spawn")
+    results: list[Result] = []
+    context = multiprocessing.get_context("spawn")
     for case in cases:  # an executor, unlike a pool, tells when the system has killed its process
         before = multiprocessing.active_children()
         with ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupts) as executor:

@@ -6,7 +6,6 @@ The last epoch is tested, once: nothing here chooses between checkpoints.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.leading import leading_matches
 from rga_reid.experiments.testing import embed_test_images, rank_test_images
 from rga_reid.files import atomic_file, write_json
+from rga_reid.inputs import read_json
 from rga_reid.models import Mirrored, load_model
-from rga_reid.models.costs import count_costs
+from rga_reid.models.costs import total_costs
 from rga_reid.models.state_files import read_torch
 from rga_reid.program import exit_code
 from rga_reid.retrieval.extraction import choose_device
@@ -31,23 +31,22 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     checkpoint = folder / files.TRAIN / files.LAST
     device = choose_device(None)
     model = load_model(checkpoint, device)
-    costs = count_costs(model.backbone).set_index("part").loc["total"]
+    parameters, macs = total_costs(model.backbone)
     junk = load_card(card).junk_pids
     tested = Mirrored(model) if flip else model
     features, table = embed_test_images(tested, read_table(root, card), device=device)
     result = rank_test_images(features, table, junk_pids=junk)
     _write_table(folder / files.QUERIES, result.to_frame())
     _write_table(folder / files.RANKED, leading_matches(features, table, junk_pids=junk))
-    asked = json.loads((folder / files.ASKED).read_text(encoding="utf-8"))
-    trained = json.loads((folder / files.TRAINED).read_text(encoding="utf-8"))
+    asked, trained = (read_json(folder / name) for name in (files.ASKED, files.TRAINED))
     write_json(
         folder / files.RESULT,
         {
             "variant": asked["variant"],
             "seed": asked["seed"],
             "metrics": result.to_dict(),
-            "parameters": int(costs["parameters"]),
-            "macs": int(costs["macs"]),
+            "parameters": parameters,
+            "macs": macs,
             "training_seconds": seconds_of(read_torch(checkpoint)),
             "runs_side_by_side": trained["runs_side_by_side"],
             "flip": flip,

@@ -15,7 +15,7 @@ from rga_reid import attention as mechanisms
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import shortened
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
-from rga_reid.models.resnet import AttentionFactory, ResNet
+from rga_reid.models.resnet import STAGES, AttentionFactory, ResNet
 
 AttentionChoice = str | Mapping[str, Any] | None
 
@@ -30,7 +30,7 @@ def build_model(
     classes: int = 0,
     depth: int = 50,
     attention: AttentionChoice = None,
-    stages: Sequence[int] = (1, 2, 3, 4),
+    stages: Sequence[int] = STAGES,
     last_stride: int = 1,
     weights: str | None = None,
     size: Sequence[int] = (256, 128),

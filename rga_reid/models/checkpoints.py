@@ -38,7 +38,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     file = Path(path)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
-    unknown = sorted(config.keys() - CONFIG)
+    unknown = [key for key in config if key not in CONFIG]
     if unknown:
         raise InputError(f"{file}: the model it names has an unknown setting {quoted(unknown[0])}")
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.models.pixels import Images, uint8_batch
 
@@ -57,8 +58,9 @@ class ColourHistogram:
             float32 ``(n, dimension)``, rows L2-normalised.
 
         Raises:
-            InputError: a file that is not an image; a tensor of another type or shape.
+            InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1.
         """
+        whole_number("batch_size", batch_size)
         rows = [torch.empty(0, self.dimension)]
         for start in range(0, len(images), batch_size):
             rows.append(self._histograms(uint8_batch(images[start : start + batch_size], self.size)))

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rga_reid.models.resnet import ResNet, Size, count_parameters
+from rga_reid.models.resnet import STAGES, ResNet, Size, count_parameters
 
 _STEM = ("conv1", "bn1")
 
@@ -42,7 +42,7 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
         backbone.train(training)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     parts: list[tuple[str, Sequence[str]]] = [("stem", _STEM)]
-    for stage in (1, 2, 3, 4):
+    for stage in STAGES:
         parts.append((f"stage {stage}", [f"layer{stage}"]))
         if stage in backbone.attention_stages():
             parts.append((f"attention {stage}", [f"attention{stage}"]))
@@ -56,3 +56,9 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
     ]
     total = {"part": "total", "parameters": count_parameters(backbone), "macs": flops["Global"] // 2}
     return pd.DataFrame([*rows, total])
+
+
+def total_costs(backbone: ResNet) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of a whole backbone for one image, see ``count_costs``."""
+    total = count_costs(backbone).iloc[-1]
+    return int(total["parameters"]), int(total["macs"])

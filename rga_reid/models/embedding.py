@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import is_number
 from rga_reid.models.pixels import Images, uint8_batch
@@ -96,9 +97,8 @@ class EmbeddingModel(nn.Module):
         self.size: Size = (backbone.size[0], backbone.size[1])
         self.mean, self.std = tuple(mean), tuple(std)
         self.config = config
-        self.trained_on: dict[str, Any] | None = (
-            None  #: counts of the training data, where a checkpoint tells
-        )
+        #: counts of the training data, where a checkpoint tells
+        self.trained_on: dict[str, Any] | None = None
 
     def forward(self, images: Tensor) -> Any:
         """Normalised float images ``(n, 3, H, W)``.
@@ -129,7 +129,6 @@ class EmbeddingModel(nn.Module):
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1) * 255
         return (images.float() - mean) / std
 
-    @torch.inference_mode()
     def embed(
         self,
         images: Images,
@@ -145,21 +144,23 @@ class EmbeddingModel(nn.Module):
             device: where to run; the model moves there and stays. By default where it is.
 
         Returns:
-            float32 ``(n, d)`` on the CPU, rows L2-normalised.
+            float32 ``(n, d)`` on the CPU, rows L2-normalised; no gradient leads back from it.
 
         Raises:
-            InputError: a file that is not an image; a tensor of another type or shape.
+            InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1.
         """
+        whole_number("batch_size", batch_size)
         if device is not None:
             self.to(device)
         where = next(self.parameters()).device
         training = self.training
         self.eval()
+        rows = [torch.empty(0, self.dimension)]
         try:
-            rows = [torch.empty(0, self.dimension)]
-            for start in range(0, len(images), batch_size):
-                batch = uint8_batch(images[start : start + batch_size], self.size, where)
-                rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
+            with torch.inference_mode():
+                for start in range(0, len(images), batch_size):
+                    batch = uint8_batch(images[start : start + batch_size], self.size, where)
+                    rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
         finally:
             self.train(training)
-        return torch.cat(rows)
+        return torch.cat(rows)  # out here, as autograd would refuse a tensor of inference mode

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rga_reid.checks import one_of
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file
 from rga_reid.models.checkpoints import load_model, save_model
@@ -54,8 +55,7 @@ def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str)
             whose exported form does not embed as it does.
     """
     file = Path(path)
-    if kind not in FORMATS:
-        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    one_of("format", kind, tuple(FORMATS))
     if file.suffix != FORMATS[kind]:
         raise InputError(f"{file}: expected a name that ends in {FORMATS[kind]} for the format {kind}")
     write, read = {

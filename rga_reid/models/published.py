@@ -20,6 +20,7 @@ from rga_reid.inputs import shortened
 from rga_reid.models.checkpoints import model_with
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.released import read_official_rga
+from rga_reid.models.resnet import STAGES
 from rga_reid.models.state_files import SHOWN, read_tensors
 
 State = dict[str, Tensor]
@@ -73,7 +74,8 @@ def read_published(
         return Published(read_official_rga(file, size=size), "the released RGA code", unused)
     source, config, own = _read(file, state)
     config |= {"attention": None, "size": tuple(size or (256, 128))}
-    config["last_stride"] = last_stride or config["last_stride"]
+    if last_stride is not None:
+        config["last_stride"] = last_stride
     used = {key for key, _ in own.values()} | _PREPROCESSING.keys()
     weights = {name: value for name, (_, value) in own.items()}
     if "neck.weight" not in weights:
@@ -119,7 +121,7 @@ def _named(state: State) -> str:
 def _depth(file: Path, state: State, prefix: str) -> int:
     blocks = tuple(
         len({key.removeprefix(stage).split(".")[0] for key in state if key.startswith(stage)})
-        for stage in (f"{prefix}layer{number}." for number in (1, 2, 3, 4))
+        for stage in (f"{prefix}layer{number}." for number in STAGES)
     )
     if blocks not in _BLOCKS:
         raise InputError(

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rga_reid.checks import one_of
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_tensors
@@ -24,6 +25,7 @@ Size = tuple[int, int]
 AttentionFactory = Callable[[int, Size], nn.Module]
 
 DEPTHS = (18, 34, 50, 101)
+STAGES = (1, 2, 3, 4)
 SMALLEST, LARGEST = 32, 4096  #: pixels that an input may be high or wide
 
 
@@ -52,7 +54,7 @@ class ResNet(nn.Module):
         self,
         depth: int = 50,
         attention: AttentionFactory | None = None,
-        stages: Sequence[int] = (1, 2, 3, 4),
+        stages: Sequence[int] = STAGES,
         last_stride: int = 1,
         weights: str | os.PathLike[str] | None = None,
         size: Size = (256, 128),
@@ -63,13 +65,10 @@ class ResNet(nn.Module):
         self.attention2: nn.Module
         self.attention3: nn.Module
         self.attention4: nn.Module
-        if depth not in DEPTHS:
-            raise InputError(f"depth: expected one of {DEPTHS}, got {depth}")
-        if stem_pool not in ("padded", "ceil"):
-            raise InputError(f"stem_pool: expected padded or ceil, got {stem_pool!r}")
-        if last_stride not in (1, 2):
-            raise InputError(f"last_stride: expected 1 or 2, got {last_stride}")
-        if not set(stages) <= {1, 2, 3, 4} or len(set(stages)) != len(stages):
+        one_of("depth", depth, DEPTHS)
+        one_of("stem_pool", stem_pool, ("padded", "ceil"))
+        one_of("last_stride", last_stride, (1, 2))
+        if not set(stages) <= set(STAGES) or len(set(stages)) != len(stages):
             raise InputError(f"stages: expected distinct stages out of 1, 2, 3, 4, got {list(stages)}")
         if not all(isinstance(length, int) and SMALLEST <= length <= LARGEST for length in size):
             raise InputError(
@@ -97,16 +96,17 @@ class ResNet(nn.Module):
 
     def map_sizes(self, size: Size) -> list[Size]:
         """The (H, W) of the four stages' outputs for an input of ``size`` pixels."""
-        sizes = []
-        for stride in (4, 2, 2, self.last_stride):
-            for _ in range(stride.bit_length() - 1):  # each halving rounds up: 3x3, stride 2, padding 1
-                size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+        size = _halved(size)
+        size = (size[0] // 2, size[1] // 2) if self.maxpool.padding == 0 else _halved(size)
+        sizes = [size]
+        for stride in (2, 2, self.last_stride):
+            size = _halved(size) if stride == 2 else size
             sizes.append(size)
         return sizes
 
     def attention_stages(self) -> dict[int, nn.Module]:
         """The modules of attention, by the stage they follow."""
-        modules = {stage: getattr(self, f"attention{stage}") for stage in (1, 2, 3, 4)}
+        modules = {stage: getattr(self, f"attention{stage}") for stage in STAGES}
         return {stage: module for stage, module in modules.items() if not isinstance(module, nn.Identity)}
 
     def set_input_size(self, size: Size) -> None:
@@ -152,6 +152,11 @@ def _unchanged_buffers(*modules: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+def _halved(size: Size) -> Size:
+    """What a layer of 3x3 (or 7x7) with stride 2 and padding 1 (or 3) makes of a map: halves, rounded up."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
 def _keep_resolution(stage: nn.Module) -> None:
     """Set every stride of a stage to 1: of the convolution that strides, and of its shortcut."""
     for module in stage.modules():
@@ -189,4 +194,4 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-__all__ = ["DEPTHS", "AttentionFactory", "ResNet", "Size", "count_parameters"]
+__all__ = ["DEPTHS", "STAGES", "AttentionFactory", "ResNet", "Size", "count_parameters"]

@@ -12,9 +12,7 @@ from rga_reid.errors import InputError
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.pixels import uint8_batch
-from rga_reid.models.resnet import Size
-
-STAGES = (1, 2, 3, 4)
+from rga_reid.models.resnet import STAGES, Size
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from rga_reid.data import read_image
-from rga_reid.errors import InputError
-from rga_reid.files import atomic_file
+from rga_reid.files import atomic_file, make_folder
 from rga_reid.reports.ablation_figures import cmc_figure, learning_figure, svg
 from rga_reid.reports.ablation_numbers import by_name
 from rga_reid.reports.ablation_tables import (
@@ -27,7 +22,7 @@ from rga_reid.reports.ablation_tables import (
     score_table,
     signed,
 )
-from rga_reid.reports.pages import data_uri, page_environment
+from rga_reid.reports.pages import page_environment, svg_uri, thumbnail
 from rga_reid.reports.query_changes import Change, largest_changes
 from rga_reid.reports.ranked_page import Match, Picture, verdict
 
@@ -47,14 +42,11 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
         The files, the page first.
     """
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror})") from None
+    make_folder(folder)
     figures = _figures(report)
     names = {LEARNING: "learning.svg", CMC: "cmc.svg"}
     contents: dict[str, bytes] = {
-        "report.html": report_page(report, photos=photos).encode(),
+        "report.html": _page(report, figures, photos=photos).encode(),
         "report.md": markdown(report, {caption: names[caption] for caption in figures}).encode(),
         "report.csv": csv_table(report).encode(),
         "report.tex": latex(report).encode(),
@@ -68,6 +60,11 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
 
 def report_page(report: AblationReport, *, photos: bool = True) -> str:
     """One HTML page that needs no other file and no network; every name in it is escaped."""
+    return _page(report, _figures(report), photos=photos)
+
+
+def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool) -> str:
+    """The page, with the SVG of figures by their captions."""
     groups = by_name(report.evaluations)
     compared: list[dict[str, Any]] = [
         {"name": name, "sides": _sides(*largest_changes(group, groups[report.baseline]))}
@@ -91,7 +88,7 @@ def report_page(report: AblationReport, *, photos: bool = True) -> str:
         conditions=report.conditions,
         reading=report.reading,
         problems=problems(report),
-        figures={caption: _svg_uri(picture) for caption, picture in _figures(report).items()},
+        figures={caption: svg_uri(picture) for caption, picture in figures.items()},
         compared=compared,
         baseline=report.baseline,
         photos=photos,
@@ -118,17 +115,4 @@ def _thumbnails(changes: Iterable[Change]) -> tuple[dict[str, int], list[str | N
         shown: tuple[Picture | Match, ...] = (change.query, *change.baseline, *change.variant)
         for picture in shown:
             numbers.setdefault(picture.path, len(numbers))
-    return numbers, [_thumbnail(path) for path in numbers]
-
-
-def _thumbnail(path: str) -> str | None:
-    try:
-        image = read_image(path)
-    except (InputError, ValueError):
-        return None
-    image.thumbnail(_THUMBNAIL, Image.Resampling.LANCZOS)
-    return data_uri(image, quality=75)
-
-
-def _svg_uri(picture: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode("ascii")
+    return numbers, [thumbnail(path, _THUMBNAIL, quality=75) for path in numbers]

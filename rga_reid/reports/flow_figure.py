@@ -18,7 +18,8 @@ from rga_reid.reports.relation_views import FlowStep
 _WIDTH, _HEIGHT, _GAP = 2.5, 0.84, 0.3  # inches, of a box and between two
 _LANE = 0.16  # inches, between two arrows that go round boxes
 _EDGES = {"matrix": "#e8590c", "weight": "#0b7285", "between": "#8a929c"}
-_ARROW = "#5b626b"
+_GREY = "#5b626b"
+_ARROW = {"arrowstyle": "-|>", "color": _GREY, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
 
 Place = tuple[float, float]  #: the middle of a box, inches from the top left
 
@@ -83,10 +84,10 @@ def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:
     axes.text(
         left, y - 0.26, as_mathtext(step.symbol), va="center", fontsize=11, weight="bold", style="italic"
     )
-    axes.text(right, y - 0.26, shape, va="center", ha="right", fontsize=7.5, color=_ARROW)
+    axes.text(right, y - 0.26, shape, va="center", ha="right", fontsize=7.5, color=_GREY)
     formula = step.formula or "from the stage before"
     axes.text(left, y - 0.04, as_mathtext(_lines(formula, 1)), va="center", fontsize=7.5)
-    axes.text(left, y + 0.1, _lines(step.meaning, 2), va="top", fontsize=7, linespacing=1.25, color=_ARROW)
+    axes.text(left, y + 0.1, _lines(step.meaning, 2), va="top", fontsize=7, linespacing=1.25, color=_GREY)
 
 
 def _lines(text: str, most: int) -> str:
@@ -95,10 +96,9 @@ def _lines(text: str, most: int) -> str:
 
 def _draw_arrow(axes: Any, start: Place, stop: Place) -> None:
     """Straight from the lower edge of a box to the upper edge of one in the row below."""
-    arrow = {"arrowstyle": "-|>", "color": _ARROW, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
     across = 0.35 * _WIDTH * max(-1.0, min(1.0, (start[0] - stop[0]) / _WIDTH))
     tip, tail = (stop[0] + across, stop[1] - _HEIGHT / 2), (start[0], start[1] + _HEIGHT / 2)
-    axes.annotate("", tip, tail, arrowprops=arrow, zorder=1)
+    axes.annotate("", tip, tail, arrowprops=_ARROW, zorder=1)
 
 
 def _draw_round(axes: Any, start: Place, stop: Place, edge: float, width: float) -> None:
@@ -109,6 +109,5 @@ def _draw_round(axes: Any, start: Place, stop: Place, edge: float, width: float)
     above = stop[1]
     drop = start[0] + 0.7 * side
     line = [(drop, start[1] + _HEIGHT / 2), (drop, below), (lane, below), (lane, above)]
-    axes.plot(*zip(*line, strict=True), color=_ARROW, linewidth=0.9, zorder=1)
-    arrow = {"arrowstyle": "-|>", "color": _ARROW, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (stop[0] + side, above), (lane, above), arrowprops=arrow, zorder=1)
+    axes.plot(*zip(*line, strict=True), color=_GREY, linewidth=0.9, zorder=1)
+    axes.annotate("", (stop[0] + side, above), (lane, above), arrowprops=_ARROW, zorder=1)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from rga_reid.data import read_image
+from rga_reid.errors import InputError
 from rga_reid.reports.notation import as_html
 
 if TYPE_CHECKING:
@@ -32,18 +34,40 @@ def page_environment() -> Environment:
     return environment
 
 
+def thumbnail(path: str, box: tuple[int, int], quality: int = 85) -> str | None:
+    """The picture of a file, made to fit into ``box`` (width, height), as a JPEG inside the page.
+
+    None if the file cannot be shown.
+    """
+    try:
+        image = read_image(path)
+    except (InputError, ValueError):  # ValueError: a name that no file can have, such as one with a zero byte
+        return None
+    image.thumbnail(box, Image.Resampling.LANCZOS)
+    return data_uri(image, quality)
+
+
 def data_uri(image: Image.Image, quality: int = 85) -> str:
     """A picture as a JPEG inside the page."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _uri("jpeg", buffer.getvalue())
 
 
 def figure_uri(figure: Figure, dpi: int = 200) -> str:
     """A figure as a PNG inside the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _uri("png", buffer.getvalue())
+
+
+def svg_uri(picture: bytes) -> str:
+    """An SVG file inside the page."""
+    return _uri("svg+xml", picture)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def script_hash(script: str) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
-
-from rga_reid.data import read_image
 from rga_reid.errors import InputError
-from rga_reid.reports.pages import data_uri, page_environment
+from rga_reid.progress import tracked
+from rga_reid.reports.pages import page_environment, thumbnail
 
 Verdict = Literal["correct", "wrong", "junk", "unknown"]
 
@@ -95,14 +90,8 @@ def ranked_page(
     """
     if len(queries) != len(matches):
         raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
-    paths = track(
-        _distinct_paths(queries, matches),
-        "thumbnails",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    pictures = {path: _thumbnail(path) for path in paths}
+    paths = _distinct_paths(queries, matches)
+    pictures = {path: thumbnail(path, _BOX) for path in tracked(paths, "thumbnails", len(paths))}
     captions = captions or [""] * len(queries)
     rows = [_row(*three) for three in zip(queries, matches, captions, strict=True)]
     environment = page_environment()
@@ -142,13 +131,3 @@ def _told_apart(scores: Sequence[float], decimals: int) -> bool:
 def _distinct_paths(queries: Sequence[Picture], matches: Sequence[Sequence[Match]]) -> list[str]:
     paths = [query.path for query in queries] + [match.path for found in matches for match in found]
     return list(dict.fromkeys(paths))
-
-
-def _thumbnail(path: str) -> str | None:
-    """The picture as a JPEG data URI, or None if the file cannot be shown."""
-    try:
-        image = read_image(path)
-    except (InputError, ValueError):  # ValueError: a name that no file can have, such as one with a zero byte
-        return None
-    image.thumbnail(_BOX, Image.Resampling.LANCZOS)
-    return data_uri(image)

@@ -72,9 +72,8 @@ def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
 
 
 def _layout() -> ConstrainedLayoutEngine:
-    return ConstrainedLayoutEngine(
-        w_pad=0.08, h_pad=0.08
-    )  # inches; what is rotated reaches farther than it says
+    # inches; what is rotated reaches farther than it says
+    return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
 
 
 def _draw_matrix(axes: Any, matrix: MatrixView) -> None:

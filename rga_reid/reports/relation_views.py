@@ -249,7 +249,7 @@ def _view(
         grid,
         key_grid,
         _array(matrix if whole else pooled(matrix, grid, key_grid)),
-        chosen.numpy(),
+        chosen.cpu().numpy(),
         exact_rows,
         exact_columns,
         asymmetry(matrix) if rows == keys else None,

@@ -28,10 +28,7 @@ def unit_rows(features: Any, *, name: str = "features", first_row: int = 0) -> n
     Raises:
         InputError: not a matrix of real numbers; a row that is all zeros, or holds NaN or infinity.
     """
-    matrix = np.asarray(features)
-    if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected a matrix (n, d) of numbers, got {matrix.dtype} {matrix.shape}")
-    exact = matrix.astype(np.float64)
+    exact = _matrix(features, name).astype(np.float64)
     # scaled by the largest entry first, so that no square overflows or vanishes
     largest = np.abs(exact).max(axis=1, keepdims=True)
     for wrong, what in ((~np.isfinite(largest), "NaN or infinity"), (largest == 0, "only zeros")):
@@ -134,10 +131,20 @@ def fitting_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.Dat
     Raises:
         InputError: they do not fit together, or one is not what it should be.
     """
-    kept = gallery_table(table)
-    matrix = np.asarray(features)
-    if matrix.ndim != 2:
-        raise InputError(f"features: expected a matrix (n, d), got {matrix.ndim} dimensions")
-    if len(matrix) != len(kept):
-        raise InputError(f"features: {len(matrix)} rows, but the table has {len(kept)}")
+    kept, matrix = gallery_table(table), _matrix(features, "features")
+    require_row_each(len(matrix), kept)
     return unit_matrix(matrix), kept
+
+
+def require_row_each(count: int, table: pd.DataFrame) -> None:
+    """Refuse features that are not as many as the rows of their table."""
+    if count != len(table):
+        raise InputError(f"features: {count} rows, but the table has {len(table)}")
+
+
+def _matrix(features: Any, name: str) -> np.ndarray:
+    """Real numbers ``(n, d)`` as an array, without a copy where that is possible."""
+    matrix = np.asarray(features)
+    if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected a matrix (n, d) of numbers, got {matrix.dtype} {matrix.shape}")
+    return matrix

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.arrays import UnitRows, fitting_rows, gallery_table
+from rga_reid.retrieval.arrays import UnitRows, fitting_rows, gallery_table, require_row_each
 from rga_reid.retrieval.contents import Contents
 from rga_reid.retrieval.folder_gallery import FolderGallery
 from rga_reid.retrieval.gallery import Gallery
@@ -27,6 +27,7 @@ from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import read_manifest
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.retrieval.refusals import require_dimension, require_same_model, require_some
 from rga_reid.retrieval.segments import Rows, Segment, most_rows, packed
 
 if TYPE_CHECKING:
@@ -108,10 +109,8 @@ def save_features(
         )
         return Gallery.open(location)
     plan, kept, (count, dimension) = IndexPlan(index, settings), gallery_table(table), features.shape
-    if count == 0:
-        raise InputError("features: expected at least one row, got an empty gallery")
-    if count != len(kept):
-        raise InputError(f"features: {count} rows, but the table has {len(kept)}")
+    require_some(count)
+    require_row_each(count, kept)
     plan.check_dimension(dimension)
     require_replaceable(place, overwrite=overwrite)  # before a folder is made
     with writing(place, create=True) as writer:
@@ -195,10 +194,7 @@ class GalleryBuilder:
         if self._contents is None:
             self._plan.check_dimension(vectors.shape[1])
             self._contents = Contents(vectors.shape[1], IndexPlan(), self._model)  # shards need no index
-        if vectors.shape[1] != self._contents.dimension:
-            raise InputError(
-                f"features: of dimension {vectors.shape[1]}, but those before of {self._contents.dimension}"
-            )
+        require_dimension(vectors.shape[1], self._contents.dimension)
         buffered = sum(map(len, self._buffer))
         first = self._contents.next_id + buffered
         self._buffer.append(Segment(np.arange(first, first + len(vectors)), vectors, kept))
@@ -211,9 +207,9 @@ class GalleryBuilder:
         Raises:
             InputError: there were none; the disk is full.
         """
-        if self._contents is None or not (len(self._contents) or any(map(len, self._buffer))):
-            raise InputError("features: expected at least one row, got an empty gallery")
-        rows = [*self._contents.segments, *self._buffer]
+        rows = [] if self._contents is None else [*self._contents.segments, *self._buffer]
+        require_some(sum(map(len, rows)))
+        assert self._contents is not None  # it has rows
         segments = tuple(self._writer.put(segment) for segment in packed(rows, self._plan))
         next_id = int(segments[-1].ids[-1]) + 1
         contents = Contents(
@@ -241,9 +237,5 @@ class GalleryBuilder:
         if manifest.generation != self._writer.generation:
             (self._folder / UNFINISHED).unlink()
             raise InputError(f"{self._folder}: nothing to resume: the build was finished")
-        old, new = manifest.model, self._model
-        if old != new and (old is None or new is None or not old.is_same(new)):
-            raise InputError(
-                f"{self._folder}: the unfinished build used another model; --overwrite starts over"
-            )
+        require_same_model(self._folder, manifest.model, self._model)
         return read_contents(self._folder, manifest)

@@ -11,10 +11,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import gallery_table
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.refusals import require_held
 from rga_reid.retrieval.segments import Rows, Segment, most_rows, packed
 from rga_reid.retrieval.vectors import Vectors
 
@@ -111,10 +111,7 @@ def removed(contents: Contents, pids: Sequence[int], paths: Sequence[str], put: 
     """
     table = contents.table
     for column, wanted in (("pid", pids), ("path", paths)):
-        known = set(table[column].dropna())
-        for value in wanted:
-            if value not in known:
-                raise InputError(f"{column} {value}: the gallery has no image of it; nothing was removed")
+        require_held(column, wanted, table[column].dropna())
     goes = (table["pid"].isin(pids) | table["path"].isin(paths)).to_numpy(dtype=bool)
     segments: list[Segment] = []
     start = 0
@@ -127,10 +124,19 @@ def removed(contents: Contents, pids: Sequence[int], paths: Sequence[str], put: 
             rest = segment.table[keep].reset_index(drop=True)
             vectors = Vectors([segment.vectors])
             segments.append(put(Rows(segment.ids[keep], vectors, rest, contents.plan, keep)))
+    removals = (*contents.removals, *logged(table["pid"][goes]))
+    return replace(contents, segments=tuple(segments), removals=removals)
+
+
+def logged(pids: pd.Series) -> list[Removal]:
+    """Lines of the log for images that are removed now: one for each person.
+
+    Args:
+        pids: of the images, Int64, null where unknown.
+    """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    counts = table["pid"][goes].value_counts(dropna=False, sort=False)
-    log = [Removal(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()]
-    return replace(contents, segments=tuple(segments), removals=(*contents.removals, *log))
+    counts = pids.value_counts(dropna=False, sort=False)
+    return [Removal(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()]
 
 
 def compacted(contents: Contents, put: Put) -> Contents:

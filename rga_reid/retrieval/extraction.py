@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -11,13 +10,13 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from rga_reid.checks import whole_number
 from rga_reid.data import ImageError, decode
-from rga_reid.errors import InputError, quoted
-from rga_reid.inputs import shortened
+from rga_reid.errors import InputError
+from rga_reid.evaluation.inputs import available_device
+from rga_reid.progress import tracked
 
 
 class Embedder(Protocol):
@@ -94,16 +93,9 @@ def stream_features(
     Raises:
         InputError: see ``extract_features``; a file that is not an image, if ``refused`` does not take it.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    whole_number("batch_size", batch_size)
     table = _as_table(table)
-    starts = track(
-        range(0, len(table), batch_size),
-        "embedding",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    starts = range(0, len(table), batch_size)
 
     def read(start: int) -> tuple[np.ndarray, pd.DataFrame]:
         rows = table.iloc[start : start + batch_size]
@@ -117,7 +109,7 @@ def stream_features(
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = reader.submit(read, 0)
-        for start in starts:
+        for start in tracked(starts, "embedding", len(starts)):
             images, rows = coming.result()
             coming = reader.submit(read, start + batch_size)
             if len(rows):
@@ -133,13 +125,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # the device "meta" has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = shortened(str(error).split("\n")[0])
-        raise InputError(f"device {quoted(name)}: not available on this machine ({reason})") from None
-    return device
+    return available_device(name)
 
 
 def _as_table(table_or_paths: pd.DataFrame | Sequence[str | os.PathLike[str]]) -> pd.DataFrame:

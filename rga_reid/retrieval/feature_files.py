@@ -20,19 +20,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.cache import free_memory
 from rga_reid.data.csv_files import WHOLE_NUMBER
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file
 from rga_reid.inputs import opened_bytes, opened_text, shortened
+from rga_reid.memory import free_memory
 from rga_reid.retrieval.npy_files import Header, read_header
 
 _LABELS = {"pid": "pids", "camid": "camids"}
 _UNKNOWN = {"", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"}  # how tables write it
 _HARMLESS = 64 << 20  # bytes that an array may unpack to, however small its file is
-_MOST_PACKED = (
-    200  # times that an array may shrink: names in UTF-32 with long beginnings in common do, to a 100th
-)
+_MOST_PACKED = 200  # times that an array may shrink: names in UTF-32 with like beginnings do, to a 100th
 
 
 def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFrame) -> None:

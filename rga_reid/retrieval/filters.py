@@ -89,9 +89,7 @@ def understood(where: str, leaves: Leaves[Any]) -> Any:
         raise InputError(f"where: expected a text of at most {_LONGEST:,} characters, such as 'camid == 3'")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of Python about numbers and backslashes: nothing is run as Python
+            warnings.simplefilter("ignore")  # of Python about numbers and backslashes
             parsed = ast.parse(where.strip(), mode="eval")
         return _Walk(leaves, where).condition(parsed.body)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows
 from rga_reid.retrieval.contents import Contents, Put, Removal, added, compacted, removed
 from rga_reid.retrieval.exact import Found, nearest_rows
@@ -29,6 +28,7 @@ from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.manifest import METRIC
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.retrieval.refusals import no_camera_known
 from rga_reid.retrieval.segments import Rows, Segment
 from rga_reid.retrieval.vectors import Vectors
 
@@ -166,9 +166,7 @@ class FolderGallery(Gallery):
         if exclude_camera is not None:
             camids = self._contents.table["camid"]
             if camids.isna().all():
-                raise InputError(
-                    f"exclude_camera {exclude_camera}: this gallery knows the camera of no image"
-                )
+                raise no_camera_known(exclude_camera)
             kept = (camids != exclude_camera).fillna(True).to_numpy(dtype=bool)
         if where is not None:
             chosen = rows_where(self._contents.table, where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
 from rga_reid.retrieval.arrays import fitting_rows, unit_rows
@@ -20,6 +20,7 @@ from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.retrieval.refusals import require_some
 
 SHORTLIST = 100  #: images of each query that are re-ranked
 
@@ -73,8 +74,7 @@ class Gallery(ABC):
 
         plan = IndexPlan(index, settings)
         vectors, kept = fitting_rows(features, table)
-        if len(vectors) == 0:
-            raise InputError("features: expected at least one row, got an empty gallery")
+        require_some(len(vectors))
         plan.check_dimension(vectors.shape[1])
         return FolderGallery.of_rows(Contents(vectors.shape[1], plan, model), vectors, kept)
 
@@ -207,12 +207,12 @@ class Gallery(ABC):
                 shortlist shorter than it, a camera to leave out of a gallery without any known camera, a
                 filter that cannot be understood.
         """
-        wanted = _at_least("top_k", top_k, 1)
+        wanted = whole_number("top_k", top_k)
         queries = unit_rows(features, name="query features")
         self._require_dimension("query features", queries)
         if rerank is None:
             return self._find(queries, wanted, exclude_camera, where).to_frame(with_ids=with_ids)
-        hits = self._find(queries, _at_least("shortlist", shortlist, wanted), exclude_camera, where)
+        hits = self._find(queries, whole_number("shortlist", shortlist, wanted), exclude_camera, where)
         return hits.re_ranked(queries, rerank, wanted).to_frame(with_ids=with_ids)
 
     def require_model(self, model: ModelRecord) -> None:
@@ -312,13 +312,3 @@ def persons_and_files(pids: int | Iterable[int], paths: str | Iterable[str]) -> 
     if not persons and not files:
         raise InputError("remove: expected pids or paths")
     return persons, files
-
-
-def _at_least(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    return number

@@ -19,6 +19,7 @@ from rga_reid.files import DiskError, checksum, require_new, sync
 from rga_reid.inputs import read_file, shortened
 from rga_reid.retrieval.contents import Contents, Put, Removal
 from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
+from rga_reid.retrieval.refusals import require_finished
 from rga_reid.retrieval.segments import Rows, Segment, check_size, read_segment, write_segment
 from rga_reid.signals import undisturbed
 
@@ -43,8 +44,7 @@ def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool =
     with _disk_errors(folder):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
     foreign = [name for name in names if not _OURS.fullmatch(name)]
-    if UNFINISHED in names and not (overwrite or resume):
-        raise InputError(f"{folder}: holds an unfinished build; --resume goes on, --overwrite starts over")
+    require_finished(folder, UNFINISHED in names, overwrite=overwrite, resume=resume)
     if names and not foreign and MANIFEST not in names:
         return  # no gallery, but what a killed write left
     require_new(folder, overwrite=overwrite or (UNFINISHED in names and resume))

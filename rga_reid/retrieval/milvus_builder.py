@@ -19,6 +19,7 @@ from rga_reid.retrieval.milvus_server import MilvusServer
 from rga_reid.retrieval.milvus_state import CURRENT, UNFINISHED, State, clean, images_name, unused_generation
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace
+from rga_reid.retrieval.refusals import require_dimension, require_finished, require_same_model, require_some
 from rga_reid.retrieval.team import BLOCK_ROWS, in_blocks
 
 
@@ -48,8 +49,8 @@ class MilvusBuilder:
         self._server = require_free(place, overwrite=overwrite, resume=resume)
         notes = self._server.notes(place.collection)
         self._state = State.from_text(notes[UNFINISHED], place) if resume and notes.get(UNFINISHED) else None
-        if self._state is not None and not _same(self._state.model, model):
-            raise InputError(f"{place}: the unfinished build used another model; --overwrite starts over")
+        if self._state is not None:
+            require_same_model(place, self._state.model, model)
 
     def __enter__(self) -> MilvusBuilder:
         return self
@@ -74,9 +75,10 @@ class MilvusBuilder:
     def add(self, features: Any, table: pd.DataFrame) -> None:
         """Take some rows, see ``GalleryBuilder.add``."""
         vectors, kept = fitting_rows(features, table)
-        if self._buffer and vectors.shape[1] != self._buffer[0][0].shape[1]:
-            before = self._buffer[0][0].shape[1]
-            raise InputError(f"features: of dimension {vectors.shape[1]}, but those before of {before}")
+        if self._state is not None:
+            require_dimension(vectors.shape[1], self._state.dimension)
+        elif self._buffer:
+            require_dimension(vectors.shape[1], self._buffer[0][0].shape[1])
         self._buffer.append((vectors, kept))
         if sum(len(rows) for rows, _ in self._buffer) >= BLOCK_ROWS:
             self._flush()
@@ -95,10 +97,6 @@ class MilvusBuilder:
             generation = unused_generation(self._server, name)
             self._state = State(generation, vectors.shape[1], self._plan, self._model)
             self._server.create_images(self._images, vectors.shape[1], self._plan)
-        if vectors.shape[1] != self._state.dimension:
-            raise InputError(
-                f"features: of dimension {vectors.shape[1]}, but those before of {self._state.dimension}"
-            )
         ids = np.arange(self._state.next_id, self._state.next_id + len(vectors))
         self._state = replace(self._state, next_id=self._state.next_id + len(vectors))
         self._server.write_note(name, UNFINISHED, self._state.to_text())
@@ -111,8 +109,8 @@ class MilvusBuilder:
             InputError: there were no rows.
         """
         self._flush()
-        if self._state is None or not self._state.next_id:
-            raise InputError("features: expected at least one row, got an empty gallery")
+        require_some(0 if self._state is None else self._state.next_id)
+        assert self._state is not None  # it has rows
         name = self._server.place.collection
         self._server.flush(self._images)
         gallery = MilvusGallery(self._server, replace(self._state, plan=self._plan))
@@ -126,14 +124,9 @@ def require_free(place: MilvusPlace, *, overwrite: bool, resume: bool) -> Milvus
     existed = os.path.exists(place.uri)
     server = MilvusServer(place, create=True)
     notes = server.notes(place.collection) if existed or not place.embedded else {}
-    if notes.get(UNFINISHED) and not (overwrite or resume):
-        raise InputError(f"{place}: holds an unfinished build; --resume goes on, --overwrite starts over")
+    require_finished(place, bool(notes.get(UNFINISHED)), overwrite=overwrite, resume=resume)
     if notes.get(CURRENT) and not overwrite and not (resume and notes.get(UNFINISHED)):
         raise InputError(f"{place}: exists already; choose another name or give --overwrite")
     if not notes and place.collection in server.collections():
         raise InputError(f"{place}: a collection of this name exists already, and is no gallery")
     return server
-
-
-def _same(old: ModelRecord | None, new: ModelRecord | None) -> bool:
-    return old == new or (old is not None and new is not None and old.is_same(new))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows, gallery_table
-from rga_reid.retrieval.contents import Removal
+from rga_reid.retrieval.contents import Removal, logged
 from rga_reid.retrieval.exact import MARGIN, rescored, rounding_error
 from rga_reid.retrieval.gallery import Erasure, Gallery, labels_of, persons_and_files
 from rga_reid.retrieval.hits import Hits
@@ -30,6 +29,7 @@ from rga_reid.retrieval.milvus_state import (
 )
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.retrieval.refusals import no_camera_known, require_held
 from rga_reid.retrieval.vectors import Vectors
 
 
@@ -89,11 +89,10 @@ class MilvusGallery(Gallery):
         self._state = state
         found = []
         for column, wanted in (("pid", list(map(int, persons))), ("path", files)):
-            rows = self._found(column, wanted, ["pid", "path"]) if wanted else None
-            for value in wanted:
-                if rows is None or value not in set(rows[column].dropna()):
-                    raise InputError(f"{column} {value}: the gallery has no image of it; nothing was removed")
-            found += [] if rows is None else [rows]
+            if wanted:
+                rows = self._found(column, wanted, ["pid", "path"])
+                require_held(column, wanted, rows[column].dropna())
+                found.append(rows)
         goes = pd.concat(found, ignore_index=True).drop_duplicates("id")
         rewritten = 0
         if self._server.place.embedded:
@@ -235,9 +234,7 @@ class MilvusGallery(Gallery):
         parts = [] if where is None else [expression(where)]
         if exclude_camera is not None:
             if not self._server.count(self._images, "camid is not null"):
-                raise InputError(
-                    f"exclude_camera {exclude_camera}: this gallery knows the camera of no image"
-                )
+                raise no_camera_known(exclude_camera)
             parts.append(f"(camid is null or camid != {exclude_camera})")
         return " and ".join(parts)
 
@@ -283,9 +280,6 @@ class MilvusGallery(Gallery):
         return copied
 
     def _log(self, pids: pd.Series) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        number = max([FIRST_REMOVAL - 1, *self._server.notes(self._name)]) + 1
-        for pid, count in pids.astype("Int64").value_counts(dropna=False, sort=False).items():
-            line = Removal(now, None if pid is pd.NA else int(pid), int(count)).to_line()
-            self._server.write_note(self._name, number, line)
-            number += 1
+        first = max([FIRST_REMOVAL - 1, *self._server.notes(self._name)]) + 1
+        for number, removal in enumerate(logged(pids.astype("Int64")), first):
+            self._server.write_note(self._name, number, removal.to_line())

@@ -66,11 +66,8 @@ class MilvusServer:
             import pymilvus
         except ImportError:
             raise InputError(f"{place}: needs pymilvus: pip install 'rga-reid[milvus]'") from None
-        for library in (
-            "pymilvus",
-            "milvus_lite",
-            "grpc._server",
-        ):  # what they would log arrives as an exception, told once
+        # what they would log arrives as an exception, told once
+        for library in ("pymilvus", "milvus_lite", "grpc._server"):
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
         self._library: Any = pymilvus
         if place.embedded:

@@ -19,6 +19,7 @@ import torch
 from torch import distributed
 
 from rga_reid.errors import InputError
+from rga_reid.files import DiskError
 from rga_reid.retrieval.feature_files import read_features, write_features
 from rga_reid.signals import undisturbed
 
@@ -72,7 +73,7 @@ class Team:
         except InputError as problem:
             error = str(problem)
         except OSError as problem:
-            error = f"{folder}: cannot write there ({problem.strerror})"
+            error = str(DiskError.of(folder, problem))
         self._agree(error)
         try:
             for number, (features, rows) in enumerate(in_blocks(embed(self.share(table, batch_size)))):

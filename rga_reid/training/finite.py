@@ -16,7 +16,7 @@ from rga_reid.files import atomic_file
 if TYPE_CHECKING:
     from rga_reid.training.data import ReIDData
 
-BATCH = "not_finite.pt"  #: in the run's folder; with -rank1 and so on in it where another process wrote it
+BATCHES = "not_finite*.pt"  #: in the run's folder; where another process wrote it with -rank1 and so on
 
 
 class NotFiniteError(InputError):
@@ -52,9 +52,10 @@ def not_finite(
         "epoch": epoch,
         "batch": number,
         "step": trainer.global_step,
-        "losses": {name: float(value) for name, value in (losses or {}).items()},
+        "losses": {name: float(value.detach()) for name, value in (losses or {}).items()},
     }
-    file = Path(trainer.default_root_dir) / (BATCH if rank == 0 else f"not_finite-rank{rank}.pt")
+    process = f"-rank{rank}" if rank else ""
+    file = Path(trainer.default_root_dir) / BATCHES.replace("*", process)
     with atomic_file(file) as temporary:
         torch.save(content, temporary)
     return NotFiniteError(

@@ -15,12 +15,13 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
+from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
-from rga_reid.files import DiskError, atomic_file, disk_error, require_new, sync
+from rga_reid.files import DiskError, atomic_file, disk_error, make_folder, require_new, sync, write_text
 from rga_reid.inputs import shortened
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
-from rga_reid.training.finite import BATCH
+from rga_reid.training.finite import BATCHES
 from rga_reid.training.module import ReIDModule
 from rga_reid.training.precision import resolve_precision
 
@@ -75,8 +76,8 @@ def fit(
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
-    if save_every is not None and save_every < 1:
-        raise InputError(f"save_every: expected at least 1 step, got {save_every}")
+    if save_every is not None:
+        whole_number("save_every", save_every)
     if resume:
         _check_same_model(module, folder / LAST)
     callbacks: list[Callback] = [
@@ -136,11 +137,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         with atomic_file(path) as temporary:
-            with open(
-                temporary, "wb"
-            ) as file:  # torch would put the temporary file's name into the checkpoint
+            with open(temporary, "wb") as file:  # torch would put the draft's name into the checkpoint
                 torch.save(checkpoint, file)
             sync(temporary)
 
@@ -171,13 +170,12 @@ class EpochLines(Callback):
 
 
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if not resume:
-        for name in (LAST, BEST, BATCH):
-            (folder / name).unlink(missing_ok=True)
+        for old in (folder / LAST, folder / BEST, *folder.glob(BATCHES)):
+            old.unlink(missing_ok=True)
     if config is not None:
-        with atomic_file(folder / CONFIG) as temporary:
-            temporary.write_text(config, encoding="utf-8")
+        write_text(folder / CONFIG, config)
 
 
 def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:

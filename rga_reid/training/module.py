@@ -18,7 +18,7 @@ from rga_reid.inputs import shortened
 from rga_reid.models import build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.pixels import uint8_batch
-from rga_reid.models.resnet import LARGEST, SMALLEST
+from rga_reid.models.resnet import LARGEST, SMALLEST, STAGES
 from rga_reid.training.finite import all_finite, not_finite
 from rga_reid.training.losses import ReIDLoss
 from rga_reid.training.schedules import Schedule, WarmupStep
@@ -58,7 +58,7 @@ class ReIDModule(pl.LightningModule):
         classes: int = 0,
         depth: int = 50,
         attention: str | dict[str, Any] | None = "rga",
-        stages: Sequence[int] = (1, 2, 3, 4),
+        stages: Sequence[int] = STAGES,
         last_stride: int = 1,
         weights: str | None = "imagenet",
         size: tuple[int, int] = (256, 128),

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Sampler
 
+from rga_reid.checks import one_of
 from rga_reid.errors import InputError
 
 
@@ -28,7 +29,7 @@ class IdentitySampler(Sampler[list[int]]):
         rank, world_size: this process and how many there are.
 
     Raises:
-        InputError: fewer identities than one step needs.
+        InputError: fewer identities than one step needs, or another value than these.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class IdentitySampler(Sampler[list[int]]):
     ) -> None:
         if identities < 2 or images < 2:
             raise InputError(f"batch: expected at least 2 identities x 2 images, got {identities} x {images}")
+        one_of("visits", visits, ("identity", "image"))
         labels = np.asarray(pids)
         self.rows = [np.flatnonzero(labels == pid) for pid in np.unique(labels)]
         self.identities, self.images, self.visits = identities, images, visits

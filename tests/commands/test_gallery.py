@@ -8,32 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import rga_reid.models
 from rga_reid.commands import main
 from rga_reid.retrieval import Gallery
-
-
-class MeanColour:
-    """The mean of each channel."""
-
-    size = (16, 8)
-    dimension = 3
-    mean = (0.0, 0.0, 0.0)
-    std = (1.0, 1.0, 1.0)
-
-    def embed(self, images: torch.Tensor, *, batch_size: int = 64, device: object = None) -> torch.Tensor:
-        return torch.nn.functional.normalize(images.double().mean((2, 3)).float())
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": MeanColour())
-    file = tmp_path / "model.ckpt"
-    file.write_bytes(b"weights")
-    return file
 
 
 @pytest.fixture
@@ -150,7 +129,7 @@ def test_overwrite(tmp_path: Path, images: Path, checkpoint: Path, capsys: pytes
         (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: expected a folder of images"),
         (
             ["--images", "{images}", "--checkpoint", "{ckpt}", "--batch-size", "0"],
-            "--batch-size: expected at least 1",
+            "--batch-size: expected a whole number of at least 1",
         ),
         (
             ["--images", "{images}", "--checkpoint", "{ckpt}", "--json", "{tmp}/no/f.json"],

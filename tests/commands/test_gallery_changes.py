@@ -6,42 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import rga_reid.models
 from rga_reid.commands import gallery as command
 from rga_reid.commands import main
 from rga_reid.retrieval import Gallery, builder, indexes, team
-
-
-class MeanColour:
-    """The mean of each channel."""
-
-    size = (16, 8)
-    dimension = 3
-    mean = (0.0, 0.0, 0.0)
-    std = (1.0, 1.0, 1.0)
-
-    def __init__(self, fail_after: int = 1000) -> None:
-        self.left = fail_after
-
-    def embed(self, images: torch.Tensor, *, batch_size: int = 64, device: object = None) -> torch.Tensor:
-        self.left -= len(images)
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return torch.nn.functional.normalize(images.double().mean((2, 3)).float() + 1)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": MeanColour())
-    file = tmp_path / "model.ckpt"
-    file.write_bytes(b"weights")
-    return file
 
 
 @pytest.fixture
@@ -208,6 +182,7 @@ def test_unreadable_images_are_refused_or_listed(
 
 
 def test_an_interrupted_build_goes_on(
+    mean_colour: Any,
     tmp_path: Path,
     images: Path,
     checkpoint: Path,
@@ -215,7 +190,7 @@ def test_an_interrupted_build_goes_on(
     refused: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(builder, "SHARD_ROWS", 4)
-    models = [MeanColour(fail_after=7), MeanColour(fail_after=6), MeanColour()]
+    models = [mean_colour(fail_after=7), mean_colour(fail_after=6), mean_colour()]
     monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": models.pop(0))
     words = ["--images", images, "--checkpoint", checkpoint, "--batch-size", 2]
     assert gallery("build", tmp_path / "g", *words) == 130
@@ -233,6 +208,7 @@ def test_an_interrupted_build_goes_on(
 
 
 def test_what_cannot_be_resumed(
+    mean_colour: Any,
     tmp_path: Path,
     images: Path,
     checkpoint: Path,
@@ -240,7 +216,7 @@ def test_what_cannot_be_resumed(
     refused: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(builder, "SHARD_ROWS", 2)
-    models = [MeanColour(fail_after=4), MeanColour(), MeanColour(), MeanColour()]
+    models = [mean_colour(fail_after=4), mean_colour(), mean_colour(), mean_colour()]
     monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": models.pop(0))
     words = ["--images", images, "--checkpoint", checkpoint, "--batch-size", 2]
     again = ["gallery", "build", "--gallery", str(tmp_path / "g"), *map(str, words), "--resume"]

@@ -1,4 +1,4 @@
-"""``test`` with its page, in a real browser."""
+"""``test`` with its page, and what it refuses before any work."""
 
 from __future__ import annotations
 

@@ -210,6 +210,7 @@ def test_bad_options_in_one_line(
     assert "unknown mechanism 'rgaa'" in refused(*good, "--model.attention", "rgaa")
     assert "nowhere" in refused("train", "--config", recipe, "--data.root", "nowhere", *out)
     assert "9 identities are needed" in refused(*good, "--data.identities_per_batch", "9")
+    assert "--seed: expected a whole number from 0 to 4294967295, got -1" in refused(*good, "--seed", "-1")
     assert not (tmp_path / "run").exists()  # nothing was begun
 
 

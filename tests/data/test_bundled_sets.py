@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -106,6 +107,18 @@ def test_one_set_keeps_its_numbers(tmp_path: Path) -> None:
     table = read_training([str(market(tmp_path))], ["market1501"])
     assert table.pid.tolist() == [2, 7]
     assert table.camid.tolist() == [1, 3]
+
+
+def test_junk_is_nobody_to_train_on(tmp_path: Path) -> None:
+    for image in ("1.jpg", "2.jpg", "3.jpg"):
+        touch(tmp_path / image)
+    lines = ["path,pid,camid,split", "1.jpg,5,,train", "2.jpg,0,,train", "3.jpg,-1,,train"]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    assert read_training([str(tmp_path / "own.csv")], ["market1501"]).pid.tolist() == [5, 0]
+    for person in ("3", "7", "-1"):
+        touch(tmp_path / "set" / "train" / person / "a.jpg")
+    card = dataclasses.replace(load_card("folders"), junk_pids=(-1, 3))
+    assert read_training([str(tmp_path / "set")], [card]).pid.tolist() == [7]
 
 
 def test_junk_and_unknown_cameras_in_several_sets(tmp_path: Path) -> None:

@@ -118,6 +118,16 @@ def test_fast_decodes_nothing_but_finds_empty_files(small, card):
     assert [problem.kind for problem in check_data(small, card, fast=True).problems] == ["empty"]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_link_that_leads_nowhere(tmp_path, fast):
+    for person in ("1", "2"):
+        (tmp_path / "train" / person).mkdir(parents=True)
+        Image.new("RGB", (4, 8)).save(tmp_path / "train" / person / "a.jpg")
+    (tmp_path / "train" / "1" / "b.jpg").symlink_to("nowhere.jpg")
+    (problem,) = check_data(tmp_path, "folders", fast=fast).problems
+    assert (problem.kind, problem.where) == ("missing", str(tmp_path / "train" / "1" / "b.jpg"))
+
+
 def test_an_odd_name_and_the_missing_image(small, card):
     jpeg_of(small).rename(jpeg_of(small).with_name("odd.jpg"))
     problems = check_data(small, card).problems

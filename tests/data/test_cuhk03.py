@@ -99,6 +99,26 @@ def test_pictures_are_unpacked_once_and_split_by_the_protocol(tmp_path: Path, ca
     assert not check_data(tmp_path, card).problems
 
 
+def test_a_card_of_both_kinds_without_a_pattern(tmp_path: Path, card: Card) -> None:
+    named = write_pictures(tmp_path / "cuhk-03.mat")
+    write_protocol(tmp_path / PROTOCOL, sorted(named))
+    own = dataclasses.replace(card, pattern=None)
+    labeled = read_table(tmp_path, own)
+    assert len(labeled) == 6
+    assert labeled.camid.isna().all()
+    write_pictures(tmp_path / "cuhk-03.mat", "detected")
+    (source,) = own.splits["gallery"].sources
+    other = dataclasses.replace(source, folder=("detected",))  # with the same protocol file
+    gallery = dataclasses.replace(own.splits["gallery"], sources=(other,))
+    both = read_table(tmp_path, dataclasses.replace(own, splits={**own.splits, "gallery": gallery}))
+    kinds = both.path.map(lambda path: Path(path).parent.name)
+    assert dict(zip(both.split, kinds, strict=True)) == {
+        "train": "labeled",
+        "query": "labeled",
+        "gallery": "detected",
+    }
+
+
 def test_counts_are_the_published_ones() -> None:
     for name, train, gallery in (("labeled", 7368, 5328), ("detected", 7365, 5332)):
         splits = load_card(f"cuhk03_{name}").splits

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from rga_reid.data import MAX_PIXELS, decode, read_image
-from rga_reid.data.images import ImageError
+from rga_reid.data.images import ImageError, pixel_size
 from rga_reid.errors import InputError
 
 RNG = np.random.default_rng(7)
@@ -185,6 +185,7 @@ def test_exif_orientation(tmp_path, orientation, suffix):
     exif[0x0112] = orientation
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(PIXELS), exif=exif)
     assert (pixels(path) == UPRIGHT[orientation](PIXELS)).all()
+    assert pixel_size(path) == UPRIGHT[orientation](PIXELS).shape[:2]
 
 
 def test_exif_orientation_of_a_jpeg_and_of_sixteen_bits(tmp_path):
@@ -197,10 +198,12 @@ def test_exif_orientation_of_a_jpeg_and_of_sixteen_bits(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_damaged_exif_block_leaves_the_pixels(tmp_path):
-    for junk in (b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"):
-        path = saved(tmp_path / "a.jpg", Image.new("RGB", (8, 8), "white"), exif=junk)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_damaged_exif_block_leaves_the_pixels(tmp_path, suffix):
+    for junk in (b"", b"nonsense", b"II+\0\x08", b"MM\0*\0\0\0\x08\xff\xff\x01\x12"):
+        path = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (8, 4), "white"), exif=b"Exif\0\0" + junk)
         assert (pixels(path) == 255).all()
+        assert pixel_size(path) == (4, 8)
 
 
 # --- bad files -----------------------------------------------------------------------------------------

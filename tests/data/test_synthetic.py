@@ -99,13 +99,13 @@ def test_existing_folder_is_kept_unless_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"train_identities": 1}, "train_identities: expected at least 2, got 1"),
-        ({"junk": -1}, "junk: expected at least 0, got -1"),
+        ({"train_identities": 1}, "train_identities: expected a whole number from 2 to 2147483648, got 1"),
+        ({"junk": -1}, "junk: expected a whole number from 0 to 2147483648, got -1"),
         ({"test_identities": 9999}, "at most 9999 in all, got 10127"),
         ({"cameras_per_identity": (1, 4)}, "cameras_per_identity: .* got 1 and 4"),
         ({"cameras_per_identity": (3, 7)}, "cameras_per_identity: .* got 3 and 7"),
         ({"images_per_camera": (3, 2)}, "images_per_camera: .* got 3 and 2"),
-        ({"size": (128, 8)}, "size: expected at least 16 a side"),
+        ({"size": (128, 8)}, "size: expected 16 to .* pixels a side"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):

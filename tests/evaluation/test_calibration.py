@@ -281,7 +281,7 @@ GOOD: dict[str, Any] = {
         ({"query_camids": [1, 2]}, r"gallery_camids: not given, but query_camids are"),
         ({"query_features": np.zeros((2, 2), "f4")}, r"query_features: row 0 .* holds only zeros"),
         ({"query_features": np.ones((2, 5), "f4")}, r"expected rows of one length, found 5 and 2"),
-        ({"block_size": 0}, r"block_size: expected at least 1"),
+        ({"block_size": 0}, r"block_size: expected a whole number of at least 1"),
         ({"query_pids": None}, r"query_pids: expected 2 identities, found none"),
     ],
 )

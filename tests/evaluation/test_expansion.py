@@ -85,11 +85,11 @@ def test_progress_ends_at_one() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, r"k: expected at least 1, found 0"),
+        ({"k": 0}, r"k: expected a whole number of at least 1, got 0"),
         ({"k": 201}, r"k: expected at most 200, the number of gallery items, found 201"),
         ({"alpha": -1}, r"alpha: expected a number from 0, found -1"),
         ({"alpha": np.inf}, r"alpha: expected a number from 0, found inf"),
-        ({"block_size": 0}, r"block_size: expected at least 1"),
+        ({"block_size": 0}, r"block_size: expected a whole number of at least 1"),
         ({"gallery_features": np.zeros((200, 20), "f4")}, r"gallery_features: row 0 .* holds only zeros"),
         ({"query_features": np.full((3, 20), np.nan)}, r"query_features: row 0 .* holds NaN"),
         ({"query_features": np.ones((3, 2))}, r"expected rows of one length, found 2 and 20"),

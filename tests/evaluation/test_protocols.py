@@ -224,8 +224,10 @@ def test_cameras_are_needed(protocol: Any) -> None:
 
 def test_bad_input_is_named() -> None:
     case = people(0)
-    with pytest.raises(InputError, match="repeats: expected at least 1, found 0"):
+    with pytest.raises(InputError, match="repeats: expected a whole number of at least 1, got 0"):
         SingleShot(repeats=0)
+    with pytest.raises(InputError, match="seed: expected a whole number of at least 0, got -1"):
+        SingleShot(seed=-1)
     with pytest.raises(InputError, match=r"rerank: not defined for galleries of one image"):
         evaluate_protocol(SingleShot(2), **case, rerank=ReRanking())
     with pytest.raises(InputError, match=r"no query has its person in another camera"):
@@ -238,3 +240,14 @@ def test_bad_input_is_named() -> None:
     spoiled[5] = np.nan
     with pytest.raises(InputError, match=r"query_features: row 5 holds NaN"):
         evaluate_protocol(MultiQuery(), **case | {"query_features": spoiled})
+
+
+def test_features_that_cancel_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = people(0)
+    case["query_pids"], case["query_camids"] = np.arange(40) // 2 + 100, np.full(40, 5)
+    features = case["query_features"].copy()
+    features[7] = -features[6]
+    for rows in (2, 4096):
+        monkeypatch.setattr("rga_reid.evaluation.protocols._AVERAGED", rows)
+        with pytest.raises(InputError, match="query_features: those of pid 103 in camera 5 cancel out"):
+            evaluate_protocol(MultiQuery(), **case | {"query_features": features})

@@ -261,10 +261,10 @@ def test_progress_ends_at_one() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k1": 0}, r"k1: expected a whole number from 1, found 0"),
-        ({"k2": -3}, r"k2: expected a whole number from 1, found -3"),
-        ({"k1": 2.5}, r"k1: expected a whole number from 1, found 2\.5"),
-        ({"k2": True}, r"k2: expected a whole number from 1, found True"),
+        ({"k1": 0}, r"k1: expected a whole number of at least 1, got 0"),
+        ({"k2": -3}, r"k2: expected a whole number of at least 1, got -3"),
+        ({"k1": 2.5}, r"k1: expected a whole number of at least 1, got 2\.5"),
+        ({"k2": True}, r"k2: expected a whole number of at least 1, got True"),
         ({"lambda_value": 1.5}, r"lambda_value: expected 0 to 1, found 1\.5"),
         ({"lambda_value": np.nan}, r"lambda_value: expected 0 to 1, found nan"),
     ],
@@ -288,8 +288,8 @@ def spoiled(value: float) -> np.ndarray:
         ({"gallery_features": spoiled(np.nan)}, r"gallery_features: row 4 holds NaN or infinity"),
         ({"gallery_features": spoiled(0)}, r"gallery_features: row 4 holds only zeros"),
         ({"query_features": np.ones((10, 3), "f4")}, r"expected rows of one length, found 3 and 24"),
-        ({"metric": "manhattan"}, r"metric: expected cosine or euclidean, found 'manhattan'"),
-        ({"block_size": 0}, r"block_size: expected at least 1, found 0"),
+        ({"metric": "manhattan"}, r"metric: expected cosine or euclidean, got 'manhattan'"),
+        ({"block_size": 0}, r"block_size: expected a whole number of at least 1, got 0"),
         ({"device": "nowhere"}, r"device 'nowhere': not available"),
     ],
 )

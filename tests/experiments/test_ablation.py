@@ -15,7 +15,7 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.experiments import ablation_run
-from rga_reid.experiments.ablation import Outcome, outcome
+from rga_reid.experiments.ablation import Outcome, gpus, outcome
 from rga_reid.experiments.ablation_run import differences, locked
 
 SESSION = Path(__file__).with_name("session.py")
@@ -177,6 +177,14 @@ def test_jobs_get_a_gpu_each_or_their_share_of_the_cores(
     assert [value.split()[1] for value in seen[2:]] == ["4", "4"]
 
 
+@pytest.mark.parametrize(("chosen", "names"), [("2, 3", ["2", "3"]), ("GPU-1a,", ["GPU-1a"]), ("", [])])
+def test_gpus_are_those_that_cuda_may_see(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, names: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert gpus() == names
+
+
 def test_only_what_is_wanted_is_made(tmp_path: Path) -> None:
     result, _ = SCRIPTED.session(tmp_path, "a:0,b:0", wanted=lambda run: run.variant == "b")
     assert names(result) == {"finished": ["b seed 0"], "left": ["a seed 0"]}
@@ -190,7 +198,9 @@ def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe.trainer.max_epochs was null, is 9.*delete this folder"):
         changed.check()
     (tmp_path / "a/seed-0/run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run.json: expected a JSON file .*; delete "):
+    with pytest.raises(
+        InputError, match=r"run\.json: expected a JSON file .*; delete .*seed-0 to make this run again"
+    ):
         run.check()
 
 

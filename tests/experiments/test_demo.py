@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_demo_folder_that_exists_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "-1"], "--seed: expected a whole number from 0 to 4294967295, got -1"),
+        (["--epochs", "0"], "--epochs: expected a whole number of at least 1, got 0"),
+        (["--config", "dmeo"], "did you mean demo?"),
+    ],
+)
+def test_a_demo_is_not_removed_for_wrong_options(
+    tmp_path: Path, refused: Callable[..., str], words: list[str], message: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "metrics.json").write_text("{}")
+    assert message in refused("demo", "--out", str(tmp_path), "--overwrite", *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "metrics.json"}
 
 
 def test_overwriting_a_demo_keeps_what_is_not_its_own(tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_model(tmp_path / "m.ckpt")
 
 
+def test_unknown_settings_of_several_types_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, CONFIG_KEY: {1: 2, "dept": 18}}, tmp_path / "m.ckpt")
+    with pytest.raises(InputError, match=r"m\.ckpt: the model it names has an unknown setting 1"):
+        load_model(tmp_path / "m.ckpt")
+
+
 def test_attention_by_name_class_path_and_options() -> None:
     for choice in ("pam", "rga_reid.attention.PAM", {"class_path": "rga_reid.attention.PAM"}):
         factory = resolve_attention(choice)

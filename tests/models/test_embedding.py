@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rga_reid.errors import InputError
-from rga_reid.models import EmbeddingModel, Mirrored, TrainingOutput, build_model
+from rga_reid.models import ColourHistogram, EmbeddingModel, Mirrored, TrainingOutput, build_model
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,22 @@ def test_embed_leaves_the_mode_as_it_was(model: EmbeddingModel) -> None:
     model.train()
     model.embed(torch.zeros(1, 3, 64, 32, dtype=torch.uint8))
     assert model.training
+
+
+def test_embeddings_may_be_learned_from(model: EmbeddingModel) -> None:
+    embedded = model.embed(torch.zeros(2, 3, 64, 32, dtype=torch.uint8))
+    head = torch.nn.Linear(embedded.shape[1], 3)
+    head(embedded).sum().backward()
+    assert not embedded.requires_grad
+    torch.testing.assert_close(head.weight.grad, embedded.sum(0).expand(3, -1))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_image_is_refused(model: EmbeddingModel, batch_size: int) -> None:
+    images = torch.zeros(1, 3, 64, 32, dtype=torch.uint8)
+    for embedder in (model, Mirrored(model), ColourHistogram()):
+        with pytest.raises(InputError, match="batch_size: expected a whole number of at least 1"):
+            embedder.embed(images, batch_size=batch_size)
 
 
 def test_mirrored_images_have_mirrored_features(model: EmbeddingModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("last_stride", [1, 2])
-@pytest.mark.parametrize("size", [(64, 32), (75, 43)])
-def test_map_sizes_are_those_of_the_forward_pass(depth: int, last_stride: int, size: tuple[int, int]) -> None:
-    model = ResNet(depth, last_stride=last_stride, size=size).eval()
+@pytest.mark.parametrize("size", [(64, 32), (75, 43), (70, 37)])
+@pytest.mark.parametrize("stem_pool", ["padded", "ceil"])
+def test_map_sizes_are_those_of_the_forward_pass(
+    depth: int, last_stride: int, size: tuple[int, int], stem_pool: Any
+) -> None:
+    model = ResNet(depth, last_stride=last_stride, size=size, stem_pool=stem_pool).eval()
     seen: list[tuple[int, ...]] = []
     for stage in (1, 2, 3, 4):
         getattr(model, f"layer{stage}").register_forward_hook(
@@ -123,7 +127,7 @@ def test_imagenet_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 19}, "depth: expected one of"),
+        ({"depth": 19}, "depth: expected 18 or 34 or 50 or 101, got 19"),
         ({"last_stride": 3}, "last_stride: expected 1 or 2, got 3"),
         ({"stages": (1, 5)}, "stages"),
         ({"stages": (1, 1)}, "stages"),

@@ -130,7 +130,7 @@ def test_an_unreadable_image_is_named(files: list[Path]) -> None:
 
 
 def test_wrong_arguments_are_refused(files: list[Path]) -> None:
-    with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(InputError, match="batch_size: expected a whole number of at least 1, got 0"):
         extract_features(MeanColour(), files, 0)
     with pytest.raises(InputError, match="expected a column 'path', found file"):
         extract_features(MeanColour(), pd.DataFrame({"file": ["a"]}))
@@ -139,6 +139,6 @@ def test_wrong_arguments_are_refused(files: list[Path]) -> None:
 def test_choose_device() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("abacus", "cuda:99"):
+    for name in ("abacus", "cuda:99", "meta", ""):
         with pytest.raises(InputError, match=f"device '{name}': not available"):
             choose_device(name)

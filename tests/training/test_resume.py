@@ -136,4 +136,6 @@ def test_what_does_not_fit_a_checkpoint_is_explained(
     assert "keys missing (model.backbone.attention1" in error
     error = refused(*words, "--resume", "--model.attention", "rga_s", "--model.stages", "[4]")
     assert error.count("model.backbone.attention4") == 10  # the first ten keys, of more
-    assert "at least 1 step" in refused(*words, "--overwrite", "--save-every", "0")
+    assert "save_every: expected a whole number of at least 1" in refused(
+        *words, "--overwrite", "--save-every", "0"
+    )

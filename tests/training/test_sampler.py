@@ -78,3 +78,5 @@ def test_too_few_identities_are_refused() -> None:
         IdentitySampler(PIDS, 5, 4, world_size=2)
     with pytest.raises(InputError, match="at least 2 identities x 2 images"):
         IdentitySampler(PIDS, 5, 1)
+    with pytest.raises(InputError, match="visits: expected identity or image, got 'camera'"):
+        IdentitySampler(PIDS, visits="camera")  # type: ignore[arg-type]

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.data.synthetic.cameras import CAMERAS, SUPERSAMPLING
 from rga_reid.data.synthetic.people import Person, random_person
 from rga_reid.data.synthetic.shots import Sighting, Studio
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_folder
+from rga_reid.progress import tracked
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 DISTRACTOR, JUNK = 0, -1  # pids
@@ -30,7 +29,7 @@ PASSERS_BY = 24
 FRAMES_PER_SIGHTING, FRAMES_PER_SHOT = 90, 8
 USUAL_BOX = 1.9  # metres, height; sets the sharpness of the scenes
 
-_MOST = 2**31  # of anything
+_MOST = 2**31  # images or people
 
 # independent random streams: what is drawn from one does not depend on how much was drawn from another
 _PEOPLE, _SIGHTINGS, _SHOTS, _SCENES = range(4)
@@ -65,12 +64,8 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or value > _MOST:
-                what = f"a whole number, at most {_MOST:,}"
-                raise InputError(f"synthetic {name}: expected {what}, got {quoted(value)}")
-            if value < low:
-                raise InputError(f"synthetic {name}: expected at least {low}, got {value}")
+            most = MOST_SEED if name == "seed" else _MOST
+            whole_number(f"synthetic {name}", getattr(self, name), low, most)
         for name in ("cameras_per_identity", "images_per_camera", "size"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or [type(number) for number in value] != [int, int]:
@@ -86,8 +81,8 @@ class SyntheticSettings:
                 )
         if min(self.size) < SMALLEST_SIDE or max(self.size) > LARGEST_SIDE:
             raise InputError(
-                f"synthetic size: expected at least {SMALLEST_SIDE} a side, at most {LARGEST_SIDE}, "
-                f"got {self.size}"
+                f"synthetic size: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, "
+                f"got {quoted(self.size)}"
             )
 
 
@@ -130,16 +125,8 @@ def write_synthetic(
         for name in (TRAIN, GALLERY, QUERY):
             (folder / name).mkdir()
         shots = list(plan(settings))
-        progress = track(
-            enumerate(shots),
-            "drawing people",
-            len(shots),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
         studio = _studio(settings)
-        for number, shot in progress:
+        for number, shot in tracked(enumerate(shots), "drawing people", len(shots)):
             _take(studio, shot, np.random.default_rng([settings.seed, _SHOTS, number]), folder)
 
 

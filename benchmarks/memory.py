@@ -1,30 +1,11 @@
-"""What the benchmarks share: times that are fair to each other, the memory of a run, and the machine."""
+"""Memory of a run without that of files which it maps."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from rga_reid.experiments.measuring import (
-    give_back,
-    in_fresh_processes,
-    interleaved,
-    machine,
-    peak_resident,
-    status,
-    turns,
-)
-
-__all__ = [
-    "give_back",
-    "in_fresh_processes",
-    "interleaved",
-    "machine",
-    "peak_anonymous",
-    "peak_resident",
-    "status",
-    "turns",
-]
+from rga_reid.experiments.measuring import give_back, status
 
 _SAMPLED = 0.002  # seconds between two looks at the memory
 
