@@ -134,7 +134,7 @@ def _measure(outcome: Outcome, out: Path) -> None:
     try:
         measure(dict(reversed(first.items())), out)
     except Exception as error:  # the results are there: they are worth a report without these figures
-        print(f"latency and memory could not be measured: {error}")
+        print(printable(f"latency and memory could not be measured: {error}"))
 
 
 def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None:
@@ -194,4 +194,5 @@ class _Display:
         if progress.news:
             left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
             minutes = f", about {left / 60:.0f} minutes left" if left > 0 else ""
-            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {progress.news}{minutes}")
+            news = printable(progress.news)
+            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {news}{minutes}")

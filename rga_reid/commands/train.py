@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
+from functools import reduce
+from inspect import signature
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import yaml
@@ -53,7 +57,11 @@ def parser() -> ArgumentParser:
     options.add_argument("--overwrite", action="store_true", help="train into a folder that is not empty")
     options.add_class_arguments(ReIDData, "data")
     options.add_class_arguments(ReIDModule, "model")
-    options.add_class_arguments(pl.Trainer, "trainer", skip=_OURS, instantiate=False)
+    shares = _counts_or_shares()
+    options.add_class_arguments(pl.Trainer, "trainer", skip=_OURS | shares.keys(), instantiate=False)
+    for name, (kind, default) in shares.items():
+        what = "Lightning's; a whole number counts, a number with a point is a share"
+        options.add_argument(f"--trainer.{name}", type=kind, default=default, help=what)
     options.add_argument(
         "--trainer.precision",
         type=Precision,
@@ -64,6 +72,22 @@ def parser() -> ArgumentParser:
     options.link_arguments("model.size", "data.size")
     options.link_arguments("data.classes", "model.classes", apply_on="instantiate")
     return options
+
+
+def _counts_or_shares() -> dict[str, tuple[Any, Any]]:
+    """Types and defaults of Lightning's options that take whole numbers and floats, whole numbers first.
+
+    ``typing`` keeps one object for ``Optional[Union[int, float]]`` and ``Optional[Union[float, int]]``:
+    whichever some library asked for first. With floats first, ``limit_train_batches: 1`` would be 1.0, which
+    is all batches.
+    """
+    found, parameters = {}, signature(pl.Trainer).parameters
+    for name, hint in get_type_hints(pl.Trainer.__init__).items():
+        kinds = get_args(hint)
+        if int in kinds and float in kinds:
+            others = [kind for kind in kinds if kind not in (int, float)]
+            found[name] = (reduce(operator.or_, [int, float, *others]), parameters[name].default)
+    return found
 
 
 def prepare(words: Sequence[str]) -> list[str]:

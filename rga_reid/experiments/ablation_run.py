@@ -30,7 +30,7 @@ import yaml
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
 from rga_reid.files import DiskError, make_folder, write_json, write_text
-from rga_reid.inputs import read_json
+from rga_reid.inputs import read_json, shortened
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
 QUERIES, RANKED, RESULT, ERROR, LOG = (
@@ -42,6 +42,8 @@ QUERIES, RANKED, RESULT, ERROR, LOG = (
 )
 LAST = "last.ckpt"  # the checkpoint that `train` leaves; its own constant would bring Lightning along
 _LOCK = ".lock"
+_LONGEST_ERROR = 500  # characters of an error that are told
+_SHOWN = 80  # characters of a setting that has changed
 # its time is in the checkpoint: it outlives a kill
 _TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "step"}}
 
@@ -163,8 +165,9 @@ class Run:
         write_text(self.folder / ERROR, what + "\n")
 
     def why(self) -> str:
-        """The first line of the error."""
-        return (self.folder / ERROR).read_text(encoding="utf-8").split("\n")[0]
+        """The first line of the error; the file may be anybody's."""
+        with open(self.folder / ERROR, encoding="utf-8", errors="replace") as file:
+            return shortened(file.readline(_LONGEST_ERROR), _LONGEST_ERROR)
 
 
 @contextmanager
@@ -204,4 +207,5 @@ def differences(one: Any, two: Any, where: str = "") -> list[str]:
         keys = dict.fromkeys([*one, *two])
         inner = (differences(one.get(k), two.get(k), f"{where}.{k}" if where else k) for k in keys)
         return [line for lines in inner for line in lines]
-    return [] if one == two else [f"{where} was {json.dumps(one)}, is {json.dumps(two)}"]
+    name, before, after = (shortened(text, _SHOWN) for text in (where, json.dumps(one), json.dumps(two)))
+    return [] if one == two else [f"{name} was {before}, is {after}"]

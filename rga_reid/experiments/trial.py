@@ -63,7 +63,7 @@ def seconds_of(checkpoint: dict[str, Any]) -> float | None:
         if str(name).startswith("Timer"):
             try:
                 return float(state["time_elapsed"]["train"])
-            except (KeyError, TypeError, ValueError):  # of another Timer
+            except (KeyError, TypeError, ValueError, OverflowError):  # of another Timer
                 return None
     return None
 

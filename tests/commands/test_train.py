@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,3 +250,16 @@ def test_test_split_without_matches(
     assert "identit" in refused(*words)
     (tmp_path / "own.csv").write_text("\n".join(row for row in rows if "gallery" not in row))
     assert "'gallery'" in refused(*words)
+
+
+def test_a_whole_number_counts_batches_whatever_typing_remembers() -> None:
+    """``typing`` gives out the union that was asked for first; in a process of its own, as it is kept."""
+    program = (
+        "from typing import Optional, Union; Optional[Union[float, int]]\n"
+        "from rga_reid.commands.train import parser\n"
+        "for text in ('1', '0.5', '1.0', 'null'):\n"
+        "    options = parser().parse_args(['--data.root', 'x', '--trainer.limit_train_batches', text])\n"
+        "    print(repr(options.trainer.limit_train_batches))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0.5", "1.0", "None"]

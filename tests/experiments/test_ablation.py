@@ -123,6 +123,23 @@ def test_a_run_that_dies_is_recorded_and_stops_no_other(tmp_path: Path) -> None:
     assert result.failed[0].why() == "training: killed by signal 9: epoch 1/5"
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", ""),
+        (b"no such\tattention\nmore", "no such attention"),
+        (b"not \xff\xfe UTF-8", "not �� UTF-8"),
+        (b"x" * 10_000_000, "x" * 500),
+    ],
+)
+def test_an_error_is_told_whatever_its_file_holds(tmp_path: Path, content: bytes, told: str) -> None:
+    (run,) = SCRIPTED.runs(tmp_path, "a:0")
+    run.folder.mkdir(parents=True)
+    (run.folder / "error.txt").write_bytes(content)
+    assert run.state == "failed"
+    assert run.why() == told
+
+
 def test_a_training_that_outlives_its_session_is_left_alone(tmp_path: Path) -> None:
     process = start(tmp_path, "a:0")
     wait_for(tmp_path / "a/seed-0/train/count", "1")
@@ -197,3 +214,6 @@ def test_differences_name_the_keys() -> None:
     one, two = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
     assert differences(one, two) == ["a.c was [1], is [2]", "d was 2, is null", "e was null, is 3"]
     assert differences(one, one) == []
+    (line,) = differences({"k" * 9999: "a" * 9999}, {})
+    assert len(line) < 200
+    assert line.endswith("aaa..., is null")

@@ -22,7 +22,7 @@ from types import FrameType
 from rga_reid.commands import main
 
 SECONDS = 30  #: that a case may take; most take a tenth of one
-MEBIBYTES = 1024  #: that a case may add to the highest memory of the process
+MEBIBYTES = 1024  #: that a case may take, above what the process held before
 LONGEST = 1000  #: characters of an error message, besides the words of the command that it repeats
 ANSWERED = 3600  #: seconds after which even code that Python cannot interrupt is ended, and with it the tests
 _FUSE = 8 << 30  # bytes of address space that a case may add: it protects the machine, MEBIBYTES judges
@@ -70,7 +70,7 @@ class Outcome:
         noise: what others wrote there: C libraries.
         escaped: the traceback of an exception that escaped ``main``.
         seconds: whole ones that it ran, those not counted in which the process was stopped.
-        mebibytes: by which it raised the highest memory of the process.
+        mebibytes: its highest memory, above what the process held before.
         warned: warnings, which a user would see on stderr.
     """
 
@@ -142,7 +142,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 def run(words: Sequence[str], folder: Path) -> Outcome:
     """Run a command in a folder, under the limits, and watch it."""
     escaped, code = "", None
-    start = _peak()
+    start = _new_peak()
     with _limits() as seconds, _inside(folder), _streams() as texts, _warnings() as warned:
         try:
             code = main(words)
@@ -277,6 +277,19 @@ def _limits() -> Iterator[list[int]]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def _new_peak() -> int:
+    """The highest memory of the process, in bytes, after it was set back to what is held now.
+
+    Where the kernel does not set it back (not every container lets one write that file), it is the highest
+    since the process began, and a case is judged only by what it takes beyond all before it.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    return _peak()
+
+
 def _peak() -> int:
-    """Highest memory of the process until now, in bytes (Linux tells it in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest memory of the process since it was set back, in bytes (Linux tells it in KiB)."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        (line,) = (line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

@@ -23,7 +23,7 @@ from scipy.io import savemat
 
 from rga_reid.data import read_table
 from rga_reid.evaluation import calibrate
-from rga_reid.experiments.ablation import runs_of
+from rga_reid.experiments.ablation import runs_of, write_plan
 from rga_reid.experiments.ablation_plan import read_plan
 from rga_reid.experiments.ablation_run import QUERIES, RANKED, RESULT, DataSource
 from rga_reid.models import build_model, load_model, save_model
@@ -324,9 +324,7 @@ def _write_runs(root: Path) -> None:
             }
         )
     )
-    (out / "plan.json").write_text(
-        json.dumps({"title": "A plan", "baseline": "base", "variants": ["base", "other"]})
-    )
+    write_plan(plan, out)
     (root / "test.json").write_text(json.dumps(metrics))
 
 

@@ -40,11 +40,23 @@ def plans(draw: Draw, material: Material) -> Case:
     files: dict[str, Any] = {f"runs/{name}": content for name, content in material.tree("runs").items()}
     recipe = material.read("recipe.yaml")
     files |= {"plan.yaml": text.encode(), "recipe.yaml": recipe, "o.json": OLD}
-    if draw(st.sampled_from((True, True, False))):
+    spoiled = draw(st.sampled_from(("plan", "plan", "plan", "recipe", "kept", "error")))
+    before = dict(files)
+    if spoiled == "plan":
         files["plan.yaml"] = spoiled_yaml(draw, PLAN, draw(st.sampled_from(("tree", "tree", "text"))))
-    else:
+    elif spoiled == "recipe":
         files["recipe.yaml"] = spoiled_yaml(draw, RECIPE, "tree")
-    valid = files["plan.yaml"] == text.encode() and files["recipe.yaml"] == recipe
+    elif spoiled == "kept":
+        kept = ("base/seed-0/run", "other/seed-1/run", "base/seed-0/result", "measured")
+        name = f"runs/{draw(st.sampled_from(kept))}.json"
+        files[name] = spoiled_json(draw, json.loads(files[name]))
+    else:  # a run that has failed
+        files["runs/other/seed-1/error.txt"] = spoiled_text(draw, "no such attention\nmore\n")
+        del files["runs/other/seed-1/result.json"]
+    valid = all(
+        content == before.get(name) or (name.endswith("json") and _same_json(content, before[name]))
+        for name, content in files.items()
+    )
     words = ["ablate", "--config", "plan.yaml", "--data.root", str(material.path("set")), "--out", "runs"]
     return Case([*words, "--only", "base", "--seed", "0", "--json", "o.json"], files, valid)
 
@@ -146,6 +158,6 @@ def reports(draw: Draw, material: Material) -> Case:
 
 def _same_json(one: bytes, two: bytes) -> bool:
     try:
-        return json.dumps(json.loads(one)) == json.dumps(json.loads(two))  # otherwise 0 equals false
+        return json.dumps(json.loads(one.decode())) == json.dumps(json.loads(two))  # else 0 equals false
     except ValueError:
         return False

@@ -18,7 +18,7 @@ ESCAPES = "\x1b[2J\x1b]0;title\x07"
 
 #: Values that stand where something else is expected, in YAML and, as far as it has them, in JSON.
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 3, 7, 255, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30,
+    None, True, False, 0, -1, 1, 2, 3, 7, 255, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**400,
     0.0, -0.0, 0.5, 1e-320, 1e308, -1.5, float("nan"), float("inf"), float("-inf"),
     "", " ", "a", LONG, "\x00", ESCAPES, "💥", "\ud800", "é\u202e", "$x_$", "%s%n", "{{7*7}}", "<script>",
     "'", '"',

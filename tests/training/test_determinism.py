@@ -76,6 +76,6 @@ def test_what_a_training_step_does(attention: str | None) -> None:
 
 def test_rga_at_another_size_than_its_own() -> None:
     """Its weights over positions are interpolated, whose gradient adds up in any order."""
-    names = operations("rga", input_sizes=[(0, 48, 24), (3, 64, 32)])
+    names = operations("rga", input_sizes=[(0, 48, 32), (3, 64, 32)])
     assert names & RAISES == {"_upsample_bilinear2d_aa_backward"}
     assert "`_upsample_bilinear2d_aa_backward`" in DOCUMENT.read_text(encoding="utf-8")

@@ -1,0 +1,64 @@
+"""What a stranger can make, such as a gallery with checksums that are right; and what a refusal must be."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rga_reid.retrieval.manifest import sealed
+from tests.fuzz.harness import Outcome
+
+SEGMENT = Path("segments/000001-0")
+BOUND = 200  #: MiB that a refusal may take
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def refusal(outcome: Outcome) -> str:
+    """The one line of a command that refused its input, in bounded memory."""
+    assert outcome.code == 2, outcome.escaped or outcome
+    assert outcome.error.startswith("rga-reid: error: ")
+    assert outcome.error.count("\n") == 1
+    assert outcome.mebibytes < BOUND
+    assert outcome.seconds < 10
+    return outcome.error
+
+
+def reseal(gallery: Path, change: Callable[[Any], object]) -> None:
+    """Change a manifest and give it a new checksum, as anyone can."""
+    manifest = json.loads((gallery / "manifest.json").read_text())
+    change(manifest)
+    manifest.pop("sha256")
+    (gallery / "manifest.json").write_bytes(sealed(manifest))
+
+
+def put(gallery: Path, name: str, content: bytes) -> None:
+    """Another file of a segment, and a manifest that vouches for it."""
+    (file,) = gallery.rglob(name)
+    file.write_bytes(content)
+
+    def change(manifest: Any) -> None:
+        for segment in manifest["segments"]:
+            segment["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    reseal(gallery, change)

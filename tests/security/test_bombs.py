@@ -1,0 +1,196 @@
+"""What promises, or unpacks to, more than there is on the disk is refused in one line, in little memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from rga_reid.data.mat_files import MOST_UNPACKED, read_mat
+from rga_reid.models.checkpoints import CONFIG_KEY
+from tests.fuzz.harness import run
+from tests.security.hostile import npy, put, refusal, reseal
+
+
+def test_images_of_absurd_sizes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    jpeg = bytearray(buffer.getvalue())
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = struct.pack(">HH", 65_500, 65_500)
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + b"IHDR"
+        + header
+        + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    (tmp_path / "a.png").write_bytes(png + b"\0\0\0\0IDAT")
+    (tmp_path / "a.ppm").write_bytes(b"P6 99999999 99999999 255\n")
+    for name in ("a.jpg", "a.png", "a.ppm"):
+        words = ["verify", name, name, "--checkpoint", str(tiny_checkpoint)]
+        assert f"{name}: image of " in refusal(run(words, tmp_path))
+
+
+def headed(shape: str, size: int = 192) -> bytes:
+    """An .npy file whose header promises a shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "(1000000000000, 8)",
+        "(3000000000, 4)",
+        "(9223372036854775807, 9223372036854775807)",
+        "(4611686018427387904, 4)",
+    ],
+)
+def test_headers_that_promise_more_than_there_is(tmp_path: Path, saved: Path, shape: str) -> None:
+    (tmp_path / "f.npy").write_bytes(headed(shape))
+    (tmp_path / "f.csv").write_text("pid\n1\n")
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / f"{method}.npz", "w", method) as archive:
+            archive.writestr("features.npy", headed(shape))
+        refusal(run(["evaluate", "--query", f"{method}.npz", "--gallery", f"{method}.npz"], tmp_path))
+    refusal(run(["evaluate", "--query", "f.npy", "--gallery", "f.npy"], tmp_path))
+    put(saved, "vectors.npy", headed(shape))
+    assert "vectors.npy" in refusal(run(["gallery", "info", "--gallery", str(saved)], tmp_path))
+
+
+@pytest.mark.parametrize("name", ["features", "pids", "paths"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_unpack_to_much(tmp_path: Path, name: str, method: int) -> None:
+    rows = 1 << 27  # half a gibibyte of zeros, in half a mebibyte
+    header = headed(f"({rows}, 1)" if name == "features" else f"({rows},)", 0)
+    if name == "paths":
+        header = header.replace(b"<f4", b"<U1")
+    with zipfile.ZipFile(tmp_path / "f.npz", "w", method) as archive:
+        if name != "features":
+            archive.writestr("features.npy", npy(np.eye(3)), zipfile.ZIP_STORED)
+        with archive.open(f"{name}.npy", "w") as member:
+            member.write(header)
+            for _ in range(rows >> 18):
+                member.write(bytes(1 << 20))
+    words = ["evaluate", "--query", "f.npz", "--gallery", "f.npz"]
+    assert f"array '{name}': " in refusal(run(words, tmp_path))
+
+
+def parquet(table: pa.Table, compression: str = "snappy") -> bytes:
+    """Less than 3 MB, whatever is in it."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression=compression)
+    assert len(buffer.getvalue()) < 3_000_000
+    return buffer.getvalue()
+
+
+MANY, LONG = 10_000_000, "a" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "rows", "count"),
+    [
+        (pa.array(["a"] * 20_000), 20_000, 5),  # more than the manifest says
+        (pa.array([LONG] * 20_000).dictionary_encode(), 20_000, 20_000),  # a text once, for each row
+        (pa.array(["a"] * MANY).dictionary_encode(), MANY, MANY),
+    ],
+    ids=["more", "long", "many"],
+)
+def test_tables_that_unpack_to_much(saved: Path, path: pa.Array, rows: int, count: int) -> None:
+    table = {"path": path, "pid": np.zeros(rows, int)} | ({} if rows == MANY else {"id": range(rows)})
+    put(saved, "table.parquet", parquet(pa.table(table)))
+    put(saved, "vectors.npy", headed(f"({count}, 6)", count * 24))
+
+    def change(manifest: Any) -> None:
+        manifest["count"] = manifest["segments"][0]["count"] = count
+
+    reseal(saved, change)
+    assert "table.parquet: " in refusal(run(["gallery", "info", "--gallery", str(saved)], saved.parent))
+
+
+def test_tables_that_are_packed_too_well(saved: Path) -> None:
+    """Zstandard packs a gibibyte of one letter into some kilobytes; pandas does not use it."""
+    table = pq.read_table(next(saved.rglob("table.parquet")))
+    info = ["gallery", "info", "--gallery", str(saved)]
+    put(saved, "table.parquet", parquet(table))
+    assert run(info, saved.parent).code == 0
+    put(saved, "table.parquet", parquet(table, "zstd"))
+    assert "packed by ZSTD" in refusal(run(info, saved.parent))
+
+
+@pytest.mark.parametrize("name", ["queries.parquet", "ranked.parquet"])
+def test_tables_of_a_run_that_unpack_to_much(tmp_path: Path, name: str) -> None:
+    result = {"variant": "a", "seed": 0, "metrics": {"mAP": 0.5}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    columns = ("query", "rank", "score", "pid", "camid", "AP_step", "matches")
+    table = {column: np.zeros(MANY, np.int8) for column in columns}
+    (tmp_path / "run" / name).write_bytes(parquet(pa.table({**table, "path": pa.array(["a"] * MANY)})))
+    assert f"{name}: expected at most" in refusal(run(["report", "run"], tmp_path))
+
+
+def test_checkpoints_that_unpack_to_much(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    torch.save(
+        {"state_dict": {"a": torch.zeros(1 << 26)}, CONFIG_KEY: {"depth": 18}}, tmp_path / "large.ckpt"
+    )
+    with (
+        zipfile.ZipFile(tmp_path / "large.ckpt") as old,
+        zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    (tmp_path / "large.ckpt").unlink()
+    torch.save(
+        {"state_dict": {"model.a": torch.zeros(1).expand(1 << 30, 1 << 10)}, CONFIG_KEY: {"depth": 18}},
+        tmp_path / "b.ckpt",
+    )
+    content = tiny_checkpoint.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"][CONFIG_KEY] = json.dumps({"depth": 18, "attention": "rga", "size": [4096, 4096]})
+    text = json.dumps(header).encode()
+    (tmp_path / "c.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    Image.new("RGB", (4, 8)).save(tmp_path / "p.png")
+    for name in ("a.ckpt", "b.ckpt", "c.safetensors"):
+        assert name in refusal(run(["verify", "p.png", "p.png", "--checkpoint", name], tmp_path))
+
+
+def test_matlab_files_that_unpack_to_much(tmp_path: Path) -> None:
+    def element(kind: int, data: bytes) -> bytes:
+        padding = b"" if kind == 15 else bytes(-len(data) % 8)
+        return struct.pack("<2I", kind, len(data)) + data + padding
+
+    def array(kind: int, shape: tuple[int, ...], name: bytes, rest: bytes) -> bytes:
+        flags, dimensions = struct.pack("<2I", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
+        return element(14, element(6, flags) + element(5, dimensions) + element(1, name) + rest)
+
+    zeros = element(9, bytes(MOST_UNPACKED))
+    inner = array(1, (2**30, 1), b"", b"")
+    head = b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    for content in (
+        element(15, zlib.compress(array(6, (MOST_UNPACKED // 8, 1), b"labels", zeros))),
+        array(1, (2**30, 1), b"filelist", b""),
+        array(1, (1, 1), b"filelist", inner),
+        array(4, (2**31 - 1, 2**31 - 1), b"filelist", b""),
+        array(5, (2**30, 2**30), b"labels", b""),
+    ):
+        (tmp_path / "x.mat").write_bytes(head + content)
+        with pytest.raises(ValueError, match=r"values in|more than|class 5"):
+            read_mat(tmp_path / "x.mat", ["labels", "filelist"])
+    savemat(tmp_path / "y.mat", {"labels": [1, 2], "other": {"a": 1}}, do_compression=True)
+    assert list(read_mat(tmp_path / "y.mat", ["labels", "none"])) == ["labels"]

@@ -1,0 +1,197 @@
+"""Values that no file and no option has reason to hold are refused in one line, before work begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from rga_reid.experiments.trial import seconds_of
+from rga_reid.models.checkpoints import CONFIG_KEY
+from tests.fuzz.harness import run
+from tests.fuzz.material import NAMES_CARD, PLAN, RECIPE, Material, build
+from tests.security.hostile import refusal, reseal
+
+NAN, HUGE, LONG = float("nan"), 10**12, "a" * 20_000
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return build(tmp_path_factory.mktemp("material") / "files")
+
+
+def changed(value: Any, places: dict[str, Any]) -> Any:
+    """A copy of what a file holds, with values at places such as ``model.size``."""
+    value = json.loads(json.dumps(value))
+    for place, new in places.items():
+        *keys, last = place.split(".")
+        inner = value
+        for key in keys:
+            inner = inner[int(key) if isinstance(inner, list) else key]
+        inner[last] = new
+    return value
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-rank", str(HUGE)], "max_rank"),
+        (["--max-rank", "9" * 5000], "--max-rank"),
+        (["--device", "meta"], "meta"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--metric", LONG], "--metric"),
+        (["--json", "\udcff.json"], "UTF-8"),
+        (["--json", "no/such/folder/o.json"], "no/such/folder"),
+        (["--protocol", "\x1b[2J"], "invalid choice"),
+    ],
+)
+def test_options(material: Material, words: list[str], told: str) -> None:
+    sides = ["--query", "q.npz", "--gallery", "g.npz"]
+    assert told in refusal(run(["evaluate", *sides, *words], material.root))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("model.size", [10**9, 10**9]),
+        ("model.size", [32.5, 32]),
+        ("model.depth", HUGE),
+        ("model.stages", [1, LONG]),
+        ("model.attention", {"class_path": "os.system"}),
+        ("model.attention", "\x1b[2J"),
+        ("model.loss.margin", NAN),
+        ("model.augmentation.crop_scale", 1e9),
+        ("model.input_sizes", [[0, HUGE, 32]]),
+        ("model.optimizer", {"class_path": "rga_reid.errors.quoted"}),
+        ("data.identities_per_batch", -1),
+        ("trainer.max_epochs", LONG),
+        ("trainer.devices", HUGE),
+    ],
+)
+def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed(RECIPE, {place: value})))
+    words = ["train", "--config", "r.yaml", "--data.root", str(material.path("set")), "--out", "out"]
+    error = refusal(run(words, tmp_path))
+    assert len(error) < 1000
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        ({"synthetic.size": [10**9, 10**9]}, "synthetic size"),
+        ({"synthetic.train_identities": HUGE}, "synthetic train_identities"),
+        ({"synthetic.train_identities": 2.5}, "synthetic train_identities"),
+        ({"synthetic.cameras_per_identity": "ab"}, "synthetic cameras_per_identity"),
+        ({"overrides": {"a." * 5000: 1}}, "overrides"),
+        ({"variants.0.name": LONG}, "name"),
+        ({"variants.0.name": "../../outside"}, "name"),
+        ({"seeds": [NAN]}, "seeds"),
+        ({"baseline": LONG}, "baseline"),
+        ({"published": "no such data set"}, "published"),
+    ],
+)
+def test_plans(material: Material, tmp_path: Path, places: dict[str, Any], told: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(PLAN, places)))
+    words = ["ablate", "--config", "p.yaml", "--data.root", str(material.path("set")), "--out", "out"]
+    error = refusal(run(words, tmp_path))
+    assert told in error
+    assert len(error) < 1000
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(", "a{99999999999}", "(" * 2000 + ")" * 2000, "(?P<pid>a)(?P<pid>b)", "*", "\\"]
+)
+def test_patterns_of_cards(material: Material, tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**NAMES_CARD, "pattern": pattern}))
+    words = ["data", "check", str(material.path("set")), "--dataset", "c.yaml"]
+    assert "card small: pattern: " in refusal(run(words, tmp_path))
+
+
+@pytest.mark.parametrize("value", [NAN, "0.5", None, True, [], 10**400])
+def test_calibrations(material: Material, tmp_path: Path, value: Any) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"threshold": value}))
+    image = str(next(material.path("set/query").iterdir()))
+    words = ["verify", image, image, "--checkpoint", str(material.path("model.safetensors"))]
+    assert "c.json" in refusal(run([*words, "--calibration", "c.json"], tmp_path))
+
+
+def test_time_of_a_training() -> None:
+    def told(value: Any) -> float | None:
+        return seconds_of({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}})
+
+    assert told(2) == 2
+    assert all(told(value) is None for value in (10**400, "soon", None, []))
+    assert seconds_of({"callbacks": {"Timer": [10**400]}}) is None
+
+
+@pytest.mark.parametrize("value", [NAN, "0.5", None, True, 7, -1, 10**400])
+def test_metrics(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "m.json").write_text(json.dumps({"mAP": value}))
+    assert "m.json" in refusal(run(["report", "m.json"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", [NAN, 0, 0]),
+        ("mean", [10**400, 0, 0]),
+        ("std", [0, 0, 0]),
+        ("std", ["a"] * 3),
+        ("size", [10**9, 10**9]),
+        ("depth", HUGE),
+        ("attention", "os.system"),
+        ("attention", {"class_path": "rga_reid.attention.RGA", "init_args": {"channel_ratio": 10**9}}),
+        ("weights", "imagenet"),
+        (LONG, 1),
+    ],
+)
+def test_configurations_of_checkpoints(material: Material, tmp_path: Path, key: str, value: Any) -> None:
+    content = material.read("model.safetensors")
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    config = json.loads(header["__metadata__"][CONFIG_KEY])
+    header["__metadata__"][CONFIG_KEY] = json.dumps({**config, key: value})
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    image = str(next(material.path("set/query").iterdir()))
+    error = refusal(run(["verify", image, image, "--checkpoint", "m.safetensors"], tmp_path))
+    assert "m.safetensors" in error
+    assert len(error) < 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("count", 2**64), ("dimension", -1), ("dimension", 10**400), ("version", LONG), ("metric", None)],
+)
+def test_manifests(saved: Path, key: str, value: Any) -> None:
+    reseal(saved, lambda manifest: manifest.update({key: value}))
+    error = refusal(run(["gallery", "info", "--gallery", str(saved)], saved.parent))
+    assert "manifest.json" in error
+    assert len(error) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("features", np.full((3, 3), np.nan)),
+        ("features", np.full((3, 3), 1e308)),
+        ("features", np.zeros((3, 0))),
+        ("features", np.ones((3, 3), np.complex64)),
+        ("pids", np.full(3, 2**64 - 1, np.uint64)),
+        ("pids", np.zeros(3, "M8[s]")),
+        ("camids", np.ones(3)),
+        ("paths", np.zeros(3, [("a", "<f4")])),
+    ],
+)
+def test_features(tmp_path: Path, name: str, array: np.ndarray) -> None:
+    np.savez(tmp_path / "f.npz", **{"features": np.eye(3), name: array})
+    words = ["gallery", "build", "--features", "f.npz", "--gallery", "G"]
+    refusal(run(words, tmp_path))
+    assert not (tmp_path / "G").exists()

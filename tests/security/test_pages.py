@@ -1,0 +1,253 @@
+"""Nothing that a name or a text holds is code in a page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from rga_reid.commands import main
+from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.experiments.demo import tell
+from tests.fuzz.harness import run
+from tests.fuzz.material import build
+from tests.security.hostile import refusal
+
+NAMES = (
+    "<script>alert(1)<", "</script><script>alert(2)</script>", "'\"><img src=x onerror=alert(3)>", "]]><!--",
+    "{{7*7}}",
+    "&lt;b&gt;", "$x_1$ \\frac{", "javascript:alert(4)", "\u202egpj.exe", "\\u003cscript\\u003e",
+    "`${alert(5)}`",
+)  # fmt: skip
+
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+LARGE = 2**63 - 1
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and all that a reader sees: texts between tags, and in attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def assert_harmless(page: str, shown: Sequence[str], scripts: int = 0) -> None:
+    """Nothing of a page runs or loads, and these names stand in it letter by letter."""
+    found = Elements(page)
+    assert found.tags.count("script") == scripts
+    assert not {"iframe", "object", "embed", "base", "form", "link"} & set(found.tags)
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    links = [value for name, value in found.attributes if name in ("src", "href", "action", "data")]
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    assert "<img src=x" not in page
+    (policy,) = (value for name, value in found.attributes if name == "content" and "-src" in value)
+    assert policy.partition("; script-src ")[0] == POLICY
+    assert ("script-src 'sha256-" in policy) == bool(scripts)
+    seen = [*found.texts, *(value for name, value in found.attributes if name in ("title", "aria-label"))]
+    for name in shown:
+        assert any(name in text for text in seen), name
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose files have hostile names."""
+    root = tmp_path_factory.mktemp("names")
+    rows = []
+    for number, name in enumerate(NAMES):
+        file = root / f"{name.replace('/', '∕')}.png"
+        other = root / "gallery" / file.name
+        other.parent.mkdir(exist_ok=True)
+        for path, split, camera in ((file, "query", 1), (other, "gallery", 2)):
+            rows.append({"path": str(path), "pid": number, "camid": camera, "split": split})
+            Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 32, 3), np.uint8)).save(path)
+    pd.DataFrame(rows).to_csv(root / "set.csv", index=False)
+    return root
+
+
+def test_page_of_queries(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Names of queries, of what the gallery names, and of the gallery; people and cameras without measure."""
+    files = sorted(map(str, pictures.glob("*.png")))
+    gallery, page = tmp_path / NAMES[0], tmp_path / "page.html"
+    numbers = np.array([LARGE, -LARGE - 1, -1, 0] + [1] * (len(NAMES) - 4))
+    features = np.random.default_rng(0).normal(size=(len(NAMES), 512)).astype(np.float32)
+    np.savez(tmp_path / "f.npz", features=features, paths=np.array(NAMES), pids=numbers, camids=numbers)
+    assert main(["gallery", "build", "--features", str(tmp_path / "f.npz"), "--gallery", str(gallery)]) == 0
+    words = ["query", "--gallery", str(gallery), "--checkpoint", str(tiny_checkpoint), "--top-k", "20"]
+    assert main([*words, "--html", str(page), "--image", *files]) == 0
+    assert_harmless(read(page), [*NAMES, *files, f"“{NAMES[0]}”", f"person {LARGE}", f"camera {-LARGE - 1}"])
+
+
+@pytest.mark.parametrize("name", ["pid", "camid", "split", "path"])
+def test_people_and_cameras_are_numbers(tmp_path: Path, tiny_checkpoint: Path, name: str) -> None:
+    """What is no number comes into no page: a table with such a person is refused."""
+    row = {"path": "p.png", "pid": "1", "camid": "1", "split": "query", name: NAMES[1]}
+    Image.new("RGB", (4, 8)).save(tmp_path / "p.png")
+    lines = ("path,pid,camid,split", "p.png,1,1,gallery", ",".join(row.values()))
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    words = ["--checkpoint", str(tiny_checkpoint), "--html", "page.html"]
+    assert "own.csv" in refusal(run(["test", "--data.root", "own.csv", *words], tmp_path))
+    assert not (tmp_path / "page.html").exists()
+    if name != "split":
+        values = np.array([NAMES[1]] * 2)
+        arrays = {f"{name}s": values} if name != "path" else {"paths": np.array([b"x"] * 2)}
+        np.savez(tmp_path / "f.npz", features=np.eye(2), **arrays)
+        assert "f.npz" in refusal(
+            run(["gallery", "build", "--features", "f.npz", "--gallery", "G"], tmp_path)
+        )
+
+
+def test_page_of_a_test(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Names of the images, the data set, its card and the checkpoint."""
+    data, card, model = (tmp_path / f"{NAMES[0]}.{suffix}" for suffix in ("csv", "yaml", "safetensors"))
+    shutil.copy(tiny_checkpoint, model)
+    shutil.copy(pictures / "set.csv", data)
+    folder = {"sources": [{"folder": NAMES[0]}]}
+    splits = {"train": folder, "query": folder, "gallery": folder}
+    content = {"name": "x", "title": NAMES[1], "citation": NAMES[1], "url": "javascript:alert(6)"}
+    pattern = "(?P<pid>.*)"
+    card.write_text(yaml.safe_dump({**content, "layout": "names", "pattern": pattern, "splits": splits}))
+    page = tmp_path / "page.html"
+    words = ["test", "--checkpoint", str(model), "--data.root", str(data), "--data.dataset", str(card)]
+    assert main([*words, "--html", str(page)]) == 0
+    shown = [match.group(1) for match in re.finditer(r'title="([^"]*)"', read(page))]
+    paths = [path for path in map(html.unescape, shown) if path.endswith(".png")]
+    assert len(set(paths)) > 9  # nine queries, and what is like them
+    known = set(pd.read_csv(pictures / "set.csv")["path"])
+    assert set(paths) <= known
+    assert_harmless(read(page), [*paths, model.name, f"“{data.name}”", str(card)])
+
+
+def test_page_of_relations(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Names of files, and of checkpoints with their folders: these together can spell the end of a script."""
+    models = [tmp_path / folder / "script><script>alert(1).safetensors" for folder in ("<", "a")]
+    for model in models:
+        model.parent.mkdir()
+        shutil.copy(tiny_checkpoint, model)
+    files = sorted(map(str, pictures.glob("*.png")))[:4]
+    words = ["explain", "--image", *files, "--checkpoint", *map(str, models)]
+    assert main([*words, "--out", str(tmp_path / "page.html")]) == 0
+    page = read(tmp_path / "page.html")
+    assert_harmless(page, [], scripts=2)
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert [photo["name"] for photo in data["photos"]] == [Path(file).name for file in files]
+    assert "(</script><script>alert(1).safetensors)" in {
+        exhibit["label"][-39:] for exhibit in data["exhibits"]
+    }
+    for name in ("figure.png", "figures.pdf"):
+        assert main([*words[:3], "--checkpoint", str(models[0]), "--out", str(tmp_path / name)]) == 0
+
+
+def assert_report_harmless(folder: Path, shown: Sequence[str]) -> None:
+    """The page, the same in Markdown, and the figures."""
+    assert_harmless(read(folder / "report.html"), shown)
+    markdown = read(folder / "report.md")
+    assert not re.search(r"(?<!\\)<", markdown)
+    for file in folder.glob("*.svg"):
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
+        assert not {"script", "foreignObject", "image", "a"} & tags
+
+
+def test_page_of_a_report(tmp_path: Path) -> None:
+    """Names of files are names of variants."""
+    places = []
+    for number, name in enumerate(NAMES):
+        place = tmp_path / f"{name.replace('/', '∕')}.json"
+        place.write_text(json.dumps({"mAP": 0.1 * number / 2, "rank-1": 0.5, "cmc": [0.1, 0.2, 0.3]}))
+        places.append(place)
+    stems = [place.stem for place in places]
+    words = ["report", *map(str, places), "--out", str(tmp_path / "report"), "--title", NAMES[1]]
+    assert main([*words, "--baseline", stems[0]]) == 0
+    assert_report_harmless(tmp_path / "report", [NAMES[1], *stems, f"Compared with {stems[0]}."])
+    assert (tmp_path / "report" / "cmc.svg").is_file()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The folder of a finished ablation of four runs, with a plan, a data set and a recipe beside it."""
+    return build(tmp_path / "material").path("runs")
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def retable(file: Path, **columns: Any) -> None:
+    pd.read_parquet(file).assign(**columns).to_parquet(file, index=False)
+
+
+def test_page_of_runs(pictures: Path, runs: Path, tmp_path: Path) -> None:
+    """Of a folder of runs that a stranger made: names of variants, images, people, the machine."""
+    images, variant = sorted(map(str, pictures.glob("*.png"))), "</style></title>" + NAMES[1]
+    for run_folder in runs.glob("other/seed-*"):
+        rewrite(run_folder / "result.json", variant=variant)
+    for run_folder in runs.glob("*/seed-*"):
+        retable(run_folder / "queries.parquet", path=images[:3], pid=[LARGE, -5, 13])
+        retable(run_folder / "ranked.parquet", path=images[3:9], pid=[LARGE, 1, -5, 2, 13, 3])
+    facts = {"processor": NAMES[2], "cores": NAMES[4], "torch": NAMES[1]}
+    rewrite(runs / "measured.json", machine=facts)
+    rewrite(runs / "plan.json", title=NAMES[0])
+    words = ["report", str(runs), "--out", str(tmp_path / "report"), "--title", NAMES[2]]
+    assert main([*words, "--baseline", variant]) == 0
+    assert_report_harmless(tmp_path / "report", [variant, *facts.values(), NAMES[2], f"person {LARGE}"])
+    assert read(tmp_path / "report" / "report.html").count("data:image/jpeg") == len(images[:9])
+
+
+def test_page_of_an_ablation(runs: Path, tmp_path: Path) -> None:
+    """The plan's title, why a run failed, the machine; a name of a variant is that of a folder."""
+    plan = yaml.safe_load((tmp_path / "material" / "plan.yaml").read_text())
+    words = ["ablate", "--config", "plan.yaml", "--data.root", "set", "--out", "runs"]
+    words += ["--only", "base", "--seed", "0"]
+    for name in NAMES:
+        changed = {**plan, "variants": [plan["variants"][0], {"name": name}]}
+        (tmp_path / "material" / "plan.yaml").write_text(yaml.safe_dump(changed))
+        assert "expected letters, digits" in refusal(run(words, tmp_path / "material"))
+    (tmp_path / "material" / "plan.yaml").write_text(yaml.safe_dump({**plan, "title": NAMES[1]}))
+    (runs / "other" / "seed-1" / "result.json").unlink()
+    (runs / "other" / "seed-1" / "error.txt").write_text(f"{NAMES[2]}\nmore")
+    rewrite(runs / "measured.json", machine={"processor": NAMES[0], "cores": 2, "torch": NAMES[4]})
+    assert run(words, tmp_path / "material").code == 0
+    shown = [NAMES[1], f"failed: other seed 1: {NAMES[2]}", f"{NAMES[0]}, 2 cores", f"torch {NAMES[4]}"]
+    assert_report_harmless(runs, shown)
+
+
+def test_pages_of_the_demo(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its folder, and so the paths of all that it draws and makes, is what the user calls it."""
+    out = tmp_path / NAMES[2] / "</script><script>alert(2)"
+    write_synthetic(out / "data", SyntheticSettings(2, 2, (2, 2), (2, 2), 1, 1, (64, 32)))
+    checkpoint = out / "model" / f"{NAMES[0]}.safetensors"
+    checkpoint.parent.mkdir()
+    shutil.copy(tiny_checkpoint, checkpoint)
+    told = tell(out, out / "data", checkpoint, seed=0)
+    image = next(iter((out / "data" / "query").iterdir()))
+    assert_harmless(read(told.page), [str(image.parent)])
+    assert_harmless(read(told.relations), [], scripts=2)
+    assert_report_harmless(told.report.parent, ["colour histogram"])

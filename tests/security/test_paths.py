@@ -1,0 +1,162 @@
+"""Nothing is written or read outside the places that the command line names."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from scipy.io import savemat
+
+from rga_reid.data import load_card, read_table
+from rga_reid.data.cache import FOLDER, cached_images
+from rga_reid.data.cuhk03 import unpack
+from rga_reid.errors import InputError
+from rga_reid.resources import find_resource
+from rga_reid.retrieval.feature_files import read_features
+from tests.fuzz.harness import run
+from tests.security.hostile import SEGMENT, npy, refusal, reseal
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder that no command has business in."""
+    folder = tmp_path / "outside"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "photos" / "a.jpg").write_bytes(b"mine")
+    (folder / "notes.txt").write_bytes(b"mine, too")
+    return folder
+
+
+CHANGES = (
+    ["add", "--features", "f.npz"],
+    ["remove", "--pid", "1"],
+    ["compact"],
+    ["build", "--features", "f.npz", "--overwrite"],
+)
+
+
+@pytest.mark.parametrize("words", CHANGES, ids=lambda words: words[0])
+@pytest.mark.parametrize("trick", ["segments", "segment", "lock", "log", "unnamed"])
+def test_a_gallery_with_links_changes_nothing_outside(
+    saved: Path, outside: Path, words: list[str], trick: str
+) -> None:
+    features, table = np.ones((2, 6), np.float32), np.array(["n.jpg", "m.jpg"])
+    np.savez(saved.parent / "f.npz", features=features, paths=table)
+    if trick == "segments":
+        shutil.move(saved / SEGMENT.parent, outside / "segments")
+        (saved / "segments").symlink_to(outside / "segments")
+        (outside / "segments" / "photos").mkdir()
+        (outside / "segments" / "photos" / "b.jpg").write_bytes(b"mine")
+    elif trick == "segment":
+        (segment,) = (saved / "segments").iterdir()
+        shutil.move(segment, outside / segment.name)
+        segment.symlink_to(outside / segment.name)
+    elif trick == "lock":
+        (saved / "lock").unlink(missing_ok=True)
+        (saved / "lock").symlink_to(outside / "new")
+    elif trick == "log":
+        (log,) = saved.glob("removals-*.jsonl")
+        coming = saved / "removals-3.jsonl"
+        shutil.move(log, outside / "log")
+        coming.symlink_to(outside / "log")
+        reseal(saved, lambda manifest: manifest["removals"].update(name=coming.name))
+    else:
+        (saved / "segments" / "elsewhere").symlink_to(outside)
+    before = everything(outside)
+    run(["gallery", words[0], "--gallery", str(saved), *words[1:]], saved.parent)
+    assert everything(outside) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segments": [{"name": "../../outside", "count": 5, "index": None, "files": {}}]},
+        {"removals": {"name": "../outside/notes.txt", "bytes": 9, "sha256": "0" * 64}},
+    ],
+)
+def test_a_manifest_names_nothing_outside(saved: Path, outside: Path, change: dict[str, Any]) -> None:
+    reseal(saved, lambda manifest: manifest.update(change))
+    before = everything(outside)
+    for action in ("info", "verify", "compact"):
+        assert "damaged manifest" in refusal(run(["gallery", action, "--gallery", str(saved)], saved.parent))
+    assert everything(outside) == before
+
+
+def test_a_gallery_with_changed_names_loses_nothing(saved: Path) -> None:
+    """A manifest that names what is not there: what is there might be it, and stays."""
+    reseal(saved, lambda manifest: manifest["segments"][0].update(name="000009-9"))
+    before = everything(saved)
+    assert "000009-9" in refusal(
+        run(["gallery", "remove", "--gallery", str(saved), "--pid", "1"], saved.parent)
+    )
+    assert {**everything(saved), "lock": b""} == {**before, "lock": b""}
+
+
+def test_members_of_an_archive_are_not_unpacked(tmp_path: Path, outside: Path) -> None:
+    arrays = {
+        "features": np.eye(3, dtype=np.float32),
+        "pids": np.arange(3),
+        "../outside/notes.txt": np.zeros(1),
+    }
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        for name, array in arrays.items():
+            archive.writestr(name if "/" in name else f"{name}.npy", npy(array))
+    before = everything(outside)
+    read_features(tmp_path / "f.npz")
+    assert everything(outside) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "outside"]
+
+
+def test_a_data_set_leads_no_cache_elsewhere(tiny_market: Path, tmp_path: Path, outside: Path) -> None:
+    (tmp_path / FOLDER).symlink_to(outside)
+    before = everything(outside)
+    with pytest.raises(InputError, match="a link, expected a folder"):
+        cached_images(read_table(tiny_market).path.tolist(), (32, 16), where="file", beside=tmp_path)
+    assert everything(outside) == before
+
+
+def test_a_protocol_names_no_picture_outside(tmp_path: Path, outside: Path) -> None:
+    Image.new("RGB", (4, 8)).save(outside / "1_001_1_01.png")
+    (tmp_path / "set" / "labeled").mkdir(parents=True)
+    card = yaml.safe_load(find_resource("datasets", "cuhk03_labeled").read_text())
+    card["pattern"] = r".*(?P<camid>[12])_\d+\.png"
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    names = np.array([["../../outside/1_001_1_01.png"]], dtype=object)
+    index = {f"{split}_idx": [1] for split in ("train", "query", "gallery")}
+    protocol = card["splits"]["train"]["sources"][0]["list"]
+    savemat(tmp_path / "set" / protocol, {"filelist": names, "labels": [1], **index})
+    with pytest.raises(InputError, match="leads outside the data set"):
+        read_table(tmp_path / "set", load_card(tmp_path / "card.yaml"))
+
+
+def test_pictures_of_another_file_are_not_read(tmp_path: Path) -> None:
+    """HDF5 can say that values, or a variable, are in any other file of the machine."""
+    (tmp_path / "secret.bin").write_bytes(bytes(3 * 8 * 4))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["labeled"] = np.zeros(1)
+    for trick in ("external", "link"):
+        with h5py.File(tmp_path / "cuhk-03.mat", "w") as file:
+            if trick == "link":
+                file["labeled"] = h5py.ExternalLink("other.h5", "labeled")
+            else:
+                picture = file.create_dataset(
+                    "p", (3, 8, 4), np.uint8, external=[(str(tmp_path / "secret.bin"), 0, 96)]
+                )
+                people = file.create_dataset("q", data=np.array([[picture.ref] * 10], h5py.ref_dtype))
+                file.create_dataset("labeled", data=np.array([[people.ref]], h5py.ref_dtype))
+        with pytest.raises(InputError, match=r"cuhk-03\.mat: .*(another file|expected the variable)"):
+            unpack(tmp_path, "labeled")
+        assert not (tmp_path / "labeled").exists()
