@@ -88,6 +88,7 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> 
         ({"synthetic.train_identities": 2.5}, "synthetic train_identities"),
         ({"synthetic.cameras_per_identity": "ab"}, "synthetic cameras_per_identity"),
         ({"overrides": {"a." * 5000: 1}}, "overrides"),
+        ({"overrides": {"data": [1]}}, "variants[0]: data: expected a mapping"),
         ({"variants.0.name": LONG}, "name"),
         ({"variants.0.name": "../../outside"}, "name"),
         ({"seeds": [NAN]}, "seeds"),
