@@ -115,6 +115,17 @@ def test_patterns_of_cards(material: Material, tmp_path: Path, pattern: str) -> 
     assert "card small: pattern: " in refusal(run(words, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "places", [{LONG: 1}, {f"splits.{LONG}": {"sources": []}}, {f"splits.train.{LONG}": 1}]
+)
+def test_keys_of_cards(material: Material, tmp_path: Path, places: dict[str, Any]) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(changed(NAMES_CARD, places)))
+    words = ["data", "check", str(material.path("set")), "--dataset", "c.yaml"]
+    error = refusal(run(words, tmp_path))
+    assert "unknown" in error
+    assert len(error) < 1000
+
+
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, [], 10**400])
 def test_calibrations(material: Material, tmp_path: Path, value: Any) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"threshold": value}))
