@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rga_reid.commands.parsing import parse
 from rga_reid.commands.train import parser, prepare
@@ -192,3 +193,15 @@ def test_circular_bases_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: a.yaml")
     with pytest.raises(InputError, match="its own base"):
         read_recipe(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("section", ["model", "data", "trainer", "test"])
+@pytest.mark.parametrize("value", [[{"a": 1}], "text", 3, True])
+def test_a_section_that_is_none_is_refused(tmp_path: Path, section: str, value: object) -> None:
+    """The parser of options would leave it out, and train with what it has by default."""
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump({section: value}))
+    with pytest.raises(InputError, match=rf"a\.yaml: {section}: expected a mapping of options, got "):
+        read_recipe(str(file))
+    file.write_text(yaml.safe_dump({section: None}))
+    assert read_recipe(str(file)) == {section: None}

@@ -107,7 +107,7 @@ class Card:
 
     def _check_split(self, name: str, split: Split) -> None:
         if name not in SPLITS:
-            self._refuse(f"splits.{name}", f"unknown split, known: {', '.join(SPLITS)}")
+            self._refuse(f"splits.{shortened(name, 80)}", f"unknown split, known: {', '.join(SPLITS)}")
         if not split.sources:
             self._refuse(f"splits.{name}.sources", "expected at least one source")
         for number, source in enumerate(split.sources):
@@ -163,7 +163,7 @@ def _build(cls: Any, value: Any, card: str, key: str) -> Any:
     for name in value:
         if name not in known:
             hint = did_you_mean(str(name), known) or f" (known: {', '.join(known)})"
-            raise InputError(f"{card}: {prefix}{name}: unknown key{hint}")
+            raise InputError(f"{card}: {prefix}{shortened(name, 80)}: unknown key{hint}")
     for name, item in known.items():
         if name not in value and item.default is MISSING:
             raise InputError(f"{card}: {prefix}{name}: this key is missing")
@@ -221,7 +221,9 @@ def _sources(value: Any, card: str, key: str) -> tuple[Source, ...]:
 def _splits(value: Any, card: str, key: str) -> dict[str, Split]:
     if not isinstance(value, Mapping):
         raise TypeError
-    return {str(name): _build(Split, item, card, f"{key}.{name}") for name, item in value.items()}
+    return {
+        str(name): _build(Split, item, card, f"{key}.{shortened(name, 80)}") for name, item in value.items()
+    }
 
 
 def _items(value: Any) -> list[Any]:

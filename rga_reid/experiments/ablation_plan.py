@@ -10,7 +10,7 @@ from typing import Any
 
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import InputError, did_you_mean, quoted
-from rga_reid.experiments.recipes import merge, read_mapping, read_recipe, seen_from
+from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, seen_from
 from rga_reid.inputs import shortened
 
 _DEEPEST = 20  # dots in the name of an option
@@ -134,6 +134,7 @@ def _variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Var
         options = read_recipe(seen_from(path, recipe))
         for overrides in (plan.get("overrides"), item.get("overrides")):
             options = merge(options, _nested(overrides))
+        check_sections(options)
         return Variant(item["name"], options, tuple(seeds))
     except InputError as error:
         raise InputError(f"{key}: {error}") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import read_yaml
 from rga_reid.resources import find_resource
+
+_SECTIONS = ("model", "data", "trainer", "test")
 
 
 def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -21,11 +24,16 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             or a path relative to the file it stands in.
 
     Raises:
-        InputError: unknown recipe, not a YAML mapping, or a recipe that is its own base.
+        InputError: unknown recipe, not a YAML mapping, a section that is none, or a recipe that is its own
+            base.
     """
     path, content = read_mapping(name)
     if path in _seen:
         raise InputError(f"recipe {path}: is its own base")
+    try:
+        check_sections(content)
+    except InputError as error:
+        raise InputError(f"recipe {path}: {error}") from None
     base: str | None = content.pop("base", None)
     if base is None:
         return content
@@ -43,6 +51,18 @@ def read_mapping(name: str) -> tuple[Path, dict[str, Any]]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"recipe {path}: expected a mapping of options, got {type(content).__name__}")
     return path, content
+
+
+def check_sections(options: Mapping[str, Any]) -> None:
+    """Refuse a section of options that is anything else: the parser would pass over it without a word.
+
+    Raises:
+        InputError: the message names the section.
+    """
+    for section in _SECTIONS:
+        found = options.get(section)
+        if found is not None and not isinstance(found, dict):
+            raise InputError(f"{section}: expected a mapping of options, got {quoted(found)}")
 
 
 def seen_from(file: Path, name: str) -> str:

@@ -50,6 +50,8 @@ class Case:
         files: content by path, written before the command runs; ``None`` makes a folder.
         valid: nothing was spoiled: the command must succeed.
         may_change: beginnings of paths that a failed command may leave changed, and why.
+        may_leave: files that tell that work had begun before the command failed, and why: with such a one,
+            all in its folder may be changed.
         noisy: a C library writes lines of its own about such a file, which nobody can keep it from.
     """
 
@@ -57,6 +59,7 @@ class Case:
     files: Mapping[str, bytes | Link | None] = field(repr=False, default_factory=dict)
     valid: bool = False
     may_change: Mapping[str, str] = field(repr=False, default_factory=dict)
+    may_leave: Mapping[str, str] = field(repr=False, default_factory=dict)
     noisy: bool = False
 
 
@@ -174,7 +177,9 @@ def _faults(
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if outcome.code == 2:
         yield from _faults_of_a_refusal(case, outcome)
-        wrong = [name for name in changed if not name.startswith(tuple(case.may_change))]
+        begun = tuple(f"{name.rpartition('/')[0]}/" for name in case.may_leave if name in changed)
+        left = [name for name in changed if not f"{name}/".startswith(begun)]
+        wrong = [name for name in left if not name.startswith(tuple(case.may_change))]
         if wrong:
             yield f"refused, but changed {wrong}"
     litter = [name for name in changed if name in after and "/." in f"/{name}" and ".rga-reid-" not in name]

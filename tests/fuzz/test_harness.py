@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,9 @@ REFUSAL = "rga-reid: error: no"
 def judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., harness.Outcome]:
     """Judge a program that is given one file."""
 
-    def judged(program: Program, *, valid: bool = False) -> harness.Outcome:
+    def judged(program: Program, **settings: Any) -> harness.Outcome:
         monkeypatch.setattr(harness, "main", program)
-        return check(Case(["test"], {"file": b"mine"}, valid), tmp_path / "case")
+        return check(Case(["test"], {"file": b"mine"}, **settings), tmp_path / "case")
 
     return judged
 
@@ -93,6 +94,23 @@ def test_a_broken_promise_is_a_fault(
     monkeypatch.setattr(harness, "SECONDS", 1)
     with pytest.raises(AssertionError, match=fault):
         judge(program)
+
+
+def test_work_that_had_begun_may_leave_its_folder(judge: Callable[..., harness.Outcome]) -> None:
+    def work(*names: str) -> Program:
+        def program(words: Sequence[str]) -> int:
+            for name in names:
+                Path(name).parent.mkdir(exist_ok=True)
+                Path(name).write_text("")
+            return refuse()
+
+        return program
+
+    leave = {"out/batch": "why"}
+    assert judge(work("out/batch", "out/log"), may_leave=leave).code == 2
+    for names in (["out/log"], ["out/batch", "outside"], ["batch"]):
+        with pytest.raises(AssertionError, match="refused, but changed"):
+            judge(work(*names), may_leave=leave)
 
 
 def test_a_valid_input_must_succeed(judge: Callable[..., harness.Outcome]) -> None:

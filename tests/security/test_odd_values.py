@@ -88,6 +88,7 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> 
         ({"synthetic.train_identities": 2.5}, "synthetic train_identities"),
         ({"synthetic.cameras_per_identity": "ab"}, "synthetic cameras_per_identity"),
         ({"overrides": {"a." * 5000: 1}}, "overrides"),
+        ({"overrides": {"data": [1]}}, "variants[0]: data: expected a mapping"),
         ({"variants.0.name": LONG}, "name"),
         ({"variants.0.name": "../../outside"}, "name"),
         ({"seeds": [NAN]}, "seeds"),
@@ -112,6 +113,17 @@ def test_patterns_of_cards(material: Material, tmp_path: Path, pattern: str) -> 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**NAMES_CARD, "pattern": pattern}))
     words = ["data", "check", str(material.path("set")), "--dataset", "c.yaml"]
     assert "card small: pattern: " in refusal(run(words, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "places", [{LONG: 1}, {f"splits.{LONG}": {"sources": []}}, {f"splits.train.{LONG}": 1}]
+)
+def test_keys_of_cards(material: Material, tmp_path: Path, places: dict[str, Any]) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(changed(NAMES_CARD, places)))
+    words = ["data", "check", str(material.path("set")), "--dataset", "c.yaml"]
+    error = refusal(run(words, tmp_path))
+    assert "unknown" in error
+    assert len(error) < 1000
 
 
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, [], 10**400])
