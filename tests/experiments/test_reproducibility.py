@@ -123,6 +123,7 @@ def people(count: int) -> tuple[np.ndarray, pd.DataFrame]:
     return features.astype(np.float32), pd.DataFrame({"path": paths, "pid": pids})
 
 
+@pytest.mark.slow
 def test_from_training_to_pages(tiny_market: Path, tmp_path: Path, recipe: Path) -> None:
     out, query = tmp_path / "out", tiny_market / "query"
     model: list[object] = ["--checkpoint", out / "run" / "last.ckpt"]

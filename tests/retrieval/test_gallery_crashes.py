@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,15 +206,15 @@ def test_killed_at_every_point(
 
 def is_writing(process: int, folder: Path) -> bool:
     """Stop a process where it is, and tell whether it holds the lock there."""
-    os.kill(process, signal.SIGSTOP)
     try:
+        os.kill(process, signal.SIGSTOP)
         while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
             time.sleep(0.0005)
         with open(folder / "lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except FileNotFoundError:  # it has no lock yet, or has ended
+    except (FileNotFoundError, ProcessLookupError):  # it has no lock yet, or has ended
         return False
     return False
 
@@ -241,8 +242,8 @@ def test_200_kills_at_random_times_of_writes(
             shutil.copytree(old, folder)
         child = driver.start(operation, folder)
         time.sleep(generator.uniform(0, seconds[operation]))
-        struck = is_alive(child) and is_writing(child, folder)
-        if is_alive(child):
+        struck = is_writing(child, folder)
+        with suppress(ProcessLookupError):  # it may have ended just now
             os.kill(child, signal.SIGKILL)
         killed = driver.wait()["killed"]
         assert killed or not struck

@@ -76,7 +76,8 @@ def test_headers_that_promise_more_than_there_is(tmp_path: Path, saved: Path, sh
 @pytest.mark.parametrize("name", ["features", "pids", "paths"])
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_archives_that_unpack_to_much(tmp_path: Path, name: str, method: int) -> None:
-    rows = 1 << 27  # half a gibibyte of zeros, in half a mebibyte
+    usual = method == zipfile.ZIP_DEFLATED
+    rows = 1 << (27 if usual else 20)  # half a gibibyte of zeros; the others are not even read
     header = headed(f"({rows}, 1)" if name == "features" else f"({rows},)", 0)
     if name == "paths":
         header = header.replace(b"<f4", b"<U1")
@@ -87,8 +88,8 @@ def test_archives_that_unpack_to_much(tmp_path: Path, name: str, method: int) ->
             member.write(header)
             for _ in range(rows >> 18):
                 member.write(bytes(1 << 20))
-    words = ["evaluate", "--query", "f.npz", "--gallery", "f.npz"]
-    assert f"array '{name}': " in refusal(run(words, tmp_path))
+    said = refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
+    assert f"array '{name}': {'' if usual else 'packed in another way'}" in said
 
 
 def parquet(table: pa.Table, compression: str = "snappy") -> bytes:
