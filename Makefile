@@ -18,15 +18,16 @@ $(READY): setup.cfg pyproject.toml
 demo: install
 	$(BIN)/python cli.py demo --out demo --overwrite
 
+# Two processes of one thread each: small tensors are slower on more.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 coverage: install
 	mkdir -p build
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:build/coverage-html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage-html
 
 lint: install
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ def test_verbs_of_make_run_what_they_say(document: str, code_blocks: Callable[..
         "demo": "cli.py demo --out demo",
         "test": "python -m pytest",
         "test-slow": "pytest -m slow",
-        "coverage": "pytest --cov",
+        "coverage": "--cov",
         "lint": "mypy",
         "docs": "sphinx -W",
         "package": "-m build",
