@@ -43,8 +43,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Market-1501 layout: 8 training and 4 test identities, two cameras, a distractor and a junk image."""
+def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Market-1501 layout: 8 training and 4 test identities, two cameras, a distractor and a junk image.
+
+    All tests of the process share it; who leaves something beside it, an image cache say, works on a copy.
+    """
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
 
@@ -65,7 +68,8 @@ def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save("bounding_box_test", pid, 1 + frame % 2, frame)
     save("bounding_box_test", 0, 1, 0)
     save("bounding_box_test", -1, 2, 0)
-    return root
+    yield root
+    assert sorted(os.listdir(root)) == ["bounding_box_test", "bounding_box_train", "query"]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,11 @@ def parsed(*words: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def released(tiny_market: Path) -> Any:
+def released(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The parts of `market1501/rga_sc`, built as `train` builds them, for a small data set."""
-    words = ["--data.root", str(tiny_market), "--data.identities_per_batch", "4", "--model.weights", "null"]
+    root = tmp_path_factory.mktemp("recipes") / "market"
+    shutil.copytree(tiny_market, root)  # the recipe keeps its image cache there
+    words = ["--data.root", str(root), "--data.identities_per_batch", "4", "--model.weights", "null"]
     return parser().instantiate(parsed("market1501/rga_sc", *words, "--model.size", "[64, 32]"))
 
 
