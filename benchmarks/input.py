@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import draw
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -64,16 +65,6 @@ class PerImage(Dataset[Tensor]):
             enlarged = [round(1.125 * side) for side in SIZE]
             return self.finish(self.crop(v2.functional.resize(picture, enlarged)))
         return self.finish(v2.functional.resize(picture, list(SIZE)))
-
-
-def draw(folder: Path, count: int) -> list[str]:
-    """Pictures as smooth as photographs: small noise enlarged, JPEG at quality 90."""
-    rng, paths = np.random.default_rng(0), []
-    for number in range(count):
-        noise = Image.fromarray(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8))
-        paths.append(str(folder / f"{number:05d}.jpg"))
-        noise.resize((64, 128), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
-    return paths
 
 
 def ways(paths: list[str], folder: Path) -> dict[str, Callable[[], int]]:

@@ -16,6 +16,7 @@ from rga_reid.checks import whole_number
 from rga_reid.data import ImageError, decode
 from rga_reid.errors import InputError
 from rga_reid.evaluation.inputs import available_device
+from rga_reid.memory import freed_memory_kept
 from rga_reid.progress import tracked
 
 
@@ -107,7 +108,7 @@ def stream_features(
         whole = np.array([row not in errors for row in range(len(rows))])
         return images[whole], rows[whole]
 
-    with ThreadPoolExecutor(max_workers=1) as reader:
+    with freed_memory_kept(), ThreadPoolExecutor(max_workers=1) as reader:
         coming = reader.submit(read, 0)
         for start in tracked(starts, "embedding", len(starts)):
             images, rows = coming.result()

@@ -19,6 +19,7 @@ from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, atomic_file, disk_error, make_folder, require_new, sync, write_text
 from rga_reid.inputs import shortened
+from rga_reid.memory import freed_memory_kept
 from rga_reid.models.state_files import differences, read_torch
 from rga_reid.training.data import ReIDData
 from rga_reid.training.finite import BATCHES
@@ -112,9 +113,13 @@ def fit(
         if is_first_process():
             _prepare_folder(folder, config, resume)
         try:
-            runner.fit(
-                module, datamodule=data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True
-            )
+            with freed_memory_kept():
+                runner.fit(
+                    module,
+                    datamodule=data,
+                    ckpt_path=str(folder / LAST) if resume else None,
+                    weights_only=True,
+                )
         except SystemExit as leave:  # how Lightning leaves after Ctrl-C, and after SIGTERM where nobody asked
             stop = leave.__context__
             raise (stop if isinstance(stop, KeyboardInterrupt) else leave) from None

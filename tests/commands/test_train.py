@@ -116,9 +116,7 @@ def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
 def test_averaged_weights_and_smaller_images_first(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(Path(recipe).read_text())
     content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
-    content["trainer"]["callbacks"] = [
-        {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
-    ]
+    content["trainer"]["callbacks"] = [{"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.5}}]
     Path(recipe).write_text(yaml.safe_dump(content))
     out = tmp_path / "run"
     assert train(recipe, tiny_market, out, "--data.held_out", "0.4") == 0
@@ -263,3 +261,28 @@ def test_a_whole_number_counts_batches_whatever_typing_remembers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "0.5", "1.0", "None"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_for_fused_optimizers(
+    recipe: str, tiny_market: Path, tmp_path: Path, precision: str, algorithm: str
+) -> None:
+    def step(name: str, *more: str) -> torch.Tensor:
+        """All changes of weights in one step of plain gradient descent at rate 1: the clipped gradients."""
+        words = ["--trainer.max_steps", "1", "--trainer.precision", precision, *more]
+        words += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.fused", "true"]
+        words += ["--model.optimizer.lr", rate, "--model.schedule.rise", "0.5", "--model.schedule.start", "1"]
+        assert train(recipe, tiny_market, tmp_path / name, *words) == 0
+        state = torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"]
+        kinds = ("weight", "bias")
+        return torch.cat([v.double().flatten() for k, v in state.items() if k.rpartition(".")[2] in kinds])
+
+    rate = "0"
+    start = step("start")
+    rate = "1"
+    words = ["--trainer.gradient_clip_val", "0.01", "--trainer.gradient_clip_algorithm", algorithm]
+    free, clipped = step("free") - start, step("clipped", *words) - start
+    assert free.abs().max() > 0.02
+    expected = free * (0.01 / free.norm()) if algorithm == "norm" else free.clamp(-0.01, 0.01)
+    torch.testing.assert_close(clipped, expected, rtol=1e-3, atol=1e-6)

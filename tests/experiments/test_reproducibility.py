@@ -33,9 +33,7 @@ RECIPE: dict[str, Any] = {
         "max_epochs": 1,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
-        "callbacks": [
-            {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.8}}
-        ],
+        "callbacks": [{"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.8}}],
     },
 }
 PROGRAM = """
