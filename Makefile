@@ -58,5 +58,5 @@ package:
 
 bench: install
 	test -f demo/model/last.ckpt || $(BIN)/python cli.py demo --out demo --overwrite
-	for script in attention explain input ranking reranking resize training; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in attention embedding explain input ranking reranking resize training; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/gallery.py --count 100000  # the full million takes hours

@@ -14,7 +14,6 @@ OUT/VARIANT/seed-N/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -27,6 +26,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
+from rga_reid.data import table_digest
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
 from rga_reid.files import DiskError, make_folder, write_json, write_text
@@ -66,9 +66,7 @@ class DataSource:
     @classmethod
     def of(cls, root: str, card: str, table: pd.DataFrame) -> DataSource:
         """The source that ``table`` was read from."""
-        names = table["path"].map(os.path.basename)
-        text = table.assign(path=names)[["path", "pid", "camid", "split"]].to_csv(index=False)
-        return cls(os.path.abspath(root), card, hashlib.sha256(text.encode()).hexdigest()[:16])
+        return cls(os.path.abspath(root), card, table_digest(table))
 
 
 @dataclass(frozen=True)

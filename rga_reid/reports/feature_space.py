@@ -49,7 +49,7 @@ def require_layout() -> None:
         InputError: naming what to install.
     """
     if find_spec("sklearn") is None:
-        raise InputError("feature-space plot: needs scikit-learn: pip install 'rga-reid[plots]'")
+        raise InputError("feature-space plot: needs scikit-learn: pip install scikit-learn")
 
 
 def flat_layout(features: np.ndarray, *, seed: int = 0) -> np.ndarray:

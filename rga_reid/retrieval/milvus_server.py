@@ -65,7 +65,7 @@ class MilvusServer:
         try:
             import pymilvus
         except ImportError:
-            raise InputError(f"{place}: needs pymilvus: pip install 'rga-reid[milvus]'") from None
+            raise InputError(f"{place}: needs pymilvus: pip install pymilvus milvus-lite") from None
         # what they would log arrives as an exception, told once
         for library in ("pymilvus", "milvus_lite", "grpc._server"):
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rga_reid.data import cached_images, read_training
+from rga_reid.data import cached_images, read_training, table_digest
 from rga_reid.errors import InputError
 from rga_reid.training.sampler import IdentitySampler
 
@@ -129,6 +129,11 @@ class ReIDData(pl.LightningDataModule):
             "datasets": int(self.train_table.dataset.nunique()),
         }
 
+    @property
+    def digest(self) -> str:
+        """Tells the training images from others, see ``table_digest``."""
+        return table_digest(self.train_table)
+
     def prepare_data(self) -> None:
         """Fill the file of decoded images in one process, before the others look for it."""
         if self.cache == "file":
@@ -167,10 +172,11 @@ class ReIDData(pl.LightningDataModule):
         self._resumed = {"position": 0}
         return self._loader
 
-    def state_dict(self) -> dict[str, int]:
-        return self._resumed if self._loader is None else self._loader.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        place = self._resumed if self._loader is None else self._loader.state_dict()
+        return {**place, "images": self.digest}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         # Lightning would tell the loader, but forgets it where the number of steps was asked for before
         self._resumed = state
 

@@ -80,7 +80,7 @@ def fit(
     if save_every is not None:
         whole_number("save_every", save_every)
     if resume:
-        _check_same_model(module, folder / LAST)
+        _check_same_run(module, data, folder / LAST)
     callbacks: list[Callback] = [
         *(options.pop("callbacks", None) or []),
         LearningRateMonitor("step"),
@@ -183,8 +183,8 @@ def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
         write_text(folder / CONFIG, config)
 
 
-def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:
-    """Refuse to resume another model, and say in what it differs."""
+def _check_same_run(module: ReIDModule, data: ReIDData, checkpoint: Path) -> None:
+    """Refuse to resume on other images or with another model, and say in what it differs."""
     content = read_torch(checkpoint)
     found, own = content.get("current_model_state", content.get("state_dict", {})), module.state_dict()
     key = "model.classifier.weight"
@@ -193,6 +193,12 @@ def _check_same_model(module: ReIDModule, checkpoint: Path) -> None:
         raise InputError(
             f"--resume: {checkpoint} was trained on {classes[0]} identities, this data set has {classes[1]} "
             "to train on; resume with the same data set and the same --data.held_out"
+        )
+    state = content.get(type(data).__qualname__, {})  # where Lightning keeps that of a data module
+    if state.get("images", data.digest) != data.digest:
+        raise InputError(
+            f"--resume: {checkpoint} was trained on other images than these; resume with the same data set, "
+            "--data.held_out and --data.held_out_seed"
         )
     wrong = differences(own, found)
     if wrong:

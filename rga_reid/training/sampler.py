@@ -58,14 +58,17 @@ class IdentitySampler(Sampler[list[int]]):
                 f"identities_per_batch: {step} identities are needed for one step "
                 f"({identities} x {world_size} processes), the training set has {len(self.rows)}"
             )
+        counts = np.array([len(rows) for rows in self.rows])
+        self._visits = np.ones_like(counts) if visits == "identity" else np.maximum(1, counts // images)
+        self._steps = _most_rounds(self._visits, step)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration draws (Lightning calls this)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Steps in an epoch: a rest that does not fill a step is dropped."""
-        return len(self._rounds(np.random.default_rng(0)))
+        """Steps in each epoch: a rest that does not fill a step is dropped."""
+        return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
         start, self.start = self.start, 0
@@ -78,22 +81,20 @@ class IdentitySampler(Sampler[list[int]]):
             mine = groups[self.rank * self.identities : (self.rank + 1) * self.identities]
             yield [row for group in mine for row in group]
 
-    def _rounds(self, rng: np.random.Generator) -> list[np.ndarray]:
+    def _rounds(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """The identities of each step: distinct within a step."""
-        visits = np.array([max(1, len(rows) // self.images) for rows in self.rows])
-        if self.visits == "identity":
-            visits = np.ones_like(visits)
-        step = self.identities * self.world_size
-        rounds = []
-        while np.count_nonzero(visits) >= step:
+        visits, step = self._visits.copy(), self.identities * self.world_size
+        for to_come in range(self._steps, 0, -1):
             # in proportion to the visits that remain (Efraimidis and Spirakis), so that the identities
             # with many images do not stay behind alone
             left = np.flatnonzero(visits)
             keys = rng.random(len(left)) ** (1 / visits[left])
+            due = visits[left] >= to_come  # one that stands in each step to come, or leaves one of them short
+            if np.count_nonzero(due) <= step:
+                keys[due] += 1
             chosen = left[np.argsort(-keys, kind="stable")[:step]]
             visits[chosen] -= 1
-            rounds.append(chosen)
-        return rounds
+            yield chosen
 
     def _draw(self, identity: int, piles: dict[int, list[int]], rng: np.random.Generator) -> list[int]:
         """K rows of an identity; those not shown yet in this epoch come first."""
@@ -104,3 +105,15 @@ class IdentitySampler(Sampler[list[int]]):
         if len(pile) < self.images:
             pile[:] = list(rng.permutation(rows))
         return [int(pile.pop()) for _ in range(self.images)]
+
+
+def _most_rounds(visits: np.ndarray, step: int) -> int:
+    """The most steps of so many distinct identities, with no more than its visits of each.
+
+    r steps are there if and only if no fewer than r · step visits are left where more than r of one identity
+    do not count.
+    """
+    rounds = 0
+    while np.minimum(visits, rounds + 1).sum() >= (rounds + 1) * step:
+        rounds += 1
+    return rounds

@@ -30,4 +30,4 @@ def test_bad_output_and_missing_library_are_refused_first(
     words = ["test", "--checkpoint", "gone.ckpt", "--data.root", str(tmp_path), "--html"]
     assert "its folder does not exist" in refused(*words, str(tmp_path / "no" / "page.html"))
     monkeypatch.setattr(feature_space, "find_spec", lambda name: None)
-    assert "pip install 'rga-reid[plots]'" in refused(*words, str(tmp_path / "page.html"))
+    assert "pip install scikit-learn" in refused(*words, str(tmp_path / "page.html"))

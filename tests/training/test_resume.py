@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,13 @@ def test_what_does_not_fit_a_checkpoint_is_explained(
     assert main([*words, "--trainer.limit_train_batches", "1"]) == 0
     error = refused(*words, "--resume", "--data.held_out", "0.5")
     assert "was trained on 6 identities, this data set has 4 to train on" in error
+    other = tmp_path / "other"
+    shutil.copytree(tiny_market, other)
+    assert main([*words, "--resume", "--data.root", str(other), "--trainer.max_epochs", "2"]) == 0
+    first = min((other / "bounding_box_train").iterdir())
+    first.rename(first.with_name(first.name.replace("_000000_", "_000009_")))
+    error = refused(*words, "--resume", "--data.root", str(other), "--trainer.max_epochs", "3")
+    assert "was trained on other images than these" in error
     error = refused(*words, "--resume", "--model.attention", "se")
     assert "holds another model" in error
     assert "keys missing (model.backbone.attention1" in error

@@ -48,6 +48,33 @@ def test_visits_by_image_show_nothing_twice_before_all_is_shown() -> None:
     assert sum(visited.values()) >= sum(max(1, count // 4) for count in COUNTS.values()) * 0.6
 
 
+def most_steps(visits: list[int], step: int) -> int:
+    """By taking those with the most visits left, again and again, which no other order can beat."""
+    steps = 0
+    while sum(left > 0 for left in visits) >= step:
+        visits = sorted(visits, reverse=True)
+        visits = [left - (place < step) for place, left in enumerate(visits)]
+        steps += 1
+    return steps
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_epochs_have_the_most_steps_that_there_can_be(world_size: int) -> None:
+    random = np.random.default_rng(0)
+    drawn = [random.integers(1, 30, random.integers(6, 20)).tolist() for _ in range(40)]
+    for counts in ([8, 4, 4, 4], [40, 4, 4, 4], [4] * 9, *drawn):
+        pids = np.repeat(np.arange(len(counts)), counts)
+        sampler = IdentitySampler(pids, 2, 4, visits="image", world_size=world_size)
+        assert len(sampler) == most_steps([max(1, count // 4) for count in counts], 2 * world_size)
+        for epoch in range(20):
+            sampler.set_epoch(epoch)
+            batches = list(sampler)
+            assert len(batches) == len(sampler)
+            assert all(len(set(pids[batch])) == 2 for batch in batches)
+            visited = Counter(int(pids[group[0]]) for batch in batches for group in groups(batch, 4))
+            assert all(times <= max(1, counts[pid] // 4) for pid, times in visited.items())
+
+
 def test_the_same_seed_and_epoch_give_the_same_batches() -> None:
     def epoch(seed: int, number: int) -> list[list[int]]:
         sampler = IdentitySampler(PIDS, 3, 4, seed=seed)
