@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,11 +90,13 @@ def freed_memory_kept() -> Iterator[None]:
 
     Passes through a network take and free the same large pieces again and again. glibc gives each of them
     back to the system at once, and on a CPU the fresh pages of the next pass take up to a third of its time.
-    Blocks may overlap, in threads too. Without glibc (macOS, Windows, musl) nothing changes.
+    Blocks may overlap, in threads too. After the last one, glibc's thresholds are where it would bring them
+    by itself when large pieces are freed, and stay there. Nothing changes without glibc (macOS, Windows,
+    musl), and where the environment tells glibc what to do (``MALLOC_...``, ``GLIBC_TUNABLES``).
     """
     global _keepers
     library = _glibc()
-    if library is None:
+    if library is None or _told():
         yield
         return
     with _change:
@@ -110,9 +113,21 @@ def freed_memory_kept() -> Iterator[None]:
                 library.malloc_trim(0)
 
 
+def return_freed_memory() -> None:
+    """Give back to the system what was freed and is still held, where glibc can."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
 def _set(library: ctypes.CDLL, parameters: dict[int, int]) -> None:
     for name, value in parameters.items():
         library.mallopt(name, value)
+
+
+def _told() -> bool:
+    """Whether whoever started the program has told glibc what to do."""
+    return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
 
 
 @cache
@@ -124,4 +139,4 @@ def _glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
-__all__ = ["free_memory", "freed_memory_kept"]
+__all__ = ["free_memory", "freed_memory_kept", "return_freed_memory"]

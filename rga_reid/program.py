@@ -14,6 +14,8 @@ from rga_reid.files import disk_error
 from rga_reid.signals import Stopped, stoppable
 
 _NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
+_NO_MEMORY = "not enough memory for this"
+_CPU_ALLOCATOR = "can't allocate memory"  # torch has an error of its own for GPUs alone
 _LONGEST = 4000  # characters of a line: there may be a path in it, which may have as many
 
 
@@ -44,7 +46,11 @@ def exit_code(work: Callable[[], int]) -> int:
             _drop_output(2)
         return _say(f"error: {error.filename or 'output'}: {reason}", 2)
     except MemoryError:
-        return _say("error: not enough memory for this", 1)
+        return _say(f"error: {_NO_MEMORY}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and _CPU_ALLOCATOR not in str(error):
+            raise
+        return _say(f"error: {_NO_MEMORY}; smaller batches take less", 1)
     except KeyboardInterrupt as stop:
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         return _say("interrupted" if signum == signal.SIGINT else "terminated", 128 + signum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -105,15 +106,21 @@ else:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to keep without glibc")
 def test_freed_memory_is_kept_for_the_block_only() -> None:
-    def result(how: str) -> list[int]:
-        done = subprocess.run([sys.executable, "-c", PASSES, how], capture_output=True, text=True, check=True)
+    def result(how: str, **more: str) -> list[int]:
+        words = [sys.executable, "-c", PASSES, how]
+        told = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+        }
+        done = subprocess.run(words, env=told | more, capture_output=True, text=True, check=True)
         return [int(word) for word in done.stdout.split()]
 
     (plain,) = result("plain")
     faults, kept, after, faults_after = result("kept")
-    assert faults < plain / 20
+    # 120 pieces, of pages that may be small or huge
+    assert faults < 20
+    assert min(plain, faults_after) > 100
     assert kept - after > 80 << 20
-    assert faults_after > plain / 2
+    assert result("kept", MALLOC_ARENA_MAX="4")[0] > 100  # who sets such things knows better
 
 
 def test_blocks_that_overlap_in_threads_end_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +134,7 @@ def test_blocks_that_overlap_in_threads_end_with_the_last(monkeypatch: pytest.Mo
             calls.append("trim")
 
     monkeypatch.setattr(memory, "_glibc", Library)
+    monkeypatch.setattr(memory, "_told", lambda: False)
     first, second = freed_memory_kept(), freed_memory_kept()
     first.__enter__()
     started = list(calls)

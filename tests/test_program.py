@@ -11,12 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from rga_reid.errors import InputError
 from rga_reid.program import exit_code
 from rga_reid.signals import Stopped
 
 CHECKOUT = Path(__file__).parent.parent
+
+
+LESS = "error: not enough memory for this; smaller batches take less"
 
 
 def failing(error: BaseException) -> Callable[[], int]:
@@ -34,6 +38,8 @@ def failing(error: BaseException) -> Callable[[], int]:
         (InputError("a" * 5000), 2, f"error: {'a' * 3990}..."),
         (OSError(errno.ENAMETOOLONG, "File name too long", "a"), 2, "error: a: File name too long"),
         (MemoryError(), 1, "error: not enough memory for this"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 1, LESS),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, LESS),
         (
             OSError(errno.ENOSPC, "No space left on device", "a.npz"),
             2,
@@ -53,6 +59,8 @@ def test_one_line_and_a_code(
 def test_other_errors_are_defects_and_show_where() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(failing(ZeroDivisionError()))
+    with pytest.raises(RuntimeError, match="shapes"):
+        exit_code(failing(RuntimeError("shapes cannot be multiplied")))
     with pytest.raises(FileNotFoundError):  # no disk: somebody forgot to check
         exit_code(failing(FileNotFoundError(errno.ENOENT, "No such file", "a")))
 

@@ -112,11 +112,10 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     from rga_reid.experiments.ablation_run import DataSource
 
     sections = [variant.recipe.get("data") or {} for variant in plan.variants]
-    cards = {section.get("dataset", "market1501") for section in sections}
-    roots = {section.get("root") for section in sections}
-    if len(cards) > 1 or len(roots) > 1:
+    asked = [(section.get("dataset", "market1501"), section.get("root")) for section in sections]
+    if any(one != asked[0] or isinstance(one[0], list) or isinstance(one[1], list) for one in asked):
         raise InputError(f"plan {options.config}: expected one data set for all variants, got several")
-    card, root = str(cards.pop()), options.data.root or roots.pop()
+    card, root = str(asked[0][0]), options.data.root or asked[0][1]
     if root is None and plan.synthetic is not None:
         root = str(out / "data")
         if not Path(root).is_dir():

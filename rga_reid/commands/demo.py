@@ -11,9 +11,16 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.parsing import new_parser
+from rga_reid.errors import InputError
+from rga_reid.files import make_folder, write_text
 
 if TYPE_CHECKING:
     from rga_reid.experiments.demo import DemoResult
+
+
+MARKER = ".rga-reid-demo"  # in a folder that a demo may clear
+FOLDERS = ("data", "model", "gallery", "report")
+FILES = ("query.html", "explain.html", "metrics.json")
 
 
 def parser() -> ArgumentParser:
@@ -36,6 +43,7 @@ def run(options: Namespace) -> None:
     from rga_reid.files import require_new
 
     require_new(options.out, overwrite=options.overwrite)
+    out = Path(options.out)
     whole_number("--seed", options.seed, 0, MOST_SEED)
     if options.epochs is not None:
         whole_number("--epochs", options.epochs)
@@ -44,7 +52,6 @@ def run(options: Namespace) -> None:
     from rga_reid.experiments import demo
 
     started = time.monotonic()
-    out = Path(options.out)
     root = out / "data"
     words = ["--config", options.config, "--data.root", str(root), "--out", str(out / "model")]
     words += ["--seed", str(options.seed)]
@@ -68,10 +75,18 @@ def say(step: str) -> None:
 
 def _clear(out: Path) -> None:
     """Remove what an earlier demo made, and nothing else that lies in its folder."""
-    for name in ("data", "model", "gallery", "report"):
+    made = [out / name for name in (*FOLDERS, *FILES) if (out / name).exists()]
+    if made and not (out / MARKER).is_file():
+        raise InputError(
+            f"--out: {made[0]} would be replaced, but was not made by a demo; choose another folder, or "
+            "delete it"
+        )
+    for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("query.html", "explain.html", "metrics.json"):
+    for name in FILES:
         (out / name).unlink(missing_ok=True)
+    make_folder(out)
+    write_text(out / MARKER, "What a demo made lies here; the next one with --overwrite replaces it.\n")
 
 
 def _print(result: DemoResult, seconds: float) -> None:

@@ -26,9 +26,8 @@ from rga_reid.inputs import shortened
 from rga_reid.models import load_model
 from rga_reid.retrieval.extraction import choose_device
 from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
+from rga_reid.training.fit import TEST
 from rga_reid.training.precision import Precision
-
-TEST = "test.json"  # in the run's folder: metrics on --test.root
 
 _OURS = {"default_root_dir", "logger", "precision"}  # Trainer options that follow from --out, or say more
 

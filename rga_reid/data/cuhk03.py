@@ -9,6 +9,7 @@ publish the 767/700 split as MATLAB 5 files that number the images of ``filelist
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ def survey_cuhk03(root: Path, card: Card) -> Survey:
     return survey
 
 
+class _Unpacked(Exception):
+    """Another process was faster."""
+
+
 def unpack(root: Path, kind: str) -> Path:
     """Write the pictures ``kind`` (``labeled`` or ``detected``) of ``cuhk-03.mat`` as PNG files, once.
 
@@ -78,7 +83,7 @@ def unpack(root: Path, kind: str) -> Path:
         raise InputError(
             f"{files[0]}: expected the pictures of CUHK03, a MATLAB 7.3 (HDF5) file; this is of another kind"
         ) from None
-    with archive, atomic_folder(folder) as temporary:
+    with suppress(_Unpacked), archive, atomic_folder(folder) as temporary:
 
         def write(cell: tuple[str, Any]) -> int:
             name, reference = cell
@@ -105,6 +110,8 @@ def unpack(root: Path, kind: str) -> Path:
             ) from None
         if not written:
             raise InputError(f"{files[0]}: no picture in {kind!r}")
+        if folder.is_dir():  # of another process of the same training, which reads there already
+            raise _Unpacked
     return folder
 
 

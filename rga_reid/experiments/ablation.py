@@ -103,7 +103,7 @@ def make_runs(
                     job = _Job(run, _environment(slot, jobs, devices), jobs)
                     if job.start():
                         active[slot] = job
-                    else:
+                    else:  # another process has it, or has finished it since
                         elsewhere.append(run)
                         ended += 1
             news = ""
@@ -132,7 +132,7 @@ def outcome(runs: Sequence[Run], elsewhere: Sequence[Run] = ()) -> Outcome:
     return Outcome(
         finished=tuple(run for run in runs if states[id(run)] == "finished"),
         failed=tuple(run for run in others if states[id(run)] == "failed"),
-        elsewhere=tuple(elsewhere),
+        elsewhere=tuple(run for run in elsewhere if states[id(run)] != "finished"),
         left=tuple(run for run in others if states[id(run)] != "failed"),
     )
 
@@ -155,9 +155,10 @@ class _Job:
         return f"{self.run.name} {self.doing}"
 
     def start(self) -> bool:
-        """Take hold of the folder and start the first process; false if another program holds it."""
+        """Take hold of the folder and start; false if another program holds it, or has finished the run."""
         self.handle = self.held.enter_context(locked(self.run.folder))
-        if self.handle is None:
+        if self.handle is None or self.run.state == "finished":
+            self.held.close()
             return False
         self.run.begin()
         self.left = self.run.commands()

@@ -105,9 +105,7 @@ def _mechanism(model: EmbeddingModel) -> str:
 
 def _build(model: EmbeddingModel) -> str:
     """Equal for models that differ in their weights alone."""
-    backbone = model.backbone
-    attention = (model.config or {}).get("attention")
-    return repr((attention, backbone.depth, backbone.stages, backbone.last_stride, model.size))
+    return repr(model.config)
 
 
 def names_of(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
@@ -147,14 +145,5 @@ def _itself(model: EmbeddingModel) -> EmbeddingModel:
 
 def _twin(model: EmbeddingModel, pixels: Tensor, seed: int) -> EmbeddingModel:
     """An untrained model of the same build."""
-    config = model.config or {}
-    backbone = model.backbone
-    return untrained_model(
-        config.get("attention"),
-        pixels,
-        depth=backbone.depth,
-        stages=backbone.stages,
-        last_stride=backbone.last_stride,
-        size=model.size,
-        seed=seed,
-    )
+    assert model.config is not None  # it is of a checkpoint
+    return untrained_model(pixels=pixels, seed=seed, **model.config)

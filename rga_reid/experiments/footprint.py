@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,8 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     """Latency and memory of each model, on the device that ``test`` would use.
 
     The models take turns in one process, so that a slow spell of the machine meets all of them; memory is
-    measured in a process for each. What was measured before is kept if it holds all of these models.
+    measured in a process for each. What was measured before is kept if it was on this device, and of models
+    of the same build.
 
     Args:
         checkpoints: by the name of the variant.
@@ -35,9 +37,14 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
         ``memory_mib``, growth of the memory at its peak while 32 images pass.
     """
     file = out / MEASURED
+    device = choose_device(None)
+    named = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
+    conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS, **named}
+    builds = {name: load_model(path).config for name, path in checkpoints.items()}
+    builds = json.loads(json.dumps(builds))  # as they are read again
     if file.is_file():
         kept = read_json(file)
-        if set(checkpoints) <= set(kept["models"]):
+        if [kept.get("builds"), kept.get("conditions")] == [builds, conditions]:
             return kept["models"]
     names, paths = list(checkpoints), [str(path) for path in checkpoints.values()]
     (latencies,) = in_fresh_processes(_latencies, [paths])
@@ -46,10 +53,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
         name: {"latency_ms": round(latency, 3), "memory_mib": round(mebibytes, 1)}
         for name, latency, mebibytes in zip(names, latencies, memory, strict=True)
     }
-    conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS}
-    device = choose_device(None)
-    named = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
-    write_json(file, {"models": models, "conditions": {**conditions, **named}, "machine": machine()})
+    write_json(file, {"models": models, "builds": builds, "conditions": conditions, "machine": machine()})
     return models
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from rga_reid.memory import return_freed_memory
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -77,7 +78,7 @@ def peak_resident(run: Callable[[], object]) -> float:
 def give_back() -> None:
     """Return to the system what earlier runs have freed."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return_freed_memory()
 
 
 def status(field: str) -> int:

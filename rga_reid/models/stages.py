@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from rga_reid.errors import InputError
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.pixels import uint8_batch
-from rga_reid.models.resnet import STAGES, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +99,8 @@ def untrained_model(
     attention: AttentionChoice,
     pixels: Tensor,
     *,
-    depth: int = 50,
-    stages: tuple[int, ...] = STAGES,
-    last_stride: int = 1,
-    size: Size = (256, 128),
     seed: int = 0,
+    **build: Any,
 ) -> EmbeddingModel:
     """A network with random weights whose batch norms take their statistics from ``pixels``.
 
@@ -111,15 +108,14 @@ def untrained_model(
     a spike. Equal seeds give equal backbones whatever the attention. The random state is left as it was.
 
     Args:
-        attention, depth, stages, last_stride, size: as in ``build_model``.
+        attention: as in ``build_model``.
         pixels: uint8 ``(n, 3, h, w)``.
         seed: of the weights.
+        build: what else ``build_model`` takes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(
-            depth=depth, attention=attention, stages=stages, last_stride=last_stride, size=size
-        )
+        model = build_model(attention=attention, **build)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

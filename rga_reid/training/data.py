@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +35,13 @@ class DecodedImages(Dataset[tuple[Tensor, Tensor]]):
 class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch, where the checkpoint that it is told of was saved."""
 
-    def __init__(self, dataset: Dataset[Any], sampler: IdentitySampler) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: IdentitySampler, limit: int | float = 1.0) -> None:
         # images lie decoded in memory: a worker process would only copy them
         super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=0)
         self.batches = sampler
         self.position = 0
+        most = limit if isinstance(limit, int) else int(limit * len(sampler))  # as the trainer counts it
+        self.steps = max(1, min(most, len(sampler)))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.position = self.batches.start
@@ -47,7 +50,7 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.position % max(1, len(self))}
+        return {"position": self.position % self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.batches.start = state["position"]
@@ -69,7 +72,8 @@ class ReIDData(pl.LightningDataModule):
             validation, to choose a checkpoint by. 0 trains on all of them and keeps the last epoch.
         held_out_seed: of the choice of these identities: runs of several ``--seed`` are ranked on the same.
         cache: keep decoded images in ``memory``, or in a ``file`` beside the (first) data set, for later runs
-            too. ``memory`` falls back on the file where memory is short, and says so.
+            too. ``memory`` falls back on the file where memory is short, and says so, and where several
+            processes train.
         seed: of the sampler; taken from ``--seed``.
 
     Raises:
@@ -111,8 +115,11 @@ class ReIDData(pl.LightningDataModule):
             "seed": seed,
         }
         IdentitySampler(self.train_table.pid.to_numpy(), **self.batch)  # too few identities: say so now
-        if held_out and self.held_out.groupby("pid").size().max() < 2:
-            raise InputError("held_out: no held-out identity has two images to rank; give a larger share")
+        if held_out and not _can_be_ranked(self.held_out):
+            raise InputError(
+                "held_out: no held-out identity has images of two cameras (or two images, where no camera is "
+                "known) to rank; give a larger share"
+            )
 
     @property
     def classes(self) -> int:
@@ -129,14 +136,14 @@ class ReIDData(pl.LightningDataModule):
             "datasets": int(self.train_table.dataset.nunique()),
         }
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Tells the training images from others, see ``table_digest``."""
         return table_digest(self.train_table)
 
     def prepare_data(self) -> None:
         """Fill the file of decoded images in one process, before the others look for it."""
-        if self.cache == "file":
+        if self._where == "file":
             self._decode()
 
     def setup(self, stage: str) -> None:
@@ -150,8 +157,13 @@ class ReIDData(pl.LightningDataModule):
             rows = np.flatnonzero(self._outside)
             self.held_out_images = DecodedImages(images, rows, np.arange(len(rows)))
 
+    @property
+    def _where(self) -> Literal["memory", "file"]:
+        """Processes of one machine share the pages of one file; each would decode and hold its own images."""
+        return "file" if _place(self.trainer)[1] > 1 else self.cache
+
     def _decode(self) -> np.ndarray:
-        return cached_images(self.table.path.tolist(), self.size, where=self.cache, beside=self.beside)
+        return cached_images(self.table.path.tolist(), self.size, where=self._where, beside=self.beside)
 
     def _sampler(self) -> IdentitySampler:
         rank, world_size = _place(self.trainer)
@@ -167,24 +179,39 @@ class ReIDData(pl.LightningDataModule):
         return self.train_table.path.iloc[next(iter(sampler))].tolist()
 
     def train_dataloader(self) -> ResumableLoader:
-        self._loader = ResumableLoader(self.train_images, self._sampler())
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        self._loader = ResumableLoader(self.train_images, self._sampler(), limit)
         self._loader.load_state_dict(self._resumed)
         self._resumed = {"position": 0}
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
         place = self._resumed if self._loader is None else self._loader.state_dict()
-        return {**place, "images": self.digest}
+        return {**place, "images": self.digest, "batch": self.batch, "processes": _place(self.trainer)[1]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        processes = _place(self.trainer)[1]
+        if state["position"] and state.get("processes", processes) != processes:
+            raise InputError(
+                f"--resume: the run was interrupted within an epoch on {state['processes']} processes, and "
+                f"can go on with as many only, not with {processes}"
+            )
         # Lightning would tell the loader, but forgets it where the number of steps was asked for before
-        self._resumed = state
+        self._resumed = {"position": state["position"]}
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world_size = _place(self.trainer)
-        rows = list(range(rank, len(self.held_out), world_size))
+        # as many in each process, which must take the same number of passes: some come twice
+        each = -(-len(self.held_out) // world_size)
+        rows = [(rank + number * world_size) % len(self.held_out) for number in range(each)]
         batches = [rows[start : start + 256] for start in range(0, len(rows), 256)]
         return DataLoader(self.held_out_images, batch_size=None, sampler=batches, num_workers=0)
+
+
+def _can_be_ranked(table: pd.DataFrame) -> bool:
+    """Whether there is an identity that a query can find: in another camera, if any camera is known."""
+    people = table.groupby("pid")
+    return bool((people.size() if table.camid.isna().all() else people.camid.nunique()).max() >= 2)
 
 
 def _place(trainer: pl.Trainer | None) -> tuple[int, int]:

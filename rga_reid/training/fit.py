@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
@@ -27,6 +30,8 @@ from rga_reid.training.module import ReIDModule
 from rga_reid.training.precision import resolve_precision
 
 LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.yaml"
+TEST = "test.json"  # metrics of a test of the checkpoint, where there was one
+LOGS = ("csv", "tensorboard")
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -63,12 +68,13 @@ def fit(
         trainer: options of ``pytorch_lightning.Trainer``; ``precision`` may be ``auto``, see
             ``resolve_precision``.
         config: YAML text to keep beside the checkpoints.
-        overwrite: train into a folder that is not empty; checkpoints of an earlier run are removed first.
+        overwrite: train into a folder that is not empty; checkpoints, logs and ``test.json`` of an earlier
+            run are removed first.
         resume: go on from ``last.ckpt``, to the same weights as without an interruption.
         save_every: write ``last.ckpt`` every so many steps too, not only after each epoch.
 
     Returns:
-        The checkpoint to test: ``best.ckpt`` if identities were held out, else ``last.ckpt``.
+        The checkpoint to test: ``best.ckpt`` if held-out identities were ranked, else ``last.ckpt``.
 
     Raises:
         InputError: as ``check_output``; options that the trainer refuses; the disk is full; a loss, weights
@@ -79,12 +85,10 @@ def fit(
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     if save_every is not None:
         whole_number("save_every", save_every)
+    callbacks: list[Callback] = _listed(options.pop("callbacks", None))
     if resume:
-        _check_same_run(module, data, folder / LAST)
-    callbacks: list[Callback] = [
-        *(options.pop("callbacks", None) or []),
-        LearningRateMonitor("step"),
-    ]
+        _check_same_run(module, data, folder / LAST, callbacks)
+    callbacks.append(LearningRateMonitor("step"))
     if len(data.held_out):  # before the last one, which then holds the best score so far
         callbacks.append(_checkpoint(folder, BEST, monitor="val_mAP", mode="max"))
     else:
@@ -106,14 +110,15 @@ def fit(
                 **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, **options},
                 default_root_dir=folder,
                 callbacks=callbacks,
-                logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],
+                logger=[CSVLogger(folder, name=LOGS[0]), TensorBoardLogger(folder, name=LOGS[1])],
             )
         except Exception as error:  # Lightning raises nearly anything about options that do not go together
             raise InputError(f"trainer: {shortened(error)}") from None
         if is_first_process():
             _prepare_folder(folder, config, resume)
         try:
-            with freed_memory_kept():
+            on_cpu = runner.strategy.root_device.type == "cpu"
+            with freed_memory_kept() if on_cpu else nullcontext():
                 runner.fit(
                     module,
                     datamodule=data,
@@ -128,7 +133,8 @@ def fit(
             if reason is None:
                 raise
             raise DiskError(folder, reason) from error
-    return folder / (BEST if len(data.held_out) else LAST)
+    best = folder / BEST  # not there if nothing was validated
+    return best if len(data.held_out) and best.is_file() else folder / LAST
 
 
 def is_first_process() -> bool:
@@ -177,14 +183,19 @@ class EpochLines(Callback):
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
     make_folder(folder)
     if not resume:
-        for old in (folder / LAST, folder / BEST, *folder.glob(BATCHES)):
+        for old in (folder / LAST, folder / BEST, folder / TEST, *folder.glob(BATCHES)):
             old.unlink(missing_ok=True)
+        for log in LOGS:
+            for version in folder.glob(f"{log}/version_*"):
+                shutil.rmtree(version)
     if config is not None:
         write_text(folder / CONFIG, config)
 
 
-def _check_same_run(module: ReIDModule, data: ReIDData, checkpoint: Path) -> None:
-    """Refuse to resume on other images or with another model, and say in what it differs."""
+def _check_same_run(
+    module: ReIDModule, data: ReIDData, checkpoint: Path, callbacks: Sequence[Callback]
+) -> None:
+    """Refuse to resume another run, and say in what it differs."""
     content = read_torch(checkpoint)
     found, own = content.get("current_model_state", content.get("state_dict", {})), module.state_dict()
     key = "model.classifier.weight"
@@ -200,6 +211,15 @@ def _check_same_run(module: ReIDModule, data: ReIDData, checkpoint: Path) -> Non
             f"--resume: {checkpoint} was trained on other images than these; resume with the same data set, "
             "--data.held_out and --data.held_out_seed"
         )
+    before = state.get("batch", data.batch)
+    changed = [name for name in data.batch if before[name] != data.batch[name]]
+    if changed:
+        was, now = (", ".join(f"{name} {batch[name]}" for name in changed) for batch in (before, data.batch))
+        raise InputError(f"--resume: {checkpoint} was trained in other batches: {was}, now {now}")
+    averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+    if averaged != ("current_model_state" in content):
+        how = "without" if averaged else "with"
+        raise InputError(f"--resume: {checkpoint} was trained {how} a moving average; resume {how} one, too")
     wrong = differences(own, found)
     if wrong:
         raise InputError(f"--resume: {checkpoint} holds another model: {wrong}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
@@ -118,9 +120,18 @@ class ReIDModule(pl.LightningModule):
             raise InputError(f"optimizer: {shortened(error)}") from None
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
+        optimizer, trainer = self._make_optimizer(), self.trainer
+        if not math.isfinite(trainer.estimated_stepping_batches):
+            raise InputError("trainer: the schedule needs the run's length: give max_epochs or max_steps")
+        steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs or 0
+        if epochs < 1:  # the length was given in steps
+            trainer.fit_loop.setup_data()  # which tells the number of batches; done once
+            epochs = -(-steps * trainer.accumulate_grad_batches // int(trainer.num_training_batches))
+        if _unscales(optimizer) and _scaler(trainer) is not None and trainer.gradient_clip_val:
+            raise InputError(
+                "optimizer: a fused one cannot clip gradients in float16; give fused: false, precision "
+                "bf16-mixed or no gradient_clip_val"
+            )
 
         def factor(step: int) -> float:
             return self.schedule.factor(step * epochs / steps, epochs)
@@ -142,7 +153,7 @@ class ReIDModule(pl.LightningModule):
         gradients in its own step, after clipping; but only float16 has a scale.
         """
         plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        if _unscales(optimizer) and _scaler(self.trainer) is None:
             kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, kind)
         else:
@@ -188,11 +199,13 @@ class ReIDModule(pl.LightningModule):
             shares: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, (features, rows))
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
+        seen, first = np.unique(rows.numpy(), return_index=True)  # fewer than all, if validation was limited
+        table = table.iloc[seen]
         if self.trainer.sanity_checking:
             return
         if self._last is not None and not all_finite([features]):
             raise not_finite("features of held-out images are not finite", self.trainer, *self._last)
-        ranked = features[rows.argsort()].numpy()
+        ranked = features.numpy()[first]
         asks = ~table.duplicated(["pid", "camid"])
         result = evaluate_ranking(
             ranked[asks.to_numpy()],
@@ -215,3 +228,13 @@ class ReIDModule(pl.LightningModule):
         checkpoint[CONFIG_KEY] = self.model.config
         data = getattr(self.trainer, "datamodule", None)
         checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # one's own data may tell nothing
+
+
+def _scaler(trainer: pl.Trainer) -> Any:
+    """What scales the loss, in float16; None elsewhere."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _unscales(optimizer: Optimizer) -> bool:
+    """Whether its step divides gradients by the scale itself, as fused ones do; Lightning looks there."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

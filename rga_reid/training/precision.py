@@ -10,6 +10,10 @@ from typing import Any, Literal, get_type_hints
 import pytorch_lightning as pl
 import torch
 
+from rga_reid.errors import InputError
+
+_WHOLE = ("16-true", "bf16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
+
 #: what ``trainer.precision`` takes: Lightning's own values, and ``auto``
 Precision = get_type_hints(pl.Trainer.__init__)["precision"] | Literal["auto"]
 
@@ -19,7 +23,15 @@ def resolve_precision(precision: Any, accelerator: Any = "auto") -> Any:
 
     Args:
         precision, accelerator: options of ``pytorch_lightning.Trainer``.
+
+    Raises:
+        InputError: a precision of the weights themselves other than float32.
     """
+    if str(precision) in _WHOLE:
+        raise InputError(
+            f"trainer.precision: expected 32-true, 16-mixed, bf16-mixed or auto, got {precision}: weights "
+            "and images are float32"
+        )
     if precision != "auto":
         return precision
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

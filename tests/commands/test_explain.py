@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from rga_reid.commands import main
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.experiments import explaining
 from rga_reid.experiments.explaining import explain
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
 from rga_reid.models.pixels import uint8_batch
@@ -385,3 +386,11 @@ def test_bad_input_is_named(
     error = refused("explain", "--image", str(picture), "--checkpoint", str(plain), *out)
     assert "it has none" in error
     assert not (tmp_path / "page.html").exists()
+
+
+def test_an_untrained_twin_is_of_the_same_build() -> None:
+    model = build_model(
+        depth=18, attention="pam", size=(64, 32), stem_pool="ceil", stripes=2, mean=(0.1, 0.2, 0.3)
+    )
+    pixels = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    assert explaining._twin(model, pixels, 0).config == model.config

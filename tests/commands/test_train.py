@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -18,7 +19,8 @@ import yaml
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import check_data
-from rga_reid.training import ReIDModule
+from rga_reid.experiments.collecting import read_curve
+from rga_reid.training import ReIDModule, WarmupStep
 
 RECIPE = {
     "model": {
@@ -92,16 +94,21 @@ def test_held_out_identities_choose_the_best_checkpoint(
     assert weights(out / "best.ckpt").keys() == weights(out / "last.ckpt").keys()
 
 
+@pytest.mark.parametrize("limit", ["1.0", "2"])
 def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
+    content = yaml.safe_load(Path(recipe).read_text())
+    content["data"]["visits"] = "image"
+    content["trainer"]["limit_train_batches"] = yaml.safe_load(limit)
+    Path(recipe).write_text(yaml.safe_dump(content))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(recipe, tiny_market, whole) == 0
 
     step = ReIDModule.training_step
 
     def interrupted(self: ReIDModule, *arguments: Any) -> torch.Tensor:
-        if self.global_step == 3:  # in the second of two epochs
+        if self.current_epoch == 1:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
@@ -286,3 +293,42 @@ def test_gradients_are_clipped_for_fused_optimizers(
     assert free.abs().max() > 0.02
     expected = free * (0.01 / free.norm()) if algorithm == "norm" else free.clamp(-0.01, 0.01)
     torch.testing.assert_close(clipped, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_run_that_replaces_another_leaves_none_of_its_logs(
+    recipe: str, tiny_market: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert train(recipe, tiny_market, out, "--test.root", str(tiny_market)) == 0
+    assert {"csv", "tensorboard", "test.json"} <= {path.name for path in out.iterdir()}
+    (out / "csv" / "mine.txt").write_text("keep")
+    assert train(recipe, tiny_market, out, "--overwrite", "--trainer.max_epochs", "1") == 0
+    assert not (out / "test.json").exists()  # it was of the other model
+    assert sorted(path.name for path in (out / "csv").iterdir()) == ["mine.txt", "version_0"]
+    assert read_curve(out)["epoch"].tolist() == [1]
+
+
+def test_a_run_as_long_as_so_many_steps(
+    recipe: str, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    content = yaml.safe_load(Path(recipe).read_text())
+    del content["trainer"]["max_epochs"], content["model"]["schedule"]  # the released one, in steps of epochs
+    Path(recipe).write_text(yaml.safe_dump(content))
+    out = tmp_path / "run"
+    assert train(recipe, tiny_market, out, "--trainer.max_steps", "5") == 0  # 2 steps an epoch
+    log = pd.read_csv(out / "csv" / "version_0" / "metrics.csv")["lr-AdamW"].dropna()
+    rates = [1e-3 * WarmupStep().factor(3 * step / 5, 3) for step in range(5)]
+    np.testing.assert_allclose(log, rates, rtol=1e-6)
+    assert min(rates) > 0
+    words = ["train", "--config", recipe, "--data.root", str(tiny_market), "--out", str(tmp_path / "other")]
+    error = refused(*words, "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00")
+    assert "the schedule needs the run's length" in error
+
+
+def test_what_to_test_is_there_where_nothing_was_validated(
+    recipe: str, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.held_out", "0.4", "--trainer.check_val_every_n_epoch", "5"]
+    assert train(recipe, tiny_market, tmp_path / "run", *words) == 0
+    assert f"trained: {tmp_path / 'run' / 'last.ckpt'}" in capsys.readouterr().out
+    assert (tmp_path / "run" / "last.ckpt").is_file()

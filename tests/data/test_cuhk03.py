@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from rga_reid.data import check_data, load_card, read_table
+from rga_reid.data import check_data, cuhk03, load_card, read_table
 from rga_reid.data.cards import Card
 from rga_reid.errors import InputError
 
@@ -173,3 +174,20 @@ def test_a_protocol_that_names_what_is_not_there(tmp_path: Path, card: Card) -> 
     write_protocol(tmp_path / PROTOCOL, sorted(named), train_idx=[1, 99])
     with pytest.raises(InputError, match="image 99 of 9 images"):
         read_table(tmp_path, card)
+
+
+def test_pictures_that_another_process_has_unpacked_meanwhile_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "cuhk-03.mat")
+    in_threads = cuhk03.in_threads
+
+    def slower(*arguments: Any) -> Any:
+        yield from in_threads(*arguments)
+        (tmp_path / "labeled").mkdir()
+        (tmp_path / "labeled" / "theirs.png").touch()
+
+    monkeypatch.setattr(cuhk03, "in_threads", slower)
+    folder = cuhk03.unpack(tmp_path, "labeled")
+    assert [path.name for path in folder.iterdir()] == ["theirs.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cuhk-03.mat", "labeled"]

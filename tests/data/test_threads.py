@@ -8,6 +8,17 @@ import pytest
 from rga_reid.data.threads import in_threads
 
 
+class Counted:
+    """Tells when somebody works on it."""
+
+    def __init__(self, taken):
+        self.taken = taken
+
+    def __str__(self):
+        self.taken.append(self)
+        return ""
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_results_come_in_the_order_of_the_items(threads):
     assert list(in_threads(lambda n: n * n, range(500), threads, "squaring")) == [n * n for n in range(500)]
@@ -25,6 +36,15 @@ def test_the_first_error_drops_the_rest():
     with pytest.raises(ValueError, match="3"):
         list(in_threads(work, range(4000), 2, "working"))
     assert len(begun) < 2000
+
+
+def test_items_are_taken_up_as_results_are_taken():
+    taken = []
+    results = in_threads(str, [Counted(taken) for _ in range(900)], 2, "counting")
+    next(results)
+    assert len(taken) < 100
+    assert len([*results]) == 899
+    assert len(taken) == 900
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.experiments import ablation_run
+from rga_reid.experiments import ablation, ablation_run
 from rga_reid.experiments.ablation import Outcome, gpus, outcome
 from rga_reid.experiments.ablation_run import differences, locked
 
@@ -217,3 +217,15 @@ def test_differences_name_the_keys() -> None:
     (line,) = differences({"k" * 9999: "a" * 9999}, {})
     assert len(line) < 200
     assert line.endswith("aaa..., is null")
+
+
+def test_a_run_that_another_session_has_finished_since_is_not_made_again(tmp_path: Path) -> None:
+    SCRIPTED.session(tmp_path, "a:0")
+    (run,) = SCRIPTED.runs(tmp_path, "a:0")
+    before = (run.folder / "result.json").stat()
+    job = ablation._Job(run, {}, 1)
+    assert not job.start()
+    with locked(run.folder) as handle:  # it has let go
+        assert handle is not None
+    assert (run.folder / "result.json").stat().st_mtime_ns == before.st_mtime_ns
+    assert names(outcome([run], [run])) == {"finished": ["a seed 0"]}

@@ -86,8 +86,17 @@ def test_a_demo_is_not_removed_for_wrong_options(
 
 
 def test_overwriting_a_demo_keeps_what_is_not_its_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep")
+    command._clear(tmp_path / "new")
+    (tmp_path / "new" / "mine.txt").write_text("keep")
     for name in ("data", "report"):
-        (tmp_path / name).mkdir()
-    command._clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+        (tmp_path / "new" / name).mkdir()
+    command._clear(tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"mine.txt", command.MARKER}
+
+
+def test_folders_that_no_demo_made_are_left_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text("keep")
+    assert "was not made by a demo" in refused("demo", "--out", str(tmp_path), "--overwrite")
+    assert (tmp_path / "data" / "mine.txt").read_text() == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

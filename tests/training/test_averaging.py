@@ -46,6 +46,7 @@ def test_average_is_the_formula(decay: float, every: int) -> None:
     taken = module.visited[::every]
     for name, found in module.state_dict().items():
         if not found.is_floating_point():
+            assert found == 1 + len(taken[:-1]) * every  # batches that were seen at the last update
             continue
         expected = taken[0][name].double()  # the first one is taken over as it is
         for state in taken[1:]:

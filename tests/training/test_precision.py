@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rga_reid.errors import InputError
 from rga_reid.training.precision import multiplies_bfloat16, resolve_precision
 
 
@@ -43,8 +44,14 @@ def test_auto_looks_at_the_gpu_where_that_trains(monkeypatch: pytest.MonkeyPatch
 
 def test_other_precisions_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, cuda=False)
-    for given in ("bf16-mixed", "16-mixed", "64-true", 32, None):
+    for given in ("bf16-mixed", "16-mixed", 32, None):
         assert resolve_precision(given, "cpu") == given
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "64", 64])
+def test_weights_of_another_precision_are_refused(precision: object) -> None:
+    with pytest.raises(InputError, match=r"trainer.precision: expected 32-true, .* got"):
+        resolve_precision(precision, "cpu")
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with the flags that Linux shows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def one_of_two(rank: int, port: int, root: str, out: str) -> None:
 
 
 def test_two_processes_measure_what_one_measures(tiny_market: Path, tmp_path: Path) -> None:
+    tiny_market = shutil.copytree(
+        tiny_market, tmp_path / "market"
+    )  # processes share decoded images in a file
     """Four training identities, 2 x 2 on each process; four held out, 24 images, half on each process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))

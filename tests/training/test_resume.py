@@ -137,6 +137,11 @@ def test_what_does_not_fit_a_checkpoint_is_explained(
     first.rename(first.with_name(first.name.replace("_000000_", "_000009_")))
     error = refused(*words, "--resume", "--data.root", str(other), "--trainer.max_epochs", "3")
     assert "was trained on other images than these" in error
+    error = refused(*words, "--resume", "--data.images_per_identity", "3", "--seed", "1")
+    assert "trained in other batches: images 2, seed 0, now images 3, seed 1" in error
+    callbacks = "[{class_path: rga_reid.training.EMA}]"
+    error = refused(*words, "--resume", "--trainer.callbacks", callbacks)
+    assert "was trained without a moving average; resume without one, too" in error
     error = refused(*words, "--resume", "--model.attention", "se")
     assert "holds another model" in error
     assert "keys missing (model.backbone.attention1" in error
