@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,11 @@ from PIL import Image
 
 from rga_reid.commands import main
 from rga_reid.models import build_model, save_model
+
+# a shell that starts tests in the background has them, and all that they start, ignore these
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # the same cases in every run: a failure seen once can be seen again
 settings.register_profile("reproducible", derandomize=True)

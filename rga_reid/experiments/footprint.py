@@ -41,10 +41,9 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     named = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
     conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS, **named}
     builds = {name: load_model(path).config for name, path in checkpoints.items()}
-    builds = json.loads(json.dumps(builds))  # as they are read again
     if file.is_file():
         kept = read_json(file)
-        if [kept.get("builds"), kept.get("conditions")] == [builds, conditions]:
+        if json.dumps([kept.get("builds"), kept.get("conditions")]) == json.dumps([builds, conditions]):
             return kept["models"]
     names, paths = list(checkpoints), [str(path) for path in checkpoints.values()]
     (latencies,) = in_fresh_processes(_latencies, [paths])

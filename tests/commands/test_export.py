@@ -123,7 +123,7 @@ def test_programs_of_the_documentation_run(
     programs = [block for block in code_blocks("docs/export.md") if block.language == "python"]
     assert len(programs) == 3
     for program in programs:
-        printed = documented(program._replace(text=program.text.replace("256, 128", "64, 32")), folder)
+        printed = documented(program._replace(text=program.text.replace("128, 64", "64, 32")), folder)
         assert float(printed.removeprefix("similarity ")) == pytest.approx(float(a @ b), abs=2e-4)
 
 

@@ -28,7 +28,7 @@ def test_few_images_and_a_missing_library_are_named(monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match="expected at least 4 images, got 3"):
         flat_layout(np.eye(3, dtype=np.float32))
     monkeypatch.setattr(feature_space, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'rga-reid\[plots\]'"):
+    with pytest.raises(InputError, match=r"needs scikit-learn: pip install scikit-learn"):
         flat_layout(np.eye(4, dtype=np.float32))
 
 
