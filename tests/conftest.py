@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from rga_reid.commands import main
@@ -29,8 +29,17 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, handler)
 
 # the same cases in every run: a failure seen once can be seen again
-settings.register_profile("reproducible", derandomize=True)
+# on a machine of any speed
+settings.register_profile(
+    "reproducible", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("reproducible")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not hang on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

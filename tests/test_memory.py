@@ -117,10 +117,11 @@ def test_freed_memory_is_kept_for_the_block_only() -> None:
     (plain,) = result("plain")
     faults, kept, after, faults_after = result("kept")
     # 120 pieces, of pages that may be small or huge
-    assert faults < 20
-    assert min(plain, faults_after) > 100
+    assert min(plain, faults_after) > max(100, 10 * faults)
     assert kept - after > 80 << 20
-    assert result("kept", MALLOC_ARENA_MAX="4")[0] > 100  # who sets such things knows better
+    assert result("kept", MALLOC_ARENA_MAX="4")[0] > max(
+        100, 10 * faults
+    )  # who sets such things knows better
 
 
 def test_blocks_that_overlap_in_threads_end_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,14 +109,15 @@ class RGA(nn.Module):
         b, m, _ = nodes.shape
         g, gg, W, theta, phi = self._layers(kind)
         weight = torch.cat([self._weight(name, kind) for name in ("phi", "theta", "gx")])
-        embedded = F.relu_(_embed(nodes, weight, phi[1], theta[1], g[1])).view(b, m, -1)
-        e = embedded.shape[2] // 3
+        e = weight.shape[0] // 3
+        embedded = F.relu_(_embed(nodes, weight, phi[1], theta[1], g[1])).view(b, m, 3 * e)
         phi_theta, own = embedded.split([2 * e, e], dim=2)
 
         # (W₁ Φᵀ, W₂ Θᵀ) for all images in two products, then (W₁ Φᵀ) θᵢ + (W₂ Θᵀ) φᵢ in one.
         columns = phi_theta.unflatten(2, (2, e)).permute(2, 1, 0, 3).reshape(2, m, b * e)
         mixed = torch.bmm(self._weight("gg", kind).unflatten(1, (2, m)).transpose(0, 1), columns)
-        mixed = mixed.unflatten(2, (b, e)).flip(0).permute(2, 0, 3, 1).reshape(b, 2 * e, -1)
+        mixed = mixed.unflatten(2, (b, e)).flip(0).permute(2, 0, 3, 1)
+        mixed = mixed.reshape(b, 2 * e, mixed.shape[-1])
         related = F.relu_(_product_norm(phi_theta, mixed, gg[1]))
 
         # The first layer of W on [own, related], without laying them side by side.

@@ -21,7 +21,8 @@ def check_output_file(option: str, file: str | None, *suffixes: str) -> None:
         suffixes: its name must end in one of them, if there are any.
 
     Raises:
-        InputError: another name, or a folder that does not exist or cannot be written.
+        InputError: another name, a folder that does not exist or cannot be written, or no file there, but a
+            link or a device.
     """
     if file is None:
         return
@@ -33,6 +34,9 @@ def check_output_file(option: str, file: str | None, *suffixes: str) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
         raise InputError(f"{option} {file}: {what}")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = "a link" if path.is_symlink() else "a device or a pipe"
+        raise InputError(f"{option} {file}: is {kind}, which would be replaced; expected a file")
     require_writable(file)
 
 

@@ -29,7 +29,8 @@ from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_
 from rga_reid.training.fit import TEST
 from rga_reid.training.precision import Precision
 
-_OURS = {"default_root_dir", "logger", "precision"}  # Trainer options that follow from --out, or say more
+# Trainer options that follow from --out or from the sampler, or say more
+_OURS = {"default_root_dir", "logger", "precision", "use_distributed_sampler"}
 
 
 def parser() -> ArgumentParser:
@@ -108,6 +109,9 @@ def run(options: Namespace) -> None:
     table = None if options.test.root is None else read_table(options.test.root, options.test.dataset)
     best = fit_recipe(options)
     if not is_first_process():
+        return
+    if not best.is_file():
+        print("nothing is kept: the trainer's options ask for no checkpoint (fast_dev_run)")
         return
     print(f"trained: {best}")
     if table is None:

@@ -27,7 +27,7 @@ def feature_matrix(values: Any, name: str) -> np.ndarray:
     Raises:
         InputError: not a matrix, an empty one, or one of another type.
     """
-    matrix = _array(values)
+    matrix = as_array(values)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
         raise InputError(
             f"{name}: expected a matrix (n, d) of floating-point numbers, got {matrix.dtype} {matrix.shape}"
@@ -88,13 +88,18 @@ def distance_matrix(values: Any) -> np.ndarray:
     Raises:
         InputError: not a matrix of real numbers, an empty one, or a row with NaN or infinity.
     """
-    matrix = _array(values)
+    matrix = as_array(values)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
         raise InputError(f"distances: expected a matrix (q, g) of numbers, got {matrix.dtype} {matrix.shape}")
-    finite = [
-        np.isfinite(matrix[start : start + _ROWS]).all(axis=1) for start in range(0, len(matrix), _ROWS)
-    ]
-    refuse_rows(~np.concatenate(finite), "distances", "NaN or infinity")
+    blocks = [matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS)]
+    refuse_rows(
+        np.concatenate([~np.isfinite(block).all(axis=1) for block in blocks]), "distances", "NaN or infinity"
+    )
+    if matrix.dtype.kind == "f":
+        # the largest numbers of a type stand for infinity somewhere; their differences overflow
+        most = np.finfo(matrix.dtype).max / 4
+        beyond = np.concatenate([(np.abs(block) > most).any(axis=1) for block in blocks])
+        refuse_rows(beyond, "distances", f"a number beyond {most:.3g}")
     return matrix
 
 
@@ -119,7 +124,9 @@ def labels(values: Any, length: int, name: str) -> pd.Series:
         masked, plain = np.ma.getmaskarray(plain), plain.data.astype(object)
         plain[masked] = None
     try:
-        series = pd.Series(plain).reset_index(drop=True)
+        # a list of whole numbers with a null among them would become floating, and lose digits
+        series = pd.Series(plain, dtype=object if isinstance(plain, list | tuple) else None)
+        series = series.reset_index(drop=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected {length} whole numbers ({error})") from None
     _same_length(len(series), length, name)
@@ -213,7 +220,8 @@ def torch_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """As an array of NumPy: a tensor from any device, without its gradient, bfloat16 as float32."""
     if isinstance(values, torch.Tensor):
         tensor = values.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation.inputs import as_array
 
 _BLOCK = 4096  # rows normalised at a time
 
@@ -18,7 +19,7 @@ def unit_rows(features: Any, *, name: str = "features", first_row: int = 0) -> n
     """Features with every row scaled to length 1.
 
     Args:
-        features: numbers ``(n, d)``, an array or a CPU tensor.
+        features: numbers ``(n, d)``, an array or a tensor.
         name: what an error message calls them.
         first_row: number of the first row in an error message, for a block of a larger matrix.
 
@@ -144,7 +145,7 @@ def require_row_each(count: int, table: pd.DataFrame) -> None:
 
 def _matrix(features: Any, name: str) -> np.ndarray:
     """Real numbers ``(n, d)`` as an array, without a copy where that is possible."""
-    matrix = np.asarray(features)
+    matrix = as_array(features)
     if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiu":
         raise InputError(f"{name}: expected a matrix (n, d) of numbers, got {matrix.dtype} {matrix.shape}")
     return matrix

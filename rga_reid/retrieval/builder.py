@@ -238,4 +238,4 @@ class GalleryBuilder:
             (self._folder / UNFINISHED).unlink()
             raise InputError(f"{self._folder}: nothing to resume: the build was finished")
         require_same_model(self._folder, manifest.model, self._model)
-        return read_contents(self._folder, manifest)
+        return read_contents(self._folder, manifest, mapped=True)

@@ -15,7 +15,7 @@ from rga_reid.retrieval.arrays import fitting_rows
 from rga_reid.retrieval.contents import Contents, Put, Removal, added, compacted, removed
 from rga_reid.retrieval.exact import Found, nearest_rows
 from rga_reid.retrieval.filters import rows_where
-from rga_reid.retrieval.gallery import Erasure, Gallery, labels_of, persons_and_files
+from rga_reid.retrieval.gallery import Erasure, Gallery, camera_number, labels_of, persons_and_files
 from rga_reid.retrieval.gallery_folder import (
     read_gallery,
     require_replaceable,
@@ -72,8 +72,18 @@ class FolderGallery(Gallery):
         self._require_dimension("features", vectors)
         if model is not None:
             self.require_model(model)
+
+        def change(old: Contents, put: Put) -> Contents:
+            # another program may have put another gallery into the folder since this one was opened
+            there = FolderGallery(old)
+            there._require_dimension("features", vectors)
+            model_of_rows = self.model if model is None else model
+            if model_of_rows is not None:
+                there.require_model(model_of_rows)
+            return added(old, vectors, kept, put)
+
         if len(vectors):
-            self._change(lambda old, put: added(old, vectors, kept, put))
+            self._change(change)
 
     def remove(self, *, pids: int | Iterable[int] = (), paths: str | Iterable[str] = ()) -> Erasure:
         persons, files = persons_and_files(pids, paths)
@@ -115,7 +125,7 @@ class FolderGallery(Gallery):
         return set(paths) & set(self._contents.table["path"])
 
     def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
-        kept = self._kept(exclude_camera, where)
+        kept = _kept(self._contents, camera_number(exclude_camera), where)
         return len(self) if kept is None else int(kept.sum())
 
     def describe(self) -> dict[str, Any]:
@@ -149,56 +159,59 @@ class FolderGallery(Gallery):
         return states
 
     def _find(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
-        found = list(self._nearest(queries, top_k, self._kept(exclude_camera, where)))
+        contents = self._contents  # one state, whatever another thread changes meanwhile
+        found = list(_nearest(contents, queries, top_k, _kept(contents, exclude_camera, where)))
         rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in found)])
-        vectors = Vectors([segment.vectors for segment in self._contents.segments])
+        vectors = Vectors([segment.vectors for segment in contents.segments])
         return Hits(
             np.array([len(rows) for rows, _ in found], np.int64),
             np.concatenate([np.empty(0), *(scores for _, scores in found)]),
-            self._contents.ids[rows],
-            self._contents.table.take(rows).reset_index(drop=True),
+            contents.ids[rows],
+            contents.table.take(rows).reset_index(drop=True),
             lambda some: vectors.take(rows[some]),
         )
 
-    def _kept(self, exclude_camera: int | None, where: str | None) -> np.ndarray | None:
-        """Which rows may be found, bool ``(n,)``; None for all."""
-        kept = None
-        if exclude_camera is not None:
-            camids = self._contents.table["camid"]
-            if camids.isna().all():
-                raise no_camera_known(exclude_camera)
-            kept = (camids != exclude_camera).fillna(True).to_numpy(dtype=bool)
-        if where is not None:
-            chosen = rows_where(self._contents.table, where)
-            kept = chosen if kept is None else kept & chosen
-        return kept
 
-    def _nearest(self, queries: np.ndarray, top_k: int, keep: np.ndarray | None) -> Iterator[Found]:
-        """Row numbers and scores for each query: the best of what the segments' searches find."""
-        groups: list[tuple[np.ndarray, Iterator[Found]]] = []
-        plain: list[tuple[np.ndarray, Segment]] = []  # all segments without an index are searched as one
-        start = 0
-        for segment in self._contents.segments:
-            rows = np.arange(start, start + len(segment))
-            start += len(segment)
-            if segment.index is None:
-                plain.append((rows, segment))
-            else:
-                kept = None if keep is None else keep[rows]
-                groups.append((rows, segment.index.nearest(Vectors([segment.vectors]), queries, top_k, kept)))
-        if plain:
-            rows = np.concatenate([rows for rows, _ in plain])
-            vectors = Vectors([segment.vectors for _, segment in plain])
-            groups.append((rows, nearest_rows(vectors, queries, top_k, None if keep is None else keep[rows])))
-        if len(groups) == 1:  # its answers are in order
-            yield from ((rows[found], scores) for rows, search in groups for found, scores in search)
-            return
-        for _ in queries:
-            answers = [(rows[found], scores) for rows, search in groups for found, scores in [next(search)]]
-            found = np.concatenate([np.empty(0, np.int64), *(found for found, _ in answers)])
-            scores = np.concatenate([np.empty(0), *(scores for _, scores in answers)])
-            order = np.lexsort((found, -scores))[:top_k]
-            yield found[order], scores[order]
+def _kept(contents: Contents, exclude_camera: int | None, where: str | None) -> np.ndarray | None:
+    """Which rows may be found, bool ``(n,)``; None for all."""
+    kept = None
+    if exclude_camera is not None:
+        camids = contents.table["camid"]
+        if camids.isna().all():
+            raise no_camera_known(exclude_camera)
+        kept = (camids != exclude_camera).fillna(True).to_numpy(dtype=bool)
+    if where is not None:
+        chosen = rows_where(contents.table, where)
+        kept = chosen if kept is None else kept & chosen
+    return kept
+
+
+def _nearest(contents: Contents, queries: np.ndarray, top_k: int, keep: np.ndarray | None) -> Iterator[Found]:
+    """Row numbers and scores for each query: the best of what the segments' searches find."""
+    groups: list[tuple[np.ndarray, Iterator[Found]]] = []
+    plain: list[tuple[np.ndarray, Segment]] = []  # all segments without an index are searched as one
+    start = 0
+    for segment in contents.segments:
+        rows = np.arange(start, start + len(segment))
+        start += len(segment)
+        if segment.index is None:
+            plain.append((rows, segment))
+        else:
+            kept = None if keep is None else keep[rows]
+            groups.append((rows, segment.index.nearest(Vectors([segment.vectors]), queries, top_k, kept)))
+    if plain:
+        rows = np.concatenate([rows for rows, _ in plain])
+        vectors = Vectors([segment.vectors for _, segment in plain])
+        groups.append((rows, nearest_rows(vectors, queries, top_k, None if keep is None else keep[rows])))
+    if len(groups) == 1:  # its answers are in order
+        yield from ((rows[found], scores) for rows, search in groups for found, scores in search)
+        return
+    for _ in queries:
+        answers = [(rows[found], scores) for rows, search in groups for found, scores in [next(search)]]
+        found = np.concatenate([np.empty(0, np.int64), *(found for found, _ in answers)])
+        scores = np.concatenate([np.empty(0), *(scores for _, scores in answers)])
+        order = np.lexsort((found, -scores))[:top_k]
+        yield found[order], scores[order]
 
 
 def _in_memory(rows: Rows) -> Segment:

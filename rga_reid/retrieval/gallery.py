@@ -207,12 +207,12 @@ class Gallery(ABC):
                 shortlist shorter than it, a camera to leave out of a gallery without any known camera, a
                 filter that cannot be understood.
         """
-        wanted = whole_number("top_k", top_k)
+        wanted, camera = whole_number("top_k", top_k), camera_number(exclude_camera)
         queries = unit_rows(features, name="query features")
         self._require_dimension("query features", queries)
         if rerank is None:
-            return self._find(queries, wanted, exclude_camera, where).to_frame(with_ids=with_ids)
-        hits = self._find(queries, whole_number("shortlist", shortlist, wanted), exclude_camera, where)
+            return self._find(queries, wanted, camera, where).to_frame(with_ids=with_ids)
+        hits = self._find(queries, whole_number("shortlist", shortlist, wanted), camera, where)
         return hits.re_ranked(queries, rerank, wanted).to_frame(with_ids=with_ids)
 
     def require_model(self, model: ModelRecord) -> None:
@@ -289,6 +289,15 @@ class Gallery(ABC):
                 f"{name}: of dimension {matrix.shape[1]}, but the gallery's have {self.dimension}: "
                 "another model made them"
             )
+
+
+def camera_number(value: Any) -> int | None:
+    """A camera to be left out, or None.
+
+    Raises:
+        InputError: something else.
+    """
+    return None if value is None else whole_number("exclude_camera", value, -(2**63), 2**63 - 1)
 
 
 def labels_of(table: pd.DataFrame) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import itertools
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rga_reid.errors import InputError
@@ -73,11 +74,11 @@ def read_gallery(folder: Path) -> Contents:
             manifest = newer
 
 
-def read_contents(folder: Path, manifest: Manifest) -> Contents:
-    """What a manifest names."""
+def read_contents(folder: Path, manifest: Manifest, *, mapped: bool = False) -> Contents:
+    """What a manifest names; ``mapped``: see ``read_segment``."""
     place, plan = folder / SEGMENTS, manifest.plan
     segments = [
-        read_segment(place / record.name, record, manifest.dimension, plan.kind)
+        read_segment(place / record.name, record, manifest.dimension, plan.kind, mapped=mapped)
         for record in manifest.segments
     ]
     removals: tuple[Removal, ...] = ()
@@ -87,10 +88,15 @@ def read_contents(folder: Path, manifest: Manifest) -> Contents:
 
 
 class Writer:
-    """The one program that may change a gallery folder, while it holds the lock."""
+    """The one program that may change a gallery folder, while it holds the lock.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: of the gallery.
+        mapped: the vectors of segments that are put are never held in memory.
+    """
+
+    def __init__(self, folder: Path, *, mapped: bool = False) -> None:
+        self.folder, self.mapped = folder, mapped
         old = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
         self.generation = 1 if old is None else old.generation + 1
         #: the log of the gallery that is there
@@ -103,7 +109,7 @@ class Writer:
         place = next(self._places)
         with _disk_errors(self.folder):
             record = write_segment(place, segment)
-        return read_segment(place, record, segment.dimension, segment.kind)
+        return read_segment(place, record, segment.dimension, segment.kind, mapped=self.mapped)
 
     def commit(self, contents: Contents) -> None:
         """Switch to new contents, all of whose segments were put or were there."""
@@ -146,7 +152,7 @@ def writing(
     Args:
         folder: of the gallery.
         create: make the folder if there is none, and replace a gallery that is damaged.
-        building: keep what the block noted as unfinished, if it fails.
+        building: keep what the block noted as unfinished, if it fails, and hold no vectors in memory.
         resume: keep what an earlier one noted so; otherwise it is removed.
 
     Raises:
@@ -163,7 +169,7 @@ def writing(
             _drop_unreadable(folder / MANIFEST)
         clean(folder, keep_unfinished=resume)
         try:
-            yield Writer(folder)
+            yield Writer(folder, mapped=building)
         finally:
             with undisturbed():
                 clean(folder, keep_unfinished=building)
@@ -228,7 +234,12 @@ def leftovers(folder: Path) -> list[Path]:
 
 def size_of(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another program may change the gallery meanwhile
+            found = file.stat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share: None) -> int:
@@ -307,6 +318,10 @@ def _locked(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{folder}: locked: another program is changing this gallery; try again when it has finished"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"{folder}: its file system has no locks ({error.strerror}): a gallery there can only be read"
+            ) from None
         yield
     finally:
         os.close(handle)
@@ -325,6 +340,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def _drop_unreadable(manifest: Path) -> None:
     """Remove a manifest that is damaged, or of another version: its gallery is to be replaced."""
+    if manifest.exists():
+        read_file(manifest)  # one that the disk does not give now may be whole
     try:
         read_manifest(manifest)
     except InputError:

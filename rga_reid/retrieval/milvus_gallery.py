@@ -14,7 +14,7 @@ from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows, gallery_table
 from rga_reid.retrieval.contents import Removal, logged
 from rga_reid.retrieval.exact import MARGIN, rescored, rounding_error
-from rga_reid.retrieval.gallery import Erasure, Gallery, labels_of, persons_and_files
+from rga_reid.retrieval.gallery import Erasure, Gallery, camera_number, labels_of, persons_and_files
 from rga_reid.retrieval.hits import Hits
 from rga_reid.retrieval.manifest import METRIC
 from rga_reid.retrieval.milvus_filters import expression
@@ -156,7 +156,7 @@ class MilvusGallery(Gallery):
         return set(self._found("path", list(paths), ["path"])["path"])
 
     def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
-        return self._server.count(self._images, self._where(exclude_camera, where))
+        return self._server.count(self._images, self._where(camera_number(exclude_camera), where))
 
     def describe(self) -> dict[str, Any]:
         plan = self._state.plan

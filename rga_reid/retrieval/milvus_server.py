@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +205,7 @@ class MilvusServer:
                     name, where, output_fields=["id", *columns], limit=step, timeout=_TIMEOUT
                 )
             if found:
-                yield pd.DataFrame(list(found))[["id", *columns]].sort_values("id", ignore_index=True)
+                yield _frame(found, ["id", *columns]).sort_values("id", ignore_index=True)
 
     def found(
         self, name: str, column: str, values: Sequence[Any], columns: Sequence[str], stop: int
@@ -226,7 +226,7 @@ class MilvusServer:
                     rows += self._client.query(
                         name, here, output_fields=["id", *columns], limit=LIMIT, timeout=_TIMEOUT
                     )
-        return pd.DataFrame(rows, columns=["id", *columns])
+        return _frame(rows, ["id", *columns])
 
     def search(
         self, name: str, queries: np.ndarray, limit: int, where: str, settings: dict[str, int]
@@ -251,7 +251,7 @@ class MilvusServer:
                 vectors = np.array([hit["entity"]["vector"] for hit in hits], np.float32)
                 vectors = vectors.reshape(len(hits), queries.shape[1])
                 lowest = min((hit["distance"] for hit in hits), default=np.inf)
-                table = gallery_table(pd.DataFrame(labels, columns=LABELS))
+                table = gallery_table(_frame(labels, LABELS))
                 lowest = lowest if len(hits) == limit else np.inf
                 yield Answer(ids, table, vectors, lowest, np.full(len(ids), np.nan))
 
@@ -292,3 +292,9 @@ def _rows_per_message(dimension: int) -> int:
 
 def _first_line(error: Exception) -> str:
     return (str(getattr(error, "message", "") or error)).strip().split("\n")[0]
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows as a table. Numbers stay as they are: with a null among them they would become floating."""
+    table = pd.DataFrame(list(rows), columns=list(columns), dtype=object)
+    return table.astype({"id": np.int64}) if "id" in columns else table

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +171,12 @@ def write_segment(folder: Path, segment: Segment | Rows) -> SegmentRecord:
     return SegmentRecord(folder.name, len(segment), index, files)
 
 
-def read_segment(folder: Path, record: SegmentRecord, dimension: int, kind: str) -> Segment:
+def read_segment(
+    folder: Path, record: SegmentRecord, dimension: int, kind: str, *, mapped: bool = False
+) -> Segment:
     """Open a segment: sizes and headers are checked, the vectors mapped, the index left for the first search.
+
+    Few vectors are read into memory, unless all are to be ``mapped``.
 
     What is open stays readable when another program removes the files.
 
@@ -179,7 +185,7 @@ def read_segment(folder: Path, record: SegmentRecord, dimension: int, kind: str)
     """
     for name, recorded in record.files.items():
         check_size(folder / name, recorded)
-    vectors = _read_vectors(folder / VECTORS, (record.count, dimension))
+    vectors = _read_vectors(folder / VECTORS, (record.count, dimension), mapped=mapped)
     ids, table = _read_table(folder / TABLE, record.count)
     index = None
     if record.index is not None:
@@ -236,6 +242,8 @@ class _IndexFile:
 
     def __init__(self, path: Path, sha256: str, kind: str, shape: tuple[int, int]) -> None:
         self._path, self._sha256, self._kind, self._shape = path, sha256, kind, shape
+        self._once = threading.Lock()
+        self._loaded: faiss.Index | None = None
         try:
             self._file = open(path, "rb")  # noqa: SIM115 - read when the index is first searched
             header = self._file.read(16)
@@ -246,6 +254,12 @@ class _IndexFile:
 
     def load(self) -> faiss.Index:
         """The index. A damaged one is refused before FAISS sees it: wrong links would lead out of memory."""
+        with self._once:  # several threads may search a gallery for the first time
+            if self._loaded is None:
+                self._loaded = self._read()
+            return self._loaded
+
+    def _read(self) -> faiss.Index:
         try:
             self._file.seek(0)
             if checksum(self._file) != self._sha256:
@@ -253,7 +267,7 @@ class _IndexFile:
             self._file.seek(0)
             reader = faiss.PyCallbackIOReader(self._file.read, 1 << 20)  # type: ignore[attr-defined]
             index = faiss.read_index(reader)
-        except (OSError, RuntimeError, MemoryError):
+        except (OSError, RuntimeError):
             raise InputError(f"{self._path}: not a FAISS index, or one of an unknown kind") from None
         self._file.close()
         found = (type(index), index.ntotal, index.d, index.metric_type)
@@ -266,16 +280,19 @@ class _IndexFile:
         return index
 
 
-def _read_vectors(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _read_vectors(path: Path, shape: tuple[int, int], *, mapped: bool = False) -> np.ndarray:
     try:
         with opened_bytes(path) as file:
             header = read_header(file)
             found = header.shape, header.dtype, header.in_columns and min(shape) > 1
             if found != (shape, np.dtype("<f4"), False):
                 raise InputError(f"{path}: expected float32 {shape}, found {header.dtype} {header.shape}")
-            if header.size <= _IN_MEMORY:
+            if os.fstat(file.fileno()).st_size != header.start + header.size:
+                raise InputError(f"{path}: damaged: expected {header.size} bytes of numbers after its header")
+            if header.size <= _IN_MEMORY and not mapped:
                 return np.frombuffer(file.read(header.size), "<f4").reshape(shape).copy()
-        return np.memmap(path, "<f4", "r", header.start, shape)
+            # of the open file: its name may be gone by now
+            return np.memmap(file, "<f4", "r", header.start, shape)
     except ValueError as error:
         if isinstance(error, InputError):
             raise

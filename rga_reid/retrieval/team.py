@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -67,26 +68,28 @@ class Team:
             yield from embed(table)
             return
         error: str | None = None
+        made = False
         try:
             if self.rank == 0:
                 _make_anew(folder)
+                made = True
         except InputError as problem:
             error = str(problem)
         except OSError as problem:
             error = str(DiskError.of(folder, problem))
-        self._agree(error)
         try:
-            for number, (features, rows) in enumerate(in_blocks(embed(self.share(table, batch_size)))):
-                write_features(folder / f"{self.rank:05d}-{number:06d}.npz", features, rows)
-        except (InputError, OSError) as problem:
-            error = str(problem)
-        try:
+            self._agree(error)
+            try:
+                for number, (features, rows) in enumerate(in_blocks(embed(self.share(table, batch_size)))):
+                    write_features(folder / f"{self.rank:05d}-{number:06d}.npz", features, rows)
+            except (InputError, OSError) as problem:
+                error = str(problem)
             self._agree(error)
             if self.rank == 0:
                 for file in sorted(folder.glob("*.npz")):
                     yield read_features(file)
         finally:
-            if self.rank == 0:
+            if made:
                 with undisturbed():
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -132,7 +135,8 @@ def team() -> Iterator[Team]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        distributed.init_process_group("gloo")  # it carries no features, only who is ready
+        # it carries no features, only who is ready; the slowest of many may be days behind
+        distributed.init_process_group("gloo", timeout=timedelta(days=30))
     except (ValueError, RuntimeError) as error:
         raise InputError(f"torchrun: cannot join the other processes ({error})") from None
     try:

@@ -199,7 +199,9 @@ class ReIDData(pl.LightningDataModule):
         # Lightning would tell the loader, but forgets it where the number of steps was asked for before
         self._resumed = {"position": state["position"]}
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        if self.held_out.empty:  # fast_dev_run validates whatever the limits say
+            return []
         rank, world_size = _place(self.trainer)
         # as many in each process, which must take the same number of passes: some come twice
         each = -(-len(self.held_out) // world_size)

@@ -82,6 +82,9 @@ def fit(
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
+    options.pop("use_distributed_sampler", None)
+    if options.get("num_sanity_val_steps") is None:
+        options["num_sanity_val_steps"] = 0
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     if save_every is not None:
         whole_number("save_every", save_every)
@@ -107,7 +110,8 @@ def fit(
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning and torch
         try:
             runner = pl.Trainer(
-                **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, **options},
+                **options,
+                use_distributed_sampler=False,  # the sampler knows its process
                 default_root_dir=folder,
                 callbacks=callbacks,
                 logger=[CSVLogger(folder, name=LOGS[0]), TensorBoardLogger(folder, name=LOGS[1])],

@@ -276,3 +276,8 @@ def test_a_cumulative_average_weighs_all_batches_alike() -> None:
     ):
         torch.testing.assert_close(found, torch.stack(values).mean(0))
     assert int(module.theta_spatial[1].num_batches_tracked) == 4
+
+
+def test_a_batch_of_no_image() -> None:
+    module = RGA(16, (4, 2)).eval()
+    assert module(torch.empty(0, 16, 4, 2)).shape == (0, 16, 4, 2)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +21,7 @@ import yaml
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import read_table
+from rga_reid.experiments.ablation_run import locked
 from rga_reid.experiments.collecting import read_curve, read_evaluations, read_run
 from rga_reid.experiments.testing import evaluate_model
 
@@ -112,6 +115,52 @@ def test_changed_settings_and_bad_plans_are_refused(
     assert "nowhere" in refused("ablate", "--out", out, "--config", plan, "--data.root", "nowhere")
     assert "--data.root" in refused("ablate", "--out", out, "--config", plan)
     assert "unknown recipe" in refused("ablate", "--out", out, "--config", "ablations/none")
+
+
+def test_another_data_set_is_refused_wherever_it_lies(
+    ablated: tuple[Path, int], tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = ablated[0] / "out"
+    moved = shutil.copytree(tiny_market, tmp_path / "market")
+    words = ["ablate", "--config", write_plan(tmp_path), "--out", str(out), "--data.root"]
+    assert main([*words, str(moved), "--only", "plain"]) == 0  # the same, elsewhere
+    image = next((moved / "query").iterdir())
+    image.rename(image.with_name(image.name.replace("s1_", "s2_")))
+    assert "dataset.digest was" in refused(*words, str(moved))
+    listed = write_plan(tmp_path, overrides={"data.root": [str(moved), str(moved)]})
+    assert "expected one data set" in refused(*words[:2], listed, *words[3:], str(moved))
+
+
+def test_a_run_that_another_process_holds_is_told(
+    ablated: tuple[Path, int], tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ablated[0] / "out"
+    words = ["ablate", "--config", write_plan(tmp_path), "--out", str(out), "--data.root", str(tiny_market)]
+    with locked(out / "broken" / "seed-0"):
+        assert main(words) == 1
+    assert "held by another process: broken seed 0" in capsys.readouterr().out
+
+
+def test_a_report_comes_without_what_could_not_be_measured(
+    ablated: tuple[Path, int],
+    tiny_market: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(ablated[0] / "out", out)
+    for file in (out / "report.html", out / "measured.json"):
+        file.unlink()
+
+    def die(*_: object) -> None:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr("rga_reid.experiments.footprint.in_fresh_processes", die)
+    words = ["--config", write_plan(tmp_path), "--out", str(out), "--data.root", str(tiny_market)]
+    assert main(["ablate", *words]) == 1  # for the broken variant
+    assert "could not be measured" in capsys.readouterr().out
+    assert (out / "report.html").is_file()
 
 
 def test_report_compares_folders_and_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -262,3 +263,21 @@ def test_bad_options_exit_with_2(
 def test_help(capfd: Any) -> None:
     assert main(["evaluate", "--help"]) == 0
     assert "--average-precision" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_outputs_that_are_no_files_are_left_alone(
+    tmp_path: Path, refused: Callable[..., str], kind: str
+) -> None:
+    place = tmp_path / "metrics.json"
+    if kind == "link":
+        (tmp_path / "elsewhere.json").write_text("{}")
+        place.symlink_to(tmp_path / "elsewhere.json")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place = Path("/dev/null")
+    words = ["evaluate", "--query", "q.npz", "--gallery", "g.npz", "--json", str(place)]
+    assert "which would be replaced; expected a file" in refused(*words)
+    assert place.is_symlink() == (kind == "link")
+    assert not place.is_file() or kind == "link"

@@ -12,9 +12,6 @@ import pytest
 from rga_reid.commands import main
 from rga_reid.retrieval import Gallery
 
-pytest.importorskip("pymilvus")
-pytest.importorskip("milvus_lite")
-
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[str]:

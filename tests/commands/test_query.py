@@ -57,7 +57,7 @@ def test_table_json_and_csv(tmp_path: Path, gallery: Path, capsys: pytest.Captur
     blue = draw(tmp_path / "someone.png", BLUE)
     files = ["--json", tmp_path / "m.json", "--csv", tmp_path / "m.csv"]
     assert query(gallery, "--image", red, blue, "--top-k", 2, *files) == 0
-    results = json.loads((tmp_path / "m.json").read_text())
+    results = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     assert [(result["query"], result["image"]) for result in results] == [(0, str(red)), (1, str(blue))]
     assert [ranked(result) for result in results] == [["0", "1"], ["2", "3"]]
     first, unlabelled = results[0]["matches"][0], results[1]["matches"][1]
@@ -81,7 +81,7 @@ def test_a_folder_of_queries(tmp_path: Path, gallery: Path) -> None:
     draw(tmp_path / "ask" / "b.png", BLUE)
     draw(tmp_path / "ask" / "a.png", GREEN)
     assert query(gallery, "--image", tmp_path / "ask", "--json", tmp_path / "m.json") == 0
-    results = json.loads((tmp_path / "m.json").read_text())
+    results = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     assert [Path(result["image"]).name for result in results] == ["a.png", "b.png"]
     assert [ranked(result)[0] for result in results] == ["3", "2"]
     assert len(results[0]["matches"]) == 4  # all there is
@@ -90,7 +90,7 @@ def test_a_folder_of_queries(tmp_path: Path, gallery: Path) -> None:
 def test_exclude_camera(tmp_path: Path, gallery: Path) -> None:
     red = draw(tmp_path / "q.png", RED)
     assert query(gallery, "--image", red, "--exclude-camera", 1, "--json", tmp_path / "m.json") == 0
-    assert ranked(json.loads((tmp_path / "m.json").read_text())[0]) == ["1", "3"]
+    assert ranked(json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))[0]) == ["1", "3"]
 
 
 def test_where_and_threshold(tmp_path: Path, gallery: Path) -> None:
@@ -98,7 +98,7 @@ def test_where_and_threshold(tmp_path: Path, gallery: Path) -> None:
 
     def found(*words: object) -> list[str]:
         assert query(gallery, "--image", red, *words, "--json", tmp_path / "m.json") == 0
-        return ranked(json.loads((tmp_path / "m.json").read_text())[0])
+        return ranked(json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))[0])
 
     assert found("--where", "camid == 2 or pid is None") == ["1", "3"]
     assert found("--where", "pid == 1", "--exclude-camera", 2) == ["0"]
@@ -114,14 +114,14 @@ def test_several_images_of_one_person(
     files = [draw(tmp_path / f"0002_c{camera}s1_000009_00.png", c) for camera, c in ((1, RED), (2, BLUE))]
     words = ["--image", *files, "--json", tmp_path / "m.json", "--html", tmp_path / "m.html"]
     assert query(gallery, *words, "--multi", "--top-k", 3) == 0
-    (result,) = json.loads((tmp_path / "m.json").read_text())
+    (result,) = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     assert result.keys() == {"query", "image", "matches"}
     assert result["image"] == str(files[0])
     model = mean_colour()
     features, _ = extract_features(model, files)
     expected = Gallery.open(gallery).search(features.mean(axis=0, keepdims=True), 3)
     assert [match["score"] for match in result["matches"]] == expected["score"].tolist()
-    assert "1 query against" in (tmp_path / "m.html").read_text()
+    assert "1 query against" in (tmp_path / "m.html").read_text(encoding="utf-8")
     assert capsys.readouterr().out.count("0002_c") == 1
 
 
@@ -129,7 +129,7 @@ def test_page(tmp_path: Path, gallery: Path) -> None:
     red = draw(tmp_path / "0001_c1s1_000009_00.png", RED)
     (tmp_path / "people" / "2.png").unlink()
     assert query(gallery, "--image", red, "--html", tmp_path / "m.html") == 0
-    page = (tmp_path / "m.html").read_text()
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 4  # the query and three of four matches
     for verdict in ("junk", "correct", "wrong", "unknown"):
         assert page.count(f'class="marked {verdict}"') == 1
@@ -145,7 +145,7 @@ def test_a_page_of_many_queries_says_what_it_leaves_out(
     monkeypatch.setattr(command, "_PRINTED_QUERIES", 1)
     red = draw(tmp_path / "q.png", RED)
     assert query(gallery, "--image", red, red, red, "--html", tmp_path / "m.html") == 0
-    page = (tmp_path / "m.html").read_text()
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
     assert "The first 2 of 3 queries against" in page
     assert page.count("<section") == 2
     printed = capsys.readouterr().out
@@ -243,15 +243,17 @@ def test_json_lines(tmp_path: Path, gallery: Path) -> None:
     words = ["--image", draw(tmp_path / "a.png", RED), draw(tmp_path / "b.png", BLUE)]
     assert query(gallery, *words, "--json", tmp_path / "m.json") == 0
     assert query(gallery, *words, "--json", tmp_path / "m.jsonl") == 0
-    lines = (tmp_path / "m.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == json.loads((tmp_path / "m.json").read_text())
+    lines = (tmp_path / "m.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(
+        (tmp_path / "m.json").read_text(encoding="utf-8")
+    )
 
 
 def test_threshold_from_a_calibration(tmp_path: Path, gallery: Path, capsys: pytest.CaptureFixture) -> None:
     red, file = draw(tmp_path / "q.png", RED), tmp_path / "c.json"
     file.write_text('{"threshold": 0.9}')
     assert query(gallery, "--image", red, "--calibration", file, "--json", tmp_path / "m.json") == 0
-    assert ranked(json.loads((tmp_path / "m.json").read_text())[0]) == ["0", "1"]
+    assert ranked(json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))[0]) == ["0", "1"]
     assert query(gallery, "--image", red, "--calibration", file, "--threshold", 0.5) == 2
     assert "expected one of them, found both" in capsys.readouterr().err
     file.write_text("[]")
@@ -265,6 +267,6 @@ def test_rerank_gives_what_the_search_gives(mean_colour: Any, tmp_path: Path, ga
     assert query(gallery, *words, "--json", tmp_path / "m.json", "--html", tmp_path / "m.html") == 0
     features, _ = extract_features(mean_colour(), [red])
     expected = Gallery.open(gallery).search(features, 2, rerank=ReRanking(), shortlist=3)
-    found = json.loads((tmp_path / "m.json").read_text())[0]["matches"]
+    found = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))[0]["matches"]
     assert [match["path"] for match in found] == expected["path"].tolist()
-    assert "re-ranking of each shortlist" in (tmp_path / "m.html").read_text()
+    assert "re-ranking of each shortlist" in (tmp_path / "m.html").read_text(encoding="utf-8")

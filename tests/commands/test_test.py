@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from rga_reid.commands import main
+from rga_reid.data import read_table
+from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.models import load_model
 from rga_reid.reports import feature_space
+from tests.oracles import float64_distance, naive_ranking, naive_re_ranking, squared_distances
 
 
 def test_page_beside_the_metrics(
@@ -31,3 +39,62 @@ def test_bad_output_and_missing_library_are_refused_first(
     assert "its folder does not exist" in refused(*words, str(tmp_path / "no" / "page.html"))
     monkeypatch.setattr(feature_space, "find_spec", lambda name: None)
     assert "pip install scikit-learn" in refused(*words, str(tmp_path / "page.html"))
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of enough people to re-rank."""
+    root = tmp_path_factory.mktemp("crowd") / "market"
+    settings = SyntheticSettings(
+        train_identities=2,
+        test_identities=6,
+        cameras_per_identity=(3, 3),
+        images_per_camera=(2, 2),
+        distractors=4,
+        junk=3,
+        size=(64, 32),
+    )
+    write_synthetic(root, settings)
+    return root
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_metrics_are_those_of_the_definitions(
+    crowd: Path, tiny_checkpoint: Path, tmp_path: Path, flip: bool, rerank: bool
+) -> None:
+    file = tmp_path / "metrics.json"
+    words = ["--checkpoint", str(tiny_checkpoint), "--data.root", str(crowd), "--device", "cpu"]
+    words += ["--json", str(file), *["--flip"] * flip, *["--rerank"] * rerank]
+    assert main(["test", *words]) == 0
+    metrics = json.loads(file.read_text())
+
+    model, table = load_model(tiny_checkpoint), read_table(crowd)
+    sides = {}
+    for split in ("query", "gallery"):
+        sides[split] = rows = table[(table.split == split) & (table.pid != -1 if rerank else True)]
+        images = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in rows.path]))
+        images = images.permute(0, 3, 1, 2)
+        features = model.embed(images).double()
+        if flip:
+            features += model.embed(images.flip(-1)).double()
+        rows.attrs["features"] = features.numpy()
+    both = [sides[split].attrs["features"] for split in ("query", "gallery")]
+    if rerank:
+        squares = squared_distances(np.concatenate(both), "cosine")
+        distance = naive_re_ranking(squares, len(both[0]), 20, 6, 0.3)
+    else:
+        distance = float64_distance(*both, "cosine")
+    labels = {
+        f"{split}_{column}s": rows[column].tolist()
+        for split, rows in sides.items()
+        for column in ("pid", "camid", "path")
+    }
+    expected = naive_ranking(distance, labels, 20)
+    found = [metrics[name] for name in ("mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5")]
+    wanted = [
+        *(expected[name] for name in ("step", "trapezoid", "INP")),
+        expected["cmc"][0],
+        expected["cmc"][4],
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import check_data
 from rga_reid.experiments.collecting import read_curve
-from rga_reid.training import ReIDModule, WarmupStep
+from rga_reid.models import EmbeddingModel
+from rga_reid.training import Augmentation, ReIDModule, WarmupStep
 
 RECIPE = {
     "model": {
@@ -332,3 +334,70 @@ def test_what_to_test_is_there_where_nothing_was_validated(
     assert train(recipe, tiny_market, tmp_path / "run", *words) == 0
     assert f"trained: {tmp_path / 'run' / 'last.ckpt'}" in capsys.readouterr().out
     assert (tmp_path / "run" / "last.ckpt").is_file()
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_map_on_held_out_identities(
+    recipe: str,
+    tiny_market: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = iter([0.2, 0.9, 0.5])
+
+    def ranked(*_: Any, **__: Any) -> SimpleNamespace:
+        value = next(values)
+        return SimpleNamespace(mAP=value, rank=lambda k: 1 - value)
+
+    monkeypatch.setattr("rga_reid.training.module.evaluate_ranking", ranked)
+    out = tmp_path / "run"
+    words = ["--data.held_out", "0.4", "--trainer.max_epochs", "3"]
+    assert train(recipe, tiny_market, out, *words) == 0
+    assert f"trained: {out / 'best.ckpt'}" in capsys.readouterr().out
+    epochs = [torch.load(out / name, weights_only=True)["epoch"] for name in ("best.ckpt", "last.ckpt")]
+    assert epochs == [1, 2]
+
+
+def test_steps_follow_the_recipe(
+    recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(Path(recipe).read_text())
+    content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
+    content["trainer"]["precision"] = "bf16-mixed"
+    Path(recipe).write_text(yaml.safe_dump(content))
+    passes: list[tuple[bool, tuple[int, ...], torch.dtype]] = []
+    draws: list[int] = []
+    forward, augment = EmbeddingModel.forward, Augmentation.__call__
+
+    def watched_forward(self: EmbeddingModel, images: torch.Tensor) -> Any:
+        passes.append((self.training, tuple(images.shape[2:]), torch.get_autocast_dtype("cpu")))
+        assert torch.is_autocast_enabled("cpu")
+        return forward(self, images)
+
+    def watched_augment(self: Augmentation, *arguments: Any) -> torch.Tensor:
+        draws.append(arguments[-1].initial_seed())
+        return augment(self, *arguments)
+
+    monkeypatch.setattr(EmbeddingModel, "forward", watched_forward)
+    monkeypatch.setattr(Augmentation, "__call__", watched_augment)
+    words = ["--data.held_out", "0.25", "--seed"]
+    assert train(recipe, tiny_market, tmp_path / "one", *words, "0") == 0
+    epoch = [(True, (32, 32), torch.bfloat16)] * 2 + [(False, (64, 32), torch.bfloat16)]
+    assert passes == epoch + [(trained, (64, 32), dtype) for trained, _, dtype in epoch]
+    first = list(draws)
+    assert len(set(first)) == len(first) == 4  # another draw for each step of each epoch
+    draws.clear()
+    assert train(recipe, tiny_market, tmp_path / "two", *words, "0") == 0
+    assert draws == first
+    draws.clear()
+    assert train(recipe, tiny_market, tmp_path / "three", *words, "1") == 0
+    assert not set(draws) & set(first)
+
+
+def test_a_run_to_try_the_code_says_that_it_keeps_nothing(
+    recipe: str, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(recipe, tiny_market, tmp_path / "run", "--trainer.fast_dev_run", "true") == 0
+    printed = capsys.readouterr().out
+    assert "nothing is kept" in printed
+    assert "trained:" not in printed

@@ -413,3 +413,19 @@ def test_bad_distances_are_named(distances: Any, message: str) -> None:
     assert evaluate_distances(np.ones((2, 4)), [1, 2], [1, 2, 3, 4]).valid_queries == 2
     with pytest.raises(InputError, match=message):
         evaluate_distances(distances, [1, 2], [1, 2, 3, 4])
+
+
+def test_large_whole_numbers_with_unknown_ones_among_them_stay_apart() -> None:
+    """Both are 2**60 as floating-point numbers."""
+    features = np.eye(4, dtype=np.float32)
+    pids = [2**60 + 1, 2**60 + 2, None, 2**60 + 1]
+    result = evaluate_ranking(features[:1], features[1:], pids[:1], pids[1:])
+    assert result.mAP == 1 / 3
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_numbers_that_stand_for_infinity_are_refused(real: type[np.floating]) -> None:
+    distances = np.ones((2, 3), real)
+    distances[1, 2] = np.finfo(real).max
+    with pytest.raises(InputError, match=r"distances: row 1 .*a number beyond"):
+        evaluate_distances(distances, [1, 2], [1, 2, 1])

@@ -23,6 +23,7 @@ from rga_reid.evaluation import (
 )
 from rga_reid.evaluation.nearest import filter_dtype
 from rga_reid.evaluation.scores import METRICS
+from tests.oracles import naive_re_ranking, squared_distances
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LABELS = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
@@ -32,42 +33,6 @@ LABELS = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
 def reference() -> dict[str, np.ndarray]:
     with np.load(FIXTURES / "ranking.npz") as file:
         return {name: file[name] for name in file.files}
-
-
-def squared_distances(features: np.ndarray, metric: str) -> np.ndarray:
-    """Pair by pair in float64, so that equal rows are at equal distances."""
-    x = features.astype(np.float64)
-    if metric == "cosine":
-        x = x / np.sqrt((x**2).sum(axis=1, keepdims=True))
-    return np.stack([((x - row) ** 2).sum(axis=1) for row in x])
-
-
-def naive_re_ranking(squares: np.ndarray, queries: int, k1: int, k2: int, share: float) -> np.ndarray:
-    """Image by image with dense vectors. ``squares``: squared distances of all items, queries first."""
-    n = len(squares)
-    largest = squares.max(axis=1, keepdims=True)
-    d = np.divide(squares, largest, out=np.zeros_like(squares), where=largest > 0)
-    order = np.argsort(squares, axis=1, kind="stable")
-
-    def mutual(i: int, k: int) -> set[int]:
-        return {int(c) for c in order[i, : k + 1] if i in order[c, : k + 1]}
-
-    vectors = np.zeros((n, n))
-    for i in range(n):
-        own = mutual(i, k1)
-        grown = set(own)
-        for c in own:
-            close = mutual(c, int(np.around(k1 / 2)))
-            if len(close & own) > 2 / 3 * len(close):
-                grown |= close
-        members = sorted(grown)
-        if members:
-            weights = np.exp(-d[i, members])
-            vectors[i, members] = weights / weights.sum()
-    if k2 > 1:
-        vectors = np.stack([vectors[order[i, :k2]].mean(axis=0) for i in range(n)])
-    shared = np.stack([np.minimum(vectors[i], vectors[queries:]).sum(axis=1) for i in range(queries)])
-    return (1 - share) * (1 - shared / (2 - shared)) + share * d[:queries, queries:]
 
 
 def clusters(seed: int, queries: int, items: int, columns: int = 24, people: int = 12) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
     python session.py OUT [RUNS]
 
-Each run counts to five in its folder, one number a tenth of a second, from where it was: that is its
-training. A variant named ``bad`` fails at two, one named ``dies`` is killed there. RUNS are such as
-``a:0,b:1``.
+Each run counts to five in its folder from where it was: that is its training. At the number in the file
+``stop`` of its variant's folder it waits until that file is gone. A variant named ``bad`` fails at two, one
+named ``dies`` is killed there. RUNS are such as ``a:0,b:1``.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rga_reid.experiments.ablation import Outcome, Progress, make_runs
@@ -20,7 +21,7 @@ TRAINING = """
 import os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1]) / "train"
 folder.mkdir(exist_ok=True)
-count = folder / "count"
+count, stop = folder / "count", folder.parents[1] / "stop"
 (folder / "starts").open("a").write("x")
 seen = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
 (folder / "environment").write_text(" ".join(map(str, seen)))
@@ -29,9 +30,10 @@ for number in range(int(count.read_text()) + 1 if count.exists() else 1, 6):
         sys.exit("no such attention")
     if "dies" in sys.argv[1].split("/") and number == 2:
         os.kill(os.getpid(), 9)
-    time.sleep(0.1)
     count.write_text(str(number))
     print(f"epoch {number}/5 ", flush=True)
+    while stop.exists() and number == int(stop.read_text()):
+        time.sleep(0.01)
 """
 TESTING = """
 import pathlib, sys
@@ -57,9 +59,19 @@ def runs(out: Path, names: str = "a:0,b:0,a:1", recipe: dict[str, object] | None
     ]
 
 
-def session(out: Path, names: str = "a:0,b:0,a:1", **options: object) -> tuple[Outcome, list[Progress]]:
+def session(
+    out: Path,
+    names: str = "a:0,b:0,a:1",
+    tell: Callable[[Progress], None] = lambda progress: None,
+    **options: object,
+) -> tuple[Outcome, list[Progress]]:
     told: list[Progress] = []
-    return make_runs(runs(out, names), tell=told.append, **options), told  # type: ignore[arg-type]
+
+    def hear(progress: Progress) -> None:
+        told.append(progress)
+        tell(progress)
+
+    return make_runs(runs(out, names), tell=hear, **options), told  # type: ignore[arg-type]
 
 
 def main() -> int:

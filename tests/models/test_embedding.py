@@ -113,6 +113,9 @@ def test_a_batch_of_no_image_is_refused(model: EmbeddingModel, batch_size: int) 
 def test_mirrored_images_have_mirrored_features(model: EmbeddingModel) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     mirrored = Mirrored(model)
+    both = model.embed(images).double() + model.embed(images.flip(-1)).double()
+    expected = both / both.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(mirrored.embed(images).double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mirrored.embed(images), mirrored.embed(images.flip(-1)))
     assert not torch.allclose(mirrored.embed(images), model.embed(images))
 

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,11 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from rga_reid.commands import main
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery, ModelRecord
+from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord, builder, gallery_folder, segments
 from rga_reid.retrieval.manifest import sealed
 
 SEGMENT = Path("segments", "000001-0")
@@ -135,6 +139,31 @@ def test_a_gallery_may_be_saved_over_itself(indexed: Path) -> None:
     pd.testing.assert_frame_equal(again.search(query), before)
     assert again.removals == opened.removals
     assert again.verify() == 5
+
+
+@pytest.mark.parametrize("how", ["save", "builder", "features"])
+def test_the_log_of_removals_outlives_another_gallery_in_its_place(saved: Path, how: str) -> None:
+    opened = Gallery.open(saved)
+    opened.remove(pids=2)
+    (logged,) = opened.removals
+    assert (logged.pid, logged.count) == (2, sum(n % 5 == 2 and n % 7 != 3 for n in range(30)))
+    features, table = random_features(6, seed=3), pd.DataFrame({"path": [f"new/{n}.jpg" for n in range(6)]})
+    if how == "save":
+        Gallery.build(features, table).save(saved, overwrite=True)
+    elif how == "builder":
+        with GalleryBuilder(saved, overwrite=True) as builder:
+            builder.add(features, table)
+            builder.finish()
+    else:
+        file = saved.parent / "features.npz"
+        np.savez(file, features=features, paths=table.path.to_numpy(dtype=str))
+        words = ["--gallery", str(saved), "--features", str(file), "--overwrite"]
+        assert main(["gallery", "build", *words]) == 0
+    replaced = Gallery.open(saved)
+    assert len(replaced) == 6
+    assert replaced.removals == (logged,)
+    assert replaced.verify()
+    assert "removals" in json.loads((saved / "manifest.json").read_text())["removals"]["name"]
 
 
 def test_overwrite_never_deletes_other_files(saved: Path) -> None:
@@ -395,3 +424,113 @@ def test_another_checkpoint_is_refused(saved: Path, checkpoint: Path, tmp_path: 
         InputError, match=r"model.ckpt: the gallery was built with another model.*has changed"
     ):
         model.find_checkpoint()
+
+
+@pytest.mark.parametrize("dimension", [24, 5])
+def test_rows_are_not_added_to_another_gallery_that_came_into_the_place(
+    tmp_path: Path, saved: Path, record: ModelRecord, dimension: int
+) -> None:
+    opened = Gallery.open(saved)
+    file = tmp_path / "other.ckpt"
+    file.write_bytes(b"other weights")
+    shape = SimpleNamespace(size=(256, 128), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    other = ModelRecord.of(shape, file)  # type: ignore[arg-type]
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(4)]})
+    Gallery.build(random.normal(size=(4, dimension)), table, model=other).save(saved, overwrite=True)
+    said = "another model"
+    for model in (None, record):
+        with pytest.raises(InputError, match=said):
+            opened.add(random_features(2), table[:2], model=model)
+    assert len(Gallery.open(saved)) == 4
+    assert Gallery.open(saved).verify()
+
+
+def test_vectors_that_go_on_beyond_their_header_are_damaged(saved: Path) -> None:
+    (file,) = saved.rglob("vectors.npy")
+    with pytest.raises(InputError, match="expected 2880 bytes of numbers after its header"):
+        segments._read_vectors(longer(file), (30, 24))
+
+
+def longer(file: Path) -> Path:
+    other = file.with_name("longer.npy")
+    other.write_bytes(file.read_bytes() + b"more")
+    return other
+
+
+def test_a_builder_holds_no_vectors_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "SHARD_ROWS", 16)
+    with GalleryBuilder(tmp_path / "g") as building:
+        for start in range(0, 96, 16):
+            table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(start, start + 16)]})
+            building.add(random_features(16, seed=start), table)
+        contents = building._contents
+        assert contents is not None
+        assert len(contents.segments) == 6
+        assert all(isinstance(segment.vectors, np.memmap) for segment in contents.segments)
+        building.finish()
+
+
+def test_a_file_system_without_locks_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(InputError, match=r"its file system has no locks \(No locks available\)"):
+        Gallery.open(saved).remove(pids=1)
+    assert len(Gallery.open(saved)) == 30
+
+
+def test_size_while_files_vanish(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Gallery.open(saved).size_on_disk()
+    assert whole == sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
+    files = list(saved.rglob("*"))
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: iter([*files, self / "gone"]))
+    assert Gallery.open(saved).size_on_disk() == whole
+
+
+def test_one_index_for_threads_that_search_first_at_once(tmp_path: Path) -> None:
+    gallery_of(3000, index="hnsw").save(tmp_path / "g")
+    opened = Gallery.open(tmp_path / "g")
+    start = threading.Barrier(8)
+
+    def search(seed: int) -> pd.DataFrame:
+        start.wait()
+        return opened.search(random_features(2, seed), 3)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(search, range(8)))
+    for seed, matches in enumerate(found):
+        pd.testing.assert_frame_equal(matches, opened.search(random_features(2, seed), 3))
+
+
+@pytest.mark.parametrize("camera", ["3", 1.5, True])
+def test_a_camera_is_a_number(saved: Path, camera: object) -> None:
+    opened = Gallery.open(saved)
+    with pytest.raises(InputError, match="exclude_camera: expected a whole number"):
+        opened.search(random_features(1), exclude_camera=camera)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="exclude_camera: expected a whole number"):
+        opened.count(exclude_camera=camera)  # type: ignore[arg-type]
+
+
+def test_features_may_be_tensors_of_any_kind(saved: Path) -> None:
+    opened = Gallery.open(saved)
+    rows = torch.from_numpy(random_features(2, seed=9))
+    expected = opened.search(rows.numpy(), 3)
+    pd.testing.assert_frame_equal(opened.search(rows.requires_grad_(), 3), expected)
+    rounded = rows.detach().bfloat16()
+    pd.testing.assert_frame_equal(opened.search(rounded, 3), opened.search(rounded.float().numpy(), 3))
+
+
+def test_a_manifest_that_cannot_be_read_now_is_not_dropped(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> bytes:
+        raise InputError(f"{path}: cannot read this file (Input/output error)")
+
+    monkeypatch.setattr(gallery_folder, "read_file", broken)
+    monkeypatch.setattr("rga_reid.retrieval.manifest.read_file", broken)
+    with pytest.raises(InputError, match="Input/output error"):
+        gallery_of(5).save(saved, overwrite=True)
+    monkeypatch.undo()
+    assert len(Gallery.open(saved)) == 30

@@ -19,9 +19,6 @@ from rga_reid.retrieval import Gallery, ModelRecord, milvus_builder, milvus_serv
 from rga_reid.retrieval.builder import gallery_builder
 from rga_reid.retrieval.places import MilvusPlace, place_of
 
-pytest.importorskip("pymilvus")
-pytest.importorskip("milvus_lite")
-
 DIMENSION = 48
 RECORD = ModelRecord("/models/a.ckpt", "0" * 64, (256, 128))
 

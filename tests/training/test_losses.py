@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -70,13 +71,40 @@ def test_cross_entropy_is_the_mean_over_the_parts() -> None:
     assert float(found["triplet"]) == float(each[0]["triplet"])
 
 
+@pytest.mark.parametrize("triplets", ["pooled", "embedded"])
+def test_the_loss_is_the_sum_of_both_and_both_have_gradients(triplets: Literal["pooled", "embedded"]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, features, embedded = (
+        torch.randn(8, n, generator=generator, requires_grad=True) for n in (6, 12, 12)
+    )
+    labels = torch.arange(4).repeat_interleave(2)
+    losses = ReIDLoss(0.1, triplets=triplets)(TrainingOutput(features, embedded, logits), labels)
+    compared = embedded.double() / embedded.double().norm(dim=1, keepdim=True)
+    compared = features if triplets == "pooled" else compared
+    smooth = 0.9 * torch.nn.functional.one_hot(labels, 6) + 0.1 / 6
+    cross_entropy = -(smooth * logits.double().log_softmax(dim=1)).sum(dim=1).mean()
+    expected = float(cross_entropy) + naive_triplet(compared.detach(), labels, 0.3)
+    assert float(losses["loss"]) == pytest.approx(expected, rel=1e-5)
+    losses["loss"].backward()
+    given, other = (features, embedded) if triplets == "pooled" else (embedded, features)
+    assert logits.grad is not None
+    assert given.grad is not None
+    assert given.grad.abs().max() > 1e-3
+    assert other.grad is None
+
+
 def test_losses_are_computed_in_float32_under_autocast() -> None:
-    output = TrainingOutput(torch.randn(8, 4), torch.randn(8, 4), torch.randn(8, 3))
+    generator = torch.Generator().manual_seed(4)
+    given = [
+        torch.randn(8, n, generator=generator).bfloat16() for n in (4, 4, 3)
+    ]  # as a network gives them there
     labels = torch.arange(4).repeat_interleave(2) % 3
     for loss in (ReIDLoss(), ReIDLoss(triplets="embedded")):
-        expected = loss(output, labels)["loss"]
+        expected = loss.double()(TrainingOutput(*(value.double() for value in given)), labels)["loss"]
         with torch.autocast("cpu", torch.bfloat16):
-            assert loss(output, labels)["loss"] == expected
+            found = loss.float()(TrainingOutput(*given), labels)["loss"]
+        assert found.dtype == torch.float32
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("margin", [0.3, None])

@@ -11,6 +11,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import evaluate_ranking
+from rga_reid.models import EmbeddingModel
 from rga_reid.training import ReIDData, ReIDModule
 
 
@@ -78,3 +79,13 @@ def test_scaled_gradients_are_not_clipped_for_fused_optimizers(
             trained.configure_optimizers()
     else:
         assert trained.configure_optimizers()["lr_scheduler"]["interval"] == "step"
+
+
+def test_options_of_memory_and_speed_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(EmbeddingModel, "compile", lambda self: compiled.append(self))
+    plain, other = module(), module(checkpointing=True, compile=True, channels_last=False)
+    assert compiled == [other.model]
+    assert (plain.model.backbone.checkpointing, other.model.backbone.checkpointing) == (False, True)
+    weights = [one.model.backbone.conv1.weight for one in (plain, other)]
+    assert [w.is_contiguous(memory_format=torch.channels_last) for w in weights] == [True, False]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -21,6 +19,7 @@ def pretend(patch: pytest.MonkeyPatch, *, cuda: bool, **capabilities: bool) -> N
     [
         ({"avx512_bf16": True}, "bf16-mixed"),
         ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+        ({"bf16": True}, "bf16-mixed"),  # of Arm
         ({"avx512_bf16": False, "avx512_f": True}, "32-true"),  # torch computes in it, but slowly
         ({}, "32-true"),
     ],
@@ -54,8 +53,11 @@ def test_weights_of_another_precision_are_refused(precision: object) -> None:
         resolve_precision(precision, "cpu")
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with the flags that Linux shows")
-def test_this_processor_is_told_right() -> None:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = " ".join(line for line in lines if line.lower().startswith(("flags", "features"))).split()
-    assert multiplies_bfloat16("cpu") == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True), (True, True)])
+def test_older_versions_of_torch_tell_it_in_other_places(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert multiplies_bfloat16("cpu") == (avx512 or amx)

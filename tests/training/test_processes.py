@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import multiprocessing, nn
@@ -18,6 +21,7 @@ from torch import multiprocessing, nn
 from rga_reid.attention import RGA
 from rga_reid.training import ReIDData, ReIDModule, fit
 
+ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
     "accelerator": "cpu",
     "max_epochs": 1,
@@ -109,3 +113,29 @@ def test_statistics_of_rga_follow_synchronised_batch_norm() -> None:
         torch.testing.assert_close(one, two, msg=name)
     assert len(called) == 12
     assert torch.allclose(converted.eval()(x), plain.eval()(x), atol=1e-5)
+
+
+def test_the_command_trains_in_two_processes(tiny_market: Path, tmp_path: Path) -> None:
+    root, out = shutil.copytree(tiny_market, tmp_path / "market"), tmp_path / "run"
+    recipe = {
+        "model": {"depth": 18, "attention": None, "weights": None, "size": [64, 32]},
+        "data": {"identities_per_batch": 2, "images_per_identity": 2, "held_out": 0.25},
+        "trainer": {**SETTINGS, "max_epochs": 2, "devices": 2, "strategy": "ddp"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["train", "--config", str(tmp_path / "recipe.yaml"), "--data.root", str(root), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "rga_reid.commands", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained: ") == 1
+    last = torch.load(out / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2  # of 6 identities 2 x 2 in the one step of each epoch
+    assert last["ReIDData"]["processes"] == 2
+    (log,) = (out / "csv").glob("version_*/metrics.csv")
+    assert "val_mAP" in log.read_text()
