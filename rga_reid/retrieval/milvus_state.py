@@ -1,8 +1,8 @@
 """How a gallery lies in Milvus: which collections it has, and what is noted of it.
 
 ``NAME`` is a collection of notes: number 0 says what the gallery is and which collection holds its images,
-``NAME_1``, ``NAME_2``, ...; number 1 is the same of an unfinished build; from 2 on they are the log of
-removals. Replacing note 0 switches from one state to the next at once.
+``NAME__images_1``, ``NAME__images_2``, ...; number 1 is the same of an unfinished build; from 2 on they are
+the log of removals. Replacing note 0 switches from one state to the next at once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import FORMAT, METRIC
 from rga_reid.retrieval.milvus_server import MilvusServer
 from rga_reid.retrieval.model_record import ModelRecord
-from rga_reid.retrieval.places import MilvusPlace
+from rga_reid.retrieval.places import IMAGES, MilvusPlace
 
-VERSION = 1  #: raised when an older program could no longer read the collections
+VERSION = 2  #: raised when an older program could no longer read the collections
 CURRENT, UNFINISHED, FIRST_REMOVAL = 0, 1, 2  #: numbers of notes
 
 
@@ -68,7 +68,7 @@ class State:
 
 def images_name(name: str, generation: int) -> str:
     """The collection of a gallery's images."""
-    return f"{name}_{generation}"
+    return f"{name}{IMAGES}{generation}"
 
 
 def clean(server: MilvusServer, state: State) -> None:
@@ -76,12 +76,14 @@ def clean(server: MilvusServer, state: State) -> None:
     name = server.place.collection
     if server.notes(name).get(UNFINISHED):
         server.write_note(name, UNFINISHED, "")
+    ours = re.compile(rf"{re.escape(name + IMAGES)}[0-9]+")  # a name that no gallery can have
     for other in server.collections():
-        if re.fullmatch(rf"{re.escape(name)}_[0-9]+", other) and other != images_name(name, state.generation):
+        if ours.fullmatch(other) and other != images_name(name, state.generation):
             server.drop(other)
 
 
 def unused_generation(server: MilvusServer, name: str) -> int:
     """A number that no collection of a gallery's images has."""
-    numbers = [other.rpartition("_")[2] for other in server.collections() if other.startswith(f"{name}_")]
+    prefix = name + IMAGES
+    numbers = [other.removeprefix(prefix) for other in server.collections() if other.startswith(prefix)]
     return max([0, *(int(number) for number in numbers if number.isdecimal())]) + 1

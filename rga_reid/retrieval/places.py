@@ -13,6 +13,7 @@ SCHEME, EMBEDDED = "milvus://", ".db"
 _CLUSTER = re.compile(
     r"milvus://(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})/(?P<name>[A-Za-z_]\w*)"
 )
+IMAGES = "__images_"  #: in the names of collections that belong to a gallery; no gallery is called so
 _LONGEST = 200  # characters of a collection's name: of 255, some are for the names of its companions
 
 
@@ -46,6 +47,10 @@ def place_of(location: str | os.PathLike[str]) -> Path | MilvusPlace:
         if parts is None or len(parts["name"]) > _LONGEST or not 0 < int(parts["port"]) < 65_536:
             raise InputError(
                 f"{text}: expected milvus://HOST:PORT/COLLECTION, such as milvus://localhost:19530/people"
+            )
+        if IMAGES in parts["name"]:
+            raise InputError(
+                f"{text}: expected a name without {IMAGES!r}, which names the images of a gallery"
             )
         return MilvusPlace(f"http://{parts['host']}:{parts['port']}", parts["name"], embedded=False)
     if text.endswith(EMBEDDED):

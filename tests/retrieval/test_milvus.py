@@ -267,3 +267,35 @@ def test_places(tmp_path: Path) -> None:
 def test_nobody_answers() -> None:
     with pytest.raises(InputError, match=r"milvus://127\.0\.0\.1:9/people: does not answer"):
         Gallery.open("milvus://127.0.0.1:9/people")
+
+
+def test_collections_of_others_stay(location: str, rows: tuple[np.ndarray, pd.DataFrame]) -> None:
+    features, table = rows
+    Gallery.build(features, table).save(location)
+    place = place_of(location)
+    assert isinstance(place, MilvusPlace)
+    server = milvus_server.MilvusServer(place)
+    others = {f"{place.collection}_7", f"{place.collection}__imagesque_7", "other__images_1"}
+    for name in others:
+        server.create_notes(name)
+    Gallery.open(location).remove(paths=table.path[0])
+    Gallery.build(features[:5], table[:5]).save(location, overwrite=True)
+    assert len(Gallery.open(location)) == 5
+    assert others <= set(server.collections())
+    assert len(server.collections()) == len(others) + 2  # the notes, and one collection of images
+
+
+def test_large_labels_keep_their_digits(location: str, rows: tuple[np.ndarray, pd.DataFrame]) -> None:
+    features, table = rows[0][:6], rows[1][:6].copy()
+    table["pid"] = pd.array([2**60 + 1, None, 2**60 + 3, 5, None, 2**62 + 1], dtype="Int64")
+    Gallery.build(features, table).save(location)
+    opened = Gallery.open(location)
+    opened.remove(paths=table.path[3])  # which writes the others again
+    found = Gallery.open(location).search(features, 1)
+    assert found.pid.fillna(-1).tolist()[:3] == [2**60 + 1, -1, 2**60 + 3]
+    assert found.pid.fillna(-1).tolist()[5] == 2**62 + 1
+
+
+def test_names_of_collections_of_images_are_no_galleries() -> None:
+    with pytest.raises(InputError, match="expected a name without '__images_'"):
+        place_of("milvus://host:19530/people__images_3")
