@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from pictures import draw
 
+from rga_reid.data import table_from_files
 from rga_reid.experiments.measuring import in_fresh_processes, machine
 from rga_reid.files import write_json
 from rga_reid.models import build_model
@@ -41,7 +42,7 @@ def images_per_second(run: Run) -> float:
     if not run.kept:
         extraction.freed_memory_kept = nullcontext  # type: ignore[assignment]
     model = build_model(depth=run.depth, weights=None, size=run.size).eval()
-    batches = extraction.stream_features(model, extraction._as_table(run.paths), BATCH, "cpu")
+    batches = extraction.stream_features(model, table_from_files(run.paths), BATCH, "cpu")
     next(batches)
     start = time.perf_counter()
     return sum(len(features) for features, _ in batches) / (time.perf_counter() - start)

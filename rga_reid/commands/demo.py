@@ -12,11 +12,10 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
-from rga_reid.files import make_folder, write_text
+from rga_reid.files import make_folder, require_new, write_text
 
 if TYPE_CHECKING:
     from rga_reid.experiments.demo import DemoResult
-
 
 MARKER = ".rga-reid-demo"  # in a folder that a demo may clear
 FOLDERS = ("data", "model", "gallery", "report")
@@ -40,10 +39,8 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Check the folder, then draw, train, test, index, ask, explain and report."""
-    from rga_reid.files import require_new
-
-    require_new(options.out, overwrite=options.overwrite)
     out = Path(options.out)
+    require_new(out, overwrite=options.overwrite)
     whole_number("--seed", options.seed, 0, MOST_SEED)
     if options.epochs is not None:
         whole_number("--epochs", options.epochs)

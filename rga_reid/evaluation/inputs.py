@@ -91,15 +91,15 @@ def distance_matrix(values: Any) -> np.ndarray:
     matrix = as_array(values)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
         raise InputError(f"distances: expected a matrix (q, g) of numbers, got {matrix.dtype} {matrix.shape}")
-    blocks = [matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS)]
-    refuse_rows(
-        np.concatenate([~np.isfinite(block).all(axis=1) for block in blocks]), "distances", "NaN or infinity"
-    )
     if matrix.dtype.kind == "f":
         # the largest numbers of a type stand for infinity somewhere; their differences overflow
         most = np.finfo(matrix.dtype).max / 4
-        beyond = np.concatenate([(np.abs(block) > most).any(axis=1) for block in blocks])
-        refuse_rows(beyond, "distances", f"a number beyond {most:.3g}")
+        blocks = (matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS))
+        wrong = np.concatenate([~(np.abs(block) <= most).all(axis=1) for block in blocks])
+        infinite = wrong.copy()
+        infinite[wrong] = ~np.isfinite(matrix[wrong]).all(axis=1)
+        refuse_rows(infinite, "distances", "NaN or infinity")
+        refuse_rows(wrong, "distances", f"a number beyond {most:.3g}")
     return matrix
 
 

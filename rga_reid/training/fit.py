@@ -31,7 +31,7 @@ from rga_reid.training.precision import resolve_precision
 
 LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.yaml"
 TEST = "test.json"  # metrics of a test of the checkpoint, where there was one
-LOGS = ("csv", "tensorboard")
+CSV, TENSORBOARD = "csv", "tensorboard"
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -82,9 +82,8 @@ def fit(
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
-    options.pop("use_distributed_sampler", None)
-    if options.get("num_sanity_val_steps") is None:
-        options["num_sanity_val_steps"] = 0
+    options["use_distributed_sampler"] = False  # the sampler knows its process
+    options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 0
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     if save_every is not None:
         whole_number("save_every", save_every)
@@ -111,10 +110,9 @@ def fit(
         try:
             runner = pl.Trainer(
                 **options,
-                use_distributed_sampler=False,  # the sampler knows its process
                 default_root_dir=folder,
                 callbacks=callbacks,
-                logger=[CSVLogger(folder, name=LOGS[0]), TensorBoardLogger(folder, name=LOGS[1])],
+                logger=[CSVLogger(folder, name=CSV), TensorBoardLogger(folder, name=TENSORBOARD)],
             )
         except Exception as error:  # Lightning raises nearly anything about options that do not go together
             raise InputError(f"trainer: {shortened(error)}") from None
@@ -189,8 +187,8 @@ def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
     if not resume:
         for old in (folder / LAST, folder / BEST, folder / TEST, *folder.glob(BATCHES)):
             old.unlink(missing_ok=True)
-        for log in LOGS:
-            for version in folder.glob(f"{log}/version_*"):
+        for log in (CSV, TENSORBOARD):
+            for version in (folder / log).glob("version_*"):
                 shutil.rmtree(version)
     if config is not None:
         write_text(folder / CONFIG, config)

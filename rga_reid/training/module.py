@@ -199,13 +199,12 @@ class ReIDModule(pl.LightningModule):
             shares: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(shares, (features, rows))
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
-        seen, first = np.unique(rows.numpy(), return_index=True)  # fewer than all, if validation was limited
-        table = table.iloc[seen]
         if self.trainer.sanity_checking:
             return
         if self._last is not None and not all_finite([features]):
             raise not_finite("features of held-out images are not finite", self.trainer, *self._last)
-        ranked = features.numpy()[first]
+        seen, first = np.unique(rows.numpy(), return_index=True)  # fewer than all, if validation was limited
+        table, ranked = table.iloc[seen], features.numpy()[first]
         asks = ~table.duplicated(["pid", "camid"])
         result = evaluate_ranking(
             ranked[asks.to_numpy()],

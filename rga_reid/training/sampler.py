@@ -48,7 +48,7 @@ class IdentitySampler(Sampler[list[int]]):
         one_of("visits", visits, ("identity", "image"))
         labels = np.asarray(pids)
         self.rows = [np.flatnonzero(labels == pid) for pid in np.unique(labels)]
-        self.identities, self.images, self.visits = identities, images, visits
+        self.identities, self.images = identities, images
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self.start = 0  #: steps that the next iteration leaves out, as they were taken before an interruption

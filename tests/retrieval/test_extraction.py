@@ -94,7 +94,7 @@ def test_the_next_batch_is_decoded_while_the_model_works(
         def embed(
             self, images: torch.Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
         ) -> torch.Tensor:
-            assert second.wait(timeout=600)
+            assert second.wait(timeout=10)
             return super().embed(images, batch_size=batch_size, device=device)
 
     monkeypatch.setattr(extraction, "decode", watched)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -61,3 +63,10 @@ def test_older_versions_of_torch_tell_it_in_other_places(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     assert multiplies_bfloat16("cpu") == (avx512 or amx)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with the flags that Linux shows")
+def test_this_processor_is_told_right() -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = " ".join(line for line in lines if line.lower().startswith(("flags", "features"))).split()
+    assert multiplies_bfloat16("cpu") == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
