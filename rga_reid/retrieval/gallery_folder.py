@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, sync
-from rga_reid.inputs import read_file, shortened
+from rga_reid.inputs import opened_text, read_file, shortened
 from rga_reid.retrieval.contents import Contents, Put, Removal
 from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
 from rga_reid.retrieval.refusals import require_finished
@@ -97,7 +97,7 @@ class Writer:
 
     def __init__(self, folder: Path, *, mapped: bool = False) -> None:
         self.folder, self.mapped = folder, mapped
-        old = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+        old = _readable_manifest(folder)
         self.generation = 1 if old is None else old.generation + 1
         #: the log of the gallery that is there
         self.removals = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
@@ -165,14 +165,15 @@ def writing(
     else:
         read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
     with _locked(folder):
-        if create:
-            _drop_unreadable(folder / MANIFEST)
-        clean(folder, keep_unfinished=resume)
+        # a gallery that cannot be read, damaged or of another version, stays until there is one in its place
+        unreadable = (folder / MANIFEST).exists() and _readable_manifest(folder) is None
+        old = frozenset(_parts(folder) if unreadable else ())
+        clean(folder, keep_unfinished=resume, old=old)
         try:
             yield Writer(folder, mapped=building)
         finally:
             with undisturbed():
-                clean(folder, keep_unfinished=building)
+                clean(folder, keep_unfinished=building, old=old)
                 if created and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
                     shutil.rmtree(folder)
 
@@ -194,15 +195,15 @@ def update(folder: Path, change: Callable[[Contents, Put], Contents]) -> tuple[C
     return old, new
 
 
-def clean(folder: Path, *, keep_unfinished: bool = False) -> None:
-    """Remove from the disk what no manifest names. For the holder of the lock only.
+def clean(folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] = ()) -> None:
+    """Remove from the disk what no manifest names. For the holder of the lock only; ``old``: see ``leftovers``.
 
     Nothing is removed where something named is missing: it may be what lies there under another name.
     """
     with _disk_errors(folder):
         if not keep_unfinished:
             (folder / UNFINISHED).unlink(missing_ok=True)
-        for path in leftovers(folder):
+        for path in leftovers(folder, old):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -212,24 +213,32 @@ def clean(folder: Path, *, keep_unfinished: bool = False) -> None:
                 sync(place)
 
 
-def leftovers(folder: Path) -> list[Path]:
+def leftovers(folder: Path, old: Collection[Path] = ()) -> list[Path]:
     """What lies in a gallery's folder and is named by no manifest: of a write that was killed.
 
-    Empty where a segment that a manifest names is missing.
+    Empty where a segment that a manifest names is missing. As long as the manifest of the gallery itself cannot
+    be read, what it may name, ``old``, is left out.
     """
-    named = {MANIFEST, UNFINISHED, LOCK, SEGMENTS}
-    segments: set[str] = set()
-    for name in (MANIFEST, UNFINISHED):
-        if (folder / name).exists():
-            manifest = read_manifest(folder / name)
-            segments |= {record.name for record in manifest.segments}
-            named |= {manifest.log[0]} if manifest.log else set()
-    if not all((folder / SEGMENTS / name).is_dir() for name in segments):
+    named = {folder / name for name in (MANIFEST, UNFINISHED, LOCK, SEGMENTS)}
+    segments: set[Path] = set()
+    manifest = _readable_manifest(folder)
+    if manifest is None:
+        named |= set(old)
+    manifests = [] if manifest is None else [manifest]
+    if (folder / UNFINISHED).exists():
+        manifests.append(read_manifest(folder / UNFINISHED))
+    for manifest in manifests:
+        segments |= {folder / SEGMENTS / record.name for record in manifest.segments}
+        named |= {folder / manifest.log[0]} if manifest.log else set()
+    if not all(segment.is_dir() for segment in segments):
         return []
-    found = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path.name not in named]
-    if (folder / SEGMENTS).is_dir():
-        found += [path for path in (folder / SEGMENTS).iterdir() if path.name not in segments]
-    return sorted(found)
+    return sorted(path for path in _parts(folder) if path not in named | segments)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """What lies in a gallery's folder, and among its segments."""
+    found = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+    return found + (list((folder / SEGMENTS).iterdir()) if (folder / SEGMENTS).is_dir() else [])
 
 
 def size_of(folder: Path) -> int:
@@ -293,9 +302,11 @@ def _check_bytes(path: Path, record: FileRecord) -> None:
 
 
 def _read_log(path: Path, record: FileRecord) -> tuple[Removal, ...]:
+    """The log of removals, however long: it grows with each erasure, and is never cut."""
     _check_bytes(path, record)
     try:
-        return tuple(map(Removal.from_line, read_file(path).decode("utf-8").splitlines()))
+        with opened_text(path) as lines:
+            return tuple(map(Removal.from_line, lines))
     except InputError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
@@ -338,11 +349,13 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: cannot write the gallery ({error.strerror or error})") from None
 
 
-def _drop_unreadable(manifest: Path) -> None:
-    """Remove a manifest that is damaged, or of another version: its gallery is to be replaced."""
-    if manifest.exists():
-        read_file(manifest)  # one that the disk does not give now may be whole
+def _readable_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a gallery; None where there is none, or one that is damaged or of another version."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    read_file(path)  # one that the disk does not give now may be whole
     try:
-        read_manifest(manifest)
+        return read_manifest(path)
     except InputError:
-        manifest.unlink(missing_ok=True)
+        return None

@@ -184,6 +184,68 @@ def test_a_damaged_gallery_may_be_overwritten(saved: Path) -> None:
     assert len(files_of(saved)) == 3
 
 
+@pytest.mark.parametrize("manifest", ["{", '{"format": "rga-reid gallery", "version": 99}'])
+def test_a_gallery_that_cannot_be_read_stays_until_there_is_another(
+    indexed: Path, contents: Callable[[Path], dict[str, bytes]], manifest: str
+) -> None:
+    """A later program may read it: a build that fails, or is killed and goes on, takes nothing from it."""
+    (indexed / "manifest.json").write_text(manifest)
+    before = contents(indexed)
+    table = pd.DataFrame({"path": [f"{row}.jpg" for row in range(9000)]})
+    build = GalleryBuilder(indexed, overwrite=True)
+    with pytest.raises(InputError, match="of dimension 3"), build:
+        build.add(random_features(9000), table)
+        build.add(np.ones((1, 3), np.float32), table[:1])
+    unfinished = contents(indexed)
+    assert {name: unfinished[name] for name in before} == before
+    assert len(unfinished) > len(before)  # what the build had written
+    with GalleryBuilder(indexed, resume=True, overwrite=True) as build:
+        assert len(build.paths) == 9000
+        build.add(random_features(5), table.assign(path="more/" + table["path"])[:5])
+        build.finish()
+    assert len(Gallery.open(indexed)) == 9005
+    assert sorted(path.name for path in indexed.iterdir()) == ["lock", "manifest.json", "segments"]
+    assert len(list((indexed / "segments").iterdir())) == len(Gallery.open(indexed)._contents.segments)
+
+
+@pytest.mark.parametrize("fails", ["features", "disk"])
+def test_a_failed_save_over_a_gallery_that_cannot_be_read(
+    indexed: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: str,
+) -> None:
+    (indexed / "manifest.json").write_text("{")
+    before = contents(indexed)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "replace") if fails == "disk" else (pd.DataFrame, "to_parquet")), full)
+        with pytest.raises(InputError, match="No space left"):
+            gallery_of(5).save(indexed, overwrite=True)
+    assert contents(indexed) == before
+    gallery_of(5).save(indexed, overwrite=True)
+    assert len(files_of(indexed)) == 3
+
+
+def test_a_long_log_of_removals(saved: Path) -> None:
+    """It grows with each erasure: a gallery of which very many were erased can still be opened and changed."""
+    Gallery.open(saved).remove(pids=1)
+    (log,) = saved.glob("removals-*.jsonl")
+    line = log.read_text().rstrip("\n")
+    log.write_text("".join(line + " " * 900_000 + "\n" for _ in range(80)))  # 72 MB
+    manifest = json.loads((saved / "manifest.json").read_text())
+    content = log.read_bytes()
+    manifest["removals"] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    del manifest["sha256"]
+    (saved / "manifest.json").write_bytes(sealed(manifest))
+    Gallery.open(saved).remove(pids=2)
+    assert [removal.pid for removal in Gallery.open(saved).removals] == [1] * 80 + [2]
+    assert Gallery.open(saved).verify()
+
+
 @pytest.mark.parametrize(
     ("fresh", "stage"),
     [
