@@ -160,4 +160,5 @@ def _associative(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     (_, e, n), m = theta.shape, phi.shape[2]
     if e * (n + m) > 2 * n * m:
         return gather([theta.mT @ phi / m], g)
-    return gather([theta.mT], g @ phi.mT / m if g.stride(1) != 1 else (phi @ g.mT / m).mT)
+    phi, g = phi / m**0.5, g / m**0.5  # before the sum over M positions, which float16 need not hold
+    return gather([theta.mT], g @ phi.mT if g.stride(1) != 1 else (phi @ g.mT).mT)

@@ -126,6 +126,24 @@ def test_half_precision_is_as_good_as_its_digits(
     assert float((y.double() - exact).abs().max()) <= bound * scale
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nonlocal_dot_products_of_many_positions_in_float16(
+    layout: str, randomised: Callable[..., nn.Module]
+) -> None:
+    """Their sum over the positions is more than float16 holds, their mean is not."""
+    block = randomised(NonLocal(8, mode="dot_product", bn_layer=False), 0)
+    with torch.no_grad():
+        block.phi.bias += 8
+        block.g.bias += 8
+    x = draw_map((1, 8, 64, 32), layout, torch.float16, 0)
+    with torch.no_grad():
+        y = block.half()(x)
+        exact = block.double()(x.double())
+        sums = block.phi(x.double()).flatten(2) @ block.g(x.double()).flatten(2).mT
+    assert float(sums.abs().max()) > torch.finfo(torch.float16).max
+    assert float((y.double() - exact).abs().max()) <= 0.02 * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_autocast_trains(name: str, randomised: Callable[..., nn.Module]) -> None:
     module = randomised(FAMILY[name](8, (6, 5)))
