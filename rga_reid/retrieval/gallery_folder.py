@@ -196,7 +196,7 @@ def update(folder: Path, change: Callable[[Contents, Put], Contents]) -> tuple[C
 
 
 def clean(folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] = ()) -> None:
-    """Remove from the disk what no manifest names. For the holder of the lock only; ``old``: see ``leftovers``.
+    """Remove what no manifest names. For the holder of the lock only; ``old``: see ``leftovers``.
 
     Nothing is removed where something named is missing: it may be what lies there under another name.
     """
@@ -216,8 +216,8 @@ def clean(folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] 
 def leftovers(folder: Path, old: Collection[Path] = ()) -> list[Path]:
     """What lies in a gallery's folder and is named by no manifest: of a write that was killed.
 
-    Empty where a segment that a manifest names is missing. As long as the manifest of the gallery itself cannot
-    be read, what it may name, ``old``, is left out.
+    Empty where a segment that a manifest names is missing. As long as the manifest of the gallery itself
+    cannot be read, what it may name, ``old``, is left out.
     """
     named = {folder / name for name in (MANIFEST, UNFINISHED, LOCK, SEGMENTS)}
     segments: set[Path] = set()

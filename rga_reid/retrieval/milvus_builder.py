@@ -19,7 +19,13 @@ from rga_reid.retrieval.milvus_server import MilvusServer
 from rga_reid.retrieval.milvus_state import CURRENT, UNFINISHED, State, clean, images_name, unused_generation
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace
-from rga_reid.retrieval.refusals import require_dimension, require_finished, require_same_model, require_some
+from rga_reid.retrieval.refusals import (
+    require_dimension,
+    require_finished,
+    require_same_index,
+    require_same_model,
+    require_some,
+)
 from rga_reid.retrieval.team import BLOCK_ROWS, in_blocks
 
 
@@ -51,6 +57,7 @@ class MilvusBuilder:
         self._state = State.from_text(notes[UNFINISHED], place) if resume and notes.get(UNFINISHED) else None
         if self._state is not None:
             require_same_model(place, self._state.model, model)
+            require_same_index(place, self._state.plan, plan)
 
     def __enter__(self) -> MilvusBuilder:
         return self
@@ -99,7 +106,7 @@ class MilvusBuilder:
             self._server.create_images(self._images, vectors.shape[1], self._plan)
         ids = np.arange(self._state.next_id, self._state.next_id + len(vectors))
         self._state = replace(self._state, next_id=self._state.next_id + len(vectors))
-        self._server.write_note(name, UNFINISHED, self._state.to_text())
+        self._server.write_notes(name, {UNFINISHED: self._state.to_text()})
         self._server.insert(self._images, ids, vectors, kept)
 
     def finish(self) -> Gallery:
@@ -113,8 +120,8 @@ class MilvusBuilder:
         assert self._state is not None  # it has rows
         name = self._server.place.collection
         self._server.flush(self._images)
-        gallery = MilvusGallery(self._server, replace(self._state, plan=self._plan))
-        self._server.write_note(name, CURRENT, self._state.to_text())
+        gallery = MilvusGallery(self._server, self._state)
+        self._server.write_notes(name, {CURRENT: self._state.to_text()})
         clean(self._server, self._state)
         return gallery
 
@@ -127,6 +134,6 @@ def require_free(place: MilvusPlace, *, overwrite: bool, resume: bool) -> Milvus
     require_finished(place, bool(notes.get(UNFINISHED)), overwrite=overwrite, resume=resume)
     if notes.get(CURRENT) and not overwrite and not (resume and notes.get(UNFINISHED)):
         raise InputError(f"{place}: exists already; choose another name or give --overwrite")
-    if not notes and place.collection in server.collections():
+    if place.collection in server.collections() and not server.has_notes(place.collection):
         raise InputError(f"{place}: a collection of this name exists already, and is no gallery")
     return server

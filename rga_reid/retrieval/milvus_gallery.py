@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,10 @@ from rga_reid.retrieval.milvus_state import (
 )
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace, place_of
-from rga_reid.retrieval.refusals import no_camera_known, require_held
+from rga_reid.retrieval.refusals import no_camera_known, require_held, require_some
 from rga_reid.retrieval.vectors import Vectors
+
+T = TypeVar("T")
 
 
 class MilvusGallery(Gallery):
@@ -62,6 +65,7 @@ class MilvusGallery(Gallery):
             raise InputError(f"{self._server.place}: the gallery is there already")
         state = self._state
         rows = list(self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension))
+        require_some(len(rows))
         settings = dict(state.plan.settings)
         vectors = np.concatenate([np.stack(part["vector"].to_numpy()).astype(np.float32) for part in rows])
         table = gallery_table(pd.concat(rows, ignore_index=True))
@@ -97,17 +101,17 @@ class MilvusGallery(Gallery):
         rewritten = 0
         if self._server.place.embedded:
             # Milvus Lite keeps deleted rows in its files until it joins them by rules of its own
-            rewritten = self._rewrite(set(goes["id"].tolist()))
+            rewritten = self._rewrite(set(goes["id"].tolist()), self._log_of(goes["pid"]))
         else:
             self._server.delete(self._images, goes["id"].tolist())
             clean(self._server, self._state)
-        self._log(goes["pid"])
+            self._server.write_notes(self._name, self._log_of(goes["pid"]))
         return Erasure(len(goes), int(rewritten > 0), int(rewritten > 0), rewritten)
 
     def compact(self) -> None:
         self._state = self._now()
         if self._server.place.embedded:
-            self._rewrite(set())
+            self._rewrite(set(), {})
         else:
             self._server.compact(self._images)
 
@@ -128,7 +132,7 @@ class MilvusGallery(Gallery):
         return seen
 
     def __len__(self) -> int:
-        return self._server.count(self._images)
+        return self._asked(lambda: self._server.count(self._images))
 
     @property
     def dimension(self) -> int:
@@ -156,7 +160,8 @@ class MilvusGallery(Gallery):
         return set(self._found("path", list(paths), ["path"])["path"])
 
     def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
-        return self._server.count(self._images, self._where(camera_number(exclude_camera), where))
+        camera = camera_number(exclude_camera)
+        return self._asked(lambda: self._server.count(self._images, self._where(camera, where)))
 
     def describe(self) -> dict[str, Any]:
         plan = self._state.plan
@@ -177,6 +182,9 @@ class MilvusGallery(Gallery):
         return self._server.size()
 
     def _find(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
+        return self._asked(lambda: self._hits(queries, top_k, exclude_camera, where))
+
+    def _hits(self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None) -> Hits:
         condition, limit = self._where(exclude_camera, where), self._candidates(top_k)
         answers = self._server.search(self._images, queries, limit, condition, self._settings(limit))
         found = [
@@ -257,11 +265,22 @@ class MilvusGallery(Gallery):
             self._state = state
         return state
 
-    def _become(self, state: State) -> None:
-        self._server.write_note(self._name, CURRENT, state.to_text())
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """An answer of the gallery, also where another program has replaced it since it was opened."""
+        generation = self._state.generation
+        try:
+            return ask()
+        except InputError:
+            if self._now().generation == generation:
+                raise
+            return ask()
+
+    def _become(self, state: State, log: Mapping[int, str] = MappingProxyType({})) -> None:
+        """Switch to another state, and log at the same time what was removed."""
+        self._server.write_notes(self._name, {**log, CURRENT: state.to_text()})
         self._state = state
 
-    def _rewrite(self, without: set[int]) -> int:
+    def _rewrite(self, without: set[int], log: Mapping[int, str]) -> int:
         """Copy all rows but some to a new collection and switch to it; returns how many were copied."""
         old, copied = self._state, 0
         new = replace(old, generation=unused_generation(self._server, self._name))
@@ -275,11 +294,11 @@ class MilvusGallery(Gallery):
             copied += len(rest)
         self._server.flush(name)
         self._server.load(name)
-        self._become(new)
+        self._become(new, log)
         clean(self._server, new)
         return copied
 
-    def _log(self, pids: pd.Series) -> None:
+    def _log_of(self, pids: pd.Series) -> dict[int, str]:
+        """Notes that say of what persons images are removed."""
         first = max([FIRST_REMOVAL - 1, *self._server.notes(self._name)]) + 1
-        for number, removal in enumerate(logged(pids.astype("Int64")), first):
-            self._server.write_note(self._name, number, removal.to_line())
+        return {n: line.to_line() for n, line in enumerate(logged(pids.astype("Int64")), first)}

@@ -100,29 +100,37 @@ class MilvusServer:
             return list(self._client.list_collections(timeout=_TIMEOUT))
 
     def create_notes(self, name: str) -> None:
-        """Make a collection of texts, of which the numbers 0 and 1 are empty, if there is none."""
-        if name in self.collections():
-            return
-        kinds = self._library.DataType
-        with self._told():
-            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-            schema.add_field("id", kinds.INT64, is_primary=True)
-            schema.add_field("text", kinds.VARCHAR, max_length=_LONGEST_TEXT)
-            schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # Milvus wants one
-            self._create(name, schema, "FLAT", {})
-        for number in (1, 0):
-            self.write_note(name, number, "")
+        """Make a collection of texts, of which the numbers 0 and 1 are empty, or what is missing of it."""
+        if name not in self.collections():
+            kinds = self._library.DataType
+            with self._told():
+                schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+                schema.add_field("id", kinds.INT64, is_primary=True)
+                schema.add_field("text", kinds.VARCHAR, max_length=_LONGEST_TEXT)
+                schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # Milvus wants one
+                self._create(name, schema, "FLAT", {})
+        if not self.notes(name):
+            self.write_notes(name, {0: "", 1: ""})
 
-    def write_note(self, name: str, number: int, text: str) -> None:
-        """Put a text in place, or replace it, at once."""
+    def has_notes(self, name: str) -> bool:
+        """Whether there is a collection like those of ``create_notes``."""
+        if name not in self.collections():
+            return False
         with self._told():
-            row = {"id": number, "text": text, "vector": [1.0, 0.0]}
-            self._client.upsert(name, [row], timeout=_TIMEOUT)
+            fields = self._client.describe_collection(name, timeout=_TIMEOUT)["fields"]
+        sizes = [field["params"].get("dim") for field in fields if field["name"] == "vector"]
+        return [field["name"] for field in fields] == ["id", "text", "vector"] and sizes == [2]
+
+    def write_notes(self, name: str, texts: Mapping[int, str]) -> None:
+        """Put texts in place by their numbers, or replace them, all at once."""
+        with self._told():
+            rows = [{"id": number, "text": text, "vector": [1.0, 0.0]} for number, text in texts.items()]
+            self._client.upsert(name, rows, timeout=_TIMEOUT)
             self._client.flush(name, timeout=_TIMEOUT)
 
     def notes(self, name: str) -> dict[int, str]:
         """All texts by their numbers; none if there is no such collection."""
-        if name not in self.collections():
+        if not self.has_notes(name):
             return {}
         self.load(name)
         parts = self.rows(name, self.count(name), ["text"])  # numbered from 0 without gaps

@@ -75,7 +75,7 @@ def clean(server: MilvusServer, state: State) -> None:
     """Delete the collections of images that a gallery's state does not name: of writes that were killed."""
     name = server.place.collection
     if server.notes(name).get(UNFINISHED):
-        server.write_note(name, UNFINISHED, "")
+        server.write_notes(name, {UNFINISHED: ""})
     ours = re.compile(rf"{re.escape(name + IMAGES)}[0-9]+")  # a name that no gallery can have
     for other in server.collections():
         if ours.fullmatch(other) and other != images_name(name, state.generation):

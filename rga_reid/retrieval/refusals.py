@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid.errors import InputError
+from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace
 
@@ -52,3 +53,10 @@ def require_same_model(place: Path | MilvusPlace, old: ModelRecord | None, new: 
     """Refuse to go on with a build that another model began."""
     if old != new and (old is None or new is None or not old.is_same(new)):
         raise InputError(f"{place}: the unfinished build used another model; --overwrite starts over")
+
+
+def require_same_index(place: MilvusPlace, old: IndexPlan, new: IndexPlan) -> None:
+    """Refuse to go on with a build that another index was chosen for: Milvus makes it with the first rows."""
+    if old != new:
+        given = ", ".join([old.kind, *(f"{name} {value}" for name, value in old.settings.items())])
+        raise InputError(f"{place}: the unfinished build has index {given}; --overwrite starts over")

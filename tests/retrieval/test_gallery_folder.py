@@ -231,7 +231,7 @@ def test_a_failed_save_over_a_gallery_that_cannot_be_read(
 
 
 def test_a_long_log_of_removals(saved: Path) -> None:
-    """It grows with each erasure: a gallery of which very many were erased can still be opened and changed."""
+    """It grows with each erasure: a gallery of which very many were erased still opens and changes."""
     Gallery.open(saved).remove(pids=1)
     (log,) = saved.glob("removals-*.jsonl")
     line = log.read_text().rstrip("\n")

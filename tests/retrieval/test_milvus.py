@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import uuid
@@ -283,6 +284,134 @@ def test_collections_of_others_stay(location: str, rows: tuple[np.ndarray, pd.Da
     assert len(Gallery.open(location)) == 5
     assert others <= set(server.collections())
     assert len(server.collections()) == len(others) + 2  # the notes, and one collection of images
+
+
+@pytest.mark.parametrize("killed_at", ["empty", "one note"])
+def test_a_build_killed_while_it_made_its_notes(
+    location: str, rows: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """The same build again needs no cleaning by hand."""
+    features, table = rows[0][:20], rows[1][:20]
+    place = place_of(location)
+    assert isinstance(place, MilvusPlace)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(milvus_server.MilvusServer, "write_notes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(features, table).save(location)
+    server = milvus_server.MilvusServer(place)
+    assert server.collections() == [place.collection]
+    if killed_at == "one note":
+        server.write_notes(place.collection, {0: ""})
+    with pytest.raises(InputError, match="no gallery there"):
+        Gallery.open(location)
+    Gallery.build(features, table).save(location)
+    assert len(Gallery.open(location)) == 20
+
+
+def test_a_collection_of_others_is_never_written_to(
+    location: str, rows: tuple[np.ndarray, pd.DataFrame]
+) -> None:
+    """Even one of texts by their numbers, as notes are."""
+    place = place_of(location)
+    assert isinstance(place, MilvusPlace)
+    server = milvus_server.MilvusServer(place, create=True)
+    kinds, client = server._library.DataType, server._client
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", kinds.INT64, is_primary=True)
+    schema.add_field("text", kinds.VARCHAR, max_length=100)
+    schema.add_field("vector", kinds.FLOAT_VECTOR, dim=4)
+    server._create(place.collection, schema, "FLAT", {})
+    client.insert(place.collection, [{"id": 0, "text": "mine", "vector": [1.0] * 4}])
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="a collection of this name exists already, and is no gallery"):
+            Gallery.build(rows[0], rows[1]).save(location, overwrite=overwrite)
+    with pytest.raises(InputError, match="no gallery there"):
+        Gallery.open(location)
+    server.load(place.collection)
+    assert client.query(place.collection, "id >= 0", output_fields=["text"])[0]["text"] == "mine"
+
+
+def test_resuming_with_another_index(
+    location: str, rows: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(milvus_builder, "BLOCK_ROWS", 50)
+    with gallery_builder(location, index="hnsw", hnsw_m=16) as builder:
+        builder.add(rows[0][:50], rows[1][:50])
+    for other in ({}, {"index": "hnsw"}, {"index": "hnsw", "hnsw_m": 8}):
+        with pytest.raises(InputError, match=r"has index hnsw, hnsw_m 16; --overwrite starts over"):
+            gallery_builder(location, resume=True, **other)
+    with gallery_builder(location, index="hnsw", hnsw_m=16, resume=True) as builder:
+        assert builder.finish().describe()["settings"]["hnsw_m"] == 16
+
+
+def test_a_gallery_that_was_emptied(
+    location: str, rows: tuple[np.ndarray, pd.DataFrame], tmp_path: Path
+) -> None:
+    features, table = rows[0][:6], rows[1][:6].reset_index(drop=True)
+    in_memory = Gallery.build(features, table)
+    in_memory.remove(paths=table["path"])
+    with pytest.raises(InputError, match="expected at least one row, got an empty gallery"):
+        in_memory.save(location)
+    Gallery.build(features, table).save(location)
+    gallery = Gallery.open(location)
+    gallery.remove(paths=table["path"])
+    for emptied in (gallery, Gallery.open(location)):
+        assert (len(emptied), emptied.verify(), len(emptied.table), len(emptied.ids)) == (0, 0, 0, 0)
+        assert len(emptied.search(features)) == 0
+        assert emptied.count(where="pid == 1") == 0
+        assert (emptied.describe()["count"], emptied.describe()["identities"]) == (0, 0)
+        with pytest.raises(InputError, match="expected at least one row, got an empty gallery"):
+            emptied.save(tmp_path / "folder")
+    gallery.add(features, table)
+    assert Gallery.open(location).ids.tolist() == [6, 7, 8, 9, 10, 11]
+    assert sum(removal.count for removal in gallery.removals) == 6
+
+
+def test_a_gallery_replaced_since_it_was_opened(
+    both: tuple[Gallery, Gallery], rows: tuple[np.ndarray, pd.DataFrame], location: str
+) -> None:
+    """A reader that stays open for long, such as a server's."""
+    _, reader = both
+    others = Gallery.build(rows[0][:50], rows[1][:50])
+    for ask in (
+        lambda gallery: gallery.search(rows[0][:3], 5).to_dict("list"),
+        lambda gallery: gallery.count(where="pid > 2", exclude_camera=1),
+        len,
+    ):
+        ask(reader)
+        others.save(location, overwrite=True)
+        assert ask(reader) == ask(others)
+        both[0].save(location, overwrite=True)
+        assert ask(reader) == ask(both[0])
+
+
+def test_the_log_and_the_rows_change_at_once(
+    both: tuple[Gallery, Gallery], location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever an erasure is interrupted, what is gone is in the log, and what is in the log is gone."""
+    write, states = milvus_server.MilvusServer.write_notes, set()
+    for stop in range(6):
+        left = itertools.count(stop, -1)
+
+        def struck(self: milvus_server.MilvusServer, *args: object, left: Iterator[int] = left) -> None:
+            if next(left) == 0:
+                raise KeyboardInterrupt
+            write(self, *args)
+
+        count = len(Gallery.open(location))
+        with monkeypatch.context() as patch:
+            patch.setattr(milvus_server.MilvusServer, "write_notes", struck)
+            with contextlib.suppress(KeyboardInterrupt):
+                Gallery.open(location).remove(pids=stop + 1)
+        now = Gallery.open(location)
+        logged = sum(removal.count for removal in now.removals if removal.pid == stop + 1)
+        assert logged == count - len(now)
+        states.add(logged > 0)
+    assert states == {True, False}
 
 
 def test_large_labels_keep_their_digits(location: str, rows: tuple[np.ndarray, pd.DataFrame]) -> None:
