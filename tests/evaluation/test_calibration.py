@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import Calibration, calibrate, pair_scores, pairs
 from rga_reid.evaluation.score_counts import CosineCounts
 from rga_reid.evaluation.scores import CosineScores
+from tests.memory import measured
 
 
 def drawn(seed: int = 0, genuine: int = 300, impostor: int = 5000) -> tuple[np.ndarray, np.ndarray]:
@@ -246,14 +246,11 @@ def test_an_error_within_its_bound_changes_no_count(monkeypatch: pytest.MonkeyPa
 def test_impostors_take_bounded_memory() -> None:
     rng = np.random.default_rng(0)
     query, gallery = rng.standard_normal((400, 8), np.float32), rng.standard_normal((12000, 8), np.float32)
-    tracemalloc.start()
-    try:
+    with measured() as memory:
         found = pair_scores(query, gallery, rng.integers(0, 300, 400), rng.integers(0, 300, 12000))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert found.impostor.total > 4.7e6
-    assert peak < 37e6  # these scores alone would take 38 MB
+    assert memory.peak < 37e6  # these scores alone would take 38 MB
+    assert 0 < memory.largest_tensor < 10e6
 
 
 def test_progress_ends_at_one() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import RankingResult, counting, evaluate_distances, evaluate_ranking
+from tests.memory import measured
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = ("query_features", "gallery_features", "query_pids", "gallery_pids", "query_camids", "gallery_camids")
@@ -164,28 +164,22 @@ def test_equal_features_rank_in_gallery_order_within_bounded_memory(monkeypatch:
     pids = rng.integers(0, 20, 300), rng.integers(0, 20, 3000)
     features = np.full((300, 8), 0.1, np.float32), np.full((3000, 8), 0.1, np.float32)
     expected = evaluate_distances(np.zeros((300, 3000), np.float32), *pids)
-    tracemalloc.start()
-    try:
+    with measured() as memory:
         result = evaluate_ranking(*features, *pids, block_size=256)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert same(result, expected)
-    assert peak < 12e6  # a list of all 900,000 tied pairs alone would take 22 MB
+    assert memory.peak < 12e6  # a list of all 900,000 tied pairs alone would take 22 MB
+    assert 0 < memory.largest_tensor < 4 * 900_000 / 4  # a quarter of one float32 matrix
 
 
 def test_one_identity_everywhere_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_TILE", 2**14)
     rng = np.random.default_rng(0)
     query, gallery = rng.standard_normal((300, 8), np.float32), rng.standard_normal((3000, 8), np.float32)
-    tracemalloc.start()
-    try:
+    with measured() as memory:
         result = evaluate_ranking(query, gallery, np.ones(300), np.ones(3000), block_size=256)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert result.mAP == result.mINP == 1
-    assert peak < 12e6
+    assert memory.peak < 12e6
+    assert 0 < memory.largest_tensor < 4 * 900_000 / 4  # a quarter of one float32 matrix
 
 
 # Labels ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rga_reid.evaluation import (
 )
 from rga_reid.evaluation.nearest import filter_dtype
 from rga_reid.evaluation.scores import METRICS
+from tests.memory import measured
 from tests.oracles import naive_re_ranking, squared_distances
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -193,16 +193,13 @@ def test_degenerate_features_take_bounded_memory(kind: str, monkeypatch: pytest.
     distinct = rng.standard_normal(({"all equal": 1, "two rows": 2, "many copies": 150}[kind], 8))
     rows = distinct.astype(np.float32)[rng.integers(0, len(distinct), 3300)]
     pids = rng.integers(0, 20, 3300)
-    tracemalloc.start()
-    try:
+    with measured() as memory:
         result = evaluate_ranking(
             rows[:300], rows[300:], pids[:300], pids[300:], rerank=ReRanking(), block_size=256
         )
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert 0 < result.mAP < 0.2
-    assert peak < 40e6  # one float32 matrix of all items alone would take 44 MB
+    assert memory.peak < 40e6  # one float32 matrix of all items alone would take 44 MB
+    assert 0 < memory.largest_tensor < 11e6
 
 
 def test_all_equal_rows_rank_in_gallery_order() -> None:

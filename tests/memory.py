@@ -1,0 +1,42 @@
+"""What a piece of code takes of memory: what numpy and Python hold together, and the largest tensor."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass
+class Memory:
+    """In bytes, when the code is through; tracemalloc does not see what torch allocates."""
+
+    peak: int = 0
+    largest_tensor: int = 0
+
+
+@contextmanager
+def measured() -> Iterator[Memory]:
+    memory = Memory()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for value in tree_leaves(made):
+                if isinstance(value, torch.Tensor):
+                    memory.largest_tensor = max(memory.largest_tensor, value.untyped_storage().nbytes())
+            return made
+
+    tracemalloc.start()
+    try:
+        with Watch():
+            yield memory
+        memory.peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
