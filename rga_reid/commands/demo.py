@@ -52,10 +52,10 @@ def run(options: Namespace) -> None:
     root = out / "data"
     words = ["--config", options.config, "--data.root", str(root), "--out", str(out / "model")]
     words += ["--seed", str(options.seed)]
-    if options.epochs is not None:
-        words += ["--trainer.max_epochs", str(options.epochs)]
     settings = parse(train.parser(), train.prepare(words))
     assert settings is not None  # no --help among the words
+    if options.epochs is not None:
+        _shorten(settings, options.epochs)
     say(f"data: drawing pedestrians into {root}")
     _clear(out)  # now that nothing is wrong with the options
     demo.draw(root, options.seed)
@@ -68,6 +68,15 @@ def run(options: Namespace) -> None:
 def say(step: str) -> None:
     """Tell the reader where the story is."""
     print(f"== {step}", flush=True)
+
+
+def _shorten(settings: Namespace, epochs: int) -> None:
+    """Train for so many epochs, and see images of each size for the same share of them as in the recipe."""
+    whole = max(1, settings.trainer.max_epochs or epochs)
+    settings.model.input_sizes = [
+        (epoch * epochs // whole, *size) for epoch, *size in settings.model.input_sizes
+    ]
+    settings.trainer.max_epochs = epochs
 
 
 def _clear(out: Path) -> None:

@@ -49,7 +49,7 @@ def parser() -> ArgumentParser:
         "--stage",
         type=int,
         choices=(1, 2, 3, 4),
-        help="stage of the figures (default: the last whole one)",
+        help="stage of the figures (default: the last of at most 512 positions, whose matrices are whole)",
     )
     command.add_argument("--seed", type=int, default=0, help="of untrained weights (default: 0)")
     return command

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from argparse import Action
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from rga_reid.errors import InputError, did_you_mean
 from rga_reid.inputs import shortened
@@ -19,10 +20,30 @@ _SOME_TYPES = re.compile(
 )
 
 
+class HelpFormatter(DefaultHelpFormatter):
+    """Tells what an option's text leaves open: no default twice or of nothing, no type beside choices."""
+
+    def _get_help_string(self, action: Action) -> str:
+        said, text = action.help or "", super()._get_help_string(action)
+        if not text.startswith(said):
+            return text
+        told = text[len(said) :]
+        if action.choices is not None:
+            told = told.replace("type: %(type)s", "")
+        if "default" in said or action.default in (None, []):
+            told = told.replace("default: %(default)s", "")
+        return said + told.replace(", )", ")").replace("(, ", "(").replace(" ()", "")
+
+
 def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
     """A jsonargparse parser that raises instead of printing its usage and exiting."""
     return ArgumentParser(
-        prog=f"rga-reid {name}", description=description, exit_on_error=False, allow_abbrev=False, **settings
+        prog=f"rga-reid {name}",
+        description=description,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        **settings,
     )
 
 

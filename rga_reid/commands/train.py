@@ -117,7 +117,10 @@ def run(options: Namespace) -> None:
     if table is None:
         roots = options.data.root
         root = roots if isinstance(roots, str) else roots[0]
-        print(f"next: rga-reid test --checkpoint {best} --data.root {root}")
+        cards = options.data.dataset
+        card = cards if isinstance(cards, str) else cards[0]
+        which = "" if card == "market1501" else f" --data.dataset {card}"
+        print(f"next: rga-reid test --checkpoint {best} --data.root {root}{which}")
         return
     device = choose_device(None)
     junk = load_card(options.test.dataset).junk_pids

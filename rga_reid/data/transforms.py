@@ -31,6 +31,9 @@ class Augmentation:
             by 0, which is the mean, after normalisation.
         erase_area: range of the rectangle's share of the image.
         erase_aspect: smallest height / width of the rectangle; the largest is its inverse.
+
+    Raises:
+        InputError: a value outside of its range.
     """
 
     crop_probability: float = 0.5

@@ -85,6 +85,11 @@ class Calibration:
         Args:
             false_match_rate: wanted; if given, the threshold for it and what was measured there come first.
 
+        Returns:
+            ``threshold``, ``wanted_false_match_rate``, ``false_match_rate``, ``false_matches`` and
+            ``false_non_match_rate`` if a rate was given; then ``equal_error_rate``, ``genuine_pairs``,
+            ``impostor_pairs`` and ``histogram`` (``edges``, ``genuine``, ``impostor``). Rates are fractions.
+
         Raises:
             InputError: as for ``threshold``.
         """

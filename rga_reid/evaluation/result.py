@@ -54,7 +54,13 @@ class RankingResult:
         return self.per_query.copy()
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``evaluate --json`` writes. ``mAP`` is always the step rule here."""
+        """What ``evaluate --json`` writes: fractions, not percent.
+
+        Returns:
+            ``mAP`` (always the step rule here), ``mAP_trapezoid``, ``mINP``, ``rank-1``, ``rank-5``,
+            ``rank-10``, ``rank-20``, ``cmc`` (a list), ``queries``, ``valid_queries``, ``gallery`` (its
+            size) and ``reranked``.
+        """
         return {
             **self._metrics(),
             "cmc": self.cmc.tolist(),

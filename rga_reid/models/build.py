@@ -47,6 +47,13 @@ def build_model(
             ``{"class_path": ..., "init_args": {...}}``.
         depth, stages, last_stride, weights, size, stem_pool: as in ``ResNet``.
         stripes, mean, std: as in ``EmbeddingModel``.
+
+    Returns:
+        The model, in training mode: images ``(n, 3, H, W)`` to features, see ``EmbeddingModel``.
+
+    Raises:
+        InputError: an unknown attention or option, as for ``ResNet`` and ``EmbeddingModel``; weights that
+            cannot be had or do not fit.
     """
     height, width = size
     backbone = ResNet(

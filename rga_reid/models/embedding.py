@@ -59,7 +59,8 @@ class EmbeddingModel(nn.Module):
         config: how to build this model again (see ``build_model``); stored in checkpoints.
 
     Raises:
-        InputError: ``mean`` or ``std`` is not three finite numbers, or a ``std`` is not above 0.
+        InputError: ``mean`` or ``std`` is not three finite numbers, a ``std`` is not above 0, or ``stripes``
+            is no number from 0 to 64.
     """
 
     def __init__(

@@ -90,7 +90,9 @@ def _pixels(deployed: Deployed, batch: int) -> Tensor:
 def _write_onnx(deployed: Deployed, file: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"format onnx: needs the package {name}: pip install onnx onnxscript")
+            raise InputError(
+                f"format onnx: needs the package {name}: pip install onnx onnxscript onnxruntime"
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
         program = torch.onnx.export(

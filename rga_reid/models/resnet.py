@@ -174,7 +174,7 @@ def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, 
         except OSError as error:
             raise InputError(
                 f"weights 'imagenet': cannot download them ({error}); offline, save torchvision's "
-                f"resnet{depth} weights elsewhere and give their path, or 'none' to start from scratch"
+                f"resnet{depth} weights elsewhere and give their path, or null to start from random ones"
             ) from None
         except Exception as error:  # torch raises nearly anything on a damaged file
             raise InputError(

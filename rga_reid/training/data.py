@@ -65,13 +65,14 @@ class ReIDData(pl.LightningDataModule):
         dataset: name of a card in ``datasets/``, or the path of one's own; a list for a list of roots, unless
             one serves all.
         size: (H, W) that images are decoded to, unless all are smaller; taken from the model.
-        identities_per_batch: P, in one process.
-        images_per_identity: K.
+        identities_per_batch: P, people in a batch of one process.
+        images_per_identity: K, images of each of them.
         visits: ``identity`` or ``image``, see ``IdentitySampler``.
         held_out: share of the *training* identities that is kept from training and ranked after each
             validation, to choose a checkpoint by. 0 trains on all of them and keeps the last epoch.
         held_out_seed: of the choice of these identities: runs of several ``--seed`` are ranked on the same.
-        cache: keep decoded images in ``memory``, or in a ``file`` beside the (first) data set, for later runs
+        cache: keep decoded images in ``memory``, or in a ``file`` in the folder of the (first) data
+            set, for later runs
             too. ``memory`` falls back on the file where memory is short, and says so, and where several
             processes train.
         seed: of the sampler; taken from ``--seed``.

@@ -60,6 +60,9 @@ class ReIDLoss(nn.Module):
             the released RGA code. ``embedded``: those after it, L2-normalised, as retrieval. Trained from
             random weights the former tend to shrink to a point, where the loss stays at its value for equal
             distances; behind the neck's batch norm they cannot.
+
+    Raises:
+        InputError: a smoothing outside 0 to 1, a margin that is no number, or unknown ``triplets``.
     """
 
     def __init__(

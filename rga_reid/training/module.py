@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,7 +41,14 @@ class ReIDModule(pl.LightningModule):
 
     Args:
         classes: training identities; taken from the data set.
-        depth, attention, stages, last_stride, weights, size, stripes: of the model, see ``build_model``.
+        depth: of the ResNet: 18, 34, 50 or 101.
+        attention: after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal, criss_cross, se, cbam; a
+            class path with options; null for none.
+        stages: those that it follows, of 1 to 4.
+        last_stride: of the last stage, 1 or 2: 1 makes its map twice as high and wide.
+        weights: of the ResNet: imagenet (torchvision's, downloaded once), a file, or null for random ones.
+        size: height and width of the images, in pixels.
+        stripes: embed this many horizontal parts too; 0 for none. See ``build_model`` for all of these.
         loss: label smoothing and triplet margin.
         augmentation: drawn per image, on the device.
         optimizer: class path and options; Adam as in the released RGA code by default.
@@ -162,6 +170,16 @@ class ReIDModule(pl.LightningModule):
     def _set_input_size(self, size: tuple[int, int]) -> None:
         self.input_size = (size[0], size[1])
         self.model.backbone.set_input_size(self.input_size)
+
+    def on_fit_start(self) -> None:
+        epochs, own = self.trainer.max_epochs, max(self.input_sizes)
+        if epochs is not None and 0 <= epochs <= own and self.trainer.is_global_zero:
+            height, width = self.model.size
+            print(
+                f"note: epoch {own}, the first on images of {height}x{width}, is not among the {epochs} of "
+                "this training: model.input_sizes goes with trainer.max_epochs",
+                file=sys.stderr,
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch

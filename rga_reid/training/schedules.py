@@ -30,7 +30,10 @@ class WarmupStep(Schedule):
         warmup_epochs: epochs of the rise from ``start`` to 1.
         start: factor of epoch 0.
         milestones: epochs at which the rate falls.
-        gamma: what it falls by.
+        gamma: what the rate is multiplied by at each milestone.
+
+    Raises:
+        InputError: numbers that are not finite; milestones that do not rise.
     """
 
     warmup_epochs: int = 20
@@ -59,6 +62,9 @@ class OneCycle(Schedule):
         rise: share of the run in which the rate rises.
         start: factor of the first step.
         end: factor after the last step.
+
+    Raises:
+        InputError: ``rise`` is not between 0 and 1; numbers that are not finite.
     """
 
     rise: float = 0.15

@@ -122,17 +122,23 @@ def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 
 
-def test_averaged_weights_and_smaller_images_first(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
+def test_averaged_weights_and_smaller_images_first(
+    recipe: str, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = yaml.safe_load(Path(recipe).read_text())
     content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
     content["trainer"]["callbacks"] = [{"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.5}}]
     Path(recipe).write_text(yaml.safe_dump(content))
     out = tmp_path / "run"
     assert train(recipe, tiny_market, out, "--data.held_out", "0.4") == 0
+    assert "note: " not in capsys.readouterr().err
     checkpoint = torch.load(out / "last.ckpt", weights_only=True)
     averaged = weights(out / "last.ckpt")["backbone.conv1.weight"]
     current = checkpoint["current_model_state"]["model.backbone.conv1.weight"]
     assert not torch.equal(averaged, current)  # what is tested is the average
+    assert train(recipe, tiny_market, tmp_path / "short", "--trainer.max_epochs", "1") == 0
+    told = capsys.readouterr().err
+    assert "note: epoch 1, the first on images of 64x32, is not among the 1 of this training" in told
 
 
 def test_several_sets_train_one_model_that_is_tested_on_another(
@@ -325,6 +331,21 @@ def test_a_run_as_long_as_so_many_steps(
     words = ["train", "--config", recipe, "--data.root", str(tiny_market), "--out", str(tmp_path / "other")]
     error = refused(*words, "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00")
     assert "the schedule needs the run's length" in error
+
+
+def test_what_to_do_next_names_the_kind_of_data_set(
+    recipe: str, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = tmp_path / "people"
+    for file in (tiny_market / "bounding_box_train").glob("*.jpg"):
+        (people / "train" / file.name[:4]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, people / "train" / file.name[:4])
+    best = tmp_path / "run" / "last.ckpt"
+    next_step = f"next: rga-reid test --checkpoint {best} --data.root {people} --data.dataset folders\n"
+    assert train(recipe, people, tmp_path / "run", "--data.dataset", "folders") == 0
+    assert capsys.readouterr().out.endswith(next_step)
+    assert train(recipe, tiny_market, tmp_path / "run", "--overwrite") == 0
+    assert capsys.readouterr().out.endswith(f"--data.root {tiny_market}\n")
 
 
 def test_what_to_test_is_there_where_nothing_was_validated(

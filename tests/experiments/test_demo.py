@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 
 from rga_reid.commands import demo as command
-from rga_reid.commands import main
+from rga_reid.commands import main, train
 from rga_reid.data.synthetic import SyntheticSettings
+from rga_reid.errors import InputError
 from rga_reid.experiments import demo
 from rga_reid.retrieval import Gallery
 
@@ -27,6 +29,26 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         size=(64, 32),
     )
     monkeypatch.setattr(demo, "SyntheticSettings", lambda seed: settings)
+
+
+@pytest.mark.parametrize(("epochs", "starts"), [(12, [0, 9]), (24, [0, 18]), (3, [0, 2]), (1, [0, 0])])
+def test_fewer_epochs_end_on_images_of_full_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, starts: list[int]
+) -> None:
+    settings = []
+
+    def stop(options: Namespace) -> None:
+        settings.append(options)
+        raise InputError("seen")
+
+    monkeypatch.setattr(demo, "draw", lambda root, seed: None)
+    monkeypatch.setattr(train, "fit_recipe", stop)
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--epochs", str(epochs)]) == 2
+    (asked,) = settings
+    assert asked.trainer.max_epochs == epochs
+    sizes = [list(size) for size in asked.model.input_sizes]
+    assert sizes == [[starts[0], 64, 32], [starts[1], 96, 48]]
+    assert max(starts) < epochs
 
 
 @pytest.mark.usefixtures("small")
