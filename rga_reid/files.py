@@ -252,7 +252,7 @@ def unchanged(path: str | os.PathLike[str]) -> Iterator[None]:
 def _state(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name that no file can have
         return None  # the reader says what is wrong
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeGuard
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +26,12 @@ MOST_YAML = 1 << 20  #: bytes of a YAML file
 MOST_VALUES = 100_000  #: values in a YAML file, those of an alias counted each time it stands there
 DEEPEST = 100  #: lists and mappings inside each other
 LONGEST_LINE = 1 << 20  #: characters
+LONGEST_NUMBER = 1000  #: characters of one in YAML: base 60 takes the square of their number in time
 MOST_ROWS = 5_000_000  #: of a table
 MOST_TABLE = 1 << 30  #: bytes of a table in memory
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_json(path: str | os.PathLike[str], *, expected: str = "a JSON file") -> Any:
@@ -42,9 +47,22 @@ def read_json(path: str | os.PathLike[str], *, expected: str = "a JSON file") ->
     name = os.fspath(path)
     content = read_file(path, MOST_TEXT)
     try:
-        return json.loads(content.decode("utf-8"))
+        return parsed_json(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: expected {expected} ({shortened(error)})") from None
+
+
+def parsed_json(content: bytes) -> Any:
+    """The value that a JSON text in UTF-8 stands for.
+
+    Raises:
+        ValueError: it is none, or holds half a character (a lone surrogate), which nothing could write again.
+        RecursionError: lists within lists without end.
+    """
+    value = json.loads(content.decode("utf-8"))
+    if _HALF.search(content):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:
@@ -115,7 +133,9 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
             }
             texts = [key for key, kind in kinds.items() if kind in (arrow.string(), arrow.large_string())]
             opened = parquet.ParquetFile(file, read_dictionary=texts)
-            size = sum(chunk.total_uncompressed_size for chunk in chunks)
+            # a few bytes may stand for a number in each row, too
+            wide = sum(_width(kind, f"{name}: column {quoted(key)}") for key, kind in kinds.items())
+            size = max(sum(chunk.total_uncompressed_size for chunk in chunks), facts.num_rows * wide)
             table = opened.read() if size <= MOST_TABLE else None
             if table is not None:  # a dictionary holds each text once, pandas holds one for each row
                 for column in (table.column(text) for text in texts):
@@ -228,6 +248,17 @@ def _require_regular(path: str | os.PathLike[str], name: str) -> None:
         raise InputError(f"{name}: expected a file, found {found}")
 
 
+def _width(kind: Any, name: str) -> int:
+    """Bytes of a value of a column in memory, those of its text not counted."""
+    import pyarrow as arrow
+
+    if kind in (arrow.string(), arrow.large_string()) or arrow.types.is_null(kind):
+        return 8
+    if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):
+        raise InputError(f"{name}: of type {shortened(kind)}, expected numbers, texts or truth values")
+    return max(1, int(kind.bit_width) // 8)
+
+
 def _measure(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
     """Number of values and of levels that a node of YAML stands for, before anything is made of it.
 
@@ -239,6 +270,10 @@ def _measure(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None
             raise InputError(f"{name}: a value that contains itself")
         return measured
     known[id(node)] = None
+    if isinstance(node.value, str):
+        if len(node.value) > LONGEST_NUMBER and node.tag in _NUMBERS:
+            raise InputError(f"{name}: a number of {len(node.value):,} characters")
+        node.value.encode()  # half a character, which an escape can make
     values, levels = 1, 0
     items: Any = node.value if isinstance(node.value, list) else ()
     for item in items:

@@ -17,6 +17,8 @@ from rga_reid.attention.relations import Relations, Trace
 
 FEW = 128  # positions; up to here all N×N weights, most of them 0, are quicker than many small products
 
+MOST_PASSES = 16  #: after two, each position has met all others
+
 
 class CrissCross(nn.Module):
     """Each position adds a weighted sum over its row and column; twice in a row reaches every position.
@@ -35,7 +37,8 @@ class CrissCross(nn.Module):
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: ``ratio`` leaves no channel, or ``recurrence`` below 1; in ``forward`` and ``relations``,
+        ValueError: ``ratio`` leaves no channel, or ``recurrence`` is not
+            1 to 16; in ``forward`` and ``relations``,
             a tensor of another shape, or one that is not of floating-point numbers.
     """
 
@@ -45,6 +48,8 @@ class CrissCross(nn.Module):
         super().__init__()
         inner = reduced(in_channels, ratio)
         positive(recurrence=recurrence)
+        if recurrence > MOST_PASSES:
+            raise ValueError(f"recurrence: expected at most {MOST_PASSES}, got {recurrence}")
         self.in_channels = in_channels
         self.recurrence = recurrence
         self.query_conv = nn.Conv2d(in_channels, inner, 1)

@@ -8,6 +8,7 @@ publish the 767/700 split as MATLAB 5 files that number the images of ``filelist
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,9 @@ def unpack(root: Path, kind: str) -> Path:
     folder = root / kind
     if folder.is_dir():
         return folder
+    if os.path.lexists(folder) or kind != os.path.basename(kind):
+        # a link may lead anywhere, and a longer name through one
+        raise InputError(f"{folder}: expected a folder of pictures, or no file, to unpack {root} there")
     import h5py  # here: only CUHK03 needs it
 
     files = [root / name for name in PICTURES if (root / name).is_file()]

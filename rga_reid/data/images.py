@@ -15,6 +15,7 @@ from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
 
 MAX_PIXELS = 64_000_000  #: a larger image is refused from its header, before any pixel is decoded
+MAX_BYTES = 4 * MAX_PIXELS  #: of a file: some decoders read all of it before they look at anything
 
 Fault = Literal["missing", "empty", "truncated", "unreadable", "too large"]
 
@@ -48,12 +49,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             without a defined white (32-bit, floating point), or has more than ``MAX_PIXELS`` pixels.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ImageError(path, "unreadable", f"expected an image file, found {kind}")
-        if status.st_size == 0:
-            raise ImageError(path, "empty", "empty file (0 bytes), expected an image")
+        _check_file(path)
         with open(path, "rb") as file:
             image = _open(file, path)
             _load(image, path)
@@ -124,6 +120,7 @@ def pixel_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: see ``read_image``.
     """
     try:
+        _check_file(path)
         with open(path, "rb") as file:
             image = _open(file, path)
             if not image.getexif():
@@ -149,7 +146,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         found = "found a file" if root.exists() else "no such folder"
         raise InputError(f"{root}: expected a folder of images, {found}")
-    images = [path for path in _walk(root, set()) if path.suffix.lower() in _SUFFIXES]
+    images = [path for path in _walk(root) if path.suffix.lower() in _SUFFIXES]
     if not images:
         raise InputError(f"{root}: no image found in this folder (suffixes {' '.join(sorted(_SUFFIXES))})")
     return sorted(images, key=lambda path: path.relative_to(root).as_posix())
@@ -174,24 +171,40 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> list[Path]:
-    files = []
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no regular file (a pipe would be waited for), is empty, or larger than any image."""
     try:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return []
-        seen.add((status.st_dev, status.st_ino))
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if is_litter(entry.name):
+        status = os.stat(path)
+    except ValueError:  # a zero byte in the name
+        raise ImageError(path, "missing", "no such image file") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise ImageError(path, "unreadable", f"expected an image file, found {kind}")
+    if status.st_size == 0:
+        raise ImageError(path, "empty", "empty file (0 bytes), expected an image")
+    if status.st_size > MAX_BYTES:
+        detail = f"image file of {status.st_size:,} bytes, refused: more than {MAX_BYTES:,}"
+        raise ImageError(path, "too large", detail)
+
+
+def _walk(root: Path) -> list[Path]:
+    files: list[Path] = []
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
                 continue
-            if not is_unicode(entry.path):
-                raise InputError(f"{shown(entry.path)}: the name is not valid UTF-8; rename it")
-            if entry.is_dir():
-                files += _walk(folder / entry.name, seen)
-            else:
-                files.append(folder / entry.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot read this folder ({error.strerror})") from None
+            seen.add((status.st_dev, status.st_ino))
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                if is_litter(entry.name):
+                    continue
+                if not is_unicode(entry.path):
+                    raise InputError(f"{shown(entry.path)}: the name is not valid UTF-8; rename it")
+                (folders if entry.is_dir() else files).append(folder / entry.name)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot read this folder ({error.strerror})") from None
     return files
 
 

@@ -202,7 +202,8 @@ class _Job:
     def _next(self) -> None:
         self.doing, command = self.left.pop(0)
         assert self.handle is not None
-        with open(self.run.folder / LOG, "ab") as log:
+        follows = os.O_NOFOLLOW  # the folder may be anybody's
+        with open(self.run.folder / LOG, "ab", opener=lambda name, how: os.open(name, how | follows)) as log:
             log.write(f"== {self.doing}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
@@ -233,6 +234,7 @@ def _environment(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]
     environment = dict(os.environ)
     ours = str(Path(rga_reid.__file__).parents[1])  # a checkout need not be installed
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ours, environment.get("PYTHONPATH")]))
+    environment["PYTHONSAFEPATH"] = "1"  # nor do the processes that a training starts import from it
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     elif jobs > 1 and "OMP_NUM_THREADS" not in environment:

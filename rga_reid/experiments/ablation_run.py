@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,18 +140,12 @@ class Run:
         how = "--resume" if (out / LAST).is_file() else "--overwrite"
         words = ["train", "--config", str(self.folder / RECIPE), "--data.root", self.data.root]
         words += ["--seed", str(self.seed), "--out", str(out), how]
-        return [sys.executable, "-m", "rga_reid.commands", *words]
+        return program("rga_reid.commands", words)
 
     def testing(self) -> list[str]:
         """The command that tests the last epoch and writes the result."""
         words = [str(self.folder), "--root", self.data.root, "--card", self.data.card]
-        return [
-            sys.executable,
-            "-m",
-            "rga_reid.experiments.trial",
-            *words,
-            *(["--flip"] if self.flip else []),
-        ]
+        return program("rga_reid.experiments.trial", [*words, *(["--flip"] if self.flip else [])])
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """What is left to be done, with a word for each."""
@@ -188,7 +182,7 @@ def _lock(folder: Path) -> int | None:
 
     make_folder(folder)
     try:
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise DiskError.of(folder, error) from None
     try:
@@ -197,6 +191,15 @@ def _lock(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def program(module: str, words: Sequence[str]) -> list[str]:
+    """The command that runs a module as ``python -m`` does, but for one thing: nothing in the current folder,
+    which may be that of a data set, is imported.
+    """
+    start = "import sys; sys.path = [place for place in sys.path if place]; import runpy; "
+    start += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", start, module, *words]
 
 
 def differences(one: Any, two: Any, where: str = "") -> list[str]:

@@ -109,7 +109,7 @@ def conditions_of(out: Path) -> str:
             "growth at its peak while {memory_images} images pass, in a process for each model. "
             "{where}, torch {torch}; measured after all training. Training time is wall-clock time, "
             "without interruptions."
-        ).format(where=where, **facts)
+        ).format(**{**facts, "where": where})
     except KeyError as error:
         raise InputError(f"{file}: {error} is missing, under 'conditions' or 'machine'") from None
 
@@ -250,6 +250,8 @@ def _table(file: Path, columns: Mapping[str, str]) -> pd.DataFrame | None:
         return None
     table = read_parquet(file)
     for name, kind in columns.items():
+        if name in table and kind == "numbers" and np.isinf(table[name].astype(float)).any():
+            raise InputError(f"{file}: column {name}: expected finite numbers")
         if name not in table or not _KINDS[kind](table[name]):
             found = f"{table[name].dtype}" if name in table else "none"
             raise InputError(f"{file}: expected a column {name} of {kind}, found {found}")

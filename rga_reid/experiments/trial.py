@@ -18,7 +18,7 @@ from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.leading import leading_matches
 from rga_reid.experiments.testing import embed_test_images, rank_test_images
 from rga_reid.files import atomic_file, write_json
-from rga_reid.inputs import read_json
+from rga_reid.inputs import is_number, read_json
 from rga_reid.models import Mirrored, load_model
 from rga_reid.models.costs import total_costs
 from rga_reid.models.state_files import read_torch
@@ -62,9 +62,10 @@ def seconds_of(checkpoint: dict[str, Any]) -> float | None:
     for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if str(name).startswith("Timer"):
             try:
-                return float(state["time_elapsed"]["train"])
-            except (KeyError, TypeError, ValueError, OverflowError):  # of another Timer
+                seconds = state["time_elapsed"]["train"]
+            except (KeyError, TypeError, IndexError):  # of another Timer
                 return None
+            return float(seconds) if is_number(seconds) and seconds >= 0 else None
     return None
 
 

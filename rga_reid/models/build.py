@@ -118,9 +118,9 @@ def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
 def _import_class(path: str, trusted: bool) -> type[nn.Module]:
     module_name, _, class_name = path.rpartition(".")
     shown = shortened(path)
-    if not trusted and module_name.split(".")[0] != "rga_reid" and module_name not in sys.modules:
+    if not trusted and not _is_mechanism(module_name) and module_name not in sys.modules:
         raise InputError(
-            f"attention {shown}: named by a checkpoint but not part of rga_reid; import "
+            f"attention {shown}: named by a checkpoint but not part of rga_reid.attention; import "
             f"{shortened(module_name)} first"
         )
     try:
@@ -129,4 +129,11 @@ def _import_class(path: str, trusted: bool) -> type[nn.Module]:
         raise InputError(f"attention {shown}: cannot import it ({shortened(error)})") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"attention {shown}: expected a torch.nn.Module class, got {quoted(found)}")
+    if not trusted and found.__module__.split(".")[0] == "rga_reid" and not _is_mechanism(found.__module__):
+        # others make models of what they are told, and would import what that names
+        raise InputError(f"attention {shown}: named by a checkpoint, but no mechanism of rga_reid.attention")
     return found
+
+
+def _is_mechanism(module_name: str) -> bool:
+    return f"{module_name}.".startswith("rga_reid.attention.")

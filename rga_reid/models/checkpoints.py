@@ -128,6 +128,12 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, 
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
+    try:
+        json.dumps([config, content.get(DATA_KEY)], allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(
+            f"{file}: {CONFIG_KEY}, {DATA_KEY}: expected numbers, texts and lists of them"
+        ) from None
     state = checked_state(file, state)
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return config, content.get(DATA_KEY), own

@@ -26,7 +26,7 @@ AttentionFactory = Callable[[int, Size], nn.Module]
 
 DEPTHS = (18, 34, 50, 101)
 STAGES = (1, 2, 3, 4)
-SMALLEST, LARGEST = 32, 4096  #: pixels that an input may be high or wide
+SMALLEST, LARGEST = 32, 1024  #: pixels that an input may be high or wide
 
 
 class ResNet(nn.Module):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -120,14 +121,36 @@ def read_torch(file: Path) -> dict[str, Any]:
 
 def _refuse_packed(file: Path) -> None:
     """Refuse an archive that holds more than its file: ``torch.save`` compresses nothing."""
-    if not zipfile.is_zipfile(file):
-        return
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"PK\x03\x04":
+            return  # torch takes it for one of before 2020, which is not packed
+        if not _is_plain(opened):
+            raise InputError(f"{file}: not a checkpoint of torch.save: an archive that ends in another way")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > file.stat().st_size:
         what = f"{quoted(packed[0])} is compressed" if packed else "it claims more content than it has bytes"
         raise InputError(f"{file}: not a checkpoint of torch.save: {what}")
+
+
+def _is_plain(file: BinaryIO) -> bool:
+    """Whether a ZIP archive ends with its directory and nothing else, as ``torch.save`` writes it.
+
+    Python and torch look for the directory in ways of their own: in another archive they may find two.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 98))
+    tail = file.read().rjust(98, b"\0")
+    large, locator, end = tail[:56], tail[56:76], tail[76:]
+    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
+        return False
+    if locator[:4] != b"PK\x06\x07":
+        length, start = struct.unpack("<II", end[12:20])
+        return length + start == size - 22
+    length, start = struct.unpack("<QQ", large[40:56])
+    (place,) = struct.unpack("<Q", locator[8:16])
+    return large[:4] == b"PK\x06\x06" and place == size - 98 and length + start == size - 98
 
 
 def _require_file(file: Path) -> None:

@@ -233,7 +233,8 @@ def _scaled(value: float | None, factor: float, digits: int) -> str:
 
 
 def _md(text: str) -> str:
-    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", " ".join(text.split()))
+    # the last two: what stands for an address is made a link of
+    return re.sub(r"([\\`*_<>\[\]|#&~$]|:(?=//)|(?<=www)\.)", r"\\\1", " ".join(text.split()))
 
 
 def _md_table(cells: Sequence[Sequence[str]]) -> str:
@@ -260,8 +261,9 @@ _TEX = {
 
 
 def escape_tex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+    """Text that LaTeX prints as it is, also where a row begins with ``[`` or ``*``."""
+    escaped = "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+    return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped
 
 
 def _tex_table(cells: Sequence[Sequence[str]], columns: str, caption: str) -> str:

@@ -40,6 +40,12 @@ def unit_rows(features: Any, *, name: str = "features", first_row: int = 0) -> n
     return np.ascontiguousarray(exact, dtype=np.float32)
 
 
+def are_unit(vectors: np.ndarray) -> np.ndarray:
+    """Which rows are what ``unit_rows`` gives, bool ``(n,)``: of length 1, up to rounding."""
+    exact = vectors.astype(np.float64)
+    return np.abs(np.sqrt((exact * exact).sum(axis=1)) - 1) < 1e-5
+
+
 def unit_matrix(features: np.ndarray) -> np.ndarray:
     """As ``unit_rows``, a block of rows at a time: a large matrix is never in float64 as a whole."""
     rows = np.empty(features.shape, np.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import os
 import struct
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -263,4 +264,10 @@ def _column(
             f"{path}: array '{name}': expected {length} {what}, one for each row of 'features', found "
             f"{array.dtype} {array.shape}"
         )
+    if kinds == "U" and length:
+        letters = np.ascontiguousarray(array).view(np.uint32)
+        if array.dtype.byteorder == ">":
+            letters = letters.byteswap()
+        if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
+            raise InputError(f"{path}: array '{name}': holds what is no text (half a character, or none)")
     return array

@@ -18,17 +18,28 @@ from pathlib import Path
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, sync
 from rga_reid.inputs import opened_text, read_file, shortened
+from rga_reid.retrieval.arrays import are_unit
 from rga_reid.retrieval.contents import Contents, Put, Removal
-from rga_reid.retrieval.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
+from rga_reid.retrieval.manifest import (
+    MANIFEST,
+    SEGMENT_NAME,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from rga_reid.retrieval.refusals import require_finished
-from rga_reid.retrieval.segments import Rows, Segment, check_size, read_segment, write_segment
+from rga_reid.retrieval.segments import VECTORS, Rows, Segment, check_size, read_segment, write_segment
 from rga_reid.signals import undisturbed
 
 UNFINISHED = "unfinished.json"  #: manifest of a build that was interrupted
 SEGMENTS = "segments"
 LOCK = "lock"
 _LOG = "removals-{generation}.jsonl"
-_OURS = re.compile(r"\.?(manifest|unfinished)\.json(\..*)?|segments|lock|removals-[0-9]+\.jsonl")
+_OURS = re.compile(
+    r"(manifest|unfinished)\.json|\.(manifest|unfinished)\.json\.[0-9a-f]{12}\.json"  # and drafts of them
+    r"|segments|lock|removals-[0-9]+\.jsonl"
+)
 
 
 def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -44,7 +55,9 @@ def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool =
     """
     with _disk_errors(folder):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        inner = sorted(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else []
     foreign = [name for name in names if not _OURS.fullmatch(name)]
+    foreign += [f"{SEGMENTS}/{name}" for name in inner if not SEGMENT_NAME.fullmatch(name)]
     require_finished(folder, UNFINISHED in names, overwrite=overwrite, resume=resume)
     if names and not foreign and MANIFEST not in names:
         return  # no gallery, but what a killed write left
@@ -236,9 +249,10 @@ def leftovers(folder: Path, old: Collection[Path] = ()) -> list[Path]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """What lies in a gallery's folder, and among its segments."""
+    """What lies in a gallery's folder and among its segments, by names that nothing else has."""
+    inner = (folder / SEGMENTS).iterdir() if (folder / SEGMENTS).is_dir() else ()
     found = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
-    return found + (list((folder / SEGMENTS).iterdir()) if (folder / SEGMENTS).is_dir() else [])
+    return found + [path for path in inner if SEGMENT_NAME.fullmatch(path.name)]
 
 
 def size_of(folder: Path) -> int:
@@ -284,7 +298,9 @@ def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share
         raise InputError(f"{folder}: the gallery was changed while it was verified; verify it again")
     if problems:
         raise InputError("; ".join(problems))
-    for segment in read_contents(folder, manifest).segments:
+    for segment, described in zip(read_contents(folder, manifest).segments, manifest.segments, strict=True):
+        if not all(are_unit(block).all() for block in segment.blocks()):
+            raise InputError(f"{folder / SEGMENTS / described.name / VECTORS}: rows that are not of length 1")
         if segment.index is not None:
             segment.index.load()
     return len(records) + 1

@@ -14,7 +14,7 @@ from typing import Any
 from rga_reid import __version__
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file, sync
-from rga_reid.inputs import read_file, shortened
+from rga_reid.inputs import parsed_json, read_file, shortened
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 
@@ -23,7 +23,7 @@ VERSION = 2  #: raised when an older program could no longer read the folder
 METRIC = "cosine"  #: inner product of unit rows
 MANIFEST = "manifest.json"
 
-_SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
+SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
 _LOG_NAME = re.compile(r"removals-[0-9]+\.jsonl")
 _TOO_MANY = 2**62  # of anything
 _UNSEALED = "0" * 64  # stands for the manifest's own checksum while that is taken
@@ -71,7 +71,7 @@ class SegmentRecord:
     @classmethod
     def from_json(cls, value: Any) -> SegmentRecord:
         """The record that ``asdict`` wrote."""
-        name = _text(value["name"], _SEGMENT_NAME)
+        name = _text(value["name"], SEGMENT_NAME)
         index = None if value["index"] is None else IndexRecord.from_json(value["index"])
         expected = {"vectors.npy", "table.parquet"} | ({"index.faiss"} if index else set())
         if value["files"].keys() != expected:
@@ -192,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
     if hashlib.sha256(unsealed).hexdigest() != seal:
         raise InputError(f"{path}: damaged or edited: its content has not the checksum at its end")
     try:
-        return Manifest.from_json(value)
+        return Manifest.from_json(parsed_json(content))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged manifest ({quoted(error, 200)})") from None
 

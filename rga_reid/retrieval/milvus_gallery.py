@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.arrays import fitting_rows, gallery_table
+from rga_reid.retrieval.arrays import are_unit, fitting_rows, gallery_table
 from rga_reid.retrieval.contents import Removal, logged
 from rga_reid.retrieval.exact import MARGIN, rescored, rounding_error
 from rga_reid.retrieval.gallery import Erasure, Gallery, camera_number, labels_of, persons_and_files
@@ -118,9 +118,8 @@ class MilvusGallery(Gallery):
     def verify(self, progress: Callable[[float], None] = lambda share: None) -> int:
         state, seen = self._now(), 0
         for rows in self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension):
-            vectors = np.stack(rows["vector"].to_numpy()).astype(np.float64)
-            lengths = np.sqrt((vectors**2).sum(axis=1))
-            wrong = ~(np.abs(lengths - 1) < 1e-5)
+            vectors = np.stack(rows["vector"].to_numpy())
+            wrong = ~are_unit(vectors)
             if vectors.shape[1] != state.dimension or wrong.any():
                 bad = int(rows["id"][int(np.argmax(wrong))])
                 raise InputError(f"{self._server.place}: damaged: image {bad} has no vector of length 1")

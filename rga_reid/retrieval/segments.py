@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -201,13 +202,15 @@ def check_size(path: Path, recorded: FileRecord) -> None:
         InputError: so, or it is missing or cannot be read.
     """
     try:
-        found = path.stat().st_size
+        status = path.stat()
     except FileNotFoundError:
         raise InputError(f"{path}: missing from the gallery") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
-    if found != recorded.bytes:
-        raise InputError(f"{path}: damaged: expected {recorded.bytes} bytes, found {found}")
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may have no end
+        raise InputError(f"{path}: damaged: expected a file")
+    if status.st_size != recorded.bytes:
+        raise InputError(f"{path}: damaged: expected {recorded.bytes} bytes, found {status.st_size}")
 
 
 class _Output:

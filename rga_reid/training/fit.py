@@ -188,8 +188,13 @@ def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
         for old in (folder / LAST, folder / BEST, folder / TEST, *folder.glob(BATCHES)):
             old.unlink(missing_ok=True)
         for log in (CSV, TENSORBOARD):
+            if (folder / log).is_symlink():  # what is behind it may be anybody's
+                raise InputError(f"{folder / log}: a link, expected the folder of logs that it is to replace")
             for version in (folder / log).glob("version_*"):
-                shutil.rmtree(version)
+                if version.is_dir() and not version.is_symlink():
+                    shutil.rmtree(version)
+                else:
+                    version.unlink()
     if config is not None:
         write_text(folder / CONFIG, config)
 
