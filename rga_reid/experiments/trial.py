@@ -61,10 +61,8 @@ def seconds_of(checkpoint: dict[str, Any]) -> float | None:
     callbacks = checkpoint.get("callbacks")
     for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if str(name).startswith("Timer"):
-            try:
-                seconds = state["time_elapsed"]["train"]
-            except (KeyError, TypeError, IndexError):  # of another Timer
-                return None
+            elapsed = state.get("time_elapsed") if isinstance(state, dict) else None  # or of another Timer
+            seconds = elapsed.get("train") if isinstance(elapsed, dict) else None
             return float(seconds) if is_number(seconds) and seconds >= 0 else None
     return None
 

@@ -14,7 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from rga_reid.errors import InputError
+from rga_reid.retrieval.refusals import no_numbers
 from rga_reid.retrieval.vectors import Vectors
 
 Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float64), best first
@@ -138,7 +138,7 @@ def _filter(
     for numbers, block in vectors.blocks(keep):
         scores, found = _highest(queries, block, min(candidates, len(block)))
         if (found < 0).any():  # FAISS ranks no NaN
-            raise InputError("the gallery holds vectors that are no numbers: gallery verify tells where")
+            raise no_numbers()
         best = np.concatenate([best, scores], axis=1)
         rows = np.concatenate([rows, numbers[found]], axis=1)
         if best.shape[1] > candidates:

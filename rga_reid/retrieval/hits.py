@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.evaluation import ReRanking, re_ranked_distances
+from rga_reid.retrieval.refusals import no_numbers
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Hits:
         ids: int64 ``(n,)``.
         table: n rows ``path, pid, camid``, numbered from 0.
         vectors: gives those of some of the n rows, by number: float32 ``(len(rows), d)``.
+
+    Raises:
+        InputError: a score that is not finite: the gallery's vectors are not.
     """
 
     counts: np.ndarray
@@ -28,6 +32,10 @@ class Hits:
     ids: np.ndarray
     table: pd.DataFrame
     vectors: Callable[[np.ndarray], np.ndarray]
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.scores).all():
+            raise no_numbers()
 
     def re_ranked(self, queries: np.ndarray, settings: ReRanking, top_k: int) -> Hits:
         """The best of each query's hits in the order of k-reciprocal re-ranking.

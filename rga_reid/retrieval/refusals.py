@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace
+
+if TYPE_CHECKING:
+    from rga_reid.retrieval.indexes import IndexPlan
 
 
 def require_some(count: int) -> None:
     """Refuse to make a gallery of no row."""
     if count == 0:
         raise InputError("features: expected at least one row, got an empty gallery")
+
+
+def no_numbers() -> InputError:
+    """What to tell of vectors that are not finite, as a stranger's gallery may hold."""
+    return InputError("the gallery holds vectors that are no numbers: gallery verify tells where")
 
 
 def require_dimension(found: int, before: int) -> None:

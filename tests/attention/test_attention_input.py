@@ -53,6 +53,7 @@ BAD_OPTIONS: list[tuple[Callable[[], nn.Module], str]] = [
     (partial(DualAttention, 3, head=True), "head: expected at least 4 channels, got 3"),
     (partial(CrissCross, 4), "ratio: expected at most in_channels = 4, got 8"),
     (partial(CrissCross, 8, recurrence=0), "recurrence: expected a whole number of at least 1, got 0"),
+    (partial(CrissCross, 8, recurrence=10**12), "recurrence: expected at most 16, got 1000000000000"),
     (partial(SE, 8), "ratio: expected at most in_channels = 8, got 16"),
     (partial(CBAM, 8), "ratio: expected at most in_channels = 8, got 16"),
     (partial(CBAM, 16, kernel_size=4), "kernel_size: expected an odd number of at least 1, got 4"),

@@ -142,11 +142,28 @@ def test_markdown_keeps_its_columns(report: AblationReport) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("http://evil.example/x", r"http\://evil.example/x"),
+        ("see https://a.b", r"see https\://a.b"),
+        ("www.evil.example", r"www\.evil.example"),
+        ("$x$ ~~y~~ &lt;b&gt;", r"\$x\$ \~\~y\~\~ \&lt;b\&gt;"),
+        ("a: b, c/d, w.w", "a: b, c/d, w.w"),
+    ],
+)
+def test_markdown_makes_no_links_and_formulas_of_names(name: str, written: str) -> None:
+    assert _md(name) == written
+
+
 def test_latex_escapes(report: AblationReport) -> None:
     assert escape_tex(r"a_b & 50% #1 {x} ~ ^ \ $ ± − <") == (
         r"a\_b \& 50\% \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$ $\pm$ $-$ "
         r"\textless{}"
     )
+    for text in ("[9cm]x", "*2", "[[", "*"):  # after \\ and \midrule they would be options
+        assert escape_tex(text) == "{}" + text
+    assert escape_tex("a[9cm]*") == "a[9cm]*"
     text = latex(report)
     assert r"onerror=\"alert" not in text
     assert r"\&\_\$\%" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -73,6 +74,40 @@ def test_headers_that_promise_more_than_there_is(tmp_path: Path, saved: Path, sh
     assert "vectors.npy" in refusal(run(["gallery", "info", "--gallery", str(saved)], tmp_path))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_headers_that_are_long_themselves(tmp_path: Path, saved: Path, method: int) -> None:
+    """NumPy reads and decodes a header before it looks how long it is."""
+    length = 1 << 28
+    beginning = b"\x93NUMPY\x02\x00" + struct.pack("<I", length)
+    with (
+        zipfile.ZipFile(tmp_path / "f.npz", "w", method) as archive,
+        archive.open("features.npy", "w") as member,
+    ):
+        member.write(beginning)
+        for _ in range(length >> 20):
+            member.write(b" " * (1 << 20))
+    assert "f.npz" in refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
+    (tmp_path / "f.csv").write_text("pid\n1\n")
+    (vectors,) = saved.rglob("vectors.npy")
+    for file in (tmp_path / "f.npy", vectors):
+        file.write_bytes(beginning)
+        os.truncate(file, length + 1000)
+    reseal(saved, lambda m: m["segments"][0]["files"]["vectors.npy"].update(bytes=length + 1000))
+    assert "f.npy" in refusal(run(["evaluate", "--query", "f.npy", "--gallery", "f.npy"], tmp_path))
+    assert "vectors.npy" in refusal(run(["gallery", "info", "--gallery", str(saved)], tmp_path))
+
+
+def test_texts_of_no_length(tmp_path: Path) -> None:
+    """An array of 10¹⁴ of them has no bytes at all."""
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        archive.writestr("features.npy", npy(np.eye(3)))
+        archive.writestr("paths.npy", headed("(100000000000000,)", 0).replace(b"<f4", b"<U0"))
+    assert "paths" in refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
+    (tmp_path / "f.npy").write_bytes(headed("(100000000000000,)", 0).replace(b"<f4", b"<U0"))
+    (tmp_path / "f.csv").write_text("pid\n1\n")
+    assert "f.npy" in refusal(run(["evaluate", "--query", "f.npy", "--gallery", "f.npy"], tmp_path))
+
+
 @pytest.mark.parametrize("name", ["features", "pids", "paths"])
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_archives_that_unpack_to_much(tmp_path: Path, name: str, method: int) -> None:
@@ -124,6 +159,26 @@ def test_tables_that_unpack_to_much(saved: Path, path: pa.Array, rows: int, coun
     assert "table.parquet: " in refusal(run(["gallery", "info", "--gallery", str(saved)], saved.parent))
 
 
+@pytest.mark.parametrize("kind", ["many columns", "bytes", "lists"])
+def test_tables_of_few_bytes_and_much_in_each_row(saved: Path, kind: str) -> None:
+    rows, table = 1_000_000, pq.read_table(next(saved.rglob("table.parquet")))
+    if kind == "many columns":
+        zeros = pa.array(np.zeros(rows, np.int64))
+        wide = {"path": pa.array(["a"] * rows), **{f"c{number}": zeros for number in range(200)}}
+        put(saved, "table.parquet", parquet(pa.table(wide)))
+        put(saved, "vectors.npy", headed(f"({rows}, 6)", rows * 24))
+
+        def change(manifest: Any) -> None:
+            manifest["count"] = manifest["segments"][0]["count"] = rows
+
+        reseal(saved, change)
+    else:
+        long = [b"a" * 1000] if kind == "bytes" else [[1] * 100]
+        put(saved, "table.parquet", parquet(table.append_column("more", pa.array(long * len(table)))))
+    told = "more than 1,073,741,824" if kind == "many columns" else "column 'more': of type "
+    assert told in refusal(run(["gallery", "info", "--gallery", str(saved)], saved.parent))
+
+
 def test_tables_that_are_packed_too_well(saved: Path) -> None:
     """Zstandard packs a gibibyte of one letter into some kilobytes; pandas does not use it."""
     table = pq.read_table(next(saved.rglob("table.parquet")))
@@ -143,6 +198,13 @@ def test_tables_of_a_run_that_unpack_to_much(tmp_path: Path, name: str) -> None:
     table = {column: np.zeros(MANY, np.int8) for column in columns}
     (tmp_path / "run" / name).write_bytes(parquet(pa.table({**table, "path": pa.array(["a"] * MANY)})))
     assert f"{name}: expected at most" in refusal(run(["report", "run"], tmp_path))
+
+
+def tiny_archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"N.")
+    return buffer.getvalue()
 
 
 def test_checkpoints_that_unpack_to_much(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -167,6 +229,13 @@ def test_checkpoints_that_unpack_to_much(tmp_path: Path, tiny_checkpoint: Path) 
     text = json.dumps(header).encode()
     (tmp_path / "c.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     Image.new("RGB", (4, 8)).save(tmp_path / "p.png")
+    packed = (tmp_path / "a.ckpt").read_bytes()
+    (tmp_path / "junk.ckpt").write_bytes(packed + bytes(70_000))  # where Python no longer finds its directory
+    (tmp_path / "before.ckpt").write_bytes(b"PK\x03\x04" + packed)
+    (tmp_path / "two.ckpt").write_bytes(packed + tiny_archive())
+    for name in ("junk.ckpt", "before.ckpt", "two.ckpt"):
+        told = refusal(run(["verify", "p.png", "p.png", "--checkpoint", name], tmp_path))
+        assert f"{name}: not a checkpoint of torch.save: an archive that ends in another way" in told
     for name in ("a.ckpt", "b.ckpt", "c.safetensors"):
         assert name in refusal(run(["verify", "p.png", "p.png", "--checkpoint", name], tmp_path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import yaml
 from PIL import Image
 
 from tests.fuzz.harness import run
-from tests.security.hostile import refusal
+from tests.fuzz.material import RECIPE
+from tests.security.hostile import refusal, reseal
 
 
 def test_files_that_are_mostly_holes(
@@ -77,3 +79,60 @@ def test_what_is_no_file_is_not_waited_for(
         ["convert", name, "o.safetensors"],
     ):
         refusal(run(words, tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["webp", "png", "jpg", "gif", "tif", "bmp", "ppm"])
+def test_pictures_with_holes(tmp_path: Path, tiny_checkpoint: Path, suffix: str) -> None:
+    """Some decoders read the whole file before anything else."""
+    file = tmp_path / f"p.{suffix}"
+    Image.new("RGB", (4, 8)).save(file)
+    os.truncate(file, 64 << 30)
+    words = ["verify", file.name, file.name, "--checkpoint", str(tiny_checkpoint)]
+    assert f"{file.name}: image file of 68,719,476,736 bytes" in refusal(run(words, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_files_of_a_gallery_that_are_none_are_not_waited_for(saved: Path, name: str) -> None:
+    os.mkfifo(saved.parent / "pipe")
+    (log,) = saved.glob("removals-*.jsonl")
+    log.unlink()
+    log.symlink_to(saved.parent / name)
+    reseal(saved, lambda manifest: manifest["removals"].update(bytes=0))
+    for words in (["info"], ["verify"], ["remove", "--pid", "1"]):
+        told = refusal(run(["gallery", words[0], "--gallery", str(saved), *words[1:]], saved.parent))
+        assert f"{log.name}: damaged: expected a file" in told
+
+
+def test_a_pipe_among_the_images(tmp_path: Path, tiny_market: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(RECIPE))
+    people = tmp_path / "people" / "train"
+    for pid in ("0", "1"):
+        (people / pid).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 8)).save(people / pid / f"{number}.jpg")
+    os.mkfifo(people / "0" / "2.jpg")
+    words = ["train", "--config", "r.yaml", "--data.root", "people", "--data.dataset", "folders"]
+    assert "2.jpg: expected an image file, found not a regular file" in refusal(run(words, tmp_path))
+
+
+def test_folders_in_folders_without_end(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+    try:
+        words = ["features", "--images", "d", "--out", "o.npz", "--checkpoint", str(tiny_checkpoint)]
+        assert "d: " in refusal(run(words, tmp_path))
+    finally:
+        subprocess.run(
+            ["rm", "-r", tmp_path / "d"], check=True
+        )  # Python's own way ends in too deep a recursion
+
+
+def test_numbers_of_yaml_without_measure(tmp_path: Path) -> None:
+    """In base 60, they take the square of their digits in time."""
+    (tmp_path / "r.yaml").write_text("seed: " + ":".join(["1"] * 400_000))
+    assert "a number of 799,999 characters" in refusal(run(["train", "--config", "r.yaml"], tmp_path))

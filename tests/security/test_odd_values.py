@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import yaml
 
+from rga_reid.errors import InputError
 from rga_reid.experiments.trial import seconds_of
 from rga_reid.models.checkpoints import CONFIG_KEY
+from rga_reid.retrieval import Gallery
 from tests.fuzz.harness import run
 from tests.fuzz.material import NAMES_CARD, PLAN, RECIPE, Material, build
-from tests.security.hostile import refusal, reseal
+from tests.security.hostile import npy, put, refusal, reseal
 
 NAN, HUGE, LONG = float("nan"), 10**12, "a" * 20_000
 
@@ -141,6 +146,102 @@ def test_time_of_a_training() -> None:
     assert told(2) == 2
     assert all(told(value) is None for value in (10**400, "soon", None, []))
     assert seconds_of({"callbacks": {"Timer": [10**400]}}) is None
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf"), -1.0, torch.zeros(3), True])
+def test_time_of_a_training_that_is_no_number(value: Any) -> None:
+    assert seconds_of({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}}) is None
+    assert seconds_of({"callbacks": {"Timer": torch.zeros(3)}}) is None
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "a\udfff"])
+def test_half_characters(material: Material, saved: Path, tmp_path: Path, text: str) -> None:
+    """JSON and arrays can hold them, but nothing could be printed or written with them."""
+    image = str(next(material.path("set/query").iterdir()))
+    (tmp_path / "m.json").write_text(json.dumps({"mAP": 0.5, text: 1}))
+    assert "m.json" in refusal(run(["report", "m.json"], tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(
+        json.dumps({"variant": text, "seed": 0, "metrics": {"mAP": 1}})
+    )
+    assert "result.json" in refusal(run(["report", "run"], tmp_path))
+    assert not (tmp_path / "report").exists()
+    (tmp_path / "c.yaml").write_text(f"name: {json.dumps(text)}\n")
+    assert "c.yaml" in refusal(run(["data", "check", "none", "--dataset", "c.yaml"], tmp_path))
+    record = {"checkpoint": text, "sha256": "0" * 64, "size": [64, 32], "mean": None, "std": None}
+    reseal(saved, lambda manifest: manifest.update(model=record))
+    for words in (["gallery", "info", "--json", "o.json"], ["query", "--image", image]):
+        assert "manifest.json" in refusal(run([*words, "--gallery", str(saved)], tmp_path))
+    letters = np.array(["ab"] * 3)
+    letters.view(np.uint32)[1] = ord(text[1])
+    np.savez(tmp_path / "f.npz", features=np.eye(3), pids=np.arange(3), paths=letters)
+    told = refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
+    assert "f.npz: array 'paths': holds what is no text" in told
+
+
+@pytest.mark.parametrize("code", [0x110000, 0xFFFFFFFF])
+@pytest.mark.parametrize("order", "<>")
+def test_numbers_that_are_no_characters(tmp_path: Path, code: int, order: str) -> None:
+    letters = np.array(["ab"] * 3)
+    letters.view(np.uint32)[1] = code
+    swapped = letters.view(np.uint32).astype(f"{order}u4").view(f"{order}U2")
+    np.savez(tmp_path / "f.npz", features=np.eye(3), pids=np.arange(3), paths=swapped)
+    assert "no text" in refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
+
+
+def test_names_with_a_zero_byte(material: Material, saved: Path, tmp_path: Path) -> None:
+    image = str(next(material.path("set/query").iterdir()))
+    record = {"checkpoint": "a\0b", "sha256": "0" * 64, "size": [64, 32], "mean": None, "std": None}
+    reseal(saved, lambda manifest: manifest.update(model=record))
+    assert "no such checkpoint" in refusal(
+        run(["query", "--image", image, "--gallery", str(saved)], tmp_path)
+    )
+    (tmp_path / "own.csv").write_text("path,pid,camid,split\na\0b.jpg,1,1,train\n")
+    refusal(run(["data", "check", "own.csv"], tmp_path))
+    assert "no such image" in refusal(
+        run(["verify", "a\0b", image, "--checkpoint", str(material.path("model.safetensors"))], tmp_path)
+    )
+
+
+@pytest.mark.parametrize("rows", ["all", "one"])
+@pytest.mark.parametrize("value", [NAN, float("inf"), 0.0, 3.0])
+def test_vectors_of_galleries_that_are_none(saved: Path, rows: str, value: float) -> None:
+    """Their checksums may be right."""
+    (file,) = saved.rglob("vectors.npy")
+    vectors = np.load(file)
+    vectors[slice(None) if rows == "all" else 1] = value
+    put(saved, "vectors.npy", npy(vectors))
+    told = refusal(run(["gallery", "verify", "--gallery", str(saved)], saved.parent))
+    assert "vectors.npy: rows that are not of length 1" in told
+    queries = np.eye(vectors.shape[1], dtype=np.float32)
+    if np.isfinite(value):
+        assert np.isfinite(Gallery.open(saved).search(queries)["score"]).all()
+    else:
+        with pytest.raises(InputError, match="vectors that are no numbers: gallery verify tells where"):
+            Gallery.open(saved).search(queries)
+
+
+def test_conditions_by_names_of_ours(material: Material, tmp_path: Path) -> None:
+    """What a measurement tells may be called anything."""
+    shutil.copytree(material.path("runs"), tmp_path / "runs")
+    (file,) = (tmp_path / "runs").rglob("measured.json")
+    kept = json.loads(file.read_text())
+    kept["machine"]["where"] = kept["conditions"]["where"] = "elsewhere"
+    file.write_text(json.dumps(kept))
+    assert run(["report", str(file.parent), "--out", "o"], tmp_path).code == 0
+
+
+@pytest.mark.parametrize("name", ["queries.parquet", "ranked.parquet"])
+@pytest.mark.parametrize("column", ["pid", "camid"])
+def test_tables_of_runs(material: Material, tmp_path: Path, name: str, column: str) -> None:
+    shutil.copytree(material.path("runs"), tmp_path / "runs")
+    for file in (tmp_path / "runs").rglob(name):
+        table = pd.read_parquet(file).astype({column: float})
+        table[column] = float("inf")
+        table.to_parquet(file, index=False)
+    (place,) = {file.parents[2] for file in (tmp_path / "runs").rglob("result.json")}
+    told = refusal(run(["report", str(place)], tmp_path))
+    assert f"{name}: column {column}: expected finite numbers" in told
 
 
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, 7, -1, 10**400])

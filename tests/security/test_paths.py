@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
+from rga_reid import __version__
 from rga_reid.data import load_card, read_table
 from rga_reid.data.cache import FOLDER, cached_images
 from rga_reid.data.cuhk03 import unpack
 from rga_reid.errors import InputError
+from rga_reid.experiments.ablation import _environment
+from rga_reid.experiments.ablation_run import locked, program
 from rga_reid.resources import find_resource
 from rga_reid.retrieval.feature_files import read_features
 from tests.fuzz.harness import run
+from tests.fuzz.material import RECIPE
 from tests.security.hostile import SEGMENT, npy, refusal, reseal
 
 
@@ -160,3 +165,90 @@ def test_pictures_of_another_file_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cuhk-03\.mat: .*(another file|expected the variable)"):
             unpack(tmp_path, "labeled")
         assert not (tmp_path / "labeled").exists()
+
+
+@pytest.mark.parametrize("rows", [2, 0])
+@pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume"]])
+def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: list[str], rows: int) -> None:
+    """Folders called segments are common."""
+    mine = tmp_path / "audio"
+    (mine / "segments" / "day1").mkdir(parents=True)
+    (mine / "segments" / "day1" / "mine.wav").write_bytes(b"mine")
+    np.savez(tmp_path / "f.npz", features=np.ones((rows, 3), np.float32), paths=np.array(["a"] * rows, "U1"))
+    before = everything(mine)
+    build = ["gallery", "build", "--features", "f.npz", "--gallery", "audio"]
+    refusal(run([*build, *words], tmp_path))
+    assert everything(mine) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json.bak", "manifest.json.d/a", "segments/notes.txt", "unfinished.json~"]
+)
+@pytest.mark.parametrize("words", CHANGES, ids=lambda words: words[0])
+def test_what_lies_beside_a_gallery_stays(saved: Path, words: list[str], name: str) -> None:
+    features, table = np.ones((2, 6), np.float32), np.array(["n.jpg", "m.jpg"])
+    np.savez(saved.parent / "f.npz", features=features, paths=table)
+    (saved / name).parent.mkdir(exist_ok=True)
+    (saved / name).write_bytes(b"mine")
+    done = run(["gallery", words[0], "--gallery", str(saved), *words[1:]], saved.parent)
+    assert done.code == (2 if words[0] == "build" else 0)
+    assert (saved / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["labeled", "link/labeled"])
+def test_no_pictures_are_unpacked_through_a_link(tmp_path: Path, outside: Path, kind: str) -> None:
+    with h5py.File(tmp_path / "cuhk-03.mat", "w") as file:
+        file["labeled"] = np.zeros(3)
+    (tmp_path / kind.partition("/")[0]).symlink_to(outside / "none" if kind == "labeled" else outside)
+    before = everything(outside)
+    with pytest.raises(InputError, match="expected a folder of pictures"):
+        unpack(tmp_path, kind)
+    assert everything(outside) == before
+    assert not (outside / "none").exists()
+
+
+def test_runs_of_an_ablation_import_nothing_from_where_they_are_started(tmp_path: Path) -> None:
+    """That may be the folder of a stranger's data set."""
+    for name in ("yaml", "difflib", "runpy", "rga_reid"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "."):
+        done = subprocess.run(
+            program("rga_reid.commands", ["--version"]),
+            cwd=tmp_path / folder,
+            env=_environment(0, 1, []),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"rga-reid {__version__}\n", "")
+
+
+def test_what_a_killed_run_left_as_a_link_is_not_followed(tmp_path: Path, outside: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(outside / "new")
+    with pytest.raises(InputError, match="cannot write there"), locked(tmp_path / "run"):
+        pass
+    assert not (outside / "new").exists()
+
+
+@pytest.mark.parametrize("trick", ["logs", "version", "file"])
+def test_logs_that_are_links_are_not_emptied(
+    tmp_path: Path, tiny_market: Path, outside: Path, trick: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(RECIPE))
+    (outside / "version_0").mkdir()
+    (outside / "version_0" / "mine").write_bytes(b"mine")
+    (tmp_path / "out").mkdir()
+    if trick == "logs":
+        (tmp_path / "out" / "csv").symlink_to(outside)
+    else:
+        (tmp_path / "out" / "csv").mkdir()
+        if trick == "version":
+            (tmp_path / "out" / "csv" / "version_0").symlink_to(outside / "version_0")
+        else:
+            (tmp_path / "out" / "csv" / "version_0").write_bytes(b"")
+    before = everything(outside)
+    words = ["train", "--config", "r.yaml", "--data.root", str(tiny_market), "--out", "out", "--overwrite"]
+    assert run(words, tmp_path).code == (2 if trick == "logs" else 0)
+    assert everything(outside) == before

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import save_file
 
 from rga_reid.commands import main
 from rga_reid.data import read_table
 from rga_reid.data.cache import FOLDER, cached_images
-from rga_reid.models.checkpoints import CONFIG_KEY
+from rga_reid.models import build_model
+from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
+from rga_reid.training.module import ReIDModule
 from tests.fuzz.harness import run
 from tests.fuzz.material import RECIPE
 from tests.security.hostile import Bomb, npy, put, refusal
@@ -56,6 +62,55 @@ def test_no_checkpoint_is_unpickled(
     ):
         assert "bomb" in refusal(run(words, tmp_path))
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "evil.X",
+        {"class_path": "rga_reid.training.module.ReIDModule", "init_args": {"attention": "evil.X"}},
+        {"class_path": "rga_reid.training.ReIDModule", "init_args": {"attention": {"class_path": "evil.X"}}},
+        {"class_path": f"{__name__}.ReIDModule", "init_args": {"attention": "evil.X"}},
+        {"class_path": "rga_reid.models.build.nn.Sequential"},
+    ],
+    ids=["module", "trainer", "its package", "by another's name", "elsewhere"],
+)
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_no_checkpoint_imports_what_it_likes(
+    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, attention: Any, suffix: str
+) -> None:
+    """Also where the current folder is searched for modules, as in a notebook."""
+    assert ReIDModule.__module__ == "rga_reid.training.module"  # this module has it, too
+    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {"depth": 18, "attention": attention}
+    if suffix == "ckpt":
+        torch.save({"state_dict": {}, CONFIG_KEY: config}, tmp_path / "evil.ckpt")
+    else:
+        metadata = {CONFIG_KEY: json.dumps(config)}
+        save_file({"a": torch.zeros(1)}, tmp_path / "evil.safetensors", metadata=metadata)
+    Image.new("RGB", (4, 8)).save(tmp_path / "p.png")
+    words = ["verify", "p.png", "p.png", "--checkpoint", f"evil.{suffix}"]
+    assert f"evil.{suffix}: attention " in refusal(run(words, tmp_path))
+    assert not mark.exists()
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("place", ["config", "data"])
+def test_what_is_no_plain_value_in_a_checkpoint(tmp_path: Path, tiny_market: Path, place: str) -> None:
+    """Tensors may be loaded, but nothing could write them into a header."""
+    model = build_model(depth=18, size=(64, 32), last_stride=2)
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    content = {"state_dict": state, CONFIG_KEY: model.config, DATA_KEY: {"images": 3}}
+    torch.save(content, tmp_path / "good.ckpt")
+    content[CONFIG_KEY if place == "config" else DATA_KEY] = (
+        {**model.config, "depth": torch.tensor(18)} if place == "config" else {"images": torch.tensor(3)}
+    )
+    torch.save(content, tmp_path / "odd.ckpt")
+    export = ["export", "--format", "safetensors", "--out", "o.safetensors", "--checkpoint"]
+    assert "odd.ckpt" in refusal(run([*export, "odd.ckpt"], tmp_path))
+    assert not (tmp_path / "o.safetensors").exists()
+    assert run([*export, "good.ckpt"], tmp_path).code == 0
 
 
 def test_no_weights_to_train_from_are_unpickled(
