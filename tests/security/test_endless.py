@@ -129,7 +129,7 @@ def test_folders_in_folders_without_end(tmp_path: Path, tiny_checkpoint: Path) -
     finally:
         subprocess.run(
             ["rm", "-r", tmp_path / "d"], check=True
-        )  # Python's own way ends in too deep a recursion
+        )  # shutil recurses
 
 
 def test_numbers_of_yaml_without_measure(tmp_path: Path) -> None:
