@@ -250,9 +250,9 @@ def _table(file: Path, columns: Mapping[str, str]) -> pd.DataFrame | None:
         return None
     table = read_parquet(file)
     for name, kind in columns.items():
-        if name in table and kind == "numbers" and np.isinf(table[name].astype(float)).any():
-            raise InputError(f"{file}: column {name}: expected finite numbers")
         if name not in table or not _KINDS[kind](table[name]):
             found = f"{table[name].dtype}" if name in table else "none"
             raise InputError(f"{file}: expected a column {name} of {kind}, found {found}")
+        if kind == "numbers" and np.isinf(table[name].to_numpy(float, na_value=np.nan)).any():
+            raise InputError(f"{file}: column {name}: expected finite numbers")
     return table

@@ -127,9 +127,7 @@ def test_folders_in_folders_without_end(tmp_path: Path, tiny_checkpoint: Path) -
         words = ["features", "--images", "d", "--out", "o.npz", "--checkpoint", str(tiny_checkpoint)]
         assert "d: " in refusal(run(words, tmp_path))
     finally:
-        subprocess.run(
-            ["rm", "-r", tmp_path / "d"], check=True
-        )  # shutil recurses
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # shutil recurses
 
 
 def test_numbers_of_yaml_without_measure(tmp_path: Path) -> None:

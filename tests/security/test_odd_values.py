@@ -233,15 +233,17 @@ def test_conditions_by_names_of_ours(material: Material, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["queries.parquet", "ranked.parquet"])
 @pytest.mark.parametrize("column", ["pid", "camid"])
-def test_tables_of_runs(material: Material, tmp_path: Path, name: str, column: str) -> None:
+@pytest.mark.parametrize("value", [float("inf"), "a", pd.Timestamp("2026-01-01")])
+def test_tables_of_runs(material: Material, tmp_path: Path, name: str, column: str, value: Any) -> None:
     shutil.copytree(material.path("runs"), tmp_path / "runs")
     for file in (tmp_path / "runs").rglob(name):
         table = pd.read_parquet(file).astype({column: float})
-        table[column] = float("inf")
+        table[column] = value
         table.to_parquet(file, index=False)
     (place,) = {file.parents[2] for file in (tmp_path / "runs").rglob("result.json")}
     told = refusal(run(["report", str(place)], tmp_path))
-    assert f"{name}: column {column}: expected finite numbers" in told
+    assert f"{name}: " in told
+    assert f"column {column}" in told
 
 
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, 7, -1, 10**400])
