@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +27,7 @@ sys.exit(main(json.loads(sys.argv[1])))
 
 def together(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tuple[int, str, str]]:
     """Run a command in processes with the variables that torchrun sets; exit code, output and errors."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
@@ -117,6 +113,7 @@ def once(self, error):
         os.kill(os.getpid(), 9)
 team.Team._agree = once
 from rga_reid.commands import main
+from tests.ports import free_port
 sys.exit(main(json.loads(sys.argv[1])))
 """
 

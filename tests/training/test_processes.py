@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import multiprocessing, nn
 
 from rga_reid.attention import RGA
 from rga_reid.training import ReIDData, ReIDModule, fit
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
@@ -81,10 +81,7 @@ def test_two_processes_measure_what_one_measures(tiny_market: Path, tmp_path: Pa
         tiny_market, tmp_path / "market"
     )  # processes share decoded images in a file
     """Four training identities, 2 x 2 on each process; four held out, 24 images, half on each process."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, str(tiny_market), str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(one_of_two, (free_port(), str(tiny_market), str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     one = train(tiny_market, tmp_path / "one", 4, {"devices": 1})
     assert one.values.keys() == {"val_mAP", "val_rank1"}
