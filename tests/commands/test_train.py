@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,14 @@ def recipe(tmp_path: Path) -> str:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE))
     return str(path)
+
+
+@contextmanager
+def edited(recipe: str) -> Iterator[dict[str, Any]]:
+    """What a recipe says, to be changed."""
+    content = yaml.safe_load(Path(recipe).read_text())
+    yield content
+    Path(recipe).write_text(yaml.safe_dump(content))
 
 
 def train(recipe: str, root: Path, out: Path, *more: str) -> int:
@@ -100,10 +109,9 @@ def test_held_out_identities_choose_the_best_checkpoint(
 def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    content = yaml.safe_load(Path(recipe).read_text())
-    content["data"]["visits"] = "image"
-    content["trainer"]["limit_train_batches"] = yaml.safe_load(limit)
-    Path(recipe).write_text(yaml.safe_dump(content))
+    with edited(recipe) as content:
+        content["data"]["visits"] = "image"
+        content["trainer"]["limit_train_batches"] = yaml.safe_load(limit)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(recipe, tiny_market, whole) == 0
 
@@ -125,10 +133,11 @@ def test_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
 def test_averaged_weights_and_smaller_images_first(
     recipe: str, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = yaml.safe_load(Path(recipe).read_text())
-    content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
-    content["trainer"]["callbacks"] = [{"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.5}}]
-    Path(recipe).write_text(yaml.safe_dump(content))
+    with edited(recipe) as content:
+        content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
+        content["trainer"]["callbacks"] = [
+            {"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.5}}
+        ]
     out = tmp_path / "run"
     assert train(recipe, tiny_market, out, "--data.held_out", "0.4") == 0
     assert "note: " not in capsys.readouterr().err
@@ -188,9 +197,8 @@ def test_bfloat16(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
 
 
 def test_attention_by_class_path(recipe: str, tiny_market: Path, tmp_path: Path) -> None:
-    content = yaml.safe_load(Path(recipe).read_text())
-    content["model"]["attention"] = {"class_path": "rga_reid.attention.PAM", "init_args": {"ratio": 4}}
-    Path(recipe).write_text(yaml.safe_dump(content))
+    with edited(recipe) as content:
+        content["model"]["attention"] = {"class_path": "rga_reid.attention.PAM", "init_args": {"ratio": 4}}
     out = tmp_path / "run"
     assert train(recipe, tiny_market, out, "--trainer.max_epochs", "1") == 0
     assert load_model(out / "last.ckpt").backbone.attention1.query_conv.weight.shape == (16, 64, 1, 1)
@@ -319,9 +327,11 @@ def test_a_run_that_replaces_another_leaves_none_of_its_logs(
 def test_a_run_as_long_as_so_many_steps(
     recipe: str, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    content = yaml.safe_load(Path(recipe).read_text())
-    del content["trainer"]["max_epochs"], content["model"]["schedule"]  # the released one, in steps of epochs
-    Path(recipe).write_text(yaml.safe_dump(content))
+    with edited(recipe) as content:
+        del (
+            content["trainer"]["max_epochs"],
+            content["model"]["schedule"],
+        )  # the released one, in steps of epochs
     out = tmp_path / "run"
     assert train(recipe, tiny_market, out, "--trainer.max_steps", "5") == 0  # 2 steps an epoch
     log = pd.read_csv(out / "csv" / "version_0" / "metrics.csv")["lr-AdamW"].dropna()
@@ -382,10 +392,9 @@ def test_the_best_checkpoint_is_that_of_the_highest_map_on_held_out_identities(
 def test_steps_follow_the_recipe(
     recipe: str, tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = yaml.safe_load(Path(recipe).read_text())
-    content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
-    content["trainer"]["precision"] = "bf16-mixed"
-    Path(recipe).write_text(yaml.safe_dump(content))
+    with edited(recipe) as content:
+        content["model"]["input_sizes"] = [[0, 32, 32], [1, 64, 32]]
+        content["trainer"]["precision"] = "bf16-mixed"
     passes: list[tuple[bool, tuple[int, ...], torch.dtype]] = []
     draws: list[int] = []
     forward, augment = EmbeddingModel.forward, Augmentation.__call__

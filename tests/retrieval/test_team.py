@@ -16,6 +16,7 @@ from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.retrieval import Gallery
 from rga_reid.retrieval.team import MARKER, Team, _make_anew
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -113,7 +114,6 @@ def once(self, error):
         os.kill(os.getpid(), 9)
 team.Team._agree = once
 from rga_reid.commands import main
-from tests.ports import free_port
 sys.exit(main(json.loads(sys.argv[1])))
 """
 
