@@ -328,10 +328,8 @@ def test_a_run_as_long_as_so_many_steps(
     recipe: str, tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     with edited(recipe) as content:
-        del (
-            content["trainer"]["max_epochs"],
-            content["model"]["schedule"],
-        )  # the released one, in steps of epochs
+        del content["trainer"]["max_epochs"]
+        del content["model"]["schedule"]  # the released one, in steps of epochs
     out = tmp_path / "run"
     assert train(recipe, tiny_market, out, "--trainer.max_steps", "5") == 0  # 2 steps an epoch
     log = pd.read_csv(out / "csv" / "version_0" / "metrics.csv")["lr-AdamW"].dropna()
