@@ -131,6 +131,8 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
                 field.name: field.type.value_type if arrow.types.is_dictionary(field.type) else field.type
                 for field in opened.schema_arrow
             }
+            if len(kinds) != len(opened.schema_arrow):
+                raise InputError(f"{name}: two columns of one name")
             texts = [key for key, kind in kinds.items() if kind in (arrow.string(), arrow.large_string())]
             opened = parquet.ParquetFile(file, read_dictionary=texts)
             # a few bytes may stand for a number in each row, too
@@ -249,14 +251,14 @@ def _require_regular(path: str | os.PathLike[str], name: str) -> None:
 
 
 def _width(kind: Any, name: str) -> int:
-    """Bytes of a value of a column in memory, those of its text not counted."""
+    """Bytes of a value of a column in pandas, those of its text not counted: nulls make wider ones."""
     import pyarrow as arrow
 
     if kind in (arrow.string(), arrow.large_string()) or arrow.types.is_null(kind):
         return 8
     if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):
         raise InputError(f"{name}: of type {shortened(kind)}, expected numbers, texts or truth values")
-    return max(1, int(kind.bit_width) // 8)
+    return max(8, int(kind.bit_width) // 8)
 
 
 def _measure(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:

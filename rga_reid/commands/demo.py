@@ -72,7 +72,8 @@ def say(step: str) -> None:
 
 def _shorten(settings: Namespace, epochs: int) -> None:
     """Train for so many epochs, and see images of each size for the same share of them as in the recipe."""
-    whole = max(1, settings.trainer.max_epochs or epochs)
+    asked = settings.trainer.max_epochs
+    whole = asked if asked and asked > 0 else epochs
     settings.model.input_sizes = [
         (epoch * epochs // whole, *size) for epoch, *size in settings.model.input_sizes
     ]

@@ -30,8 +30,10 @@ class HelpFormatter(DefaultHelpFormatter):
         told = text[len(said) :]
         if action.choices is not None:
             told = told.replace("type: %(type)s", "")
-        if "default" in said or action.default in (None, []):
+        if "default" in said.lower() or action.default in (None, []):
             told = told.replace("default: %(default)s", "")
+        while ", , " in told:
+            told = told.replace(", , ", ", ")
         return said + told.replace(", )", ")").replace("(, ", "(").replace(" ()", "")
 
 

@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
     options = new_parser(
         "train",
         "Train a model from a recipe. Every option of the recipe can be given here too: "
-        "--trainer.max_epochs 3, --model.attention pam, --data.root DIR.",
+        "--model.attention pam, --data.held_out 0.1, --data.root DIR.",
     )
     options.add_argument("--config", action="config", help="recipe: a bundled name or a YAML file")
     options.add_argument("--out", type=str, default="runs/train", help="folder for checkpoints and logs")

@@ -15,7 +15,7 @@ from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
 
 MAX_PIXELS = 64_000_000  #: a larger image is refused from its header, before any pixel is decoded
-MAX_BYTES = 4 * MAX_PIXELS  #: of a file: some decoders read all of it before they look at anything
+MAX_BYTES = 4 * MAX_PIXELS + (1 << 20)  #: of a file: some decoders read all of it before they look at it
 
 Fault = Literal["missing", "empty", "truncated", "unreadable", "too large"]
 
@@ -46,7 +46,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises:
         ImageError: (an ``InputError``) the file is missing, empty, truncated, not an image, of a pixel type
-            without a defined white (32-bit, floating point), or has more than ``MAX_PIXELS`` pixels.
+            without a defined white (32-bit, floating point), or has more than ``MAX_PIXELS`` pixels or
+            ``MAX_BYTES`` bytes.
     """
     try:
         _check_file(path)
@@ -197,7 +198,8 @@ def _walk(root: Path) -> list[Path]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            # the first folder comes last, and is gone through first: of two that are one it is that one
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
                 if is_litter(entry.name):
                     continue
                 if not is_unicode(entry.path):

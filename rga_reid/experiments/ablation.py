@@ -202,8 +202,7 @@ class _Job:
     def _next(self) -> None:
         self.doing, command = self.left.pop(0)
         assert self.handle is not None
-        follows = os.O_NOFOLLOW  # the folder may be anybody's
-        with open(self.run.folder / LOG, "ab", opener=lambda name, how: os.open(name, how | follows)) as log:
+        with open(self.run.folder / LOG, "ab", opener=_not_through_a_link) as log:
             log.write(f"== {self.doing}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
@@ -234,12 +233,17 @@ def _environment(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]
     environment = dict(os.environ)
     ours = str(Path(rga_reid.__file__).parents[1])  # a checkout need not be installed
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ours, environment.get("PYTHONPATH")]))
-    environment["PYTHONSAFEPATH"] = "1"  # nor do the processes that a training starts import from it
+    # from Python 3.11 on, processes that a training starts import nothing from the current folder either
+    environment["PYTHONSAFEPATH"] = "1"
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     elif jobs > 1 and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     return environment
+
+
+def _not_through_a_link(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _ending(code: int) -> str:

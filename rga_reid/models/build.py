@@ -78,8 +78,9 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
 
     Args:
         choice: see ``build_model``.
-        trusted: false for a choice read from a checkpoint: then only this package's modules and modules
-            that the program has already imported are used, so that a file cannot import what it likes.
+        trusted: false for a choice read from a checkpoint: then only mechanisms of ``rga_reid.attention``
+            and classes of other modules that the program has already imported are used, so that a file cannot
+            import what it likes.
 
     Raises:
         InputError: an unknown name, class path or option.

@@ -128,15 +128,22 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, 
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
-    try:
-        json.dumps([config, content.get(DATA_KEY)], allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise InputError(
-            f"{file}: {CONFIG_KEY}, {DATA_KEY}: expected numbers, texts and lists of them"
-        ) from None
+    if not _is_plain(config):
+        raise InputError(f"{file}: {CONFIG_KEY}: expected numbers, texts and lists of them")
+    told = content.get(DATA_KEY)  # of anybody's DataModule
+    trained_on = told if isinstance(told, dict) and _is_plain(told) else None
     state = checked_state(file, state)
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return config, content.get(DATA_KEY), own
+    return config, trained_on, own
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:

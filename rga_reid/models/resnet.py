@@ -39,7 +39,8 @@ class ResNet(nn.Module):
         last_stride: stride of stage 4; 2 gives ``(n, C, H / 32, W / 32)``.
         weights: None, ``"imagenet"`` (torchvision's ImageNet-1k V1 weights, downloaded on first use) or the
             path of a torchvision ResNet state_dict.
-        size: input (H, W) in pixels; attention modules are built for the map sizes that follow from it.
+        size: input (H, W) in pixels, 32 to 1024 each; attention modules are built for the map sizes that
+            follow from it.
         stem_pool: ``padded`` (torchvision) or ``ceil``, without padding and its output size rounded up
             (fast-reid): the same weights, another sampling of the first map.
 

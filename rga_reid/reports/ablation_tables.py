@@ -233,7 +233,7 @@ def _scaled(value: float | None, factor: float, digits: int) -> str:
 
 
 def _md(text: str) -> str:
-    # the last two: what stands for an address is made a link of
+    # the last two: so that addresses do not become links
     return re.sub(r"([\\`*_<>\[\]|#&~$]|:(?=//)|(?<=www)\.)", r"\\\1", " ".join(text.split()))
 
 

@@ -1,7 +1,8 @@
 """A gallery on disk: segments that never change, and a manifest that is switched when all of them are there.
 
-A process that is killed leaves the old gallery or the new one. What it had begun lies about unnamed; the next
-writer removes it. Readers need no lock: what they have open stays readable.
+A process that is killed leaves the old gallery or the new one. What it had begun lies about unnamed; the
+next writer removes it (over a gallery that cannot be read, the next that succeeds). Readers need no lock:
+what they have open stays readable.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rga_reid.data.images import is_litter
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, sync
 from rga_reid.inputs import opened_text, read_file, shortened
@@ -57,7 +59,9 @@ def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool =
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
         inner = sorted(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else []
     foreign = [name for name in names if not _OURS.fullmatch(name)]
-    foreign += [f"{SEGMENTS}/{name}" for name in inner if not SEGMENT_NAME.fullmatch(name)]
+    foreign += [
+        f"{SEGMENTS}/{name}" for name in inner if not SEGMENT_NAME.fullmatch(name) and not is_litter(name)
+    ]
     require_finished(folder, UNFINISHED in names, overwrite=overwrite, resume=resume)
     if names and not foreign and MANIFEST not in names:
         return  # no gallery, but what a killed write left
@@ -112,6 +116,8 @@ class Writer:
         self.folder, self.mapped = folder, mapped
         old = _readable_manifest(folder)
         self.generation = 1 if old is None else old.generation + 1
+        if old is None and (folder / UNFINISHED).exists():  # begun when the gallery could be read
+            self.generation = read_manifest(folder / UNFINISHED).generation
         #: the log of the gallery that is there
         self.removals = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
         places = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())

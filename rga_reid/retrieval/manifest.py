@@ -193,7 +193,7 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: damaged or edited: its content has not the checksum at its end")
     try:
         return Manifest.from_json(parsed_json(content))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: damaged manifest ({quoted(error, 200)})") from None
 
 

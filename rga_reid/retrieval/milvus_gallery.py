@@ -63,7 +63,7 @@ class MilvusGallery(Gallery):
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         if place_of(path) == self._server.place:
             raise InputError(f"{self._server.place}: the gallery is there already")
-        state = self._state
+        state = self._now()
         rows = list(self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension))
         require_some(len(rows))
         settings = dict(state.plan.settings)
@@ -250,7 +250,8 @@ class MilvusGallery(Gallery):
 
     def _rows(self, columns: list[str]) -> pd.DataFrame:
         empty = pd.DataFrame({name: [] for name in ["id", *columns]})
-        parts = list(self._server.rows(self._images, self._now().next_id, columns))
+        state = self._now()  # which may be in another collection
+        parts = list(self._server.rows(self._images, state.next_id, columns))
         return pd.concat(parts, ignore_index=True) if parts else empty
 
     def _now(self) -> State:
@@ -260,6 +261,10 @@ class MilvusGallery(Gallery):
             raise InputError(f"{self._server.place}: the gallery is gone")
         state = State.from_text(notes[CURRENT], self._server.place)
         if state.generation != self._state.generation:
+            if not state.is_like(self._state):  # features that were made for this one would find nonsense
+                raise InputError(
+                    f"{self._server.place}: replaced, since it was opened, by a gallery of another model"
+                )
             self._server.load(images_name(self._name, state.generation))
             self._state = state
         return state

@@ -37,6 +37,12 @@ class State:
     model: ModelRecord | None
     next_id: int = 0
 
+    def is_like(self, other: State) -> bool:
+        """Whether features of one model fit both."""
+        own, others = self.model, other.model
+        same = own == others or (own is not None and others is not None and own.is_same(others))
+        return same and self.dimension == other.dimension
+
     def to_text(self) -> str:
         """As JSON."""
         plan = {"kind": self.plan.kind, "settings": dict(self.plan.settings)}

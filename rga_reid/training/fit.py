@@ -46,6 +46,9 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume
     if resume and not (folder / LAST).is_file():
         raise InputError(f"--resume: {folder / LAST} does not exist; there is no run to go on with")
     require_new(folder, overwrite=overwrite or resume, hint="--overwrite or --resume")
+    for log in (CSV, TENSORBOARD):
+        if (folder / log).is_symlink() and not resume:  # what is behind it may be anybody's
+            raise InputError(f"{folder / log}: is a link; expected a folder, whose logs would be replaced")
     return folder
 
 
@@ -188,8 +191,6 @@ def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
         for old in (folder / LAST, folder / BEST, folder / TEST, *folder.glob(BATCHES)):
             old.unlink(missing_ok=True)
         for log in (CSV, TENSORBOARD):
-            if (folder / log).is_symlink():  # what is behind it may be anybody's
-                raise InputError(f"{folder / log}: a link, expected the folder of logs that it is to replace")
             for version in (folder / log).glob("version_*"):
                 if version.is_dir() and not version.is_symlink():
                     shutil.rmtree(version)

@@ -172,12 +172,13 @@ class ReIDModule(pl.LightningModule):
         self.model.backbone.set_input_size(self.input_size)
 
     def on_fit_start(self) -> None:
-        epochs, own = self.trainer.max_epochs, max(self.input_sizes)
-        if epochs is not None and 0 <= epochs <= own and self.trainer.is_global_zero:
+        epochs, first = self.trainer.max_epochs, max(self.input_sizes)
+        tried = getattr(self.trainer, "fast_dev_run", False)  # of one step: it goes nowhere
+        if epochs is not None and 0 <= epochs <= first and self.trainer.is_global_zero and not tried:
             height, width = self.model.size
             print(
-                f"note: epoch {own}, the first on images of {height}x{width}, is not among the {epochs} of "
-                "this training: model.input_sizes goes with trainer.max_epochs",
+                f"note: this training has {epochs} epochs, but images of {height}x{width} begin "
+                f"with epoch {first}, counted from 0: give model.input_sizes that go with its length",
                 file=sys.stderr,
             )
 

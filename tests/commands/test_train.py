@@ -147,7 +147,9 @@ def test_averaged_weights_and_smaller_images_first(
     assert not torch.equal(averaged, current)  # what is tested is the average
     assert train(recipe, tiny_market, tmp_path / "short", "--trainer.max_epochs", "1") == 0
     told = capsys.readouterr().err
-    assert "note: epoch 1, the first on images of 64x32, is not among the 1 of this training" in told
+    assert "note: this training has 1 epochs, but images of 64x32 begin with epoch 1, counted from 0" in told
+    assert train(recipe, tiny_market, tmp_path / "dev", "--trainer.fast_dev_run", "true") == 0
+    assert "note: " not in capsys.readouterr().err
 
 
 def test_several_sets_train_one_model_that_is_tested_on_another(

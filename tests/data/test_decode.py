@@ -95,6 +95,14 @@ def test_list_images(tmp_path):
     assert [str(path) for path in list_images(str(tmp_path))] == [str(tmp_path / name) for name in found]
 
 
+def test_of_a_folder_and_a_link_to_it_the_first_name_counts(tmp_path):
+    for folder, link in (("a", "b"), ("d", "c")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").touch()
+        (tmp_path / link).symlink_to(tmp_path / folder)
+    assert list_images(tmp_path) == [tmp_path / "a" / "x.jpg", tmp_path / "c" / "x.jpg"]
+
+
 def test_list_images_follows_links_once(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").touch()

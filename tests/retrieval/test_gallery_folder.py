@@ -208,7 +208,20 @@ def test_a_gallery_that_cannot_be_read_stays_until_there_is_another(
     assert len(list((indexed / "segments").iterdir())) == len(Gallery.open(indexed)._contents.segments)
 
 
-@pytest.mark.parametrize("fails", ["features", "disk"])
+def test_a_build_goes_on_where_the_gallery_was_damaged_meanwhile(indexed: Path) -> None:
+    table = pd.DataFrame({"path": [f"{row}.jpg" for row in range(9000)]})
+    build = GalleryBuilder(indexed, overwrite=True)
+    with pytest.raises(KeyboardInterrupt), build:
+        build.add(random_features(9000), table)
+        raise KeyboardInterrupt
+    (indexed / "manifest.json").write_text("{")
+    with GalleryBuilder(indexed, resume=True, overwrite=True) as build:
+        assert len(build.paths) == 9000
+        build.finish()
+    assert len(Gallery.open(indexed)) == 9000
+
+
+@pytest.mark.parametrize("fails", ["table", "manifest"])
 def test_a_failed_save_over_a_gallery_that_cannot_be_read(
     indexed: Path,
     contents: Callable[[Path], dict[str, bytes]],
@@ -222,7 +235,7 @@ def test_a_failed_save_over_a_gallery_that_cannot_be_read(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "replace") if fails == "disk" else (pd.DataFrame, "to_parquet")), full)
+        patch.setattr(*((os, "replace") if fails == "manifest" else (pd.DataFrame, "to_parquet")), full)
         with pytest.raises(InputError, match="No space left"):
             gallery_of(5).save(indexed, overwrite=True)
     assert contents(indexed) == before
