@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -67,6 +68,7 @@ def run(options: Namespace) -> None:
 
 def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
     from rga_reid.reports.calibration_plot import calibration_plot
+    from rga_reid.reports.figure_files import save_figure
 
     passing, missed = (100 * values[f"false_{which}_rate"] for which in ("match", "non_match"))
     note = (
@@ -75,7 +77,7 @@ def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
     )
     figure = calibration_plot(*calibration.histograms(), values["threshold"], note)
     with atomic_file(file) as temporary:
-        figure.savefig(temporary, dpi=150)
+        save_figure(figure, temporary, Path(file).suffix[1:])
 
 
 def _print(values: dict[str, Any]) -> None:

@@ -105,6 +105,7 @@ def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:
     from matplotlib.backends.backend_pdf import PdfPages
 
+    from rga_reid.reports.figure_files import NO_DATE, save_figure
     from rga_reid.reports.flow_figure import flow_figure
     from rga_reid.reports.relation_figures import attention_figure, relation_figure
 
@@ -113,9 +114,9 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
     with atomic_file(options.out) as temporary:
         if kind == "png":
             figure = relation_figure(exhibits, stage=options.stage) if related else attention_figure(exhibits)
-            figure.savefig(temporary, dpi=150, format="png")
+            save_figure(figure, temporary, "png")
             return
-        with PdfPages(temporary) as pages:
+        with PdfPages(temporary, metadata=NO_DATE["pdf"]) as pages:
             for image in dict.fromkeys(exhibit.image for exhibit in exhibits):
                 of_image = [exhibit for exhibit in exhibits if exhibit.image == image]
                 if related:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rga_reid.reports.ablation_numbers import Evaluation, by_name
+from rga_reid.reports.figure_files import save_figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; line styles repeat them with another look
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -55,10 +56,9 @@ def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure."""
+    """The figure as SVG."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "rga-reid", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    save_figure(figure, buffer, "svg")
     return buffer.getvalue()
 
 

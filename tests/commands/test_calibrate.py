@@ -60,12 +60,19 @@ def test_few_false_matches_are_said_to_be_few(files: list[str], capfd: Any) -> N
     assert "rests on 9 false matches; below 30 it is a rough estimate" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_plot(files: list[str], tmp_path: Path, suffix: str) -> None:
-    target = tmp_path / f"scores.{suffix}"
-    assert main(["calibrate", *files, "--plot", str(target)]) == 0
-    content = target.read_bytes()
-    assert content.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in content
+@pytest.mark.parametrize(("suffix", "mark"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")])
+def test_the_plot(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mark: bytes
+) -> None:
+    """The same bytes on any day."""
+    written = []
+    for day in ("1000000000", "1700000000"):  # what matplotlib takes for now
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)
+        target = tmp_path / f"{day}.{suffix}"
+        assert main(["calibrate", *files, "--plot", str(target)]) == 0
+        written.append(target.read_bytes())
+    assert mark in written[0]
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize(
