@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import BinaryIO
+
 import matplotlib
 from matplotlib.figure import Figure
 
@@ -12,9 +15,7 @@ NO_DATE: dict[str, dict[str, None]] = {  #: metadata by kind of file; by default
 }
 
 
-def save_figure(
-    figure: Figure, target: str | os.PathLike[str] | IO[bytes], kind: str, dpi: int = 150
-) -> None:
+def save_figure(figure: Figure, target: Path | BinaryIO, kind: str, dpi: int = 150) -> None:
     """Write a figure.
 
     Args:

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from torchvision.models import resnet18
 
 from rga_reid import load_model
 from rga_reid.models import build_model, save_model
@@ -127,6 +128,9 @@ def test_from_training_to_pages(tiny_market: Path, tmp_path: Path, recipe: Path)
     model: list[object] = ["--checkpoint", out / "run" / "last.ckpt"]
     vectors, (features, table) = tmp_path / "f.npz", people(2000)
     np.savez(vectors, features=features, pids=table["pid"], paths=np.array(table["path"], np.str_))
+    both: list[object] = ["--query", vectors, "--gallery", vectors]
+    weights = tmp_path / "resnet18.pth"
+    torch.save(resnet18().state_dict(), weights)
     first, second = twice(
         [
             ["train", "--config", recipe, "--data.root", tiny_market, "--out", out / "run"],
@@ -159,7 +163,14 @@ def test_from_training_to_pages(tiny_market: Path, tmp_path: Path, recipe: Path)
                 out / "q.csv",
             ],
             ["explain", *model, "--image", *sorted(query.iterdir())[:2], "--out", out / "e.html"],
-            ["explain", *model, "--image", sorted(query.iterdir())[0], "--out", out / "e.png"],
+            *(
+                ["explain", *model, "--image", sorted(query.iterdir())[0], "--out", out / f"e.{kind}"]
+                for kind in ("png", "pdf")
+            ),
+            ["evaluate", *both, "--json", out / "v.json"],
+            ["calibrate", *both, "--false-match-rate", "0.01", "--json", out / "c.json"],
+            *(["calibrate", *both, "--plot", out / f"c.{kind}"] for kind in ("png", "svg", "pdf")),
+            ["convert", weights, out / "c.safetensors"],
         ],
         out,
     )
