@@ -25,6 +25,7 @@ from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.experiments.explaining import explain
 from rga_reid.models import build_model
 from rga_reid.models.costs import count_costs
+from rga_reid.reports.figure_files import NO_DATE
 from rga_reid.reports.flow_figure import draw_flow
 from rga_reid.reports.mechanism_words import words_of
 from rga_reid.reports.notation import as_html
@@ -130,7 +131,7 @@ def flow_picture(name: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure = draw_flow(flow(name), f"{words_of(name).title}, after stage 4")
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=NO_DATE["svg"])
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 

@@ -56,13 +56,22 @@ def parsed_json(content: bytes) -> Any:
     """The value that a JSON text in UTF-8 stands for.
 
     Raises:
-        ValueError: it is none, or holds half a character (a lone surrogate), which nothing could write again.
+        ValueError: it is none, or ``refuse_halves`` does.
         RecursionError: lists within lists without end.
     """
     value = json.loads(content.decode("utf-8"))
+    refuse_halves(value, content)
+    return value
+
+
+def refuse_halves(value: Any, content: bytes) -> None:
+    """Refuse what a JSON text stands for if it holds half a character, which nothing could write again.
+
+    Raises:
+        ValueError: it does (a lone surrogate).
+    """
     if _HALF.search(content):
         json.dumps(value, ensure_ascii=False).encode()
-    return value
 
 
 def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from rga_reid import __version__
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file, sync
-from rga_reid.inputs import parsed_json, read_file, shortened
+from rga_reid.inputs import read_file, refuse_halves, shortened
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.model_record import ModelRecord
 
@@ -192,8 +192,9 @@ def read_manifest(path: Path) -> Manifest:
     if hashlib.sha256(unsealed).hexdigest() != seal:
         raise InputError(f"{path}: damaged or edited: its content has not the checksum at its end")
     try:
-        return Manifest.from_json(parsed_json(content))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        refuse_halves(value, content)
+        return Manifest.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged manifest ({quoted(error, 200)})") from None
 
 
