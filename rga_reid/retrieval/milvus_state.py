@@ -15,7 +15,7 @@ from rga_reid.errors import InputError
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import FORMAT, METRIC
 from rga_reid.retrieval.milvus_server import MilvusServer
-from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.model_record import ModelRecord, is_same_model
 from rga_reid.retrieval.places import IMAGES, MilvusPlace
 
 VERSION = 2  #: raised when an older program could no longer read the collections
@@ -39,9 +39,7 @@ class State:
 
     def is_like(self, other: State) -> bool:
         """Whether features of one model fit both."""
-        own, others = self.model, other.model
-        same = own == others or (own is not None and others is not None and own.is_same(others))
-        return same and self.dimension == other.dimension
+        return is_same_model(self.model, other.model) and self.dimension == other.dimension
 
     def to_text(self) -> str:
         """As JSON."""

@@ -87,6 +87,11 @@ class ModelRecord:
         return file
 
 
+def is_same_model(one: ModelRecord | None, other: ModelRecord | None) -> bool:
+    """Whether two records, or two unknown models, are of one."""
+    return one == other or (one is not None and other is not None and one.is_same(other))
+
+
 def _fingerprint(file: str | os.PathLike[str]) -> str:
     try:
         return fingerprint(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.model_record import ModelRecord
+from rga_reid.retrieval.model_record import ModelRecord, is_same_model
 from rga_reid.retrieval.places import MilvusPlace
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def require_finished(place: Path | MilvusPlace, unfinished: bool, *, overwrite: 
 
 def require_same_model(place: Path | MilvusPlace, old: ModelRecord | None, new: ModelRecord | None) -> None:
     """Refuse to go on with a build that another model began."""
-    if old != new and (old is None or new is None or not old.is_same(new)):
+    if not is_same_model(old, new):
         raise InputError(f"{place}: the unfinished build used another model; --overwrite starts over")
 
 

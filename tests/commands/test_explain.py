@@ -353,6 +353,7 @@ def test_figures_of_weights_alone(
         assert main(["explain", "--image", str(picture), *words]) == 0
         written.append((tmp_path / f"{day}{name}").read_bytes())
     assert written[0] == written[1]
+    assert len(written[0]) > 10_000
     if name.endswith("png"):
         assert np.asarray(Image.open(io.BytesIO(written[0])).convert("L")).std() > 10
     else:
