@@ -19,19 +19,14 @@ from rga_reid.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
-    import yaml
 
 MOST_TEXT = 64 << 20  #: bytes of a JSON file
 MOST_YAML = 1 << 20  #: bytes of a YAML file
-MOST_VALUES = 100_000  #: values in a YAML file, those of an alias counted each time it stands there
-DEEPEST = 100  #: lists and mappings inside each other
 LONGEST_LINE = 1 << 20  #: characters
-LONGEST_NUMBER = 1000  #: characters of one in YAML: base 60 takes the square of their number in time
 MOST_ROWS = 5_000_000  #: of a table
 MOST_TABLE = 1 << 30  #: bytes of a table in memory
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_json(path: str | os.PathLike[str], *, expected: str = "a JSON file") -> Any:
@@ -82,23 +77,15 @@ def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:
         what: it should be, such as ``recipe``: the messages begin with it.
 
     Raises:
-        InputError: no such file, not YAML in UTF-8, more than ``MOST_YAML`` bytes, ``MOST_VALUES`` values or
-            ``DEEPEST`` levels: a few aliases of aliases can stand for more values than fit into memory.
+        InputError: no such file, not YAML in UTF-8, more than ``MOST_YAML`` bytes, or more than
+            ``parsed_yaml`` takes.
     """
-    import yaml
+    from rga_reid.bounded_yaml import parsed_yaml
 
     name = f"{what} {os.fspath(path)}"
     content = read_file(path, MOST_YAML, name=name)
     try:
-        loader = yaml.SafeLoader(content.decode("utf-8"))
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            _measure(node, name, {})
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        return parsed_yaml(content.decode("utf-8"), name)
     except InputError:
         raise
     except Exception as error:  # PyYAML raises nearly anything on a damaged number, date or tag
@@ -268,32 +255,3 @@ def _width(kind: Any, name: str) -> int:
     if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):
         raise InputError(f"{name}: of type {shortened(kind)}, expected numbers, texts or truth values")
     return max(8, int(kind.bit_width) // 8)
-
-
-def _measure(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Number of values and of levels that a node of YAML stands for, before anything is made of it.
-
-    ``known`` keeps them for nodes that aliases name again; None for one that is being measured.
-    """
-    if id(node) in known:
-        measured = known[id(node)]
-        if measured is None:
-            raise InputError(f"{name}: a value that contains itself")
-        return measured
-    known[id(node)] = None
-    if isinstance(node.value, str):
-        if len(node.value) > LONGEST_NUMBER and node.tag in _NUMBERS:
-            raise InputError(f"{name}: a number of {len(node.value):,} characters")
-        node.value.encode()  # half a character, which an escape can make
-    values, levels = 1, 0
-    items: Any = node.value if isinstance(node.value, list) else ()
-    for item in items:
-        for inner in item if isinstance(item, tuple) else (item,):
-            inner_values, inner_levels = _measure(inner, name, known)
-            values, levels = values + inner_values, max(levels, inner_levels)
-    if values > MOST_VALUES:
-        raise InputError(f"{name}: more than {MOST_VALUES:,} values, those of aliases counted each time")
-    if levels >= DEEPEST:
-        raise InputError(f"{name}: more than {DEEPEST} levels of lists and mappings")
-    known[id(node)] = values, levels + 1
-    return values, levels + 1

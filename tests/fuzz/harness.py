@@ -73,7 +73,8 @@ class Outcome:
         noise: what others wrote there: C libraries.
         escaped: the traceback of an exception that escaped ``main``.
         seconds: whole ones that it ran, those not counted in which the process was stopped.
-        mebibytes: its highest memory, above what the process held before.
+        mebibytes: its highest memory, above what the process held before; not parts of libraries' files,
+            which the kernel drops and reads again as it likes.
         warned: warnings, which a user would see on stderr.
     """
 
@@ -145,7 +146,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 def run(words: Sequence[str], folder: Path) -> Outcome:
     """Run a command in a folder, under the limits, and watch it."""
     escaped, code = "", None
-    start = _new_peak()
+    start, mapped = _new_peak(), _memory("RssFile")
     with _limits() as seconds, _inside(folder), _streams() as texts, _warnings() as warned:
         try:
             code = main(words)
@@ -156,7 +157,7 @@ def run(words: Sequence[str], folder: Path) -> Outcome:
             escaped = traceback.format_exc()
     if code == 130:
         raise KeyboardInterrupt  # main has caught it: whoever runs the tests wants to end them
-    grown = (_peak() - start) / 2**20
+    grown = (_memory("VmHWM") - start - max(0, _memory("RssFile") - mapped)) / 2**20
     return Outcome(code, *texts, escaped, seconds[0], grown, tuple(warned))
 
 
@@ -290,11 +291,11 @@ def _new_peak() -> int:
     """
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
-    return _peak()
+    return _memory("VmHWM")
 
 
-def _peak() -> int:
-    """Highest memory of the process since it was set back, in bytes (Linux tells it in KiB)."""
+def _memory(name: str) -> int:
+    """Of the process, in bytes (Linux tells it in KiB): VmHWM is the highest since it was set back."""
     with open("/proc/self/status", encoding="ascii") as file:
-        (line,) = (line for line in file if line.startswith("VmHWM:"))
+        (line,) = (line for line in file if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from rga_reid.inputs import read_yaml
 from tests.fuzz.harness import run
 from tests.fuzz.material import RECIPE
 from tests.security.hostile import refusal, reseal
@@ -131,6 +132,14 @@ def test_folders_in_folders_without_end(tmp_path: Path, tiny_checkpoint: Path) -
 
 
 def test_numbers_of_yaml_without_measure(tmp_path: Path) -> None:
-    """In base 60, they take the square of their digits in time."""
+    """In base 60, they take the square of their digits in time, and to find them takes much memory."""
     (tmp_path / "r.yaml").write_text("seed: " + ":".join(["1"] * 400_000))
-    assert "a number of 799,999 characters" in refusal(run(["train", "--config", "r.yaml"], tmp_path))
+    outcome = run(["train", "--config", "r.yaml"], tmp_path)
+    assert "a number of 799,999 characters" in refusal(outcome)
+    assert outcome.mebibytes < 32
+
+
+@pytest.mark.parametrize("text", ["2026:" * 400 + "names", "-" * 2000, "1e5" * 1000 + "!", "f" * 2000])
+def test_long_texts_of_yaml_are_no_numbers(tmp_path: Path, text: str) -> None:
+    (tmp_path / "long.yaml").write_text(f"text: {text}")
+    assert read_yaml(tmp_path / "long.yaml", what="recipe") == {"text": text}
