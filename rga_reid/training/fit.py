@@ -38,7 +38,8 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume
     """The run's folder, refused before any work if it would overwrite a run or has none to resume.
 
     Raises:
-        InputError: the folder is not empty and neither option was given, or there is nothing to resume.
+        InputError: the folder is not empty and neither option was given, there is nothing to resume, nothing
+            can be written there, or a link lies in place of the logs.
     """
     folder = Path(out)
     if not is_first_process():  # the first one looked, and may have begun to write since
@@ -85,40 +86,17 @@ def fit(
     """
     folder = check_output(out, overwrite=overwrite, resume=resume)
     options = dict(trainer or {})
-    options["use_distributed_sampler"] = False  # the sampler knows its process
-    options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 0
-    options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     if save_every is not None:
         whole_number("save_every", save_every)
     callbacks: list[Callback] = _listed(options.pop("callbacks", None))
     if resume:
         _check_same_run(module, data, folder / LAST, callbacks)
-    callbacks.append(LearningRateMonitor("step"))
-    if len(data.held_out):  # before the last one, which then holds the best score so far
-        callbacks.append(_checkpoint(folder, BEST, monitor="val_mAP", mode="max"))
-    else:
-        options["limit_val_batches"] = 0
-    callbacks.append(_checkpoint(folder, LAST))
-    if save_every is not None:
-        callbacks.append(StepCheckpoint(folder / LAST, save_every))
-    options["plugins"] = [*_listed(options.get("plugins")), AtomicCheckpoints()]
-    if not sys.stderr.isatty():
-        options["enable_progress_bar"] = False
-        callbacks.append(EpochLines())
     with warnings.catch_warnings():
         # images lie decoded in memory, workers would only copy them; the folder is checked above
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning and torch
-        try:
-            runner = pl.Trainer(
-                **options,
-                default_root_dir=folder,
-                callbacks=callbacks,
-                logger=[CSVLogger(folder, name=CSV), TensorBoardLogger(folder, name=TENSORBOARD)],
-            )
-        except Exception as error:  # Lightning raises nearly anything about options that do not go together
-            raise InputError(f"trainer: {shortened(error)}") from None
+        runner = _trainer(folder, options, callbacks, ranked=len(data.held_out) > 0, save_every=save_every)
         if is_first_process():
             _prepare_folder(folder, config, resume)
         try:
@@ -145,6 +123,67 @@ def fit(
 def is_first_process() -> bool:
     """Whether this process is the one that writes; told by the environment, before any trainer is there."""
     return not getattr(rank_zero_only, "rank", 0)
+
+
+def _trainer(
+    folder: Path, options: dict[str, Any], callbacks: list[Callback], *, ranked: bool, save_every: int | None
+) -> pl.Trainer:
+    """The trainer of a run: options and callbacks of the user, and what every run has."""
+    options["use_distributed_sampler"] = False  # the sampler knows its process
+    options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 0
+    options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
+    options["plugins"] = [*_listed(options.get("plugins")), AtomicCheckpoints()]
+    callbacks = [*callbacks, LearningRateMonitor("step")]
+    if ranked:  # before the last one, which then holds the best score so far
+        best = FolderCheckpoint(folder / BEST, at_epoch_end=False, monitor="val_mAP", mode="max")
+        callbacks.append(best)
+    else:
+        options["limit_val_batches"] = 0
+    callbacks.append(FolderCheckpoint(folder / LAST, at_epoch_end=True))
+    if save_every is not None:
+        callbacks.append(StepCheckpoint(folder / LAST, save_every))
+    if not sys.stderr.isatty():
+        options["enable_progress_bar"] = False
+        callbacks.append(EpochLines())
+    logger = [CSVLogger(folder, name=CSV), TensorBoardLogger(folder, name=TENSORBOARD)]
+    try:
+        return pl.Trainer(**options, default_root_dir=folder, callbacks=callbacks, logger=logger)
+    except Exception as error:  # Lightning raises nearly anything about options that do not go together
+        raise InputError(f"trainer: {shortened(error)}") from None
+
+
+class FolderCheckpoint(ModelCheckpoint):
+    """Keeps one file in the run's folder, and its best score wherever that folder is moved to.
+
+    Args:
+        file: to be written.
+        at_epoch_end: at the end of each epoch, or of each validation.
+        options: of ``ModelCheckpoint``.
+    """
+
+    def __init__(self, file: Path, *, at_epoch_end: bool, **options: Any) -> None:
+        super().__init__(
+            dirpath=file.parent,
+            filename=file.stem,
+            enable_version_counter=False,
+            save_on_train_epoch_end=at_epoch_end,
+            **options,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score over, which Lightning forgets where the folder has another name than before."""
+        here = os.fspath(self.dirpath or "")
+
+        def moved(path: str) -> str:
+            return os.path.join(here, os.path.basename(path)) if path else path
+
+        state = {**state_dict, "dirpath": self.dirpath}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = moved(state.get(name, ""))
+        models = state.get("best_k_models", {})
+        state["best_k_models"] = {moved(path): score for path, score in models.items()}
+        if os.path.isfile(state["best_model_path"]):  # what has a score must be there
+            super().load_state_dict(state)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -182,7 +221,9 @@ class EpochLines(Callback):
         if trainer.is_global_zero:
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}", flush=True)
+            # one of so many steps has no number of epochs
+            epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+            print(f"epoch {trainer.current_epoch + 1}{epochs}  {values}", flush=True)
 
 
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
@@ -235,13 +276,3 @@ def _check_same_run(
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value] if value else []
-
-
-def _checkpoint(folder: Path, name: str, **options: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename=Path(name).stem,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-        **options,
-    )

@@ -131,10 +131,7 @@ class ReIDModule(pl.LightningModule):
         optimizer, trainer = self._make_optimizer(), self.trainer
         if not math.isfinite(trainer.estimated_stepping_batches):
             raise InputError("trainer: the schedule needs the run's length: give max_epochs or max_steps")
-        steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs or 0
-        if epochs < 1:  # the length was given in steps
-            trainer.fit_loop.setup_data()  # which tells the number of batches; done once
-            epochs = -(-steps * trainer.accumulate_grad_batches // int(trainer.num_training_batches))
+        steps, epochs = self._steps_per_epoch(), self._epochs()
         if _unscales(optimizer) and _scaler(trainer) is not None and trainer.gradient_clip_val:
             raise InputError(
                 "optimizer: a fused one cannot clip gradients in float16; give fused: false, precision "
@@ -142,12 +139,20 @@ class ReIDModule(pl.LightningModule):
             )
 
         def factor(step: int) -> float:
-            return self.schedule.factor(step * epochs / steps, epochs)
+            return self.schedule.factor(step / steps, epochs)
 
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
+
+    def _steps_per_epoch(self) -> int:
+        self.trainer.fit_loop.setup_data()  # which tells the number of batches; done once
+        return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+
+    def _epochs(self) -> float:
+        """The length of the training, however it is given; it may end within an epoch."""
+        return self.trainer.estimated_stepping_batches / self._steps_per_epoch()
 
     def configure_gradient_clipping(
         self,
@@ -172,15 +177,18 @@ class ReIDModule(pl.LightningModule):
         self.model.backbone.set_input_size(self.input_size)
 
     def on_fit_start(self) -> None:
-        epochs, first = self.trainer.max_epochs, max(self.input_sizes)
+        epochs, first = self._epochs(), max(self.input_sizes)
         tried = getattr(self.trainer, "fast_dev_run", False)  # of one step: it goes nowhere
-        if epochs is not None and 0 <= epochs <= first and self.trainer.is_global_zero and not tried:
+        if epochs <= first and self.trainer.is_global_zero and not tried:
             height, width = self.model.size
             print(
-                f"note: this training has {epochs} epochs, but images of {height}x{width} begin "
+                f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin "
                 f"with epoch {first}, counted from 0: give model.input_sizes that go with its length",
                 file=sys.stderr,
             )
+
+    def on_fit_end(self) -> None:
+        self._set_input_size(self.model.size)  # the model is whole, whenever the training ends
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch

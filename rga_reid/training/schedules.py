@@ -13,12 +13,12 @@ class Schedule(ABC):
     """A function of time; it keeps no state, so a resumed run needs none."""
 
     @abstractmethod
-    def factor(self, epoch: float, epochs: int) -> float:
+    def factor(self, epoch: float, epochs: float) -> float:
         """What the learning rate is multiplied by.
 
         Args:
             epoch: epochs passed, with a fraction: 2.5 is the middle of the third epoch.
-            epochs: epochs in the whole run.
+            epochs: epochs in the whole run, with a fraction if it is so many steps long.
         """
 
 
@@ -47,7 +47,7 @@ class WarmupStep(Schedule):
         if list(self.milestones) != sorted(self.milestones):
             raise InputError(f"milestones: expected a rising list of epochs, got {list(self.milestones)}")
 
-    def factor(self, epoch: float, epochs: int) -> float:
+    def factor(self, epoch: float, epochs: float) -> float:
         whole = math.floor(epoch)
         if whole < self.warmup_epochs:
             return self.start + (1 - self.start) * whole / self.warmup_epochs
@@ -77,7 +77,7 @@ class OneCycle(Schedule):
         if not 0 < self.rise < 1:
             raise InputError(f"rise: expected a share between 0 and 1, got {self.rise}")
 
-    def factor(self, epoch: float, epochs: int) -> float:
+    def factor(self, epoch: float, epochs: float) -> float:
         passed = min(epoch / epochs, 1.0)
         if passed < self.rise:
             return _cosine(self.start, 1.0, passed / self.rise)

@@ -338,6 +338,11 @@ def test_a_run_as_long_as_so_many_steps(
     rates = [1e-3 * WarmupStep().factor(3 * step / 5, 3) for step in range(5)]
     np.testing.assert_allclose(log, rates, rtol=1e-6)
     assert min(rates) > 0
+    words = ["--trainer.max_epochs", "9", "--trainer.max_steps", "5", "--overwrite"]
+    assert train(recipe, tiny_market, out, *words) == 0  # which ever ends first, an epoch is as long as it is
+    log = pd.read_csv(out / "csv" / "version_0" / "metrics.csv")["lr-AdamW"].dropna()
+    rates = [1e-3 * WarmupStep().factor(step // 2, 2.5) for step in range(5)]
+    np.testing.assert_allclose(log, rates, rtol=1e-6)
     words = ["train", "--config", recipe, "--data.root", str(tiny_market), "--out", str(tmp_path / "other")]
     error = refused(*words, "--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00")
     assert "the schedule needs the run's length" in error

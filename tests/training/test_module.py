@@ -13,6 +13,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import evaluate_ranking
 from rga_reid.models import EmbeddingModel
 from rga_reid.training import ReIDData, ReIDModule
+from rga_reid.training.fit import fit
 
 
 class Trainer(SimpleNamespace):
@@ -56,6 +57,19 @@ def test_held_out_images_are_ranked_as_far_as_they_were_seen(
     assert logged["val_rank1"] == expected.rank(1)
 
 
+def test_a_training_that_ends_early_leaves_a_model_of_its_own_size(
+    tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ReIDData(str(tiny_market), size=(64, 32), identities_per_batch=3, images_per_identity=2)
+    options = {"depth": 18, "attention": "rga", "weights": None, "size": (64, 32), "stages": (3,)}
+    trained = ReIDModule(data.classes, input_sizes=[(0, 32, 32), (2, 64, 32)], **options)
+    trainer = {"max_epochs": 9, "max_steps": 1, "accelerator": "cpu", "enable_model_summary": False}
+    fit(trained, data, tmp_path / "run", trainer=trainer)
+    image = next((tiny_market / "query").glob("*.jpg"))
+    assert trained.model.embed([image]).shape == (1, 512)
+    assert "images of 64x32 begin with epoch 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fused", "scaled", "clip", "refused"),
     [
@@ -70,7 +84,12 @@ def test_scaled_gradients_are_not_clipped_for_fused_optimizers(
 ) -> None:
     plugin = SimpleNamespace(scaler=object() if scaled else None)
     trainer = Trainer(
-        estimated_stepping_batches=10, max_epochs=1, gradient_clip_val=clip, precision_plugin=plugin
+        estimated_stepping_batches=10,
+        num_training_batches=10,
+        accumulate_grad_batches=1,
+        fit_loop=SimpleNamespace(setup_data=lambda: None),
+        gradient_clip_val=clip,
+        precision_plugin=plugin,
     )
     monkeypatch.setattr(ReIDModule, "trainer", trainer)
     trained = module(optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, fused=fused))

@@ -123,6 +123,34 @@ def small_run(tiny_market: Path, tmp_path: Path, *words: str) -> list[str]:
     return ["train", "--config", str(recipe), "--data.root", str(tiny_market), "--out", out, *words]
 
 
+def test_the_best_score_goes_along_where_a_run_is_moved(tiny_market: Path, tmp_path: Path) -> None:
+    words = small_run(tiny_market, tmp_path)
+    assert main(words) == 0
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    content = torch.load(run / "last.ckpt", weights_only=True)
+    (saved,) = [one for one in content["callbacks"].values() if one.get("monitor") == "val_mAP"]
+    highest = torch.tensor(2.0)  # which no later epoch reaches
+    scores = {"best_model_score": highest, "kth_value": highest}
+    saved.update(scores, best_k_models={saved["best_model_path"]: highest})
+    torch.save(content, run / "last.ckpt")
+    run.rename(moved)
+    best = (moved / "best.ckpt").read_bytes()
+    words[words.index("--out") + 1] = str(moved)
+    assert main([*words, "--resume", "--trainer.max_epochs", "2"]) == 0
+    assert (moved / "best.ckpt").read_bytes() == best
+    assert not run.exists()
+    (moved / "best.ckpt").unlink()
+    assert main([*words, "--resume", "--trainer.max_epochs", "3"]) == 0
+    assert (moved / "best.ckpt").is_file()  # a score whose weights are gone counts for nothing
+
+
+def test_the_best_weights_are_those_that_were_ranked(tiny_market: Path, tmp_path: Path) -> None:
+    words = small_run(tiny_market, tmp_path)
+    assert main([*words, "--trainer.val_check_interval", "4"]) == 0
+    assert torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["global_step"] in (4, 8)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == STEPS
+
+
 def test_what_does_not_fit_a_checkpoint_is_explained(
     tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
