@@ -149,9 +149,10 @@ def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
 
 
 def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
-    plain = ("name", "symbol", "formula", "meaning", "kind", "size", "grid", "key_grid")
+    words = ("name", "symbol", "formula", "meaning", "kind")
+    plain = ("size", "grid", "key_grid", "blocks", "key_blocks", "asymmetry", "reach", "whole")
     return {
-        **{name: getattr(matrix, name) for name in (*plain, "asymmetry", "reach", "whole")},
+        **{name: getattr(matrix, name) for name in (*words, *plain)},
         "picture": pack.add(matrix.picture),
         "chosen": [] if matrix.whole else matrix.chosen.tolist(),
         "rows": None if matrix.whole else pack.add(matrix.rows),

@@ -77,10 +77,16 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
-    low, high = _range(matrix.picture, 99.5)
-    norm = _norm(matrix.picture, low, high)
-    shown = axes.imshow(matrix.picture, _colours(low), norm=norm, aspect="auto", interpolation="none")
-    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.7)
+    picture = matrix.picture
+    low, high = _range(picture)
+    norm = _norm(picture, low, high)
+    if not isinstance(norm, PowerNorm):  # a few high numbers would leave the rest one colour
+        low, high = _range(picture, 99.5)
+        norm = Normalize(low, high)
+    below, above = picture.min() < low, picture.max() > high
+    extend = ("both" if above else "min") if below else ("max" if above else "neither")
+    shown = axes.imshow(picture, _colours(low), norm=norm, aspect="auto", interpolation="none")
+    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.7, extend=extend)
     bar.ax.tick_params(labelsize=7)
     if isinstance(norm, PowerNorm):  # whose own ticks crowd at its upper end
         ticks = [float(tick) for tick in norm.inverse(np.array([0, 1 / 3, 2 / 3, 1]))]

@@ -58,6 +58,8 @@ class MatrixView:
         grid: the map that rows run over, (H, W); (R, 1) for channels.
         key_grid: the same for columns; smaller where keys are pooled.
         picture: float32, all of the matrix, or means over blocks of it.
+        blocks: the map that the picture's rows run over: ``grid``, or a coarser one.
+        key_blocks: the same for its columns.
         chosen: nodes with exact rows and columns; all of them, in order, if the matrix is whole.
         rows: float32 ``(chosen, K)``; empty if the matrix is whole.
         columns: float32 ``(chosen, R)``, of the key at the same place; empty if the matrix is whole.
@@ -76,6 +78,8 @@ class MatrixView:
     grid: Grid
     key_grid: Grid
     picture: np.ndarray
+    blocks: Grid
+    key_blocks: Grid
     chosen: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
@@ -249,6 +253,8 @@ def _view(
         grid,
         key_grid,
         _array(matrix if whole else pooled(matrix, grid, key_grid)),
+        grid if whole else _coarse(grid),
+        key_grid if whole else _coarse(key_grid),
         chosen.cpu().numpy(),
         exact_rows,
         exact_columns,

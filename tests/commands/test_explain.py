@@ -241,7 +241,25 @@ def test_large_matrices_are_exact_at_chosen_points(picture: Path, tmp_path: Path
         wait_for(browser, "other", 30 * 16 + 3)
         assert number(browser, "value-row") == pytest.approx(float(matrix[node, 483]), rel=SHOWN)
         assert number(browser, "value-column") == pytest.approx(float(matrix[483, node]), rel=SHOWN)
+        # 48·16 positions are pooled to 12·4 dots: those of 4·4 positions each
+        assert lines_of(browser, 48) == {node // 16 // 4 * 4 + node % 16 // 4}
+        point_at(browser, "matrix", 5 * 4 + 2, 11 * 4 + 1, (48, 48)).perform()
+        wait_for(browser, "other", 46 * 16 + 6)  # the position below the middle of dot (11, 1)
+        found = int(browser.find_element(By.ID, "readout").get_attribute("data-node"))
+        assert (found // 16 // 4, found % 16 // 4) == (5, 2)
+        assert lines_of(browser, 48) == {5 * 4 + 2}
         no_complaints(browser)
+
+
+def lines_of(browser: Any, dots: int) -> set[int]:
+    """The rows of the matrix's picture that a line goes through, from the colours of its left edge."""
+    edge = browser.execute_script(
+        "const c = document.getElementById('matrix').getContext('2d');"
+        "return Array.from({length: arguments[0]}, (_, k) =>"
+        " [...c.getImageData(1, (k + 0.5) * 512 / arguments[0], 1, 1).data])",
+        dots,
+    )
+    return {place for place, (red, green, blue, _) in enumerate(edge) if (red, green, blue) == (232, 89, 12)}
 
 
 @pytest.fixture(scope="module")

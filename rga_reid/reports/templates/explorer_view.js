@@ -26,8 +26,10 @@ function drawMatrix(m) {
   bar("bar-matrix", m.drawn.low, m.drawn.high, m.drawn.colours, m.drawn.note);
   return context;
 }
-function lines(context, share, keyShare) {
-  const side = context.canvas.width, style = getComputedStyle(document.documentElement);
+/** The row and the column of (v, u), through the dots that they are part of. */
+function lines(m, v, u) {
+  const share = (cell(v, u, m.blocks) + 0.5) / m.picture.shape[0], keyShare = (cell(v, u, m.key_blocks) + 0.5) / m.picture.shape[1];
+  const context = drawMatrix(m), side = context.canvas.width, style = getComputedStyle(document.documentElement);
   context.lineWidth = 3; context.strokeStyle = style.getPropertyValue("--mark").trim();
   context.beginPath(); context.moveTo(0, share * side); context.lineTo(side, share * side); context.stroke();
   context.setLineDash([8, 6]);
@@ -57,9 +59,7 @@ function showPositions() {
   const mine = overPhoto($("photo"), exhibit().photo, null);
   if (!m.whole) m.chosen.forEach((n) => { const [a, b] = middle(n, m.grid); mine.fillStyle = "#fff"; mine.fillRect(b * mine.canvas.width - 2, a * mine.canvas.height - 2, 5, 5); });
   const all = [mine];
-  let [low, high] = range(row);
-  if (square) { const [l, h] = range(column); low = Math.min(low, l); high = Math.max(high, h); }
-  const [a, b, colours] = scaleOf(low, high), power = powerOf(row, low, high);
+  const [low, high] = range([...range(row), ...range(column)]), [a, b, colours] = scaleOf(low, high), power = powerOf(row, low, high);
   all.push(overPhoto($("row"), exhibit().photo, paint(row, m.key_grid, a, b, data.colours[colours], 0, power)));
   all.push(overPhoto($("column"), exhibit().photo, paint(column, m.grid, a, b, data.colours[colours], 0, power)));
   bar("bar-row", a, b, colours, rootNote(power)); bar("bar-column", a, b, colours, rootNote(power));
@@ -70,7 +70,7 @@ function showPositions() {
     bar("bar-difference", -most, most, "diverging");
   }
   for (const context of all) { mark(context, v, u, m.grid, false); mark(context, ov, ou, m.grid, true); }
-  lines(drawMatrix(m), (node + 0.5) / m.size[0], (cell(v, u, m.key_grid) + 0.5) / m.size[1]);
+  lines(m, v, u);
   const at = (n, grid) => `${Math.floor(n / grid[1]) + 1} down, ${(n % grid[1]) + 1} across`; // rows and columns are those of matrices
   const parts = [[`○ point i: ${at(node, m.grid)}${state.held ? " (held)" : ""}`], [`□ point j: ${at(otherNode, m.grid)}`],
     [`${m.symbol}[i, j], i → j:`, "value-row", row[otherKey]], [`${m.symbol}[j, i], j → i:`, "value-column", column[otherNode]],
@@ -88,10 +88,10 @@ function showChannels() {
   $("channel-range").max = $("channel-number").max = m.whole ? m.size[0] - 1 : m.chosen.length - 1;
   $("channel-range").value = place; $("channel-number").value = channel; $("channel-number").max = m.size[0] - 1;
   overPhoto($("photo"), exhibit().photo, activation(m, channel));
-  const width = m.size[1], order = Array.from(row.keys()).filter((k) => k !== channel).sort((p, q) => row[q] - row[p] || p - q);
+  const order = Array.from(row.keys()).filter((k) => k !== channel).sort((p, q) => row[q] - row[p] || p - q);
   thumbnails("most", m, order.slice(0, 4), row, column);
   thumbnails("least", m, order.slice(-4).reverse(), row, column);
-  lines(drawMatrix(m), (channel + 0.5) / m.size[0], (channel + 0.5) / width);
+  lines(m, ...middle(channel, m.grid));
   $("head-most").textContent = `Channels that ${channel} relates to most`;
   $("head-least").textContent = `Channels that ${channel} relates to least`;
   const parts = [[`channel i: ${channel}, of 0 to ${m.size[0] - 1}`],
@@ -129,6 +129,7 @@ function describe(canvas, words) {
 /** The pictures and numbers of the chosen point or channel: all that a hover changes. */
 function show() {
   if (!stage().matrices.length) return overPhoto($("photo"), exhibit().photo, null);
+  if (!matrix().ready) return; // chosen a moment ago: choose() shows it when it is unpacked
   if (matrix().kind === "channels") showChannels(); else showPositions();
   showSame();
 }
@@ -357,11 +358,11 @@ for (const id of ["row", "column", "difference"]) {
 for (const kind of ["pointermove", "pointerdown"]) {
   $("matrix").addEventListener(kind, (event) => {
     if (!matrix()?.ready || (kind === "pointermove" && event.pointerType === "touch")) return;
-    const [share, keyShare] = inside(event), m = matrix();
-    if (m.kind === "channels") { if (kind === "pointerdown") state.channel = Math.floor(share * m.size[0]); else return; }
+    const [share, keyShare] = inside(event), m = matrix(), [rows, keys] = m.picture.shape, place = middle(Math.floor(share * rows), m.blocks);
+    if (m.kind === "channels") { if (kind === "pointerdown") state.channel = cell(...place, m.grid); else return; }
     else {
-      if (!state.held) [state.v, state.u] = middle(Math.floor(share * m.size[0]), m.grid);
-      [state.ov, state.ou] = middle(Math.floor(keyShare * m.size[1]), m.key_grid);
+      if (!state.held) [state.v, state.u] = place;
+      [state.ov, state.ou] = middle(Math.floor(keyShare * keys), m.key_blocks);
     }
     soon();
   });
