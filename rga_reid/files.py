@@ -76,6 +76,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     with _draft(target, lambda draft: draft.mkdir()) as (temporary, mode):
         yield temporary
         temporary.chmod(mode)
+        require_new(target, overwrite=overwrite)  # it may have come meanwhile
         if not target.exists():
             os.replace(temporary, target)
             return

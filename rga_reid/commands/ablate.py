@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from rga_reid.commands.parsing import new_parser, parse
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
+    from rga_reid.data.synthetic import SyntheticSettings
     from rga_reid.experiments.ablation import Outcome, Progress
     from rga_reid.experiments.ablation_plan import Plan
     from rga_reid.experiments.ablation_run import DataSource, Run
@@ -108,30 +111,55 @@ def _check_recipes(plan: Plan, name: str) -> None:
 def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     """The data set that all variants share, read once so that it is known to be whole."""
     from rga_reid.data import read_table
-    from rga_reid.data.synthetic import write_synthetic
     from rga_reid.experiments.ablation_run import DataSource
 
     sections = [variant.recipe.get("data") or {} for variant in plan.variants]
     asked = [(section.get("dataset", "market1501"), section.get("root")) for section in sections]
     if any(one != asked[0] or isinstance(one[0], list) or isinstance(one[1], list) for one in asked):
         raise InputError(f"plan {options.config}: expected one data set for all variants, got several")
-    card, root = str(asked[0][0]), options.data.root or asked[0][1]
+    card, root, drawn = str(asked[0][0]), options.data.root or asked[0][1], None
     if root is None and plan.synthetic is not None:
-        root = str(out / "data")
-        if not Path(root).is_dir():
-            write_synthetic(root, plan.synthetic)
+        drawn = asdict(plan.synthetic)
+        root = str(_drawn(out, plan.synthetic))
     if not isinstance(root, str):
         raise InputError("--data.root: expected the folder of the data set, which the plan does not name")
-    return DataSource.of(root, card, read_table(root, card))
+    return DataSource.of(root, card, read_table(root, card), drawn)
+
+
+def _drawn(out: Path, settings: SyntheticSettings) -> Path:
+    """The synthetic data set of an ablation, drawn once; beside it lies what it was drawn by."""
+    from rga_reid.data.synthetic import write_synthetic
+    from rga_reid.experiments.ablation_run import differences
+    from rga_reid.files import make_folder, write_json
+    from rga_reid.inputs import read_json
+
+    folder, note, asked = out / "data", out / "data.json", asdict(settings)
+    if not folder.is_dir():
+        make_folder(out)
+        write_json(note, asked)
+        try:
+            write_synthetic(folder, settings)
+        except InputError:
+            if not folder.is_dir():  # else another `ablate` was faster
+                raise
+    found = differences(read_json(note) if note.is_file() else {}, json.loads(json.dumps(asked)))
+    if found:
+        raise InputError(
+            f"{folder}: drawn with other settings (synthetic {'; '.join(found[:3])}); choose another --out, "
+            "or delete this folder and the runs to begin anew"
+        )
+    return folder
 
 
 def _measure(outcome: Outcome, out: Path) -> None:
     from rga_reid.experiments.ablation_run import LAST, TRAIN
     from rga_reid.experiments.footprint import measure
 
-    first = {run.variant: run.folder / TRAIN / LAST for run in reversed(outcome.finished)}
+    first: dict[str, Path] = {}
+    for run in outcome.finished:
+        first.setdefault(run.variant, run.folder / TRAIN / LAST)
     try:
-        measure(dict(reversed(first.items())), out)
+        measure(first, out)
     except Exception as error:  # the results are there: they are worth a report without these figures
         print(printable(f"latency and memory could not be measured: {error}"))
 

@@ -20,6 +20,7 @@ PLAN = "plan.json"  # in the folder of an ablation
 _LOOK = 0.2  # seconds between two looks at the processes
 _TAIL = 4096  # bytes of a log that are looked at
 _EPOCH = re.compile(rb"epoch (\d+)/(\d+) ")
+_HEADING = re.compile(rb"^== (?:training|testing)\n", re.MULTILINE)
 _TESTING_SHARE = 0.05  # of a run's work
 
 
@@ -42,7 +43,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the runs stand after a call, in the plan's order of variants."""
+    """How the runs stand after a call, in the order they are made."""
 
     finished: tuple[Run, ...]
     failed: tuple[Run, ...]
@@ -203,7 +204,7 @@ class _Job:
         self.doing, command = self.left.pop(0)
         assert self.handle is not None
         with open(self.run.folder / LOG, "ab", opener=_not_through_a_link) as log:
-            log.write(f"== {self.doing}\n".encode())
+            log.write(f"== {self.doing}\n".encode())  # as _HEADING finds it
             log.flush()
             self.process = subprocess.Popen(
                 command,
@@ -256,4 +257,4 @@ def _tail(file: Path) -> bytes:
         return b""
     with open(file, "rb") as log:
         log.seek(max(0, file.stat().st_size - _TAIL))
-        return log.read().rpartition(b"== ")[2]
+        return _HEADING.split(log.read())[-1]

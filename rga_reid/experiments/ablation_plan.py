@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import InputError, did_you_mean, quoted
 from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, seen_from
@@ -46,8 +47,9 @@ class Variant:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise InputError(f"name: expected letters, digits, '_', '.' or '-', got {quoted(self.name)}")
-        whole = [isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in self.seeds]
-        if not self.seeds or not all(whole) or len(set(self.seeds)) < len(self.seeds):
+        for seed in self.seeds:
+            whole_number("seeds", seed, 0, MOST_SEED)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
                 f"seeds: expected different whole numbers from 0, got {quoted(list(self.seeds))}"
             )

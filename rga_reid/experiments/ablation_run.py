@@ -57,16 +57,20 @@ class DataSource:
     Args:
         root, card: as ``read_table`` takes them.
         digest: of the names, identities, cameras and splits of all images: the same wherever they lie.
+        drawn: the settings that it was drawn by, if it is synthetic: names do not tell the images' size.
     """
 
     root: str
     card: str
     digest: str
+    drawn: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, root: str, card: str, table: pd.DataFrame) -> DataSource:
+    def of(
+        cls, root: str, card: str, table: pd.DataFrame, drawn: Mapping[str, Any] | None = None
+    ) -> DataSource:
         """The source that ``table`` was read from."""
-        return cls(os.path.abspath(root), card, table_digest(table))
+        return cls(os.path.abspath(root), card, table_digest(table), drawn)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Run:
             "variant": self.variant,
             "seed": self.seed,
             "flip": self.flip,
-            "dataset": {"card": self.data.card, "digest": self.data.digest},
+            "dataset": {"card": self.data.card, "digest": self.data.digest, "synthetic": self.data.drawn},
             "recipe": dict(self.recipe),
         }
         return json.loads(json.dumps(asked))  # as it is read again
@@ -130,7 +134,9 @@ class Run:
         make_folder(self.folder)
         (self.folder / ERROR).unlink(missing_ok=True)
         trainer = self.recipe.get("trainer") or {}
-        timed = {"trainer": {"callbacks": [*(trainer.get("callbacks") or []), _TIMER]}}
+        callbacks = trainer.get("callbacks") or []  # Lightning takes a single one, too
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        timed = {"trainer": {"callbacks": [*listed, _TIMER]}}
         write_text(self.folder / RECIPE, yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False))
         write_json(self.folder / ASKED, self.settings())
 
@@ -158,8 +164,11 @@ class Run:
 
     def why(self) -> str:
         """The first line of the error; the file may be anybody's."""
-        with open(self.folder / ERROR, encoding="utf-8", errors="replace") as file:
-            return shortened(file.readline(_LONGEST_ERROR), _LONGEST_ERROR)
+        try:
+            with open(self.folder / ERROR, encoding="utf-8", errors="replace") as file:
+                return shortened(file.readline(_LONGEST_ERROR), _LONGEST_ERROR)
+        except FileNotFoundError:
+            return "it is being tried again by another process"
 
 
 @contextmanager

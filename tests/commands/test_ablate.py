@@ -17,11 +17,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import read_table
-from rga_reid.experiments.ablation_run import locked
+from rga_reid.experiments.ablation import Outcome
+from rga_reid.experiments.ablation_run import Run, locked
 from rga_reid.experiments.collecting import read_curve, read_evaluations, read_run
 from rga_reid.experiments.testing import evaluate_model
 
@@ -129,6 +131,37 @@ def test_another_data_set_is_refused_wherever_it_lies(
     assert "dataset.digest was" in refused(*words, str(moved))
     listed = write_plan(tmp_path, overrides={"data.root": [str(moved), str(moved)]})
     assert "expected one data set" in refused(*words[:2], listed, *words[3:], str(moved))
+
+
+def test_a_synthetic_data_set_of_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """Sizes are not in the names of images, so that a digest of these does not tell."""
+    asked = []
+
+    def make_runs(runs: list[Run], **_: object) -> Outcome:
+        asked.extend(run.settings()["dataset"] for run in runs)
+        return Outcome((), ())
+
+    monkeypatch.setattr("rga_reid.experiments.ablation.make_runs", make_runs)
+    out, small = tmp_path / "out", {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0}
+    variants = [{"name": "plain"}]
+
+    def words(**changes: object) -> list[str]:
+        plan = write_plan(tmp_path, variants=variants, synthetic={**small, "size": [32, 16], **changes})
+        return ["ablate", "--config", plan, "--out", str(out)]
+
+    assert main(words()) == 0
+    assert asked[0]["synthetic"] == {**asked[0]["synthetic"], **small, "size": [32, 16]}
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert main(words()) == 0
+    assert "size was [32, 16], is [32, 32]" in refused(*words(size=[32, 32]))
+    assert "junk was 0, is 1" in refused(*words(junk=1))
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    shutil.rmtree(out / "data")
+    assert main(words(size=[32, 32])) == 0  # of which no run was made
+    with Image.open(next((out / "data/query").glob("*.jpg"))) as image:
+        assert image.size == (32, 32)
 
 
 def test_a_run_that_another_process_holds_is_told(

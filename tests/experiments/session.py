@@ -4,7 +4,8 @@
 
 Each run counts to five in its folder from where it was: that is its training. At the number in the file
 ``stop`` of its variant's folder it waits until that file is gone. A variant named ``bad`` fails at two, one
-named ``dies`` is killed there. RUNS are such as ``a:0,b:1``.
+named ``dies`` is killed there, one named ``odd`` fails with words like the log's own. RUNS are such as
+``a:0,b:1``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ for number in range(int(count.read_text()) + 1 if count.exists() else 1, 6):
         sys.exit("no such attention")
     if "dies" in sys.argv[1].split("/") and number == 2:
         os.kill(os.getpid(), 9)
+    if "odd" in sys.argv[1].split("/") and number == 2:
+        sys.exit("== testing what?\\nexpected a == b")
     count.write_text(str(number))
     print(f"epoch {number}/5 ", flush=True)
     while stop.exists() and number == int(stop.read_text()):

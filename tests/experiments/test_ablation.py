@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
 from rga_reid.errors import InputError
 from rga_reid.experiments import ablation, ablation_run
@@ -148,6 +150,11 @@ def test_a_run_that_dies_is_recorded_and_stops_no_other(tmp_path: Path) -> None:
     assert result.failed[0].why() == "training: killed by signal 9: epoch 1/5"
 
 
+def test_an_error_is_told_whole_whatever_signs_are_in_it(tmp_path: Path) -> None:
+    result, _ = SCRIPTED.session(tmp_path, "odd:0")
+    assert result.failed[0].why() == "training: exit code 1: expected a == b"
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -230,6 +237,26 @@ def test_changed_settings_are_refused_with_what_changed(tmp_path: Path) -> None:
         InputError, match=r"run\.json: expected a JSON file .*; delete .*seed-0 to make this run again"
     ):
         run.check()
+
+
+@pytest.mark.parametrize("callbacks", [None, {"class_path": "A"}, [{"class_path": "A"}, {"class_path": "B"}]])
+def test_the_timer_joins_the_callbacks_of_a_recipe(tmp_path: Path, callbacks: Any) -> None:
+    (run,) = SCRIPTED.runs(tmp_path, "a:0", {"trainer": {"callbacks": callbacks, "max_epochs": 1}})
+    run.begin()
+    trainer = yaml.safe_load((run.folder / "recipe.yaml").read_text())["trainer"]
+    *others, timer = trainer["callbacks"]
+    assert others == ([] if callbacks is None else callbacks if isinstance(callbacks, list) else [callbacks])
+    assert timer["class_path"].endswith(".Timer")
+    assert trainer["max_epochs"] == 1
+
+
+def test_an_error_that_another_process_has_taken_away(tmp_path: Path) -> None:
+    (run,) = SCRIPTED.runs(tmp_path, "a:0")
+    run.begin()
+    run.fail("lost")
+    assert run.why() == "lost"
+    run.begin()
+    assert run.why() == "it is being tried again by another process"
 
 
 def test_the_checkpoint_is_what_training_leaves() -> None:

@@ -102,6 +102,7 @@ def test_overrides_lie_over_the_recipe_those_of_a_variant_on_top(tmp_path: Path)
         ("recipe: demo\nvariants: [{name: a, seeds: []}]\n", "variants[0]: seeds: expected different"),
         ("recipe: demo\nvariants: [{name: a, seeds: [1, 1]}]\n", "variants[0]: seeds: expected different"),
         ("recipe: demo\nvariants: [{name: a, seeds: 3}]\n", "variants[0]: seeds: expected a list"),
+        ("recipe: demo\nvariants: [{name: a, seeds: [0, 4294967296]}]\n", "from 0 to 4294967295"),
         ("recipe: demo\nvariants: [{name: ../a}]\n", "variants[0]: name: expected letters"),
         ("recipe: demo\nvariants: [{seeds: [1]}]\n", "variants[0]: name: this key is missing"),
         ("recipe: demo\nvariants: [a]\n", "variants[0]: expected a mapping"),
