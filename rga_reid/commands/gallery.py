@@ -146,6 +146,7 @@ def _build(options: Namespace) -> Gallery | None:
         with unchanged(options.checkpoint):
             model = load_model(options.checkpoint)
             record = ModelRecord.of(model, options.checkpoint)
+        IndexPlan(options.index, settings).check_dimension(model.dimension)  # before anything is embedded
 
         def gathered(rows: pd.DataFrame) -> Batches:
             shards, embed = shards_folder(options.gallery), partial(embedded, model, options, device)
@@ -202,10 +203,10 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
     """Which rows of a table the gallery does not have yet, by their paths."""
     known = table["path"].isin(gallery.known_paths(table["path"])).to_numpy()
     if known.any() and not options.skip_known:
-        first = table["path"][known].iloc[0]
+        first, others = table["path"][known].iloc[0], known.sum() - 1
+        more = f" (and {others:,} more)" if others else ""
         raise InputError(
-            f"{first}: the gallery has this image already (and {known.sum() - 1:,} more); "
-            "--skip-known leaves them out"
+            f"{first}: the gallery has this image already{more}; --skip-known leaves out what it has"
         )
     return ~known
 

@@ -21,8 +21,8 @@ def check_output_file(option: str, file: str | None, *suffixes: str) -> None:
         suffixes: its name must end in one of them, if there are any.
 
     Raises:
-        InputError: another name, a folder that does not exist or cannot be written, or no file there, but a
-            link or a device.
+        InputError: another name, a folder that does not exist or cannot be written, or a link or a device
+            where a file is expected.
     """
     if file is None:
         return

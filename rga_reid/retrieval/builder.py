@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -103,23 +104,25 @@ def save_features(
         InputError: as for ``Gallery.build`` and ``Gallery.save``.
     """
     place = place_of(location)
-    if isinstance(place, MilvusPlace):
-        Gallery.build(features, table, index=index, model=None, **settings).save(
-            location, overwrite=overwrite
-        )
-        return Gallery.open(location)
     plan, kept, (count, dimension) = IndexPlan(index, settings), gallery_table(table), features.shape
     require_some(count)
     require_row_each(count, kept)
     plan.check_dimension(dimension)
+    if isinstance(place, MilvusPlace):
+        from rga_reid.retrieval.milvus_builder import save_rows
+
+        rows = UnitRows(features, 0, count)
+        deque(rows.blocks(), maxlen=0)  # a row without a direction is told before any is sent
+        blocks = ((vectors, kept.iloc[numbers]) for numbers, vectors in rows.blocks())
+        return save_rows(place, plan, None, blocks, overwrite=overwrite)
     require_replaceable(place, overwrite=overwrite)  # before a folder is made
     with writing(place, create=True) as writer:
         require_replaceable(place, overwrite=overwrite)  # and nobody was faster
         segments, step = [], most_rows(plan, dimension)
         for start in range(0, count, step):
             part = kept[start : start + step].reset_index(drop=True)
-            rows = UnitRows(features, start, start + step)
-            segments.append(writer.put(Rows(np.arange(start, start + len(part)), rows, part, plan)))
+            vectors = UnitRows(features, start, start + step)
+            segments.append(writer.put(Rows(np.arange(start, start + len(part)), vectors, part, plan)))
         contents = Contents(dimension, plan, None, tuple(segments), count, writer.removals)
         writer.commit(contents)
     return FolderGallery(contents, place)
@@ -238,4 +241,5 @@ class GalleryBuilder:
             (self._folder / UNFINISHED).unlink()
             raise InputError(f"{self._folder}: nothing to resume: the build was finished")
         require_same_model(self._folder, manifest.model, self._model)
+        self._plan.check_dimension(manifest.dimension)
         return read_contents(self._folder, manifest, mapped=True)

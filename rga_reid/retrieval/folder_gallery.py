@@ -59,13 +59,17 @@ class FolderGallery(Gallery):
         if isinstance(place, MilvusPlace):
             from rga_reid.retrieval.milvus_builder import save_rows
 
-            save_rows(place, self._contents, overwrite=overwrite)
+            rows = ((segment.vectors, segment.table) for segment in self._contents.segments)
+            plan, model, own = self._contents.plan, self._contents.model, self._own_removals
+            save_rows(place, plan, model, rows, removals=own, overwrite=overwrite)
             return
         require_replaceable(place, overwrite=overwrite)  # before a folder is made
         with writing(place, create=True) as writer:
             require_replaceable(place, overwrite=overwrite)  # and nobody was faster
             segments = tuple(writer.put(segment) for segment in self._contents.segments)
-            writer.commit(replace(self._contents, segments=segments, removals=writer.removals))
+            log = writer.removals
+            log += tuple(line for line in self._own_removals if line not in log)  # saved there before
+            writer.commit(replace(self._contents, segments=segments, removals=log))
 
     def add(self, features: Any, table: pd.DataFrame, *, model: ModelRecord | None = None) -> None:
         vectors, kept = fitting_rows(features, table)
@@ -116,6 +120,11 @@ class FolderGallery(Gallery):
     @property
     def ids(self) -> np.ndarray:
         return self._contents.ids.copy()
+
+    @property
+    def _own_removals(self) -> tuple[Removal, ...]:
+        """What was removed in memory, of which there is no log as yet."""
+        return self._contents.removals if self._folder is None else ()
 
     @property
     def removals(self) -> tuple[Removal, ...]:

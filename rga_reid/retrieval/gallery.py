@@ -102,6 +102,8 @@ class Gallery(ABC):
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a copy of the gallery: whole, or not at all.
 
+        What was removed from a gallery in memory is logged there; the log of an opened one stays with it.
+
         Args:
             path: a folder that does not exist, or is empty; or a location in Milvus.
             overwrite: replace the gallery that is there; its log of removals is kept.

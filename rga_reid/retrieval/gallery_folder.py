@@ -58,7 +58,7 @@ def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool =
     with _disk_errors(folder):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
         inner = sorted(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else []
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    foreign = [name for name in names if not _OURS.fullmatch(name) and not is_litter(name)]
     foreign += [
         f"{SEGMENTS}/{name}" for name in inner if not SEGMENT_NAME.fullmatch(name) and not is_litter(name)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,20 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.retrieval.arrays import fitting_rows
-from rga_reid.retrieval.contents import Contents
+from rga_reid.retrieval.contents import Removal
 from rga_reid.retrieval.gallery import Gallery
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.milvus_gallery import MilvusGallery
 from rga_reid.retrieval.milvus_server import MilvusServer
-from rga_reid.retrieval.milvus_state import CURRENT, UNFINISHED, State, clean, images_name, unused_generation
+from rga_reid.retrieval.milvus_state import (
+    CURRENT,
+    UNFINISHED,
+    State,
+    clean,
+    images_name,
+    log_notes,
+    unused_generation,
+)
 from rga_reid.retrieval.model_record import ModelRecord
 from rga_reid.retrieval.places import MilvusPlace
 from rga_reid.retrieval.refusals import (
@@ -29,13 +38,31 @@ from rga_reid.retrieval.refusals import (
 from rga_reid.retrieval.team import BLOCK_ROWS, in_blocks
 
 
-def save_rows(place: MilvusPlace, contents: Contents, *, overwrite: bool) -> None:
-    """Write a gallery's rows to Milvus; what ``Gallery.save`` does there."""
-    builder = MilvusBuilder(place, contents.plan, contents.model, overwrite=overwrite, resume=False)
-    with builder:
-        for segment in contents.segments:
-            builder.add(segment.vectors, segment.table)
-        builder.finish()
+def save_rows(
+    place: MilvusPlace,
+    plan: IndexPlan,
+    model: ModelRecord | None,
+    rows: Iterable[tuple[np.ndarray, pd.DataFrame]],
+    *,
+    removals: Iterable[Removal] = (),
+    overwrite: bool,
+) -> Gallery:
+    """Write rows to Milvus, a block at a time, and open the gallery of them, as ``Gallery.save`` does there.
+
+    Args:
+        place: in Milvus.
+        plan, model: see ``Contents``.
+        rows: blocks of features ``(n, d)`` and of the table.
+        removals: lines that the log of removals gets.
+        overwrite: see ``Gallery.save``.
+
+    Raises:
+        InputError: see ``MilvusBuilder``.
+    """
+    with MilvusBuilder(place, plan, model, overwrite=overwrite, resume=False) as builder:
+        for features, table in rows:
+            builder.add(features, table)
+        return builder.finish(removals)
 
 
 class MilvusBuilder:
@@ -109,8 +136,11 @@ class MilvusBuilder:
         self._server.write_notes(name, {UNFINISHED: self._state.to_text()})
         self._server.insert(self._images, ids, vectors, kept)
 
-    def finish(self) -> Gallery:
+    def finish(self, removals: Iterable[Removal] = ()) -> Gallery:
         """Switch to the new gallery, and open it.
+
+        Args:
+            removals: lines that the log of removals gets at the same time.
 
         Raises:
             InputError: there were no rows.
@@ -121,7 +151,8 @@ class MilvusBuilder:
         name = self._server.place.collection
         self._server.flush(self._images)
         gallery = MilvusGallery(self._server, self._state)
-        self._server.write_notes(name, {CURRENT: self._state.to_text()})
+        log = log_notes(self._server, name, removals)
+        self._server.write_notes(name, {**log, CURRENT: self._state.to_text()})
         clean(self._server, self._state)
         return gallery
 

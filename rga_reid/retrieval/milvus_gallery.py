@@ -22,10 +22,11 @@ from rga_reid.retrieval.milvus_filters import expression
 from rga_reid.retrieval.milvus_server import LABELS, LIMIT, TRAINED_ROWS, Answer, MilvusServer
 from rga_reid.retrieval.milvus_state import (
     CURRENT,
-    FIRST_REMOVAL,
     State,
     clean,
     images_name,
+    log_notes,
+    read_log,
     unused_generation,
 )
 from rga_reid.retrieval.model_record import ModelRecord
@@ -63,12 +64,21 @@ class MilvusGallery(Gallery):
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         if place_of(path) == self._server.place:
             raise InputError(f"{self._server.place}: the gallery is there already")
-        state = self._now()
-        rows = list(self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension))
-        require_some(len(rows))
+        place, state = place_of(path), self._now()
+        rows = self._server.rows(self._images, state.next_id, [*LABELS, "vector"], state.dimension)
+        blocks = (
+            (np.stack(part["vector"].to_numpy()).astype(np.float32), gallery_table(part)) for part in rows
+        )
+        if isinstance(place, MilvusPlace):
+            from rga_reid.retrieval.milvus_builder import save_rows
+
+            save_rows(place, state.plan, state.model, blocks, overwrite=overwrite)
+            return
+        parts = list(blocks)
+        require_some(len(parts))
+        vectors = np.concatenate([features for features, _ in parts])
+        table = pd.concat([part for _, part in parts], ignore_index=True)
         settings = dict(state.plan.settings)
-        vectors = np.concatenate([np.stack(part["vector"].to_numpy()).astype(np.float32) for part in rows])
-        table = gallery_table(pd.concat(rows, ignore_index=True))
         Gallery.build(vectors, table, index=state.plan.kind, model=state.model, **settings).save(
             path, overwrite
         )
@@ -151,8 +161,7 @@ class MilvusGallery(Gallery):
 
     @property
     def removals(self) -> tuple[Removal, ...]:
-        notes = self._server.notes(self._name)
-        return tuple(Removal.from_line(notes[key]) for key in sorted(notes) if key >= FIRST_REMOVAL)
+        return read_log(self._server.notes(self._name), self._server.place)
 
     def known_paths(self, paths: Iterable[str]) -> set[str]:
         self._state = self._now()
@@ -304,5 +313,4 @@ class MilvusGallery(Gallery):
 
     def _log_of(self, pids: pd.Series) -> dict[int, str]:
         """Notes that say of what persons images are removed."""
-        first = max([FIRST_REMOVAL - 1, *self._server.notes(self._name)]) + 1
-        return {n: line.to_line() for n, line in enumerate(logged(pids.astype("Int64")), first)}
+        return log_notes(self._server, self._name, logged(pids.astype("Int64")))

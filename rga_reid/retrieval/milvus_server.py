@@ -84,8 +84,10 @@ class MilvusServer:
         path = Path(self.place.uri)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: expected a folder of Milvus Lite 3, found a file")
-        if not path.exists() and not (create and path.parent.is_dir()):
-            raise InputError(f"{path if not create else path.parent}: expected a gallery, found nothing")
+        if create and not path.parent.is_dir():
+            raise InputError(f"{path}: cannot write there: its folder does not exist")
+        if not create and not path.exists():
+            raise InputError(f"{path}: expected a gallery, found nothing")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

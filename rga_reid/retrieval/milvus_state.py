@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from rga_reid.errors import InputError
+from rga_reid.inputs import shortened
+from rga_reid.retrieval.contents import Removal
 from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.manifest import FORMAT, METRIC
 from rga_reid.retrieval.milvus_server import MilvusServer
@@ -66,8 +69,8 @@ class State:
                 None if value["model"] is None else ModelRecord.from_json(value["model"]),
                 int(value["next_id"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{place}: not a gallery of this program ({error})") from None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise InputError(f"{place}: not a gallery of this program ({shortened(error)})") from None
 
 
 def images_name(name: str, generation: int) -> str:
@@ -84,6 +87,24 @@ def clean(server: MilvusServer, state: State) -> None:
     for other in server.collections():
         if ours.fullmatch(other) and other != images_name(name, state.generation):
             server.drop(other)
+
+
+def log_notes(server: MilvusServer, name: str, removals: Iterable[Removal]) -> dict[int, str]:
+    """Notes that carry on the log of removals."""
+    first = max([FIRST_REMOVAL - 1, *server.notes(name)]) + 1
+    return {number: removal.to_line() for number, removal in enumerate(removals, first)}
+
+
+def read_log(notes: Mapping[int, str], place: MilvusPlace) -> tuple[Removal, ...]:
+    """The log of removals.
+
+    Raises:
+        InputError: a note that ``log_notes`` did not write.
+    """
+    try:
+        return tuple(Removal.from_line(notes[key]) for key in sorted(notes) if key >= FIRST_REMOVAL)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{place}: damaged: not a log of removals ({shortened(error)})") from None
 
 
 def unused_generation(server: MilvusServer, name: str) -> int:

@@ -272,7 +272,6 @@ class _IndexFile:
             index = faiss.read_index(reader)
         except (OSError, RuntimeError):
             raise InputError(f"{self._path}: not a FAISS index, or one of an unknown kind") from None
-        self._file.close()
         found = (type(index), index.ntotal, index.d, index.metric_type)
         if found != (_CLASSES[self._kind], *self._shape, faiss.METRIC_INNER_PRODUCT):
             count, dimension = self._shape
@@ -280,6 +279,7 @@ class _IndexFile:
                 f"{self._path}: expected an inner-product index of kind {self._kind}, {count} x {dimension}; "
                 f"found {type(index).__name__}, {index.ntotal} x {index.d}"
             )
+        self._file.close()  # one that was refused is refused again
         return index
 
 

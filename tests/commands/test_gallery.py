@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,23 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(*words: object) -> int:
     return main(["gallery", "build", *map(str, words), "--device", "cpu"])
+
+
+def test_an_index_that_does_not_fit_the_model_is_refused_before_images_are_embedded(
+    tmp_path: Path,
+    images: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
+    def embed(*_: object, **__: object) -> None:
+        raise AssertionError("images were embedded before the options were checked")
+
+    monkeypatch.setattr("rga_reid.commands.gallery.embedded", embed)
+    place = tmp_path / "g"
+    words = ["--gallery", place, "--images", images, "--checkpoint", checkpoint, "--index", "ivfpq"]
+    assert "pq_m" in refused("gallery", "build", *map(str, words), "--pq-m", "5", "--device", "cpu")
+    assert not place.exists()
 
 
 def test_build_from_images(

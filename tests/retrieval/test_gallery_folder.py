@@ -166,6 +166,30 @@ def test_the_log_of_removals_outlives_another_gallery_in_its_place(saved: Path, 
     assert "removals" in json.loads((saved / "manifest.json").read_text())["removals"]["name"]
 
 
+def test_what_was_removed_in_memory_is_logged_where_it_is_saved(saved: Path, tmp_path: Path) -> None:
+    Gallery.open(saved).remove(pids=2)
+    built = gallery_of(30)
+    built.remove(pids=[0, 4])
+    before = Gallery.open(saved).removals
+    for _ in range(2):
+        built.save(saved, overwrite=True)
+        assert Gallery.open(saved).removals == (*before, *built.removals)
+    assert [line.pid for line in Gallery.open(saved).removals] == [2, 0, 4]
+    built.save(tmp_path / "new")
+    opened = Gallery.open(tmp_path / "new")
+    assert opened.removals == built.removals
+    opened.save(tmp_path / "copy")  # the log of a gallery on disk stays with it
+    assert Gallery.open(tmp_path / "copy").removals == ()
+
+
+def test_what_file_managers_leave_is_no_obstacle(saved: Path) -> None:
+    for folder in (saved, saved / "segments"):
+        (folder / ".DS_Store").write_bytes(b"a view")
+    gallery_of(5).save(saved, overwrite=True)
+    assert len(Gallery.open(saved)) == 5
+    assert (saved / ".DS_Store").read_bytes() == b"a view"
+
+
 def test_overwrite_never_deletes_other_files(saved: Path) -> None:
     (saved / "holiday.jpg").write_bytes(b"a picture")
     with pytest.raises(InputError, match=r"holds 'holiday.jpg', which is no part of a gallery"):
@@ -543,6 +567,22 @@ def test_a_builder_holds_no_vectors_in_memory(tmp_path: Path, monkeypatch: pytes
         assert contents is not None
         assert len(contents.segments) == 6
         assert all(isinstance(segment.vectors, np.memmap) for segment in contents.segments)
+        building.finish()
+
+
+def test_a_build_that_goes_on_checks_its_index_before_it_embeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "SHARD_ROWS", 16)
+    table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(16)]})
+    with pytest.raises(KeyboardInterrupt), GalleryBuilder(tmp_path / "g") as building:
+        building.add(random_features(16), table)
+        raise KeyboardInterrupt
+    settings = {"index": "ivfpq", "pq_m": 7, "resume": True}
+    with pytest.raises(InputError, match="pq_m"), GalleryBuilder(tmp_path / "g", **settings):
+        pass
+    with GalleryBuilder(tmp_path / "g", resume=True) as building:
+        assert len(building.paths) == 16
         building.finish()
 
 

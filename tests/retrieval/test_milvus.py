@@ -18,7 +18,8 @@ import pytest
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
 from rga_reid.retrieval import Gallery, ModelRecord, milvus_builder, milvus_server
-from rga_reid.retrieval.builder import gallery_builder
+from rga_reid.retrieval.builder import gallery_builder, save_features
+from rga_reid.retrieval.indexes import IndexPlan
 from rga_reid.retrieval.places import MilvusPlace, place_of
 
 DIMENSION = 48
@@ -71,6 +72,44 @@ def test_every_true_match_is_found(both: tuple[Gallery, Gallery], crowd: Callabl
         found = gallery.search(queries, 10, with_ids=True)["id"].to_numpy().reshape(50, 10)
         recall = np.mean([len(np.intersect1d(*lists)) / 10 for lists in zip(found, true, strict=True)])
         assert recall == 1
+
+
+def test_rows_go_to_milvus_without_an_index_of_faiss(
+    location: str, rows: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Milvus makes its own; one of FAISS would be made, measured and thrown away."""
+
+    def build(*_: object) -> None:
+        raise AssertionError("an index was made")
+
+    features, table = np.concatenate([rows[0]] * 4), pd.concat([rows[1]] * 4, ignore_index=True)
+    monkeypatch.setattr(IndexPlan, "build", build)
+    saved = save_features(location, features, table, index="hnsw")
+    assert len(saved) == 1600
+    pd.testing.assert_frame_equal(saved.table, Gallery.build(features, table).table)
+    other = str(tmp_path / "other.db")
+    saved.save(other)
+    pd.testing.assert_frame_equal(Gallery.open(other).table, saved.table)
+    broken = features.copy()
+    broken[1500, 3] = np.nan
+    with pytest.raises(InputError, match="features: row 1500 holds NaN"):
+        save_features(location, broken, table, overwrite=True)
+    assert len(Gallery.open(location)) == 1600
+
+
+def test_what_was_removed_in_memory_is_logged_in_milvus(
+    location: str, rows: tuple[np.ndarray, pd.DataFrame]
+) -> None:
+    built = Gallery.build(*rows)
+    pid = int(rows[1]["pid"].dropna().iloc[0])
+    built.remove(pids=pid)
+    built.save(location)
+    opened = Gallery.open(location)
+    assert opened.removals == built.removals
+    assert [line.pid for line in opened.removals] == [pid]
+    opened._server.write_notes(opened._name, {2: "no line"})
+    with pytest.raises(InputError, match=r"\.db: damaged: not a log of removals"):
+        opened.describe()
 
 
 def test_the_same_lists_as_flat(both: tuple[Gallery, Gallery], rows: tuple, crowd: Callable) -> None:

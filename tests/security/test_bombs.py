@@ -47,6 +47,14 @@ def test_images_of_absurd_sizes(tmp_path: Path, tiny_checkpoint: Path) -> None:
         assert f"{name}: image of " in refusal(run(words, tmp_path))
 
 
+def test_a_manifest_whose_seal_is_empty(saved: Path) -> None:
+    """An empty text stands between all bytes of another one."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    (saved / "manifest.json").write_text(json.dumps({**manifest, "more": " " * (16 << 20), "sha256": ""}))
+    words = ["gallery", "info", "--gallery", str(saved)]
+    assert "manifest.json: damaged or edited" in refusal(run(words, saved))
+
+
 def headed(shape: str, size: int = 192) -> bytes:
     """An .npy file whose header promises a shape."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
