@@ -120,7 +120,7 @@ def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, i
             while handle is None and not (drafts and drafts[-1].exists()):
                 drafts.append(target.parent / f".{target.name}.{secrets.token_hex(6)}{target.suffix}")
                 make(drafts[-1])
-                # another may take it for abandoned before it is locked: then there is a next one
+                # until it is locked another program may remove it, as an abandoned one: then make the next
                 handle = _locked(drafts[-1], wait=True)
             mode = stat.S_IMODE(drafts[-1].stat().st_mode)
             drafts[-1].chmod(mode & ~0o077)

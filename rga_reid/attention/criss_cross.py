@@ -37,9 +37,8 @@ class CrissCross(nn.Module):
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: ``ratio`` leaves no channel, or ``recurrence`` is not
-            1 to 16; in ``forward`` and ``relations``,
-            a tensor of another shape, or one that is not of floating-point numbers.
+        ValueError: ``ratio`` leaves no channel, or ``recurrence`` is not 1 to 16; in ``forward`` and
+            ``relations``, a tensor of another shape, or one that is not of floating-point numbers.
     """
 
     def __init__(

@@ -73,7 +73,8 @@ class DualAttention(nn.Module):
     def relations(self, x: Tensor) -> Relations:
         """The explicit form, with matrices ``positions`` (B, N, N) and ``channels`` (B, C, C).
 
-        With the head in training, its dropout is drawn anew each time.
+        With the head, channels are C/4: those of its branches; in training, its dropout is drawn anew each
+        time.
         """
         check_map("DualAttention", x, self.in_channels)
         return Relations.of(self._explicit, x)

@@ -142,10 +142,9 @@ def _matched_queries(people: pd.DataFrame) -> int:
     query, gallery = (people[people.split == split] for split in ("query", "gallery"))
     sightings = gallery.groupby(["pid", "camid"], dropna=False).path.agg(["size", "first"]).reset_index()
     pairs = query[["path", "pid", "camid"]].merge(sightings, on="pid", suffixes=("", "_shown"))
-    if people.camid.isna().any():
-        matched = (pairs["size"] > 1) | (pairs["first"] != pairs.path)
-    else:
-        matched = pairs.camid != pairs.camid_shown
+    known = pairs.camid.notna() & pairs.camid_shown.notna()
+    others = (pairs["size"] > 1) | (pairs["first"] != pairs.path)  # all but the file itself
+    matched = (pairs.camid != pairs.camid_shown).where(known, others)
     return int(pairs.path[matched.astype(bool)].nunique())
 
 

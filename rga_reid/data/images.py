@@ -198,7 +198,7 @@ def _walk(root: Path) -> list[Path]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            # the first folder comes last, and is gone through first: of two that are one it is that one
+            # in reverse, for ``pop`` takes the last: of two links to one folder the first in order counts
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
                 if is_litter(entry.name):
                     continue

@@ -96,4 +96,8 @@ def _weighted_sum(
     total = scores.queries(rows, torch.float64).cpu().numpy()
     for place in range(items.shape[1]):  # one after the other: a sum does not depend on who else is there
         total += weights[:, place, None] * scores.gallery(items[:, place], torch.float64).cpu().numpy()
-    return total / np.sqrt((total * total).sum(axis=1, keepdims=True))
+    lengths = np.sqrt((total * total).sum(axis=1, keepdims=True))
+    if not lengths.all():
+        row = int(rows[int(np.argmin(lengths))])
+        raise InputError(f"query_features: row {row} and its neighbours cancel out: no direction is left")
+    return total / lengths

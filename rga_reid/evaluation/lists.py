@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.checks import whole_number
+from rga_reid.checks import one_of, whole_number
 from rga_reid.evaluation.inputs import feature_pair, label_tables, torch_device
 from rga_reid.evaluation.precision import full_precision
 from rga_reid.evaluation.reranking import ReRankedScores, ReRanking
@@ -57,6 +57,7 @@ def ranked_lists(
         InputError: as for ``evaluate_ranking``, but queries need no correct match; a gallery of junk alone.
     """
     whole_number("top_k", top_k)
+    one_of("metric", metric, tuple(METRICS))
     where = torch_device(device)
     left, right = feature_pair(query_features, gallery_features)
     tables = label_tables(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.checks import whole_number
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation.inputs import (
     feature_pair,
     float32_rows,
@@ -105,8 +105,11 @@ def evaluate_protocol(
         the pairs of a person and a camera, in their order. ``settings["protocol"]`` names the class.
 
     Raises:
-        InputError: as ``evaluate_ranking``; or the camera of an image is unknown to a protocol that needs it.
+        InputError: as ``evaluate_ranking``; another protocol; or the camera of an image is unknown to a
+            protocol that needs it.
     """
+    if not isinstance(protocol, SingleQuery | MultiQuery | SingleShot | NoCameras):
+        raise InputError(f"protocol: expected one such as PROTOCOLS['market1501'], got {quoted(protocol)}")
     name, junk = type(protocol).__name__, options.get("junk_pids", (-1,))
     query, gallery = feature_pair(query_features, gallery_features)
     labels = (query_pids, gallery_pids, query_camids, gallery_camids)

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from rga_reid.models.modes import in_evaluation
 from rga_reid.models.resnet import STAGES, ResNet, Size, count_parameters
 
 _STEM = ("conv1", "bn1")
@@ -30,16 +31,14 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
         (where there is one) to ``attention 4``, and ``total``.
     """
     height, width = size or backbone.size
-    training = backbone.training
+    before = backbone.input_size
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    backbone.eval()
     backbone.set_input_size((height, width))
     try:
-        with fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with in_evaluation(backbone), fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
             backbone(torch.empty(1, 3, height, width, device=next(backbone.parameters()).device))
     finally:
-        backbone.set_input_size(backbone.size)
-        backbone.train(training)
+        backbone.set_input_size(before)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     parts: list[tuple[str, Sequence[str]]] = [("stem", _STEM)]
     for stage in STAGES:

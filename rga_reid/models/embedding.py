@@ -18,6 +18,7 @@ from torch.nn import functional
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import is_number
+from rga_reid.models.modes import in_evaluation
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
@@ -154,14 +155,9 @@ class EmbeddingModel(nn.Module):
         if device is not None:
             self.to(device)
         where = next(self.parameters()).device
-        training = self.training
-        self.eval()
         rows = [torch.empty(0, self.dimension)]
-        try:
-            with torch.inference_mode():
-                for start in range(0, len(images), batch_size):
-                    batch = uint8_batch(images[start : start + batch_size], self.size, where)
-                    rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
-        finally:
-            self.train(training)
+        with in_evaluation(self), torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                batch = uint8_batch(images[start : start + batch_size], self.size, where)
+                rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
         return torch.cat(rows)  # out here, as autograd would refuse a tensor of inference mode

@@ -81,6 +81,7 @@ class ResNet(nn.Module):
             body.load_state_dict(_pretrained_state(depth, weights))
         self.depth, self.stages, self.last_stride = depth, tuple(stages), last_stride
         self.size: Size = (size[0], size[1])
+        self.input_size = self.size  #: that attention is set to now
         self.channels: int = body.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
         if stem_pool == "ceil":
@@ -112,6 +113,7 @@ class ResNet(nn.Module):
 
     def set_input_size(self, size: Size) -> None:
         """Take inputs of ``size`` from now on: attention that is tied to a map size is told the new one."""
+        self.input_size = (size[0], size[1])
         sizes = self.map_sizes(size)
         for stage, module in self.attention_stages().items():
             set_map_size: Any = getattr(module, "set_map_size", None)

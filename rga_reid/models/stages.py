@@ -12,6 +12,7 @@ from rga_reid.attention import MECHANISMS, RGA, NonLocal, Step
 from rga_reid.errors import InputError
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel
+from rga_reid.models.modes import in_evaluation
 from rga_reid.models.pixels import uint8_batch
 
 
@@ -74,14 +75,12 @@ def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
         module.register_forward_pre_hook(lambda _, given, stage=stage: inputs.update({stage: given[0]}))
         for stage, module in modules.items()
     ]
-    training = model.training
-    model.eval()
     try:
-        where = next(model.parameters()).device
-        model.backbone(model.normalise(uint8_batch(pixels, model.size, where)))
-        return [_capture(stage, modules[stage], x) for stage, x in sorted(inputs.items())]
+        with in_evaluation(model):
+            where = next(model.parameters()).device
+            model.backbone(model.normalise(uint8_batch(pixels, model.size, where)))
+            return [_capture(stage, modules[stage], x) for stage, x in sorted(inputs.items())]
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
 
@@ -110,18 +109,18 @@ def untrained_model(
     Args:
         attention: as in ``build_model``.
         pixels: uint8 ``(n, 3, h, w)``.
-        seed: of the weights.
+        seed: of the weights, and of dropout while statistics are taken.
         build: what else ``build_model`` takes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(attention=attention, **build)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0  # the statistics of this one batch
-    model.train()
-    model.backbone(model.normalise(uint8_batch(pixels, model.size)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0  # the statistics of this one batch
+        model.train()
+        model.backbone(model.normalise(uint8_batch(pixels, model.size)))  # dropout draws, too
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return model.eval()

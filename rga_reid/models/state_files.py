@@ -33,7 +33,7 @@ _NUMPY_SCALARS += [np.dtype, *(type(np.dtype(code)) for code in ("?", "i4", "i8"
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """A state_dict from a ``.safetensors`` or a torch file, bare or under ``state_dict`` or ``model``.
 
-    Nothing else is unpickled.
+    Nothing is unpickled that could run code.
 
     Raises:
         InputError: no such file, not a state_dict.

@@ -71,10 +71,9 @@ class ReIDData(pl.LightningDataModule):
         held_out: share of the *training* identities that is kept from training and ranked after each
             validation, to choose a checkpoint by. 0 trains on all of them and keeps the last epoch.
         held_out_seed: of the choice of these identities: runs of several ``--seed`` are ranked on the same.
-        cache: keep decoded images in ``memory``, or in a ``file`` in the folder of the (first) data
-            set, for later runs
-            too. ``memory`` falls back on the file where memory is short, and says so, and where several
-            processes train.
+        cache: keep decoded images in ``memory``, or in a ``file`` in the folder of the (first) data set, for
+            later runs too. ``memory`` falls back on the file where memory is short, and says so, and where
+            several processes train.
         seed: of the sampler; taken from ``--seed``.
 
     Raises:
@@ -96,7 +95,9 @@ class ReIDData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 <= held_out < 1:
-            raise InputError(f"held_out: expected a share of the training identities, 0 to 1, got {held_out}")
+            raise InputError(
+                f"held_out: expected a share of the training identities, from 0 to below 1, got {held_out}"
+            )
         roots, cards = ([item] if isinstance(item, str) else list(item) for item in (root, dataset))
         self.table = read_training(roots, cards)
         pids = np.sort(self.table.pid.unique().astype(np.int64))
@@ -212,9 +213,10 @@ class ReIDData(pl.LightningDataModule):
 
 
 def _can_be_ranked(table: pd.DataFrame) -> bool:
-    """Whether there is an identity that a query can find: in another camera, if any camera is known."""
-    people = table.groupby("pid")
-    return bool((people.size() if table.camid.isna().all() else people.camid.nunique()).max() >= 2)
+    """Whether an identity has two images that a query can find, not known to be of one camera."""
+    people = table.groupby("pid").camid
+    size, known, cameras = people.size(), people.count(), people.nunique()
+    return bool(((cameras >= 2) | ((size >= 2) & (known < size))).any())
 
 
 def _place(trainer: pl.Trainer | None) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class ReIDModule(pl.LightningModule):
         checkpointing: compute the activations of a stage again in the backward pass: the same gradients, less
             memory, more time.
         compile: let torch.compile make kernels for the model; the first steps take minutes.
-        channels_last: keep images and weights as (n, H, W, C) in memory: faster convolutions.
+        channels_last: keep weights as (n, H, W, C) in memory, which images follow: faster convolutions.
         seed: of the augmentation; taken from ``--seed``.
 
     Raises:

@@ -89,7 +89,7 @@ class IdentitySampler(Sampler[list[int]]):
             # with many images do not stay behind alone
             left = np.flatnonzero(visits)
             keys = rng.random(len(left)) ** (1 / visits[left])
-            due = visits[left] >= to_come  # one that stands in each step to come, or leaves one of them short
+            due = visits[left] >= to_come  # needed in each step to come, or one of them lacks identities
             if np.count_nonzero(due) <= step:
                 keys[due] += 1
             chosen = left[np.argsort(-keys, kind="stable")[:step]]

@@ -154,6 +154,28 @@ def test_csv_without_cameras(small, tmp_path):
     assert (report.problems, report.matched_queries, report.sizes) == ([], 1, {(8, 4): 2})
 
 
+@pytest.mark.parametrize(
+    ("query", "gallery", "matched"),
+    [
+        ("1,1", ["1,1"], 0),  # of one camera: the evaluation leaves it out
+        ("1,1", ["1,"], 1),
+        ("1,", ["1,1"], 1),
+        ("1,1", ["1,1", "1,2"], 1),
+    ],
+)
+def test_cameras_of_some_images_only(small, tmp_path, query, gallery, matched):
+    files = [f"set/bounding_box_test/{name}.jpg" for name in SMALL["bounding_box_test"]]
+    rows = [f"set/query/0001_c1s1_000001_00.jpg,{query},query"]
+    rows += [f"{file},{labels},gallery" for file, labels in zip(files, gallery, strict=False)]
+    rows.append(f"{files[-1]},2,,gallery")  # somebody else, in no known camera
+    (tmp_path / "own.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    report = check_data(tmp_path / "own.csv")
+    assert (report.matched_queries, [problem.kind for problem in report.problems]) == (
+        matched,
+        [] if matched else ["match"],
+    )
+
+
 def test_queries_alone_need_no_match(small, tmp_path):
     file = tmp_path / "own.csv"
     file.write_text("path,pid,camid,split\nset/query/0001_c1s1_000001_00.jpg,1,1,query\n")

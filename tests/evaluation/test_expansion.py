@@ -51,6 +51,13 @@ def test_opposite_items_have_no_weight() -> None:
     np.testing.assert_array_equal(expand_queries(query, gallery, k=2, alpha=1), query)
 
 
+def test_queries_that_cancel_out_are_named() -> None:
+    """With alpha 0 an opposite item weighs as much as any other."""
+    query, gallery = np.array([[0, 1], [1, 0]], np.float32), np.array([[-1, 0]], np.float32)
+    with pytest.raises(InputError, match="query_features: row 1 and its neighbours cancel out"):
+        expand_queries(query, gallery, k=1, alpha=0)
+
+
 def test_no_bit_depends_on_blocks_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery = features(columns=600)
     gallery[:100] = gallery[:1] * (1 + 1e-7 * gallery[:100])  # closer together than a product can tell

@@ -228,6 +228,9 @@ def test_bad_input_is_named() -> None:
         SingleShot(repeats=0)
     with pytest.raises(InputError, match="seed: expected a whole number of at least 0, got -1"):
         SingleShot(seed=-1)
+    for other in ("cuhk03_classic", SingleShot):  # its name, its class: no protocol, and not the plain one
+        with pytest.raises(InputError, match="protocol: expected one such as PROTOCOLS"):
+            evaluate_protocol(other, **case)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"rerank: not defined for galleries of one image"):
         evaluate_protocol(SingleShot(2), **case, rerank=ReRanking())
     with pytest.raises(InputError, match=r"no query has its person in another camera"):

@@ -57,3 +57,8 @@ def test_every_mechanism_costs_something_and_nothing_changes(name: str) -> None:
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model(torch.rand(2, 3, 64, 32)).shape == (2, 512, 4, 2)
+    model.set_input_size((32, 32))
+    model.bn1.eval()  # frozen
+    count_costs(model)
+    assert (model.training, model.bn1.training, model.layer4[0].bn1.training) == (True, False, True)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 512, 2, 2)

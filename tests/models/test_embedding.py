@@ -90,8 +90,10 @@ def test_embed_takes_tensors_pictures_and_paths_of_any_size(model: EmbeddingMode
 
 def test_embed_leaves_the_mode_as_it_was(model: EmbeddingModel) -> None:
     model.train()
+    model.backbone.bn1.eval()  # frozen
     model.embed(torch.zeros(1, 3, 64, 32, dtype=torch.uint8))
     assert model.training
+    assert [norm.training for norm in (model.backbone.bn1, model.neck)] == [False, True]
 
 
 def test_embeddings_may_be_learned_from(model: EmbeddingModel) -> None:

@@ -38,6 +38,11 @@ def test_untrained_models_of_a_seed_share_their_backbone(pixels: torch.Tensor) -
     first, second = (untrained_model(name, pixels, depth=18, size=(64, 32)) for name in ("pam", "cam"))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first.backbone.layer4[1].conv2.weight, second.backbone.layer4[1].conv2.weight)
+    drop = {"class_path": "rga_reid.attention.DualAttention", "init_args": {"head": True}}  # which draws, too
+    one, two = (untrained_model(drop, pixels, depth=18, size=(64, 32), stages=(1,)) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    for first_norm, second_norm in zip(one.buffers(), two.buffers(), strict=True):
+        assert torch.equal(first_norm, second_norm)
     other = untrained_model("pam", pixels, depth=18, size=(64, 32), seed=1)
     assert not torch.equal(first.backbone.conv1.weight, other.backbone.conv1.weight)
 
