@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
-from rga_reid.files import make_folder, require_new, write_text
+from rga_reid.files import DiskError, make_folder, require_new, write_text
 
 if TYPE_CHECKING:
     from rga_reid.experiments.demo import DemoResult
@@ -89,7 +89,12 @@ def _clear(out: Path) -> None:
             "delete it"
         )
     for name in FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
+        try:
+            shutil.rmtree(out / name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise DiskError.of(out / name, error) from None
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     make_folder(out)

@@ -78,12 +78,13 @@ def images_of(options: Namespace) -> pd.DataFrame:
 
 
 def features_of(file: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Features and their table from an ``.npz`` file that tells paths."""
+    """Features and their table, from files that tell paths."""
     from rga_reid.retrieval.feature_files import read_features
 
     features, table = read_features(file)
     if "path" not in table.columns:
-        raise InputError(f"{file}: expected an array 'paths': a gallery needs to say which image matched")
+        wanted = "an array 'paths'" if file.endswith(".npz") else "a column 'path' in the CSV file beside it"
+        raise InputError(f"{file}: expected {wanted}: a gallery needs to say which image matched")
     return features, table
 
 

@@ -100,7 +100,7 @@ def read_plan(name: str) -> Plan:
         InputError: an unknown name or recipe, an unknown key, a value that does not fit, two variants of one
             name, no variant. The message names the file and the key.
     """
-    path, content = read_mapping(name)
+    path, content = read_mapping(name, what="plan")
     try:
         _check_keys(content, _PLAN_KEYS, ("variants",))
         items = _typed(content, "variants", list, "a list of variants")

@@ -196,9 +196,11 @@ def _lock(folder: Path) -> int | None:
         raise DiskError.of(folder, error) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(handle)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise DiskError(folder, f"its file system has no locks: {error.strerror}") from None
     return handle
 
 

@@ -127,6 +127,8 @@ def read_run(folder: Path) -> Evaluation:
         raise InputError(f"{file}: expected the result of a run, with its variant and its seed")
     queries = _table(folder / files.QUERIES, _QUERIES)
     if queries is not None:
+        if "path" in queries and (queries["path"].isna().any() or not _KINDS["texts"](queries["path"])):
+            raise InputError(f"{folder / files.QUERIES}: column path: expected a text for each query")
         found = queries[queries["matches"] > 0]
         fractions = found["AP_step"].between(0, 1).all()
         if queries["query"].duplicated().any() or found["pid"].isna().any() or not fractions:

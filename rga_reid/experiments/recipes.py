@@ -40,16 +40,20 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_recipe(seen_from(path, str(base)), _seen=(*_seen, path)), content)
 
 
-def read_mapping(name: str) -> tuple[Path, dict[str, Any]]:
+def read_mapping(name: str, *, what: str = "recipe") -> tuple[Path, dict[str, Any]]:
     """The file that a bundled name or a path means, and the mapping that it holds.
+
+    Args:
+        name: bundled, or a path.
+        what: it should be: the messages begin with it.
 
     Raises:
         InputError: unknown name, no such file, not a YAML mapping.
     """
-    path = _locate(name)
-    content = read_yaml(path, what="recipe")
+    path = _locate(name, what)
+    content = read_yaml(path, what=what)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"recipe {path}: expected a mapping of options, got {type(content).__name__}")
+        raise InputError(f"{what} {path}: expected a mapping of options, got {type(content).__name__}")
     return path, content
 
 
@@ -80,10 +84,10 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _locate(name: str) -> Path:
+def _locate(name: str, what: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"recipe {name}: no such file")
+            raise InputError(f"{what} {name}: no such file")
         return path.resolve()
     return find_resource("configs", name)

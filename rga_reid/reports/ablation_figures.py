@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rga_reid.reports.ablation_numbers import Evaluation, by_name
 from rga_reid.reports.figure_files import save_figure
+from rga_reid.reports.notation import literal
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; line styles repeat them with another look
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -77,7 +78,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, matplotlib.axes.Axes]:
 def _line(axes: matplotlib.axes.Axes, number: int, name: str, x: np.ndarray, values: np.ndarray) -> None:
     colour = _COLOURS[number % len(_COLOURS)]
     style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
-    label = name.replace("$", r"\$")  # no formulas in names
+    label = literal(f" {name}" if name.startswith("_") else name)  # legends leave out what begins so
     axes.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.6)
     if len(values) > 1:
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)

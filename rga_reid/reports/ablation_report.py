@@ -52,6 +52,9 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
         "report.tex": latex(report).encode(),
         **{names[caption]: picture for caption, picture in figures.items()},
     }
+    for name in names.values():
+        if name not in contents and (folder / "report.md").is_file():
+            (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
         with atomic_file(folder / name) as temporary:
             temporary.write_bytes(content)

@@ -197,7 +197,7 @@ def problems(report: AblationReport) -> list[str]:
 
 def latex(report: AblationReport) -> str:
     """Tables for a paper, with the package booktabs."""
-    notes = " ".join(READING)
+    notes = " ".join(report.reading)
     parts = [
         "% needs \\usepackage{booktabs}",
         _tex_table(score_table(report), "llrrrrll", f"{report.title}. {notes}"),

@@ -91,5 +91,5 @@ def test_a_gallery_without_items_is_refused(
 
 def test_no_query_no_list(data: tuple[np.ndarray, np.ndarray, pd.DataFrame, pd.DataFrame]) -> None:
     assert ranked_lists(*data, []) == []
-    with pytest.raises(InputError, match="metric: expected cosine or euclidean, got .cos."):
+    with pytest.raises(InputError, match="metric: expected cosine or euclidean, got 'cos'"):
         ranked_lists(*data, [0], metric="cos")  # type: ignore[arg-type]

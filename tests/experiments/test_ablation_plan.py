@@ -126,3 +126,5 @@ def test_plans_that_are_none(text: str, key: str, tmp_path: Path) -> None:
 def test_unknown_plan_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean ablations/demo"):
         read_plan("ablations/dmeo")
+    with pytest.raises(InputError, match=r"plan nowhere\.yaml: no such file"):
+        read_plan("nowhere.yaml")

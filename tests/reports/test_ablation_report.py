@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rga_reid.errors import InputError
+from rga_reid.reports.ablation_figures import cmc_figure, learning_figure
 from rga_reid.reports.ablation_numbers import Evaluation
 from rga_reid.reports.ablation_report import report_page, write_report
 from rga_reid.reports.ablation_tables import (
@@ -165,6 +166,7 @@ def test_latex_escapes(report: AblationReport) -> None:
         assert escape_tex(text) == "{}" + text
     assert escape_tex("a[9cm]*") == "a[9cm]*"
     text = latex(report)
+    assert "The last epoch of each run was tested, once." in text
     assert r"onerror=\"alert" not in text
     assert r"\&\_\$\%" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
@@ -183,6 +185,25 @@ def test_what_is_not_known_is_blank(tmp_path: Path) -> None:
     assert score_table(bare)[2] == ["b", "1", "60.0", "", "", "", "", "seed spread unknown"]
     assert len(write_report(bare, tmp_path)) == 4
     assert "last epoch" not in page  # nobody knows which epoch other people tested
+
+
+@pytest.mark.parametrize("names", [["_old"], ["_old", "new$"]])
+def test_every_curve_has_its_name(report: AblationReport, names: list[str]) -> None:
+    """matplotlib leaves out of a legend what begins with a line."""
+    curves = [replace(report.evaluations[0], name=name) for name in names]
+    for figure in (cmc_figure(curves), learning_figure(curves)):
+        assert figure is not None
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert [text.strip() for text in texts] == [name.replace("$", r"\$") for name in names]
+
+
+def test_curves_of_an_earlier_report_go(report: AblationReport, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    assert (tmp_path / "learning.svg").is_file()
+    without = [replace(one, curve=None) for one in report.evaluations]
+    write_report(AblationReport("x", without, "base"), tmp_path)
+    assert not (tmp_path / "learning.svg").exists()
+    assert (tmp_path / "cmc.svg").is_file()
 
 
 def test_one_query_that_gains_is_one(report: AblationReport) -> None:

@@ -246,6 +246,16 @@ def test_tables_of_runs(material: Material, tmp_path: Path, name: str, column: s
     assert f"column {column}" in told.replace("'", "")
 
 
+@pytest.mark.parametrize("value", [None, 7])
+def test_paths_of_queries(material: Material, tmp_path: Path, value: Any) -> None:
+    shutil.copytree(material.path("runs"), tmp_path / "runs")
+    for file in (tmp_path / "runs").rglob("queries.parquet"):
+        pd.read_parquet(file).assign(path=value).to_parquet(file, index=False)
+    (place,) = {file.parents[2] for file in (tmp_path / "runs").rglob("result.json")}
+    told = refusal(run(["report", str(place)], tmp_path))
+    assert "queries.parquet: column path: expected a text for each query" in told
+
+
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, 7, -1, 10**400])
 def test_metrics(tmp_path: Path, value: Any) -> None:
     (tmp_path / "m.json").write_text(json.dumps({"mAP": value}))
