@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -129,7 +128,7 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
 def _drawn(out: Path, settings: SyntheticSettings) -> Path:
     """The synthetic data set of an ablation, drawn once; beside it lies what it was drawn by."""
     from rga_reid.data.synthetic import write_synthetic
-    from rga_reid.experiments.ablation_run import differences
+    from rga_reid.experiments.ablation_run import as_read_again, differences
     from rga_reid.files import make_folder, write_json
     from rga_reid.inputs import read_json
 
@@ -142,7 +141,7 @@ def _drawn(out: Path, settings: SyntheticSettings) -> Path:
         except InputError:
             if not folder.is_dir():  # else another `ablate` was faster
                 raise
-    found = differences(read_json(note) if note.is_file() else {}, json.loads(json.dumps(asked)))
+    found = differences(read_json(note) if note.is_file() else {}, as_read_again(asked))
     if found:
         raise InputError(
             f"{folder}: drawn with other settings (synthetic {'; '.join(found[:3])}); choose another --out, "

@@ -107,7 +107,7 @@ class Run:
             "dataset": {"card": self.data.card, "digest": self.data.digest, "synthetic": self.data.drawn},
             "recipe": dict(self.recipe),
         }
-        return json.loads(json.dumps(asked))  # as it is read again
+        return as_read_again(asked)
 
     def check(self) -> None:
         """Refuse to go on with a run that was begun with other settings.
@@ -211,6 +211,11 @@ def program(module: str, words: Sequence[str]) -> list[str]:
     start = "import sys; sys.path = [place for place in sys.path if place]; import runpy; "
     start += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
     return [sys.executable, "-c", start, module, *words]
+
+
+def as_read_again(value: Any) -> Any:
+    """What JSON makes of plain values: tuples become lists."""
+    return json.loads(json.dumps(value))
 
 
 def differences(one: Any, two: Any, where: str = "") -> list[str]:

@@ -83,10 +83,11 @@ def test_rows_go_to_milvus_without_an_index_of_faiss(
         raise AssertionError("an index was made")
 
     features, table = np.concatenate([rows[0]] * 4), pd.concat([rows[1]] * 4, ignore_index=True)
+    expected = Gallery.build(features, table).table
     monkeypatch.setattr(IndexPlan, "build", build)
     saved = save_features(location, features, table, index="hnsw")
     assert len(saved) == 1600
-    pd.testing.assert_frame_equal(saved.table, Gallery.build(features, table).table)
+    pd.testing.assert_frame_equal(saved.table, expected)
     other = str(tmp_path / "other.db")
     saved.save(other)
     pd.testing.assert_frame_equal(Gallery.open(other).table, saved.table)
