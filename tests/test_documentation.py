@@ -102,6 +102,44 @@ def test_every_parameter_is_named_in_its_docstring(name: str) -> None:
         assert len(parameters) <= MANY, f"a section Args for {', '.join(parameters)}"
 
 
+def _with_its_class(name: str) -> str:
+    """The docstring and that of the class, which speaks for all methods, with the comments of its fields."""
+    owner = CODE.get(name.rpartition(".")[0], CODE[name])
+    fields = inspect.getsource(owner) if inspect.isclass(owner) else ""
+    comments = " ".join(re.findall(r"#: .*", fields))
+    return f"{_docstring(name, CODE[name])} {inspect.getdoc(owner)} {comments}"
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_every_array_has_a_shape(name: str) -> None:
+    value = CODE[name]
+    if _function(value).__doc__ is None:
+        return
+    signature = inspect.signature(_function(value))
+    kinds = [parameter.annotation for parameter in signature.parameters.values()]
+    if any(re.search(r"\b(Tensor|ndarray)\b", str(kind)) for kind in (*kinds, signature.return_annotation)):
+        assert re.search(r"\(\w+,( [^()]+)?\)|any shape", _with_its_class(name)), "such as (n, d)"
+
+
+def _written_code(value: Any) -> str:
+    """The source of a function, or of what makes a class's objects, where dataclass did not write it."""
+    makers = ("__init__", "__post_init__") if inspect.isclass(value) else ()
+    codes = [vars(value).get(name) for name in makers] if makers else [_function(value)]
+    ours = [code for code in codes if code and code.__code__.co_filename != "<string>"]
+    return "".join(map(inspect.getsource, ours))
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_every_error_is_told(name: str) -> None:
+    """Of what raises one itself, or checks a value by the helpers that do."""
+    value = CODE[name]
+    if _function(value).__doc__ is None:
+        return
+    checks = r"^ +raise [A-Z]|\b(whole_number|one_of|check_\w+|require_\w+|refuse_\w+)\("
+    if re.search(checks, _written_code(value), re.MULTILINE):
+        assert re.search(r"Raises:|\w+Error``", _with_its_class(name)), "a section Raises"
+
+
 def test_bad_input_is_among_what_is_raised() -> None:
     """Functions that refuse input say so: a sample of those whose errors users meet first."""
     for name in (

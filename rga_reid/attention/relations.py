@@ -23,7 +23,7 @@ class Step(NamedTuple):
     symbol: str  #: as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
     meaning: str  #: in words
     formula: str  #: how it follows from earlier symbols, each of which it names
-    tensor: Tensor  #: its value
+    tensor: Tensor  #: its value, of any shape
     inputs: tuple[str, ...] = ()  #: the earlier symbols that the formula names
 
     @property
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 @dataclass
 class Trace:
-    """The record of one run of an explicit form: what a mechanism tells it, step by step."""
+    """The record of one run of an explicit form: what a mechanism tells it, step by step, in any shape."""
 
     given: Mapping[str, Tensor] = field(default_factory=dict)  #: matrices to go on with in place of its own
     matrices: dict[str, Tensor] = field(default_factory=dict)  #: the relations, by name

@@ -25,7 +25,7 @@ _OWN = 2**19  # pairs of one identity at a time
 class PairScores:
     """Cosines of pairs of images, by whether they show the same person."""
 
-    genuine: np.ndarray  #: float64: of every pair of one person
+    genuine: np.ndarray  #: float64 (pairs,): of every pair of one person
     impostor: CosineCounts  #: of the pairs of different people, of which there may be thousands of millions
 
 

@@ -108,6 +108,9 @@ class EmbeddingModel(nn.Module):
         Returns:
             In training ``TrainingOutput``; in evaluation the feature after the neck ``(n, d)``, not
             L2-normalised.
+
+        Raises:
+            RuntimeError: in training, of a model without a classifier.
         """
         features = self._pool(self.backbone(images))
         embedded = self.neck(features)

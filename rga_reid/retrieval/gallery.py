@@ -252,7 +252,7 @@ class Gallery(ABC):
     @property
     @abstractmethod
     def ids(self) -> np.ndarray:
-        """A number for each row of ``table``, int64: given once, in the order of adding, and never again."""
+        """A number for each row of ``table``, int64 ``(n,)``: in the order of adding, never given again."""
 
     @property
     @abstractmethod

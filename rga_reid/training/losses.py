@@ -80,7 +80,12 @@ class ReIDLoss(nn.Module):
         self.triplet = BatchHardTripletLoss(margin)
 
     def forward(self, output: TrainingOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Scalars ``loss`` (the sum), ``cross_entropy`` and ``triplet``, computed in float32."""
+        """Scalars ``loss`` (the sum), ``cross_entropy`` and ``triplet``, computed in float32.
+
+        Args:
+            output: of n images.
+            labels: whole numbers ``(n,)``, the classes.
+        """
         with torch.autocast(output.logits.device.type, enabled=False):
             logits = output.logits.float().movedim(-1, 1)  # classes second, then parts, if there are any
             parts = labels.view(-1, *(1,) * (logits.ndim - 2)).expand(-1, *logits.shape[2:])
