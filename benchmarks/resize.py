@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from rga_reid.attention import RGA
 from rga_reid.data import decode, table_from_images
@@ -33,7 +33,7 @@ def attend(model: EmbeddingModel, images: Tensor, size: tuple[int, int]) -> tupl
     backbone, noted = model.backbone, defaultdict[str, list[Tensor]](list)
     backbone.set_input_size(size)
     if images.shape[2:] != size:
-        images = functional.interpolate(images.float(), size, mode="bilinear", antialias=True).round()
+        images = F.interpolate(images.float(), size, mode="bilinear", antialias=True).round()
 
     def note(stage: int) -> Any:
         def hook(module: RGA, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -53,15 +53,15 @@ def attend(model: EmbeddingModel, images: Tensor, size: tuple[int, int]) -> tupl
     for handle in hooks:
         handle.remove()
     attention = {name: torch.cat(batches) for name, batches in noted.items()}
-    return attention, functional.normalize(features)
+    return attention, F.normalize(features)
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's, per image: (B, 1, H, W) with (B, 1, h, w) resized to H×W, or (B, C, 1, 1) with the same."""
     if one.shape != other.shape:
-        other = functional.interpolate(other, one.shape[2:], mode="bilinear", antialias=True)
+        other = F.interpolate(other, one.shape[2:], mode="bilinear", antialias=True)
     one, other = (t.flatten(1) - t.flatten(1).mean(1, keepdim=True) for t in (one, other))
-    return functional.cosine_similarity(one, other, dim=1)
+    return F.cosine_similarity(one, other, dim=1)
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from rga_reid.errors import InputError
 
@@ -132,7 +132,7 @@ def resizing(length: int, wanted: int) -> Tensor:
     centre = (torch.arange(wanted) + 0.5) * step - 0.5
     distance = (centre[:, None] - torch.arange(length)).abs()
     # beyond the border there are no pixels: those inside share their weight
-    return functional.normalize((1 - distance / max(step, 1)).relu(), p=1, dim=1)
+    return F.normalize((1 - distance / max(step, 1)).relu(), p=1, dim=1)
 
 
 def step_generator(*numbers: int) -> torch.Generator:

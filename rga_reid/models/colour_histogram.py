@@ -9,8 +9,8 @@ images is the mean Bhattacharyya coefficient of their stripes.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
@@ -74,7 +74,7 @@ class ColourHistogram:
         side = (torch.arange(width, dtype=torch.float64) + 0.5) / width * 2 - 1  # -1 to 1
         weights = (1 - side**2).square().expand(n, height, width)
         counts = torch.bincount(bins.flatten(), weights.flatten(), minlength=n * STRIPES * COLOURS)
-        return functional.normalize(counts.view(n, self.dimension).sqrt()).float()
+        return F.normalize(counts.view(n, self.dimension).sqrt()).float()
 
 
 def colour_indices(images: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError, quoted
@@ -125,7 +125,7 @@ class EmbeddingModel(nn.Module):
         whole = x.mean((2, 3))
         if not self.stripes:
             return whole
-        stripes = functional.adaptive_avg_pool2d(x, (self.stripes, 1)).squeeze(3)  # (n, C, stripes)
+        stripes = F.adaptive_avg_pool2d(x, (self.stripes, 1)).squeeze(3)  # (n, C, stripes)
         return torch.cat([whole, stripes.transpose(1, 2).flatten(1)], 1)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -162,5 +162,5 @@ class EmbeddingModel(nn.Module):
         with in_evaluation(self), torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 batch = uint8_batch(images[start : start + batch_size], self.size, where)
-                rows.append(functional.normalize(self(self.normalise(batch)).float()).cpu())
+                rows.append(F.normalize(self(self.normalise(batch)).float()).cpu())
         return torch.cat(rows)  # out here, as autograd would refuse a tensor of inference mode

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rga_reid.checks import one_of
 from rga_reid.errors import InputError
@@ -34,7 +34,7 @@ class Deployed(nn.Module):
         self.model = copy.deepcopy(model).cpu().float().eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.model(self.model.normalise(images)))
+        return F.normalize(self.model(self.model.normalise(images)))
 
 
 def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str) -> float:
@@ -78,7 +78,7 @@ def _agreement(deployed: Deployed, run: Callable[[Tensor], Tensor], batch: int) 
     expected, found = deployed(images).double(), run(images).double()
     if found.shape != expected.shape:
         return float("nan")
-    return float(functional.cosine_similarity(expected, found).min())
+    return float(F.cosine_similarity(expected, found).min())
 
 
 def _pixels(deployed: Deployed, batch: int) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from rga_reid.models.embedding import EmbeddingModel
 
@@ -36,4 +36,4 @@ class Mirrored:
         """
         straight = self.model.embed(images, batch_size=batch_size, device=device)
         mirrored = self.model.embed(images.flip(-1), batch_size=batch_size, device=device)
-        return functional.normalize(straight + mirrored)
+        return F.normalize(straight + mirrored)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from rga_reid.data import read_image
 from rga_reid.data.images import pixels_of
@@ -40,7 +40,7 @@ def uint8_batch(images: Images, size: tuple[int, int], device: str | torch.devic
     images = images.to(device)
     if tuple(images.shape[2:]) == tuple(size):
         return images
-    resized = functional.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
+    resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 

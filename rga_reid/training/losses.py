@@ -6,12 +6,12 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rga_reid.checks import one_of
 from rga_reid.errors import InputError
@@ -92,6 +92,6 @@ class ReIDLoss(nn.Module):
             cross_entropy = self.cross_entropy(logits, parts)
             features = output.features
             if self.triplets == "embedded":
-                features = functional.normalize(output.embedded.float())
+                features = F.normalize(output.embedded.float())
             triplet = self.triplet(features, labels)
         return {"loss": cross_entropy + triplet, "cross_entropy": cross_entropy, "triplet": triplet}

@@ -12,9 +12,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from rga_reid import load_model
 from rga_reid.attention import MECHANISMS
@@ -66,7 +66,7 @@ def test_files_embed_as_the_model_does(exported: tuple[EmbeddingModel, Path], ki
         )
     assert found.dtype == torch.float32
     expected = model.embed(pixels(batch))
-    assert functional.cosine_similarity(found.double(), expected.double()).min() >= 0.99999
+    assert F.cosine_similarity(found.double(), expected.double()).min() >= 0.99999
     torch.testing.assert_close(found.detach().norm(dim=1), torch.ones(batch))
 
 

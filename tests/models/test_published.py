@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
@@ -54,7 +54,7 @@ def test_torchvision(depth: int, images: Tensor, tmp_path: Path) -> None:
     torch.save(body.state_dict(), tmp_path / "m.pth")
     read = read_published(tmp_path / "m.pth", size=SIZE)
     assert (read.source, read.unused, read.model.size) == ("torchvision", ("fc.bias", "fc.weight"), SIZE)
-    expected = functional.normalize(pooled(body, images))
+    expected = F.normalize(pooled(body, images))
     torch.testing.assert_close(read.model.embed(images), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -68,7 +68,7 @@ def test_torchreid(images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "ResNet-50 with no attention for 64x32 images, from torchreid" in said
     assert "not used: classifier.bias, classifier.weight" in said
-    expected = functional.normalize(pooled(body, images))
+    expected = F.normalize(pooled(body, images))
     torch.testing.assert_close(load_model(target).embed(images), expected, atol=1e-5, rtol=1e-4)
     assert main([*words, "--last-stride", "1", "--overwrite"]) == 0
     assert load_model(target).backbone.last_stride == 1
@@ -97,7 +97,7 @@ def test_fast_reid(images: Tensor, tmp_path: Path) -> None:
     assert read.model.mean == pytest.approx((0.485, 0.456, 0.406))
     neck = {key: value for key, value in state.items() if "bottleneck" in key}
     mean, var, weight = (neck[f"heads.bottleneck.0.{n}"] for n in ("running_mean", "running_var", "weight"))
-    expected = functional.normalize((pooled(body, images) - mean) / (var + 1e-5).sqrt() * weight)
+    expected = F.normalize((pooled(body, images) - mean) / (var + 1e-5).sqrt() * weight)
     torch.testing.assert_close(read.model.embed(images), expected, atol=1e-5, rtol=1e-4)
 
 
