@@ -19,7 +19,7 @@ from rga_reid.errors import InputError
 from rga_reid.inputs import shortened
 from rga_reid.models.checkpoints import model_with
 from rga_reid.models.embedding import EmbeddingModel
-from rga_reid.models.released import read_official_rga
+from rga_reid.models.released import from_released
 from rga_reid.models.resnet import STAGES
 from rga_reid.models.state_files import SHOWN, read_tensors
 
@@ -71,7 +71,7 @@ def read_published(
     state = {key.removeprefix("module."): value for key, value in read_tensors(file).items()}
     if any(key.startswith("backbone.rga_att") for key in state):
         unused = tuple(sorted(key for key in state if key.startswith("cls.")))
-        return Published(read_official_rga(file, size=size), "the released RGA code", unused)
+        return Published(from_released(file, state, size), "the released RGA code", unused)
     source, config, own = _read(file, state)
     config |= {"attention": None, "size": tuple(size or (256, 128))}
     if last_stride is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -43,8 +43,12 @@ def read_official_rga(path: str | os.PathLike[str], *, size: Sequence[int] | Non
     Raises:
         InputError: no such file, not a checkpoint of the released code, or of another size.
     """
-    file = Path(path)
-    state = {_renamed(key.removeprefix("module.")): value for key, value in read_tensors(file).items()}
+    return from_released(Path(path), read_tensors(path), size)
+
+
+def from_released(file: Path, content: Mapping[str, Tensor], size: Sequence[int] | None) -> EmbeddingModel:
+    """The model of what ``read_official_rga`` reads from a file."""
+    state = {_renamed(key.removeprefix("module.")): value for key, value in content.items()}
     spatial, channel = (
         state.get(f"backbone.attention1.{name}.0.weight") for name in ("gg_spatial", "theta_channel")
     )

@@ -56,8 +56,10 @@ def data_uri(image: Image.Image, quality: int = 85) -> str:
 
 def figure_uri(figure: Figure, dpi: int = 200) -> str:
     """A figure as a PNG inside the page."""
+    from rga_reid.reports.figure_files import save_figure
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    save_figure(figure, buffer, "png", dpi)
     return _uri("png", buffer.getvalue())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rga_reid.files import size_of
 from rga_reid.retrieval.arrays import fitting_rows
 from rga_reid.retrieval.contents import Contents, Put, Removal, added, compacted, removed
 from rga_reid.retrieval.exact import Found, nearest_rows
@@ -19,7 +20,6 @@ from rga_reid.retrieval.gallery import Erasure, Gallery, camera_number, labels_o
 from rga_reid.retrieval.gallery_folder import (
     read_gallery,
     require_replaceable,
-    size_of,
     update,
     verify_folder,
     writing,

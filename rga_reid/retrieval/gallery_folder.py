@@ -11,9 +11,8 @@ import itertools
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from rga_reid.data.images import is_litter
@@ -259,16 +258,6 @@ def _parts(folder: Path) -> list[Path]:
     inner = (folder / SEGMENTS).iterdir() if (folder / SEGMENTS).is_dir() else ()
     found = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
     return found + [path for path in inner if SEGMENT_NAME.fullmatch(path.name)]
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    total = 0
-    for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another program may change the gallery meanwhile
-            found = file.stat()
-            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return total
 
 
 def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share: None) -> int:

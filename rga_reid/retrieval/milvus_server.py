@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +13,10 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
+from rga_reid.files import size_of
 from rga_reid.retrieval.arrays import gallery_table
 from rga_reid.retrieval.indexes import IndexPlan
+from rga_reid.retrieval.milvus_filters import literal
 from rga_reid.retrieval.places import MilvusPlace
 
 LIMIT = 16_384  #: rows that Milvus gives at a time at most
@@ -223,7 +223,7 @@ class MilvusServer:
         """The rows below an id whose column has one of some values; columns ``id`` and those asked for."""
         rows: list[dict[str, Any]] = []
         for start in range(0, len(values), _VALUES):
-            where = f"{column} in {json.dumps(list(values[start : start + _VALUES]), ensure_ascii=False)}"
+            where = f"{column} in {literal(list(values[start : start + _VALUES]))}"
             spans = [(0, stop)]
             while spans:  # until each has no more rows than Milvus gives
                 low, high = spans.pop()
@@ -290,10 +290,7 @@ class MilvusServer:
 
     def size(self) -> int | None:
         """Bytes of the files of an embedded one."""
-        if not self.place.embedded:
-            return None
-        files = (Path(root, name) for root, _, names in os.walk(self.place.uri) for name in names)
-        return sum(file.stat().st_size for file in files)
+        return size_of(Path(self.place.uri)) if self.place.embedded else None
 
 
 def _rows_per_message(dimension: int) -> int:
