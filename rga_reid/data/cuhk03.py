@@ -8,7 +8,9 @@ publish the 767/700 split as MATLAB 5 files that number the images of ``filelist
 
 from __future__ import annotations
 
+import math
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +30,9 @@ from rga_reid.inputs import shortened
 
 PICTURES = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat")  #: where the pictures' file may lie
 _VARIABLES = ("filelist", "labels", "train_idx", "query_idx", "gallery_idx")
-_MOST_CELLS = 1_000_000
+_MOST_CELLS = 100_000  # of all pairs together, and of the pairs; CUHK03 has 14,675
+_MOST_CHUNKS = 10_000  # of a data set: HDF5 notes all of them before it reads the first
+_MOST_BYTES = 16 << 30  # of all pictures: a megabyte for each of CUHK03's 14,097
 _FIRST_CAMERA = 5  # images of an identity that are the first camera's; the others are the second's
 
 
@@ -88,14 +92,20 @@ def unpack(root: Path, kind: str) -> Path:
             f"{files[0]}: expected the pictures of CUHK03, a MATLAB 7.3 (HDF5) file; this is of another kind"
         ) from None
     with suppress(_Unpacked), archive, atomic_folder(folder) as temporary:
+        left = _MOST_BYTES
 
         def write(cell: tuple[str, Any]) -> int:
+            nonlocal left
             name, reference = cell
-            pixels = _values(archive[reference], 3 * MAX_PIXELS)
-            if pixels.ndim != 3:  # an empty cell is stored as its shape
+            stored = _stored(archive[reference])
+            if stored.ndim != 3:  # an empty cell is stored as its shape
                 return 0
-            if pixels.dtype != np.uint8 or pixels.shape[0] != 3 or 0 in pixels.shape:
-                raise ValueError(f"a picture of {pixels.dtype} {pixels.shape}")
+            if stored.dtype != np.uint8 or stored.shape[0] != 3 or 0 in stored.shape:
+                raise ValueError(f"a picture of {stored.dtype} {stored.shape}")
+            left -= stored.size  # many cells can lead to one picture
+            if left < 0:
+                raise ValueError(f"pictures of more than {_MOST_BYTES:,} bytes")
+            pixels = _values(stored, 3 * MAX_PIXELS)
             # MATLAB counts the first index fastest: (H, W, 3) is read as (3, W, H)
             Image.fromarray(np.ascontiguousarray(pixels.transpose(2, 1, 0))).save(temporary / name)
             return 1
@@ -119,29 +129,94 @@ def unpack(root: Path, kind: str) -> Path:
     return folder
 
 
-def _values(dataset: Any, most: int) -> np.ndarray:
-    """The values of a data set in HDF5, which must be in this file, and no more than there may be.
+def _stored(found: Any) -> Any:
+    """What is in a place of an archive: a data set of whole numbers or references, whose values are there.
 
     Raises:
-        ValueError: something else. A few bytes can promise any number of values, or those of another file.
+        ValueError: something else. A few bytes can promise the values of any other file.
     """
     import h5py
 
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"expected values, found a {type(dataset).__name__}")
-    if dataset.dtype.kind not in "ui" and h5py.check_ref_dtype(dataset.dtype) is not h5py.Reference:
-        raise ValueError(f"values of {dataset.dtype}")
-    if dataset.external or dataset.is_virtual:
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"expected values, found a {type(found).__name__}")
+    if found.dtype.kind not in "ui" and h5py.check_ref_dtype(found.dtype) is not h5py.Reference:
+        raise ValueError(f"values of {found.dtype}")
+    if found.external or found.is_virtual:
         raise ValueError("its values are in another file")
-    if dataset.size is None or dataset.size > most:
-        raise ValueError(f"expected at most {most:,} values, found {dataset.size}")
-    return np.asarray(dataset)
+    return found
+
+
+def _values(stored: Any, most: int) -> np.ndarray:
+    """The values of a data set, of at most so many bytes.
+
+    Raises:
+        ValueError: there are more, or its chunks may take more. A few bytes can promise any number of values.
+    """
+    size = None if stored.size is None else stored.size * stored.dtype.itemsize
+    if size is None or size > most:
+        raise ValueError(f"expected at most {most:,} bytes, found {size}")
+    if stored.chunks is not None:
+        _check_chunks(stored, 2 * max(size, 1 << 20))
+    return np.asarray(stored)
+
+
+def _check_chunks(stored: Any, most: int) -> None:
+    """Refuse chunks that take much more memory than the values: HDF5 unpacks each to whatever it holds.
+
+    Raises:
+        ValueError: more than ``_MOST_CHUNKS``, packed ones of more than ``most`` bytes, one that holds more
+            than it should, or is packed in another way than MATLAB's.
+    """
+    from h5py import h5z
+
+    count = math.prod(-(-length // step) for length, step in zip(stored.shape, stored.chunks, strict=True))
+    if count > _MOST_CHUNKS:
+        raise ValueError(f"{count:,} chunks, expected at most {_MOST_CHUNKS:,}")
+    plan = stored.id.get_create_plist()
+    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    if filters not in ([], [h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]):
+        raise ValueError("chunks that are packed in another way than MATLAB's")
+    size = math.prod(stored.chunks) * stored.dtype.itemsize
+    if filters and size > most:  # the others are read in place
+        raise ValueError(f"chunks of {size:,} bytes, expected at most {most:,}")
+    found: list[Any] = []
+
+    def note(chunk: Any) -> bool | None:
+        found.append(chunk)
+        return len(found) > count or None  # anything but None ends it
+
+    stored.id.chunk_iter(note)
+    if len(found) > count or any(chunk.size > most for chunk in found):
+        raise ValueError("more in its chunks than there may be")
+    if not filters:
+        return
+    for chunk in found:
+        left_out, packed = stored.id.read_direct_chunk(chunk.chunk_offset)
+        deflated = not left_out >> filters.index(h5z.FILTER_DEFLATE) & 1
+        if deflated and len(zlib.decompressobj().decompress(packed, size + 1)) > size:
+            raise ValueError(f"a chunk that unpacks to more than its {size:,} bytes")
 
 
 def _cells(archive: Any, kind: str) -> Iterator[tuple[str, Any]]:
-    """File name and reference of each cell, empty ones among them."""
-    for pair, reference in enumerate(_values(archive[kind], _MOST_CELLS).ravel(), start=1):
-        people = _values(archive[reference], _MOST_CELLS).T  # (identities, images)
+    """File name and reference of each cell, empty ones among them.
+
+    Raises:
+        ValueError: no cells, or more than ``_MOST_CELLS``: many pairs can lead to the same people.
+    """
+    left = _MOST_CELLS
+
+    def references(found: Any) -> np.ndarray:
+        nonlocal left
+        stored = _stored(found)
+        if stored.dtype.kind != "O":
+            raise ValueError(f"values of {stored.dtype}, expected cells")
+        left -= stored.size or 0
+        if left < 0:
+            raise ValueError(f"more than {_MOST_CELLS:,} cells")
+        return _values(stored, _MOST_CELLS * stored.dtype.itemsize)
+
+    for pair, reference in enumerate(references(archive[kind]).ravel(), start=1):
+        people = references(archive[reference]).T  # (identities, images)
         for identity, images in enumerate(people, start=1):
             for number, image in enumerate(images, start=1):
                 camera = 1 if number <= _FIRST_CAMERA else 2

@@ -25,14 +25,18 @@ def picture(pair: int, identity: int, number: int) -> np.ndarray:
     return rng.integers(0, 256, (20 + number, 10 + identity, 3), dtype=np.uint8)
 
 
-def write_pictures(path: Path, kind: str = "labeled") -> dict[str, np.ndarray]:
-    """Two pairs of cameras with 2 and 1 identities; images 1, 2 of the first camera, 6 of the second."""
+def write_pictures(path: Path, kind: str = "labeled", **how: object) -> dict[str, np.ndarray]:
+    """Two pairs of cameras with 2 and 1 identities; images 1, 2 of the first camera, 6 of the second.
+
+    Args:
+        how: the values of a data set are stored.
+    """
     named = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
 
         def reference(data: object) -> h5py.Reference:
-            stored = file.create_dataset(f"#refs#/{len(file.get('#refs#', ()))}", data=data)
+            stored = file.create_dataset(f"#refs#/{len(file.get('#refs#', ()))}", data=data, **how)
             return stored.ref
 
         pairs = []
@@ -49,7 +53,7 @@ def write_pictures(path: Path, kind: str = "labeled") -> dict[str, np.ndarray]:
                         stored = reference(np.zeros(2, np.uint64))  # an empty cell: its shape
                     cells[identity - 1, number - 1] = stored
             pairs.append(reference(cells.T.astype(h5py.ref_dtype)))
-        file.create_dataset(kind, data=np.array([pairs], h5py.ref_dtype))
+        file.create_dataset(kind, data=np.array([pairs], h5py.ref_dtype), **how)
     return named
 
 
@@ -98,6 +102,22 @@ def test_pictures_are_unpacked_once_and_split_by_the_protocol(tmp_path: Path, ca
     (tmp_path / place).unlink()  # not needed any more
     assert read_table(tmp_path, card).equals(table)
     assert not check_data(tmp_path, card).problems
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"chunks": True},
+        {"compression": "gzip"},
+        {"compression": "gzip", "shuffle": True},
+    ],
+)
+def test_pictures_in_chunks(tmp_path: Path, how: dict[str, Any]) -> None:
+    named = write_pictures(tmp_path / "cuhk-03.mat", **how)
+    folder = cuhk03.unpack(tmp_path, "labeled")
+    assert {path.name for path in folder.iterdir()} == set(named)
+    for name, pixels in named.items():
+        assert np.array_equal(np.asarray(Image.open(folder / name)), pixels), name
 
 
 def test_a_card_of_both_kinds_without_a_pattern(tmp_path: Path, card: Card) -> None:

@@ -8,9 +8,11 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from rga_reid.data import cuhk03
 from rga_reid.data.mat_files import MOST_UNPACKED, read_mat
 from rga_reid.models.checkpoints import CONFIG_KEY
 from tests.fuzz.harness import run
@@ -276,3 +279,87 @@ def test_matlab_files_that_unpack_to_much(tmp_path: Path) -> None:
             read_mat(tmp_path / "x.mat", ["labels", "filelist"])
     savemat(tmp_path / "y.mat", {"labels": [1, 2], "other": {"a": 1}}, do_compression=True)
     assert list(read_mat(tmp_path / "y.mat", ["labels", "none"])) == ["labels"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Iterator[h5py.File]:
+    """An empty ``cuhk-03.mat``, beside a protocol that is right."""
+    (tmp_path / "set").mkdir()
+    index = {f"{split}_idx": [1] for split in ("train", "query", "gallery")}
+    names = np.array([["1_001_1_01.png"]], dtype=object)
+    protocol = tmp_path / "set" / "cuhk03_new_protocol_config_labeled.mat"
+    savemat(protocol, {"filelist": names, "labels": [1], **index})
+    with h5py.File(tmp_path / "set" / "cuhk-03.mat", "w") as file:
+        yield file
+
+
+def told_of(pictures: h5py.File, people: h5py.Dataset, pairs: int = 1) -> str:
+    """What ``data check`` says once ``people`` are those of each pair; nothing is left half unpacked."""
+    pictures.create_dataset("labeled", data=np.array([[people.ref] * pairs], h5py.ref_dtype))
+    file = Path(pictures.filename)
+    pictures.close()
+    assert file.stat().st_size < 16 << 20
+    told = refusal(run(["data", "check", "set", "--dataset", "cuhk03_labeled"], file.parent.parent))
+    assert sorted(path.name for path in file.parent.iterdir()) == [
+        "cuhk-03.mat",
+        "cuhk03_new_protocol_config_labeled.mat",
+    ]
+    return told
+
+
+def cells(pictures: h5py.File, picture: h5py.Dataset, identities: int = 1) -> h5py.Dataset:
+    return pictures.create_dataset("people", data=np.array([[picture.ref] * identities] * 10, h5py.ref_dtype))
+
+
+@pytest.mark.parametrize(("identities", "pairs"), [(1000, 400), (400_000, 1)])
+def test_cells_that_lead_to_one_place(pictures: h5py.File, identities: int, pairs: int) -> None:
+    """A reference takes eight bytes, and many pairs can share theirs."""
+    empty = pictures.create_dataset("empty", data=np.zeros(2, np.uint64))
+    if pairs == 1:
+        people = pictures.create_dataset("people", (10, identities), h5py.ref_dtype)  # none of them written
+    else:
+        people = cells(pictures, empty, identities)
+    assert "more than 100,000 cells" in told_of(pictures, people, pairs)
+
+
+def test_one_picture_in_many_cells(pictures: h5py.File, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuhk03, "_MOST_BYTES", 9 * 96)
+    picture = pictures.create_dataset("picture", data=np.zeros((3, 8, 4), np.uint8))
+    assert "pictures of more than 864 bytes" in told_of(pictures, cells(pictures, picture))
+
+
+ZEROS = 1 << 29  #: bytes that pack to half a megabyte
+
+
+def packed_zeros() -> bytes:
+    packer = zlib.compressobj()
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(ZEROS >> 20)) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "chunks", "packed", "told"),
+    [
+        ((3, 8000, 8000), "u8", None, None, "a picture of uint64"),
+        ((3, 8001, 8000), "u1", None, None, "expected at most 192,000,000 bytes"),
+        ((200_000_000,), "u1", None, None, "no picture in 'labeled'"),  # an empty cell, which nobody reads
+        ((3, 8, 4), "u1", (1, 1 << 14, 1 << 15), "gzip", "chunks of 536,870,912 bytes"),
+        ((3, 8, 4), "u1", (3, 8, 4), "gzip", "a chunk that unpacks to more than its 96 bytes"),
+        ((3, 1000, 1000), "u1", (1, 1, 10), None, "300,000 chunks"),
+        ((3, 8, 4), "u1", (3, 8, 4), "lzf", "packed in another way"),
+    ],
+    ids=["numbers", "pixels", "empty", "chunk", "overfull", "chunks", "packed"],
+)
+def test_pictures_in_hdf5_that_unpack_to_much(
+    pictures: h5py.File, shape: tuple[int, ...], kind: str, chunks: Any, packed: str | None, told: str
+) -> None:
+    more = {"maxshape": [None] * len(shape)} if chunks else {}
+    picture = pictures.create_dataset("p", shape, kind, chunks=chunks, compression=packed, **more)
+    if packed == "gzip":
+        picture.id.write_direct_chunk((0, 0, 0), packed_zeros())
+    assert told in told_of(pictures, cells(pictures, picture))
+
+
+def test_cells_in_chunks_that_unpack_to_much(pictures: h5py.File) -> None:
+    people = pictures.create_dataset("p", (1, 10), h5py.ref_dtype, chunks=(1, 10), compression="gzip")
+    people.id.write_direct_chunk((0, 0), packed_zeros())
+    assert "a chunk that unpacks to more than its 80 bytes" in told_of(pictures, people)
