@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.ablation import PLAN
 from rga_reid.experiments.footprint import MEASURED
 from rga_reid.experiments.trial import seconds_of
-from rga_reid.inputs import is_number, opened_text, read_json, read_parquet, shortened
+from rga_reid.inputs import MOST_ROWS, is_number, opened_text, read_json, read_parquet, shortened
 from rga_reid.models import load_model
 from rga_reid.models.costs import total_costs
 from rga_reid.models.state_files import read_torch
@@ -162,8 +163,11 @@ def read_curve(folder: Path) -> pd.DataFrame | None:
     for log in sorted(logs, key=lambda file: int(file.parent.name[8:])):
         try:
             with opened_text(log) as lines:
-                table = pd.DataFrame(list(csv.DictReader(lines, strict=True)), columns=_CURVE)
-            tables.append(table.apply(pd.to_numeric))
+                read = islice(csv.DictReader(lines, strict=True), MOST_ROWS + 1)
+                rows = [[row.get(column) for column in _CURVE] for row in read]
+            if len(rows) > MOST_ROWS:
+                raise InputError(f"{log}: expected at most {MOST_ROWS:,} rows, found more")
+            tables.append(pd.DataFrame(rows, columns=_CURVE).apply(pd.to_numeric))
         except (ValueError, TypeError, csv.Error) as error:
             if isinstance(error, InputError):
                 raise

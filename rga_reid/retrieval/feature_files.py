@@ -24,7 +24,7 @@ import pandas as pd
 from rga_reid.data.csv_files import WHOLE_NUMBER
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file
-from rga_reid.inputs import opened_bytes, opened_text, shortened
+from rga_reid.inputs import MOST_ROWS, opened_bytes, opened_text, shortened
 from rga_reid.memory import free_memory
 from rga_reid.retrieval.npy_files import Header, read_header
 
@@ -134,6 +134,10 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
         raise InputError(
             f"{file}: no such file; the labels of features in an .npy file are in a CSV file beside it, with "
             "the columns pid, optionally camid and path"
+        )
+    if length > MOST_ROWS:  # a header of features can promise any number of them, in a file of holes
+        raise InputError(
+            f"{file}: expected at most {MOST_ROWS:,} rows, one for each feature, found {length:,} features"
         )
     columns: dict[str, list[str]] = {}
     found = 0

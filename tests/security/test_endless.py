@@ -57,6 +57,54 @@ def test_tables_without_end(tmp_path: Path) -> None:
     assert "expected 3 rows" in refusal(run(["evaluate", "--query", "f.npy", "--gallery", "f.npy"], tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        ("data.survey", ["data", "check", "own.csv"], "4.jpg: expected at most 3 images in a data set"),
+        (
+            "retrieval.feature_files",
+            ["evaluate", "--query", "f.npy", "--gallery", "f.npy"],
+            "f.csv: expected at most 3 rows, one for each feature, found 4 features",
+        ),
+        ("experiments.collecting", ["report", "run"], "metrics.csv: expected at most 3 rows"),
+    ],
+)
+def test_tables_of_more_rows_than_there_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, words: list[str], told: str
+) -> None:
+    """Every reader of rows in CSV: one row less is taken."""
+    (tmp_path / "run" / "csv" / "version_0").mkdir(parents=True)
+    (tmp_path / "run" / "test.json").write_text('{"mAP": 0.5}')
+
+    def write(rows: int) -> None:
+        numbers = range(1, rows + 1)
+        for number in numbers:
+            Image.new("RGB", (4, 8)).save(tmp_path / f"{number}.jpg")
+        lines = [f"{number}.jpg,{number % 2},{number},train\n" for number in numbers]
+        (tmp_path / "own.csv").write_text("path,pid,camid,split\n" + "".join(lines))
+        np.save(tmp_path / "f.npy", np.eye(rows))
+        (tmp_path / "f.csv").write_text("pid,camid\n" + "".join(f"1,{number}\n" for number in numbers))
+        log = "".join(f"{number},{number},0.5\n" for number in numbers)
+        (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").write_text(f"epoch,step,loss\n{log}")
+
+    monkeypatch.setattr(f"rga_reid.{module}.MOST_ROWS", 3)
+    write(4)
+    assert told in refusal(run(words, tmp_path))
+    write(3)
+    assert run(words, tmp_path).code == 0
+
+
+def test_features_of_more_rows_than_a_table_may_have(tmp_path: Path) -> None:
+    """A thousand million of them take no room on the disk; a table of as many would take all memory."""
+    with open(tmp_path / "f.npy", "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1_000_000_000, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4_000_000_000)
+    (tmp_path / "f.csv").write_text("pid\n" + "1234567\n" * 4_000_000)
+    told = refusal(run(["evaluate", "--query", "f.npy", "--gallery", "f.npy"], tmp_path))
+    assert "f.csv: expected at most 5,000,000 rows, one for each feature, found 1,000,000,000" in told
+
+
 @pytest.mark.parametrize("name", ["pipe", "/dev/zero", "."])
 def test_what_is_no_file_is_not_waited_for(
     tmp_path: Path, tiny_market: Path, tiny_checkpoint: Path, name: str
