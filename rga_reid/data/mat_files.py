@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid.errors import InputError
-from rga_reid.inputs import MOST_TEXT, read_file, shortened
+from rga_reid.inputs import read_file, shortened
 
-MOST_UNPACKED = 256 << 20  #: bytes of all variables
+#: Bytes of all variables: a protocol of CUHK03 has 2 MiB, and SciPy makes up to ten times as much of texts.
+MOST_UNPACKED = 8 << 20
 
 _HEADER = 128  # bytes, of which the last two tell the order of bytes in numbers
 _COMPRESSED, _MATRIX = 15, 14  # types of elements
 _CELL, _CHAR, _NUMBERS = 1, 4, range(6, 16)  # classes of arrays
 _DEEPEST = 4  # cells inside each other
+_SMALLEST = 48  # bytes of a cell that tells its kind, shape and name: eight can stand for an empty one
 
 
 def read_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def read_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
     """
     from scipy.io import loadmat  # here: only CUHK03 needs it
 
-    content = read_file(file, MOST_TEXT)
+    content = read_file(file, MOST_UNPACKED)
     try:
         _look_through(content, names)
         with warnings.catch_warnings():
@@ -73,7 +75,7 @@ def _look_through(content: bytes, names: Sequence[str]) -> None:
 
 
 def _check_matrix(data: bytes, order: str, names: Sequence[str], depth: int) -> None:
-    """An array may have no more values than bytes, and a cell array none without an element of its own."""
+    """An array may have no more values than bytes, and a cell array no more than whole cells take."""
     parts = _elements(data, order)
     (_, flags), (_, dimensions), (_, name) = next(parts), next(parts), next(parts)
     if depth == 0 and name.decode("latin-1") not in names:
@@ -84,7 +86,7 @@ def _check_matrix(data: bytes, order: str, names: Sequence[str], depth: int) -> 
         raise ValueError(
             f"variable {name.decode('latin-1')!r} of class {kind}: expected numbers, texts or cells"
         )
-    if size > len(data) // (8 if kind == _CELL else 1) or depth > _DEEPEST:
+    if size > len(data) // (_SMALLEST if kind == _CELL else 1) or depth > _DEEPEST:
         raise ValueError(f"an array of {size:,} values in {len(data):,} bytes")
     if kind == _CELL:
         for part, inner in parts:

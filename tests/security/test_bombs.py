@@ -28,26 +28,41 @@ from tests.fuzz.harness import run
 from tests.security.hostile import npy, put, refusal, reseal
 
 
-def test_images_of_absurd_sizes(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
-    jpeg = bytearray(buffer.getvalue())
-    start = jpeg.index(b"\xff\xc0") + 5
-    jpeg[start : start + 4] = struct.pack(">HH", 65_500, 65_500)
-    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + b"IHDR"
-        + header
-        + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    )
-    (tmp_path / "a.jpg").write_bytes(jpeg)
-    (tmp_path / "a.png").write_bytes(png + b"\0\0\0\0IDAT")
-    (tmp_path / "a.ppm").write_bytes(b"P6 99999999 99999999 255\n")
-    for name in ("a.jpg", "a.png", "a.ppm"):
-        words = ["verify", name, name, "--checkpoint", str(tiny_checkpoint)]
-        assert f"{name}: image of " in refusal(run(words, tmp_path))
+def absurd_image(suffix: str) -> bytes:
+    """The beginning of an image whose header promises more pixels than any may have."""
+    buffer, most = io.BytesIO(), struct.pack("<I", 2**31 - 1)
+    if suffix == "ppm":
+        return b"P6 99999999 99999999 255\n"
+    if suffix == "png":
+        header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+        checksum = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + checksum + b"\0\0\0\0IDAT"
+    if suffix == "tif":
+        tags = {256: 2**31 - 1, 257: 2**31 - 1, 258: 8, 259: 1, 262: 1, 273: 8, 278: 1, 279: 1}
+        entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+        return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    format_of, more = {"jpg": "JPEG", "gif": "GIF", "bmp": "BMP"}.get(suffix, "WEBP"), {}
+    if format_of == "WEBP":
+        more = {"lossless": suffix == "lossless.webp"}
+    Image.new("RGB", (8, 8), "red").save(buffer, format_of, **more)
+    content = bytearray(buffer.getvalue())
+    place, size = {
+        "jpg": (content.find(b"\xff\xc0") + 5, struct.pack(">HH", 65_500, 65_500)),
+        "gif": (6, struct.pack("<HH", 65_535, 65_535)),
+        "bmp": (18, most + most),
+        "webp": (content.find(b"\x9d\x01\x2a") + 3, struct.pack("<HH", 16_383, 16_383)),
+        "lossless.webp": (21, struct.pack("<I", (1 << 28) - 1)),
+    }[suffix]
+    content[place : place + len(size)] = size
+    return bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "ppm", "webp", "lossless.webp", "gif", "bmp", "tif"])
+def test_images_of_absurd_sizes(tmp_path: Path, tiny_checkpoint: Path, suffix: str) -> None:
+    name = f"a.{suffix}"
+    (tmp_path / name).write_bytes(absurd_image(suffix))
+    words = ["verify", name, name, "--checkpoint", str(tiny_checkpoint)]
+    assert f"{name}: image of " in refusal(run(words, tmp_path))
 
 
 def test_a_manifest_whose_seal_is_empty(saved: Path) -> None:
@@ -255,6 +270,9 @@ def test_checkpoints_that_unpack_to_much(tmp_path: Path, tiny_checkpoint: Path) 
         assert name in refusal(run(["verify", "p.png", "p.png", "--checkpoint", name], tmp_path))
 
 
+PROTOCOL = "cuhk03_new_protocol_config_labeled.mat"
+
+
 def test_matlab_files_that_unpack_to_much(tmp_path: Path) -> None:
     def element(kind: int, data: bytes) -> bytes:
         padding = b"" if kind == 15 else bytes(-len(data) % 8)
@@ -264,19 +282,39 @@ def test_matlab_files_that_unpack_to_much(tmp_path: Path) -> None:
         flags, dimensions = struct.pack("<2I", kind, 0), struct.pack(f"<{len(shape)}i", *shape)
         return element(14, element(6, flags) + element(5, dimensions) + element(1, name) + rest)
 
+    def packed(content: bytes) -> bytes:
+        return element(15, zlib.compress(content))
+
+    def filled(kind: int, rows: int, name: bytes, rest: bytes) -> bytes:
+        return packed(array(kind, (rows, 1), name, rest))
+
     zeros = element(9, bytes(MOST_UNPACKED))
     inner = array(1, (2**30, 1), b"", b"")
     head = b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    protocol, check = tmp_path / "set" / PROTOCOL, ["data", "check", "set", "--dataset", "cuhk03_labeled"]
+    protocol.parent.mkdir()
     for content in (
         element(15, zlib.compress(array(6, (MOST_UNPACKED // 8, 1), b"labels", zeros))),
         array(1, (2**30, 1), b"filelist", b""),
         array(1, (1, 1), b"filelist", inner),
         array(4, (2**31 - 1, 2**31 - 1), b"filelist", b""),
         array(5, (2**30, 2**30), b"labels", b""),
+        filled(1, MOST_UNPACKED // 8 - 100, b"filelist", element(14, b"") * (MOST_UNPACKED // 8 - 100)),
+        filled(6, 1 << 25, b"labels", element(9, bytes(1 << 28))),
     ):
         (tmp_path / "x.mat").write_bytes(head + content)
         with pytest.raises(ValueError, match=r"values in|more than|class 5"):
             read_mat(tmp_path / "x.mat", ["labels", "filelist"])
+        protocol.write_bytes(head + content)
+        assert "expected the protocol of CUHK03" in refusal(run(check, tmp_path))
+    text, room = array(4, (1, 1), b"", element(16, b"a")), MOST_UNPACKED - 200
+    for content, told in (  # as much as there may be, of which SciPy makes more
+        (filled(9, room, b"labels", element(2, bytes(room))), "expected the variable filelist"),
+        (packed(array(4, (room // 2, 2), b"labels", element(16, b"a" * room))), "expected the variable"),
+        (filled(1, room // len(text), b"filelist", text * (room // len(text))), "expected the variable"),
+    ):
+        protocol.write_bytes(head + content)
+        assert told in refusal(run(check, tmp_path))
     savemat(tmp_path / "y.mat", {"labels": [1, 2], "other": {"a": 1}}, do_compression=True)
     assert list(read_mat(tmp_path / "y.mat", ["labels", "none"])) == ["labels"]
 
@@ -287,8 +325,7 @@ def pictures(tmp_path: Path) -> Iterator[h5py.File]:
     (tmp_path / "set").mkdir()
     index = {f"{split}_idx": [1] for split in ("train", "query", "gallery")}
     names = np.array([["1_001_1_01.png"]], dtype=object)
-    protocol = tmp_path / "set" / "cuhk03_new_protocol_config_labeled.mat"
-    savemat(protocol, {"filelist": names, "labels": [1], **index})
+    savemat(tmp_path / "set" / PROTOCOL, {"filelist": names, "labels": [1], **index})
     with h5py.File(tmp_path / "set" / "cuhk-03.mat", "w") as file:
         yield file
 
@@ -300,10 +337,7 @@ def told_of(pictures: h5py.File, people: h5py.Dataset, pairs: int = 1) -> str:
     pictures.close()
     assert file.stat().st_size < 16 << 20
     told = refusal(run(["data", "check", "set", "--dataset", "cuhk03_labeled"], file.parent.parent))
-    assert sorted(path.name for path in file.parent.iterdir()) == [
-        "cuhk-03.mat",
-        "cuhk03_new_protocol_config_labeled.mat",
-    ]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["cuhk-03.mat", PROTOCOL]
     return told
 
 
