@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rga_reid"
 FLOORS = [
     {"errors", "signals"},
+    {"bounded_yaml"},
     {"checks", "files", "inputs", "memory", "progress", "resources"},
     {"program"},
     {"attention", "data", "evaluation"},
