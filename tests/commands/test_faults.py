@@ -28,6 +28,7 @@ from rga_reid.retrieval.gallery_folder import leftovers
 
 DRIVER = Path(__file__).with_name("faulty.py")
 Answer = dict[str, Any]
+State = bytes | dict[str, bytes | None] | None  # of an output: content, those of a folder, not there
 
 
 class Driver:
@@ -121,12 +122,14 @@ class Case:
         outputs: files in that folder, and what fails on one that is not whole.
         prepare: what is there before, by the same.
         again: more words with which the command goes on, or starts over, after it was stopped.
+        done: fails where what was there before has not been changed to its end.
     """
 
     words: Callable[[Inputs, Path], list[object]]
     outputs: dict[str, Callable[[Path], object]]
     prepare: Callable[[Inputs, Path], object] = lambda inputs, out: None
     again: Callable[[Path], list[str]] = lambda out: []
+    done: Callable[[Path], object] = lambda out: None
 
 
 def page(file: Path) -> None:
@@ -139,12 +142,33 @@ def features(file: Path) -> None:
     assert table["path"].notna().all()
 
 
-def gallery(folder: Path) -> None:
-    assert Gallery.open(folder).verify() > 0
+def json_file(file: Path) -> None:
+    assert json.loads(file.read_text())
+
+
+def gallery(*counts: int) -> Callable[[Path], None]:
+    """A gallery whose bytes are right, of one of these numbers of images, if any are given."""
+
+    def whole(folder: Path) -> None:
+        found = Gallery.open(folder)
+        assert found.verify() > 0
+        assert not counts or len(found) in counts
+
+    return whole
 
 
 def copy(inputs: Inputs, out: Path) -> None:
     shutil.copytree(inputs.gallery, out / "g")
+
+
+def put(*names: str) -> Callable[[Inputs, Path], None]:
+    """Files that the command replaces."""
+
+    def prepare(inputs: Inputs, out: Path) -> None:
+        for name in names:
+            (out / name).write_bytes(b"old")
+
+    return prepare
 
 
 def build_again(out: Path) -> list[str]:
@@ -157,7 +181,8 @@ CASES = {
             *("test", "--checkpoint", i.checkpoint, "--data.root", i.market),
             *("--json", out / "m.json", "--html", out / "m.html"),
         ],
-        {"m.json": lambda file: json.loads(file.read_text()), "m.html": page},
+        {"m.json": json_file, "m.html": page},
+        prepare=put("m.json", "m.html"),
     ),
     "features": Case(
         lambda i, out: [
@@ -165,35 +190,46 @@ CASES = {
             *("--out", out / "f.npz", "--overwrite"),
         ],
         {"f.npz": features},
-        prepare=lambda i, out: (out / "f.npz").write_bytes(b"old"),
+        prepare=put("f.npz"),
     ),
     "build": Case(
         lambda i, out: [
             *("gallery", "build", "--gallery", out / "g", "--images", i.images),
             *("--checkpoint", i.checkpoint, "--batch-size", 3),
         ],
-        {"g": gallery},
+        {"g": gallery(14)},
         again=build_again,
+    ),
+    "build in the place of another": Case(
+        lambda i, out: [
+            *("gallery", "build", "--gallery", out / "g", "--images", i.market / "query"),
+            *("--checkpoint", i.checkpoint, "--batch-size", 3, "--overwrite"),
+        ],
+        {"g": gallery(14, 4)},
+        prepare=copy,
+        done=lambda out: gallery(4)(out / "g"),
     ),
     "build an index": Case(
         lambda i, out: [
             *("gallery", "build", "--gallery", out / "g", "--features", i.features, "--index", "ivf"),
         ],
-        {"g": gallery},
+        {"g": gallery(1100)},
         again=lambda out: ["--overwrite"],
     ),
     "add": Case(
         lambda i, out: [
             *("gallery", "add", "--gallery", out / "g", "--images", i.market / "query", "--batch-size", 3),
         ],
-        {"g": gallery},
+        {"g": gallery(14, 18)},
         prepare=copy,
         again=lambda out: ["--skip-known"],
+        done=lambda out: gallery(18)(out / "g"),
     ),
     "remove": Case(
         lambda i, out: ["gallery", "remove", "--gallery", out / "g", "--pid", 12],
-        {"g": gallery},
+        {"g": gallery(14, 11)},
         prepare=copy,
+        done=lambda out: gallery(11)(out / "g"),
     ),
     "export": Case(
         lambda i, out: [
@@ -201,12 +237,12 @@ CASES = {
             *("--out", out / "m.pt", "--overwrite"),
         ],
         {"m.pt": torch.jit.load},
-        prepare=lambda i, out: (out / "m.pt").write_bytes(b"old"),
+        prepare=put("m.pt"),
     ),
     "convert": Case(
         lambda i, out: ["convert", i.published, out / "m.safetensors", "--overwrite"],
         {"m.safetensors": load_model},
-        prepare=lambda i, out: (out / "m.safetensors").write_bytes(b"old"),
+        prepare=put("m.safetensors"),
     ),
     "query": Case(
         lambda i, out: [
@@ -215,9 +251,10 @@ CASES = {
         ],
         {
             "q.html": page,
-            "q.json": lambda file: json.loads(file.read_text()),
+            "q.json": json_file,
             "q.csv": lambda file: np.testing.assert_equal(file.read_text().count("\n"), 41),
         },
+        prepare=put("q.html", "q.json", "q.csv"),
     ),
     "explain": Case(
         lambda i, out: [
@@ -225,7 +262,7 @@ CASES = {
             *("--image", next((i.market / "query").iterdir())),
         ],
         {"e.html": page},
-        prepare=lambda i, out: (out / "e.html").write_bytes(b"old"),
+        prepare=put("e.html"),
     ),
     "train": Case(
         lambda i, out: ["train", "--config", i.recipe, "--data.root", i.market, "--out", out / "run"],
@@ -236,10 +273,10 @@ CASES = {
         lambda i, out: ["demo", "--config", i.recipe, "--epochs", 1, "--out", out / "demo"],
         {
             "demo/model/last.ckpt": load_model,
-            "demo/gallery": gallery,
+            "demo/gallery": gallery(),
             "demo/query.html": page,
             "demo/explain.html": page,
-            "demo/metrics.json": lambda file: json.loads(file.read_text()),
+            "demo/metrics.json": json_file,
         },
         again=lambda out: ["--overwrite"],
     ),
@@ -256,14 +293,34 @@ def litter(folder: Path) -> list[Path]:
     return sorted(drafts) + [path for gallery in galleries for path in leftovers(gallery)]
 
 
-def check(case: Case, out: Path, *, complete: bool, old: bytes = b"old") -> None:
-    """Each output is whole, or as it was before; there is nothing else."""
+def state(file: Path) -> State:
+    """An output as it is now."""
+    if file.is_dir():
+        return contents(file)
+    return file.read_bytes() if file.exists() else None
+
+
+def prepared(case: Case, inputs: Inputs, out: Path) -> dict[str, State]:
+    """Put there what is there before the command; its outputs as they are then."""
+    case.prepare(inputs, out)
+    return {name: state(out / name) for name in case.outputs}
+
+
+def check(case: Case, out: Path) -> None:
+    """All is done: each output is whole, and new."""
+    for name, whole in case.outputs.items():
+        whole(out / name)
+    case.done(out)
+
+
+def check_stopped(case: Case, out: Path, before: dict[str, State]) -> None:
+    """Each output is as it was before, which is not there only where it was not, or whole."""
     for name, whole in case.outputs.items():
         file = out / name
-        if complete or (file.exists() and not (file.is_file() and file.read_bytes() == old)):
-            unfinished = file.is_dir() and not (file / "manifest.json").exists()
-            if complete or not unfinished:
-                whole(file)
+        begun = file.is_dir() and not (file / "manifest.json").exists()  # a gallery, nobody opens it
+        if state(file) != before[name] and not (before[name] is None and begun):
+            assert file.exists(), f"{name} is gone"
+            whole(file)
 
 
 def points(answer: Answer, signum: int, count: int) -> list[int]:
@@ -277,7 +334,7 @@ def points(answer: Answer, signum: int, count: int) -> list[int]:
 def strike(run: Driver, case: Case, inputs: Inputs, out: Path, signum: int, at: int) -> None:
     """The command gets a signal, and leaves what it promises."""
     out.mkdir()
-    case.prepare(inputs, out)
+    before = prepared(case, inputs, out)
     answer = run(*case.words(inputs, out), watched=True, signal=signum, at=at)
     where = f"signal {signum} at {at}, {answer['struck']}: {answer['error']}"
     if signum == signal.SIGKILL:
@@ -286,7 +343,7 @@ def strike(run: Driver, case: Case, inputs: Inputs, out: Path, signum: int, at: 
         said = {signal.SIGINT: "rga-reid: interrupted", signal.SIGTERM: "rga-reid: terminated"}[signum]
         assert (answer["code"], answer["error"].strip()) == (128 + signum, said), where
         assert litter(out) == [], where
-    check(case, out, complete=False)
+    check_stopped(case, out, before)
 
 
 def repeat(run: Driver, case: Case, inputs: Inputs, out: Path) -> None:
@@ -295,7 +352,7 @@ def repeat(run: Driver, case: Case, inputs: Inputs, out: Path) -> None:
     removed = "pid 12: the gallery has no image of it" in answer["error"]  # it was done already
     assert answer["code"] == (2 if removed else 0), answer["error"]
     assert removed or litter(out) == []
-    check(case, out, complete=True)
+    check(case, out)
 
 
 def strikes(run: Driver, inputs: Inputs, folder: Path, name: str, counts: dict[signal.Signals, int]) -> None:
@@ -304,7 +361,7 @@ def strikes(run: Driver, inputs: Inputs, folder: Path, name: str, counts: dict[s
     case.prepare(inputs, out)
     answer = run(*case.words(inputs, out), watched=True)
     assert answer["code"] == 0, answer["error"]
-    check(case, out, complete=True)
+    check(case, out)
     assert litter(out) == []
     shutil.rmtree(out)
     for signum, count in counts.items():
@@ -346,7 +403,7 @@ def test_a_disk_that_is_full(run: Driver, inputs: Inputs, tmp_path: Path, name: 
         assert contents(tmp_path) == before
     answer = run(*case.words(inputs, tmp_path), *case.again(tmp_path))
     assert answer["code"] == 0, answer["error"]
-    check(case, tmp_path, complete=True)
+    check(case, tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -444,6 +501,6 @@ def test_real_processes_at_random_times(inputs: Inputs, tmp_path: Path, signum: 
             assert error.splitlines()[-1] in ("rga-reid: interrupted", "rga-reid: terminated")
             assert "Traceback" not in error
         assert litter(out) == []
-        check(case, out, complete=False)
+        check_stopped(case, out, dict.fromkeys(case.outputs))
         shutil.rmtree(out)
     assert codes.count(128 + signum) > 6
