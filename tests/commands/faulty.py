@@ -38,7 +38,7 @@ import rga_reid
 from rga_reid.commands import COMMANDS, main
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.experiments import demo
-from rga_reid.retrieval import builder
+from rga_reid.retrieval import builder, team
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 OUTSIDE = ("signals.py", "program.py", "commands/__init__.py")  # no signal is minded there, or not yet
@@ -154,7 +154,7 @@ if __name__ == "__main__":
         importlib.import_module(f"rga_reid.commands.{name}")
     for name in ("experiments.explaining", "reports.relation_figures", "reports.feature_space"):
         importlib.import_module(f"rga_reid.{name}")
-    builder.SHARD_ROWS = 4
+    builder.SHARD_ROWS, team.BLOCK_ROWS = 4, 2
     settings: Callable[..., SyntheticSettings] = partial(SyntheticSettings, **SMALL)
     demo.SyntheticSettings = settings  # type: ignore[assignment,misc]
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

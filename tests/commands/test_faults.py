@@ -220,7 +220,7 @@ CASES = {
         lambda i, out: [
             *("gallery", "add", "--gallery", out / "g", "--images", i.market / "query", "--batch-size", 3),
         ],
-        {"g": gallery(14, 18)},
+        {"g": gallery(14, 17, 18)},  # a block is what exceeds two images: a batch
         prepare=copy,
         again=lambda out: ["--skip-known"],
         done=lambda out: gallery(18)(out / "g"),
@@ -377,6 +377,27 @@ def test_a_command_that_is_stopped_leaves_nothing_half_written(
     run: Driver, inputs: Inputs, tmp_path: Path, name: str
 ) -> None:
     strikes(run, inputs, tmp_path, name, {signal.SIGINT: 1, signal.SIGKILL: 1})
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_blocks_that_were_added_stay(run: Driver, inputs: Inputs, tmp_path: Path, signum: int) -> None:
+    """The later an addition is stopped, the more it has added; what is left is added afterwards."""
+    case, out, counts = CASES["add"], tmp_path / "out", []
+    out.mkdir()
+    case.prepare(inputs, out)
+    answer = run(*case.words(inputs, out), watched=True)
+    shutil.rmtree(out)
+    for at in answer["writing"][:: len(answer["writing"]) // 10]:
+        strike(run, case, inputs, out, signum, at)
+        table = Gallery.open(out / "g").table
+        new = [Path(path) for path in table["path"][14:]]
+        assert new == sorted((inputs.market / "query").iterdir())[: len(new)]
+        counts.append(len(table))
+        if counts[-1] == 17:
+            repeat(run, case, inputs, out)
+        shutil.rmtree(out)
+    assert counts == sorted(counts)
+    assert set(counts) >= {14, 17}
 
 
 @pytest.mark.slow
