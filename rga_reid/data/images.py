@@ -93,13 +93,15 @@ def decode(
 
     def fill(row: int) -> None:
         try:
-            image = read_image(files[row])
+            images[row] = pixels_of(read_image(files[row]), (height, width))
         except ImageError as error:
             if refused is None:
                 raise
             refused[row] = error
-            return
-        images[row] = pixels_of(image, (height, width))
+        except MemoryError:
+            raise
+        except Exception as error:  # a defect of this program: the file that shows it is worth knowing
+            raise RuntimeError(f"{shown(files[row])}: cannot be decoded") from error
 
     for _ in in_threads(fill, range(len(files)), threads, "decoding"):
         pass

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +86,42 @@ def test_before_it_is_decoded(
     assert f"{victim}: " in refused(*train("run", cache), "--overwrite")
     assert not list(market.rglob("*.npy"))
     victim.unlink()
+    assert main([*train("run", cache), "--overwrite"]) == 0
+
+
+DEFECTIVE = """
+import sys
+from rga_reid.commands import main
+from rga_reid.data import images
+original = images._to_rgb
+def to_rgb(image, path):
+    if str(path) == sys.argv[1]:
+        raise ZeroDivisionError("in a thread")
+    return original(image, path)
+images._to_rgb = to_rgb
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("cache", ["memory", "file"])
+def test_a_defect_in_a_thread_that_decodes(
+    train: Callable[..., list[str]], market: Path, tmp_path: Path, cache: str
+) -> None:
+    """It ends the command, with a traceback that names the file; nothing looks finished."""
+    victim = images(market / "bounding_box_train")[30]
+    done = subprocess.run(
+        [sys.executable, "-c", DEFECTIVE, str(victim), *train("run", cache)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "ZeroDivisionError: in a thread" in done.stderr
+    assert done.stderr.rstrip().endswith(f"RuntimeError: {victim}: cannot be decoded")
+    assert done.stdout == ""
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".ckpt", ".npy")] == []
     assert main([*train("run", cache), "--overwrite"]) == 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from rga_reid.errors import InputError
 from rga_reid.training import IdentitySampler, ReIDData
@@ -82,6 +83,18 @@ def test_processes_validate_the_same_number_of_batches(tiny_market: Path, world_
         seen.append(torch.cat([rows for _, rows in data.val_dataloader()]).tolist())
     assert len({len(rows) for rows in seen}) == 1
     assert {row for rows in seen for row in rows} == set(range(23))
+
+
+def test_no_loader_has_workers(tiny_market: Path) -> None:
+    """They would copy what lies in memory, and might die."""
+    data = ReIDData(str(tiny_market), held_out=0.5, **BATCH)
+    data.trainer = process(0, 1)
+    data.train_images = data.held_out_images = DecodedImages(
+        np.zeros((24, 3, 2, 2), np.uint8), np.arange(24), np.arange(24)
+    )
+    loaders = [data.train_dataloader(), data.val_dataloader()]
+    assert all(isinstance(loader, DataLoader) for loader in loaders)
+    assert [loader.num_workers for loader in loaders] == [0, 0]
 
 
 def test_a_run_that_was_interrupted_within_an_epoch_needs_as_many_processes(tiny_market: Path) -> None:
