@@ -497,27 +497,44 @@ def test_decoded_images_that_find_no_room(
     assert run(*words, "--overwrite", "--trainer.max_epochs", 1)["code"] == 0
 
 
+def first_line(log: Path, process: subprocess.Popen[str]) -> float:
+    """Wait for what a process writes; the seconds that it took."""
+    start = time.monotonic()
+    while not log.read_text():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - start < 300, "nothing was written"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_real_processes_at_random_times(inputs: Inputs, tmp_path: Path, signum: int) -> None:
-    """As a user meets it: imports, threads, Lightning and all; from the first moment to the last."""
+    """As a user meets it: imports, threads, Lightning and all; while it trains, and on its way there."""
     generator = np.random.default_rng(signum)
     case, program = CASES["train"], [sys.executable, str(DRIVER.parents[2] / "cli.py")]
-    out, codes = tmp_path / "out", []
-    for seconds in generator.uniform(0.2, 14, 12):
+    out, log, codes, seconds = tmp_path / "out", tmp_path / "log", [], 0.0
+    for trains in (True,) * 8 + (False,) * 6:
         out.mkdir()
-        process = subprocess.Popen(
-            [*program, *map(str, case.words(inputs, out)), "--trainer.max_epochs", "40"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        time.sleep(seconds)
-        process.send_signal(signum)
-        error = process.communicate(timeout=60)[1]
+        with open(log, "w") as lines:
+            process = subprocess.Popen(
+                # it does not end by itself, however fast the machine is
+                [*program, *map(str, case.words(inputs, out)), "--trainer.max_epochs", "1000000"],
+                stdout=lines,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        try:
+            if trains:
+                seconds = first_line(log, process)
+            time.sleep(generator.uniform(0, 4) if trains else generator.uniform(0.2, seconds))
+            process.send_signal(signum)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
         codes.append(process.returncode)
-        if process.returncode != -signum:  # before the program had begun
+        if trains or process.returncode != -signum:  # before the program had begun
             assert process.returncode == 128 + signum, error
             assert error.splitlines()[-1] in ("rga-reid: interrupted", "rga-reid: terminated")
             assert "Traceback" not in error
