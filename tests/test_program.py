@@ -78,4 +78,4 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     process = subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    assert (process.wait(), process.stderr.read() if process.stderr else b"") == (0, b"")
+    assert (process.wait(timeout=120), process.stderr.read() if process.stderr else b"") == (0, b"")

@@ -74,9 +74,9 @@ def test_signals_that_are_ignored_stay_so() -> None:
 
 def test_in_another_thread_no_signal_is_touched() -> None:
     codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(exit_code(lambda: 7)))
+    thread = threading.Thread(target=lambda: codes.append(exit_code(lambda: 7)), daemon=True)
     thread.start()
-    thread.join()
+    thread.join(timeout=120)
     assert codes == [7]
 
 

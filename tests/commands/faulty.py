@@ -93,6 +93,7 @@ def bind() -> None:
 def run(task: dict[str, Any], told: int) -> tuple[int, Watch]:
     """The command, in this process."""
     watch = Watch(task.get("signal"), task.get("at"), told)
+    signal.alarm(900)  # ends it where it hangs
     if task.get("bound"):
         bind()
     if task.get("most") is not None:

@@ -264,7 +264,7 @@ def test_a_killed_ablation_ends_as_an_uninterrupted_one(tiny_market: Path, tmp_p
         assert time.monotonic() < until
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=120)
     finished = out / "plain/seed-0/result.json"
     before = (finished.stat().st_mtime_ns, finished.read_bytes())
     for folder in (out, whole):

@@ -109,7 +109,7 @@ def test_a_session_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     process = start(out, "a:0,b:0,a:1")
     wait_for(out / "b/seed-0/train/count", "3")
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=120)
     stop.unlink()
     finished = out / "a/seed-0/result.json"
     before = (finished.stat().st_mtime_ns, finished.read_bytes())
@@ -132,7 +132,7 @@ def test_a_session_that_is_stopped_ends_its_runs(tmp_path: Path, signum: int, co
     process = start(tmp_path, "a:0,b:0")
     wait_for(tmp_path / "b/seed-0/train/count", "2")
     (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
-    assert process.wait() == code
+    assert process.wait(timeout=120) == code
     with locked(tmp_path / "b" / "seed-0") as handle:
         assert handle is not None  # nobody trains any more
     assert (tmp_path / "b/seed-0/train/count").read_text() == "2"
@@ -177,7 +177,7 @@ def test_a_training_that_outlives_its_session_is_left_alone(tmp_path: Path) -> N
     process = start(tmp_path, "a:0")
     wait_for(tmp_path / "a/seed-0/train/count", "1")
     process.kill()  # the session alone
-    process.wait()
+    process.wait(timeout=120)
     result, _ = SCRIPTED.session(tmp_path, "a:0,b:0")
     assert names(result) == {"finished": ["b seed 0"], "elsewhere": ["a seed 0"]}
     assert (tmp_path / "a/seed-0/train/starts").read_text() == "x"

@@ -109,6 +109,7 @@ def run(operation: str, folder: Path, kill_at: int | None, watched: bool) -> lis
                 points.append(seen)
                 last = now
 
+    signal.alarm(900)  # ends it where it hangs
     sys.setprofile(watch)
     try:
         OPERATIONS[operation](folder)

@@ -285,7 +285,9 @@ def test_only_one_writer_at_a_time(driver: Driver, killable: Any, old: Path, tmp
     folder = tmp_path / "gallery"
     shutil.copytree(old, folder)
     holder = driver.start("hold", folder)
+    until = time.monotonic() + 120
     while not (tmp_path / "held").exists():
+        assert time.monotonic() < until, "the lock was never held"
         time.sleep(0.01)
     gallery = Gallery.open(folder)
     changes: list[Callable[[], object]] = [
@@ -313,8 +315,9 @@ def test_readers_read_on_while_another_writes(
     early, late = Gallery.open(folder), Gallery.open(folder)
     before = state(early, queries)
     child = driver.start("churn", folder)
-    opened = 0
+    opened, until = 0, time.monotonic() + 300
     while is_alive(child):  # a new reader all the time
+        assert time.monotonic() < until, "the writer came to no end"
         assert len(Gallery.open(folder).search(queries)) == 30
         opened += 1
     assert not driver.wait()["killed"]  # it came to its end

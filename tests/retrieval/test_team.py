@@ -40,7 +40,11 @@ def together(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tu
         )
         for rank in range(size)
     ]
-    answers = [process.communicate() for process in processes]
+    try:
+        answers = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:  # one that waits for another for ever
+            process.kill()
     return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
 
 
