@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rga_reid.errors import InputError, printable
 from rga_reid.files import disk_error
@@ -28,7 +29,7 @@ def exit_code(work: Callable[[], int]) -> int:
         say it: 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
-        with stoppable(), warnings.catch_warnings():
+        with _stops_as_such(), stoppable(), warnings.catch_warnings():
             # of pillow, about files that it refuses in the same breath, or that lack nothing but EXIF
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
             code = work()
@@ -54,6 +55,23 @@ def exit_code(work: Callable[[], int]) -> int:
     except KeyboardInterrupt as stop:
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         return _say("interrupted" if signum == signal.SIGINT else "terminated", 128 + signum)
+
+
+@contextmanager
+def _stops_as_such() -> Iterator[None]:
+    """Raise the stop itself where it brought about another error on its way.
+
+    torch's writer of files, for one, fails at its end when it is left in the middle.
+    """
+    try:
+        yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__context__
+        if behind is None:
+            raise
+        raise behind from None
 
 
 def _say(message: str, code: int) -> int:

@@ -56,6 +56,23 @@ def test_one_line_and_a_code(
     assert capsys.readouterr().err == f"rga-reid: {line}\n"
 
 
+@pytest.mark.parametrize("last", [RuntimeError("unexpected pos 8 vs 4"), InputError("a.npz: damaged")])
+def test_a_stop_is_one_whatever_fails_on_its_way(last: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """As torch does when it is stopped while it writes a file."""
+
+    def work() -> int:
+        try:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                raise OSError("half a file")
+        except OSError:
+            raise last from None
+
+    assert exit_code(work) == 143
+    assert capsys.readouterr().err == "rga-reid: terminated\n"
+
+
 def test_other_errors_are_defects_and_show_where() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(failing(ZeroDivisionError()))
