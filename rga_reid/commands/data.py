@@ -44,9 +44,9 @@ def run(options: Namespace) -> None:
     check = options.check
     check_output_file("--json", check.json)
     report = check_data(check.root, check.dataset, fast=check.fast)
-    _print(report)
     if check.json:
         write_json(check.json, report.to_json())
+    _print(report)
     if report.problems:
         count = len(report.problems)
         raise InputError(

@@ -98,19 +98,20 @@ def _action(name: str, description: str) -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Do what the action says, and tell what the gallery holds then."""
+    news: list[str] = []  # printed when all files are written
     actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
         "add": _add,
-        "remove": _remove,
+        "remove": partial(_remove, news),
         "info": _info,
-        "verify": _verify,
-        "compact": _compact,
+        "verify": partial(_verify, news),
+        "compact": partial(_compact, news),
     }
     chosen = options[options.action]
     check_output_file("--json", chosen.json)
     gallery = actions[options.action](chosen)
     if gallery is not None:
-        _tell(chosen.gallery, gallery, chosen.json)
+        _tell(chosen.gallery, gallery, chosen.json, news)
 
 
 def _build(options: Namespace) -> Gallery | None:
@@ -211,7 +212,7 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
     return ~known
 
 
-def _remove(options: Namespace) -> Gallery:
+def _remove(news: list[str], options: Namespace) -> Gallery:
     if not options.pid and not options.path:
         raise InputError("gallery remove: expected --pid N or --path P")
     from rga_reid.retrieval import Gallery
@@ -222,12 +223,12 @@ def _remove(options: Namespace) -> Gallery:
     paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
     started = time.monotonic()
     done = gallery.remove(pids=options.pid or (), paths=paths)
-    print(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
+    news.append(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
     if done.rewritten:
         kept = _count(done.rewritten, "other image")
-        print(f"written again: {_count(done.segments, 'segment')} with {kept}")
+        news.append(f"written again: {_count(done.segments, 'segment')} with {kept}")
     if done.indexes:
-        print(f"built anew, as no index can forget: {_count(done.indexes, 'index', 'indexes')}")
+        news.append(f"built anew, as no index can forget: {_count(done.indexes, 'index', 'indexes')}")
     return gallery
 
 
@@ -237,25 +238,25 @@ def _info(options: Namespace) -> Gallery:
     return Gallery.open(options.gallery)
 
 
-def _verify(options: Namespace) -> Gallery:
+def _verify(news: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
     with moving_bar("verifying") as moved:
         files = gallery.verify(moved)
     if gallery.describe()["segments"] is None:
-        print(f"verified: {_count(files, 'image')} read back from Milvus")
+        news.append(f"verified: {_count(files, 'image')} read back from Milvus")
     else:
-        print(f"verified: every byte of {_count(files, 'file')} is as it was written")
+        news.append(f"verified: every byte of {_count(files, 'file')} is as it was written")
     return gallery
 
 
-def _compact(options: Namespace) -> Gallery:
+def _compact(news: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
     before = gallery.describe()["segments"]
     gallery.compact()
     if before is None:
-        print("compacted: Milvus joins its segments")
+        news.append("compacted: Milvus joins its segments")
     else:
-        print(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
+        news.append(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
     return gallery
 
 
@@ -264,15 +265,17 @@ def _count(number: int, one: str, more: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _tell(location: str, gallery: Gallery, json_file: str | None) -> None:
-    """Print what a saved gallery holds, and write it as JSON."""
+def _tell(location: str, gallery: Gallery, json_file: str | None, news: list[str]) -> None:
+    """Write what a saved gallery holds as JSON; print what was done, and what it holds."""
     from rga_reid.files import write_json
 
     place = location if "://" in location else os.path.abspath(location)
     facts = {"location": place, **gallery.describe(), "bytes": gallery.size_on_disk()}
-    _print(facts)
     if json_file is not None:
         write_json(json_file, facts)
+    for line in news:
+        print(line)
+    _print(facts)
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -64,7 +64,6 @@ def run(options: Namespace) -> None:
         result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())
-    print_ranking(result)
     if options.html is not None:
         from rga_reid.experiments.ranking_page import ranking_page
 
@@ -73,4 +72,6 @@ def run(options: Namespace) -> None:
         tested = f"{Path(options.checkpoint).name} on {data}{order}"
         note = f"{tested}. Scores are cosine similarities: 1 is identical."
         write_text(options.html, ranking_page(features, table, result, **protocol, title="Test", note=note))
+    print_ranking(result)
+    if options.html is not None:
         print(options.html)

@@ -113,8 +113,8 @@ def run(options: Namespace) -> None:
     if not best.is_file():
         print("nothing is kept: the trainer's options ask for no checkpoint (fast_dev_run)")
         return
-    print(f"trained: {best}")
     if table is None:
+        print(f"trained: {best}")
         roots = options.data.root
         root = roots if isinstance(roots, str) else roots[0]
         cards = options.data.dataset
@@ -126,6 +126,7 @@ def run(options: Namespace) -> None:
     junk = load_card(options.test.dataset).junk_pids
     result = evaluate_model(load_model(best, device), table, junk_pids=junk, device=device)
     write_json(Path(options.out) / TEST, result.to_dict())
+    print(f"trained: {best}")
     print_ranking(result)
 
 

@@ -91,6 +91,10 @@ def fit(
     callbacks: list[Callback] = _listed(options.pop("callbacks", None))
     if resume:
         _check_same_run(module, data, folder / LAST, callbacks)
+    lines = EpochLines()
+    if not sys.stderr.isatty():
+        options["enable_progress_bar"] = False
+        callbacks.append(lines)
     with warnings.catch_warnings():
         # images lie decoded in memory, workers would only copy them; the folder is checked above
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -116,6 +120,8 @@ def fit(
             if reason is None:
                 raise
             raise DiskError(folder, reason) from error
+    if lines.problem is not None:
+        raise lines.problem
     best = folder / BEST  # not there if nothing was validated
     return best if len(data.held_out) and best.is_file() else folder / LAST
 
@@ -142,9 +148,6 @@ def _trainer(
     callbacks.append(FolderCheckpoint(folder / LAST, at_epoch_end=True))
     if save_every is not None:
         callbacks.append(StepCheckpoint(folder / LAST, save_every))
-    if not sys.stderr.isatty():
-        options["enable_progress_bar"] = False
-        callbacks.append(EpochLines())
     logger = [CSVLogger(folder, name=CSV), TensorBoardLogger(folder, name=TENSORBOARD)]
     try:
         return pl.Trainer(**options, default_root_dir=folder, callbacks=callbacks, logger=logger)
@@ -215,7 +218,14 @@ class StepCheckpoint(Callback):
 
 
 class EpochLines(Callback):
-    """One line an epoch, where a progress bar would fill a log file."""
+    """One line an epoch, where a progress bar would fill a log file.
+
+    If standard output does not take it, ``problem`` says why, and the training ends with this epoch: after
+    its checkpoint, which Lightning writes last.
+    """
+
+    def __init__(self) -> None:
+        self.problem: OSError | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -223,7 +233,12 @@ class EpochLines(Callback):
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             # one of so many steps has no number of epochs
             epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-            print(f"epoch {trainer.current_epoch + 1}{epochs}  {values}", flush=True)
+            try:
+                print(f"epoch {trainer.current_epoch + 1}{epochs}  {values}", flush=True)
+            except OSError as error:
+                if trainer.world_size > 1:  # the others would wait for one that leaves
+                    raise
+                self.problem, trainer.should_stop = error, True
 
 
 def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:

@@ -7,7 +7,8 @@ Reads a JSON object a line:
 - ``signal``, ``at``: a signal and the number of the event in rga_reid's own code (a call, a return, a call of
   anything else) at which the process gets it;
 - ``most``: bytes that a file may have, as if the disk were full there;
-- ``bound``: permissions of folders hold, for root too.
+- ``bound``: permissions of folders hold, for root too;
+- ``full``: standard output takes nothing, from the first line on.
 
 Answers a JSON object a line: ``code`` (a negative one is the signal that killed it), ``error`` and ``output``
 (what was printed), ``events`` (how many there were), ``writing`` (the numbers of those in files.py) and
@@ -98,6 +99,9 @@ def run(task: dict[str, Any], told: int) -> tuple[int, Watch]:
         bind()
     if task.get("most") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["most"], resource.RLIM_INFINITY))
+    if task.get("full"):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if task.get("watched"):
         sys.setprofile(watch)
     try:

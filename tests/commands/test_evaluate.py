@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,27 @@ def test_equals_the_published_evaluators(files: tuple[str, str], tmp_path: Path,
     assert "113 queries against 1,370 gallery items; 7 skipped, without a match" in out
     assert "cameras: none" not in out
     assert err == ""  # a progress bar only where stderr is a terminal
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+def test_a_table_that_nothing_takes(files: tuple[str, str], tmp_path: Path) -> None:
+    """The files are written before it."""
+    json_file, rows = tmp_path / "o.json", tmp_path / "o.csv"
+    words = ["evaluate", "--query", files[0], "--gallery", files[1], "--json", str(json_file)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "cli.py", *words, "--per-query", str(rows)],
+            cwd=Path(__file__).parents[2],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "rga-reid: error: output: No space left on device\n")
+    expected = json.loads((FIXTURES / "ranking.json").read_text())
+    assert json.loads(json_file.read_text())["mAP"] == pytest.approx(expected["mAP"], abs=1e-6)
+    assert len(pd.read_csv(rows)) == 120
 
 
 def test_the_chosen_rule_stands_first(files: tuple[str, str], capfd: Any) -> None:

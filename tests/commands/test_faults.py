@@ -66,6 +66,7 @@ class Inputs:
     """What the commands read, and nobody writes."""
 
     market: Path
+    table: Path
     checkpoint: Path
     images: Path
     features: Path
@@ -86,6 +87,13 @@ def inputs(tiny_market: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Te
     images = tiny_market / "bounding_box_test"
     words = ["--images", str(images), "--checkpoint", str(tiny_checkpoint)]
     assert main(["gallery", "build", "--gallery", str(folder / "gallery"), *words]) == 0
+    splits = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+    lines = [
+        f"{image},{image.name[:4]},{image.name[6]},{split}"
+        for place, split in splits.items()
+        for image in sorted((tiny_market / place).glob("0*.jpg"))
+    ]
+    (folder / "set.csv").write_text("\n".join(["path,pid,camid,split", *lines]))
     torch.save(torchvision.models.resnet18().state_dict(), folder / "published.pth")
     recipe = {
         "model": {"depth": 18, "attention": "se", "weights": None, "size": [64, 32]},
@@ -103,6 +111,7 @@ def inputs(tiny_market: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Te
     (folder / "plan.yaml").write_text(json.dumps(plan))
     return Inputs(
         tiny_market,
+        folder / "set.csv",
         tiny_checkpoint,
         images,
         folder / "features.npz",
@@ -176,6 +185,11 @@ def build_again(out: Path) -> list[str]:
 
 
 CASES = {
+    "check": Case(
+        lambda i, out: ["data", "check", i.table, "--json", out / "d.json"],
+        {"d.json": json_file},
+        prepare=put("d.json"),
+    ),
     "test": Case(
         lambda i, out: [
             *("test", "--checkpoint", i.checkpoint, "--data.root", i.market),
@@ -212,15 +226,17 @@ CASES = {
     "build an index": Case(
         lambda i, out: [
             *("gallery", "build", "--gallery", out / "g", "--features", i.features, "--index", "ivf"),
+            *("--json", out / "g.json"),
         ],
-        {"g": gallery(1100)},
+        {"g": gallery(1100), "g.json": json_file},
         again=lambda out: ["--overwrite"],
     ),
     "add": Case(
         lambda i, out: [
             *("gallery", "add", "--gallery", out / "g", "--images", i.market / "query", "--batch-size", 3),
+            *("--json", out / "g.json"),
         ],
-        {"g": gallery(14, 17, 18)},  # a block is what exceeds two images: a batch
+        {"g": gallery(14, 17, 18), "g.json": json_file},  # a block is what exceeds two images: a batch
         prepare=copy,
         again=lambda out: ["--skip-known"],
         done=lambda out: gallery(18)(out / "g"),
@@ -281,6 +297,16 @@ CASES = {
         again=lambda out: ["--overwrite"],
     ),
 }
+
+
+for action in ("info", "verify", "compact"):
+    CASES[action] = Case(
+        lambda i, out, action=action: [
+            *("gallery", action, "--gallery", out / "g", "--json", out / "g.json"),
+        ],
+        {"g": gallery(14), "g.json": json_file},
+        prepare=copy,
+    )
 
 
 QUICK = [name for name in CASES if name not in ("train", "demo")]
@@ -445,6 +471,22 @@ def test_an_output_that_cannot_be_written(run: Driver, inputs: Inputs, tmp_path:
     assert "cannot write" in answer["error"]
     assert answer["output"] == ""
     assert contents(out) == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+@pytest.mark.parametrize("name", [name for name in CASES if name != "demo"])  # it tells each step before
+def test_results_that_nothing_takes(run: Driver, inputs: Inputs, tmp_path: Path, name: str) -> None:
+    """Files are written before the first line is printed; of a training, those of an epoch."""
+    case = CASES[name]
+    case.prepare(inputs, tmp_path)
+    answer = run(*case.words(inputs, tmp_path), full=True)
+    assert (answer["code"], answer["output"]) == (2, "")
+    assert answer["error"] == "rga-reid: error: output: No space left on device\n"
+    assert litter(tmp_path) == []
+    check(case, tmp_path)
+    if name == "train":
+        assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
+        assert run(*case.words(inputs, tmp_path), "--resume")["code"] == 0
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
