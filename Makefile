@@ -44,7 +44,8 @@ docs: install
 	@echo build/docs/index.html
 
 # The sdist, and the wheel made of it, which is tried in an environment of its own, in an empty folder: PYTHON=python3.12
-# says with which Python. It downloads all that the wheel depends on, several GB.
+# says with which Python, LOWEST=1 takes the lowest version that setup.cfg allows of all that the wheel depends on. It
+# downloads several GB, and runs a short demo.
 package:
 	rm -rf build/package dist
 	mkdir -p build/package/empty
@@ -52,9 +53,13 @@ package:
 	build/package/builder/bin/python -m pip install --quiet --disable-pip-version-check build
 	build/package/builder/bin/python -m build
 	$(PYTHON) -m venv build/package/user
-	build/package/user/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	: > build/package/constraints.txt
+	test -z "$(LOWEST)" || sed -nE '/^install_requires/,/^$$/ s/^ +([a-z0-9-]+)(\[.*\])?>=([0-9.]+).*/\1==\3/p' setup.cfg > build/package/constraints.txt
+	build/package/user/bin/python -m pip install --quiet --disable-pip-version-check -c build/package/constraints.txt dist/*.whl
+	build/package/user/bin/python -m pip freeze --exclude-editable > build/package/installed.txt
 	cd build/package/empty && ../user/bin/rga-reid --help && ../user/bin/rga-reid --version
 	cd build/package/empty && ../user/bin/rga-reid train --config market1501/rga_sc --print_config > recipe.yaml
+	cd build/package/empty && ../user/bin/rga-reid demo --out demo --epochs 2
 
 bench: install
 	test -f demo/model/last.ckpt || $(BIN)/python cli.py demo --out demo --overwrite
