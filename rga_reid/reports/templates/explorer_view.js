@@ -190,7 +190,7 @@ function captions(shown, m) {
   $("cap-column").textContent = words.column_caption;
   $("cap-difference").textContent = both ? "Orange: i thinks more of a place than the place thinks of i. Purple: the reverse. White: mutual. RGA learns from both." :
     `Orange: i takes more from a place than it gives. Purple: the reverse. ${words.directions === "row only" ? "This mechanism uses the row alone." : ""}`;
-  const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach, 3)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the second pass reaches every place." : "";
+  const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach, 3)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the passes together reach every place." : "";
   const pooled = m.whole ? "Every number is shown." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
   $("cap-matrix").replaceChildren(...typeset(`${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`));
   const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
