@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rga_reid.retrieval.manifest import sealed
 from tests.fuzz.arrays import spoiled_npy, spoiled_npz
-from tests.fuzz.harness import LOCK, OLD, Case
+from tests.fuzz.harness import CHANGED, LOCK, OLD, Case
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import PLAIN, Draw, spoiled_bytes, spoiled_json, spoiled_text, spoiled_tree
 
@@ -54,6 +54,7 @@ def archives(draw: Draw, material: Material) -> Case:
             {"a.npz": content, **gallery},
             valid,
             LOCK,
+            works_on=CHANGED,
         )
     return _evaluated(draw, {**files, name: content}, "npz", valid)
 
@@ -125,7 +126,8 @@ def galleries(draw: Draw, material: Material) -> Case:
         return Case(["query", *gallery, "--image", image, *more], case_files, valid and kind == "pictures")
     more = {"remove": ["--pid", "1"], "add": ["--features", "a.npz"]}.get(command, [])
     valid = valid and (command != "add" or kind != "pictures")
-    return Case(["gallery", command, *gallery, *more], case_files, valid, LOCK)
+    works_on = CHANGED if command in ("add", "remove", "compact") else {}
+    return Case(["gallery", command, *gallery, *more], case_files, valid, LOCK, works_on)
 
 
 def _seal(manifest: Any) -> bytes:

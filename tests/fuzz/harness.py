@@ -26,10 +26,11 @@ MEBIBYTES = 1024  #: that a case may take, above what the process held before
 LONGEST = 1000  #: characters of an error message, besides the words of the command that it repeats
 ANSWERED = 3600  #: seconds after which even code that Python cannot interrupt is ended, and with it the tests
 _FUSE = 8 << 30  # bytes of address space that a case may add: it protects the machine, MEBIBYTES judges
-OLD = b"what was there before"  #: in an output that is there already
+OLD = b"what was there before"  #: in an output that is there already: all other files are inputs
 #: What a failed command may leave changed, and why.
 LISTED = {"report.json": "a report of problems is written all the same"}
 LOCK = {"G/lock": "held while a program writes, it stays"}
+CHANGED = {"G/": "the command changes this gallery"}  #: if it succeeds
 
 _LATER = ("DeprecationWarning", "PendingDeprecationWarning", "ImportWarning", "ResourceWarning")
 
@@ -50,6 +51,7 @@ class Case:
         files: content by path, written before the command runs; ``None`` makes a folder.
         valid: nothing was spoiled: the command must succeed.
         may_change: beginnings of paths that a failed command may leave changed, and why.
+        works_on: beginnings of paths of inputs that a command which succeeds changes, and why.
         may_leave: files that tell that work had begun before the command failed, and why: with such a one,
             all in its folder may be changed.
         noisy: a C library writes lines of its own about such a file, which nobody can keep it from.
@@ -59,6 +61,7 @@ class Case:
     files: Mapping[str, bytes | Link | None] = field(repr=False, default_factory=dict)
     valid: bool = False
     may_change: Mapping[str, str] = field(repr=False, default_factory=dict)
+    works_on: Mapping[str, str] = field(repr=False, default_factory=dict)
     may_leave: Mapping[str, str] = field(repr=False, default_factory=dict)
     noisy: bool = False
 
@@ -183,6 +186,11 @@ def _faults(
         wrong = [name for name in left if not name.startswith(tuple(case.may_change))]
         if wrong:
             yield f"refused, but changed {wrong}"
+    elif outcome.code == 0:
+        inputs = [name for name in changed if name in before and case.files.get(name) != OLD]
+        wrong = [name for name in inputs if not name.startswith(tuple(case.works_on))]
+        if wrong:
+            yield f"succeeded, but changed its inputs {wrong}"
     litter = [name for name in changed if name in after and "/." in f"/{name}" and ".rga-reid-" not in name]
     if litter:
         yield f"left behind {litter}"

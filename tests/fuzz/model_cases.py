@@ -58,7 +58,10 @@ def plans(draw: Draw, material: Material) -> Case:
         for name, content in files.items()
     )
     words = ["ablate", "--config", "plan.yaml", "--data.root", str(material.path("set")), "--out", "runs"]
-    return Case([*words, "--only", "base", "--seed", "0", "--json", "o.json"], files, valid)
+    works_on = {"runs/plan.json": "what a report of the folder needs of the last plan"}
+    return Case(
+        [*words, "--only", "base", "--seed", "0", "--json", "o.json"], files, valid, works_on=works_on
+    )
 
 
 def checkpoints(draw: Draw, material: Material) -> Case:

@@ -5,7 +5,8 @@
 
 - exit code 0, or 2 with one line on stderr that is not too long and does not steer the terminal;
 - no exception, no hang (30 s), no more than 1 GiB of memory;
-- what failed has changed nothing in the folder; what succeeded has left no temporary file;
+- what failed has changed nothing in the folder; what succeeded has changed none of its inputs (but those that
+  it works on: a gallery), and left no temporary file;
 - what was not spoiled succeeds.
 
 ``make test`` runs 200 cases, ``make test-slow`` 5,000. Cases come from a seed, so a run can be made again:

@@ -25,7 +25,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., harn
 
     def judged(program: Program, **settings: Any) -> harness.Outcome:
         monkeypatch.setattr(harness, "main", program)
-        return check(Case(["test"], {"file": b"mine"}, **settings), tmp_path / "case")
+        return check(Case(["test"], **{"files": {"file": b"mine"}, **settings}), tmp_path / "case")
 
     return judged
 
@@ -94,6 +94,27 @@ def test_a_broken_promise_is_a_fault(
     monkeypatch.setattr(harness, "SECONDS", 1)
     with pytest.raises(AssertionError, match=fault):
         judge(program)
+
+
+def test_inputs_stay_as_they_are(judge: Callable[..., harness.Outcome]) -> None:
+    """What a command works on may change, and outputs that were there before."""
+
+    def change(words: Sequence[str]) -> int:
+        Path("file").write_text("other")
+        Path("new").write_text("")
+        return 0
+
+    def remove(words: Sequence[str]) -> int:
+        Path("file").unlink()
+        return 0
+
+    for program in (change, remove):
+        with pytest.raises(AssertionError, match=r"succeeded, but changed its inputs \['file'\]"):
+            judge(program)
+        with pytest.raises(AssertionError, match="succeeded, but changed its inputs"):
+            judge(program, works_on={"other": "why"}, may_change={"file": "why"})
+        assert judge(program, works_on={"fi": "why"}).code == 0
+        assert judge(program, files={"file": harness.OLD}).code == 0
 
 
 def test_work_that_had_begun_may_leave_its_folder(judge: Callable[..., harness.Outcome]) -> None:
