@@ -103,7 +103,7 @@ def read_plan(name: str) -> Plan:
     path, content = read_mapping(name, what="plan")
     try:
         _check_keys(content, _PLAN_KEYS, ("variants",))
-        items = _typed(content, "variants", list, "a list of variants")
+        items = _typed(content, "variants", list, "a list of variants", [])
         variants = [_variant(item, number, content, path) for number, item in enumerate(items)]
         first = variants[0].name if variants else ""
         synthetic = content.get("synthetic")

@@ -99,6 +99,7 @@ def test_overrides_lie_over_the_recipe_those_of_a_variant_on_top(tmp_path: Path)
         ("recipe: demo\nvariants: [{name: a}, {name: a}]\n", "variants[1].name: 'a' stands there twice"),
         ("recipe: demo\nvariants: [{name: a}, {name: A}]\n", "variants[1].name: 'A' stands there twice"),
         ("recipe: demo\nvariants: [{name: a, sedes: [1]}]\n", "variants[0]: sedes: unknown key"),
+        ("recipe: demo\nvariants: null\n", "variants: expected a list of variants, got None"),
         ("recipe: demo\nvariants: [{name: a, seeds: []}]\n", "variants[0]: seeds: expected different"),
         ("recipe: demo\nvariants: [{name: a, seeds: [1, 1]}]\n", "variants[0]: seeds: expected different"),
         ("recipe: demo\nvariants: [{name: a, seeds: 3}]\n", "variants[0]: seeds: expected a list"),
