@@ -26,6 +26,7 @@ from rga_reid.experiments.ablation import Outcome
 from rga_reid.experiments.ablation_run import Run, locked
 from rga_reid.experiments.collecting import read_curve, read_evaluations, read_run
 from rga_reid.experiments.testing import evaluate_model
+from tests.folders import files_below
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {
@@ -153,11 +154,11 @@ def test_a_synthetic_data_set_of_other_settings_is_refused(
 
     assert main(words()) == 0
     assert asked[0]["synthetic"] == {**asked[0]["synthetic"], **small, "size": [32, 16]}
-    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    before = files_below(out)
     assert main(words()) == 0
     assert "size was [32, 16], is [32, 32]" in refused(*words(size=[32, 32]))
     assert "junk was 0, is 1" in refused(*words(junk=1))
-    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    assert files_below(out) == before
     shutil.rmtree(out / "data")
     assert main(words(size=[32, 32])) == 0  # of which no run was made
     with Image.open(next((out / "data/query").glob("*.jpg"))) as image:

@@ -20,6 +20,7 @@ from rga_reid.data.synthetic.textures import AROUND, PATTERNS, paint, pattern, p
 from rga_reid.data.synthetic.tubes import Tube, outline
 from rga_reid.errors import InputError
 from rga_reid.models.colour_histogram import ColourHistogram
+from tests.folders import files_below
 
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query")
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s(\d)_(\d{6})_(\d{2})\.jpg")
@@ -39,10 +40,6 @@ def names(folder: Path) -> list[tuple[int, int]]:
     found = [NAME.fullmatch(path.name) for path in sorted(folder.iterdir())]
     assert all(found)
     return [(int(match[1]), int(match[2])) for match in found]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.jpg")}
 
 
 def test_folders_hold_images_of_the_size_asked_for(root):
@@ -80,7 +77,7 @@ def test_queries_are_one_per_person_and_camera_and_can_be_found_elsewhere(root):
 def test_same_seed_same_bytes(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         write_synthetic(tmp_path / name, SyntheticSettings(**TINY, seed=seed))
-    first, second, other = (contents(tmp_path / name) for name in "abc")
+    first, second, other = (files_below(tmp_path / name) for name in "abc")
     assert first == second
     assert not set(first.values()) & set(other.values())
     assert len(set(first.values())) == len(first)  # and no image is drawn twice

@@ -24,6 +24,7 @@ from rga_reid import load_model
 from rga_reid.models import build_model, save_model
 from rga_reid.retrieval import Gallery
 from rga_reid.retrieval.indexes import SETTINGS
+from tests.states import assert_equal, numbers_of
 
 ROOT = Path(__file__).parents[2]
 RECIPE: dict[str, Any] = {
@@ -83,28 +84,6 @@ def assert_same(first: dict[str, bytes], second: dict[str, bytes], *, but: Itera
     assert first.keys() == second.keys()
     differ = [name for name in first if first[name] != second[name] and not any(word in name for word in but)]
     assert differ == []
-
-
-def tensors(file: Path) -> Any:
-    """What a checkpoint holds of numbers: all but paths."""
-    content = torch.load(file, weights_only=True)
-    keys = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
-    return {key: content[key] for key in keys}
-
-
-def assert_equal(one: Any, two: Any) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_equal(one[key], two[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two)
-        for a, b in zip(one, two, strict=True):
-            assert_equal(a, b)
-    else:
-        assert one == two
 
 
 @pytest.fixture
@@ -177,7 +156,7 @@ def test_from_training_to_pages(tiny_market: Path, tmp_path: Path, recipe: Path)
     assert_same(first, second)
     runs = [tmp_path / f"out-{number}" / "run" for number in (1, 2)]
     for name in ("last.ckpt", "best.ckpt"):
-        assert_equal(*(tensors(folder / name) for folder in runs))
+        assert_equal(*(numbers_of(folder / name) for folder in runs))
 
 
 @pytest.mark.slow
@@ -248,7 +227,7 @@ def test_ablation(tmp_path: Path, recipe: Path) -> None:
                 assert result.pop("training_seconds") > 0
             assert results[0] == results[1]
             checkpoints = [tmp_path / f"out-{run}" / folder / "train" / "last.ckpt" for run in (1, 2)]
-            assert_equal(*map(tensors, checkpoints))
+            assert_equal(*map(numbers_of, checkpoints))
     assert first["a/rga/seed-0/queries.parquet"] != first["a/rga/seed-1/queries.parquet"]
 
 

@@ -30,6 +30,7 @@ from rga_reid.models import build_model, load_model, save_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.retrieval import Gallery, ModelRecord
 from rga_reid.retrieval.feature_files import write_features
+from tests.folders import files_below
 
 ROWS = 24  #: of the features
 SPLITS = {"train": (1, 2, 3, 4), "query": (11, 12, 13), "gallery": (11, 12, 13)}
@@ -130,9 +131,7 @@ class Material:
 
     def tree(self, name: str) -> dict[str, bytes]:
         """Contents of the files of a folder, by their paths in it."""
-        folder = self.root / name
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        return files_below(self.root / name)
 
 
 def build(root: Path) -> Material:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rga_reid.errors import InputError
 from rga_reid.retrieval import Erasure, Gallery, contents, indexes, segments
+from tests.folders import files_below
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
@@ -121,9 +122,7 @@ def test_adding_no_rows_is_no_change(make: Callable[..., Gallery]) -> None:
     assert len(gallery) == 5
 
 
-def test_one_image_does_not_rewrite_a_gallery(
-    tmp_path: Path, crowd: Callable, contents: Callable[[Path], dict[str, bytes]]
-) -> None:
+def test_one_image_does_not_rewrite_a_gallery(tmp_path: Path, crowd: Callable) -> None:
     """Images that come one by one stay in few segments, none of which is the large one's."""
     Gallery.build(*crowd(5000)).save(tmp_path / "gallery")
     gallery = Gallery.open(tmp_path / "gallery")
@@ -137,9 +136,9 @@ def test_one_image_does_not_rewrite_a_gallery(
     gallery.compact()
     assert (gallery.describe()["segments"], len(gallery)) == (1, 5033)
     assert not large.exists()
-    files = contents(tmp_path / "gallery")
+    files = files_below(tmp_path / "gallery")
     gallery.compact()  # nothing to do
-    assert contents(tmp_path / "gallery") == files
+    assert files_below(tmp_path / "gallery") == files
 
 
 def test_many_additions_leave_few_segments(crowd: Callable) -> None:

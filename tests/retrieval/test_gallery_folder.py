@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,8 @@ from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord, builder, gallery_folder, segments
 from rga_reid.retrieval.manifest import sealed
+from tests.folders import files_below
+from tests.security.hostile import put, reseal
 
 SEGMENT = Path("segments", "000001-0")
 
@@ -209,18 +210,16 @@ def test_a_damaged_gallery_may_be_overwritten(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", ["{", '{"format": "rga-reid gallery", "version": 99}'])
-def test_a_gallery_that_cannot_be_read_stays_until_there_is_another(
-    indexed: Path, contents: Callable[[Path], dict[str, bytes]], manifest: str
-) -> None:
+def test_a_gallery_that_cannot_be_read_stays_until_there_is_another(indexed: Path, manifest: str) -> None:
     """A later program may read it: a build that fails, or is killed and goes on, takes nothing from it."""
     (indexed / "manifest.json").write_text(manifest)
-    before = contents(indexed)
+    before = files_below(indexed)
     table = pd.DataFrame({"path": [f"{row}.jpg" for row in range(9000)]})
     build = GalleryBuilder(indexed, overwrite=True)
     with pytest.raises(InputError, match="of dimension 3"), build:
         build.add(random_features(9000), table)
         build.add(np.ones((1, 3), np.float32), table[:1])
-    unfinished = contents(indexed)
+    unfinished = files_below(indexed)
     assert {name: unfinished[name] for name in before} == before
     assert len(unfinished) > len(before)  # what the build had written
     with GalleryBuilder(indexed, resume=True, overwrite=True) as build:
@@ -248,12 +247,11 @@ def test_a_build_goes_on_where_the_gallery_was_damaged_meanwhile(indexed: Path) 
 @pytest.mark.parametrize("fails", ["table", "manifest"])
 def test_a_failed_save_over_a_gallery_that_cannot_be_read(
     indexed: Path,
-    contents: Callable[[Path], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
     fails: str,
 ) -> None:
     (indexed / "manifest.json").write_text("{")
-    before = contents(indexed)
+    before = files_below(indexed)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -262,7 +260,7 @@ def test_a_failed_save_over_a_gallery_that_cannot_be_read(
         patch.setattr(*((os, "replace") if fails == "manifest" else (pd.DataFrame, "to_parquet")), full)
         with pytest.raises(InputError, match="No space left"):
             gallery_of(5).save(indexed, overwrite=True)
-    assert contents(indexed) == before
+    assert files_below(indexed) == before
     gallery_of(5).save(indexed, overwrite=True)
     assert len(files_of(indexed)) == 3
 
@@ -293,7 +291,6 @@ def test_a_long_log_of_removals(saved: Path) -> None:
 def test_a_full_disk_leaves_the_old_gallery(
     indexed: Path,
     monkeypatch: pytest.MonkeyPatch,
-    contents: Callable[[Path], dict[str, bytes]],
     stage: str,
     fresh: bool,
 ) -> None:
@@ -308,12 +305,12 @@ def test_a_full_disk_leaves_the_old_gallery(
         "manifest": (os, "replace"),
     }[stage]
     target = indexed.parent / "new" if fresh else indexed
-    before, beside = contents(indexed), sorted(indexed.parent.iterdir())
+    before, beside = files_below(indexed), sorted(indexed.parent.iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
         with pytest.raises(InputError, match=r"cannot write the gallery .No space left on device"):
             gallery_of(1100, index="ivf").save(target, overwrite=True)
-    assert contents(indexed) == before
+    assert files_below(indexed) == before
     assert sorted(indexed.parent.iterdir()) == beside
 
 
@@ -391,14 +388,6 @@ def test_a_damaged_or_foreign_manifest_is_named(saved: Path, text: str, message:
         Gallery.open(saved)
 
 
-def edit(saved: Path, change: Callable[[dict], None]) -> None:
-    """Change the manifest, and seal it again."""
-    manifest = json.loads((saved / "manifest.json").read_text())
-    change(manifest)
-    del manifest["sha256"]
-    (saved / "manifest.json").write_bytes(sealed(manifest))
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -420,17 +409,9 @@ def edit(saved: Path, change: Callable[[dict], None]) -> None:
     ],
 )
 def test_a_manifest_of_odd_values_is_named(saved: Path, key: str, value: object) -> None:
-    edit(saved, lambda manifest: manifest.update({key: value}))
+    reseal(saved, lambda manifest: manifest.update({key: value}))
     with pytest.raises(InputError, match=r"manifest.json: damaged manifest"):
         Gallery.open(saved)
-
-
-def swap(saved: Path, name: str, content: bytes) -> None:
-    """Put another file in place, with a manifest that vouches for it."""
-    (file,) = saved.rglob(name)
-    file.write_bytes(content)
-    recorded = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit(saved, lambda manifest: manifest["segments"][0]["files"].update({name: recorded}))
 
 
 @pytest.mark.parametrize(
@@ -444,7 +425,7 @@ def test_an_index_that_does_not_fit_is_refused(indexed: Path, spec: str, count: 
     index = faiss.index_factory(24, spec, faiss.METRIC_INNER_PRODUCT)
     index.train(random_features(1199))
     index.add(random_features(count))
-    swap(indexed, "index.faiss", faiss.serialize_index(index).tobytes())
+    put(indexed, "index.faiss", faiss.serialize_index(index).tobytes())
     with pytest.raises(InputError, match=rf"index.faiss: .*{message}"):
         Gallery.open(indexed).search(random_features(1))
 
@@ -459,16 +440,16 @@ def test_files_of_another_kind_are_refused(indexed: Path) -> None:
         ("vectors.npy", array.read_bytes(), r"expected float32 \(1199, 24\), found float64"),
         ("index.faiss", whole["index.faiss"][:40], "not a FAISS index"),
     ]:
-        swap(indexed, name, content)
+        put(indexed, name, content)
         with pytest.raises(InputError, match=rf"{name}: .*{message}"):
             Gallery.open(indexed).search(random_features(1))
-        swap(indexed, name, whole[name])
+        put(indexed, name, whole[name])
     assert len(Gallery.open(indexed)) == 1199
 
 
 def test_a_table_of_another_gallery_is_refused(saved: Path, tmp_path: Path) -> None:
     gallery_of(29).save(tmp_path / "other")
-    swap(saved, "table.parquet", (tmp_path / "other" / SEGMENT / "table.parquet").read_bytes())
+    put(saved, "table.parquet", (tmp_path / "other" / SEGMENT / "table.parquet").read_bytes())
     with pytest.raises(InputError, match=r"table.parquet: expected 30 rows, found 29"):
         Gallery.open(saved)
 

@@ -24,15 +24,10 @@ from rga_reid.experiments.ablation import _environment
 from rga_reid.experiments.ablation_run import locked, program
 from rga_reid.resources import find_resource
 from rga_reid.retrieval.feature_files import read_features
+from tests.folders import files_below
 from tests.fuzz.harness import run
 from tests.fuzz.material import RECIPE
 from tests.security.hostile import SEGMENT, npy, refusal, reseal
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -80,9 +75,9 @@ def test_a_gallery_with_links_changes_nothing_outside(
         reseal(saved, lambda manifest: manifest["removals"].update(name=coming.name))
     else:
         (saved / "segments" / "elsewhere").symlink_to(outside)
-    before = everything(outside)
+    before = files_below(outside)
     run(["gallery", words[0], "--gallery", str(saved), *words[1:]], saved.parent)
-    assert everything(outside) == before
+    assert files_below(outside) == before
 
 
 @pytest.mark.parametrize(
@@ -94,20 +89,20 @@ def test_a_gallery_with_links_changes_nothing_outside(
 )
 def test_a_manifest_names_nothing_outside(saved: Path, outside: Path, change: dict[str, Any]) -> None:
     reseal(saved, lambda manifest: manifest.update(change))
-    before = everything(outside)
+    before = files_below(outside)
     for action in ("info", "verify", "compact"):
         assert "damaged manifest" in refusal(run(["gallery", action, "--gallery", str(saved)], saved.parent))
-    assert everything(outside) == before
+    assert files_below(outside) == before
 
 
 def test_a_gallery_with_changed_names_loses_nothing(saved: Path) -> None:
     """A manifest that names what is not there: what is there might be it, and stays."""
     reseal(saved, lambda manifest: manifest["segments"][0].update(name="000009-9"))
-    before = everything(saved)
+    before = files_below(saved)
     assert "000009-9" in refusal(
         run(["gallery", "remove", "--gallery", str(saved), "--pid", "1"], saved.parent)
     )
-    assert {**everything(saved), "lock": b""} == {**before, "lock": b""}
+    assert {**files_below(saved), "lock": b""} == {**before, "lock": b""}
 
 
 def test_members_of_an_archive_are_not_unpacked(tmp_path: Path, outside: Path) -> None:
@@ -119,18 +114,18 @@ def test_members_of_an_archive_are_not_unpacked(tmp_path: Path, outside: Path) -
     with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
         for name, array in arrays.items():
             archive.writestr(name if "/" in name else f"{name}.npy", npy(array))
-    before = everything(outside)
+    before = files_below(outside)
     read_features(tmp_path / "f.npz")
-    assert everything(outside) == before
+    assert files_below(outside) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "outside"]
 
 
 def test_a_data_set_leads_no_cache_elsewhere(tiny_market: Path, tmp_path: Path, outside: Path) -> None:
     (tmp_path / FOLDER).symlink_to(outside)
-    before = everything(outside)
+    before = files_below(outside)
     with pytest.raises(InputError, match="a link, expected a folder"):
         cached_images(read_table(tiny_market).path.tolist(), (32, 16), where="file", beside=tmp_path)
-    assert everything(outside) == before
+    assert files_below(outside) == before
 
 
 def test_a_protocol_names_no_picture_outside(tmp_path: Path, outside: Path) -> None:
@@ -175,10 +170,10 @@ def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: 
     (mine / "segments" / "day1").mkdir(parents=True)
     (mine / "segments" / "day1" / "mine.wav").write_bytes(b"mine")
     np.savez(tmp_path / "f.npz", features=np.ones((rows, 3), np.float32), paths=np.array(["a"] * rows, "U1"))
-    before = everything(mine)
+    before = files_below(mine)
     build = ["gallery", "build", "--features", "f.npz", "--gallery", "audio"]
     refusal(run([*build, *words], tmp_path))
-    assert everything(mine) == before
+    assert files_below(mine) == before
 
 
 @pytest.mark.parametrize(
@@ -207,10 +202,10 @@ def test_no_pictures_are_unpacked_through_a_link(tmp_path: Path, outside: Path, 
     with h5py.File(tmp_path / "cuhk-03.mat", "w") as file:
         file["labeled"] = np.zeros(3)
     (tmp_path / kind.partition("/")[0]).symlink_to(outside / "none" if kind == "labeled" else outside)
-    before = everything(outside)
+    before = files_below(outside)
     with pytest.raises(InputError, match="expected a folder of pictures"):
         unpack(tmp_path, kind)
-    assert everything(outside) == before
+    assert files_below(outside) == before
     assert not (outside / "none").exists()
 
 
@@ -256,9 +251,9 @@ def test_logs_that_are_links_are_not_emptied(
             (tmp_path / "out" / "csv" / "version_0").symlink_to(outside / "version_0")
         else:
             (tmp_path / "out" / "csv" / "version_0").write_bytes(b"")
-    before = everything(outside)
+    before = files_below(outside)
     words = ["train", "--config", "r.yaml", "--data.root", str(tiny_market), "--out", "out", "--overwrite"]
     assert run(words, tmp_path).code == (2 if trick == "logs" else 0)
-    assert everything(outside) == before
+    assert files_below(outside) == before
     kept = (tmp_path / "out" / "last.ckpt").read_bytes() == b"an earlier run"
     assert kept == (trick == "logs")

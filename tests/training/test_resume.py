@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from rga_reid.commands import main
+from tests.states import assert_equal, numbers_of
 
 ROOT = Path(__file__).parents[2]
 STEPS = 9  # batches in an epoch: 6 identities, shown 3 times each, 2 in a batch
@@ -66,21 +67,6 @@ def run_all(jobs: list[Any], folder: Path) -> list[int]:
     return codes
 
 
-def assert_equal(one: Any, two: Any, where: str = "") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), where
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys(), where
-        for key in one:
-            assert_equal(one[key], two[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two), where
-        for number, (a, b) in enumerate(zip(one, two, strict=True)):
-            assert_equal(a, b, f"{where}/{number}")
-    else:
-        assert one == two, where
-
-
 def state(checkpoint: Path) -> dict[str, Any]:
     """What a run hands on: all but the paths of its folder."""
     content = torch.load(checkpoint, weights_only=True)
@@ -88,8 +74,8 @@ def state(checkpoint: Path) -> dict[str, Any]:
         {key: value for key, value in saved.items() if key in ("best_model_score", "latest_update_step")}
         for saved in content["callbacks"].values()
     ]
-    keys = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
-    return {key: content[key] for key in (*keys, "epoch", "global_step")} | {"scores": scores}
+    steps = {key: content[key] for key in ("epoch", "global_step")}
+    return {**numbers_of(checkpoint), **steps, "scores": scores}
 
 
 @pytest.mark.parametrize("accumulated", PLACES)
