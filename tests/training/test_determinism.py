@@ -74,6 +74,23 @@ def test_what_a_training_step_does(attention: str | None) -> None:
         assert f"`{name.strip('_')}" in text
 
 
+@pytest.mark.parametrize("attention", MECHANISMS)
+def test_who_takes_the_fused_kernel(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU only, so that a record of a step on a CPU does not tell."""
+    fused, taken = torch.nn.functional.scaled_dot_product_attention, []
+
+    def noted(*args: Any, **options: Any) -> torch.Tensor:
+        taken.append(attention)
+        return fused(*args, **options)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", noted)
+    with torch.device("meta"):  # no CPU, and no GPU either
+        MECHANISMS[attention](64, (16, 8))(torch.empty(2, 64, 16, 8))
+    lines = DOCUMENT.read_text(encoding="utf-8").split("\n")
+    (row,) = (line for line in lines if line.startswith("| gradient of `scaled_dot_product_attention`"))
+    assert (f"`{attention}`" in row) == bool(taken)
+
+
 def test_rga_at_another_size_than_its_own() -> None:
     """Its weights over positions are interpolated, whose gradient adds up in any order."""
     names = operations("rga", input_sizes=[(0, 48, 32), (3, 64, 32)])
