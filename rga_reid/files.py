@@ -14,10 +14,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rga_reid.errors import InputError
 from rga_reid.signals import undisturbed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 _PROBE = 1 << 20  # bytes
@@ -314,3 +317,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` in UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
+    """Replace a file by a table without its index: CSV if the name ends so, otherwise Parquet."""
+    with atomic_file(path) as temporary:
+        if Path(path).suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -11,7 +10,7 @@ from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
 from rga_reid.commands.output import check_output_file, print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import write_json, write_table
 from rga_reid.progress import moving_bar
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def run(options: Namespace) -> None:
     if options.json is not None:
         write_json(options.json, metrics)
     if options.per_query is not None:
-        _write_table(options.per_query, _per_query(result))
+        write_table(options.per_query, _per_query(result))
     print_ranking(result)
 
 
@@ -123,11 +122,3 @@ def _per_query(result: RankingResult | RepeatedResult) -> pd.DataFrame:
         return result.to_frame()
     frames = [one.to_frame() for one in result.repeats]
     return pd.concat(frames, keys=range(len(frames)), names=["repeat", None]).reset_index(level="repeat")
-
-
-def _write_table(path: str, table: pd.DataFrame) -> None:
-    with atomic_file(path) as temporary:
-        if Path(path).suffix == ".csv":
-            table.to_csv(temporary, index=False)
-        else:
-            table.to_parquet(temporary, index=False)

@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from rga_reid.data import load_card, read_table
 from rga_reid.experiments import ablation_run as files
 from rga_reid.experiments.leading import leading_matches
 from rga_reid.experiments.testing import embed_test_images, rank_test_images
-from rga_reid.files import atomic_file, write_json
+from rga_reid.files import write_json, write_table
 from rga_reid.inputs import is_number, read_json
 from rga_reid.models import Mirrored, load_model
 from rga_reid.models.costs import total_costs
@@ -36,8 +35,8 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     tested = Mirrored(model) if flip else model
     features, table = embed_test_images(tested, read_table(root, card), device=device)
     result = rank_test_images(features, table, junk_pids=junk)
-    _write_table(folder / files.QUERIES, result.to_frame())
-    _write_table(folder / files.RANKED, leading_matches(features, table, junk_pids=junk))
+    write_table(folder / files.QUERIES, result.to_frame())
+    write_table(folder / files.RANKED, leading_matches(features, table, junk_pids=junk))
     asked, trained = (read_json(folder / name) for name in (files.ASKED, files.TRAINED))
     write_json(
         folder / files.RESULT,
@@ -65,11 +64,6 @@ def seconds_of(checkpoint: dict[str, Any]) -> float | None:
             seconds = elapsed.get("train") if isinstance(elapsed, dict) else None
             return float(seconds) if is_number(seconds) and seconds >= 0 else None
     return None
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_file(path) as temporary:
-        table.to_parquet(temporary, index=False)
 
 
 def main() -> int:

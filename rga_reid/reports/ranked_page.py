@@ -12,7 +12,7 @@ from rga_reid.errors import InputError
 from rga_reid.progress import tracked
 from rga_reid.reports.pages import page_environment, thumbnail
 
-Verdict = Literal["correct", "wrong", "junk", "unknown"]
+Correctness = Literal["correct", "wrong", "junk", "unknown"]
 
 JUNK_PID = -1  #: of a detection that shows no one well enough to judge
 _DECIMALS = (3, 4, 5, 6)  # of scores: as few as tell those of a query apart
@@ -46,7 +46,7 @@ class Match(Picture):
     score: float
 
 
-def verdict(query: Picture, match: Picture) -> Verdict:
+def verdict(query: Picture, match: Picture) -> Correctness:
     """What a match is worth, by its labels.
 
     ``junk`` is what an evaluation would leave out: a pid of −1, the same person seen by the same camera, or

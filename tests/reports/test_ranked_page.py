@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rga_reid.errors import InputError
-from rga_reid.reports.ranked_page import Match, Picture, Verdict, ranked_page, verdict
+from rga_reid.reports.ranked_page import Correctness, Match, Picture, ranked_page, verdict
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -80,7 +80,7 @@ def write_picture(path: Path, size: tuple[int, int] = (64, 128), colour: str = "
     ],
 )
 def test_verdict(
-    query: tuple[int | None, int | None], match: tuple[int | None, int | None], expected: Verdict
+    query: tuple[int | None, int | None], match: tuple[int | None, int | None], expected: Correctness
 ) -> None:
     assert verdict(Picture("q.jpg", *query), Picture("g.jpg", *match)) == expected
 
