@@ -32,6 +32,7 @@ maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 
 html_theme = "alabaster"
+html_show_copyright = False
 html_title = f"rga-reid {__version__}"
 html_theme_options = {"page_width": "1200px", "fixed_sidebar": True, "show_powered_by": False}
 html_additional_pages = {"index": "redirect.html"}  # the first page lies in docs/, hosts look for it above
