@@ -24,9 +24,13 @@ import pandas as pd
 from rga_reid.data.csv_files import WHOLE_NUMBER
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file
-from rga_reid.inputs import MOST_ROWS, opened_bytes, opened_text, shortened
+from rga_reid.inputs import opened_bytes, opened_text, shortened
 from rga_reid.memory import free_memory
 from rga_reid.retrieval.npy_files import Header, read_header
+
+MOST_ROWS = (
+    20_000_000  #: of labels in CSV, which take some 200 bytes each; larger galleries are made in parts
+)
 
 _LABELS = {"pid": "pids", "camid": "camids"}
 _UNKNOWN = {"", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"}  # how tables write it
@@ -137,7 +141,8 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
         )
     if length > MOST_ROWS:  # a header of features can promise any number of them, in a file of holes
         raise InputError(
-            f"{file}: expected at most {MOST_ROWS:,} rows, one for each feature, found {length:,} features"
+            f"{file}: expected at most {MOST_ROWS:,} rows, one for each feature, found {length:,} features; "
+            "give them in parts (gallery add)"
         )
     columns: dict[str, list[str]] = {}
     found = 0
