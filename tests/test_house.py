@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "signals"},
     {"bounded_yaml"},
     {"checks", "files", "inputs", "memory", "progress", "resources"},
-    {"program"},
+    {"devices", "program"},
     {"attention", "data", "evaluation"},
     {"models"},
     {"training", "retrieval", "reports"},

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.devices import available_device
 from rga_reid.errors import InputError, quoted
 from rga_reid.evaluation.stacked import FeatureRows
-from rga_reid.inputs import shortened
 
 _ROWS = 64  # of float64 at a time: they stay in the processor's cache
 
@@ -189,23 +189,6 @@ def label_tables(
         _label_table("query", queries, query_pids, query_camids, query_paths),
         _label_table("gallery", items, gallery_pids, gallery_camids, gallery_paths),
     )
-
-
-def available_device(name: str | torch.device) -> torch.device:
-    """A device that this machine has.
-
-    Raises:
-        InputError: an unknown device, or one that is not there.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = shortened(str(error).split("\n")[0])
-        raise InputError(f"device {quoted(str(name))}: not available ({reason})") from None
-    if device.type == "meta":  # its tensors have no numbers
-        raise InputError(f"device {quoted(str(name))}: not available (it computes nothing)")
-    return device
 
 
 def torch_device(name: str | torch.device) -> torch.device:

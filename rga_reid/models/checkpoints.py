@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rga_reid.devices import available_device
 from rga_reid.errors import InputError, quoted
 from rga_reid.files import atomic_file, checksum
 from rga_reid.inputs import shortened
@@ -33,9 +34,10 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         device: where the model is put.
 
     Raises:
-        InputError: no such file, not a checkpoint, a pickle, or a checkpoint of another program.
+        InputError: no such file, not a checkpoint, a pickle, or a checkpoint of another program; a device
+            that is not there.
     """
-    file = Path(path)
+    file, place = Path(path), available_device(device)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
     unknown = [key for key in config if key not in CONFIG]
@@ -47,7 +49,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         raise InputError(f"{file}: {error}") from None
     model = model_with(file, config, state)
     model.trained_on = trained_on
-    return model.to(device)
+    return model.to(place)
 
 
 def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rga_reid.checks import whole_number
+from rga_reid.devices import available_device
 from rga_reid.errors import InputError, quoted
 from rga_reid.inputs import is_number
 from rga_reid.models.modes import in_evaluation
 from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
-MOST_STRIPES = 64  #: of a map, which has a sixteenth of the image's rows
+MOST_STRIPES = 64  #: of a map with as many rows, a sixteenth or a 32nd of the image's
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -85,6 +86,9 @@ class EmbeddingModel(nn.Module):
         self.backbone = backbone
         if type(stripes) is not int or not 0 <= stripes <= MOST_STRIPES:
             raise InputError(f"stripes: expected 0 or more, at most {MOST_STRIPES}, got {quoted(stripes)}")
+        rows = backbone.map_sizes(backbone.size)[-1][0]
+        if stripes > rows:
+            raise InputError(f"stripes: expected at most {rows}, the rows of the last map, got {stripes}")
         self.stripes = stripes
         self.dimension = backbone.channels * (1 + stripes)
         self.neck = nn.BatchNorm1d(self.dimension)
@@ -152,11 +156,12 @@ class EmbeddingModel(nn.Module):
             float32 ``(n, d)`` on the CPU, rows L2-normalised; no gradient leads back from it.
 
         Raises:
-            InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1.
+            InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1;
+                a device that is not there.
         """
         whole_number("batch_size", batch_size)
         if device is not None:
-            self.to(device)
+            self.to(available_device(device))
         where = next(self.parameters()).device
         rows = [torch.empty(0, self.dimension)]
         with in_evaluation(self), torch.inference_mode():

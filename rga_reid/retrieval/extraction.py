@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rga_reid.checks import whole_number
 from rga_reid.data import ImageError, decode
+from rga_reid.devices import available_device
 from rga_reid.errors import InputError
-from rga_reid.evaluation.inputs import available_device
 from rga_reid.memory import freed_memory_kept
 from rga_reid.progress import tracked
 

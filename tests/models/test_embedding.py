@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 
 from rga_reid.errors import InputError
-from rga_reid.models import ColourHistogram, EmbeddingModel, Mirrored, TrainingOutput, build_model
+from rga_reid.models import (
+    ColourHistogram,
+    EmbeddingModel,
+    Mirrored,
+    TrainingOutput,
+    build_model,
+    load_model,
+    save_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,21 @@ def test_embed_takes_tensors_pictures_and_paths_of_any_size(model: EmbeddingMode
     by_tensor = model.embed(torch.from_numpy(gradient).permute(2, 0, 1)[None])
     torch.testing.assert_close(by_picture, by_tensor, atol=2e-3, rtol=0)
     assert model.embed([]).shape == (0, 512)
+
+
+def test_a_device_that_is_not_there(model: EmbeddingModel, tmp_path: Path) -> None:
+    image = torch.zeros(1, 3, 64, 32, dtype=torch.uint8)
+    save_model(build_model(depth=18, size=(64, 32)), tmp_path / "m.safetensors")
+    for use in (model.embed, lambda image, device: load_model(tmp_path / "m.safetensors", device)):
+        with pytest.raises(InputError, match="device 'cuda:99': not available"):
+            use(image, device="cuda:99")
+
+
+def test_more_stripes_than_rows_are_refused() -> None:
+    """Neighbours would be the same row."""
+    assert striped(4).stripes == 4
+    with pytest.raises(InputError, match="stripes: expected at most 4, the rows of the last map, got 5"):
+        striped(5)
 
 
 def test_embed_leaves_the_mode_as_it_was(model: EmbeddingModel) -> None:
