@@ -86,8 +86,7 @@ class EmbeddingModel(nn.Module):
         self.backbone = backbone
         if type(stripes) is not int or not 0 <= stripes <= MOST_STRIPES:
             raise InputError(f"stripes: expected 0 or more, at most {MOST_STRIPES}, got {quoted(stripes)}")
-        rows = backbone.map_sizes(backbone.size)[-1][0]
-        if stripes > rows:
+        if stripes > 1 and stripes > (rows := backbone.map_sizes(backbone.size)[-1][0]):
             raise InputError(f"stripes: expected at most {rows}, the rows of the last map, got {stripes}")
         self.stripes = stripes
         self.dimension = backbone.channels * (1 + stripes)
