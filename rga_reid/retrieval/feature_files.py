@@ -28,7 +28,7 @@ from rga_reid.inputs import opened_bytes, opened_text, shortened
 from rga_reid.memory import free_memory
 from rga_reid.retrieval.npy_files import Header, read_header
 
-MOST_ROWS = (
+MOST_LABELS = (
     20_000_000  #: of labels in CSV, which take some 200 bytes each; larger galleries are made in parts
 )
 
@@ -139,10 +139,10 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
             f"{file}: no such file; the labels of features in an .npy file are in a CSV file beside it, with "
             "the columns pid, optionally camid and path"
         )
-    if length > MOST_ROWS:  # a header of features can promise any number of them, in a file of holes
+    if length > MOST_LABELS:  # a header of features can promise any number of them, in a file of holes
         raise InputError(
-            f"{file}: expected at most {MOST_ROWS:,} rows, one for each feature, found {length:,} features; "
-            "give them in parts (gallery add)"
+            f"{file}: expected at most {MOST_LABELS:,} rows, one for each feature, found {length:,} "
+            "features; give them in parts (gallery add)"
         )
     columns: dict[str, list[str]] = {}
     found = 0

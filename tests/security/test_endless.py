@@ -58,19 +58,23 @@ def test_tables_without_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "words", "told"),
+    ("limit", "words", "told"),
     [
-        ("data.survey", ["data", "check", "own.csv"], "4.jpg: expected at most 3 images in a data set"),
         (
-            "retrieval.feature_files",
+            "data.survey.MOST_ROWS",
+            ["data", "check", "own.csv"],
+            "4.jpg: expected at most 3 images in a data set",
+        ),
+        (
+            "retrieval.feature_files.MOST_LABELS",
             ["evaluate", "--query", "f.npy", "--gallery", "f.npy"],
             "f.csv: expected at most 3 rows, one for each feature, found 4 features",
         ),
-        ("experiments.collecting", ["report", "run"], "metrics.csv: expected at most 3 rows"),
+        ("experiments.collecting.MOST_ROWS", ["report", "run"], "metrics.csv: expected at most 3 rows"),
     ],
 )
 def test_tables_of_more_rows_than_there_may_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, words: list[str], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, words: list[str], told: str
 ) -> None:
     """Every reader of rows in CSV: one row less is taken."""
     (tmp_path / "run" / "csv" / "version_0").mkdir(parents=True)
@@ -87,7 +91,7 @@ def test_tables_of_more_rows_than_there_may_be(
         log = "".join(f"{number},{number},0.5\n" for number in numbers)
         (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").write_text(f"epoch,step,loss\n{log}")
 
-    monkeypatch.setattr(f"rga_reid.{module}.MOST_ROWS", 3)
+    monkeypatch.setattr(f"rga_reid.{limit}", 3)
     write(4)
     assert told in refusal(run(words, tmp_path))
     write(3)
