@@ -254,6 +254,8 @@ def _load(image: ImageFile.ImageFile, path: str | os.PathLike[str]) -> None:
 def _damaged(error: Exception, path: str | os.PathLike[str]) -> Exception:
     if isinstance(error, MemoryError):
         return error
+    if isinstance(error, Image.DecompressionBombError):  # some plug-ins judge by pillow's limit, before us
+        return ImageError(path, "too large", f"image of too many pixels, refused ({error})")
     if "truncated" in str(error).lower():
         return ImageError(path, "truncated", f"truncated image ({error})")
     return ImageError(path, "unreadable", f"damaged image ({error or type(error).__name__})")

@@ -41,7 +41,7 @@ def absurd_image(suffix: str) -> bytes:
         tags = {256: 2**31 - 1, 257: 2**31 - 1, 258: 8, 259: 1, 262: 1, 273: 8, 278: 1, 279: 1}
         entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
         return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
-    format_of, more = {"jpg": "JPEG", "gif": "GIF", "bmp": "BMP"}.get(suffix, "WEBP"), {}
+    format_of, more = {"jpg": "JPEG", "gif": "GIF", "frame.gif": "GIF", "bmp": "BMP"}.get(suffix, "WEBP"), {}
     if format_of == "WEBP":
         more = {"lossless": suffix == "lossless.webp"}
     Image.new("RGB", (8, 8), "red").save(buffer, format_of, **more)
@@ -49,6 +49,7 @@ def absurd_image(suffix: str) -> bytes:
     place, size = {
         "jpg": (content.find(b"\xff\xc0") + 5, struct.pack(">HH", 65_500, 65_500)),
         "gif": (6, struct.pack("<HH", 65_535, 65_535)),
+        "frame.gif": (content.find(b",\0\0\0\0\x08\0") + 5, struct.pack("<HH", 65_535, 65_535)),
         "bmp": (18, most + most),
         "webp": (content.find(b"\x9d\x01\x2a") + 3, struct.pack("<HH", 16_383, 16_383)),
         "lossless.webp": (21, struct.pack("<I", (1 << 28) - 1)),
@@ -57,7 +58,7 @@ def absurd_image(suffix: str) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "ppm", "webp", "lossless.webp", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "ppm", "webp", "lossless.webp", "gif", "frame.gif", "bmp", "tif"])
 def test_images_of_absurd_sizes(tmp_path: Path, tiny_checkpoint: Path, suffix: str) -> None:
     name = f"a.{suffix}"
     (tmp_path / name).write_bytes(absurd_image(suffix))
