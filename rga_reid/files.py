@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rga_reid.errors import InputError
+from rga_reid.locks import lock
 from rga_reid.signals import undisturbed
 
 if TYPE_CHECKING:
@@ -157,23 +158,18 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """A handle that holds a draft's lock; None where another has it, it is gone, or nothing is locked."""
+    """A handle that holds a draft's lock; None where another has it, it is gone, or there are no locks.
+
+    Without locks no draft is ever taken for abandoned.
+    """
     try:
-        import fcntl
-    except ImportError:  # not POSIX: no draft is locked, none is ever taken for abandoned
-        return None
-    try:
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        handle = lock(path, wait=wait)
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if path.exists():
-            return handle
-    except OSError:  # held by its writer, or a file system without locks
-        pass
-    os.close(handle)
-    return None
+    if handle is not None and not path.exists():  # removed before it was locked
+        os.close(handle)
+        return None
+    return handle
 
 
 def _remove(draft: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rga_reid"
 FLOORS = [
     {"errors", "signals"},
-    {"bounded_yaml"},
+    {"bounded_yaml", "locks"},
     {"checks", "files", "inputs", "memory", "progress", "resources"},
     {"devices", "program"},
     {"attention", "data", "evaluation"},

@@ -31,6 +31,7 @@ from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge
 from rga_reid.files import DiskError, make_folder, write_json, write_text
 from rga_reid.inputs import read_json, shortened
+from rga_reid.locks import NoLocksError, lock
 
 ASKED, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
 QUERIES, RANKED, RESULT, ERROR, LOG = (
@@ -178,30 +179,18 @@ def locked(folder: Path) -> Iterator[int | None]:
     The system lets go when the last process that has the handle ends: a training whose parent was killed
     still holds its folder.
     """
-    handle = _lock(folder)
+    make_folder(folder)
+    try:
+        handle = lock(folder / _LOCK, create=True)
+    except NoLocksError as error:
+        raise DiskError(folder, f"its file system has no locks: {error.strerror}") from None
+    except OSError as error:
+        raise DiskError.of(folder, error) from None
     try:
         yield handle
     finally:
         if handle is not None:
             os.close(handle)
-
-
-def _lock(folder: Path) -> int | None:
-    import fcntl  # POSIX only
-
-    make_folder(folder)
-    try:
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise DiskError.of(folder, error) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            return None
-        raise DiskError(folder, f"its file system has no locks: {error.strerror}") from None
-    return handle
 
 
 def program(module: str, words: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from rga_reid.data.images import is_litter
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, sync
 from rga_reid.inputs import opened_text, read_file, shortened
+from rga_reid.locks import NoLocksError, lock
 from rga_reid.retrieval.arrays import are_unit
 from rga_reid.retrieval.contents import Contents, Put, Removal
 from rga_reid.retrieval.manifest import (
@@ -327,23 +328,20 @@ def _read_log(path: Path, record: FileRecord) -> tuple[Removal, ...]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock; the system releases it when the process ends, in whatever way."""
-    import fcntl  # POSIX only: elsewhere galleries can be read
-
     if (folder / SEGMENTS).is_symlink():  # what is cleaned up behind a link may be anybody's
         raise InputError(f"{folder / SEGMENTS}: a link, expected a folder: this gallery can only be read")
     with _disk_errors(folder):
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: locked: another program is changing this gallery; try again when it has finished"
-            ) from None
-        except OSError as error:
+            handle = lock(folder / LOCK, create=True)
+        except NoLocksError as error:
             raise InputError(
                 f"{folder}: its file system has no locks ({error.strerror}): a gallery there can only be read"
             ) from None
+    if handle is None:
+        raise InputError(
+            f"{folder}: locked: another program is changing this gallery; try again when it has finished"
+        )
+    try:
         yield
     finally:
         os.close(handle)

@@ -58,7 +58,9 @@ def absurd_image(suffix: str) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "ppm", "webp", "lossless.webp", "gif", "frame.gif", "bmp", "tif"])
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "png", "ppm", "webp", "lossless.webp", "gif", "frame.gif", "bmp", "tif"]
+)
 def test_images_of_absurd_sizes(tmp_path: Path, tiny_checkpoint: Path, suffix: str) -> None:
     name = f"a.{suffix}"
     (tmp_path / name).write_bytes(absurd_image(suffix))
