@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rga_reid.checks import whole_number
 from rga_reid.data import cached_images, read_training, table_digest
 from rga_reid.errors import InputError
 from rga_reid.training.sampler import IdentitySampler
@@ -98,6 +99,7 @@ class ReIDData(pl.LightningDataModule):
             raise InputError(
                 f"held_out: expected a share of the training identities, from 0 to below 1, got {held_out}"
             )
+        whole_number("held_out_seed", held_out_seed, 0)
         roots, cards = ([item] if isinstance(item, str) else list(item) for item in (root, dataset))
         self.table = read_training(roots, cards)
         pids = np.sort(self.table.pid.unique().astype(np.int64))

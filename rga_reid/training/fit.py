@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
@@ -115,6 +116,8 @@ def fit(
         except SystemExit as leave:  # how Lightning leaves after Ctrl-C, and after SIGTERM where nobody asked
             stop = leave.__context__
             raise (stop if isinstance(stop, KeyboardInterrupt) else leave) from None
+        except MisconfigurationException as error:  # options that fail only together with the data
+            raise InputError(f"trainer: {shortened(error)}") from None
         except OSError as error:  # the logs are written by others
             reason = disk_error(error)
             if reason is None:
@@ -135,6 +138,7 @@ def _trainer(
     folder: Path, options: dict[str, Any], callbacks: list[Callback], *, ranked: bool, save_every: int | None
 ) -> pl.Trainer:
     """The trainer of a run: options and callbacks of the user, and what every run has."""
+    _check_options(options)
     options["use_distributed_sampler"] = False  # the sampler knows its process
     options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 0
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
@@ -153,6 +157,23 @@ def _trainer(
         return pl.Trainer(**options, default_root_dir=folder, callbacks=callbacks, logger=logger)
     except Exception as error:  # Lightning raises nearly anything about options that do not go together
         raise InputError(f"trainer: {shortened(error)}") from None
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what Lightning takes, and then fails at when the run has begun, or the machine with it."""
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if options.get(name) == 0:
+            raise InputError(f"trainer.{name}: expected more than 0, or there is nothing to train")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (every := options.get(name)) is not None:
+            whole_number(f"trainer.{name}", every)
+    if options.get("overfit_batches"):  # it puts a sampler of its own in place of the one of identities
+        raise InputError("trainer.overfit_batches: cannot be used here; see limit_train_batches")
+    # on a CPU any number of processes is started, whatever the memory; two can be tried anywhere
+    most = max(2, os.cpu_count() or 1, torch.cuda.device_count())
+    devices = str(options.get("devices"))
+    if devices.isdecimal() and int(devices) > most:
+        raise InputError(f"trainer.devices: expected at most {most} on this machine, got {devices}")
 
 
 class FolderCheckpoint(ModelCheckpoint):

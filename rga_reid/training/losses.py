@@ -28,13 +28,13 @@ class BatchHardTripletLoss(nn.Module):
         margin: in units of the distance; None for the soft margin ``log(1 + exp(d_p - d_n))``.
 
     Raises:
-        InputError: a margin that is no number.
+        InputError: a margin below 0, or that is no number.
     """
 
     def __init__(self, margin: float | None = 0.3) -> None:
         super().__init__()
-        if margin is not None and not math.isfinite(margin):
-            raise InputError(f"margin: expected a number or null, got {margin}")
+        if margin is not None and not 0 <= margin < math.inf:
+            raise InputError(f"margin: expected a number of at least 0 or null, got {margin}")
         distance = LpDistance(normalize_embeddings=False, p=2)
         self.miner = BatchHardMiner(distance=distance)
         self.loss = TripletMarginLoss(
@@ -62,7 +62,7 @@ class ReIDLoss(nn.Module):
             distances; behind the neck's batch norm they cannot.
 
     Raises:
-        InputError: a smoothing outside 0 to 1, a margin that is no number, or unknown ``triplets``.
+        InputError: a smoothing outside 0 to 1, a margin as above, or unknown ``triplets``.
     """
 
     def __init__(

@@ -234,7 +234,19 @@ def test_bad_options_in_one_line(
     assert "nowhere" in refused("train", "--config", recipe, "--data.root", "nowhere", *out)
     assert "9 identities are needed" in refused(*good, "--data.identities_per_batch", "9")
     assert "--seed: expected a whole number from 0 to 4294967295, got -1" in refused(*good, "--seed", "-1")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        assert f"trainer.{name}: expected more than 0" in refused(*good, f"--trainer.{name}", "0")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        wanted = f"trainer.{name}: expected a whole number of at least 1, got 0"
+        assert wanted in refused(*good, f"--trainer.{name}", "0")
+    for name, value in (("data.held_out_seed", "-1"), ("model.loss.margin", "-3")):
+        told = refused(*good, f"--{name}", value)
+        assert f"{name.rpartition('.')[2]}: expected a" in told
+        assert "of at least 0" in told
+    assert "trainer.overfit_batches" in refused(*good, "--trainer.overfit_batches", "1")
+    assert "trainer.devices: expected at most" in refused(*good, "--trainer.devices", "9999")
     assert not (tmp_path / "run").exists()  # nothing was begun
+    assert "`limit_train_batches`" in refused(*good, "--trainer.limit_train_batches", "0.0001")
 
 
 def test_recipe_that_is_no_recipe(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -75,6 +75,7 @@ def test_options(material: Material, words: list[str], told: str) -> None:
         ("data.identities_per_batch", -1),
         ("trainer.max_epochs", LONG),
         ("trainer.devices", HUGE),
+        ("trainer.devices", 10**9),
     ],
 )
 def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> None:
