@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rga_reid.checks import whole_number
 from rga_reid.errors import InputError
-from rga_reid.files import DiskError, atomic_file, disk_error, make_folder, require_new, sync, write_text
+from rga_reid.files import DiskError, atomic_file, disk_error, make_folder, require_new, sync
 from rga_reid.inputs import shortened
 from rga_reid.memory import freed_memory_kept
 from rga_reid.models.state_files import differences, read_torch
+from rga_reid.training.beginning import Beginning
 from rga_reid.training.data import ReIDData
 from rga_reid.training.finite import BATCHES
 from rga_reid.training.module import ReIDModule
@@ -92,6 +92,8 @@ def fit(
     callbacks: list[Callback] = _listed(options.pop("callbacks", None))
     if resume:
         _check_same_run(module, data, folder / LAST, callbacks)
+    beginning = _beginning(folder, config, resume)
+    callbacks.append(beginning)
     lines = EpochLines()
     if not sys.stderr.isatty():
         options["enable_progress_bar"] = False
@@ -102,17 +104,20 @@ def fit(
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning and torch
         runner = _trainer(folder, options, callbacks, ranked=len(data.held_out) > 0, save_every=save_every)
-        if is_first_process():
-            _prepare_folder(folder, config, resume)
+        on_cpu = runner.strategy.root_device.type == "cpu"
         try:
-            on_cpu = runner.strategy.root_device.type == "cpu"
-            with freed_memory_kept() if on_cpu else nullcontext():
+            with (
+                beginning.awaited() if is_first_process() else nullcontext(),
+                freed_memory_kept() if on_cpu else nullcontext(),
+            ):
                 runner.fit(
                     module,
                     datamodule=data,
                     ckpt_path=str(folder / LAST) if resume else None,
                     weights_only=True,
                 )
+                if not (resume or beginning.begun):
+                    raise InputError("trainer: nothing was trained: its options leave no step, or no time")
         except SystemExit as leave:  # how Lightning leaves after Ctrl-C, and after SIGTERM where nobody asked
             stop = leave.__context__
             raise (stop if isinstance(stop, KeyboardInterrupt) else leave) from None
@@ -262,19 +267,14 @@ class EpochLines(Callback):
                 self.problem, trainer.should_stop = error, True
 
 
-def _prepare_folder(folder: Path, config: str | None, resume: bool) -> None:
-    make_folder(folder)
-    if not resume:
-        for old in (folder / LAST, folder / BEST, folder / TEST, *folder.glob(BATCHES)):
-            old.unlink(missing_ok=True)
-        for log in (CSV, TENSORBOARD):
-            for version in (folder / log).glob("version_*"):
-                if version.is_dir() and not version.is_symlink():
-                    shutil.rmtree(version)
-                else:
-                    version.unlink()
-    if config is not None:
-        write_text(folder / CONFIG, config)
+def _beginning(folder: Path, config: str | None, resume: bool) -> Beginning:
+    earlier = (folder / LAST, folder / BEST, folder / TEST, *folder.glob(BATCHES))
+    return Beginning(
+        folder,
+        [folder / CSV, folder / TENSORBOARD],
+        replaced=None if resume else earlier,
+        config=None if config is None else (folder / CONFIG, config),
+    )
 
 
 def _check_same_run(

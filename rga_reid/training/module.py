@@ -129,9 +129,10 @@ class ReIDModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer, trainer = self._make_optimizer(), self.trainer
+        steps = self._steps_per_epoch()
         if not math.isfinite(trainer.estimated_stepping_batches):
             raise InputError("trainer: the schedule needs the run's length: give max_epochs or max_steps")
-        steps, epochs = self._steps_per_epoch(), self._epochs()
+        epochs = self._epochs()
         if _unscales(optimizer) and _scaler(trainer) is not None and trainer.gradient_clip_val:
             raise InputError(
                 "optimizer: a fused one cannot clip gradients in float16; give fused: false, precision "
@@ -147,7 +148,12 @@ class ReIDModule(pl.LightningModule):
         }
 
     def _steps_per_epoch(self) -> int:
-        self.trainer.fit_loop.setup_data()  # which tells the number of batches; done once
+        try:
+            self.trainer.fit_loop.setup_data()  # which tells the number of batches; done once
+        except InputError:
+            raise
+        except ValueError as error:  # Lightning's, about options that do not go with that number
+            raise InputError(f"trainer: {shortened(error)}") from None
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def _epochs(self) -> float:
