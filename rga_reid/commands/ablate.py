@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser, parse
+from rga_reid.commands.report import FILES
 from rga_reid.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rga_reid.experiments.ablation import Outcome, Progress
     from rga_reid.experiments.ablation_plan import Plan
     from rga_reid.experiments.ablation_run import DataSource, Run
+
+_FILES = ("plan.json", "data.json", "measured.json")  # in --out, besides the report and the runs
 
 
 def parser() -> ArgumentParser:
@@ -41,7 +44,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Check the plan, make its runs, measure, report; 1 if a run failed or is held elsewhere."""
-    check_output_file("--json", options.json)
+    check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in (*FILES, *_FILES)]})
     whole_number("--jobs", options.jobs)
     from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
     from rga_reid.experiments.ablation_plan import read_plan

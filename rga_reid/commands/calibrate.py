@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.labelled import FILES, add_feature_files, files_beside, read_sides
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
@@ -44,8 +44,9 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Collect the scores, print the threshold and write the files asked for."""
-    check_output_file("--json", options.json)
-    check_output_file("--plot", options.plot, ".png", ".svg", ".pdf")
+    check_outputs(
+        options, {"json": (), "plot": (".png", ".svg", ".pdf")}, files_beside(options, "query", "gallery")
+    )
     if not 0 < options.false_match_rate < 1:
         raise InputError(f"--false-match-rate: expected between 0 and 1, found {options.false_match_rate}")
 

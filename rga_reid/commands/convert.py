@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import printable
 
@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     from rga_reid.files import require_new
     from rga_reid.models import read_published, save_model
 
-    check_output_file("OUT", options.target, ".safetensors")
+    check_outputs(options, {"target": (".safetensors",)})
     require_new(options.target, overwrite=options.overwrite)
     published = read_published(options.source, size=options.size, last_stride=options.last_stride)
     model = published.model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError, printable
 
@@ -42,7 +42,7 @@ def run(options: Namespace) -> None:
     from rga_reid.files import write_json
 
     check = options.check
-    check_output_file("--json", check.json)
+    check_outputs(check, {"json": ()})
     report = check_data(check.root, check.dataset, fast=check.fast)
     if check.json:
         write_json(check.json, report.to_json())

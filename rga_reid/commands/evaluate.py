@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.labelled import FILES, add_feature_files, read_sides
-from rga_reid.commands.output import check_output_file, print_ranking
+from rga_reid.commands.labelled import FILES, add_feature_files, files_beside, read_sides
+from rga_reid.commands.output import check_outputs, print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
 from rga_reid.files import write_json, write_table
@@ -62,8 +62,9 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Evaluate, print the metrics and write the files asked for."""
-    check_output_file("--json", options.json)
-    check_output_file("--per-query", options.per_query, ".csv", ".parquet")
+    check_outputs(
+        options, {"json": (), "per_query": (".csv", ".parquet")}, files_beside(options, "query", "gallery")
+    )
     if options.query_expansion and options.metric != "cosine":
         raise InputError("--query-expansion: expected --metric cosine, as expanded queries have length 1")
     if options.protocol == "cuhk03_classic":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import MOST_SEED, whole_number
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import check_images
 from rga_reid.errors import InputError
@@ -58,7 +58,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Check the files, run the models, write the page or the figures."""
     kind = _format(options)
-    check_output_file("--out", options.out)
+    check_outputs(options, {"out": ()})
     whole_number("--seed", options.seed, 0, MOST_SEED)
     check_images("--image", *options.image)
     if kind == "png" and len(options.image) > 1:

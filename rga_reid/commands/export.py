@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 
 
@@ -32,7 +32,7 @@ def run(options: Namespace) -> None:
     from rga_reid.models import load_model
     from rga_reid.models.export import export_model
 
-    check_output_file("--out", options.out)
+    check_outputs(options, {"out": ()})
     require_new(options.out, overwrite=options.overwrite)
     model = load_model(options.checkpoint)
     cosine = export_model(model, options.out, options.format)

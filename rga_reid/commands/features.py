@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.commands.sources import shards_folder
 
@@ -40,7 +40,7 @@ def run(options: Namespace) -> None:
     from rga_reid.retrieval.feature_files import write_features
     from rga_reid.retrieval.team import Batches, team
 
-    check_output_file("--out", options.out, ".npz")
+    check_outputs(options, {"out": (".npz",)})
     whole_number("--batch-size", options.batch_size)
     require_new(options.out, overwrite=options.overwrite)
     table = table_from_images(options.images)

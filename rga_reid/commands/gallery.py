@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.labelled import files_beside
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.commands.sources import (
     LOCATION,
@@ -108,7 +109,8 @@ def run(options: Namespace) -> None:
         "compact": partial(_compact, news),
     }
     chosen = options[options.action]
-    check_output_file("--json", chosen.json)
+    beside = files_beside(chosen, "features") if "features" in chosen else {}
+    check_outputs(chosen, {"json": ()}, beside)
     gallery = actions[options.action](chosen)
     if gallery is not None:
         _tell(chosen.gallery, gallery, chosen.json, news)
@@ -178,11 +180,11 @@ def _build(options: Namespace) -> Gallery | None:
 def _add(options: Namespace) -> Gallery:
     check_source(options, "gallery add")
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, ModelRecord
+    from rga_reid.retrieval import ModelRecord
     from rga_reid.retrieval.extraction import choose_device
     from rga_reid.retrieval.team import in_blocks
 
-    gallery = Gallery.open(options.gallery)
+    gallery = _info(options)
     if options.features is not None:
         features, table = features_of(options.features)
         new = _unknown(gallery, table, options)
@@ -215,9 +217,7 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
 def _remove(news: list[str], options: Namespace) -> Gallery:
     if not options.pid and not options.path:
         raise InputError("gallery remove: expected --pid N or --path P")
-    from rga_reid.retrieval import Gallery
-
-    gallery = Gallery.open(options.gallery)
+    gallery = _info(options)
     known = gallery.known_paths(options.path or ())
     # a path on the command line may be relative, one in a gallery of images never is
     paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
@@ -235,7 +235,10 @@ def _remove(news: list[str], options: Namespace) -> Gallery:
 def _info(options: Namespace) -> Gallery:
     from rga_reid.retrieval import Gallery
 
-    return Gallery.open(options.gallery)
+    gallery = Gallery.open(options.gallery)
+    if gallery.model is not None:
+        check_outputs(options, {"json": ()}, {"--gallery (its model)": [gallery.model.checkpoint]})
+    return gallery
 
 
 def _verify(news: list[str], options: Namespace) -> Gallery:

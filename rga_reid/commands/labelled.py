@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.errors import InputError
 
@@ -23,6 +23,12 @@ def add_feature_files(command: ArgumentParser) -> None:
     """The options ``--query`` and ``--gallery``."""
     command.add_argument("--query", metavar="Q.npz", required=True, help="features of the queries")
     command.add_argument("--gallery", metavar="G.npz", required=True, help="features of the gallery")
+
+
+def files_beside(options: Namespace, *keys: str) -> dict[str, list[str]]:
+    """The files of labels that are read beside features in ``.npy`` files, by the option that names those."""
+    named = {f"--{key}": options[key] for key in keys if options[key] is not None}
+    return {option: [f"{file[:-4]}.csv"] for option, file in named.items() if file.endswith(".npy")}
 
 
 def read_sides(query: str, gallery: str) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
 
 from rga_reid.errors import InputError
 from rga_reid.files import require_writable
@@ -12,20 +16,107 @@ if TYPE_CHECKING:
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
 
-def check_output_file(option: str, file: str | None, *suffixes: str) -> None:
-    """Refuse an output file, before any work is done.
+#: Options whose values are names, or files: a folder that is called so by chance is not what they mean.
+_NAMES = frozenset(
+    {
+        *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "index"),
+        *("metric", "only", "protocol", "published", "title", "where"),
+    }
+)
+#: What ``--help`` calls those that have no dashes.
+_POSITIONAL = {"first": "A", "second": "B", "places": "DIR", "root": "ROOT", "source": "IN", "target": "OUT"}
+
+
+def check_outputs(
+    options: Namespace,
+    outputs: Mapping[str, Sequence[str]],
+    also: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Refuse output files, before any work is done. Every command that writes files calls this first.
 
     Args:
-        option: that names it.
-        file: none if it was not asked for.
-        suffixes: its name must end in one of them, if there are any.
+        options: of the command.
+        outputs: by the key of each option that names a file to write, the suffixes of which its name must
+            end in one; any will do where there are none. What was not asked for is passed over.
+        also: paths that the command reads or writes besides, by what tells of them, such as ``--query``.
 
     Raises:
-        InputError: another name, a folder that does not exist or cannot be written, or a link or a device
-            where a file is expected.
+        InputError: another name, a folder that does not exist or cannot be written, a link or a device where
+            a file is expected, two outputs in one file, or an output that would replace what another option
+            names, or a file in a folder that another option names.
     """
-    if file is None:
-        return
+    asked = {_option(key): options[key] for key in outputs if options[key] is not None}
+    for key, suffixes in outputs.items():
+        if options[key] is not None:
+            _check_file(_option(key), options[key], suffixes)
+    named = [
+        (_option(key), path)
+        for key, value in options.items()
+        if key not in outputs
+        for path in _texts(value)
+        if key not in _NAMES or _is_file(path)
+    ]
+    named += [(option, path) for option, paths in (also or {}).items() for path in paths]
+    for number, (option, file) in enumerate(asked.items()):
+        for other, path in list(asked.items())[:number]:
+            if _same(file, path):
+                raise InputError(f"{option} {file}: is the file of {other} too; expected another name")
+        for other, path in named:
+            if _same(file, path):
+                raise InputError(f"{option} {file}: would replace {other} {path}; expected another name")
+            if _is_file(file) and _below(file, path):
+                raise InputError(
+                    f"{option} {file}: would replace a file of {other} {path}; expected a name that is free "
+                    "there, or another folder"
+                )
+
+
+def _option(key: str) -> str:
+    return _POSITIONAL.get(key, f"--{key.replace('_', '-')}")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts in the value of an option, any of which may be a path."""
+    if isinstance(value, (str, os.PathLike)):
+        yield os.fspath(value)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _same(one: str, two: str) -> bool:
+    """Whether two names mean one file, which need not exist. A text that no file can be called means none."""
+    if not one or not two:
+        return False
+    try:
+        if os.path.realpath(one) == os.path.realpath(two):
+            return True
+        return os.path.samefile(one, two)
+    except (OSError, ValueError):
+        return False
+
+
+def _below(file: str, folder: str) -> bool:
+    """Whether a file lies in a folder, or in one below it, by whatever names."""
+    try:
+        return (
+            bool(folder)
+            and os.path.isdir(folder)
+            and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_file(option: str, file: str, suffixes: Sequence[str]) -> None:
+    """Refuse a file that cannot be written, or has another suffix."""
     if suffixes and Path(file).suffix not in suffixes:
         *others, last = suffixes
         wanted = f"{', '.join(others)} or {last}" if others else last

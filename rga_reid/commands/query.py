@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.commands.sources import LOCATION, check_images, checkpoint_for
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
@@ -21,6 +21,7 @@ from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines,
 if TYPE_CHECKING:
     import pandas as pd
 
+_OUTPUTS: dict[str, tuple[str, ...]] = {"json": (), "csv": (), "html": ()}
 _PAGE_QUERIES = 100  # more would make a page of many megabytes
 _PRINTED_QUERIES = 20
 _PIPE_WIDTH = 10_000
@@ -82,8 +83,7 @@ def run(options: Namespace) -> None:
         raise InputError("--shortlist: goes with --rerank")
     if options.shortlist is not None and options.shortlist < options.top_k:
         raise InputError(f"--shortlist: expected at least --top-k, {options.top_k}, got {options.shortlist}")
-    for name in ("json", "csv", "html"):
-        check_output_file(f"--{name}", options[name])
+    check_outputs(options, _OUTPUTS)
     queries = _query_table(options.image)
 
     from rga_reid.evaluation import ReRanking
@@ -94,6 +94,8 @@ def run(options: Namespace) -> None:
 
     device, threshold = choose_device(options.device), threshold_of(options)
     gallery = Gallery.open(options.gallery)
+    if gallery.model is not None:
+        check_outputs(options, _OUTPUTS, {"--gallery (its model)": [gallery.model.checkpoint]})
     gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
     with unchanged(options.checkpoint or (gallery.model.checkpoint if gallery.model else "")):
         model = load_model(checkpoint_for(gallery, options))

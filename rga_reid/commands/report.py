@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import printable
 from rga_reid.files import require_new, write_json
 
 if TYPE_CHECKING:
     from rga_reid.reports.ablation_tables import AblationReport
+
+#: What a report writes into its folder: no other output may take these names.
+FILES = ("report.html", "report.md", "report.csv", "report.tex", "learning.svg", "cmc.svg")
 
 
 def parser() -> ArgumentParser:
@@ -40,7 +43,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Read, compare, write."""
-    check_output_file("--json", options.json)
+    check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in FILES]})
     require_new(options.out, overwrite=options.overwrite)
     from rga_reid.experiments.collecting import conditions_of, kept_plan, read_evaluations
     from rga_reid.reports.ablation_tables import AblationReport, published_figures

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_output_file, print_ranking
+from rga_reid.commands.output import check_outputs, print_ranking
 from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.progress import moving_bar
 
@@ -43,8 +43,7 @@ def run(options: Namespace) -> None:
     from rga_reid.models import Mirrored, load_model
     from rga_reid.retrieval.extraction import choose_device
 
-    for name in ("json", "html"):
-        check_output_file(f"--{name}", options[name])
+    check_outputs(options, {"json": (), "html": ()})
     if options.html is not None:
         from rga_reid.reports.feature_space import require_layout
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_output_file
+from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.commands.sources import check_images
 from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
@@ -31,7 +31,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Check the files, embed, compare, print."""
-    check_output_file("--json", options.json)
+    check_outputs(options, {"json": ()})
     check_threshold(options)
     check_images("A", options.first)
     check_images("B", options.second)
