@@ -89,6 +89,8 @@ def _format(options: Namespace) -> str:
         raise InputError(
             f"--out {options.out}: expected a name that ends in .html, .png or .pdf, or --format"
         )
+    if options.format is not None and suffix in _FORMATS and suffix != options.format:
+        raise InputError(f"--format {options.format}: --out {options.out} ends as a file of another format")
     return options.format or suffix
 
 

@@ -123,6 +123,8 @@ def _build(options: Namespace) -> Gallery | None:
         raise InputError("gallery build: images need --checkpoint, the model to embed them with")
     if options.features is not None and options.resume:
         raise InputError("gallery build: --resume goes with images; a build from features starts over")
+    if options.resume and options.overwrite:
+        raise InputError("gallery build: --resume goes on, --overwrite starts over; expected one of them")
     from rga_reid.models import load_model
     from rga_reid.retrieval import ModelRecord
     from rga_reid.retrieval.builder import gallery_builder, require_place, save_features

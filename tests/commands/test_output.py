@@ -198,3 +198,11 @@ def test_names_that_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     options["more"] = [["nested", "pam/page.html"]]
     with pytest.raises(InputError, match=r"--out pam/page\.html: would replace --more pam/page\.html"):
         check_outputs(options, {"out": ()})
+
+
+def test_contradictions(kept: Path, refused: Callable[..., str]) -> None:
+    error = refused("explain", "--image", IMAGE, "--out", "x.html", "--format", "png")
+    assert "--format png: --out x.html ends as a file of another format" in error
+    error = refused(*BUILD, *MODEL, "--images", "set/query", "--resume", "--overwrite")
+    assert "--resume goes on, --overwrite starts over; expected one of them" in error
+    assert not Path("x.html").exists()
