@@ -125,6 +125,8 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
         root = str(_drawn(out, plan.synthetic))
     if not isinstance(root, str):
         raise InputError("--data.root: expected the folder of the data set, which the plan does not name")
+    if options.data.root is None:
+        check_outputs(options, {"json": ()}, {f"the data set of plan {options.config}:": [root]})
     return DataSource.of(root, card, read_table(root, card), drawn)
 
 

@@ -74,6 +74,10 @@ INPUTS: list[tuple[list[str], str, str, str]] = [
     (ABLATE, "--json", "plan.yaml", "--config plan.yaml"),
     (ABLATE, "--json", "set/train.txt", "a file of --data.root set"),
     (
+        ["ablate", "--config", "rooted.yaml", "--out", "new"],
+        *("--json", "set/train.txt", "a file of the data set of plan rooted.yaml: set"),
+    ),
+    (
         ["export", *MODEL, "--format", "safetensors", "--overwrite"],
         *("--out", "model.safetensors", "--checkpoint model.safetensors"),
     ),
@@ -112,6 +116,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(root / "resnet18.pth", root / "published.safetensors")
     (root / "here").symlink_to(root)
     (root / "hard.npz").hardlink_to(root / "q.npz")
+    plan = (root / "plan.yaml").read_text()
+    (root / "rooted.yaml").write_text(plan.replace("overrides:", "overrides:\n  data.root: set", 1))
     (root / "photos").mkdir()
     shutil.copy(root / IMAGE, root / "photos")
     (root / "photos" / "old.npz").write_bytes(b"old")
