@@ -113,6 +113,7 @@ def _check_recipes(plan: Plan, name: str) -> None:
 def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     """The data set that all variants share, read once so that it is known to be whole."""
     from rga_reid.data import read_table
+    from rga_reid.experiments.ablation import runs_of
     from rga_reid.experiments.ablation_run import DataSource
 
     sections = [variant.recipe.get("data") or {} for variant in plan.variants]
@@ -122,6 +123,8 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     card, root, drawn = str(asked[0][0]), options.data.root or asked[0][1], None
     if root is None and plan.synthetic is not None:
         drawn = asdict(plan.synthetic)
+        if not (out / "data").is_dir():
+            runs_of(plan, out, DataSource(str(out), card, None, drawn))  # refused before anything is drawn
         root = str(_drawn(out, plan.synthetic))
     if not isinstance(root, str):
         raise InputError("--data.root: expected the folder of the data set, which the plan does not name")

@@ -57,13 +57,14 @@ class DataSource:
 
     Args:
         root, card: as ``read_table`` takes them.
-        digest: of the names, identities, cameras and splits of all images: the same wherever they lie.
+        digest: of the names, identities, cameras and splits of all images: the same wherever they lie. None
+            before they are drawn: then runs that were begun are not asked for theirs.
         drawn: the settings that it was drawn by, if it is synthetic: names do not tell the images' size.
     """
 
     root: str
     card: str
-    digest: str
+    digest: str | None
     drawn: Mapping[str, Any] | None = None
 
     @classmethod
@@ -123,6 +124,8 @@ class Run:
             begun = read_json(file)
         except InputError as error:
             raise InputError(f"{error}; delete {self.folder} to make this run again") from None
+        if self.data.digest is None and isinstance(begun, dict) and isinstance(begun.get("dataset"), dict):
+            begun["dataset"]["digest"] = None
         found = differences(begun, self.settings())
         if found:
             raise InputError(

@@ -134,6 +134,18 @@ def test_another_data_set_is_refused_wherever_it_lies(
     assert "expected one data set" in refused(*words[:2], listed, *words[3:], str(moved))
 
 
+def test_runs_of_another_data_set_are_refused_before_one_is_drawn(
+    ablated: tuple[Path, int], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(ablated[0] / "out", out)
+    plan = write_plan(tmp_path, synthetic={"train_identities": 4, "test_identities": 2})
+    before = files_below(out)
+    error = refused("ablate", "--config", plan, "--out", str(out))
+    assert "begun with other settings (dataset.synthetic" in error
+    assert files_below(out) == before
+
+
 def test_a_synthetic_data_set_of_other_settings_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
