@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import io
 import json
+import multiprocessing.process
 import os
 import resource
 import shutil
@@ -79,6 +80,7 @@ class Outcome:
         mebibytes: its highest memory, above what the process held before; not parts of libraries' files,
             which the kernel drops and reads again as it likes.
         warned: warnings, which a user would see on stderr.
+        started: ways in which it tried to start processes, which it was kept from.
     """
 
     code: int | None
@@ -89,10 +91,15 @@ class Outcome:
     seconds: int
     mebibytes: float
     warned: tuple[str, ...] = ()
+    started: tuple[str, ...] = ()
 
 
 class TooLong(BaseException):
     """The time limit of a case has passed. Not an ``Exception``, which the program might catch."""
+
+
+class Started(BaseException):
+    """A case would start a process, which no limit holds."""
 
 
 def check(case: Case, folder: Path) -> Outcome:
@@ -150,18 +157,24 @@ def run(words: Sequence[str], folder: Path) -> Outcome:
     """Run a command in a folder, under the limits, and watch it."""
     escaped, code = "", None
     start, mapped = _new_peak(), _memory("RssFile")
-    with _limits() as seconds, _inside(folder), _streams() as texts, _warnings() as warned:
+    with (
+        _limits() as seconds,
+        _alone() as started,
+        _inside(folder),
+        _streams() as texts,
+        _warnings() as warned,
+    ):
         try:
             code = main(words)
         except SystemExit as leave:
             code = leave.code if isinstance(leave.code, int) else None
             escaped = "" if code in (0, 2) else traceback.format_exc()
-        except (Exception, TooLong):
+        except (Exception, TooLong, Started):
             escaped = traceback.format_exc()
     if code == 130:
         raise KeyboardInterrupt  # main has caught it: whoever runs the tests wants to end them
     grown = (_memory("VmHWM") - start - max(0, _memory("RssFile") - mapped)) / 2**20
-    return Outcome(code, *texts, escaped, seconds[0], grown, tuple(warned))
+    return Outcome(code, *texts, escaped, seconds[0], grown, tuple(warned), tuple(started))
 
 
 def _faults(
@@ -170,6 +183,8 @@ def _faults(
     if outcome.escaped:
         yield f"an exception escaped: {outcome.escaped.strip().splitlines()[-1][:500]}"
         return
+    if outcome.started:
+        yield f"would start a process: {list(outcome.started)}"
     if outcome.seconds >= SECONDS:
         yield f"took {outcome.seconds} s"
     if outcome.mebibytes > MEBIBYTES:
@@ -289,6 +304,38 @@ def _limits() -> Iterator[list[int]]:
         signal.signal(signal.SIGALRM, old)
         faulthandler.cancel_dump_traceback_later()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[list[str]]:
+    """No process is started: trainings on several devices, and those of ``ablate``, would be."""
+    started: list[str] = []
+    start = multiprocessing.process.BaseProcess.start
+
+    def refuse(_: object) -> None:
+        started.append("multiprocessing")
+        raise Started("multiprocessing")
+
+    _watching.append(started)
+    multiprocessing.process.BaseProcess.start = refuse  # type: ignore[method-assign, assignment]
+    try:
+        yield started
+    finally:
+        multiprocessing.process.BaseProcess.start = start  # type: ignore[method-assign]
+        _watching.remove(started)
+
+
+_watching: list[list[str]] = []  # of the case that runs
+
+
+def _audit(event: str, _: object) -> None:
+    if _watching and event in _STARTS:
+        _watching[-1].append(event)
+        raise Started(event)
+
+
+_STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+sys.addaudithook(_audit)  # for ever: Python has no way to remove one
 
 
 def _new_peak() -> int:

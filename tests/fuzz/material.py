@@ -51,8 +51,15 @@ RECIPE: dict[str, Any] = {
         "input_sizes": [[0, 32, 32]],
     },
     "data": {"identities_per_batch": 2, "images_per_identity": 2, "visits": "identity", "held_out": 0.0},
-    "trainer": {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "enable_model_summary": False},
-}
+    "trainer": {
+        "accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 1, "log_every_n_steps": 1,
+        "enable_model_summary": False,
+    },
+}  # fmt: skip
+
+#: Ends a training that would go on for ever: in seconds, whatever its epochs and batches. A valid one ends
+#: before.
+BOUND = ["--trainer.max_time", "00:00:00:05"]
 
 PLAN: dict[str, Any] = {
     "title": "A plan",
@@ -119,7 +126,6 @@ class Material:
 
     root: Path
     images: dict[str, bytes]
-    sets: dict[str, Any]
 
     def path(self, name: str) -> Path:
         """One of the files."""
@@ -145,7 +151,7 @@ def build(root: Path) -> Material:
     _write_galleries(root)
     _write_cuhk03(root / "cuhk")
     _write_runs(root)
-    return Material(root, _images(), {})
+    return Material(root, _images())
 
 
 def _picture(seed: int, size: tuple[int, int] = (32, 16)) -> np.ndarray:

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import strategies as st
 
 from tests.fuzz.harness import OLD, Case, Link
-from tests.fuzz.material import PLAN, RECIPE, Material
+from tests.fuzz.material import BOUND, PLAN, RECIPE, Material
 from tests.fuzz.mutations import (
     PLAIN,
     Draw,
@@ -27,7 +27,7 @@ def recipes(draw: Draw, material: Material) -> Case:
     valid = content == yaml.safe_dump(RECIPE, sort_keys=False).encode()
     files: dict[str, Any] = {"recipe.yaml": content, "set": Link(material.path("set")), "pipe": b""}
     words = ["train", "--config", "recipe.yaml", "--data.root", "set", "--out", "out"]
-    words += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]  # a valid one is short
+    words += BOUND
     if draw(st.booleans()):
         files["mine.yaml"] = b"base: recipe.yaml\nmodel: {depth: 18}\n"
         words[2] = "mine.yaml"

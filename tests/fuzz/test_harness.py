@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -94,6 +97,26 @@ def test_a_broken_promise_is_a_fault(
     monkeypatch.setattr(harness, "SECONDS", 1)
     with pytest.raises(AssertionError, match=fault):
         judge(program)
+
+
+@pytest.mark.parametrize(
+    ("start", "how"),
+    [
+        (lambda: subprocess.run(["true"], check=False), "subprocess.Popen"),
+        (lambda: os.system("true"), "os.system"),
+        (os.fork, "os.fork"),
+        (lambda: multiprocessing.get_context("spawn").Process(target=print).start(), "multiprocessing"),
+    ],
+)
+def test_no_process_is_started(judge: Callable[..., harness.Outcome], start: Any, how: str) -> None:
+    def program(words: Sequence[str]) -> int:
+        with contextlib.suppress(Exception):
+            start()
+        return 0
+
+    with pytest.raises(AssertionError, match=f"an exception escaped: .*Started: {how}"):
+        judge(program)
+    assert subprocess.run(["true"], check=False).returncode == 0  # after a case they may
 
 
 def test_inputs_stay_as_they_are(judge: Callable[..., harness.Outcome]) -> None:

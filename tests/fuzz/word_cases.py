@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
+
 from hypothesis import strategies as st
 
-from tests.fuzz.harness import LISTED, OLD, Case, Link
-from tests.fuzz.material import Material
+from tests.fuzz.harness import LISTED, OLD, Case
+from tests.fuzz.material import BOUND, Material
 from tests.fuzz.mutations import Draw, times
 
 
 def words(draw: Draw, material: Material) -> Case:
     """Command lines: valid ones with words left out, doubled, put in or changed."""
-    # links: a word in the wrong place may make an output of an input
-    names = (
-        "model.safetensors",
-        "pictures",
-        "ivf",
-        "ivfpq",
-        "q.npz",
-        "g.npz",
-        "set",
-        "names.yaml",
-        "resnet18.pth",
-        "runs",
-    )
-    links = {name: Link(material.path(name)) for name in names}
-    links |= {
-        "image.jpg": Link(material.path("set/query/0011_c1s1_000000_00.jpg")),
-        "images": Link(material.path("set/query")),
-    }
     model, gallery, image, folder, features = "model.safetensors", "pictures", "image.jpg", "images", "g.npz"
     sides = ["--query", "q.npz", "--gallery", "g.npz"]
     valid = (
@@ -56,15 +41,71 @@ def words(draw: Draw, material: Material) -> Case:
         ["export", "--checkpoint", model, "--format", "safetensors", "--out", "o.safetensors"],
         ["explain", "--image", image, "--checkpoint", model, "--out", "o.html", "--seed", "1"],
         ["report", "runs", "--out", "report", "--title", "T", "--baseline", "base"],
-        ["--help"], ["--version"], ["query", "--help"], ["gallery", "add", "--help"],
+        ["train", "--config", "recipe.yaml", "--data.root", "set", "--out", "run", "--model.last_stride",
+        "2"],
+        ["ablate", "--config", "plan.yaml", "--data.root", "set", "--only", "base", "--seed", "0", "--json",
+        "o.json"],
+        ["demo", "--help"], ["--help"], ["--version"], ["query", "--help"], ["gallery", "add", "--help"],
     )  # fmt: skip
     chosen = draw(st.sampled_from(valid))
     words = list(chosen)
     for _ in range(times(draw)):
         _spoil_words(draw, words)
-    if words[:1] == ["demo"]:
+    same = words == chosen
+    if words[:1] == ["demo"] and "--help" not in words:
         words.append("--unknown")  # it would run for minutes
-    return Case(words, {"o.json": OLD, **links}, words == chosen, LISTED)
+    elif words[:1] == ["train"]:
+        words += [*BOUND, *_SMALL]
+    elif words[:1] == ["ablate"]:
+        words += ["--out", "runs"]  # whose runs are finished: elsewhere it would train
+    files = _inputs(material, chosen)
+    return Case(words, {"o.json": OLD, **files}, same, LISTED, {**_free(words, files), **_WORKED_ON})
+
+
+#: By the words that name them: what lies in the folder of a case.
+_FILES = {
+    **{name: (name,) for name in ("model.safetensors", "pictures", "ivf", "ivfpq", "q.npz", "g.npz", "set")},
+    **{name: (name,) for name in ("names.yaml", "resnet18.pth", "recipe.yaml", "runs")},
+    "plan.yaml": ("plan.yaml", "recipe.yaml", "runs"),
+    "image.jpg": ("image.jpg",),
+    "images": ("images",),
+}
+_PLACES = {"image.jpg": "set/query/0011_c1s1_000000_00.jpg", "images": "set/query"}
+_WORKED_ON = {"runs/plan.json": "what a report of the folder needs of the last plan"}
+#: A training whose recipe was left out would be of a ResNet-50.
+_SMALL = ["--model.depth", "18", "--model.size", "[32, 32]", "--data.identities_per_batch", "2"]
+_INSIDE = {
+    "set": "set/train.txt",
+    "images": "images/0011_c1s1_000000_00.jpg",
+    **{name: f"{name}/manifest.json" for name in ("pictures", "ivf", "ivfpq")},
+    "runs": "runs/base/seed-0/result.json",
+    "plan.yaml": "recipe.yaml",
+}
+_OUTPUTS = {"--json", "--csv", "--html", "--plot", "--per-query", "--out"}
+
+
+def _inputs(material: Material, words: Sequence[str]) -> dict[str, bytes]:
+    """Copies of what a line needs: a word in the wrong place may make an output of an input."""
+    files: dict[str, bytes] = {}
+    for name in sorted({name for word in words for name in _FILES.get(word, ())}):
+        place = _PLACES.get(name, name)
+        if material.path(place).is_dir():
+            files |= {f"{name}/{below}": content for below, content in material.tree(place).items()}
+        else:
+            files[name] = material.read(place)
+    return files
+
+
+def _free(words: Sequence[str], files: Iterable[str]) -> dict[str, str]:
+    """Files that a line reads no more, for it names them as outputs alone: they are replaced, as asked."""
+    read = {
+        os.path.normpath(word.rpartition("=")[2])
+        for before, word in zip(["", *words], words, strict=False)
+        if before not in _OUTPUTS and word.partition("=")[0] not in _OUTPUTS
+    }
+    needed = {inner for word in read for inner in (word, *_FILES.get(word, ()))}
+    why = "named as an output alone"
+    return {file: why for file in files if file not in needed and file.partition("/")[0] not in needed}
 
 
 _WORDS = (
@@ -74,6 +115,7 @@ _WORDS = (
     "!!python/object/apply:os.system [x]",
     "[" * 2000, "/dev/null", "/dev/zero", "pipe", ".", "a\nb", "\x1b[2J", "💥", "\udcff", "\udcff.json", "é",
     "a" * 3000, "=",
+    "./g.npz", "set/../q.npz",
     "--json", "--json=", "--json=o.json", "--out", "--device", "meta", "cuda:99", "cpu:7", "mps", "vulkan",
     "--seed", "--config",
     "--print_config", "--unknown", "--Top-k", "--topk", "demo", "tset", "market1501/rga_scc", "o.json/x",
@@ -86,12 +128,19 @@ _WORDS = (
 
 
 def _spoil_words(draw: Draw, words: list[str]) -> None:
-    kind = draw(
-        st.sampled_from(("value", "value", "value", "remove", "insert", "double", "swap", "letter", "join"))
-    )
+    kinds = ("value", "value", "value", "output", "remove", "insert", "double", "swap", "letter", "join")
+    kind = draw(st.sampled_from(kinds))
     place = draw(st.integers(0, max(0, len(words) - 1)))
     if kind == "value" and words:
         words[place] = draw(st.sampled_from(_WORDS))
+    elif kind == "output" and words:  # what the line names, or lies in a folder that it names, is an output
+        at = [number for number, word in enumerate(words[:-1], 1) if word in _OUTPUTS]
+        named = [word for word in words if not word.startswith("-") and len(word) > 1] or ["x"]
+        file = draw(st.sampled_from((*named, *(_INSIDE[word] for word in named if word in _INSIDE))))
+        if at:
+            words[draw(st.sampled_from(at))] = file
+        else:
+            words += ["--json", file]
     elif kind == "remove" and words:
         del words[place]
     elif kind == "insert":
