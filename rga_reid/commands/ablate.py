@@ -51,6 +51,7 @@ def run(options: Namespace) -> int:
     from rga_reid.reports.ablation_tables import published_figures
 
     plan = read_plan(options.config)
+    check_outputs(options, {"json": ()}, {"the recipe": _recipe_files(options.config)})
     published_figures(plan.published)  # refuses what the report would refuse, when all is trained
     _check_choice(options, plan)
     _check_recipes(plan, options.config)
@@ -82,6 +83,21 @@ def _wanted(options: Namespace, one: Run) -> bool:
     return (options.only is None or one.variant in options.only) and (
         options.seed is None or one.seed in options.seed
     )
+
+
+def _recipe_files(plan: str) -> list[str]:
+    """The files that a plan, which has been read, takes its recipes from, and those beneath them."""
+    from rga_reid.experiments.recipes import read_mapping, seen_from
+
+    path, content = read_mapping(plan, what="plan")
+    names = {item.get("recipe", content.get("recipe")) for item in content["variants"]}
+    waiting, found = [seen_from(path, name) for name in names], set()
+    while waiting:
+        path, content = read_mapping(waiting.pop())
+        found.add(str(path))
+        if content.get("base") is not None:
+            waiting.append(seen_from(path, str(content["base"])))
+    return sorted(found)
 
 
 def _check_choice(options: Namespace, plan: Plan) -> None:

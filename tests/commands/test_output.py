@@ -72,6 +72,8 @@ INPUTS: list[tuple[list[str], str, str, str]] = [
     (ABLATE, "--json", "runs/base/seed-0/result.json", "a file of --out runs"),
     (ABLATE, "--json", "runs/report.html", "--out runs/report.html"),
     (ABLATE, "--json", "plan.yaml", "--config plan.yaml"),
+    (ABLATE, "--json", "recipe.yaml", "the recipe "),
+    (["ablate", "--config", "based.yaml", "--out", "new"], "--json", "recipe.yaml", "the recipe "),
     (ABLATE, "--json", "set/train.txt", "a file of --data.root set"),
     (
         ["ablate", "--config", "rooted.yaml", "--out", "new"],
@@ -118,6 +120,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "hard.npz").hardlink_to(root / "q.npz")
     plan = (root / "plan.yaml").read_text()
     (root / "rooted.yaml").write_text(plan.replace("overrides:", "overrides:\n  data.root: set", 1))
+    (root / "based.yaml").write_text(plan.replace("recipe: recipe.yaml", "recipe: upper.yaml"))
+    (root / "upper.yaml").write_text("base: recipe.yaml\n")
     (root / "photos").mkdir()
     shutil.copy(root / IMAGE, root / "photos")
     (root / "photos" / "old.npz").write_bytes(b"old")
