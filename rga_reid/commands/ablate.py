@@ -14,6 +14,7 @@ from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser, parse
 from rga_reid.commands.report import FILES
 from rga_reid.errors import InputError, printable
+from rga_reid.files import require_writable
 
 if TYPE_CHECKING:
     from rga_reid.data.synthetic import SyntheticSettings
@@ -48,6 +49,7 @@ def run(options: Namespace) -> int:
     whole_number("--jobs", options.jobs)
     from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
     from rga_reid.experiments.ablation_plan import read_plan
+    from rga_reid.experiments.collecting import check_ablation_folder
     from rga_reid.reports.ablation_tables import published_figures
 
     plan = read_plan(options.config)
@@ -56,6 +58,8 @@ def run(options: Namespace) -> int:
     _check_choice(options, plan)
     _check_recipes(plan, options.config)
     out = Path(options.out)
+    check_ablation_folder(out)
+    require_writable(out)
     data = _data(options, plan, out)
     runs = runs_of(plan, out, data)
     write_plan(plan, out)
@@ -141,7 +145,7 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
         drawn = asdict(plan.synthetic)
         if not (out / "data").is_dir():
             runs_of(plan, out, DataSource(str(out), card, None, drawn))  # refused before anything is drawn
-        root = str(_drawn(out, plan.synthetic))
+        root = str(_drawn(out, plan, plan.synthetic))
     if not isinstance(root, str):
         raise InputError("--data.root: expected the folder of the data set, which the plan does not name")
     if options.data.root is None:
@@ -149,16 +153,18 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     return DataSource.of(root, card, read_table(root, card), drawn)
 
 
-def _drawn(out: Path, settings: SyntheticSettings) -> Path:
+def _drawn(out: Path, plan: Plan, settings: SyntheticSettings) -> Path:
     """The synthetic data set of an ablation, drawn once; beside it lies what it was drawn by."""
     from rga_reid.data.synthetic import write_synthetic
+    from rga_reid.experiments.ablation import PLAN, write_plan
     from rga_reid.experiments.ablation_run import as_read_again, differences
-    from rga_reid.files import make_folder, write_json
+    from rga_reid.files import write_json
     from rga_reid.inputs import read_json
 
     folder, note, asked = out / "data", out / "data.json", asdict(settings)
     if not folder.is_dir():
-        make_folder(out)
+        if not (out / PLAN).exists():  # whose folder this is, should the drawing be interrupted
+            write_plan(plan, out)
         write_json(note, asked)
         try:
             write_synthetic(folder, settings)

@@ -79,6 +79,27 @@ def kept_plan(path: Path) -> dict[str, Any]:
     return kept
 
 
+def check_ablation_folder(out: Path) -> None:
+    """Refuse the folder of something else, before a plan, runs and a report are written there.
+
+    Raises:
+        InputError: it is not empty and has no plan that an ablation left. Hidden files do not count.
+    """
+    if not out.is_dir() or not any(not entry.name.startswith(".") for entry in out.iterdir()):
+        return
+    try:
+        kept = kept_plan(out)
+    except InputError:
+        kept = {}
+    variants = kept.get("variants")
+    if not isinstance(variants, list) or kept.get("baseline") not in variants or "title" not in kept:
+        found = "another one" if (out / PLAN).exists() else "none"
+        raise InputError(
+            f"--out {out}: expected a new or empty folder, or that of an ablation with its {PLAN}, found "
+            f"{found} there; choose another folder"
+        )
+
+
 def with_measured(evaluations: Iterable[Evaluation], out: Path) -> list[Evaluation]:
     """The evaluations with the latency and memory that ``measure`` has left in ``out``."""
     file = out / MEASURED

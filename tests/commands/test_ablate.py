@@ -120,6 +120,41 @@ def test_changed_settings_and_bad_plans_are_refused(
     assert "unknown recipe" in refused("ablate", "--out", out, "--config", "ablations/none")
 
 
+@pytest.mark.parametrize("content", [None, '{"name": "holiday"}', '["a"]', "no JSON"])
+def test_the_folder_of_something_else_is_left_alone(
+    tiny_market: Path, tmp_path: Path, refused: Callable[..., str], content: str | None
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("mine")
+    if content is not None:
+        (out / "plan.json").write_text(content)
+    before = files_below(out)
+    words = ["ablate", "--config", write_plan(tmp_path), "--out", str(out), "--data.root", str(tiny_market)]
+    wanted = f"--out {out}: expected a new or empty folder, or that of an ablation with its plan.json"
+    assert wanted in refused(*words)
+    assert files_below(out) == before
+    (tmp_path / "file").write_text("")
+    assert "file: cannot write there" in refused(*words[:4], str(tmp_path / "file"), *words[5:])
+
+
+def test_an_ablation_goes_on_that_was_interrupted_while_its_data_set_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "size": [32, 16]}
+    plan = write_plan(tmp_path, variants=[{"name": "plain"}], synthetic=small)
+    words = ["ablate", "--config", plan, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("rga_reid.experiments.ablation.make_runs", lambda *_, **__: Outcome((), ()))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rga_reid.data.synthetic.write_synthetic", stopped)
+        assert main(words) == 130
+    assert main(words) == 0
+
+
 def test_another_data_set_is_refused_wherever_it_lies(
     ablated: tuple[Path, int], tiny_market: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
