@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import distributed
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, quoted
 from rga_reid.files import DiskError
 from rga_reid.retrieval.feature_files import read_features, write_features
 from rga_reid.signals import undisturbed
@@ -128,12 +128,12 @@ def team() -> Iterator[Team]:
     Raises:
         InputError: the variables of ``torchrun`` are set, but the others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", 1)
     if size == 1 or distributed.is_initialized():
         yield Team()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     try:
         # it carries no features, only who is ready; the slowest of many may be days behind
         distributed.init_process_group("gloo", timeout=timedelta(days=30))
@@ -143,6 +143,14 @@ def team() -> Iterator[Team]:
         yield Team(distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
+
+
+def _number(variable: str, least: int) -> int:
+    """A variable that ``torchrun`` sets; without it, the least."""
+    text = os.environ.get(variable, str(least))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+        raise InputError(f"{variable}: expected a whole number of at least {least}, got {quoted(text)}")
+    return int(text)
 
 
 def in_blocks(batches: Iterable[tuple[np.ndarray, pd.DataFrame]]) -> Batches:

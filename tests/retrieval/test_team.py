@@ -15,7 +15,7 @@ import pytest
 from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.retrieval import Gallery
-from rga_reid.retrieval.team import MARKER, Team, _make_anew
+from rga_reid.retrieval.team import MARKER, Team, _make_anew, team
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +134,16 @@ def test_a_process_that_dies_is_told_by_the_others(
     assert len(lines) == 1
     assert "error: torchrun: another process has ended" in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-2", "1.5", "", "9" * 30])
+def test_variables_of_torchrun_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with (
+        pytest.raises(InputError, match=f"^WORLD_SIZE: expected a whole number of at least 1, got '{value}'"),
+        team(),
+    ):
+        pass
 
 
 def test_shards_replace_nothing_of_others(tmp_path: Path) -> None:
