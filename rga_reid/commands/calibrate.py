@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.labelled import FILES, add_feature_files, files_beside, read_sides
+from rga_reid.commands.labelled import FILES, add_feature_files, check_device, files_beside, read_sides
 from rga_reid.commands.output import check_outputs
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
@@ -52,6 +52,7 @@ def run(options: Namespace) -> None:
 
     from rga_reid.evaluation import calibrate, pair_scores
 
+    check_device(options.device)
     inputs = read_sides(options.query, options.gallery)
     try:
         with moving_bar("scores") as moved:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.labelled import FILES, add_feature_files, files_beside, read_sides
+from rga_reid.checks import whole_number
+from rga_reid.commands.labelled import (
+    FILES,
+    add_feature_files,
+    check_device,
+    files_beside,
+    re_ranking_explained,
+    read_sides,
+)
 from rga_reid.commands.output import check_outputs, print_ranking
 from rga_reid.commands.parsing import new_parser
 from rga_reid.errors import InputError
@@ -73,7 +81,10 @@ def run(options: Namespace) -> None:
                 name = option.replace("_", "-")
                 raise InputError(f"--{name}: not defined for cuhk03_classic, which draws its galleries")
 
-    result = _evaluate(options, read_sides(options.query, options.gallery))
+    whole_number("--max-rank", options.max_rank)
+    check_device(options.device)
+    with re_ranking_explained():
+        result = _evaluate(options, read_sides(options.query, options.gallery))
     metrics = result.to_dict()
     if options.protocol is not None:
         metrics["protocol"] = options.protocol
@@ -86,6 +97,7 @@ def run(options: Namespace) -> None:
 
 def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | RepeatedResult:
     from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_protocol, evaluate_ranking
+    from rga_reid.evaluation.reranking import TooFewItemsError
 
     try:
         if options.query_expansion:
@@ -101,6 +113,8 @@ def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | Rep
             if options.protocol is None:
                 return evaluate_ranking(**inputs, **settings, progress=moved)
             return evaluate_protocol(PROTOCOLS[options.protocol], **inputs, **settings, progress=moved)
+    except TooFewItemsError:
+        raise
     except InputError as error:
         raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
 

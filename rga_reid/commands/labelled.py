@@ -1,7 +1,9 @@
-"""What ``evaluate`` and ``calibrate`` share: features of queries and gallery, and whose they are."""
+"""What ``evaluate``, ``calibrate`` and ``test`` share: features of queries and gallery, and their ranking."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +33,43 @@ def files_beside(options: Namespace, *keys: str) -> dict[str, list[str]]:
     return {option: [f"{file[:-4]}.csv"] for option, file in named.items() if file.endswith(".npy")}
 
 
+def check_device(name: str) -> None:
+    """Refuse what ``--device`` names if it cannot rank.
+
+    Raises:
+        InputError: an unknown device, or one that is not there.
+    """
+    from rga_reid.evaluation.inputs import torch_device
+
+    try:
+        torch_device(name)
+    except InputError as error:  # it begins with the word device
+        raise InputError(f"--{error}") from None
+
+
+@contextmanager
+def re_ranking_explained() -> Iterator[None]:
+    """What ``--rerank`` needs, told of the option: its k1 and k2 are none of the command's."""
+    from rga_reid.evaluation.reranking import TooFewItemsError
+
+    try:
+        yield
+    except TooFewItemsError as error:
+        raise InputError(
+            f"--rerank: expected at least {error.least} query and gallery images together, found "
+            f"{error.items}; leave it out"
+        ) from None
+
+
 def read_sides(query: str, gallery: str) -> dict[str, Any]:
     """Both files, as keywords of ``evaluate_ranking`` and of the other functions that take labelled features.
 
     Raises:
         InputError: not such a file, no identities, or cameras in one of the files only.
     """
+    for side, path in (("query", query), ("gallery", gallery)):
+        if not path:
+            raise InputError(f"--{side}: expected a file of features, got an empty name")
     sides = {"query": _read(query), "gallery": _read(gallery)}
     has_cameras = ["camid" in table for _, table in sides.values()]
     if len(set(has_cameras)) > 1:

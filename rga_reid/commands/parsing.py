@@ -18,6 +18,13 @@ _ONE_TYPE = re.compile(r"Expected a (<class '\w+'>)\. Got value: ")
 _SOME_TYPES = re.compile(
     r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: "
 )
+# and of an option of a class, where the class or nothing is expected
+_OF_A_CLASS = re.compile(
+    r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes .*? Errors: '
+    r"- Problem with given class_path '[\w.]+': (?:Parser key \"\w+\": )?(.*) "
+    r"- Expected a <class 'NoneType'> Given value type: <class '[\w.]+NestedArg'> Given value: NestedArg\(key='([\w.]+)', val=.*\)"
+)
+_REQUIRED = re.compile(r"the following arguments are required: (\w+)\.(\w+)")
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -74,11 +81,14 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
 
 def _one_line(parser: ArgumentParser, message: str) -> str:
     """The parser's message on one line, in terms of options, with the nearest known for an unknown one."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    line = _KEY.sub(lambda key: f"{_option(key[1], known)}: ", " ".join(message.split()))
+    known = _options(parser)
+    told = " ".join(message.split())
+    line = _OF_A_CLASS.sub(lambda found: f'Parser key "{found[1]}.{found[3]}": {found[2]}', told)
+    line = _KEY.sub(lambda key: f"{_option(key[1], known)}: ", line)
+    line = _REQUIRED.sub(lambda found: f"{found[1]}: --{found[2].replace('_', '-')} is required", line)
     for types in (_ONE_TYPE, _SOME_TYPES):
         line = types.sub(lambda found: f"expected {_type_names(found[1])}, got ", line)
-    unknown = [word for word in line.split() if word.startswith("--")]
+    unknown = [word for word in told.split() if word.startswith("--")]
     for word in unknown:
         name = word.split("=")[0].rstrip(",:")
         hint = "" if name in known else did_you_mean(name, known)
@@ -87,11 +97,22 @@ def _one_line(parser: ArgumentParser, message: str) -> str:
     return line
 
 
+def _options(parser: Any) -> list[str]:
+    """All options of a command and of its actions."""
+    known = []
+    for action in parser._actions:
+        known += action.option_strings
+        if isinstance(action.choices, dict):  # the parsers of actions, by name
+            known += [option for inner in action.choices.values() for option in _options(inner)]
+    return known
+
+
 def _option(key: str, known: Sequence[str]) -> str:
-    return f"--{key}" if f"--{key}" in known else f"--{key.replace('_', '-')}"
+    dashed = f"--{key.replace('_', '-')}"
+    return dashed if dashed in known else f"--{key}"
 
 
 def _type_names(classes: str) -> str:
-    """``<class 'int'>, <class 'NoneType'>`` as ``int or None``."""
-    names = re.findall(r"'(\w+)'", classes)
-    return " or ".join("None" if name == "NoneType" else name for name in names)
+    """``<class 'a.B'>, list[a.C], <class 'NoneType'>`` as ``B or list[C] or None``."""
+    names = re.sub(r"(?:\w+\.)+(\w+)", r"\1", re.sub(r"<class '(.+?)'>", r"\1", classes))
+    return " or ".join(re.split(r", (?![^\[]*\])", names.replace("NoneType", "None")))

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.checks import whole_number
+from rga_reid.commands.labelled import re_ranking_explained
 from rga_reid.commands.output import check_outputs, print_ranking
 from rga_reid.commands.parsing import add_device_option, new_parser
 from rga_reid.progress import moving_bar
@@ -59,7 +60,7 @@ def run(options: Namespace) -> None:
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    with moving_bar("ranking") as moved:
+    with moving_bar("ranking") as moved, re_ranking_explained():
         result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())

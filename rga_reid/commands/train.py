@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from inspect import signature
 from pathlib import Path
@@ -130,9 +130,18 @@ def run(options: Namespace) -> None:
     print_ranking(result)
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error was raised from, and that from, and so on."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        yield cause
+        error = cause
+
+
 def fit_recipe(options: Namespace) -> Path:
     """Check the folder and the data, then build the model and train it; returns the checkpoint to test."""
     whole_number("--seed", options.seed, 0, MOST_SEED)
+    if options.trainer.barebones:
+        raise InputError("--trainer.barebones: cannot be used here: it would keep no checkpoint and no log")
     check_output(options.out, overwrite=options.overwrite, resume=options.resume)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its news of devices and tips
     pl.seed_everything(options.seed, verbose=False)
@@ -142,6 +151,9 @@ def fit_recipe(options: Namespace) -> Path:
     except InputError:
         raise
     except Exception as error:  # classes and values of the recipe's choice may fail in any way
+        for cause in _causes(error):
+            if isinstance(cause, InputError):  # of our classes, which say it better than what tries them all
+                raise cause from None
         what = f"{type(error).__name__}: {shortened(error)}"
         raise InputError(f"train: cannot make what the recipe and the options say ({what})") from None
     return fit(

@@ -29,6 +29,23 @@ _QUERIES = 4096  # prepared at a time
 _PAIRS = 2**17  # scored exactly at a time: few enough that they are not searched for equal rows
 
 
+class TooFewItemsError(InputError):
+    """Fewer items than the neighbours that a re-ranking asks for.
+
+    Args:
+        name, value: of the setting that is too large: k1 or k2.
+        least: items that it needs.
+        items: queries and gallery items together.
+    """
+
+    def __init__(self, name: str, value: int, least: int, items: int) -> None:
+        super().__init__(
+            f"{name}: expected at most {value - (least - items)}, for {items} queries and gallery items "
+            f"together, found {value}"
+        )
+        self.least, self.items = least, items
+
+
 @dataclass(frozen=True)
 class ReRanking:
     """How to re-rank; the defaults are those of the paper.
@@ -143,12 +160,9 @@ class ReRankedScores:
         progress: Callable[[float], None] | None,
     ) -> None:
         items = StackedRows(query, gallery, gallery_rows)
-        for name, value, most in (("k1", settings.k1, len(items) - 1), ("k2", settings.k2, len(items))):
-            if value > most:
-                raise InputError(
-                    f"{name}: expected at most {most}, for {len(items)} queries and gallery items together, "
-                    f"found {value}"
-                )
+        for name, value, least in (("k1", settings.k1, settings.k1 + 1), ("k2", settings.k2, settings.k2)):
+            if len(items) < least:
+                raise TooFewItemsError(name, value, least, len(items))
         self._joint = METRICS[metric](items, items, device)
         self.device, self.dtype = device, filter_dtype(self._joint, len(items))
         self._first_column = len(query)

@@ -113,7 +113,13 @@ def read_torch(file: Path) -> dict[str, Any]:
             f"{file}: not a checkpoint, or one that would have to be unpickled, which can run code: refused"
         ) from None
     except Exception as error:  # torch raises nearly anything on a damaged file
-        raise InputError(f"{file}: not a checkpoint ({shortened(error)})") from None
+        with open(file, "rb") as opened:
+            archive = opened.read(2) == b"PK"
+        # of other files the reader of old ones tells what it stumbled over: that says nothing
+        why = (
+            f" ({shortened(error)})" if archive else ": expected a file of torch.save, such as .ckpt or .pth"
+        )
+        raise InputError(f"{file}: not a checkpoint{why}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a checkpoint, got a {type(content).__name__}")
     return content
@@ -154,5 +160,9 @@ def _is_plain(file: BinaryIO) -> bool:
 
 
 def _require_file(file: Path) -> None:
+    if file.is_dir():
+        raise InputError(f"{file}: expected a checkpoint, found a folder")
     if not file.is_file():
         raise InputError(f"{file}: no such file (expected a checkpoint)")
+    if file.stat().st_size == 0:
+        raise InputError(f"{file}: expected a checkpoint, found an empty file")

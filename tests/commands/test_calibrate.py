@@ -84,7 +84,7 @@ def test_the_plot(
         (["--plot", "nowhere/scores.png"], r"--plot nowhere/scores\.png: its folder does not exist"),
         (["--json", "nowhere/scores.json"], r"--json nowhere/scores\.json: its folder does not exist"),
         (["--gallery", "nowhere.npz"], r"nowhere\.npz: no such file"),
-        (["--device", "nowhere"], r"device 'nowhere': not available"),
+        (["--device", "nowhere"], r"error: --device 'nowhere': not available"),
         (["--querry", "x"], r"did you mean --query\?"),
     ],
 )

@@ -260,8 +260,10 @@ def test_bad_files_exit_with_2(files: tuple[str, str], capfd: Any, arrays: Any, 
         ),
         (["--metric", "manhattan"], "manhattan"),
         (["--average-precision", "area"], "area"),
-        (["--max-rank", "0"], "max_rank: expected a whole number of at least 1, got 0"),
-        (["--device", "nowhere"], "device 'nowhere': not available"),
+        (["--max-rank", "0"], "error: --max-rank: expected a whole number of at least 1, got 0"),
+        (["--device", "nowhere"], "error: --device 'nowhere': not available"),
+        (["--query", ""], "error: --query: expected a file of features, got an empty name"),
+        (["--gallery", ""], "error: --gallery: expected a file of features, got an empty name"),
         (["--gallery", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--querry", "x"], "did you mean --query?"),
         (["--protocol", "market"], "market"),
@@ -281,6 +283,15 @@ def test_bad_options_exit_with_2(
     assert out == ""
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_too_few_images_to_re_rank(files: tuple[str, str], refused: Callable[..., str]) -> None:
+    for path in files:
+        with np.load(path) as file:
+            arrays = {name: file[name][:10] for name in file.files}
+        change(path, **arrays)
+    told = refused("evaluate", "--query", files[0], "--gallery", files[1], "--rerank")
+    assert "error: --rerank: expected at least 21 query and gallery images together, found 20" in told
 
 
 def test_help(capfd: Any) -> None:

@@ -102,6 +102,13 @@ def test_build_from_features_and_info(tmp_path: Path, capsys: pytest.CaptureFixt
     assert Gallery.open(tmp_path / "g").table["path"].tolist() == paths.tolist()
 
 
+def test_options_of_an_action_are_named_as_they_are_typed(refused: Callable[..., str]) -> None:
+    assert "rga-reid gallery: info: --gallery is required" in refused("gallery", "info")
+    assert "did you mean --gallery?" in refused("gallery", "info", "--galery", "g")
+    told = refused("gallery", "build", "--gallery", "g", "--hnsw-m", "many")
+    assert "--hnsw-m: expected int, got many" in told
+
+
 def test_features_without_paths_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "f.npz", features=np.eye(4, dtype=np.float32), pids=np.arange(4))
     assert build("--gallery", tmp_path / "g", "--features", tmp_path / "f.npz") == 2

@@ -32,6 +32,14 @@ def test_page_beside_the_metrics(
     assert metrics.is_file()
 
 
+def test_a_set_too_small_to_re_rank(
+    tiny_market: Path, tiny_checkpoint: Path, refused: Callable[..., str]
+) -> None:
+    words = ["test", "--checkpoint", str(tiny_checkpoint), "--data.root", str(tiny_market), "--rerank"]
+    told = refused(*words, "--device", "cpu")
+    assert "error: --rerank: expected at least 21 query and gallery images together, found 17" in told
+
+
 def test_bad_output_and_missing_library_are_refused_first(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

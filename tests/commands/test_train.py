@@ -243,6 +243,20 @@ def test_bad_options_in_one_line(
         told = refused(*good, f"--{name}", value)
         assert f"{name.rpartition('.')[2]}: expected a" in told
         assert "of at least 0" in told
+    for option, value, wanted in (
+        ("--model.loss.label_smoothing", "nan", "--model.loss.label_smoothing: expected float, got nan"),
+        ("--model.loss.label_smoothing", "2", "error: label_smoothing: expected 0 to 1, got 2.0"),
+        ("--model.loss.margin", "wide", "--model.loss.margin: expected float or None, got wide"),
+        ("--model.loss.rate", "1", "--model.loss.rate: Option 'rate' is not accepted"),
+        ("--model.loss", "os.system", "--model.loss: expected ReIDLoss or None, got os.system"),
+        (
+            "--trainer.callbacks",
+            "os.system",
+            "--trainer.callbacks: expected list[Callback] or Callback or None, got os.system",
+        ),
+        ("--trainer.barebones", "true", "error: --trainer.barebones: cannot be used here"),
+    ):
+        assert wanted in refused(*good, option, value)
     assert "trainer.overfit_batches" in refused(*good, "--trainer.overfit_batches", "1")
     assert "trainer.devices: expected at most" in refused(*good, "--trainer.devices", "9999")
     assert not (tmp_path / "run").exists()  # nothing was begun

@@ -46,6 +46,20 @@ def test_stripes_are_saved_too(tmp_path: Path) -> None:
     assert loaded.dimension == 4 * 512
 
 
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("a: b\n")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    for name, told in (
+        ("text.ckpt", "not a checkpoint: expected a file of torch.save, such as .ckpt or .pth"),
+        ("empty.ckpt", "expected a checkpoint, found an empty file"),
+        ("", "expected a checkpoint, found a folder"),
+        ("none.ckpt", "no such file (expected a checkpoint)"),
+    ):
+        with pytest.raises(InputError) as error:
+            load_model(tmp_path / name)
+        assert str(error.value) == f"{tmp_path / name}: {told}"
+
+
 def test_lightning_checkpoint_of_another_program(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.ckpt")
     with pytest.raises(
