@@ -21,7 +21,7 @@ from rga_reid.models import TrainingOutput
 from rga_reid.resources import find_resource, list_resources
 from rga_reid.training import Augmentation
 
-RECIPES = [name for name in list_resources("configs") if not name.startswith("ablations/")]
+RECIPES = list_resources("configs")
 
 
 @pytest.mark.parametrize("name", RECIPES)

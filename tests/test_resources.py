@@ -11,12 +11,16 @@ from rga_reid.errors import InputError
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("kind", ["configs", "datasets"])
-def test_every_bundled_file_is_listed_and_found(kind):
-    files = sorted((CHECKOUT / kind).rglob("*.yaml"))
-    names = [path.relative_to(CHECKOUT / kind).as_posix().removesuffix(".yaml") for path in files]
-    assert resources.list_resources(kind) == sorted(names)
-    for name, path in zip(names, files, strict=True):
+@pytest.mark.parametrize(("folder", "kinds"), [("configs", ["configs", "plans"]), ("datasets", ["datasets"])])
+def test_every_bundled_file_is_listed_and_found(folder, kinds):
+    files = sorted((CHECKOUT / folder).rglob("*.yaml"))
+    names = [path.relative_to(CHECKOUT / folder).as_posix().removesuffix(".yaml") for path in files]
+    listed = [(name, kind) for kind in kinds for name in resources.list_resources(kind)]
+    assert sorted(name for name, _ in listed) == sorted(names)
+    paths = dict(zip(names, files, strict=True))
+    for name, kind in listed:
+        path = paths[name]
+        assert name.startswith("ablations/") == (kind == "plans")
         assert resources.find_resource(kind, name) == path
         assert yaml.safe_load(path.read_text()) is not None
 
@@ -25,6 +29,16 @@ def test_an_unknown_name_lists_the_known_and_suggests_the_nearest():
     with pytest.raises(InputError, match=r"data set card 'market1510'; did you mean market1501\?") as error:
         resources.find_resource("datasets", "market1510")
     assert "folders" in str(error.value)
+
+
+def test_plans_and_recipes_are_told_apart():
+    with pytest.raises(InputError, match="'market1501_cpu'; did you mean ablations/market1501_cpu") as error:
+        resources.find_resource("plans", "market1501_cpu")
+    assert str(error.value).startswith("unknown plan ")
+    assert "rga" not in str(error.value)
+    with pytest.raises(InputError, match="unknown recipe 'ablations/demo', which is a plan ") as error:
+        resources.find_resource("configs", "ablations/demo")
+    assert str(error.value).count("ablations/") == 1
 
 
 @pytest.mark.parametrize("name", ["", "../datasets/market1501", "market1501.yaml", "/etc/passwd"])

@@ -52,7 +52,13 @@ def run(options: Namespace) -> None:
     root = out / "data"
     words = ["--config", options.config, "--data.root", str(root), "--out", str(out / "model")]
     words += ["--seed", str(options.seed)]
-    settings = parse(train.parser(), train.prepare(words))
+    parser = train.parser()
+    prepared = train.prepare(words)
+    try:
+        settings = parse(parser, prepared)
+    except InputError as error:
+        what = str(error).removeprefix(f"{parser.prog}: ")
+        raise InputError(f"--config {options.config}: {what}") from None
     assert settings is not None  # no --help among the words
     if options.epochs is not None:
         _shorten(settings, options.epochs)

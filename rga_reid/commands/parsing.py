@@ -22,7 +22,8 @@ _SOME_TYPES = re.compile(
 _OF_A_CLASS = re.compile(
     r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes .*? Errors: '
     r"- Problem with given class_path '[\w.]+': (?:Parser key \"\w+\": )?(.*) "
-    r"- Expected a <class 'NoneType'> Given value type: <class '[\w.]+NestedArg'> Given value: NestedArg\(key='([\w.]+)', val=.*\)"
+    r"- Expected a <class 'NoneType'> Given value type: <class '[\w.]+NestedArg'> "
+    r"Given value: NestedArg\(key='([\w.]+)', val=.*\)"
 )
 _REQUIRED = re.compile(r"the following arguments are required: (\w+)\.(\w+)")
 

@@ -30,6 +30,10 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path, content = read_mapping(name)
     if path in _seen:
         raise InputError(f"recipe {path}: is its own base")
+    if "variants" in content:
+        raise InputError(
+            f"recipe {path}: expected options of train, found a plan of ablate (it has variants)"
+        )
     try:
         check_sections(content)
     except InputError as error:
@@ -90,4 +94,4 @@ def _locate(name: str, what: str) -> Path:
         if not path.is_file():
             raise InputError(f"{what} {name}: no such file")
         return path.resolve()
-    return find_resource("configs", name)
+    return find_resource("plans" if what == "plan" else "configs", name)

@@ -117,7 +117,7 @@ def test_changed_settings_and_bad_plans_are_refused(
     assert "--jobs" in refused(*words, plan, "--jobs", "0")
     assert "nowhere" in refused("ablate", "--out", out, "--config", plan, "--data.root", "nowhere")
     assert "--data.root" in refused("ablate", "--out", out, "--config", plan)
-    assert "unknown recipe" in refused("ablate", "--out", out, "--config", "ablations/none")
+    assert "unknown plan" in refused("ablate", "--out", out, "--config", "ablations/none")
 
 
 @pytest.mark.parametrize("content", [None, '{"name": "holiday"}', '["a"]', "no JSON"])

@@ -274,6 +274,13 @@ def test_recipe_that_is_no_recipe(tmp_path: Path, refused: Callable[..., str]) -
         assert message in refused("train", "--config", str(bad))
     bad.write_text("model: {dept: 18}")
     assert "dept" in refused("train", "--config", str(bad))
+    told = refused("demo", "--config", str(bad), "--out", str(tmp_path / "demo"))
+    assert f"error: --config {bad}: " in told
+    assert "dept" in told
+    bad.write_text("title: two\nvariants: [{name: one}]")
+    for command in ("train", "demo"):
+        told = refused(command, "--config", str(bad), "--out", str(tmp_path / "demo"))
+        assert f"error: recipe {bad}: expected options of train, found a plan of ablate" in told
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])

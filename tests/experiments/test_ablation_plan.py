@@ -15,7 +15,7 @@ from rga_reid.experiments.recipes import read_recipe
 from rga_reid.reports.ablation_tables import published_figures
 from rga_reid.resources import list_resources
 
-PLANS = [name for name in list_resources("configs") if name.startswith("ablations/")]
+PLANS = list_resources("plans")
 MECHANISMS = [
     "baseline",
     "rga_sc",
