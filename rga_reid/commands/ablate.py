@@ -157,7 +157,7 @@ def _drawn(out: Path, plan: Plan, settings: SyntheticSettings) -> Path:
     """The synthetic data set of an ablation, drawn once; beside it lies what it was drawn by."""
     from rga_reid.data.synthetic import write_synthetic
     from rga_reid.experiments.ablation import PLAN, write_plan
-    from rga_reid.experiments.ablation_run import as_read_again, differences
+    from rga_reid.experiments.ablation_run import as_read_again, changed_settings
     from rga_reid.files import write_json
     from rga_reid.inputs import read_json
 
@@ -171,7 +171,7 @@ def _drawn(out: Path, plan: Plan, settings: SyntheticSettings) -> Path:
         except InputError:
             if not folder.is_dir():  # else another `ablate` was faster
                 raise
-    found = differences(read_json(note) if note.is_file() else {}, as_read_again(asked))
+    found = changed_settings(read_json(note) if note.is_file() else {}, as_read_again(asked))
     if found:
         raise InputError(
             f"{folder}: drawn with other settings (synthetic {'; '.join(found[:3])}); choose another --out, "

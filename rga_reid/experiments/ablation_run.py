@@ -126,7 +126,7 @@ class Run:
             raise InputError(f"{error}; delete {self.folder} to make this run again") from None
         if self.data.digest is None and isinstance(begun, dict) and isinstance(begun.get("dataset"), dict):
             begun["dataset"]["digest"] = None
-        found = differences(begun, self.settings())
+        found = changed_settings(begun, self.settings())
         if found:
             raise InputError(
                 f"{self.folder}: begun with other settings ({'; '.join(found[:3])}); choose another "
@@ -210,11 +210,11 @@ def as_read_again(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def differences(one: Any, two: Any, where: str = "") -> list[str]:
+def changed_settings(one: Any, two: Any, where: str = "") -> list[str]:
     """The settings that differ, each as ``key was A, is B``."""
     if isinstance(one, dict) and isinstance(two, dict):
         keys = dict.fromkeys([*one, *two])
-        inner = (differences(one.get(k), two.get(k), f"{where}.{k}" if where else k) for k in keys)
+        inner = (changed_settings(one.get(k), two.get(k), f"{where}.{k}" if where else k) for k in keys)
         return [line for lines in inner for line in lines]
     name, before, after = (shortened(text, _SHOWN) for text in (where, json.dumps(one), json.dumps(two)))
     return [] if one == two else [f"{name} was {before}, is {after}"]

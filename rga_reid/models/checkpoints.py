@@ -130,16 +130,16 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, 
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
-    if not _is_plain(config):
+    if not _json_can_hold(config):
         raise InputError(f"{file}: {CONFIG_KEY}: expected numbers, texts and lists of them")
     told = content.get(DATA_KEY)  # of anybody's DataModule
-    trained_on = told if isinstance(told, dict) and _is_plain(told) else None
+    trained_on = told if isinstance(told, dict) and _json_can_hold(told) else None
     state = checked_state(file, state)
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return config, trained_on, own
 
 
-def _is_plain(value: Any) -> bool:
+def _json_can_hold(value: Any) -> bool:
     """Whether JSON can hold a value."""
     try:
         json.dumps(value, allow_nan=False)

@@ -130,7 +130,7 @@ def _refuse_packed(file: Path) -> None:
     with open(file, "rb") as opened:
         if opened.read(4) != b"PK\x03\x04":
             return  # torch takes it for one of before 2020, which is not packed
-        if not _is_plain(opened):
+        if not _ends_with_its_directory(opened):
             raise InputError(f"{file}: not a checkpoint of torch.save: an archive that ends in another way")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -140,7 +140,7 @@ def _refuse_packed(file: Path) -> None:
         raise InputError(f"{file}: not a checkpoint of torch.save: {what}")
 
 
-def _is_plain(file: BinaryIO) -> bool:
+def _ends_with_its_directory(file: BinaryIO) -> bool:
     """Whether a ZIP archive ends with its directory and nothing else, as ``torch.save`` writes it.
 
     Python and torch look for the directory in ways of their own: in another archive they may find two.

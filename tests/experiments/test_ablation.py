@@ -18,7 +18,7 @@ import yaml
 from rga_reid.errors import InputError
 from rga_reid.experiments import ablation, ablation_run
 from rga_reid.experiments.ablation import Outcome, Progress, gpus, outcome
-from rga_reid.experiments.ablation_run import differences, locked
+from rga_reid.experiments.ablation_run import changed_settings, locked
 
 SESSION = Path(__file__).with_name("session.py")
 ROOT = Path(__file__).parents[2]
@@ -267,9 +267,9 @@ def test_the_checkpoint_is_what_training_leaves() -> None:
 
 def test_differences_name_the_keys() -> None:
     one, two = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
-    assert differences(one, two) == ["a.c was [1], is [2]", "d was 2, is null", "e was null, is 3"]
-    assert differences(one, one) == []
-    (line,) = differences({"k" * 9999: "a" * 9999}, {})
+    assert changed_settings(one, two) == ["a.c was [1], is [2]", "d was 2, is null", "e was null, is 3"]
+    assert changed_settings(one, one) == []
+    (line,) = changed_settings({"k" * 9999: "a" * 9999}, {})
     assert len(line) < 200
     assert line.endswith("aaa..., is null")
 
