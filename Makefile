@@ -9,9 +9,10 @@ help:
 	@echo "make install | demo | test | test-slow | coverage | lint | format | docs | package | bench"
 	@echo "VENV=FOLDER: the environment; PYTHON=python3.12: what makes it"
 
+# Without the package python3-venv, Debian and Ubuntu leave an environment that has no pip: it is made again.
 install: $(READY)
 $(READY): setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 

@@ -44,6 +44,19 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert re.fullmatch(rf"{re.escape(__version__)} - \d{{4}}-\d\d-\d\d", headings[0])
 
 
+def test_an_environment_without_pip_is_made_again(tmp_path: Path) -> None:
+    """Debian and Ubuntu leave one where the package python3-venv is missing."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    for name in ("venv/bin/python", "maker"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $@ >> {tmp_path}/log\n")
+        (tmp_path / name).chmod(0o755)
+    words = ["make", "install", f"VENV={tmp_path / 'venv'}", f"PYTHON={tmp_path / 'maker'}"]
+    subprocess.run(words, cwd=CHECKOUT, capture_output=True, check=True)
+    made, installed = (tmp_path / "log").read_text().splitlines()
+    assert made == f"maker -m venv {tmp_path / 'venv'}"
+    assert installed.startswith("venv/bin/python -m pip install")
+
+
 def below(folder: str, *patterns: str) -> set[str]:
     """Files of the checkout, by paths from ``folder``."""
     top = CHECKOUT / folder
