@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,32 @@ def members(cls: type) -> Iterator[str]:
             yield name
 
 
-def names_of(package: str) -> Iterator[str]:
-    """The lines of a package: what its ``__all__`` holds."""
+def taught() -> dict[str, set[str]]:
+    """Names that the Python blocks of the guides import from modules beside the packages."""
+    found: dict[str, set[str]] = {}
+    top = LIST.parents[1]
+    for guide in (*top.glob("*.md"), *top.glob("docs/**/*.md")):
+        for block in re.findall(r"^```python\n(.*?)^```", guide.read_text(encoding="utf-8"), re.M | re.S):
+            if (
+                "class " in block
+            ):  # a file of CONTRIBUTING.md's example, whose author works inside the package
+                continue
+            imports = re.findall(r"^from (rga_reid[\w.]*) import (?:\(([^)]*)\)|(.+))$", block, re.M)
+            uses = re.findall(
+                r"\b(rga_reid(?:\.[a-z_]\w*)+)\.(\w+)", re.sub(r"^from .*$", "", block, flags=re.M)
+            )
+            for module, several, one in [*imports, *((place, "", name) for place, name in uses)]:
+                names = re.findall(r"(\w+)(?: as \w+)?", re.sub(r"#.*", "", several or one))
+                if module not in PACKAGES:
+                    found.setdefault(module, set()).update(names)
+    return found
+
+
+def names_of(package: str, names: Iterable[str] | None = None) -> Iterator[str]:
+    """The lines of a package: what its ``__all__`` holds; of a module: these names."""
     module = importlib.import_module(package)
     yield package
-    for name in sorted(module.__all__):
+    for name in sorted(module.__all__ if names is None else names):
         value = getattr(module, name)
         home = getattr(value, "__module__", package)
         if package == "rga_reid" and home != package and callable(value):
@@ -120,6 +142,8 @@ def options_of(name: str, parser: ArgumentParser) -> Iterator[str]:
 def surface() -> list[str]:
     """All lines of the list."""
     lines = [line for package in PACKAGES for line in names_of(package)]
+    for module, names in sorted(taught().items()):
+        lines += names_of(module, names)
     lines.append("commands")
     for name in COMMANDS:
         parser = importlib.import_module(f"rga_reid.commands.{name}").parser()
@@ -142,6 +166,16 @@ def test_every_package_with_public_names_is_listed() -> None:
         if "__all__" in file.read_text(encoding="utf-8")
     }
     assert public == set(PACKAGES)
+
+
+def test_what_guides_import_from_modules_is_listed() -> None:
+    found = taught()
+    assert "explain" in found["rga_reid.experiments.explaining"]
+    assert "feature_space_plot" in found["rga_reid.reports.feature_space"]
+    written = LIST.read_text(encoding="utf-8")
+    for module, names in found.items():
+        part = written.split(f"\n{module}\n")[1].split("\n\n")[0]
+        assert all(re.search(rf"^    (class )?{name}\b", part, re.M) for name in names), module
 
 
 def test_a_changed_default_changes_the_list() -> None:
