@@ -74,6 +74,8 @@ class Inputs:
     published: Path
     recipe: Path
     plan: Path
+    metrics: Path
+    asked: Path
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,7 @@ def inputs(tiny_market: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Te
     rows += 3 * generator.normal(size=(50, 16)).astype(np.float32)[pids]
     paths = np.array([f"{row}.jpg" for row in range(1100)])
     np.savez(folder / "features.npz", features=rows, pids=pids, camids=pids % 3, paths=paths)
+    np.savez(folder / "asked.npz", features=rows[:100], pids=pids[:100], camids=pids[:100] % 3 + 1)
     images = tiny_market / "bounding_box_test"
     words = ["--images", str(images), "--checkpoint", str(tiny_checkpoint)]
     assert main(["gallery", "build", "--gallery", str(folder / "gallery"), *words]) == 0
@@ -109,6 +112,7 @@ def inputs(tiny_market: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Te
     variants = [{"name": name, "recipe": {"model": {"attention": name}}} for name in ("se", "cbam")]
     plan = {"title": "two", "recipe": str(folder / "recipe.yaml"), "variants": variants, "seeds": [0]}
     (folder / "plan.yaml").write_text(json.dumps(plan))
+    (folder / "metrics.json").write_text('{"mAP": 0.5}')
     return Inputs(
         tiny_market,
         folder / "set.csv",
@@ -119,6 +123,8 @@ def inputs(tiny_market: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Te
         folder / "published.pth",
         folder / "recipe.yaml",
         folder / "plan.yaml",
+        folder / "metrics.json",
+        folder / "asked.npz",
     )
 
 
@@ -205,6 +211,38 @@ CASES = {
         ],
         {"f.npz": features},
         prepare=put("f.npz"),
+    ),
+    "evaluate": Case(
+        lambda i, out: [
+            *("evaluate", "--query", i.asked, "--gallery", i.features),
+            *("--json", out / "m.json", "--per-query", out / "q.csv"),
+        ],
+        {
+            "m.json": json_file,
+            "q.csv": lambda file: np.testing.assert_equal(file.read_text().count("\n"), 101),
+        },
+        prepare=put("m.json", "q.csv"),
+    ),
+    "calibrate": Case(
+        lambda i, out: [
+            *("calibrate", "--query", i.asked, "--gallery", i.features, "--json", out / "c.json"),
+        ],
+        {"c.json": json_file},
+        prepare=put("c.json"),
+    ),
+    "compare two pictures": Case(
+        lambda i, out: [
+            *("verify", *sorted((i.market / "query").iterdir())[:2]),
+            *("--checkpoint", i.checkpoint, "--json", out / "v.json"),
+        ],
+        {"v.json": json_file},
+        prepare=put("v.json"),
+    ),
+    "report": Case(
+        lambda i, out: ["report", i.metrics, "--out", out / "report", "--json", out / "r.json"],
+        {"report/report.html": page, "r.json": json_file},
+        prepare=lambda inputs, out: [put("r.json")(inputs, out), (out / "report").mkdir()],
+        again=lambda out: ["--overwrite"],
     ),
     "build": Case(
         lambda i, out: [
