@@ -130,6 +130,7 @@ _PROGRAM = """#!/bin/sh
 case "$1" in
 data) set -- "$@" --dataset "{card}" ;;
 train) set -- "$@" --data.identities_per_batch 2 --data.images_per_identity 2 --trainer.max_epochs 1 ;;
+ablate) set -- "$@" --only baseline ;;
 esac
 exec "{python}" -m rga_reid.commands "$@"
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import re
 import shlex
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +21,7 @@ from PIL import Image
 from rga_reid import load_model
 from rga_reid.commands import COMMANDS
 from rga_reid.commands.parsing import parse
+from rga_reid.retrieval import Gallery
 
 CHECKOUT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -35,6 +39,43 @@ def reason(block: Any) -> str | None:
     return next((why for start, why in NOT_RUN.items() if block.text.startswith(start)), None)
 
 
+ERASED = 129
+ASKED = "0129_c1s1_009450_00.jpg"
+EXPLAINED = "0130_c1s1_009540_00.jpg"
+
+
+def found_for_the_erased(folder: Path) -> set[int]:
+    """Persons whom the gallery of the demo gives for a picture of the one to be erased, however far down."""
+    gallery = Gallery.open(folder / "demo" / "gallery")
+    model = load_model(folder / "demo" / "model" / "last.ckpt")
+    features = model.embed([folder / "demo" / "data" / "query" / ASKED])
+    return set(gallery.search(features, len(gallery)).pid)
+
+
+def check_what_is_left_after_the_demo(folder: Path, printed: str) -> None:
+    """What a reader of the block after ``make demo`` looks at."""
+    answer = printed[printed.index(f"query/{ASKED}") :]
+    matches = re.findall(r"bounding_box_test/(-1|\d{4})_c", answer)
+    assert len(matches) == 10
+    assert f"{ERASED:04d}" not in matches
+    assert re.search(r"^score -?\d\.\d+$", answer, re.MULTILINE)  # of verify
+
+    session = onnxruntime.InferenceSession(folder / "runs" / "demo.onnx", providers=["CPUExecutionProvider"])
+    model = load_model(folder / "demo" / "model" / "last.ckpt")
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *model.size), dtype=np.uint8)
+    (embeddings,) = session.run(None, {"images": images})
+    np.testing.assert_allclose(embeddings, model.embed(torch.from_numpy(images)), atol=1e-4)
+
+    page = (folder / "runs" / "demo.html").read_text(encoding="utf-8")
+    (photo,) = re.findall(rf'"name": "{EXPLAINED}".*?"uri": "data:image/jpeg;base64,([^"]+)"', page)
+    shown = Image.open(io.BytesIO(base64.b64decode(photo))).convert("RGB")
+    drawn = Image.open(folder / "demo" / "data" / "query" / EXPLAINED).convert("RGB").resize(shown.size)
+    assert np.abs(np.asarray(shown, float) - np.asarray(drawn, float)).mean() < 8  # of 255: JPEG, and resized
+
+    assert "report: runs/ablation/report.html" in answer
+    assert (folder / "runs" / "ablation" / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_every_block_runs(
     tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
@@ -44,8 +85,15 @@ def test_every_block_runs(
         noise = np.random.default_rng(number).integers(0, 256, (80, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / name)
     run = [block for block in code_blocks("README.md") if reason(block) is None]
-    assert [block.language for block in run] == ["bash", "python"]
-    for block in run:
+    assert [block.language for block in run] == ["bash", "bash", "python"]
+    after_demo, *others = run
+    demo = after_demo._replace(text="rga-reid demo --out demo --epochs 1")  # in place of make demo
+    documented(demo, tmp_path)
+    assert ERASED in found_for_the_erased(tmp_path)
+    printed = documented(after_demo, tmp_path)
+    assert ERASED not in found_for_the_erased(tmp_path)
+    check_what_is_left_after_the_demo(tmp_path, printed)
+    for block in others:
         documented(block, tmp_path)
     assert "0001_c1s1_001051_00.jpg" in (tmp_path / "runs" / "query.html").read_text(encoding="utf-8")
     assert '"rank-1"' in (tmp_path / "runs" / "cpu" / "test.json").read_text()
@@ -170,4 +218,4 @@ def _with_recipe(words: list[str]) -> list[str]:
 def test_commands_are_found_in_documents() -> None:
     found = {document: len(list(commands_in(document))) for document in DOCUMENTS}
     assert sum(found.values()) > 30
-    assert found["README.md"] == 5
+    assert found["README.md"] == 13
