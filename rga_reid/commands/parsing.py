@@ -25,6 +25,7 @@ _OF_A_CLASS = re.compile(
     r"- Expected a <class 'NoneType'> Given value type: <class '[\w.]+NestedArg'> "
     r"Given value: NestedArg\(key='([\w.]+)', val=.*\)"
 )
+_LONG = 5000  # characters: a value that repeats these words is not searched for them again and again
 _REQUIRED = re.compile(r"the following arguments are required: (\w+)\.(\w+)")
 
 
@@ -84,7 +85,9 @@ def _one_line(parser: ArgumentParser, message: str) -> str:
     """The parser's message on one line, in terms of options, with the nearest known for an unknown one."""
     known = _options(parser)
     told = " ".join(message.split())
-    line = _OF_A_CLASS.sub(lambda found: f'Parser key "{found[1]}.{found[3]}": {found[2]}', told)
+    line = told
+    if len(told) < _LONG:
+        line = _OF_A_CLASS.sub(lambda found: f'Parser key "{found[1]}.{found[3]}": {found[2]}', told)
     line = _KEY.sub(lambda key: f"{_option(key[1], known)}: ", line)
     line = _REQUIRED.sub(lambda found: f"{found[1]}: --{found[2].replace('_', '-')} is required", line)
     for types in (_ONE_TYPE, _SOME_TYPES):

@@ -76,6 +76,7 @@ def test_options(material: Material, words: list[str], told: str) -> None:
         ("trainer.max_epochs", LONG),
         ("trainer.devices", HUGE),
         ("trainer.devices", 10**9),
+        ("model.loss.label_smoothing", "Errors: - Problem with given class_path 'a': " * 5_000),
     ],
 )
 def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> None:
