@@ -127,9 +127,10 @@ class NonLocal(nn.Module):
 
     def _explicit(self, x: Tensor, trace: Trace) -> Tensor:
         of_x = "x" if self.mode == "gaussian" else "{}(x)"
+        pooled = "pool(x)" if self.mode == "gaussian" and self.sub_sample else of_x
         theta, phi = self.theta(x).flatten(2), self.phi(x).flatten(2)
         trace.step("θ", "each position as it looks at others", of_x.format("θ"), theta)
-        trace.step("φ", "each position as it is looked at", of_x.format("φ"), phi)
+        trace.step("φ", "each position as it is looked at", pooled.format("φ"), phi)
         g = trace.step("g", "what each position gives", "g(x)", self.g(x).flatten(2))
         if self.mode == "concatenation":
             formula = "ReLU(w · [θ[:, i], φ[:, j]]) / N"

@@ -210,6 +210,7 @@ def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None
         missing=[run.name for run in (*outcome.elsewhere, *outcome.left)],
         published=published_figures(plan.published),
         conditions=conditions_of(out),
+        planned_baseline=plan.baseline,
     )
     finish(report, out, photos=not options.no_photos, json=options.json)
 

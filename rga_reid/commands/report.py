@@ -45,7 +45,7 @@ def run(options: Namespace) -> None:
     """Read, compare, write."""
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in FILES]})
     require_new(options.out, overwrite=options.overwrite)
-    from rga_reid.experiments.collecting import conditions_of, kept_plan, read_evaluations
+    from rga_reid.experiments.collecting import conditions_of, kept_plan, read_evaluations, unfinished_runs
     from rga_reid.reports.ablation_tables import AblationReport, published_figures
 
     published = published_figures(options.published)
@@ -53,12 +53,16 @@ def run(options: Namespace) -> None:
     places = [Path(place) for place in options.places]
     names = {one.name for one in evaluations}
     kept = kept_plan(places[0]).get("baseline")
+    failures, missing = unfinished_runs(places)
     report = AblationReport(
         options.title,
         evaluations,
         options.baseline or (kept if kept in names else evaluations[0].name),
+        failures=failures,
+        missing=missing,
         published=published,
         conditions=conditions_of(places[0]) if len(places) == 1 else "",
+        planned_baseline="" if options.baseline else kept or "",
     )
     finish(report, Path(options.out), photos=not options.no_photos, json=options.json)
 

@@ -167,12 +167,17 @@ class Run:
         write_text(self.folder / ERROR, what + "\n")
 
     def why(self) -> str:
-        """The first line of the error; the file may be anybody's."""
-        try:
-            with open(self.folder / ERROR, encoding="utf-8", errors="replace") as file:
-                return shortened(file.readline(_LONGEST_ERROR), _LONGEST_ERROR)
-        except FileNotFoundError:
-            return "it is being tried again by another process"
+        """The first line of the error."""
+        return why_failed(self.folder)
+
+
+def why_failed(folder: Path) -> str:
+    """The first line of the error that a run left in its folder; the file may be anybody's."""
+    try:
+        with open(folder / ERROR, encoding="utf-8", errors="replace") as file:
+            return shortened(file.readline(_LONGEST_ERROR), _LONGEST_ERROR)
+    except FileNotFoundError:
+        return "it is being tried again by another process"
 
 
 @contextmanager

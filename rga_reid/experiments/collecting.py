@@ -27,6 +27,7 @@ from rga_reid.reports.ablation_numbers import Evaluation
 
 _QUERIES = dict.fromkeys(("query", "pid", "camid", "AP_step", "matches"), "numbers")
 _RANKED = {**dict.fromkeys(("query", "rank", "score", "pid", "camid"), "numbers"), "path": "texts"}
+_WITHOUT_GAPS = ("query", "rank", "score")  # an identity or a camera may be unknown
 _KINDS: dict[str, Callable[[pd.Series], bool]] = {
     "numbers": pd.api.types.is_numeric_dtype,
     "texts": pd.api.types.is_string_dtype,
@@ -47,6 +48,7 @@ def read_evaluations(paths: Sequence[str | os.PathLike[str]]) -> list[Evaluation
     Raises:
         InputError: a place with nothing of the kind; two places of one name that are no seeds of a variant.
     """
+    _check_seeds(folder for place in paths for folder in _run_folders(Path(place)))
     found: list[Evaluation] = []
     for place in paths:
         path = Path(place)
@@ -62,8 +64,49 @@ def read_evaluations(paths: Sequence[str | os.PathLike[str]]) -> list[Evaluation
     twice = {key for key in keys if keys.count(key) > 1}
     if twice:
         name = min(name for name, _ in twice)
-        raise InputError(f"report: {name!r} stands for two evaluations; rename one of the folders or files")
+        raise InputError(
+            f"report: {name!r} stands for two evaluations; rename one of the folders or files, or report on "
+            "these ablations apart"
+        )
     return found
+
+
+def unfinished_runs(paths: Sequence[Path]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Runs of ablations that are in no table: the names of failed ones, and why; the names of the others."""
+    left = [
+        folder
+        for path in paths
+        for folder in _run_folders(path)
+        if folder != path and not (folder / files.RESULT).is_file()
+    ]
+    names = {folder: f"{folder.parent.name} seed {folder.name[5:]}" for folder in left}
+    failed = [folder for folder in left if (folder / files.ERROR).is_file()]
+    missing = [names[folder] for folder in left if folder not in failed]
+    return [(names[folder], files.why_failed(folder)) for folder in failed], missing
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """The folders of runs that were begun, finished or not, of an ablation, or of one run."""
+    if (path / files.ASKED).is_file():
+        return [path]
+    begun = path.glob(f"*/seed-*/{files.ASKED}") if path.is_dir() else ()
+    return sorted(file.parent for file in begun if file.parent.name[5:].isdecimal())
+
+
+def _check_seeds(folders: Iterable[Path]) -> None:
+    """Refuse finished runs that are called one variant and were asked for with other settings."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in folders:
+        if not (folder / files.RESULT).is_file():
+            continue
+        asked = {key: value for key, value in _read(folder / files.ASKED).items() if key != "seed"}
+        other, settings = first.setdefault(str(asked.get("variant")), (folder, asked))
+        changed = files.changed_settings(settings, asked)
+        if changed:
+            raise InputError(
+                f"{folder}: cannot be another seed of {other}, for its settings differ "
+                f"({'; '.join(changed[:3])}); report on them apart"
+            )
 
 
 def kept_plan(path: Path) -> dict[str, Any]:
@@ -280,6 +323,9 @@ def _table(file: Path, columns: Mapping[str, str]) -> pd.DataFrame | None:
         if name not in table or not _KINDS[kind](table[name]):
             found = f"{table[name].dtype}" if name in table else "none"
             raise InputError(f"{file}: expected a column {name} of {kind}, found {found}")
-        if kind == "numbers" and np.isinf(table[name].to_numpy(float, na_value=np.nan)).any():
+        if kind != "numbers":
+            continue
+        values = table[name].to_numpy(float, na_value=np.nan)
+        if np.isinf(values).any() or (name in _WITHOUT_GAPS and np.isnan(values).any()):
             raise InputError(f"{file}: column {name}: expected finite numbers")
     return table

@@ -15,7 +15,7 @@ from rga_reid.data import read_image
 from rga_reid.errors import InputError
 from rga_reid.models import EmbeddingModel, load_model
 from rga_reid.models.pixels import uint8_batch
-from rga_reid.models.stages import capture_stages, mechanism_name, untrained_model
+from rga_reid.models.stages import StageCapture, capture_stages, mechanism_name, untrained_model
 from rga_reid.reports.explorer_page import Exhibit
 from rga_reid.reports.relation_views import stage_view
 
@@ -58,26 +58,28 @@ def explain(
     sizes = {model.size for model in trained} or {SIZE}
     pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
-    makers: list[tuple[bool, str, Callable[[], EmbeddingModel]]] = []
+    makers: list[tuple[bool, str, str, Callable[[], EmbeddingModel]]] = []
     builds: set[str] = set()
     mechanisms = [_mechanism(model) for model in trained]
     for model, mechanism, name in zip(trained, mechanisms, files.values(), strict=True):
         alone = mechanisms.count(mechanism) == 1
-        makers.append((True, "" if alone else name, partial(_itself, model)))
+        makers.append((True, name, "" if alone else name, partial(_itself, model)))
         if _build(model) not in builds:
             builds.add(_build(model))
             source = "" if alone else describe(model)
-            makers.append((False, source, partial(_twin, model, torch.cat(pixels[model.size]), seed)))
+            twin = partial(_twin, model, torch.cat(pixels[model.size]), seed)
+            makers.append((False, f"the untrained twin of {name}", source, twin))
     if not trained:
         everything = torch.cat(pixels[SIZE])
         for name in dict.fromkeys(attention or COMPARED):
-            makers.append((False, "", partial(untrained_model, name, everything, seed=seed)))
+            makers.append((False, name, "", partial(untrained_model, name, everything, seed=seed)))
     exhibits: list[list[Exhibit]] = [[] for _ in pictures]
-    for done, (is_trained, source, make) in enumerate(makers):
+    for done, (is_trained, called, source, make) in enumerate(makers):
         model = make()
         for number, name in enumerate(photos.values()):
             pixel: Tensor = pixels[model.size][number]
             captures = capture_stages(model, pixel)
+            _check_finite(captures, called)
             exhibits[number].append(
                 Exhibit(
                     captures[0].mechanism,
@@ -91,6 +93,14 @@ def explain(
             )
             progress((done + (number + 1) / len(photos)) / len(makers))
     return [exhibit for of_image in exhibits for exhibit in of_image]
+
+
+def _check_finite(captures: Sequence[StageCapture], model: str) -> None:
+    """A picture of values that are no numbers would look like any other."""
+    for capture in captures:
+        for what in (capture.output, *capture.matrices.values()):
+            if not bool(what.isfinite().all()):
+                raise InputError(f"{model}: attention after stage {capture.stage}: NaN or infinite numbers")
 
 
 def describe(model: EmbeddingModel) -> str:

@@ -213,6 +213,13 @@ def _mean(group: Sequence[Evaluation], key: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+def _asked_differently(group: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> bool:
+    """Whether all tell their queries, and they are not the same: then figures cannot be compared."""
+    if any(one.queries is None for one in (*group, *baseline)):
+        return False
+    return average_precisions([*group, *baseline]) is None
+
+
 def _verdict(
     group: Sequence[Evaluation], baseline: Sequence[Evaluation], deviation: float | None, freedom: int
 ) -> Verdict:
@@ -221,6 +228,8 @@ def _verdict(
         return ""
     if deviation is None:
         return "seed spread unknown"
+    if _asked_differently(group, baseline):
+        return ""
     difference = ours.mean - theirs.mean
     if abs(difference) <= seed_spread(deviation, freedom, len(group), len(baseline)):
         return "within seed spread"

@@ -52,6 +52,7 @@ class AblationReport:
         missing: names of runs that are not finished.
         published: entries of ``published_figures``.
         conditions: how latency, memory and times were measured, a sentence or "".
+        planned_baseline: the one that the plan asks for, which may have no finished run yet.
     """
 
     title: str
@@ -61,6 +62,7 @@ class AblationReport:
     missing: Sequence[str] = ()
     published: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     conditions: str = ""
+    planned_baseline: str = ""
 
     def __post_init__(self) -> None:
         names = list(dict.fromkeys(one.name for one in self.evaluations))
@@ -74,7 +76,13 @@ class AblationReport:
     def reading(self) -> list[str]:
         """How the table is to be read. Only of runs of ``ablate``, which have seeds, is the test known."""
         tested = all(one.seed is not None for one in self.evaluations)
-        return [*READING, _TESTED] if tested else [*READING]
+        lines = [*READING, _TESTED] if tested else [*READING]
+        if self.planned_baseline not in ("", self.baseline):
+            lines.append(
+                f"The baseline of the plan, {self.planned_baseline}, has no finished run: differences and "
+                f"verdicts are to {self.baseline}."
+            )
+        return lines
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -100,7 +100,7 @@ WORDS = {
         "A[i, j] = softmax of Q_i·K_j over H + W − 1 places, 0 elsewhere",
         "a recipe over the cross through i; sums to 1",
         "mixed along the cross and added: γ · O + x; each further pass does so again, with the same weights",
-        "One pass sees the cross of the chosen point. Both passes together reach every place, by way of the "
+        "One pass sees the cross of the chosen point. Two passes together reach every place, by way of the "
         "two corners that share a line with each.",
         _TAKERS,
     ),
@@ -142,7 +142,7 @@ WORDS["dual"] = Words(
     "positions, and channels",
     "A_p[i, j] and A_c[i, j], shares",
     "a recipe; sums to 1",
-    "both mixtures are added to x",
+    "both mixtures are added to x; with DANet's head the output is a convolution of their sum",
     _SHARES,
     _TAKERS,
 )

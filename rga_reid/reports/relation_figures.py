@@ -121,7 +121,7 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
         one.set_xlabel(f"{_least(low, high)} to {_number(high)}{root}", fontsize=7)
     if row.shape == column.shape:
         difference = row - column
-        most = float(np.abs(difference).max())
+        most = float(np.abs(difference).max()) or 1.0  # 0 is white, though all are 0
         norm = Normalize(-most, most)
         _over_photo(axes[4], exhibit, difference.reshape(matrix.grid), norm, COLOURS["diverging"])
         axes[4].set_title("row − column", fontsize=8)

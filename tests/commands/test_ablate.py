@@ -284,6 +284,64 @@ def test_report_refuses_what_is_no_run(tmp_path: Path, refused: Callable[..., st
     assert read_evaluations([tmp_path / "good.json"])[0].metrics == {"mAP": 0.5}
 
 
+def copied_run(ablated: tuple[Path, int], place: Path, **changes: object) -> Path:
+    """The folder of the good run, with other things written in what it was asked for."""
+    shutil.copytree(ablated[0] / "out/plain/seed-0", place, ignore=shutil.ignore_patterns("*.ckpt"))
+    for name in ("run.json", "result.json"):
+        content = json.loads((place / name).read_text())
+        content |= {key: value for key, value in changes.items() if key in content}
+        (place / name).write_text(json.dumps(content))
+    return place
+
+
+def test_report_takes_only_runs_of_one_recipe_for_seeds(
+    ablated: tuple[Path, int], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    first, out = str(ablated[0] / "out"), ["--out", str(tmp_path / "report"), "--no-photos"]
+    copied_run(ablated, tmp_path / "alike/plain/seed-1", seed=1)
+    assert main(["report", first, str(tmp_path / "alike"), *out]) == 0
+    assert [one.seed for one in read_evaluations([first, tmp_path / "alike"])] == [0, 1]
+    for what, value in (("flip", True), ("recipe", {"trainer": {}}), ("dataset", {"digest": "x"})):
+        folder = tmp_path / what
+        copied_run(ablated, folder / "plain/seed-1", seed=1, **{what: value})
+        for places in ([first, str(folder)], [str(folder / "plain/seed-1"), first]):
+            error = refused("report", *places, *out, "--overwrite")
+            assert "cannot be another seed of" in error
+            assert what in error
+
+
+def test_report_tells_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(ablated[0] / "out", folder, ignore=shutil.ignore_patterns("*.ckpt"))
+    (copied_run(ablated, folder / "plain/seed-1", seed=1) / "result.json").unlink()
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "baseline": "broken"}))
+    assert main(["report", str(folder), "--out", str(tmp_path / "report"), "--no-photos"]) == 0
+    pages = [(tmp_path / "report" / name).read_text() for name in ("report.md", "report.html")]
+    for page in pages:
+        assert "not finished: plain seed 1" in page
+        assert "failed: broken seed 0: " in page
+        assert "unknown mechanism" in page
+        assert "The baseline of the plan, broken, has no finished run" in page
+    assert "baseline" in (tmp_path / "report" / "report.csv").read_text()
+    assert (
+        main(["report", str(folder), "--out", str(tmp_path / "b"), "--baseline", "plain", "--no-photos"]) == 0
+    )
+    assert "of the plan" not in (tmp_path / "b" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("column", ["query", "rank", "score"])
+def test_ranked_lists_with_gaps_are_refused(
+    ablated: tuple[Path, int], tmp_path: Path, refused: Callable[..., str], column: str
+) -> None:
+    run = copied_run(ablated, tmp_path / "plain/seed-0")
+    table = pd.read_parquet(run / "ranked.parquet").astype({column: "float64"})
+    table.loc[0, column] = float("nan")
+    table.to_parquet(run / "ranked.parquet")
+    error = refused("report", str(run), "--out", str(tmp_path / "report"))
+    assert f"ranked.parquet: column {column}: expected finite numbers" in error
+
+
 def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:
     for version, text in {
         2: "epoch,loss,step\n1,2.0,1\n1,1.0,2\n",

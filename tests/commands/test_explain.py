@@ -417,6 +417,12 @@ def test_bad_input_is_named(
     save_model(build_model(depth=18, size=(64, 32)), plain)
     error = refused("explain", "--image", str(picture), "--checkpoint", str(plain), *out)
     assert "it has none" in error
+    diverged = tmp_path / "diverged.safetensors"
+    model = build_model(depth=18, attention="pam", size=(64, 32))
+    model.backbone.attention2.gamma.data.fill_(torch.nan)
+    save_model(model, diverged)
+    error = refused("explain", "--image", str(picture), "--checkpoint", str(diverged), *out)
+    assert "diverged.safetensors: attention after stage 2: NaN or infinite numbers" in error
     assert not (tmp_path / "page.html").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,15 @@ def test_queries_that_differ_are_not_compared() -> None:
     assert moved.queries is not None
     moved.queries["path"] = [path.replace("data", "elsewhere") for path in moved.queries["path"]]
     assert paired_difference([moved], BASE) is not None
+
+
+def test_no_verdict_between_figures_of_different_queries() -> None:
+    others = [replace(one, queries=one.queries.copy()) for one in OURS if one.queries is not None]
+    for one in others:
+        assert one.queries is not None
+        one.queries.loc[0, "path"] = "data/another.jpg"
+    (_, apart), (_, alike) = table_rows([*BASE, *others], "base"), table_rows([*BASE, *OURS], "base")
+    assert (apart.verdict, alike.verdict) == ("", "above")
 
 
 def test_pooled_deviation_and_spread_against_their_formulas() -> None:

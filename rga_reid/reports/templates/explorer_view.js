@@ -65,7 +65,7 @@ function showPositions() {
   bar("bar-row", a, b, colours, rootNote(power)); bar("bar-column", a, b, colours, rootNote(power));
   $("fig-difference").hidden = !square;
   if (square) {
-    const difference = row.map((value, k) => value - column[k]), [l, h] = range(difference), most = Math.max(-l, h);
+    const difference = row.map((value, k) => value - column[k]), [l, h] = range(difference), most = Math.max(-l, h) || 1; // 0 is white, though all are 0
     all.push(overPhoto($("difference"), exhibit().photo, paint(difference, m.grid, -most, most, data.colours.diverging)));
     bar("bar-difference", -most, most, "diverging");
   }
