@@ -35,10 +35,10 @@ def archives(draw: Draw, material: Material) -> Case:
     files: dict[str, Any] = {f"{side}.npz": material.read(f"{side}{packed}.npz") for side in "qg"}
     name = draw(st.sampled_from(sorted(files)))
     if draw(st.booleans()):
+        content, valid = spoiled_npz(draw, files[name]), False
+    else:  # the simplest case is one that is not spoiled
         content = spoiled_bytes(draw, files[name])
         valid = content == files[name]
-    else:
-        content, valid = spoiled_npz(draw, files[name]), False
     if draw(st.sampled_from((False, False, True))):
         command = draw(st.sampled_from(("build", "add")))
         if command == "build":
