@@ -59,12 +59,13 @@ class Beginning(Callback):
         places = [*self.logs, self.folder, *self.folder.parents]
         made = [place for place in places if not place.exists()]
         make_folder(self.folder)
+        self._tidy()
         write_text(self.folder / _MARK, "" if self.config is None else self.config[1])
         kept = {version for log in self.logs for version in log.glob("version_*")}
         try:
             if self.replaced is not None:
                 for version in kept:  # loggers count on from the versions that are there
-                    _set_aside(version)
+                    os.replace(version, _earlier(version))
             yield
         finally:
             if not self.begun:
@@ -85,6 +86,18 @@ class Beginning(Callback):
             for version in log.glob(f"{_EARLIER}version_*"):
                 _remove(version)
 
+    def _tidy(self) -> None:
+        """Put right what a run left that was killed: before it began, or while it removed the earlier one."""
+        for log in self.logs:
+            for earlier in log.glob(f"{_EARLIER}version_*"):
+                version = earlier.with_name(earlier.name.removeprefix(_EARLIER))
+                if self.begun:
+                    _remove(earlier)
+                    continue
+                if os.path.lexists(version):
+                    _remove(version)
+                os.replace(earlier, version)
+
     def _put_back(self, kept: set[Path], made: Sequence[Path]) -> None:
         for log in self.logs:
             for version in set(log.glob("version_*")) - (kept if self.replaced is None else set()):
@@ -100,13 +113,6 @@ class Beginning(Callback):
 
 def _earlier(version: Path) -> Path:
     return version.with_name(_EARLIER + version.name)
-
-
-def _set_aside(version: Path) -> None:
-    if os.path.lexists(_earlier(version)):  # a run was killed before it began: this version is of that run
-        _remove(version)
-    else:
-        os.replace(version, _earlier(version))
 
 
 def _remove(version: Path) -> None:

@@ -91,6 +91,13 @@ def test_a_run_that_is_killed_before_it_begins(words: list[str], tmp_path: Path)
     logs = {name: content for name, content in before.items() if "version_0" in name}
     found = files_below(run)
     assert {name: found[name.replace("version_0", ".earlier-version_0")] for name in logs} == logs
+    assert main([*words, "--resume", "--trainer.max_epochs", "2"]) == 0
+    found = files_below(run)
+    assert {name: found[name] for name in logs} == logs
+    assert sorted(os.listdir(run / "csv")) == ["version_0", "version_1"]
+    shutil.copytree(
+        run / "csv" / "version_0", run / "csv" / ".earlier-version_0"
+    )  # killed while it was removed
     assert main([*words, "--overwrite"]) == 0
     assert {path.name for path in run.iterdir()} == {"config.yaml", "csv", "last.ckpt", "tensorboard"}
     assert os.listdir(run / "csv") == os.listdir(run / "tensorboard") == ["version_0"]
