@@ -74,7 +74,7 @@ def fit(
             ``resolve_precision``.
         config: YAML text to keep beside the checkpoints.
         overwrite: train into a folder that is not empty; checkpoints, logs and ``test.json`` of an earlier
-            run are removed first.
+            run are removed when the first step is due.
         resume: go on from ``last.ckpt``, to the same weights as without an interruption.
         save_every: write ``last.ckpt`` every so many steps too, not only after each epoch.
 
