@@ -20,12 +20,12 @@ import torchvision
 from torch import Tensor, nn
 
 from rga_reid.attention import CAM, PAM, RGA, CrissCross, DualAttention, NonLocal
-from rga_reid.attention.relations import Trace
-from rga_reid.experiments.measuring import in_fresh_processes, interleaved, machine, peak_resident
+from rga_reid.attention.trace import Trace
+from rga_reid.experiments.benchmark import in_fresh_processes, machine, peak_resident, run_interleaved
 from rga_reid.files import write_json
 
 STAGES = {1: (256, 64, 32), 2: (512, 32, 16), 3: (1024, 16, 8), 4: (2048, 16, 8)}  # ResNet-50, 256×128
-MECHANISMS: dict[str, Callable[..., nn.Module]] = {
+ATTENTION_MODULES: dict[str, Callable[..., nn.Module]] = {
     "rga_s": functools.partial(RGA, channel=False),
     "rga_c": functools.partial(RGA, spatial=False),
     "rga": RGA,
@@ -59,7 +59,7 @@ def resnet50(mechanism: str | None) -> nn.Module:
     stem = [body.conv1, body.bn1, body.relu, body.maxpool]
     stages = [body.layer1, body.layer2, body.layer3, body.layer4]
     if mechanism is not None:
-        attention = [MECHANISMS[mechanism](channels, size) for channels, *size in STAGES.values()]
+        attention = [ATTENTION_MODULES[mechanism](channels, size) for channels, *size in STAGES.values()]
         stages = [layer for pair in zip(stages, attention, strict=True) for layer in pair]
     return nn.Sequential(*stem, *stages)
 
@@ -72,7 +72,7 @@ def make(case: dict[str, Any]) -> Callable[[], None]:
         model, shape = resnet50(case["mechanism"]), (3, 256, 128)
     else:
         channels, *size = shape = STAGES[case["stage"]]
-        model = MECHANISMS[case["mechanism"]](channels, size)
+        model = ATTENTION_MODULES[case["mechanism"]](channels, size)
         if case["form"] == "explicit":
             model = Explicit(model)
     for name, parameter in model.named_parameters():
@@ -107,7 +107,7 @@ def peak_memory(case: dict[str, Any]) -> float:
 
 def compare(cases: list[dict[str, Any]], repeats: int) -> Iterator[dict[str, Any]]:
     """The cases with ``milliseconds`` (median of interleaved) and ``mebibytes``; the last is the base."""
-    medians = [1e3 * seconds for seconds in interleaved([make(case) for case in cases], repeats)]
+    medians = [1e3 * seconds for seconds in run_interleaved([make(case) for case in cases], repeats)]
     memory = in_fresh_processes(peak_memory, cases)
     for case, milliseconds, mebibytes in zip(cases, medians, memory, strict=True):
         yield {
@@ -145,8 +145,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--parts", nargs="+", default=["network", "modules"], choices=["network", "modules"])
-    parser.add_argument("--networks", nargs="+", default=["rga", "rga_s", "rga_c"], choices=MECHANISMS)
-    parser.add_argument("--mechanisms", nargs="+", default=list(MECHANISMS), choices=MECHANISMS)
+    parser.add_argument("--networks", nargs="+", default=["rga", "rga_s", "rga_c"], choices=ATTENTION_MODULES)
+    parser.add_argument("--mechanisms", nargs="+", default=list(ATTENTION_MODULES), choices=ATTENTION_MODULES)
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 4], choices=STAGES)
     options = parser.parse_args()
     results: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """Images a second that `rga-reid features` embeds on a CPU, with and without keeping freed memory.
 
 Between two batches a network frees all that it took; glibc gives it back to the system, and the next batch
-starts with fresh pages. Runs with and without ``freed_memory_kept`` take turns, each in a process of its own;
+starts with fresh pages. Runs with and without ``keep_freed_memory`` take turns, each in a process of its own;
 the first batch is not counted.
 
     python benchmarks/embedding.py --out benchmarks/results/embedding.json
@@ -20,10 +20,10 @@ from typing import NamedTuple
 from pictures import draw
 
 from rga_reid.data import table_from_files
-from rga_reid.experiments.measuring import in_fresh_processes, machine
+from rga_reid.experiments.benchmark import in_fresh_processes, machine
 from rga_reid.files import write_json
+from rga_reid.inference import embed as extraction
 from rga_reid.models import build_model
-from rga_reid.retrieval import extraction
 
 BATCH = 64
 
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 def images_per_second(run: Run) -> float:
     """Of one run, after its first batch."""
     if not run.kept:
-        extraction.freed_memory_kept = nullcontext  # type: ignore[assignment]
+        extraction.keep_freed_memory = nullcontext  # type: ignore[assignment]
     model = build_model(depth=run.depth, weights=None, size=run.size).eval()
     batches = extraction.stream_features(model, table_from_files(run.paths), BATCH, "cpu")
     next(batches)

@@ -32,9 +32,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from rga_reid.attention import MECHANISMS
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
-from rga_reid.experiments.measuring import machine
+from rga_reid.experiments.benchmark import machine
 from rga_reid.files import write_json
 from rga_reid.models import build_model, save_model
 
@@ -174,7 +174,7 @@ def main() -> None:
         kinds = {
             "five mechanisms, untrained": ["--image", pictures[0]],
             "a checkpoint beside untrained": ["--image", pictures[0], "--checkpoint", str(checkpoint)],
-            "ten mechanisms, untrained": ["--image", pictures[0], "--attention", *MECHANISMS],
+            "ten mechanisms, untrained": ["--image", pictures[0], "--attention", *ATTENTION_MODULES],
             "a checkpoint, three photos": ["--image", *pictures, "--checkpoint", str(checkpoint)],
         }
         for kind, words in kinds.items():

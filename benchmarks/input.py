@@ -29,11 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from rga_reid.data import cached_images
-from rga_reid.data.transforms import Augmentation, step_generator
-from rga_reid.experiments.measuring import interleaved, machine
+from rga_reid.experiments.benchmark import machine, run_interleaved
 from rga_reid.files import write_json
 from rga_reid.training import IdentitySampler
-from rga_reid.training.data import DecodedImages, ResumableLoader
+from rga_reid.training.augmentation import Augmentation, step_generator
+from rga_reid.training.datamodule import DecodedImages, ResumableLoader
 
 SIZE = (256, 128)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -107,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         runs = ways(draw(Path(name), options.images), Path(name))
         made = {way: run() for way, run in runs.items()}  # warms up, too
-        seconds = interleaved(list(runs.values()), options.repeats, warm_up=False)
+        seconds = run_interleaved(list(runs.values()), options.repeats, warm_up=False)
     rates = {way: made[way] / taken for way, taken in zip(runs, seconds, strict=True)}
     results: dict[str, Any] = {
         way: {"images_per_second": round(rate, 1), "of_per_image": round(rate / rates["per image"], 2)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from rga_reid.experiments.measuring import give_back, status
+from rga_reid.experiments.benchmark import return_memory, status
 
 _SAMPLED = 0.002  # seconds between two looks at the memory
 
@@ -16,7 +16,7 @@ def peak_anonymous(run: Callable[[], object]) -> float:
     Pages of mapped files are not counted. The kernel keeps no peak of this figure: it is sampled, every two
     milliseconds or as often as the interpreter lets another thread run.
     """
-    give_back()
+    return_memory()
     before = peak = status("RssAnon")
     done = threading.Event()
 

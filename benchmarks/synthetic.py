@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from memory import peak_anonymous
 
-from rga_reid.experiments.measuring import in_fresh_processes, interleaved, machine
+from rga_reid.experiments.benchmark import in_fresh_processes, machine, run_interleaved
 from rga_reid.files import write_json
 
 BLOCK = 1024  # rows of the bare product at a time, on both sides: of 512 to 4096 the fastest
@@ -105,7 +105,7 @@ def measure(
     """Rows of results for one size. The first of the runs is what the others are compared to."""
     torch.set_num_threads(options.threads)
     inputs = read_features(folder)
-    seconds = interleaved(
+    seconds = run_interleaved(
         [lambda run=run: run(inputs) for run in runs.values()], options.repeats, warm_up=options.repeats > 1
     )
     memory = in_fresh_processes(_peak_memory, [(run, folder, options.threads) for run in runs.values()])

@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rga_reid.experiments.measuring import machine
+from rga_reid.experiments.benchmark import machine
 from rga_reid.files import write_json
 
 WARM_UP = 5  # steps

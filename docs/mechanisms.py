@@ -20,16 +20,14 @@ import matplotlib
 import torch
 from PIL import Image
 
-from rga_reid.attention import MECHANISMS
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
-from rga_reid.experiments.explaining import explain
+from rga_reid.experiments.explain import explain
 from rga_reid.models import build_model
-from rga_reid.models.costs import count_costs
-from rga_reid.reports.figure_files import NO_DATE
-from rga_reid.reports.flow_figure import draw_flow
-from rga_reid.reports.mechanism_words import words_of
-from rga_reid.reports.notation import as_html
-from rga_reid.reports.relation_figures import attention_figure, relation_figure
+from rga_reid.models.analysis import count_costs
+from rga_reid.reports.attention_figures import attention_figure, draw_flow, relation_figure
+from rga_reid.reports.glossary import lookup
+from rga_reid.reports.html import NO_DATE, as_html
 from rga_reid.reports.relation_views import FlowStep, flow_steps
 
 DOCS = Path(__file__).parent
@@ -41,7 +39,7 @@ SIZE = (256, 128)
 
 def equation(name: str) -> str:
     """The formulas of the class, as its documentation has them."""
-    made_by = MECHANISMS[name]
+    made_by = ATTENTION_MODULES[name]
     described = made_by.func if isinstance(made_by, partial) else made_by
     before, _, _ = inspect.cleandoc(described.__doc__ or "").partition("\nArgs:")
     lines = [line for line in before.splitlines() if line.startswith("    ")]
@@ -52,7 +50,7 @@ def equation(name: str) -> str:
 def flow(name: str) -> list[FlowStep]:
     """The data flow after the last stage, from tensors without memory."""
     with torch.device("meta"), torch.no_grad():
-        module = MECHANISMS[name](CHANNELS, MAP).eval()
+        module = ATTENTION_MODULES[name](CHANNELS, MAP).eval()
         relations = module.relations(torch.empty(1, CHANNELS, *MAP))
         trace, _ = relations.trace()
     return flow_steps(trace.flow, relations.matrices.values(), trace.weights.values())
@@ -60,7 +58,7 @@ def flow(name: str) -> list[FlowStep]:
 
 def meaning(name: str) -> str:
     """What the nodes and the numbers of the matrix are, in words."""
-    words = words_of(name)
+    words = lookup(name)
     rows = [("nodes", words.nodes), ("one entry", words.entry), ("a row", words.row), ("used so", words.use)]
     lines = ["| | |", "|---|---|", *(f"| {head} | {_cell(text)} |" for head, text in rows if text)]
     return "\n".join([f"**{words.title}** ({words.paper}). {words.idea}", "", *lines])
@@ -107,8 +105,8 @@ def index() -> str:
     lines = ["| mechanism | nodes | parameters | GMAC |", "|---|---|---|---|"]
     for name in PAGES:
         total = [sum(column) for column in zip(*costs(name)[0], strict=True)]
-        link = f"[{words_of(name).title}](mechanisms/{name}.md)"
-        lines.append(f"| {link} | {_cell(words_of(name).nodes)} | {total[0]:,} | {1e-9 * total[1]:.3f} |")
+        link = f"[{lookup(name).title}](mechanisms/{name}.md)"
+        lines.append(f"| {link} | {_cell(lookup(name).nodes)} | {total[0]:,} | {1e-9 * total[1]:.3f} |")
     return "\n".join(lines)
 
 
@@ -130,7 +128,7 @@ def flow_picture(name: str) -> str:
     """The data flow as SVG, its text as text."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure = draw_flow(flow(name), f"{words_of(name).title}, after stage 4")
+        figure = draw_flow(flow(name), f"{lookup(name).title}, after stage 4")
         figure.savefig(buffer, format="svg", metadata=NO_DATE["svg"])
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 

@@ -14,8 +14,8 @@ _LAZY = {
     "load_model": "rga_reid.models",
     "EmbeddingModel": "rga_reid.models",
     "evaluate_ranking": "rga_reid.evaluation",
-    "Gallery": "rga_reid.retrieval",
-    "extract_features": "rga_reid.retrieval",
+    "Gallery": "rga_reid.gallery",
+    "extract_features": "rga_reid.inference",
     "InputError": "rga_reid.errors",
 }
 

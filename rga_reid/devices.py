@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rga_reid.errors import InputError, quoted
-from rga_reid.inputs import shortened
+from rga_reid.errors import InputError, short_repr
+from rga_reid.inputs import truncate
 
 
 def available_device(name: str | torch.device) -> torch.device:
@@ -18,8 +18,8 @@ def available_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = shortened(str(error).split("\n")[0])
-        raise InputError(f"device {quoted(str(name))}: not available ({reason})") from None
+        reason = truncate(str(error).split("\n")[0])
+        raise InputError(f"device {short_repr(str(name))}: not available ({reason})") from None
     if device.type == "meta":  # its tensors have no numbers
-        raise InputError(f"device {quoted(str(name))}: not available (it computes nothing)")
+        raise InputError(f"device {short_repr(str(name))}: not available (it computes nothing)")
     return device

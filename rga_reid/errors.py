@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -14,12 +16,12 @@ class InputError(ValueError):
     """
 
 
-def printable(text: str) -> str:
+def sanitize(text: str) -> str:
     """Text from a file, or a file's name, without characters that would steer the terminal."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
-def quoted(value: object, most: int = 60) -> str:
+def short_repr(value: object, most: int = 60) -> str:
     """A value from a file as a message shows it: as Python writes it, cut short."""
     try:
         text = repr(value)
@@ -32,3 +34,37 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: ``; did you mean NEAREST?``, or nothing if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+MAX_SEED = 2**32 - 1  #: of random numbers: NumPy takes no larger one, and no negative
+
+
+def check_int(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number in a range, as an ``int``; NumPy's and torch's are whole numbers too.
+
+    Args:
+        name: what an error message calls it.
+        value: to be checked.
+        least, most: the smallest and the largest that will do.
+
+    Raises:
+        InputError: it is smaller or larger, or no whole number (true and false are none).
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}: expected a whole number {wanted}, got {short_repr(value)}")
+    return number
+
+
+def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse a value that is not among the known ones.
+
+    Raises:
+        InputError: naming all of them.
+    """
+    if value not in known:
+        raise InputError(f"{name}: expected {' or '.join(map(str, known))}, got {short_repr(value)}")

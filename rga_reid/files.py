@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rga_reid.errors import InputError
-from rga_reid.locks import lock
-from rga_reid.signals import undisturbed
+from rga_reid.process import defer_signals, lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +92,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
                 os.replace(old / target.name, target)
             raise
         finally:
-            with undisturbed():
+            with defer_signals():
                 shutil.rmtree(old)
 
 
@@ -138,7 +137,7 @@ def _draft(target: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, i
                 raise
             raise DiskError(target, reason) from error
     finally:
-        with undisturbed():
+        with defer_signals():
             for draft in drafts:
                 _remove(draft)
             if handle is not None:

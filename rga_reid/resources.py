@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from rga_reid.errors import InputError, did_you_mean, quoted
+from rga_reid.errors import InputError, did_you_mean, short_repr
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAMED = 8  # known names in a message, at most
@@ -40,7 +40,7 @@ def find_resource(kind: str, name: str) -> Path:
     named = sorted(list(nearest_first)[:_NAMED])
     more = f" and {len(files) - len(named)} more" if len(named) < len(files) else ""
     raise InputError(
-        f"unknown {_NOUNS[kind]} {quoted(name)}{hint} "
+        f"unknown {_NOUNS[kind]} {short_repr(name)}{hint} "
         f"(known: {', '.join(named) or 'none'}{more}; one of your own is named by a path that ends in .yaml)"
     )
 

@@ -135,7 +135,7 @@ def test_every_error_is_told(name: str) -> None:
     value = CODE[name]
     if _function(value).__doc__ is None:
         return
-    checks = r"^ +raise [A-Z]|\b(whole_number|one_of|check_\w+|require_\w+|refuse_\w+)\("
+    checks = r"^ +raise [A-Z]|\b(check_int|one_of|check_\w+|require_\w+|refuse_\w+)\("
     if re.search(checks, _written_code(value), re.MULTILINE):
         assert re.search(r"Raises:|\w+Error``", _with_its_class(name)), "a section Raises"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.experiments import ablation_run
-from rga_reid.locks import NoLocksError, lock
+from rga_reid.experiments import ablation as ablation_run
+from rga_reid.process import NoLocksError, lock
 
 HOLD = """
 import fcntl, os, sys
@@ -66,7 +66,7 @@ def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lock(tmp_path / "a", create=True)
     with (
         pytest.raises(InputError, match=r"its file system has no locks: No locks available"),
-        ablation_run.locked(tmp_path / "run"),
+        ablation_run.lock_run(tmp_path / "run"),
     ):
         pass
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on systems that have no such module

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rga_reid.attention import MECHANISMS
-from rga_reid.reports.mechanism_words import WORDS
+from rga_reid.attention import ATTENTION_MODULES
+from rga_reid.reports.glossary import WORDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 RENEW = "run `python docs/mechanisms.py --pictures`"
@@ -34,12 +34,12 @@ def names() -> list[str]:
 
 def test_every_mechanism_has_a_page(generator: ModuleType) -> None:
     covered = {name for page in generator.PAGES for name in generator.VARIANTS.get(page, (page,))}
-    assert covered == set(MECHANISMS)
+    assert covered == set(ATTENTION_MODULES)
     assert names() == sorted(generator.PAGES)
 
 
 def test_every_mechanism_has_words() -> None:
-    assert set(WORDS) == set(MECHANISMS)
+    assert set(WORDS) == set(ATTENTION_MODULES)
 
 
 @pytest.mark.parametrize("name", names())
@@ -71,7 +71,7 @@ def test_pictures_are_there_and_the_flow_is_current(generator: ModuleType, name:
 
 @pytest.mark.parametrize("name", ["rga", "dual", "cbam"])
 def test_shapes_without_memory_are_those_of_real_tensors(generator: ModuleType, name: str) -> None:
-    module = MECHANISMS[name](generator.CHANNELS, generator.MAP).eval()
+    module = ATTENTION_MODULES[name](generator.CHANNELS, generator.MAP).eval()
     with torch.inference_mode():
         real = module.relations(torch.rand(1, generator.CHANNELS, *generator.MAP)).flow
     assert [(step.symbol, step.shape) for step in real] == [(s.symbol, s.shape) for s in generator.flow(name)]

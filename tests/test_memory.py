@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rga_reid import memory
-from rga_reid.memory import free_memory, freed_memory_kept
+from rga_reid import runtime as memory
+from rga_reid.runtime import free_memory, keep_freed_memory
 
 MEMINFO = "MemTotal:       32000000 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\n"
 MACHINE = 20_000_000 * 1024
@@ -78,7 +78,7 @@ def test_this_system() -> None:
 PASSES = """
 import resource, sys
 import numpy as np
-from rga_reid.memory import freed_memory_kept
+from rga_reid.runtime import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
@@ -94,8 +94,8 @@ def passes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if sys.argv[1] == "kept":
-    with freed_memory_kept():
-        with freed_memory_kept():
+    with keep_freed_memory():
+        with keep_freed_memory():
             passes()
         faults, kept = passes(), resident()
     print(faults, kept, resident(), passes())
@@ -136,7 +136,7 @@ def test_blocks_that_overlap_in_threads_end_with_the_last(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(memory, "_glibc", Library)
     monkeypatch.setattr(memory, "_told", lambda: False)
-    first, second = freed_memory_kept(), freed_memory_kept()
+    first, second = keep_freed_memory(), keep_freed_memory()
     first.__enter__()
     started = list(calls)
     second.__enter__()
@@ -144,12 +144,12 @@ def test_blocks_that_overlap_in_threads_end_with_the_last(monkeypatch: pytest.Mo
     assert calls == started  # the second one still wants it
     second.__exit__(None, None, None)
     assert calls[-1] == "trim"
-    with pytest.raises(ValueError, match="of the block"), freed_memory_kept():
+    with pytest.raises(ValueError, match="of the block"), keep_freed_memory():
         raise ValueError("of the block")
     assert calls.count("trim") == 2  # an error ends a block, too
 
 
 def test_without_glibc_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_glibc", lambda: None)
-    with freed_memory_kept():
+    with keep_freed_memory():
         assert bytearray(1 << 20)

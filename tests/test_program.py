@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.program import exit_code
-from rga_reid.signals import Stopped
+from rga_reid.process import Stopped
+from rga_reid.runtime import run_main
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -52,7 +52,7 @@ def failing(error: BaseException) -> Callable[[], int]:
 def test_one_line_and_a_code(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(failing(error)) == code
+    assert run_main(failing(error)) == code
     assert capsys.readouterr().err == f"rga-reid: {line}\n"
 
 
@@ -69,17 +69,17 @@ def test_a_stop_is_one_whatever_fails_on_its_way(last: Exception, capsys: pytest
         except OSError:
             raise last from None
 
-    assert exit_code(work) == 143
+    assert run_main(work) == 143
     assert capsys.readouterr().err == "rga-reid: terminated\n"
 
 
 def test_other_errors_are_defects_and_show_where() -> None:
     with pytest.raises(ZeroDivisionError):
-        exit_code(failing(ZeroDivisionError()))
+        run_main(failing(ZeroDivisionError()))
     with pytest.raises(RuntimeError, match="shapes"):
-        exit_code(failing(RuntimeError("shapes cannot be multiplied")))
+        run_main(failing(RuntimeError("shapes cannot be multiplied")))
     with pytest.raises(FileNotFoundError):  # no disk: somebody forgot to check
-        exit_code(failing(FileNotFoundError(errno.ENOENT, "No such file", "a")))
+        run_main(failing(FileNotFoundError(errno.ENOENT, "No such file", "a")))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")

@@ -20,8 +20,8 @@ from PIL import Image
 
 from rga_reid import load_model
 from rga_reid.commands import COMMANDS
-from rga_reid.commands.parsing import parse
-from rga_reid.retrieval import Gallery
+from rga_reid.commands._options import parse
+from rga_reid.gallery import Gallery
 
 CHECKOUT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

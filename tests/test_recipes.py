@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
-from rga_reid.commands.parsing import parse
+from rga_reid.commands._options import parse
 from rga_reid.commands.train import parser, prepare
-from rga_reid.data.transforms import step_generator
 from rga_reid.errors import InputError
 from rga_reid.experiments.recipes import merge, read_recipe
 from rga_reid.models import TrainingOutput
 from rga_reid.resources import find_resource, list_resources
 from rga_reid.training import Augmentation
+from rga_reid.training.augmentation import step_generator
 
 RECIPES = list_resources("configs")
 

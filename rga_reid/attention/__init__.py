@@ -10,18 +10,19 @@ from functools import partial
 
 from torch import nn
 
+from rga_reid._deprecated import module_getattr
 from rga_reid.attention.cam import CAM
 from rga_reid.attention.cbam import CBAM
 from rga_reid.attention.criss_cross import CrissCross
-from rga_reid.attention.dual_attention import DualAttention
-from rga_reid.attention.nonlocal_block import NonLocal
+from rga_reid.attention.dual import DualAttention
+from rga_reid.attention.non_local import NonLocal
 from rga_reid.attention.pam import PAM
-from rga_reid.attention.relations import Relations, Step, Trace
 from rga_reid.attention.rga import RGA
-from rga_reid.attention.squeeze_excitation import SE
+from rga_reid.attention.se import SE
+from rga_reid.attention.trace import Relations, Step, Trace
 
 #: what makes each mechanism, by the short names that ``--attention`` takes
-MECHANISMS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
+ATTENTION_MODULES: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
     "rga": RGA,
     "rga_s": partial(RGA, channel=False),
     "rga_c": partial(RGA, spatial=False),
@@ -35,9 +36,9 @@ MECHANISMS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
 }
 
 __all__ = [
+    "ATTENTION_MODULES",
     "CAM",
     "CBAM",
-    "MECHANISMS",
     "PAM",
     "RGA",
     "SE",
@@ -48,3 +49,5 @@ __all__ = [
     "Step",
     "Trace",
 ]
+
+__getattr__ = module_getattr(__name__)

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rga_reid.attention.checks import check_map, positive
-from rga_reid.attention.gathering import attend
-from rga_reid.attention.relations import Relations, Trace
+from rga_reid.attention.functional import attend, check_map, check_positive
+from rga_reid.attention.trace import Relations, Trace
 
 
 class CAM(nn.Module):
@@ -39,7 +38,7 @@ class CAM(nn.Module):
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None) -> None:
         super().__init__()
-        positive(in_channels=in_channels)
+        check_positive(in_channels=in_channels)
         self.in_channels = in_channels
         self.gamma = nn.Parameter(torch.zeros(1))
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rga_reid.attention.checks import check_map, reduced
-from rga_reid.attention.relations import Relations, Trace, run_layers
+from rga_reid.attention.functional import check_map, reduce_channels
+from rga_reid.attention.trace import Relations, Trace, run_layers
 
 
 class CBAM(nn.Module):
@@ -40,7 +40,7 @@ class CBAM(nn.Module):
         self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 16, kernel_size: int = 7
     ) -> None:
         super().__init__()
-        inner = reduced(in_channels, ratio)
+        inner = reduce_channels(in_channels, ratio)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number of at least 1, got {kernel_size}")
         self.in_channels = in_channels

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rga_reid.attention.checks import check_map, positive, reduced
-from rga_reid.attention.gathering import gather
-from rga_reid.attention.relations import Relations, Trace
+from rga_reid.attention.functional import check_map, check_positive, gather, reduce_channels
+from rga_reid.attention.trace import Relations, Trace
 
-FEW = 128  # positions; up to here all N×N weights, most of them 0, are quicker than many small products
+MIN_LINES = 128  # positions; up to here all N×N weights, most of them 0, are quicker than many small products
 
-MOST_PASSES = 16  #: after two, each position has met all others
+MAX_RECURRENCE = 16  #: after two, each position has met all others
 
 
 class CrissCross(nn.Module):
@@ -45,10 +44,10 @@ class CrissCross(nn.Module):
         self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 8, recurrence: int = 2
     ) -> None:
         super().__init__()
-        inner = reduced(in_channels, ratio)
-        positive(recurrence=recurrence)
-        if recurrence > MOST_PASSES:
-            raise ValueError(f"recurrence: expected at most {MOST_PASSES}, got {recurrence}")
+        inner = reduce_channels(in_channels, ratio)
+        check_positive(recurrence=recurrence)
+        if recurrence > MAX_RECURRENCE:
+            raise ValueError(f"recurrence: expected at most {MAX_RECURRENCE}, got {recurrence}")
         self.in_channels = in_channels
         self.recurrence = recurrence
         self.query_conv = nn.Conv2d(in_channels, inner, 1)
@@ -59,7 +58,7 @@ class CrissCross(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add to each position what it gathers from its row and column, pass by pass: the fast form."""
         check_map("CrissCross", x, self.in_channels)
-        gather_crossing = _from_all if x.shape[2] * x.shape[3] <= FEW else _from_lines
+        gather_crossing = _from_all if x.shape[2] * x.shape[3] <= MIN_LINES else _from_lines
         for _ in range(self.recurrence):
             query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
             x = x + self.gamma * gather_crossing(query, key, value)

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rga_reid.attention.checks import check_map, reduced
-from rga_reid.attention.gathering import attend
-from rga_reid.attention.relations import Relations, Trace
+from rga_reid.attention.functional import attend, check_map, reduce_channels
+from rga_reid.attention.trace import Relations, Trace
 
 
 class PAM(nn.Module):
@@ -38,7 +37,7 @@ class PAM(nn.Module):
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 8) -> None:
         super().__init__()
-        inner = reduced(in_channels, ratio)
+        inner = reduce_channels(in_channels, ratio)
         self.in_channels = in_channels
         self.query_conv = nn.Conv2d(in_channels, inner, 1)
         self.key_conv = nn.Conv2d(in_channels, inner, 1)

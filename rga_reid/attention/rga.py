@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rga_reid.attention.checks import check_map, map_size, positive, reduced
-from rga_reid.attention.relations import Relations, Trace, run_layers
+from rga_reid.attention.functional import check_map, check_map_size, check_positive, reduce_channels
+from rga_reid.attention.trace import Relations, Trace, run_layers
 
 
 class RGA(nn.Module):
@@ -67,15 +67,15 @@ class RGA(nn.Module):
         neutral_start: bool = False,
     ) -> None:
         super().__init__()
-        positive(spatial_ratio=spatial_ratio, down_ratio=down_ratio)
+        check_positive(spatial_ratio=spatial_ratio, down_ratio=down_ratio)
         if not (spatial or channel):
             raise ValueError("RGA: expected spatial or channel attention or both, got neither")
         self.in_channels = in_channels
-        self.size = self.map_size = map_size(size)
+        self.size = self.map_size = check_map_size(size)
         self.spatial = spatial
         self.channel = channel
         positions = self.size[0] * self.size[1]
-        inner_c = reduced(in_channels, channel_ratio, "channel_ratio")
+        inner_c = reduce_channels(in_channels, channel_ratio, "channel_ratio")
         inner_s = max(1, positions // spatial_ratio)
         if spatial:
             self.gx_spatial = _embedding(in_channels, inner_c)
@@ -183,7 +183,7 @@ class RGA(nn.Module):
         Every forward interpolates the weights over positions (differentiably) and scales them by N / N', so
         that sums over positions keep their magnitude. ``set_map_size(self.size)`` is the exact original.
         """
-        self.map_size = map_size(size)
+        self.map_size = check_map_size(size)
 
     @torch.no_grad()
     def resize(self, size: Sequence[int]) -> None:

@@ -10,8 +10,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rga_reid.errors import InputError, did_you_mean, quoted
-from rga_reid.program import exit_code
+from rga_reid.errors import InputError, did_you_mean, short_repr
+from rga_reid.runtime import run_main
 
 COMMANDS = {
     "demo": "the whole story on a synthetic data set: train, test, gallery, query, report",
@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a part failed, 2 bad input or a disk that takes nothing (one line on stderr
-        says what), 130 interrupted by Ctrl-C, 143 terminated by SIGTERM; see ``rga_reid.program``.
+        says what), 130 interrupted by Ctrl-C, 143 terminated by SIGTERM; see ``rga_reid.runtime``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _dispatch(words))
+    return run_main(lambda: _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -66,8 +66,8 @@ def _dispatch(words: list[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise InputError(f"unknown command {quoted(name)}{did_you_mean(name, COMMANDS)} (known: {known})")
-    from rga_reid.commands.parsing import parse
+        raise InputError(f"unknown command {short_repr(name)}{did_you_mean(name, COMMANDS)} (known: {known})")
+    from rga_reid.commands._options import parse
 
     command = importlib.import_module(f"rga_reid.commands.{name}")
     prepare = getattr(command, "prepare", list)  # a command may complete its words before they are parsed

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser, parse
+from rga_reid.commands._options import new_parser, parse
+from rga_reid.commands._output import check_outputs
 from rga_reid.commands.report import FILES
-from rga_reid.errors import InputError, printable
+from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.files import require_writable
 
 if TYPE_CHECKING:
     from rga_reid.data.synthetic import SyntheticSettings
-    from rga_reid.experiments.ablation import Outcome, Progress
+    from rga_reid.experiments.ablation import DataSource, Outcome, Progress, Run
     from rga_reid.experiments.ablation_plan import Plan
-    from rga_reid.experiments.ablation_run import DataSource, Run
 
 _FILES = ("plan.json", "data.json", "measured.json")  # in --out, besides the report and the runs
 
@@ -46,22 +44,22 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Check the plan, make its runs, measure, report; 1 if a run failed or is held elsewhere."""
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in (*FILES, *_FILES)]})
-    whole_number("--jobs", options.jobs)
-    from rga_reid.experiments.ablation import gpus, make_runs, runs_of, write_plan
+    check_int("--jobs", options.jobs)
+    from rga_reid.experiments.ablation import gpus, make_runs, plan_runs, write_plan
     from rga_reid.experiments.ablation_plan import read_plan
-    from rga_reid.experiments.collecting import check_ablation_folder
-    from rga_reid.reports.ablation_tables import published_figures
+    from rga_reid.experiments.results import check_ablation_folder
+    from rga_reid.reports.ablation_tables import load_published
 
     plan = read_plan(options.config)
     check_outputs(options, {"json": ()}, {"the recipe": _recipe_files(options.config)})
-    published_figures(plan.published)  # refuses what the report would refuse, when all is trained
+    load_published(plan.published)  # refuses what the report would refuse, when all is trained
     _check_choice(options, plan)
     _check_recipes(plan, options.config)
     out = Path(options.out)
     check_ablation_folder(out)
     require_writable(out)
     data = _data(options, plan, out)
-    runs = runs_of(plan, out, data)
+    runs = plan_runs(plan, out, data)
     write_plan(plan, out)
     with _Display() as display:
         outcome = make_runs(
@@ -78,7 +76,7 @@ def run(options: Namespace) -> int:
         _report(options, plan, outcome, out)
     for what, which in (("failed", outcome.failed), ("held by another process", outcome.elsewhere)):
         for one in which:
-            print(printable(f"{what}: {one.name}{': ' + one.why() if what == 'failed' else ''}"))
+            print(sanitize(f"{what}: {one.name}{': ' + one.why() if what == 'failed' else ''}"))
     wrong = [one for one in outcome.failed if _wanted(options, one)]
     return 1 if wrong or outcome.elsewhere else 0
 
@@ -91,16 +89,16 @@ def _wanted(options: Namespace, one: Run) -> bool:
 
 def _recipe_files(plan: str) -> list[str]:
     """The files that a plan, which has been read, takes its recipes from, and those beneath them."""
-    from rga_reid.experiments.recipes import read_mapping, seen_from
+    from rga_reid.experiments.recipes import read_mapping, relative_to
 
     path, content = read_mapping(plan, what="plan")
     names = {item.get("recipe", content.get("recipe")) for item in content["variants"]}
-    waiting, found = [seen_from(path, name) for name in names], set()
+    waiting, found = [relative_to(path, name) for name in names], set()
     while waiting:
         path, content = read_mapping(waiting.pop())
         found.add(str(path))
         if content.get("base") is not None:
-            waiting.append(seen_from(path, str(content["base"])))
+            waiting.append(relative_to(path, str(content["base"])))
     return sorted(found)
 
 
@@ -133,8 +131,7 @@ def _check_recipes(plan: Plan, name: str) -> None:
 def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     """The data set that all variants share, read once so that it is known to be whole."""
     from rga_reid.data import read_table
-    from rga_reid.experiments.ablation import runs_of
-    from rga_reid.experiments.ablation_run import DataSource
+    from rga_reid.experiments.ablation import DataSource, plan_runs
 
     sections = [variant.recipe.get("data") or {} for variant in plan.variants]
     asked = [(section.get("dataset", "market1501"), section.get("root")) for section in sections]
@@ -144,7 +141,7 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     if root is None and plan.synthetic is not None:
         drawn = asdict(plan.synthetic)
         if not (out / "data").is_dir():
-            runs_of(plan, out, DataSource(str(out), card, None, drawn))  # refused before anything is drawn
+            plan_runs(plan, out, DataSource(str(out), card, None, drawn))  # refused before anything is drawn
         root = str(_drawn(out, plan, plan.synthetic))
     if not isinstance(root, str):
         raise InputError("--data.root: expected the folder of the data set, which the plan does not name")
@@ -156,8 +153,7 @@ def _data(options: Namespace, plan: Plan, out: Path) -> DataSource:
 def _drawn(out: Path, plan: Plan, settings: SyntheticSettings) -> Path:
     """The synthetic data set of an ablation, drawn once; beside it lies what it was drawn by."""
     from rga_reid.data.synthetic import write_synthetic
-    from rga_reid.experiments.ablation import PLAN, write_plan
-    from rga_reid.experiments.ablation_run import as_read_again, changed_settings
+    from rga_reid.experiments.ablation import PLAN, changed_settings, round_trip, write_plan
     from rga_reid.files import write_json
     from rga_reid.inputs import read_json
 
@@ -171,7 +167,7 @@ def _drawn(out: Path, plan: Plan, settings: SyntheticSettings) -> Path:
         except InputError:
             if not folder.is_dir():  # else another `ablate` was faster
                 raise
-    found = changed_settings(read_json(note) if note.is_file() else {}, as_read_again(asked))
+    found = changed_settings(read_json(note) if note.is_file() else {}, round_trip(asked))
     if found:
         raise InputError(
             f"{folder}: drawn with other settings (synthetic {'; '.join(found[:3])}); choose another --out, "
@@ -181,8 +177,8 @@ def _drawn(out: Path, plan: Plan, settings: SyntheticSettings) -> Path:
 
 
 def _measure(outcome: Outcome, out: Path) -> None:
-    from rga_reid.experiments.ablation_run import LAST, TRAIN
-    from rga_reid.experiments.footprint import measure
+    from rga_reid.experiments.ablation import LAST, TRAIN
+    from rga_reid.experiments.benchmark import measure
 
     first: dict[str, Path] = {}
     for run in outcome.finished:
@@ -190,17 +186,17 @@ def _measure(outcome: Outcome, out: Path) -> None:
     try:
         measure(first, out)
     except Exception as error:  # the results are there: they are worth a report without these figures
-        print(printable(f"latency and memory could not be measured: {error}"))
+        print(sanitize(f"latency and memory could not be measured: {error}"))
 
 
 def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None:
     from rga_reid.commands.report import finish
-    from rga_reid.experiments.collecting import conditions_of, read_run, with_measured
-    from rga_reid.reports.ablation_tables import AblationReport, published_figures
+    from rga_reid.experiments.results import add_measurements, read_run, run_conditions
+    from rga_reid.reports.ablation_tables import AblationReport, load_published
 
     order = {variant.name: number for number, variant in enumerate(plan.variants)}
     runs = sorted(outcome.finished, key=lambda run: (order[run.variant], run.seed))
-    evaluations = with_measured((read_run(run.folder) for run in runs), out)
+    evaluations = add_measurements((read_run(run.folder) for run in runs), out)
     names = list(dict.fromkeys(one.name for one in evaluations))
     report = AblationReport(
         plan.title,
@@ -208,8 +204,8 @@ def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None
         plan.baseline if plan.baseline in names else names[0],
         failures=[(run.name, run.why()) for run in outcome.failed],
         missing=[run.name for run in (*outcome.elsewhere, *outcome.left)],
-        published=published_figures(plan.published),
-        conditions=conditions_of(out),
+        published=load_published(plan.published),
+        conditions=run_conditions(out),
         planned_baseline=plan.baseline,
     )
     finish(report, out, photos=not options.no_photos, json=options.json)
@@ -251,5 +247,5 @@ class _Display:
         if progress.news:
             left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
             minutes = f", about {left / 60:.0f} minutes left" if left > 0 else ""
-            news = printable(progress.news)
+            news = sanitize(progress.news)
             self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {news}{minutes}")

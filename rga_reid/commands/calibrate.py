@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.labelled import FILES, add_feature_files, check_device, files_beside, read_sides
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands._options import (
+    FILES,
+    add_feature_files,
+    check_device,
+    files_beside,
+    new_parser,
+    read_sides,
+)
+from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
-from rga_reid.progress import moving_bar
+from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
     from rga_reid.evaluation import Calibration
@@ -55,7 +61,7 @@ def run(options: Namespace) -> None:
     check_device(options.device)
     inputs = read_sides(options.query, options.gallery)
     try:
-        with moving_bar("scores") as moved:
+        with progress_bar("scores") as moved:
             scores = pair_scores(**inputs, device=options.device, progress=moved)
         calibration = calibrate(scores.genuine, scores.impostor)
         values = calibration.to_dict(options.false_match_rate)
@@ -69,8 +75,8 @@ def run(options: Namespace) -> None:
 
 
 def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
-    from rga_reid.reports.calibration_plot import calibration_plot
-    from rga_reid.reports.figure_files import save_figure
+    from rga_reid.reports.html import save_figure
+    from rga_reid.reports.plots import calibration_plot
 
     passing, missed = (100 * values[f"false_{which}_rate"] for which in ("match", "non_match"))
     note = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import printable
+from rga_reid.commands._options import new_parser
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import sanitize
 
 
 def parser() -> ArgumentParser:
@@ -52,4 +52,4 @@ def run(options: Namespace) -> None:
         f"{options.target}: ResNet-{model.backbone.depth} with {attention} for {height}x{width} images, "
         f"from {published.source}"
     )
-    print(printable(f"not used: {', '.join(published.unused) or 'nothing'}"))
+    print(sanitize(f"not used: {', '.join(published.unused) or 'nothing'}"))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import InputError, printable
+from rga_reid.commands._options import new_parser
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import InputError, sanitize
 
 if TYPE_CHECKING:
     from rga_reid.data.check import DataReport
@@ -59,7 +59,7 @@ def _print(report: DataReport) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    counts = Table("split", title=printable(f"{report.title}: {report.root}"), title_justify="left")
+    counts = Table("split", title=sanitize(f"{report.title}: {report.root}"), title_justify="left")
     for heading in ("images", "identities", "junk", "distractors"):
         counts.add_column(heading, justify="right")
     for split, found in report.counts.items():
@@ -90,7 +90,7 @@ def _print(report: DataReport) -> None:
     if len(report.sizes) > 5:
         console.print(f"... and {len(report.sizes) - 5:,} other sizes")
     for problem in report.problems[:_LISTED]:
-        console.print(printable(f"{problem.kind}: {problem}"))
+        console.print(sanitize(f"{problem.kind}: {problem}"))
     if len(report.problems) > _LISTED:
         console.print(f"... and {len(report.problems) - _LISTED:,} more problems (all of them with --json)")
     if not report.problems:

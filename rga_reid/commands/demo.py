@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import MOST_SEED, whole_number
-from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import InputError
+from rga_reid.commands._options import new_parser
+from rga_reid.errors import MAX_SEED, InputError, check_int
 from rga_reid.files import DiskError, make_folder, require_new, write_text
 
 if TYPE_CHECKING:
@@ -41,11 +40,11 @@ def run(options: Namespace) -> None:
     """Check the folder, then draw, train, test, index, ask, explain and report."""
     out = Path(options.out)
     require_new(out, overwrite=options.overwrite)
-    whole_number("--seed", options.seed, 0, MOST_SEED)
+    check_int("--seed", options.seed, 0, MAX_SEED)
     if options.epochs is not None:
-        whole_number("--epochs", options.epochs)
+        check_int("--epochs", options.epochs)
     from rga_reid.commands import train
-    from rga_reid.commands.parsing import parse
+    from rga_reid.commands._options import parse
     from rga_reid.experiments import demo
 
     started = time.monotonic()

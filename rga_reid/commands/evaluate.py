@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import whole_number
-from rga_reid.commands.labelled import (
+from rga_reid.commands._options import (
     FILES,
     add_feature_files,
     check_device,
     files_beside,
+    new_parser,
     re_ranking_explained,
     read_sides,
 )
-from rga_reid.commands.output import check_outputs, print_ranking
-from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import InputError
+from rga_reid.commands._output import check_outputs, print_ranking
+from rga_reid.errors import InputError, check_int
 from rga_reid.files import write_json, write_table
-from rga_reid.progress import moving_bar
+from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +80,7 @@ def run(options: Namespace) -> None:
                 name = option.replace("_", "-")
                 raise InputError(f"--{name}: not defined for cuhk03_classic, which draws its galleries")
 
-    whole_number("--max-rank", options.max_rank)
+    check_int("--max-rank", options.max_rank)
     check_device(options.device)
     with re_ranking_explained():
         result = _evaluate(options, read_sides(options.query, options.gallery))
@@ -97,7 +96,7 @@ def run(options: Namespace) -> None:
 
 def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | RepeatedResult:
     from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_protocol, evaluate_ranking
-    from rga_reid.evaluation.reranking import TooFewItemsError
+    from rga_reid.evaluation.rerank import TooFewItemsError
 
     try:
         if options.query_expansion:
@@ -109,7 +108,7 @@ def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | Rep
             "rerank": ReRanking() if options.rerank else None,
             "device": options.device,
         }
-        with moving_bar("ranking") as moved:
+        with progress_bar("ranking") as moved:
             if options.protocol is None:
                 return evaluate_ranking(**inputs, **settings, progress=moved)
             return evaluate_protocol(PROTOCOLS[options.protocol], **inputs, **settings, progress=moved)
@@ -124,7 +123,7 @@ def _expanded(options: Namespace, inputs: dict[str, Any]) -> np.ndarray:
 
     junk = (inputs["gallery_pids"] == -1).fillna(False).to_numpy(dtype=bool)
     gallery = inputs["gallery_features"][~junk] if junk.any() else inputs["gallery_features"]
-    with moving_bar("query expansion") as moved:
+    with progress_bar("query expansion") as moved:
         return expand_queries(inputs["query_features"], gallery, device=options.device, progress=moved)
 
 

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import MOST_SEED, whole_number
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
-from rga_reid.commands.sources import check_images
-from rga_reid.errors import InputError
+from rga_reid.commands._options import check_images, new_parser
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import MAX_SEED, InputError, check_int
 from rga_reid.files import atomic_file, write_text
-from rga_reid.progress import moving_bar
+from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
-    from rga_reid.reports.explorer_page import Exhibit
+    from rga_reid.reports.explorer import Exhibit
 
 _FORMATS = ("html", "png", "pdf")
 
@@ -59,14 +57,14 @@ def run(options: Namespace) -> None:
     """Check the files, run the models, write the page or the figures."""
     kind = _format(options)
     check_outputs(options, {"out": ()})
-    whole_number("--seed", options.seed, 0, MOST_SEED)
+    check_int("--seed", options.seed, 0, MAX_SEED)
     check_images("--image", *options.image)
     if kind == "png" and len(options.image) > 1:
         raise InputError(f"--image: a png shows one picture, got {len(options.image)}; use html or pdf")
 
-    from rga_reid.experiments.explaining import explain
+    from rga_reid.experiments.explain import explain
 
-    with moving_bar("relations") as moved:
+    with progress_bar("relations") as moved:
         exhibits = explain(
             options.image,
             checkpoints=options.checkpoint,
@@ -95,8 +93,8 @@ def _format(options: Namespace) -> str:
 
 
 def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
-    from rga_reid.experiments.explaining import names_of
-    from rga_reid.reports.explorer_page import explorer_page
+    from rga_reid.experiments.explain import names_of
+    from rga_reid.reports.explorer import explorer_page
 
     models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
     if options.checkpoint:
@@ -107,9 +105,8 @@ def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:
     from matplotlib.backends.backend_pdf import PdfPages
 
-    from rga_reid.reports.figure_files import NO_DATE, save_figure
-    from rga_reid.reports.flow_figure import flow_figure
-    from rga_reid.reports.relation_figures import attention_figure, relation_figure
+    from rga_reid.reports.attention_figures import attention_figure, flow_figure, relation_figure
+    from rga_reid.reports.html import NO_DATE, save_figure
 
     # SE and CBAM have weights, but no matrices
     related = any(exhibit.stage(options.stage).matrices for exhibit in exhibits)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands._options import new_parser
+from rga_reid.commands._output import check_outputs
 
 
 def parser() -> ArgumentParser:

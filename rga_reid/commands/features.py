@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import add_device_option, new_parser
-from rga_reid.commands.sources import shards_folder
+from rga_reid.commands._options import add_device_option, new_parser, shards_folder
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import check_int
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,17 +33,17 @@ def run(options: Namespace) -> None:
     """List the images, embed them, write the file."""
     from rga_reid.data import table_from_images
     from rga_reid.files import require_new
+    from rga_reid.inference import stream_features
+    from rga_reid.inference.distributed import Batches, process_group
+    from rga_reid.inference.embed import choose_device, collect
+    from rga_reid.inference.feature_files import write_features
     from rga_reid.models import load_model
-    from rga_reid.retrieval import stream_features
-    from rga_reid.retrieval.extraction import choose_device, collected
-    from rga_reid.retrieval.feature_files import write_features
-    from rga_reid.retrieval.team import Batches, team
 
     check_outputs(options, {"out": (".npz",)})
-    whole_number("--batch-size", options.batch_size)
+    check_int("--batch-size", options.batch_size)
     require_new(options.out, overwrite=options.overwrite)
     table = table_from_images(options.images)
-    with team() as workers:
+    with process_group() as workers:
         device = choose_device(options.device)
         model = load_model(options.checkpoint, device)
 
@@ -52,7 +51,7 @@ def run(options: Namespace) -> None:
             return stream_features(model, rows, options.batch_size, device)
 
         batches = workers.gathered(shards_folder(options.out), table, options.batch_size, embed)
-        features = collected(batches, len(table), model.dimension)
+        features = collect(batches, len(table), model.dimension)
     if workers.rank == 0:
         write_features(options.out, features, table)
         print(f"{options.out}: {len(features)} images, {features.shape[1]} features each")

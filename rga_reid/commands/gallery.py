@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.labelled import files_beside
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
-from rga_reid.commands.sources import (
+from rga_reid.commands._options import (
     LOCATION,
     add_source_options,
     check_source,
     checkpoint_for,
     embedded,
     features_of,
+    files_beside,
     images_of,
+    new_parser,
     shards_folder,
 )
-from rga_reid.errors import InputError, printable
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import InputError, sanitize
 from rga_reid.files import unchanged
-from rga_reid.progress import moving_bar
+from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rga_reid.retrieval import Gallery
+    from rga_reid.gallery import Gallery
 
-#: Settings of the approximate indexes, as ``rga_reid.retrieval.indexes`` knows them.
+#: Settings of the approximate indexes, as ``rga_reid.gallery.index`` knows them.
 SETTINGS = {
     "hnsw_m": "hnsw: links of each image in the graph (32)",
     "ef_construction": "hnsw: candidates weighed when an image is linked (128)",
@@ -125,16 +125,16 @@ def _build(options: Namespace) -> Gallery | None:
         raise InputError("gallery build: --resume goes with images; a build from features starts over")
     if options.resume and options.overwrite:
         raise InputError("gallery build: --resume goes on, --overwrite starts over; expected one of them")
+    from rga_reid.gallery.folder import gallery_builder, require_place, save_features
+    from rga_reid.gallery.index import IndexConfig
+    from rga_reid.inference import ModelFingerprint
+    from rga_reid.inference.distributed import Batches, process_group
+    from rga_reid.inference.embed import choose_device
     from rga_reid.models import load_model
-    from rga_reid.retrieval import ModelRecord
-    from rga_reid.retrieval.builder import gallery_builder, require_place, save_features
-    from rga_reid.retrieval.extraction import choose_device
-    from rga_reid.retrieval.indexes import IndexPlan
-    from rga_reid.retrieval.team import Batches, team
 
     settings = {name: options[name] for name in SETTINGS if options[name] is not None}
-    IndexPlan(options.index, settings)
-    with team() as workers:
+    IndexConfig(options.index, settings)
+    with process_group() as workers:
         if options.features is not None:
             if workers.rank > 0:  # there is nothing to share
                 return None
@@ -150,8 +150,8 @@ def _build(options: Namespace) -> Gallery | None:
         device, table = choose_device(options.device), images_of(options)
         with unchanged(options.checkpoint):
             model = load_model(options.checkpoint)
-            record = ModelRecord.of(model, options.checkpoint)
-        IndexPlan(options.index, settings).check_dimension(model.dimension)  # before anything is embedded
+            record = ModelFingerprint.of(model, options.checkpoint)
+        IndexConfig(options.index, settings).check_dimension(model.dimension)  # before anything is embedded
 
         def gathered(rows: pd.DataFrame) -> Batches:
             shards, embed = shards_folder(options.gallery), partial(embedded, model, options, device)
@@ -181,10 +181,10 @@ def _build(options: Namespace) -> Gallery | None:
 
 def _add(options: Namespace) -> Gallery:
     check_source(options, "gallery add")
+    from rga_reid.inference import ModelFingerprint
+    from rga_reid.inference.distributed import iter_blocks
+    from rga_reid.inference.embed import choose_device
     from rga_reid.models import load_model
-    from rga_reid.retrieval import ModelRecord
-    from rga_reid.retrieval.extraction import choose_device
-    from rga_reid.retrieval.team import in_blocks
 
     gallery = _info(options)
     if options.features is not None:
@@ -197,9 +197,9 @@ def _add(options: Namespace) -> Gallery:
     checkpoint = checkpoint_for(gallery, options)
     with unchanged(checkpoint):
         model = load_model(checkpoint)
-        record = ModelRecord.of(model, checkpoint)
+        record = ModelFingerprint.of(model, checkpoint)
     gallery.require_model(record)
-    for features, rows in in_blocks(embedded(model, options, device, table)):
+    for features, rows in iter_blocks(embedded(model, options, device, table)):
         gallery.add(features, rows, model=record)
     return gallery
 
@@ -235,7 +235,7 @@ def _remove(news: list[str], options: Namespace) -> Gallery:
 
 
 def _info(options: Namespace) -> Gallery:
-    from rga_reid.retrieval import Gallery
+    from rga_reid.gallery import Gallery
 
     gallery = Gallery.open(options.gallery)
     if gallery.model is not None:
@@ -245,7 +245,7 @@ def _info(options: Namespace) -> Gallery:
 
 def _verify(news: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
-    with moving_bar("verifying") as moved:
+    with progress_bar("verifying") as moved:
         files = gallery.verify(moved)
     if gallery.describe()["segments"] is None:
         news.append(f"verified: {_count(files, 'image')} read back from Milvus")
@@ -308,4 +308,4 @@ def _print(facts: dict[str, Any]) -> None:
         lines["input"] = "{} x {} pixels (height x width)".format(*model["size"])
     width = max(map(len, lines))
     for name, value in lines.items():
-        print(f"{name:<{width}}  {printable(value)}")
+        print(f"{name:<{width}}  {sanitize(value)}")

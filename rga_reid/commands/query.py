@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import whole_number
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import add_device_option, new_parser
-from rga_reid.commands.sources import LOCATION, check_images, checkpoint_for
-from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
-from rga_reid.errors import InputError, printable
+from rga_reid.commands._options import (
+    LOCATION,
+    add_device_option,
+    add_threshold_options,
+    check_images,
+    check_threshold,
+    checkpoint_for,
+    new_parser,
+    threshold_of,
+)
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
@@ -77,7 +83,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Search, print the matches and write the files asked for."""
-    whole_number("--top-k", options.top_k)
+    check_int("--top-k", options.top_k)
     check_threshold(options)
     if options.shortlist is not None and not options.rerank:
         raise InputError("--shortlist: goes with --rerank")
@@ -87,10 +93,11 @@ def run(options: Namespace) -> None:
     queries = _query_table(options.image)
 
     from rga_reid.evaluation import ReRanking
+    from rga_reid.gallery import Gallery
+    from rga_reid.gallery.gallery import SHORTLIST
+    from rga_reid.inference import extract_features
+    from rga_reid.inference.embed import choose_device
     from rga_reid.models import load_model
-    from rga_reid.retrieval import Gallery, extract_features
-    from rga_reid.retrieval.extraction import choose_device
-    from rga_reid.retrieval.gallery import SHORTLIST
 
     device, threshold = choose_device(options.device), threshold_of(options)
     gallery = Gallery.open(options.gallery)
@@ -193,8 +200,8 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
         table.add_column("image", overflow="fold")
         for match in result["matches"]:
             labels = ["unknown" if match[key] is None else str(match[key]) for key in ("pid", "camid")]
-            table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, printable(match["path"]))
-        console.print(printable(result["image"]), soft_wrap=True)
+            table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, sanitize(match["path"]))
+        console.print(sanitize(result["image"]), soft_wrap=True)
         console.print(table if result["matches"] else "no match in this gallery")
     if len(results) > _PRINTED_QUERIES:
         more = len(results) - _PRINTED_QUERIES

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser
-from rga_reid.errors import printable
+from rga_reid.commands._options import new_parser
+from rga_reid.commands._output import check_outputs
+from rga_reid.errors import sanitize
 from rga_reid.files import require_new, write_json
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def run(options: Namespace) -> None:
     """Read, compare, write."""
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in FILES]})
     require_new(options.out, overwrite=options.overwrite)
-    from rga_reid.experiments.collecting import conditions_of, kept_plan, read_evaluations, unfinished_runs
-    from rga_reid.reports.ablation_tables import AblationReport, published_figures
+    from rga_reid.experiments.results import read_evaluations, read_kept_plan, run_conditions, unfinished_runs
+    from rga_reid.reports.ablation_tables import AblationReport, load_published
 
-    published = published_figures(options.published)
+    published = load_published(options.published)
     evaluations = read_evaluations(options.places)
     places = [Path(place) for place in options.places]
     names = {one.name for one in evaluations}
-    kept = kept_plan(places[0]).get("baseline")
+    kept = read_kept_plan(places[0]).get("baseline")
     failures, missing = unfinished_runs(places)
     report = AblationReport(
         options.title,
@@ -61,7 +61,7 @@ def run(options: Namespace) -> None:
         failures=failures,
         missing=missing,
         published=published,
-        conditions=conditions_of(places[0]) if len(places) == 1 else "",
+        conditions=run_conditions(places[0]) if len(places) == 1 else "",
         planned_baseline="" if options.baseline else kept or "",
     )
     finish(report, Path(options.out), photos=not options.no_photos, json=options.json)
@@ -74,7 +74,7 @@ def finish(report: AblationReport, out: Path, *, photos: bool, json: str | None)
     from rich.console import Console
     from rich.table import Table
 
-    from rga_reid.reports.ablation_report import write_report
+    from rga_reid.reports.ablation_page import write_report
     from rga_reid.reports.ablation_tables import score_table
 
     page = write_report(report, out, photos=photos)[0]
@@ -82,11 +82,11 @@ def finish(report: AblationReport, out: Path, *, photos: bool, json: str | None)
         write_json(json, {"baseline": report.baseline, "variants": [asdict(row) for row in report.rows]})
     kept = (0, 1, 2, 4, 6, 7)  # what fits into 80 columns; the files have all
     head, *lines = ([line[column] for column in kept] for line in score_table(report))
-    table = Table(title=printable(report.title), title_justify="left")
+    table = Table(title=sanitize(report.title), title_justify="left")
     for heading in head:
         table.add_column(heading, overflow="fold")
     for line in lines:
-        table.add_row(*map(printable, line))
+        table.add_row(*map(sanitize, line))
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(f"report: {page}", soft_wrap=True)

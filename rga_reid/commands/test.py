@@ -7,11 +7,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import whole_number
-from rga_reid.commands.labelled import re_ranking_explained
-from rga_reid.commands.output import check_outputs, print_ranking
-from rga_reid.commands.parsing import add_device_option, new_parser
-from rga_reid.progress import moving_bar
+from rga_reid.commands._options import add_device_option, new_parser, re_ranking_explained
+from rga_reid.commands._output import check_outputs, print_ranking
+from rga_reid.errors import check_int
+from rga_reid.runtime import progress_bar
 
 
 def parser() -> ArgumentParser:
@@ -39,33 +38,33 @@ def run(options: Namespace) -> None:
     """Check the files, embed, rank, print."""
     from rga_reid.data import load_card, read_table
     from rga_reid.evaluation import ReRanking
-    from rga_reid.experiments.testing import embed_test_images, rank_test_images
+    from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images
     from rga_reid.files import write_json, write_text
-    from rga_reid.models import Mirrored, load_model
-    from rga_reid.retrieval.extraction import choose_device
+    from rga_reid.inference.embed import choose_device
+    from rga_reid.models import FlipTTA, load_model
 
     check_outputs(options, {"json": (), "html": ()})
     if options.html is not None:
-        from rga_reid.reports.feature_space import require_layout
+        from rga_reid.reports.plots import require_layout
 
         require_layout()
-    whole_number("--batch-size", options.batch_size)
+    check_int("--batch-size", options.batch_size)
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
     features, table = embed_test_images(
-        Mirrored(model) if options.flip else model, table, batch_size=options.batch_size, device=device
+        FlipTTA(model) if options.flip else model, table, batch_size=options.batch_size, device=device
     )
     protocol: dict[str, Any] = {
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    with moving_bar("ranking") as moved, re_ranking_explained():
+    with progress_bar("ranking") as moved, re_ranking_explained():
         result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())
     if options.html is not None:
-        from rga_reid.experiments.ranking_page import ranking_page
+        from rga_reid.experiments.evaluate_model import ranking_page
 
         order = ", re-ranked" if options.rerank else ""
         data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"

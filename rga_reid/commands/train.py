@@ -14,20 +14,18 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.checks import MOST_SEED, whole_number
-from rga_reid.commands.output import print_ranking
-from rga_reid.commands.parsing import new_parser
+from rga_reid.commands._options import new_parser
+from rga_reid.commands._output import print_ranking
 from rga_reid.data import load_card, read_table
-from rga_reid.errors import InputError
+from rga_reid.errors import MAX_SEED, InputError, check_int
+from rga_reid.experiments.evaluate_model import evaluate_model
 from rga_reid.experiments.recipes import read_recipe
-from rga_reid.experiments.testing import evaluate_model
 from rga_reid.files import write_json
-from rga_reid.inputs import shortened
+from rga_reid.inference.embed import choose_device
+from rga_reid.inputs import truncate
 from rga_reid.models import load_model
-from rga_reid.retrieval.extraction import choose_device
 from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
-from rga_reid.training.fit import TEST
-from rga_reid.training.precision import Precision
+from rga_reid.training.trainer import TEST, Precision
 
 # Trainer options that follow from --out or from the sampler, or say more
 _OURS = {"default_root_dir", "logger", "precision", "use_distributed_sampler"}
@@ -139,7 +137,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def fit_recipe(options: Namespace) -> Path:
     """Check the folder and the data, then build the model and train it; returns the checkpoint to test."""
-    whole_number("--seed", options.seed, 0, MOST_SEED)
+    check_int("--seed", options.seed, 0, MAX_SEED)
     if options.trainer.barebones:
         raise InputError("--trainer.barebones: cannot be used here: it would keep no checkpoint and no log")
     check_output(options.out, overwrite=options.overwrite, resume=options.resume)
@@ -154,7 +152,7 @@ def fit_recipe(options: Namespace) -> Path:
         for cause in _causes(error):
             if isinstance(cause, InputError):  # of our classes, which say it better than what tries them all
                 raise cause from None
-        what = f"{type(error).__name__}: {shortened(error)}"
+        what = f"{type(error).__name__}: {truncate(error)}"
         raise InputError(f"train: cannot make what the recipe and the options say ({what})") from None
     return fit(
         built.model,

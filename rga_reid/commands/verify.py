@@ -6,10 +6,15 @@ from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import add_device_option, new_parser
-from rga_reid.commands.sources import check_images
-from rga_reid.commands.thresholds import add_threshold_options, check_threshold, threshold_of
+from rga_reid.commands._options import (
+    add_device_option,
+    add_threshold_options,
+    check_images,
+    check_threshold,
+    new_parser,
+    threshold_of,
+)
+from rga_reid.commands._output import check_outputs
 from rga_reid.files import write_json
 
 
@@ -36,9 +41,9 @@ def run(options: Namespace) -> None:
     check_images("A", options.first)
     check_images("B", options.second)
 
+    from rga_reid.inference.embed import choose_device
+    from rga_reid.inference.verify import verify
     from rga_reid.models import load_model
-    from rga_reid.retrieval.extraction import choose_device
-    from rga_reid.retrieval.verification import verify
 
     threshold = threshold_of(options)
     device = choose_device(options.device)

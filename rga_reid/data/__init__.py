@@ -4,14 +4,8 @@ from rga_reid.data.cache import cached_images
 from rga_reid.data.cards import Card, Source, Split, load_card
 from rga_reid.data.check import Counts, DataReport, check_data
 from rga_reid.data.images import MAX_PIXELS, ImageError, decode, list_images, read_image
-from rga_reid.data.survey import Problem
-from rga_reid.data.tables import (
-    read_table,
-    read_training,
-    table_digest,
-    table_from_files,
-    table_from_images,
-)
+from rga_reid.data.readers import read_table, read_training, table_digest, table_from_files, table_from_images
+from rga_reid.data.records import Problem
 
 __all__ = [
     "MAX_PIXELS",

@@ -17,13 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from rga_reid.checks import one_of
-from rga_reid.data.images import decode, pixel_size
-from rga_reid.data.threads import in_threads
-from rga_reid.errors import InputError
+from rga_reid.data.images import decode, map_in_threads, pixel_size
+from rga_reid.errors import InputError, check_choice
 from rga_reid.files import atomic_file, reserve, write_json
 from rga_reid.inputs import read_json
-from rga_reid.memory import free_memory
+from rga_reid.runtime import free_memory
 
 FOLDER = ".rga-reid-cache"  #: beside the data; hidden, so that no reader takes it for a folder of images
 SPARE = 0.2  #: share of the free memory that images in memory leave to the rest of the program
@@ -50,7 +48,7 @@ def cached_images(
     Raises:
         InputError: an image that cannot be read; a file that cannot be written.
     """
-    one_of("cache", where, ("memory", "file"))
+    check_choice("cache", where, ("memory", "file"))
     names = "\n".join(os.path.relpath(path, beside) for path in paths)
     height, width = size
     file = beside / FOLDER / f"{_digest(names)}-{height}x{width}.npy"
@@ -123,7 +121,7 @@ def _open(file: Path, fingerprint: str, count: int) -> np.ndarray | None:
 def _common_size(paths: Sequence[str], size: tuple[int, int]) -> tuple[int, int]:
     """The size that all images have, if it is one and no larger than ``size``; else ``size``."""
     common: tuple[int, int] | None = None
-    for found in in_threads(pixel_size, paths, 2, "reading sizes"):
+    for found in map_in_threads(pixel_size, paths, 2, "reading sizes"):
         common = common or found
         if found != common or found[0] > size[0] or found[1] > size[1]:
             return size

@@ -13,8 +13,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from rga_reid.errors import InputError, did_you_mean, quoted
-from rga_reid.inputs import read_yaml, shortened
+from rga_reid.errors import InputError, did_you_mean, short_repr
+from rga_reid.inputs import read_yaml, truncate
 from rga_reid.resources import find_resource
 
 SPLITS = ("train", "query", "gallery")  #: in the order of a table
@@ -107,7 +107,7 @@ class Card:
 
     def _check_split(self, name: str, split: Split) -> None:
         if name not in SPLITS:
-            self._refuse(f"splits.{shortened(name, 80)}", f"unknown split, known: {', '.join(SPLITS)}")
+            self._refuse(f"splits.{truncate(name, 80)}", f"unknown split, known: {', '.join(SPLITS)}")
         if not split.sources:
             self._refuse(f"splits.{name}.sources", "expected at least one source")
         for number, source in enumerate(split.sources):
@@ -133,7 +133,7 @@ class Card:
                 warnings.simplefilter("ignore")  # of what a later Python may read otherwise
                 return set(re.compile(self.pattern).groupindex)
         except (re.error, OverflowError, RecursionError, MemoryError) as error:
-            self._refuse("pattern", f"not a regular expression ({shortened(error)})")
+            self._refuse("pattern", f"not a regular expression ({truncate(error)})")
 
     def _refuse(self, key: str, problem: str) -> NoReturn:
         raise InputError(f"card {self.name}: {key}: {problem}")
@@ -157,13 +157,13 @@ def load_card(card: str | os.PathLike[str] | Card) -> Card:
 def _build(cls: Any, value: Any, card: str, key: str) -> Any:
     """The dataclass ``cls`` from a YAML mapping; each key is converted by its entry in ``_CONVERTERS``."""
     if not isinstance(value, Mapping):
-        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {quoted(value)}")
+        raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {short_repr(value)}")
     known = {item.name: item for item in fields(cls)}
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in known:
             hint = did_you_mean(str(name), known) or f" (known: {', '.join(known)})"
-            raise InputError(f"{card}: {prefix}{shortened(name, 80)}: unknown key{hint}")
+            raise InputError(f"{card}: {prefix}{truncate(name, 80)}: unknown key{hint}")
     for name, item in known.items():
         if name not in value and item.default is MISSING:
             raise InputError(f"{card}: {prefix}{name}: this key is missing")
@@ -173,7 +173,7 @@ def _build(cls: Any, value: Any, card: str, key: str) -> Any:
         try:
             converted[name] = convert(item, card, f"{prefix}{name}")
         except TypeError:
-            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {quoted(item)}") from None
+            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {short_repr(item)}") from None
     return cls(**converted)
 
 
@@ -222,7 +222,7 @@ def _splits(value: Any, card: str, key: str) -> dict[str, Split]:
     if not isinstance(value, Mapping):
         raise TypeError
     return {
-        str(name): _build(Split, item, card, f"{key}.{shortened(name, 80)}") for name, item in value.items()
+        str(name): _build(Split, item, card, f"{key}.{truncate(name, 80)}") for name, item in value.items()
     }
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
-from rga_reid.data.images import ImageError, read_image
-from rga_reid.data.survey import Problem
-from rga_reid.data.tables import DEFAULT_CARD, is_csv, survey_data, to_table
-from rga_reid.data.threads import in_threads
+from rga_reid.data.images import ImageError, map_in_threads, read_image
+from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
+from rga_reid.data.records import Problem
 
 Found = dict[str, tuple[int, int] | Problem]
 
@@ -94,7 +93,7 @@ def check_data(
         InputError: there is nothing to count: the root is missing or of another layout.
     """
     described = None if card is None and is_csv(root) else load_card(card or DEFAULT_CARD)
-    survey = survey_data(root, described or DEFAULT_CARD)
+    survey = scan_data(root, described or DEFAULT_CARD)
     table = to_table(survey)
     junk = table.pid.isin(described.junk_pids if described else (-1,))
     distractor = table.pid.isin(described.distractor_pids if described else ())
@@ -180,7 +179,7 @@ def _look_at(paths: list[str], fast: bool, threads: int) -> Found:
             return Problem(error.fault, path, error.detail)
         return image.height, image.width
 
-    looks = in_threads(look, paths, threads, "decoding")
+    looks = map_in_threads(look, paths, threads, "decoding")
     return {path: value for path, value in zip(paths, looks, strict=True) if value is not None}
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import os
+import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,11 @@ import numpy as np
 from PIL import Image
 
 from rga_reid.data.cards import Card
-from rga_reid.data.images import MAX_PIXELS
-from rga_reid.data.mat_files import read_mat
-from rga_reid.data.survey import Survey, contents
-from rga_reid.data.threads import in_threads
+from rga_reid.data.images import MAX_PIXELS, map_in_threads
+from rga_reid.data.records import Scan, list_entries
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_folder
-from rga_reid.inputs import shortened
+from rga_reid.inputs import read_file, truncate
 
 PICTURES = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat")  #: where the pictures' file may lie
 _VARIABLES = ("filelist", "labels", "train_idx", "query_idx", "gallery_idx")
@@ -36,7 +36,7 @@ _MOST_BYTES = 16 << 30  # of all pictures: a megabyte for each of CUHK03's 14,09
 _FIRST_CAMERA = 5  # images of an identity that are the first camera's; the others are the second's
 
 
-def survey_cuhk03(root: Path, card: Card) -> Survey:
+def scan_cuhk03(root: Path, card: Card) -> Scan:
     """Read the split that the card's protocol files tell; the pictures are unpacked on first use.
 
     The folder of a source is the variable in ``cuhk-03.mat``, and the folder in ``root`` it is unpacked to.
@@ -44,7 +44,7 @@ def survey_cuhk03(root: Path, card: Card) -> Survey:
     Raises:
         InputError: a file is missing, or not the MATLAB file that it should be; ``root`` cannot be written.
     """
-    survey = Survey()
+    survey = Scan()
     protocols: dict[str, dict[str, np.ndarray]] = {}
     for split, described in card.splits.items():
         for source in described.sources:
@@ -83,7 +83,7 @@ def unpack(root: Path, kind: str) -> Path:
     if not files:
         raise InputError(
             f"{root}: expected {' or '.join(PICTURES)}, or its pictures unpacked in {kind}/, found "
-            f"{contents(root)}"
+            f"{list_entries(root)}"
         )
     try:
         archive = h5py.File(files[0], "r")
@@ -112,15 +112,15 @@ def unpack(root: Path, kind: str) -> Path:
 
         try:
             if not isinstance(archive.get(kind, getlink=True), h5py.HardLink):  # others lead to other files
-                found = shortened(", ".join(archive)) or "none"
+                found = truncate(", ".join(archive)) or "none"
                 raise InputError(f"{files[0]}: expected the variable {kind!r}, found {found}")
             # one thread: HDF5 reads one thing at a time
-            written = sum(in_threads(write, list(_cells(archive, kind)), 1, f"unpacking {kind}"))
+            written = sum(map_in_threads(write, list(_cells(archive, kind)), 1, f"unpacking {kind}"))
         except InputError:
             raise
         except Exception as error:  # h5py raises nearly anything on a damaged file
             raise InputError(
-                f"{files[0]}: {kind!r} is not the cells of cells of CUHK03 ({shortened(error)})"
+                f"{files[0]}: {kind!r} is not the cells of cells of CUHK03 ({truncate(error)})"
             ) from None
         if not written:
             raise InputError(f"{files[0]}: no picture in {kind!r}")
@@ -226,7 +226,7 @@ def _cells(archive: Any, kind: str) -> Iterator[tuple[str, Any]]:
 def _read_protocol(root: Path, name: str) -> dict[str, np.ndarray]:
     file = root / name
     if not file.is_file():
-        raise InputError(f"{file}: expected this protocol file, found {contents(root)}")
+        raise InputError(f"{file}: expected this protocol file, found {list_entries(root)}")
     try:
         content = read_mat(file, _VARIABLES)
     except ValueError as error:
@@ -255,3 +255,95 @@ def _entry(protocol: dict[str, np.ndarray], number: float, file: Path) -> tuple[
     if not len(name) or not isinstance(name[0], str) or not label.is_integer():
         raise InputError(f"{file}: image {number}: expected a name and a whole number")
     return str(name[0]), int(label)
+
+
+#: Bytes of all variables: a protocol of CUHK03 has 2 MiB, and SciPy makes up to ten times as much of texts.
+MAX_UNPACKED = 8 << 20
+
+_HEADER = 128  # bytes, of which the last two tell the order of bytes in numbers
+_COMPRESSED, _MATRIX = 15, 14  # types of elements
+_CELL, _CHAR, _NUMBERS = 1, 4, range(6, 16)  # classes of arrays
+_DEEPEST = 4  # cells inside each other
+_SMALLEST = 48  # bytes of a cell that tells its kind, shape and name: eight can stand for an empty one
+
+
+def read_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Some variables of a MATLAB 5 file: numbers, texts and cells of them.
+
+    Returns:
+        Arrays by their names; those that are not there are left out.
+
+    Raises:
+        InputError: no such file, or a larger one than any of the kind.
+        ValueError: another format, or a damaged file; the text tells what was found.
+    """
+    from scipy.io import loadmat  # here: only CUHK03 needs it
+
+    content = read_file(file, MAX_UNPACKED)
+    try:
+        _look_through(content, names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # SciPy's, such as of two variables of one name
+            found = loadmat(file, appendmat=False, variable_names=list(names))
+    except InputError:
+        raise
+    except Exception as error:  # SciPy raises nearly anything on a damaged file
+        raise ValueError(truncate(error) or type(error).__name__) from None
+    return {name: found[name] for name in names if name in found}
+
+
+def _look_through(content: bytes, names: Sequence[str]) -> None:
+    """Refuse what would not fit into memory; ``ValueError`` or ``struct.error`` for what cannot be read."""
+    if content.startswith((b"MATLAB 7.3", b"\x89HDF")):
+        raise ValueError("this is MATLAB 7.3 (HDF5)")
+    mark = content[_HEADER - 2 : _HEADER]
+    if mark not in (b"IM", b"MI"):
+        raise ValueError("it has no header of that format")
+    order = "<" if mark == b"IM" else ">"
+    left = MAX_UNPACKED
+    for kind, data in _elements(content[_HEADER:], order):
+        if kind == _COMPRESSED:
+            unpacker = zlib.decompressobj()
+            data = unpacker.decompress(data, left)
+            if unpacker.unconsumed_tail:
+                raise ValueError(f"more than {MAX_UNPACKED:,} bytes in its variables")
+            kind, data = next(_elements(data, order), (0, b""))
+        left -= len(data)
+        if kind != _MATRIX or left <= 0:
+            raise ValueError("an element that is no variable" if left > 0 else "too large")
+        _check_matrix(data, order, names, 0)
+
+
+def _check_matrix(data: bytes, order: str, names: Sequence[str], depth: int) -> None:
+    """An array may have no more values than bytes, and a cell array no more than whole cells take."""
+    parts = _elements(data, order)
+    (_, flags), (_, dimensions), (_, name) = next(parts), next(parts), next(parts)
+    if depth == 0 and name.decode("latin-1") not in names:
+        return
+    kind = struct.unpack(f"{order}I", flags[:4])[0] & 0xFF
+    size = math.prod(struct.unpack(f"{order}{len(dimensions) // 4}I", dimensions))
+    if kind != _CELL and kind != _CHAR and kind not in _NUMBERS:
+        raise ValueError(
+            f"variable {name.decode('latin-1')!r} of class {kind}: expected numbers, texts or cells"
+        )
+    if size > len(data) // (_SMALLEST if kind == _CELL else 1) or depth > _DEEPEST:
+        raise ValueError(f"an array of {size:,} values in {len(data):,} bytes")
+    if kind == _CELL:
+        for part, inner in parts:
+            if part == _MATRIX and inner:
+                _check_matrix(inner, order, names, depth + 1)
+
+
+def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each element."""
+    place = 0
+    while place + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}2I", data, place)
+        if kind >> 16:  # both in four bytes, the content in the four after them
+            kind, size, start, step = kind & 0xFFFF, kind >> 16, place + 4, 8
+        else:
+            start, step = place + 8, 8 + size + (-size % 8 if kind != _COMPRESSED else 0)
+        if start + size > len(data):
+            raise ValueError(f"an element of {size:,} bytes where {len(data) - start:,} are left")
+        yield kind, data[start : start + size]
+        place += step

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from rga_reid.data.threads import in_threads
 from rga_reid.errors import InputError
+from rga_reid.runtime import track
 
 MAX_PIXELS = 64_000_000  #: a larger image is refused from its header, before any pixel is decoded
 MAX_BYTES = 4 * MAX_PIXELS + (1 << 20)  #: of a file: some decoders read all of it before they look at it
@@ -34,7 +36,7 @@ class ImageError(InputError):
     """
 
     def __init__(self, path: str | os.PathLike[str], fault: Fault, detail: str) -> None:
-        super().__init__(f"{shown(path)}: {detail}")
+        super().__init__(f"{display_path(path)}: {detail}")
         self.fault, self.detail = fault, detail
 
 
@@ -93,7 +95,7 @@ def decode(
 
     def fill(row: int) -> None:
         try:
-            images[row] = pixels_of(read_image(files[row]), (height, width))
+            images[row] = to_pixels(read_image(files[row]), (height, width))
         except ImageError as error:
             if refused is None:
                 raise
@@ -101,14 +103,14 @@ def decode(
         except MemoryError:
             raise
         except Exception as error:  # a defect of this program: the file that shows it is worth knowing
-            raise RuntimeError(f"{shown(files[row])}: cannot be decoded") from error
+            raise RuntimeError(f"{display_path(files[row])}: cannot be decoded") from error
 
-    for _ in in_threads(fill, range(len(files)), threads, "decoding"):
+    for _ in map_in_threads(fill, range(len(files)), threads, "decoding"):
         pass
     return images
 
 
-def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """Pixels uint8 ``(3, H, W)`` of an RGB image, resized bilinearly with antialiasing to ``size`` (H, W)."""
     height, width = size
     if image.size != (width, height):
@@ -155,7 +157,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(images, key=lambda path: path.relative_to(root).as_posix())
 
 
-def is_litter(name: str) -> bool:
+def is_ignored_file(name: str) -> bool:
     """Whether a file name is one that file managers leave about: hidden, ``Thumbs.db``, ``desktop.ini``."""
     return name.startswith(".") or name.lower() in _LITTER
 
@@ -169,7 +171,7 @@ def is_unicode(path: str) -> bool:
     return True
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def display_path(path: str | os.PathLike[str]) -> str:
     """A path for people to read, bytes that are not Unicode escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -202,10 +204,10 @@ def _walk(root: Path) -> list[Path]:
             seen.add((status.st_dev, status.st_ino))
             # in reverse, for ``pop`` takes the last: of two links to one folder the first in order counts
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
-                if is_litter(entry.name):
+                if is_ignored_file(entry.name):
                     continue
                 if not is_unicode(entry.path):
-                    raise InputError(f"{shown(entry.path)}: the name is not valid UTF-8; rename it")
+                    raise InputError(f"{display_path(entry.path)}: the name is not valid UTF-8; rename it")
                 (folders if entry.is_dir() else files).append(folder / entry.name)
         except OSError as error:
             raise InputError(f"{folder}: cannot read this folder ({error.strerror})") from None
@@ -276,3 +278,35 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
         return image.convert("RGB")
     except ValueError:
         raise ImageError(path, "unreadable", f"pixel type {image.mode!r}: cannot be shown as RGB") from None
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD = 32  # items that wait for each thread
+_MANY = 1000  # files from which the work takes long enough for a progress bar
+
+
+def map_in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], threads: int, what: str
+) -> Iterator[Result]:
+    """Yield ``function(item)`` in the order of ``items``; the first error, or Ctrl-C, drops the rest."""
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            results = _in_order(pool, function, items, _AHEAD * threads)
+            yield from results if len(items) < _MANY else track(results, what, len(items))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # the block waits for those that have begun
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """As ``pool.map``, which would take up all items at once."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,26 +1,25 @@
 """Evaluation: pure functions on arrays. Knows no model and no file."""
 
-from rga_reid.evaluation.calibration import Calibration, calibrate
-from rga_reid.evaluation.expansion import expand_queries
-from rga_reid.evaluation.lists import RankedList, ranked_lists
-from rga_reid.evaluation.pairs import PairScores, pair_scores
+from rga_reid._deprecated import module_getattr
+from rga_reid.evaluation.calibration import Calibration, PairScores, calibrate, pair_scores
+from rga_reid.evaluation.metrics import RankingResult, RepeatedResult
 from rga_reid.evaluation.protocols import (
     PROTOCOLS,
+    IgnoreCameras,
     MultiQuery,
-    NoCameras,
     SingleQuery,
     SingleShot,
     evaluate_protocol,
 )
-from rga_reid.evaluation.ranking import evaluate_distances, evaluate_ranking
-from rga_reid.evaluation.reranking import ReRanking, re_ranked_distances
-from rga_reid.evaluation.result import RankingResult, RepeatedResult
+from rga_reid.evaluation.query_expansion import expand_queries
+from rga_reid.evaluation.ranking import RankedList, evaluate_distances, evaluate_ranking, ranked_lists
+from rga_reid.evaluation.rerank import ReRanking, re_ranked_distances
 
 __all__ = [
     "PROTOCOLS",
     "Calibration",
+    "IgnoreCameras",
     "MultiQuery",
-    "NoCameras",
     "PairScores",
     "RankedList",
     "RankingResult",
@@ -37,3 +36,5 @@ __all__ = [
     "ranked_lists",
     "re_ranked_distances",
 ]
+
+__getattr__ = module_getattr(__name__)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rga_reid.checks import MOST_SEED, whole_number
 from rga_reid.data.synthetic import SyntheticSettings
-from rga_reid.errors import InputError, did_you_mean, quoted
-from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, seen_from
-from rga_reid.inputs import shortened
+from rga_reid.errors import MAX_SEED, InputError, check_int, did_you_mean, short_repr
+from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, relative_to
+from rga_reid.inputs import truncate
 
 _DEEPEST = 20  # dots in the name of an option
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is its folder's
@@ -46,12 +45,12 @@ class Variant:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise InputError(f"name: expected letters, digits, '_', '.' or '-', got {quoted(self.name)}")
+            raise InputError(f"name: expected letters, digits, '_', '.' or '-', got {short_repr(self.name)}")
         for seed in self.seeds:
-            whole_number("seeds", seed, 0, MOST_SEED)
+            check_int("seeds", seed, 0, MAX_SEED)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
-                f"seeds: expected different whole numbers from 0, got {quoted(list(self.seeds))}"
+                f"seeds: expected different whole numbers from 0, got {short_repr(list(self.seeds))}"
             )
 
 
@@ -84,8 +83,8 @@ class Plan:
             if name in folders[:number]:
                 raise InputError(f"variants[{number}].name: {names[number]!r} stands there twice")
         if self.baseline not in names:
-            known = shortened(", ".join(names))
-            raise InputError(f"baseline: expected one of {known}, got {quoted(self.baseline)}")
+            known = truncate(", ".join(names))
+            raise InputError(f"baseline: expected one of {known}, got {short_repr(self.baseline)}")
 
     def order(self) -> list[tuple[Variant, int]]:
         """The runs in the order they are made: each variant's first seed, then each one's second, ..."""
@@ -122,18 +121,18 @@ def read_plan(name: str) -> Plan:
 def _variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Variant:
     key = f"variants[{number}]"
     if not isinstance(item, dict):
-        raise InputError(f"{key}: expected a mapping with a name, got {quoted(item)}")
+        raise InputError(f"{key}: expected a mapping with a name, got {short_repr(item)}")
     try:
         _check_keys(item, _VARIANT_KEYS, ("name",))
         recipe = item.get("recipe", plan.get("recipe"))
         if not isinstance(recipe, str):
             raise InputError(
-                f"recipe: expected a recipe's name, here or for all variants, got {quoted(recipe)}"
+                f"recipe: expected a recipe's name, here or for all variants, got {short_repr(recipe)}"
             )
         seeds = item.get("seeds", plan.get("seeds", [0]))
         if not isinstance(seeds, list):
-            raise InputError(f"seeds: expected a list of whole numbers, got {quoted(seeds)}")
-        options = read_recipe(seen_from(path, recipe))
+            raise InputError(f"seeds: expected a list of whole numbers, got {short_repr(seeds)}")
+        options = read_recipe(relative_to(path, recipe))
         for overrides in (plan.get("overrides"), item.get("overrides")):
             options = merge(options, _nested(overrides))
         check_sections(options)
@@ -147,11 +146,11 @@ def _nested(overrides: Any) -> dict[str, Any]:
     if overrides is None:
         return {}
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
-        raise InputError(f"overrides: expected a mapping of options, got {quoted(overrides)}")
+        raise InputError(f"overrides: expected a mapping of options, got {short_repr(overrides)}")
     nested: dict[str, Any] = {}
     for key, value in overrides.items():
         if key.count(".") > _DEEPEST:
-            raise InputError(f"overrides: expected an option's name, got {quoted(key)}")
+            raise InputError(f"overrides: expected an option's name, got {short_repr(key)}")
         for part in reversed(key.split(".")):
             value = {part: value}
         nested = merge(nested, value)
@@ -162,7 +161,7 @@ def _synthetic(value: Any) -> SyntheticSettings:
     known = tuple(SyntheticSettings.__dataclass_fields__)
     try:
         if not isinstance(value, dict):
-            raise InputError(f"expected a mapping of settings, got {quoted(value)}")
+            raise InputError(f"expected a mapping of settings, got {short_repr(value)}")
         _check_keys(value, known, ())
         pairs: dict[str, Any] = {
             key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
@@ -176,7 +175,7 @@ def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence
     for key in value:
         if key not in known:
             hint = did_you_mean(str(key), known) or f" (known: {', '.join(known)})"
-            raise InputError(f"{shortened(key)}: unknown key{hint}")
+            raise InputError(f"{truncate(key)}: unknown key{hint}")
     for key in needed:
         if key not in value:
             raise InputError(f"{key}: this key is missing")
@@ -185,5 +184,5 @@ def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence
 def _typed(value: Mapping[str, Any], key: str, kind: type, expected: str, default: Any = None) -> Any:
     found = value.get(key, default)
     if found is not default and not isinstance(found, kind):
-        raise InputError(f"{key}: expected {expected}, got {quoted(found)}")
+        raise InputError(f"{key}: expected {expected}, got {short_repr(found)}")
     return found

@@ -11,20 +11,20 @@ import pandas as pd
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.evaluation import RankingResult
-from rga_reid.experiments.collecting import read_curve
-from rga_reid.experiments.explaining import explain
-from rga_reid.experiments.leading import leading_matches
-from rga_reid.experiments.testing import embed_test_images, rank_test_images
+from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, top_matches
+from rga_reid.experiments.explain import explain
+from rga_reid.experiments.results import read_curve
 from rga_reid.files import write_json, write_text
+from rga_reid.gallery import Gallery
+from rga_reid.inference import ModelFingerprint, extract_features
+from rga_reid.inference.embed import Embedder
 from rga_reid.models import ColourHistogram, load_model
-from rga_reid.models.costs import total_costs
-from rga_reid.reports.ablation_numbers import METRICS, Evaluation
-from rga_reid.reports.ablation_report import write_report
+from rga_reid.models.analysis import total_costs
+from rga_reid.reports.ablation_page import write_report
+from rga_reid.reports.ablation_stats import METRICS, Evaluation
 from rga_reid.reports.ablation_tables import AblationReport
-from rga_reid.reports.explorer_page import explorer_page
+from rga_reid.reports.explorer import explorer_page
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
-from rga_reid.retrieval import Gallery, ModelRecord, extract_features
-from rga_reid.retrieval.extraction import Embedder
 
 PAGE_QUERIES = 12
 MODEL = "ResNet-18 + RGA-SC"
@@ -72,7 +72,8 @@ def tell(
 
     say("gallery: build and query")
     gallery = Gallery.build(
-        *extract_features(model, table[table.split == "gallery"]), model=ModelRecord.of(model, checkpoint)
+        *extract_features(model, table[table.split == "gallery"]),
+        model=ModelFingerprint.of(model, checkpoint),
     )
     gallery.save(out / "gallery")
     queries = table[table.split == "query"].drop_duplicates("pid")
@@ -107,7 +108,7 @@ def _tested(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingRes
     features, tested = embed_test_images(model, table)
     result = rank_test_images(features, tested)
     metrics = {key: float(value) for key, value in result.to_dict().items() if key in METRICS}
-    ranked = leading_matches(features, tested)
+    ranked = top_matches(features, tested)
     return result, Evaluation(name, None, metrics, tuple(result.cmc), result.to_frame(), ranked)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import read_yaml
 from rga_reid.resources import find_resource
 
@@ -41,7 +41,7 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base: str | None = content.pop("base", None)
     if base is None:
         return content
-    return merge(read_recipe(seen_from(path, str(base)), _seen=(*_seen, path)), content)
+    return merge(read_recipe(relative_to(path, str(base)), _seen=(*_seen, path)), content)
 
 
 def read_mapping(name: str, *, what: str = "recipe") -> tuple[Path, dict[str, Any]]:
@@ -70,10 +70,10 @@ def check_sections(options: Mapping[str, Any]) -> None:
     for section in _SECTIONS:
         found = options.get(section)
         if found is not None and not isinstance(found, dict):
-            raise InputError(f"{section}: expected a mapping of options, got {quoted(found)}")
+            raise InputError(f"{section}: expected a mapping of options, got {short_repr(found)}")
 
 
-def seen_from(file: Path, name: str) -> str:
+def relative_to(file: Path, name: str) -> str:
     """A recipe's name as the YAML file ``file`` means it: paths are relative to the folder it stands in."""
     beside = file.parent / name
     return str(beside) if beside.suffix in (".yaml", ".yml") else name

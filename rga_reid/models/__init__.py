@@ -1,20 +1,19 @@
 """Models: ResNet with attention slots, the embedding head, checkpoints."""
 
+from rga_reid._deprecated import module_getattr
+from rga_reid.models.analysis import count_costs
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.checkpoints import fingerprint, load_model, save_model
 from rga_reid.models.colour_histogram import ColourHistogram
-from rga_reid.models.costs import count_costs
-from rga_reid.models.embedding import EmbeddingModel, TrainingOutput
+from rga_reid.models.convert import Published, read_official_rga, read_published
+from rga_reid.models.embedding import EmbeddingModel, FlipTTA, TrainingOutput
 from rga_reid.models.export import export_model
-from rga_reid.models.mirrored import Mirrored
-from rga_reid.models.published import Published, read_published
-from rga_reid.models.released import read_official_rga
 from rga_reid.models.resnet import ResNet, count_parameters
 
 __all__ = [
     "ColourHistogram",
     "EmbeddingModel",
-    "Mirrored",
+    "FlipTTA",
     "Published",
     "ResNet",
     "TrainingOutput",
@@ -29,3 +28,5 @@ __all__ = [
     "resolve_attention",
     "save_model",
 ]
+
+__getattr__ = module_getattr(__name__)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from torch import nn
 
 from rga_reid import attention as mechanisms
-from rga_reid.errors import InputError, quoted
-from rga_reid.inputs import shortened
+from rga_reid.errors import InputError, short_repr
+from rga_reid.inputs import truncate
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
 from rga_reid.models.resnet import STAGES, AttentionFactory, ResNet
 
@@ -43,7 +43,7 @@ def build_model(
 
     Args:
         classes: training identities; 0 for inference only.
-        attention: None, a short name (``rga_reid.attention.MECHANISMS``), a class path, or a mapping
+        attention: None, a short name (``rga_reid.attention.ATTENTION_MODULES``), a class path, or a mapping
             ``{"class_path": ..., "init_args": {...}}``.
         depth, stages, last_stride, weights, size, stem_pool: as in ``ResNet``.
         stripes, mean, std: as in ``EmbeddingModel``.
@@ -88,17 +88,17 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
     if choice is None:
         return None
     name, options = _name_and_options(choice)
-    if name in mechanisms.MECHANISMS:
-        factory: Any = mechanisms.MECHANISMS[name]
+    if name in mechanisms.ATTENTION_MODULES:
+        factory: Any = mechanisms.ATTENTION_MODULES[name]
     elif "." in name:
         factory = _import_class(name, trusted)
     else:
-        known = ", ".join(mechanisms.MECHANISMS)
-        raise InputError(f"attention: unknown mechanism {quoted(name)}; known: {known}, or a class path")
+        known = ", ".join(mechanisms.ATTENTION_MODULES)
+        raise InputError(f"attention: unknown mechanism {short_repr(name)}; known: {known}, or a class path")
     try:
         inspect.signature(factory).bind(1, (1, 1), **options)
     except TypeError as error:
-        raise InputError(f"attention {name}: {shortened(error)}") from None
+        raise InputError(f"attention {name}: {truncate(error)}") from None
     return partial(factory, **options)
 
 
@@ -113,23 +113,23 @@ def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
             and all(isinstance(k, str) for k in options)
         ):
             return name, options
-    raise InputError(f"attention: expected a name, or class_path and init_args, got {quoted(choice)}")
+    raise InputError(f"attention: expected a name, or class_path and init_args, got {short_repr(choice)}")
 
 
 def _import_class(path: str, trusted: bool) -> type[nn.Module]:
     module_name, _, class_name = path.rpartition(".")
-    shown = shortened(path)
+    shown = truncate(path)
     if not trusted and not _is_mechanism(module_name) and module_name not in sys.modules:
         raise InputError(
             f"attention {shown}: named by a checkpoint but not part of rga_reid.attention; import "
-            f"{shortened(module_name)} first"
+            f"{truncate(module_name)} first"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # a module may fail in any way
-        raise InputError(f"attention {shown}: cannot import it ({shortened(error)})") from None
+        raise InputError(f"attention {shown}: cannot import it ({truncate(error)})") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise InputError(f"attention {shown}: expected a torch.nn.Module class, got {quoted(found)}")
+        raise InputError(f"attention {shown}: expected a torch.nn.Module class, got {short_repr(found)}")
     if not trusted and found.__module__.split(".")[0] == "rga_reid" and not _is_mechanism(found.__module__):
         # others make models of what they are told, and would import what that names
         raise InputError(f"attention {shown}: named by a checkpoint, but no mechanism of rga_reid.attention")

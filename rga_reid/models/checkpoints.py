@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rga_reid.devices import available_device
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, short_repr
 from rga_reid.files import atomic_file, checksum
-from rga_reid.inputs import shortened
+from rga_reid.inputs import truncate
 from rga_reid.models.build import CONFIG, build_model, resolve_attention
 from rga_reid.models.embedding import EmbeddingModel
-from rga_reid.models.state_files import checked_state, differences, read_safetensors, read_torch
+from rga_reid.models.weights import check_state, diff_state_dicts, read_safetensors, read_torch
 
 CONFIG_KEY = "rga_reid_model"  #: where a Lightning checkpoint and a safetensors header keep ``model.config``
 DATA_KEY = "rga_reid_data"  #: where they keep what the model was trained on (``trained_on``)
@@ -42,17 +43,17 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     config, trained_on, state = read(file)
     unknown = [key for key in config if key not in CONFIG]
     if unknown:
-        raise InputError(f"{file}: the model it names has an unknown setting {quoted(unknown[0])}")
+        raise InputError(f"{file}: the model it names has an unknown setting {short_repr(unknown[0])}")
     try:
         resolve_attention(config.get("attention"), trusted=False)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    model = model_with(file, config, state)
+    model = build_with_state(file, config, state)
     model.trained_on = trained_on
     return model.to(place)
 
 
-def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:
+def build_with_state(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:
     """The model of ``config`` with the weights of ``state``, in evaluation mode, without its classifier.
 
     Raises:
@@ -62,7 +63,7 @@ def model_with(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> 
     # shapes without numbers: a file cannot ask for a model larger than itself
     with _of_its_choice(file), torch.device("meta"):
         expected = build_model(**config).state_dict()
-    wrong = differences(expected, state)
+    wrong = diff_state_dicts(expected, state)
     if wrong:
         raise InputError(f"{file}: the weights do not fit the model they name ({wrong})")
     with _of_its_choice(file):
@@ -77,7 +78,7 @@ def _of_its_choice(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise InputError(f"{file}: the weights do not fit the model they name ({shortened(error)})") from None
+        raise InputError(f"{file}: the weights do not fit the model they name ({truncate(error)})") from None
 
 
 def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
@@ -134,7 +135,7 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, 
         raise InputError(f"{file}: {CONFIG_KEY}: expected numbers, texts and lists of them")
     told = content.get(DATA_KEY)  # of anybody's DataModule
     trained_on = told if isinstance(told, dict) and _json_can_hold(told) else None
-    state = checked_state(file, state)
+    state = check_state(file, state)
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return config, trained_on, own
 
@@ -158,3 +159,91 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None
     if not isinstance(config, dict):
         raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")
     return config, trained_on, state
+
+
+@dataclass(frozen=True)
+class ModelFingerprint:
+    """The checkpoint that embedded a gallery, and how it prepares an image.
+
+    Args:
+        checkpoint: absolute path of the checkpoint.
+        sha256: of the checkpoint file, in hex.
+        size: (H, W) of the model's input in pixels.
+        mean, std: of the RGB channels, on the scale 0 to 1; None for a model that does not normalise.
+    """
+
+    checkpoint: str
+    sha256: str
+    size: tuple[int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, model: Any, checkpoint: str | os.PathLike[str]) -> ModelFingerprint:
+        """The record of a model that was loaded from ``checkpoint``.
+
+        Args:
+            model: has ``size``, and ``mean`` and ``std`` if it normalises.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
+        """
+        mean, std = getattr(model, "mean", None), getattr(model, "std", None)
+        return cls(
+            checkpoint=os.path.abspath(checkpoint),
+            sha256=_fingerprint(checkpoint),
+            size=(int(model.size[0]), int(model.size[1])),
+            mean=None if mean is None else tuple(map(float, mean)),
+            std=None if std is None else tuple(map(float, std)),
+        )
+
+    @classmethod
+    def from_json(cls, value: Any) -> ModelFingerprint:
+        """The record that ``to_json`` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: a value of another form.
+        """
+        mean, std = (None if value[key] is None else tuple(map(float, value[key])) for key in ("mean", "std"))
+        height, width = map(int, value["size"])
+        return cls(str(value["checkpoint"]), str(value["sha256"]), (height, width), mean, std)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object."""
+        return asdict(self)
+
+    def is_same(self, other: ModelFingerprint) -> bool:
+        """Whether both have the same weights and preprocessing, wherever the files lie."""
+        return replace(other, checkpoint=self.checkpoint) == self
+
+    def find_checkpoint(self, given: str | os.PathLike[str] | None = None) -> Path:
+        """The checkpoint to embed queries with: ``given``, or else the one that is remembered.
+
+        Raises:
+            InputError: it is missing, or not byte for byte the one that the gallery was built with.
+        """
+        file = Path(self.checkpoint if given is None else given)
+        if not file.is_file():
+            hint = (
+                "; the gallery was built with it: if it has moved, give --checkpoint" if given is None else ""
+            )
+            raise InputError(f"{file}: no such checkpoint{hint}")
+        if _fingerprint(file) != self.sha256:
+            found = "has another content" if given is not None else "has changed since"
+            raise InputError(
+                f"{file}: the gallery was built with another model: "
+                f"{self.checkpoint}, SHA-256 {self.sha256[:12]}...; this file {found}"
+            )
+        return file
+
+
+def is_same_model(one: ModelFingerprint | None, other: ModelFingerprint | None) -> bool:
+    """Whether two records, or two unknown models, are of one."""
+    return one == other or (one is not None and other is not None and one.is_same(other))
+
+
+def _fingerprint(file: str | os.PathLike[str]) -> str:
+    try:
+        return fingerprint(file)
+    except OSError as error:
+        raise InputError(f"{os.fspath(file)}: cannot read this checkpoint ({error.strerror})") from None

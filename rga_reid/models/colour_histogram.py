@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rga_reid.checks import whole_number
-from rga_reid.errors import InputError
-from rga_reid.models.pixels import Images, uint8_batch
+from rga_reid.errors import InputError, check_int
+from rga_reid.models.embedding import Images, uint8_batch
 
 STRIPES = 8
 HUES, SATURATIONS, VALUES, GREYS = 18, 3, 3, 4
@@ -60,7 +59,7 @@ class ColourHistogram:
         Raises:
             InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1.
         """
-        whole_number("batch_size", batch_size)
+        check_int("batch_size", batch_size)
         rows = [torch.empty(0, self.dimension)]
         for start in range(0, len(images), batch_size):
             rows.append(self._histograms(uint8_batch(images[start : start + batch_size], self.size)))

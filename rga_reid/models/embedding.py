@@ -8,22 +8,24 @@ Sun et al., ECCV 2018, arXiv 1711.09349, section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from rga_reid.checks import whole_number
+from rga_reid.data import read_image
+from rga_reid.data.images import to_pixels
 from rga_reid.devices import available_device
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, check_int, short_repr
 from rga_reid.inputs import is_number
-from rga_reid.models.modes import in_evaluation
-from rga_reid.models.pixels import Images, uint8_batch
 from rga_reid.models.resnet import ResNet, Size
 
-MOST_STRIPES = 64  #: of a map with as many rows, a sixteenth or a 32nd of the image's
+MAX_STRIPES = 64  #: of a map with as many rows, a sixteenth or a 32nd of the image's
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -79,13 +81,13 @@ class EmbeddingModel(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(map(is_number, values)):
                 raise InputError(
-                    f"{name}: expected three numbers, of red, green and blue, got {quoted(values)}"
+                    f"{name}: expected three numbers, of red, green and blue, got {short_repr(values)}"
                 )
         if not all(value > 0 for value in std):
-            raise InputError(f"std: expected numbers above 0, got {quoted(std)}")
+            raise InputError(f"std: expected numbers above 0, got {short_repr(std)}")
         self.backbone = backbone
-        if type(stripes) is not int or not 0 <= stripes <= MOST_STRIPES:
-            raise InputError(f"stripes: expected 0 or more, at most {MOST_STRIPES}, got {quoted(stripes)}")
+        if type(stripes) is not int or not 0 <= stripes <= MAX_STRIPES:
+            raise InputError(f"stripes: expected 0 or more, at most {MAX_STRIPES}, got {short_repr(stripes)}")
         if stripes > 1 and stripes > (rows := backbone.map_sizes(backbone.size)[-1][0]):
             raise InputError(f"stripes: expected at most {rows}, the rows of the last map, got {stripes}")
         self.stripes = stripes
@@ -158,13 +160,90 @@ class EmbeddingModel(nn.Module):
             InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1;
                 a device that is not there.
         """
-        whole_number("batch_size", batch_size)
+        check_int("batch_size", batch_size)
         if device is not None:
             self.to(available_device(device))
         where = next(self.parameters()).device
         rows = [torch.empty(0, self.dimension)]
-        with in_evaluation(self), torch.inference_mode():
+        with eval_mode(self), torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 batch = uint8_batch(images[start : start + batch_size], self.size, where)
                 rows.append(F.normalize(self(self.normalise(batch)).float()).cpu())
         return torch.cat(rows)  # out here, as autograd would refuse a tensor of inference mode
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and each of its parts back into its own: some may be frozen."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+Images = Tensor | Sequence[Image.Image | str | Path]
+
+
+def uint8_batch(images: Images, size: tuple[int, int], device: str | torch.device = "cpu") -> Tensor:
+    """Pixels of a batch, resized bilinearly with antialiasing where they have another size.
+
+    Args:
+        images: uint8 ``(n, 3, h, w)``, or a list of PIL images or of paths, each of any size.
+        size: (H, W) wanted.
+        device: where the result lies; tensors are resized there.
+
+    Returns:
+        uint8 ``(n, 3, H, W)``.
+
+    Raises:
+        InputError: a file that is not an image; a tensor of another type or shape.
+    """
+    if not isinstance(images, Tensor):
+        return torch.stack([_read(image, size) for image in images]).to(device)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(
+            f"images: expected a uint8 tensor (n, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    images = images.to(device)
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _read(image: Image.Image | str | Path, size: tuple[int, int]) -> Tensor:
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+    return torch.from_numpy(to_pixels(picture, size).copy())
+
+
+class FlipTTA:
+    """Embeds an image as the normalised sum of its embedding and that of its mirror image.
+
+    Args:
+        model: what embeds both.
+    """
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        self.model, self.size, self.dimension = model, model.size, model.dimension
+
+    def embed(
+        self, images: Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
+    ) -> Tensor:
+        """Embed images, twice.
+
+        Args:
+            images: uint8 tensor ``(n, 3, H, W)``.
+            batch_size, device: see ``EmbeddingModel.embed``.
+
+        Returns:
+            float32 ``(n, d)`` on the CPU, rows L2-normalised.
+
+        Raises:
+            InputError: a tensor of another type or shape.
+        """
+        straight = self.model.embed(images, batch_size=batch_size, device=device)
+        mirrored = self.model.embed(images.flip(-1), batch_size=batch_size, device=device)
+        return F.normalize(straight + mirrored)

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rga_reid.checks import one_of
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, check_choice
 from rga_reid.files import atomic_file
 from rga_reid.models.checkpoints import load_model, save_model
 from rga_reid.models.embedding import EmbeddingModel
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  #: and their file suffixes
-LEAST_COSINE = 0.99999  #: between the embeddings of an exported model and its original
+MIN_COSINE = 0.99999  #: between the embeddings of an exported model and its original
 
 _INPUT, _OUTPUT = "images", "embeddings"
 
@@ -55,7 +54,7 @@ def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str)
             whose exported form does not embed as it does.
     """
     file = Path(path)
-    one_of("format", kind, tuple(FORMATS))
+    check_choice("format", kind, tuple(FORMATS))
     if file.suffix != FORMATS[kind]:
         raise InputError(f"{file}: expected a name that ends in {FORMATS[kind]} for the format {kind}")
     write, read = {
@@ -68,7 +67,7 @@ def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str)
         write(deployed, temporary)
         run = read(temporary)
         least = min(_agreement(deployed, run, batch) for batch in (1, 3))
-        if not least >= LEAST_COSINE:  # NaN as well
+        if not least >= MIN_COSINE:  # NaN as well
             raise InputError(f"{file}: the exported model embeds otherwise (cosine {least:.6f}); not written")
     return least
 

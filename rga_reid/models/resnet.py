@@ -16,10 +16,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rga_reid.checks import one_of
-from rga_reid.errors import InputError, quoted
-from rga_reid.inputs import shortened
-from rga_reid.models.state_files import differences, read_tensors
+from rga_reid.errors import InputError, check_choice, short_repr
+from rga_reid.inputs import truncate
+from rga_reid.models.weights import diff_state_dicts, read_tensors
 
 Size = tuple[int, int]
 AttentionFactory = Callable[[int, Size], nn.Module]
@@ -66,15 +65,15 @@ class ResNet(nn.Module):
         self.attention2: nn.Module
         self.attention3: nn.Module
         self.attention4: nn.Module
-        one_of("depth", depth, DEPTHS)
-        one_of("stem_pool", stem_pool, ("padded", "ceil"))
-        one_of("last_stride", last_stride, (1, 2))
+        check_choice("depth", depth, DEPTHS)
+        check_choice("stem_pool", stem_pool, ("padded", "ceil"))
+        check_choice("last_stride", last_stride, (1, 2))
         if not set(stages) <= set(STAGES) or len(set(stages)) != len(stages):
             raise InputError(f"stages: expected distinct stages out of 1, 2, 3, 4, got {list(stages)}")
         if not all(isinstance(length, int) and SMALLEST <= length <= LARGEST for length in size):
             raise InputError(
                 f"size: expected at least {SMALLEST}x{SMALLEST} and at most {LARGEST}x{LARGEST} pixels, "
-                f"got {quoted(size[0])}x{quoted(size[1])}"
+                f"got {short_repr(size[0])}x{short_repr(size[1])}"
             )
         body = getattr(torchvision.models, f"resnet{depth}")(weights=None)
         if weights is not None:
@@ -181,12 +180,12 @@ def _pretrained_state(depth: int, weights: str | os.PathLike[str]) -> dict[str, 
             ) from None
         except Exception as error:  # torch raises nearly anything on a damaged file
             raise InputError(
-                f"weights 'imagenet': torch's cache holds another file than these ({shortened(error)}); "
+                f"weights 'imagenet': torch's cache holds another file than these ({truncate(error)}); "
                 "remove it, and it will be downloaded again"
             ) from None
     state = read_tensors(weights)
     expected = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
-    wrong = differences(expected, state)
+    wrong = diff_state_dicts(expected, state)
     if wrong:
         raise InputError(f"weights {os.fspath(weights)}: not a torchvision resnet{depth} state_dict: {wrong}")
     return state

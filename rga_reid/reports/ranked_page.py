@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rga_reid.errors import InputError
-from rga_reid.progress import tracked
-from rga_reid.reports.pages import page_environment, thumbnail
+from rga_reid.reports.html import page_environment, thumbnail
+from rga_reid.runtime import track
 
 Correctness = Literal["correct", "wrong", "junk", "unknown"]
 
@@ -91,7 +91,7 @@ def ranked_page(
     if len(queries) != len(matches):
         raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
     paths = _distinct_paths(queries, matches)
-    pictures = {path: thumbnail(path, _BOX) for path in tracked(paths, "thumbnails", len(paths))}
+    pictures = {path: thumbnail(path, _BOX) for path in track(paths, "thumbnails", len(paths))}
     captions = captions or [""] * len(queries)
     rows = [_row(*three) for three in zip(queries, matches, captions, strict=True)]
     environment = page_environment()

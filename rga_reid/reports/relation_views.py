@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rga_reid.attention import Step
 from rga_reid.errors import InputError
-from rga_reid.models.stages import StageCapture
+from rga_reid.models.analysis import StageCapture
 
 Grid = tuple[int, int]  #: (rows, columns) of a map of positions
 Kind = Literal["matrix", "weight", "between"]
@@ -181,7 +181,7 @@ def asymmetry(matrix: Tensor) -> float:
     return float((m - m.T).abs().sum() / total) if total > 0 else 0.0
 
 
-def pooled(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
+def pool(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
     """Means over blocks of about ``POOLED`` × ``POOLED``, blocks being rectangles of the two maps."""
     (h, w), (kh, kw) = _coarse(grid), _coarse(key_grid)
     keys = torch.nn.functional.adaptive_avg_pool2d(matrix.reshape(-1, 1, *key_grid), (kh, kw)).flatten(1)
@@ -189,7 +189,7 @@ def pooled(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
     return rows.T
 
 
-def related(row: np.ndarray, own: int, count: int = RELATED) -> tuple[list[int], list[int]]:
+def find_related(row: np.ndarray, own: int, count: int = RELATED) -> tuple[list[int], list[int]]:
     """Nodes with the highest and the lowest values of a row, best first; the node itself is left out."""
     order = [int(node) for node in np.argsort(-row, kind="stable") if node != own]
     return order[:count], order[: -count - 1 : -1]
@@ -239,8 +239,8 @@ def _view(
     exact_columns = _array(matrix.T[:0] if whole else matrix.T[of_keys])
     wanted = np.arange(rows if whole else 0)
     if shown is not None and not whole:
-        found = [related(line, int(node)) for node, line in zip(chosen, exact_rows, strict=True)]
-        found += [related(line, int(node)) for node, line in zip(chosen, exact_columns, strict=True)]
+        found = [find_related(line, int(node)) for node, line in zip(chosen, exact_rows, strict=True)]
+        found += [find_related(line, int(node)) for node, line in zip(chosen, exact_columns, strict=True)]
         wanted = np.unique([*chosen.tolist(), *(node for pair in found for side in pair for node in side)])
     maps = np.zeros((0, 1, 1), np.float32) if shown is None else _small_maps(shown[wanted])
     return MatrixView(
@@ -252,7 +252,7 @@ def _view(
         (rows, keys),
         grid,
         key_grid,
-        _array(matrix if whole else pooled(matrix, grid, key_grid)),
+        _array(matrix if whole else pool(matrix, grid, key_grid)),
         grid if whole else _coarse(grid),
         key_grid if whole else _coarse(key_grid),
         chosen.cpu().numpy(),

@@ -1,13 +1,13 @@
 """Training: the room that knows Lightning."""
 
-from rga_reid.data.transforms import Augmentation
-from rga_reid.training.averaging import EMA
-from rga_reid.training.data import ReIDData
-from rga_reid.training.fit import check_output, fit, is_first_process
+from rga_reid.training.augmentation import Augmentation
+from rga_reid.training.callbacks import EMA
+from rga_reid.training.datamodule import ReIDData
 from rga_reid.training.losses import BatchHardTripletLoss, ReIDLoss
 from rga_reid.training.module import ReIDModule
 from rga_reid.training.sampler import IdentitySampler
 from rga_reid.training.schedules import OneCycle, Schedule, WarmupStep
+from rga_reid.training.trainer import check_output, fit, is_first_process
 
 __all__ = [
     "EMA",

@@ -13,8 +13,7 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
-from rga_reid.checks import one_of
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, check_choice
 from rga_reid.models import TrainingOutput
 
 
@@ -74,7 +73,7 @@ class ReIDLoss(nn.Module):
         super().__init__()
         if not 0 <= label_smoothing <= 1:
             raise InputError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
-        one_of("triplets", triplets, ("pooled", "embedded"))
+        check_choice("triplets", triplets, ("pooled", "embedded"))
         self.triplets = triplets
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.triplet = BatchHardTripletLoss(margin)

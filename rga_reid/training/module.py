@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rga_reid.data.transforms import Augmentation, step_generator
-from rga_reid.errors import InputError, quoted
+from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation import evaluate_ranking
-from rga_reid.inputs import shortened
+from rga_reid.inputs import truncate
 from rga_reid.models import build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
-from rga_reid.models.pixels import uint8_batch
+from rga_reid.models.embedding import uint8_batch
 from rga_reid.models.resnet import LARGEST, SMALLEST, STAGES
-from rga_reid.training.finite import all_finite, not_finite
+from rga_reid.training.augmentation import Augmentation, step_generator
+from rga_reid.training.callbacks import check_all_finite, find_non_finite
 from rga_reid.training.losses import ReIDLoss
 from rga_reid.training.schedules import Schedule, WarmupStep
 
@@ -94,7 +94,7 @@ class ReIDModule(pl.LightningModule):
             if epoch < 0 or not all(SMALLEST <= side <= LARGEST for side in sides):
                 raise InputError(
                     f"input_sizes: expected epochs from 0, and sides of {SMALLEST} to {LARGEST} pixels, got "
-                    f"{quoted((epoch, *sides))}"
+                    f"{short_repr((epoch, *sides))}"
                 )
         self.input_sizes = {0: (height, width), **{epoch: (h, w) for epoch, h, w in input_sizes}}
         if self.input_sizes[max(self.input_sizes)] != (height, width):
@@ -125,7 +125,7 @@ class ReIDModule(pl.LightningModule):
         try:
             return self.optimizer([p for p in self.model.parameters() if p.requires_grad])
         except Exception as error:  # one of the recipe's choice may fail in any way
-            raise InputError(f"optimizer: {shortened(error)}") from None
+            raise InputError(f"optimizer: {truncate(error)}") from None
 
     def configure_optimizers(self) -> Any:
         optimizer, trainer = self._make_optimizer(), self.trainer
@@ -153,7 +153,7 @@ class ReIDModule(pl.LightningModule):
         except InputError:
             raise
         except ValueError as error:  # Lightning's, about options that do not go with that number
-            raise InputError(f"trainer: {shortened(error)}") from None
+            raise InputError(f"trainer: {truncate(error)}") from None
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def _epochs(self) -> float:
@@ -209,7 +209,7 @@ class ReIDModule(pl.LightningModule):
         losses = self.loss(model(x), labels)
         self._last = batch, batch_index
         if not torch.isfinite(losses["loss"]):
-            raise not_finite(f"the loss is {losses['loss'].item()}", self.trainer, *self._last, losses)
+            raise find_non_finite(f"the loss is {losses['loss'].item()}", self.trainer, *self._last, losses)
         self.log_dict(losses, prog_bar=True, batch_size=len(images))
         return losses["loss"]
 
@@ -234,8 +234,8 @@ class ReIDModule(pl.LightningModule):
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
         if self.trainer.sanity_checking:
             return
-        if self._last is not None and not all_finite([features]):
-            raise not_finite("features of held-out images are not finite", self.trainer, *self._last)
+        if self._last is not None and not check_all_finite([features]):
+            raise find_non_finite("features of held-out images are not finite", self.trainer, *self._last)
         seen, first = np.unique(rows.numpy(), return_index=True)  # fewer than all, if validation was limited
         table, ranked = table.iloc[seen], features.numpy()[first]
         asks = ~table.duplicated(["pid", "camid"])
@@ -255,8 +255,8 @@ class ReIDModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # a finite loss may have led to a step that broke the weights: the checkpoint before is the better one
-        if self._last is not None and not all_finite(self.parameters()):
-            raise not_finite("weights are not finite after a step", self.trainer, *self._last)
+        if self._last is not None and not check_all_finite(self.parameters()):
+            raise find_non_finite("weights are not finite after a step", self.trainer, *self._last)
         checkpoint[CONFIG_KEY] = self.model.config
         data = getattr(self.trainer, "datamodule", None)
         checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # one's own data may tell nothing

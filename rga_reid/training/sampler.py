@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Sampler
 
-from rga_reid.checks import one_of
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, check_choice
 
 
 class IdentitySampler(Sampler[list[int]]):
@@ -45,7 +44,7 @@ class IdentitySampler(Sampler[list[int]]):
     ) -> None:
         if identities < 2 or images < 2:
             raise InputError(f"batch: expected at least 2 identities x 2 images, got {identities} x {images}")
-        one_of("visits", visits, ("identity", "image"))
+        check_choice("visits", visits, ("identity", "image"))
         labels = np.asarray(pids)
         self.rows = [np.flatnonzero(labels == pid) for pid in np.unique(labels)]
         self.identities, self.images = identities, images

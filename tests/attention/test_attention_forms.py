@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rga_reid.attention import CAM, CBAM, MECHANISMS, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
-from rga_reid.attention.relations import Trace
+from rga_reid.attention import ATTENTION_MODULES, CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+from rga_reid.attention.trace import Trace
 
 EXPORTED: dict[str, Callable[..., nn.Module]] = {
     "rga": RGA,
@@ -126,13 +126,13 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", ATTENTION_MODULES)
 @pytest.mark.parametrize("map_size", [(8, 4), (30, 20)])
 def test_runs_on_a_gpu_without_leaving_it(
     name: str, map_size: tuple[int, int], fake_gpu: FakeTensorMode
 ) -> None:
     with torch.device("cuda"):
-        module = MECHANISMS[name](64, map_size)
+        module = ATTENTION_MODULES[name](64, map_size)
         x = torch.empty(2, 64, *map_size)
     y = module(x)
     assert (y.device.type, y.shape) == ("cuda", x.shape)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rga_reid.attention import CAM, CBAM, MECHANISMS, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+from rga_reid.attention import ATTENTION_MODULES, CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", ATTENTION_MODULES)
 @pytest.mark.parametrize("method", ["forward", "relations"])
 def test_wrong_maps(name: str, method: str) -> None:
-    run = getattr(MECHANISMS[name](32, (4, 2)), method)
+    run = getattr(ATTENTION_MODULES[name](32, (4, 2)), method)
     with pytest.raises(ValueError, match=r"expected \(B, 32, H, W\), got \(32, 4, 2\)"):
         run(torch.randn(32, 4, 2))
     with pytest.raises(ValueError, match=r"expected \(B, 32, H, W\), got \(1, 16, 4, 2\)"):

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rga_reid.attention import CAM, CBAM, MECHANISMS, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
-from rga_reid.attention.nonlocal_block import MODES
+from rga_reid.attention import ATTENTION_MODULES, CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
+from rga_reid.attention.non_local import MODES
 
 Mechanism = Callable[..., nn.Module]
 FAMILY: dict[str, Mechanism] = {
@@ -190,19 +190,19 @@ def test_all_mechanisms_are_in_the_family() -> None:
     def class_of(mechanism: Mechanism) -> object:
         return mechanism.func if isinstance(mechanism, partial) else mechanism
 
-    assert {class_of(one) for one in MECHANISMS.values()} == {class_of(one) for one in FAMILY.values()}
+    assert {class_of(one) for one in ATTENTION_MODULES.values()} == {class_of(one) for one in FAMILY.values()}
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", ATTENTION_MODULES)
 def test_every_short_name_builds_a_module_for_a_stage(name: str) -> None:
-    module = MECHANISMS[name](64, (8, 4))
+    module = ATTENTION_MODULES[name](64, (8, 4))
     assert module(torch.randn(2, 64, 8, 4)).shape == (2, 64, 8, 4)
 
 
 @pytest.mark.parametrize("name", ["pam", "cam", "dual", "nonlocal", "criss_cross"])
 def test_new_residual_mechanisms_are_the_identity(name: str) -> None:
     x = torch.randn(2, 64, 8, 4)
-    torch.testing.assert_close(MECHANISMS[name](64, (8, 4))(x), x)
+    torch.testing.assert_close(ATTENTION_MODULES[name](64, (8, 4))(x), x)
 
 
 POSITION_BLIND = ["pam", "cam", "dual", "nonlocal", "nonlocal_gaussian", "nonlocal_dot_product"]

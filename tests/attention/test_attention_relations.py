@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rga_reid.attention import CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
-from rga_reid.attention.relations import Trace
+from rga_reid.attention.trace import Trace
 
 N, C = 12, 8  # maps of 4×3 with 8 channels
 MATRICES = {

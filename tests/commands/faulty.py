@@ -39,7 +39,8 @@ import rga_reid
 from rga_reid.commands import COMMANDS, main
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.experiments import demo
-from rga_reid.retrieval import builder, team
+from rga_reid.gallery import folder as builder
+from rga_reid.inference import distributed as team
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 OUTSIDE = ("signals.py", "program.py", "commands/__init__.py")  # no signal is minded there, or not yet

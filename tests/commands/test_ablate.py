@@ -22,10 +22,9 @@ from PIL import Image
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import read_table
-from rga_reid.experiments.ablation import Outcome
-from rga_reid.experiments.ablation_run import Run, locked
-from rga_reid.experiments.collecting import read_curve, read_evaluations, read_run
-from rga_reid.experiments.testing import evaluate_model
+from rga_reid.experiments.ablation import Outcome, Run, lock_run
+from rga_reid.experiments.evaluate_model import evaluate_model
+from rga_reid.experiments.results import read_curve, read_evaluations, read_run
 from tests.folders import files_below
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +216,7 @@ def test_a_run_that_another_process_holds_is_told(
 ) -> None:
     out = ablated[0] / "out"
     words = ["ablate", "--config", write_plan(tmp_path), "--out", str(out), "--data.root", str(tiny_market)]
-    with locked(out / "broken" / "seed-0"):
+    with lock_run(out / "broken" / "seed-0"):
         assert main(words) == 1
     assert "held by another process: broken seed 0" in capsys.readouterr().out
 
@@ -237,7 +236,7 @@ def test_a_report_comes_without_what_could_not_be_measured(
     def die(*_: object) -> None:
         raise BrokenProcessPool("A process in the process pool was terminated abruptly")
 
-    monkeypatch.setattr("rga_reid.experiments.footprint.in_fresh_processes", die)
+    monkeypatch.setattr("rga_reid.experiments.benchmark.in_fresh_processes", die)
     words = ["--config", write_plan(tmp_path), "--out", str(out), "--data.root", str(tiny_market)]
     assert main(["ablate", *words]) == 1  # for the broken variant
     assert "could not be measured" in capsys.readouterr().out

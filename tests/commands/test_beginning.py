@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rga_reid.commands import main
-from rga_reid.training.beginning import Beginning
+from rga_reid.training.callbacks import DeferredOverwrite
 from tests.commands.test_train import RECIPE, edited
 from tests.folders import files_below
 
@@ -110,13 +110,15 @@ def test_a_run_that_begins_in_another_process_is_not_undone(tmp_path: Path) -> N
     folder = str(tmp_path)
     begin = (
         "import sys; from pathlib import Path; from types import SimpleNamespace as N\n"
-        "from rga_reid.training.beginning import Beginning\n"
+        "from rga_reid.training.callbacks import Beginning\n"
         "folder = Path(sys.argv[1])\n"
         "beginning = Beginning(folder, [folder / 'csv'], replaced=[folder / 'last.ckpt'], config=None)\n"
         "beginning.on_train_start(N(is_global_zero=True), None)\n"
         "(folder / 'csv' / 'version_0').mkdir()\n"
     )
-    beginning = Beginning(tmp_path, [tmp_path / "csv"], replaced=[tmp_path / "last.ckpt"], config=None)
+    beginning = DeferredOverwrite(
+        tmp_path, [tmp_path / "csv"], replaced=[tmp_path / "last.ckpt"], config=None
+    )
     with pytest.raises(ZeroDivisionError), beginning.awaited():
         subprocess.run([sys.executable, "-c", begin, folder], check=True)
         raise ZeroDivisionError

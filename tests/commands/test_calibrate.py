@@ -13,7 +13,7 @@ import pytest
 
 from rga_reid import load_model
 from rga_reid.commands import main
-from rga_reid.retrieval import verify
+from rga_reid.inference import verify
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from rga_reid.commands import main
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
-from rga_reid.experiments import explaining
-from rga_reid.experiments.explaining import explain
+from rga_reid.experiments import explain as explaining
+from rga_reid.experiments.explain import explain
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
-from rga_reid.models.pixels import uint8_batch
+from rga_reid.models.embedding import uint8_batch
 
 Browse = Callable[..., AbstractContextManager[Any]]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from rga_reid import load_model
-from rga_reid.attention import MECHANISMS
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.models import EmbeddingModel, build_model, export, export_model, save_model
@@ -70,7 +70,7 @@ def test_files_embed_as_the_model_does(exported: tuple[EmbeddingModel, Path], ki
     torch.testing.assert_close(found.detach().norm(dim=1), torch.ones(batch))
 
 
-@pytest.mark.parametrize("attention", [*(name for name in MECHANISMS if name != "rga"), None])
+@pytest.mark.parametrize("attention", [*(name for name in ATTENTION_MODULES if name != "rga"), None])
 def test_every_mechanism_as_torchscript(attention: str | None, tmp_path: Path) -> None:
     model = trained(attention)
     assert export_model(model, tmp_path / "m.pt", "torchscript") >= 0.99999
@@ -79,7 +79,7 @@ def test_every_mechanism_as_torchscript(attention: str | None, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", [*(name for name in MECHANISMS if name != "rga"), None])
+@pytest.mark.parametrize("attention", [*(name for name in ATTENTION_MODULES if name != "rga"), None])
 def test_every_mechanism_as_onnx(attention: str | None, tmp_path: Path) -> None:
     assert export_model(trained(attention), tmp_path / "m.onnx", "onnx") >= 0.99999
 

@@ -23,8 +23,8 @@ import torchvision
 
 from rga_reid import Gallery, load_model
 from rga_reid.commands import main
-from rga_reid.retrieval.feature_files import read_features
-from rga_reid.retrieval.gallery_folder import leftovers
+from rga_reid.gallery.folder_store import orphaned_files
+from rga_reid.inference.feature_files import read_features
 
 DRIVER = Path(__file__).with_name("faulty.py")
 Answer = dict[str, Any]
@@ -354,7 +354,7 @@ def litter(folder: Path) -> list[Path]:
     """What commands keep there while they work, and no longer."""
     drafts = [path for path in folder.rglob(".*") if path.name != ".rga-reid-cache"]
     galleries = [path.parent for path in folder.rglob("lock")]
-    return sorted(drafts) + [path for gallery in galleries for path in leftovers(gallery)]
+    return sorted(drafts) + [path for gallery in galleries for path in orphaned_files(gallery)]
 
 
 def state(file: Path) -> State:

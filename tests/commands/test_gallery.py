@@ -13,7 +13,7 @@ from PIL import Image
 
 import rga_reid.models
 from rga_reid.commands import main
-from rga_reid.retrieval import Gallery
+from rga_reid.gallery import Gallery
 
 
 @pytest.fixture

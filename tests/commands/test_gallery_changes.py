@@ -15,7 +15,10 @@ from PIL import Image
 import rga_reid.models
 from rga_reid.commands import gallery as command
 from rga_reid.commands import main
-from rga_reid.retrieval import Gallery, builder, indexes, team
+from rga_reid.gallery import Gallery
+from rga_reid.gallery import folder as builder
+from rga_reid.gallery import index as indexes
+from rga_reid.inference import distributed as team
 
 
 @pytest.fixture

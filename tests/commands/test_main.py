@@ -81,8 +81,8 @@ def test_choices_that_help_knows_are_those_of_the_library() -> None:
     """They stand twice, since what the library has would bring torch and FAISS along with --help."""
     from rga_reid.commands import evaluate, export, gallery
     from rga_reid.evaluation import PROTOCOLS
+    from rga_reid.gallery.index import SETTINGS
     from rga_reid.models.export import FORMATS
-    from rga_reid.retrieval.indexes import SETTINGS
 
     assert tuple(PROTOCOLS) == evaluate.PROTOCOLS
     assert set(gallery.SETTINGS) == {name for names in SETTINGS.values() for name in names}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rga_reid.commands import main
-from rga_reid.retrieval import Gallery
+from rga_reid.gallery import Gallery
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rga_reid.commands import main, report
-from rga_reid.commands.output import check_outputs
-from rga_reid.commands.parsing import new_parser, parse
+from rga_reid.commands._options import new_parser, parse
+from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError
 from tests.fuzz import material
 

@@ -15,7 +15,8 @@ from PIL import Image
 import rga_reid.models
 from rga_reid.commands import main
 from rga_reid.evaluation import ReRanking
-from rga_reid.retrieval import Gallery, ModelRecord, extract_features
+from rga_reid.gallery import Gallery
+from rga_reid.inference import ModelFingerprint, extract_features
 
 RED, DARK_RED, BLUE, GREEN = (250, 10, 10), (200, 20, 10), (10, 60, 250), (10, 250, 10)
 
@@ -40,7 +41,7 @@ def gallery(mean_colour: Any, tmp_path: Path, checkpoint: Path) -> Path:
     )
     model = mean_colour()
     features, table = extract_features(model, table)
-    Gallery.build(features, table, model=ModelRecord.of(model, checkpoint)).save(tmp_path / "gallery")
+    Gallery.build(features, table, model=ModelFingerprint.of(model, checkpoint)).save(tmp_path / "gallery")
     return tmp_path / "gallery"
 
 

@@ -15,7 +15,7 @@ from rga_reid.commands import main
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.models import load_model
-from rga_reid.reports import feature_space
+from rga_reid.reports import plots as feature_space
 from tests.oracles import float64_distance, naive_ranking, naive_re_ranking, squared_distances
 
 

@@ -21,7 +21,7 @@ import yaml
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import check_data
-from rga_reid.experiments.collecting import read_curve
+from rga_reid.experiments.results import read_curve
 from rga_reid.models import EmbeddingModel
 from rga_reid.training import Augmentation, ReIDModule, WarmupStep
 

@@ -18,10 +18,10 @@ import rga_reid.data
 import rga_reid.models
 from rga_reid import Gallery, load_model
 from rga_reid.commands import main
+from rga_reid.gallery import folder as builder
 from rga_reid.models import build_model, save_model
-from rga_reid.retrieval import builder
 from rga_reid.training import ReIDModule
-from rga_reid.training import data as training_data
+from rga_reid.training import datamodule as training_data
 
 RECIPE: dict[str, Any] = {
     "model": {"depth": 18, "attention": None, "weights": None, "size": [64, 32]},
@@ -133,7 +133,7 @@ def test_training_needs_no_file_once_it_has_decoded_it(
     monkeypatch: pytest.MonkeyPatch,
     cache: str,
 ) -> None:
-    assert main(train("undisturbed", cache)) == 0
+    assert main(train("defer_signals", cache)) == 0
 
     def ruin() -> None:
         for path in market.rglob("*"):
@@ -143,7 +143,7 @@ def test_training_needs_no_file_once_it_has_decoded_it(
 
     afterwards(monkeypatch, ReIDModule, "training_step", ruin, call=2)
     assert main(train("ruined", cache)) == 0
-    expected, found = (load_model(tmp_path / run / "last.ckpt") for run in ("undisturbed", "ruined"))
+    expected, found = (load_model(tmp_path / run / "last.ckpt") for run in ("defer_signals", "ruined"))
     for name, value in expected.state_dict().items():
         assert torch.equal(value, found.state_dict()[name]), name
 

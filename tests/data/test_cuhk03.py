@@ -200,14 +200,14 @@ def test_pictures_that_another_process_has_unpacked_meanwhile_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_pictures(tmp_path / "cuhk-03.mat")
-    in_threads = cuhk03.in_threads
+    map_in_threads = cuhk03.map_in_threads
 
     def slower(*arguments: Any) -> Any:
-        yield from in_threads(*arguments)
+        yield from map_in_threads(*arguments)
         (tmp_path / "labeled").mkdir()
         (tmp_path / "labeled" / "theirs.png").touch()
 
-    monkeypatch.setattr(cuhk03, "in_threads", slower)
+    monkeypatch.setattr(cuhk03, "map_in_threads", slower)
     folder = cuhk03.unpack(tmp_path, "labeled")
     assert [path.name for path in folder.iterdir()] == ["theirs.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cuhk-03.mat", "labeled"]

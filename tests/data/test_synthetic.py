@@ -12,12 +12,29 @@ import pytest
 from PIL import Image
 
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
-from rga_reid.data.synthetic.anatomy import FOREARM, SHANK, THIGH, UPPER_ARM, Body, Pose, skeleton
-from rga_reid.data.synthetic.cameras import CAMERAS
-from rga_reid.data.synthetic.people import random_person
-from rga_reid.data.synthetic.rendering import View, draw, project
-from rga_reid.data.synthetic.textures import AROUND, PATTERNS, paint, pattern, plain
-from rga_reid.data.synthetic.tubes import Tube, outline
+from rga_reid.data.synthetic.people import (
+    FOREARM,
+    SHANK,
+    THIGH,
+    UPPER_ARM,
+    Body,
+    Pose,
+    random_person,
+    skeleton,
+)
+from rga_reid.data.synthetic.rendering import (
+    AROUND,
+    PATTERNS,
+    Tube,
+    View,
+    draw,
+    outline,
+    paint,
+    pattern,
+    plain,
+    project,
+)
+from rga_reid.data.synthetic.scenes import CAMERAS
 from rga_reid.errors import InputError
 from rga_reid.models.colour_histogram import ColourHistogram
 from tests.folders import files_below

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rga_reid.data.threads import in_threads
+from rga_reid.data.images import map_in_threads
 
 
 class Counted:
@@ -21,7 +21,9 @@ class Counted:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_results_come_in_the_order_of_the_items(threads):
-    assert list(in_threads(lambda n: n * n, range(500), threads, "squaring")) == [n * n for n in range(500)]
+    assert list(map_in_threads(lambda n: n * n, range(500), threads, "squaring")) == [
+        n * n for n in range(500)
+    ]
 
 
 def test_the_first_error_drops_the_rest():
@@ -34,13 +36,13 @@ def test_the_first_error_drops_the_rest():
             raise ValueError(number)
 
     with pytest.raises(ValueError, match="3"):
-        list(in_threads(work, range(4000), 2, "working"))
+        list(map_in_threads(work, range(4000), 2, "working"))
     assert len(begun) < 2000
 
 
 def test_items_are_taken_up_as_results_are_taken():
     taken = []
-    results = in_threads(str, [Counted(taken) for _ in range(900)], 2, "counting")
+    results = map_in_threads(str, [Counted(taken) for _ in range(900)], 2, "counting")
     next(results)
     assert len(taken) < 100
     assert len([*results]) == 899
@@ -53,7 +55,7 @@ def test_items_are_taken_up_as_results_are_taken():
 def test_a_bar_for_long_work_on_a_terminal(monkeypatch, capsys, terminal, items, bar):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert list(in_threads(int, range(items), 2, "counting")) == list(range(items))
+    assert list(map_in_threads(int, range(items), 2, "counting")) == list(range(items))
     captured = capsys.readouterr()
     assert ("counting" in captured.err) is bar
     assert captured.out == ""

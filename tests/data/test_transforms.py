@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 
-from rga_reid.data.transforms import Augmentation, step_generator
 from rga_reid.errors import InputError
+from rga_reid.training.augmentation import Augmentation, step_generator
 
 NEUTRAL = {"crop_probability": 0.0, "flip_probability": 0.0, "erase_probability": 0.0}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)

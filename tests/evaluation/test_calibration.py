@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation import Calibration, calibrate, pair_scores, pairs
-from rga_reid.evaluation.score_counts import CosineCounts
-from rga_reid.evaluation.scores import CosineScores
+from rga_reid.evaluation import Calibration, calibrate, pair_scores
+from rga_reid.evaluation import calibration as pairs
+from rga_reid.evaluation.calibration import CosineCounts
+from rga_reid.evaluation.similarity import CosineScores
 from tests.memory import measured
 
 

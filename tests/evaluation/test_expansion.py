@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation import expand_queries, expansion, highest
+from rga_reid.evaluation import expand_queries
+from rga_reid.evaluation import query_expansion as expansion
+from rga_reid.evaluation import topk as highest
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

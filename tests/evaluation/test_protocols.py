@@ -18,7 +18,7 @@ from rga_reid.evaluation import (
     evaluate_protocol,
     evaluate_ranking,
 )
-from rga_reid.evaluation.protocols import MultiQuery, NoCameras, SingleQuery, SingleShot
+from rga_reid.evaluation.protocols import IgnoreCameras, MultiQuery, SingleQuery, SingleShot
 
 
 def people(seed: int, queries: int = 40, items: int = 160, cameras: int = 3) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def test_no_cameras_removes_the_query_only() -> None:
         "query_paths": [f"{n}.jpg" for n in range(40)],
         "gallery_paths": [f"{n}.jpg" for n in range(160)],
     }
-    result = single(NoCameras(), case, **paths)
+    result = single(IgnoreCameras(), case, **paths)
     without = {name: values for name, values in case.items() if "camids" not in name}
     assert same(result, evaluate_ranking(**without, **paths))
     assert result.settings["cameras"] == "none"
-    assert same(single(NoCameras(), without), evaluate_ranking(**without))
+    assert same(single(IgnoreCameras(), without), evaluate_ranking(**without))
 
 
 # Multiple queries ------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation import RankingResult, counting, evaluate_distances, evaluate_ranking
+from rga_reid.evaluation import RankingResult, evaluate_distances, evaluate_ranking
+from rga_reid.evaluation import ranking as counting
 from tests.memory import measured
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -11,17 +11,12 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation import (
-    ReRanking,
-    counting,
-    evaluate_distances,
-    evaluate_ranking,
-    highest,
-    re_ranked_distances,
-    reciprocal,
-)
-from rga_reid.evaluation.nearest import filter_dtype
-from rga_reid.evaluation.scores import METRICS
+from rga_reid.evaluation import ReRanking, evaluate_distances, evaluate_ranking, re_ranked_distances
+from rga_reid.evaluation import ranking as counting
+from rga_reid.evaluation import rerank as reciprocal
+from rga_reid.evaluation import topk as highest
+from rga_reid.evaluation.similarity import METRICS
+from rga_reid.evaluation.topk import filter_dtype
 from tests.memory import measured
 from tests.oracles import naive_re_ranking, squared_distances
 

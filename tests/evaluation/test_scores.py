@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from rga_reid.evaluation import scores as module
-from rga_reid.evaluation.scores import CosineScores, EuclideanScores
+from rga_reid.evaluation import similarity as module
+from rga_reid.evaluation.similarity import CosineScores, EuclideanScores
 
 CPU = torch.device("cpu")
 KINDS = [CosineScores, EuclideanScores]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rga_reid.evaluation import highest
-from rga_reid.evaluation.highest import Highest
-from rga_reid.evaluation.ranges import expand_ranges, parts
-from rga_reid.evaluation.reciprocal import SparseVectors
-from rga_reid.evaluation.stacked import StackedRows
+from rga_reid.evaluation import topk as highest
+from rga_reid.evaluation.features import StackedRows, expand_ranges, parts
+from rga_reid.evaluation.rerank import SparseVectors
+from rga_reid.evaluation.topk import TopK
 
 
 def test_expand_ranges() -> None:
@@ -53,7 +52,7 @@ def test_highest_entries_in_spite_of_errors(
     rng = np.random.default_rng(1)
     exact = np.round(rng.random((25, 40)), 2)
     seen = torch.from_numpy(exact + rng.uniform(-0.02, 0.02, exact.shape)).to(dtype)
-    best = Highest(25, 6, 0.0201, lambda row, column: exact[row, column], dtype)
+    best = TopK(25, 6, 0.0201, lambda row, column: exact[row, column], dtype)
     best.raise_floor(seen[:, :13], 0)
     for row in range(0, 25, 10):
         for column in range(0, 40, 13):

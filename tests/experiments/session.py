@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rga_reid.experiments.ablation import Outcome, Progress, make_runs
-from rga_reid.experiments.ablation_run import TRAINED, DataSource, Run
-from rga_reid.program import exit_code
+from rga_reid.experiments.ablation import TRAINED, DataSource, Outcome, Progress, Run, make_runs
+from rga_reid.runtime import run_main
 
 TRAINING = """
 import os, pathlib, sys, time
@@ -83,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_main(main))

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from rga_reid.errors import InputError
-from rga_reid.experiments import ablation, ablation_run
-from rga_reid.experiments.ablation import Outcome, Progress, gpus, outcome
-from rga_reid.experiments.ablation_run import changed_settings, locked
+from rga_reid.experiments import ablation
+from rga_reid.experiments import ablation as ablation_run
+from rga_reid.experiments.ablation import Outcome, Progress, changed_settings, gpus, lock_run, outcome
 
 SESSION = Path(__file__).with_name("session.py")
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def wait_for(file: Path, text: str, seconds: float = 60) -> None:
 def wait_for_lock(folder: Path, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while True:
-        with locked(folder) as handle:
+        with lock_run(folder) as handle:
             if handle is not None:
                 return
         assert time.monotonic() < until, f"{folder} is held"
@@ -133,7 +133,7 @@ def test_a_session_that_is_stopped_ends_its_runs(tmp_path: Path, signum: int, co
     wait_for(tmp_path / "b/seed-0/train/count", "2")
     (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
     assert process.wait(timeout=120) == code
-    with locked(tmp_path / "b" / "seed-0") as handle:
+    with lock_run(tmp_path / "b" / "seed-0") as handle:
         assert handle is not None  # nobody trains any more
     assert (tmp_path / "b/seed-0/train/count").read_text() == "2"
     stop.unlink()
@@ -189,10 +189,10 @@ def test_a_training_that_outlives_its_session_is_left_alone(tmp_path: Path) -> N
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
-    with locked(tmp_path) as first, locked(tmp_path) as second:
+    with lock_run(tmp_path) as first, lock_run(tmp_path) as second:
         assert first is not None
         assert second is None
-    with locked(tmp_path) as again:
+    with lock_run(tmp_path) as again:
         assert again is not None
 
 
@@ -260,7 +260,7 @@ def test_an_error_that_another_process_has_taken_away(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_is_what_training_leaves() -> None:
-    from rga_reid.training.fit import LAST
+    from rga_reid.training.trainer import LAST
 
     assert ablation_run.LAST == LAST
 
@@ -280,7 +280,7 @@ def test_a_run_that_another_session_has_finished_since_is_not_made_again(tmp_pat
     before = (run.folder / "result.json").stat()
     job = ablation._Job(run, {}, 1)
     assert not job.start()
-    with locked(run.folder) as handle:  # it has let go
+    with lock_run(run.folder) as handle:  # it has let go
         assert handle is not None
     assert (run.folder / "result.json").stat().st_mtime_ns == before.st_mtime_ns
     assert names(outcome([run], [run])) == {"finished": ["a seed 0"]}

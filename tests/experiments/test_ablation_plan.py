@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rga_reid.commands.parsing import parse
+from rga_reid.commands._options import parse
 from rga_reid.commands.train import parser, prepare
 from rga_reid.errors import InputError
 from rga_reid.experiments.ablation_plan import read_plan
 from rga_reid.experiments.recipes import read_recipe
-from rga_reid.reports.ablation_tables import published_figures
+from rga_reid.reports.ablation_tables import load_published
 from rga_reid.resources import list_resources
 
 PLANS = list_resources("plans")
-MECHANISMS = [
+ATTENTION_MODULES = [
     "baseline",
     "rga_sc",
     "rga_s",
@@ -41,7 +41,7 @@ def write(folder: Path, text: str) -> str:
 def test_bundled_plans_are_whole(name: str, tmp_path: Path) -> None:
     plan = read_plan(name)
     assert plan.baseline == "baseline"
-    published_figures(plan.published)
+    load_published(plan.published)
     first = plan.variants[0]
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(dict(first.recipe)))
@@ -51,11 +51,11 @@ def test_bundled_plans_are_whole(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ablations/market1501", "ablations/market1501_cpu"])
 def test_market_plans_differ_in_the_attention_only(name: str) -> None:
     plan = read_plan(name)
-    assert [variant.name for variant in plan.variants] == MECHANISMS
+    assert [variant.name for variant in plan.variants] == ATTENTION_MODULES
     recipes = [dict(variant.recipe) for variant in plan.variants]
     attention = [repr(recipe["model"].pop("attention")) for recipe in recipes]
     assert all(recipe == recipes[0] for recipe in recipes)
-    assert len(set(attention)) == len(MECHANISMS)
+    assert len(set(attention)) == len(ATTENTION_MODULES)
     assert attention[0] == "None"
 
 

@@ -14,7 +14,7 @@ from rga_reid.commands import main, train
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import InputError
 from rga_reid.experiments import demo
-from rga_reid.retrieval import Gallery
+from rga_reid.gallery import Gallery
 
 
 @pytest.fixture

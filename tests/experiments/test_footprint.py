@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rga_reid.experiments import footprint
+from rga_reid.experiments import benchmark as footprint
 from rga_reid.models import build_model, save_model
 
 

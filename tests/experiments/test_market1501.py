@@ -15,9 +15,9 @@ import scipy.io
 
 from rga_reid.data import read_table
 from rga_reid.evaluation import evaluate_ranking
-from rga_reid.evaluation.truth import GroundTruth
+from rga_reid.evaluation.relevance import Relevance
+from rga_reid.inference import extract_features
 from rga_reid.models.colour_histogram import ColourHistogram
-from rga_reid.retrieval import extract_features
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,7 +55,7 @@ def test_good_and_junk_are_those_of_the_data_set(
     names = [Path(path).name for path in gallery.path]
     assert names == sorted(names)
     columns = ["pid", "camid", "path"]
-    truth = GroundTruth(query[columns].reset_index(drop=True), gallery[columns].reset_index(drop=True), (-1,))
+    truth = Relevance(query[columns].reset_index(drop=True), gallery[columns].reset_index(drop=True), (-1,))
     own = truth.own_items(np.arange(len(query)))
     rows = truth.gallery_rows[own.column]
     assert len(listed) == 3368

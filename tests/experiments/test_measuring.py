@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rga_reid.experiments.measuring import in_fresh_processes
-from rga_reid.signals import Stopped, stoppable
+from rga_reid.experiments.benchmark import in_fresh_processes
+from rga_reid.process import Stopped, handle_signals
 
 
 def process_id(case: int) -> float:
@@ -60,7 +60,7 @@ def test_nobody_waits_for_a_process_that_is_not_wanted_any_more(signum: int, tmp
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(Stopped), stoppable():
+    with pytest.raises(Stopped), handle_signals():
         in_fresh_processes(take_long, [tmp_path / "done"])
     assert multiprocessing.active_children() == []
     assert not (tmp_path / "done").exists()

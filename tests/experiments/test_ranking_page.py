@@ -9,9 +9,13 @@ import pandas as pd
 import pytest
 
 from rga_reid.data import read_table
-from rga_reid.experiments import ranking_page as module
-from rga_reid.experiments.ranking_page import ranking_page, telling_queries
-from rga_reid.experiments.testing import embed_test_images, rank_test_images
+from rga_reid.experiments import evaluate_model as module
+from rga_reid.experiments.evaluate_model import (
+    embed_test_images,
+    example_queries,
+    rank_test_images,
+    ranking_page,
+)
 from rga_reid.models import ColourHistogram
 
 
@@ -21,7 +25,7 @@ def frame(*precisions: float | None) -> pd.DataFrame:
 
 
 def test_queries_of_each_kind() -> None:
-    told = telling_queries(frame(0.5, 0.1, None, 1.0, 0.3, 0.7, 0.9, 0.2, 0.6, 0.4, 0.8), each=2)
+    told = example_queries(frame(0.5, 0.1, None, 1.0, 0.3, 0.7, 0.9, 0.2, 0.6, 0.4, 0.8), each=2)
     assert [(one.query, one.why) for one in told] == [
         (1, "lowest"),
         (7, "lowest"),
@@ -31,9 +35,9 @@ def test_queries_of_each_kind() -> None:
         (3, "highest"),
     ]
     assert told[0].precision == 0.1
-    assert [one.query for one in telling_queries(frame(0.5, None, 0.2))] == [2, 0]
-    assert [one.query for one in telling_queries(frame(0.5))] == [0]
-    assert len(telling_queries(frame(*[0.5] * 9))) == 9
+    assert [one.query for one in example_queries(frame(0.5, None, 0.2))] == [2, 0]
+    assert [one.query for one in example_queries(frame(0.5))] == [0]
+    assert len(example_queries(frame(*[0.5] * 9))) == 9
 
 
 @pytest.mark.parametrize("points", [2000, 12])
@@ -49,6 +53,6 @@ def test_page_of_a_small_set(tiny_market: Path, monkeypatch: pytest.MonkeyPatch,
     assert len(re.findall(r'aria-label="query \d"', page)) == 3
     assert ("all 17" in page) == (points == 2000)
     assert len(re.findall(r"person 1[1-4], query [123]: 4 images", page)) == 3
-    worst = telling_queries(result.to_frame())[0]
+    worst = example_queries(result.to_frame())[0]
     assert f"lowest AP: {100 * worst.precision:.1f} %" in page
     assert "junk" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).split("<main>")[1]

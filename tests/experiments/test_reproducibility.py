@@ -21,9 +21,9 @@ import yaml
 from torchvision.models import resnet18
 
 from rga_reid import load_model
+from rga_reid.gallery import Gallery
+from rga_reid.gallery.index import SETTINGS
 from rga_reid.models import build_model, save_model
-from rga_reid.retrieval import Gallery
-from rga_reid.retrieval.indexes import SETTINGS
 from tests.states import assert_equal, numbers_of
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 from rga_reid.data import read_table
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
-from rga_reid.experiments.testing import evaluate_model, rank_test_images
+from rga_reid.experiments.evaluate_model import evaluate_model, rank_test_images
 from rga_reid.models import ColourHistogram
 from tests.oracles import float64_distance, naive_ranking
 

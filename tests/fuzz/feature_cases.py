@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from rga_reid.retrieval.manifest import sealed
+from rga_reid.gallery.manifest import canonical_json
 from tests.fuzz.arrays import spoiled_npy, spoiled_npz
 from tests.fuzz.harness import CHANGED, LOCK, OLD, Case
 from tests.fuzz.material import Material
@@ -21,10 +21,9 @@ def tables(draw: Draw, material: Material) -> Case:
         f"{side}.{kind}": material.read(f"{side}.{kind}") for side in "qg" for kind in ("npy", "csv")
     }
     name = draw(st.sampled_from(("q.csv", "g.csv", "q.npy", "g.npy")))
-    if name.endswith("csv"):
-        content = spoiled_text(draw, files[name].decode())
-    else:
-        content = spoiled_npy(draw, files[name])
+    content = (
+        spoiled_text(draw, files[name].decode()) if name.endswith("csv") else spoiled_npy(draw, files[name])
+    )
     valid = content == files[name]
     return _evaluated(draw, {**files, name: content}, "npy", valid)
 
@@ -132,7 +131,7 @@ def galleries(draw: Draw, material: Material) -> Case:
 
 def _seal(manifest: Any) -> bytes:
     return (
-        sealed({key: value for key, value in manifest.items() if key != "sha256"})
+        canonical_json({key: value for key, value in manifest.items() if key != "sha256"})
         if isinstance(manifest, dict)
         else json.dumps(manifest).encode()
     )

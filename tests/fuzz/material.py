@@ -23,13 +23,13 @@ from scipy.io import savemat
 
 from rga_reid.data import read_table
 from rga_reid.evaluation import calibrate
-from rga_reid.experiments.ablation import runs_of, write_plan
+from rga_reid.experiments.ablation import QUERIES, RANKED, RESULT, DataSource, plan_runs, write_plan
 from rga_reid.experiments.ablation_plan import read_plan
-from rga_reid.experiments.ablation_run import QUERIES, RANKED, RESULT, DataSource
+from rga_reid.gallery import Gallery
+from rga_reid.inference import ModelFingerprint
+from rga_reid.inference.feature_files import write_features
 from rga_reid.models import build_model, load_model, save_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
-from rga_reid.retrieval import Gallery, ModelRecord
-from rga_reid.retrieval.feature_files import write_features
 from tests.folders import files_below
 
 ROWS = 24  #: of the features
@@ -239,7 +239,7 @@ def _write_galleries(root: Path) -> None:
     Gallery.open(root / "flat").remove(pids=[6])
     for kind in ("ivf", "hnsw", "ivfpq"):
         Gallery.build(*people(1100, 8), index=kind).save(root / kind)
-    record = ModelRecord.of(load_model(root / "model.safetensors"), root / "model.safetensors")
+    record = ModelFingerprint.of(load_model(root / "model.safetensors"), root / "model.safetensors")
     record = replace(record, checkpoint="/models/model.safetensors")
     features, table = people(20, 512)
     table["path"] = [path.relative_to(root).as_posix() for path in sorted((root / "set").rglob("*.jpg"))][:20]
@@ -283,7 +283,7 @@ def _write_runs(root: Path) -> None:
     plan = read_plan(str(path))
     source = DataSource.of(str(root / "set"), "market1501", read_table(root / "set"))
     rng = np.random.default_rng(3)
-    for run in runs_of(plan, out, source):
+    for run in plan_runs(plan, out, source):
         run.begin()
         precision = rng.uniform(0.3, 1, 3)
         queries = pd.DataFrame(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rga_reid.attention import MECHANISMS, RGA
+from rga_reid.attention import ATTENTION_MODULES, RGA
 from rga_reid.models import ResNet, count_costs
 from rga_reid.models.resnet import AttentionFactory
 
@@ -46,9 +46,9 @@ def test_resnet50_with_rga() -> None:
     assert round(relations, 3) == 0.137  # factorised, against 4.910 there
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", ATTENTION_MODULES)
 def test_every_mechanism_costs_something_and_nothing_changes(name: str) -> None:
-    factory: AttentionFactory = MECHANISMS[name]
+    factory: AttentionFactory = ATTENTION_MODULES[name]
     model = ResNet(18, factory, stages=(2, 4), size=(64, 32)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     costs = count_costs(model, size=(96, 48)).set_index("part")

@@ -13,7 +13,7 @@ from rga_reid.errors import InputError
 from rga_reid.models import (
     ColourHistogram,
     EmbeddingModel,
-    Mirrored,
+    FlipTTA,
     TrainingOutput,
     build_model,
     load_model,
@@ -130,14 +130,14 @@ def test_embeddings_may_be_learned_from(model: EmbeddingModel) -> None:
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_no_image_is_refused(model: EmbeddingModel, batch_size: int) -> None:
     images = torch.zeros(1, 3, 64, 32, dtype=torch.uint8)
-    for embedder in (model, Mirrored(model), ColourHistogram()):
+    for embedder in (model, FlipTTA(model), ColourHistogram()):
         with pytest.raises(InputError, match="batch_size: expected a whole number of at least 1"):
             embedder.embed(images, batch_size=batch_size)
 
 
 def test_mirrored_images_have_mirrored_features(model: EmbeddingModel) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
-    mirrored = Mirrored(model)
+    mirrored = FlipTTA(model)
     both = model.embed(images).double() + model.embed(images.flip(-1)).double()
     expected = both / both.norm(dim=1, keepdim=True)
     torch.testing.assert_close(mirrored.embed(images).double(), expected, rtol=1e-5, atol=1e-6)

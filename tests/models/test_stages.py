@@ -8,8 +8,8 @@ import torch
 from rga_reid.attention import NonLocal
 from rga_reid.errors import InputError
 from rga_reid.models import build_model
-from rga_reid.models.stages import capture_stages, mechanism_name, untrained_model
-from rga_reid.reports.mechanism_words import words_of
+from rga_reid.models.analysis import attention_name, capture_stages, untrained_model
+from rga_reid.reports.glossary import lookup
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_a_model_without_attention_is_refused(pixels: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", ["rga", "rga_s", "rga_c", "pam", "cam", "nonlocal", "criss_cross", "se"])
 def test_names(name: str) -> None:
     model = build_model(depth=18, size=(64, 32), attention=name, stages=(2,))
-    assert mechanism_name(model.backbone.attention2) == name
+    assert attention_name(model.backbone.attention2) == name
 
 
 @pytest.mark.parametrize("mode", ["gaussian", "dot_product", "concatenation"])
 def test_modes_that_mean_something_else_are_part_of_the_name(mode: str) -> None:
-    assert mechanism_name(NonLocal(8, mode=mode)) == f"nonlocal_{mode}"
-    assert words_of(f"nonlocal_{mode}").title.startswith("Non-local block, ")
+    assert attention_name(NonLocal(8, mode=mode)) == f"nonlocal_{mode}"
+    assert lookup(f"nonlocal_{mode}").title.startswith("Non-local block, ")

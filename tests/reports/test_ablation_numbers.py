@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rga_reid.reports.ablation_numbers import (
+from rga_reid.reports.ablation_page import largest_changes
+from rga_reid.reports.ablation_stats import (
     Evaluation,
     bootstrap_interval,
     paired_difference,
@@ -18,7 +19,6 @@ from rga_reid.reports.ablation_numbers import (
     seed_spread,
     table_rows,
 )
-from rga_reid.reports.query_changes import largest_changes
 
 
 def evaluation(name: str, seed: int, precisions: list[float | None], **more: object) -> Evaluation:

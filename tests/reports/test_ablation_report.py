@@ -13,17 +13,18 @@ import pytest
 from PIL import Image
 
 from rga_reid.errors import InputError
-from rga_reid.reports.ablation_figures import cmc_figure, learning_figure
-from rga_reid.reports.ablation_numbers import Evaluation
-from rga_reid.reports.ablation_report import report_page, write_report
+from rga_reid.reports.ablation_page import report_page, write_report
+from rga_reid.reports.ablation_stats import Evaluation
 from rga_reid.reports.ablation_tables import (
     AblationReport,
     _md,
+    cmc_figure,
     csv_table,
     escape_tex,
     latex,
+    learning_figure,
+    load_published,
     markdown,
-    published_figures,
     score_table,
 )
 
@@ -72,7 +73,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> AblationReport:
         "base",
         failures=[("other seed 0", f"no {EVIL}")],
         missing=["late seed 1"],
-        published=published_figures("market1501"),
+        published=load_published("market1501"),
         conditions="Somewhere | else.",
     )
 
@@ -223,4 +224,4 @@ def test_reports_of_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="baseline: expected one of a, got 'b'"):
         AblationReport("x", [Evaluation("a", 0, {})], "b")
     with pytest.raises(InputError, match="published: expected one of market1501"):
-        published_figures("imagenet")
+        load_published("imagenet")

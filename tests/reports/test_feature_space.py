@@ -7,8 +7,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rga_reid.errors import InputError
-from rga_reid.reports import feature_space
-from rga_reid.reports.feature_space import Group, feature_space_plot, flat_layout
+from rga_reid.reports import plots as feature_space
+from rga_reid.reports.plots import Group, feature_space_plot, flat_layout
 
 
 def test_neighbours_stay_neighbours() -> None:

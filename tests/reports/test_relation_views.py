@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rga_reid.attention import MECHANISMS
-from rga_reid.models.stages import StageCapture
-from rga_reid.reports.packing import RELATIVE_ERROR, Pack
-from rga_reid.reports.relation_views import FlowStep, asymmetry, pooled, related, stage_view
+from rga_reid.attention import ATTENTION_MODULES
+from rga_reid.models.analysis import StageCapture
+from rga_reid.reports.explorer import RELATIVE_ERROR, Pack
+from rga_reid.reports.relation_views import FlowStep, asymmetry, find_related, pool, stage_view
 
 
 def captured(name: str, channels: int, size: tuple[int, int]) -> StageCapture:
     torch.manual_seed(0)
-    module = MECHANISMS[name](channels, size).eval()
+    module = ATTENTION_MODULES[name](channels, size).eval()
     with torch.no_grad():
         relations = module.relations(torch.rand(1, channels, *size))
         trace, output = relations.trace()
@@ -34,7 +34,7 @@ def test_asymmetry_by_hand() -> None:
 def test_a_pooled_entry_is_the_mean_over_a_block() -> None:
     grid = (16, 16)  # 256 positions, pooled to 8 × 8
     matrix = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
-    picture = pooled(matrix, grid, grid)
+    picture = pool(matrix, grid, grid)
     assert picture.shape == (64, 64)
     inside = [
         [r * 16 + c for r in (2 * y, 2 * y + 1) for c in (2 * x, 2 * x + 1)] for y, x in ((3, 5), (0, 7))
@@ -66,7 +66,7 @@ def test_large_channel_matrices_have_the_maps_they_name() -> None:
     active = capture.x[0].flatten(1).mean(1).argsort(descending=True)[: len(view.chosen)]
     assert set(view.chosen.tolist()) == set(active.tolist())
     for place, node in enumerate(view.chosen):
-        most, least = related(view.row(place), int(node))
+        most, least = find_related(view.row(place), int(node))
         assert {int(node), *most, *least} <= set(view.map_channels.tolist())
     np.testing.assert_allclose(view.maps[0], capture.x[0, view.map_channels[0]], rtol=1e-6)
 
@@ -74,7 +74,7 @@ def test_large_channel_matrices_have_the_maps_they_name() -> None:
 def test_channels_of_dual_attention_are_those_of_its_input() -> None:
     """CAM's part of PAM(x) + CAM(x) − x is given x, not what PAM made of it; RGA-C is given RGA-S's map."""
     torch.manual_seed(0)
-    module = MECHANISMS["dual"](16, (8, 4)).eval()
+    module = ATTENTION_MODULES["dual"](16, (8, 4)).eval()
     module.sa.gamma.data.fill_(2.0)
     x = torch.rand(1, 16, 8, 4)
     with torch.no_grad():

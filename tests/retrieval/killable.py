@@ -24,8 +24,10 @@ import pandas as pd
 import pyarrow.parquet  # noqa: F401 - imported here, not in every process that writes a table
 
 import rga_reid
-from rga_reid.retrieval import Gallery, GalleryBuilder, builder, indexes
-from rga_reid.retrieval.gallery_folder import writing
+from rga_reid.gallery import Gallery, GalleryBuilder
+from rga_reid.gallery import folder as builder
+from rga_reid.gallery import index as indexes
+from rga_reid.gallery.folder_store import writing
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 SHARD = 300

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rga_reid.retrieval import Gallery
+from rga_reid.gallery import Gallery
 
 PERSON = 11
 

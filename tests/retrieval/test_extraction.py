@@ -13,8 +13,8 @@ from PIL import Image
 
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
-from rga_reid.retrieval import extract_features, stream_features
-from rga_reid.retrieval.extraction import choose_device
+from rga_reid.inference import extract_features, stream_features
+from rga_reid.inference.embed import choose_device
 
 
 class MeanColour:
@@ -80,7 +80,7 @@ def test_a_table_is_kept_with_its_columns(files: list[Path]) -> None:
 def test_the_next_batch_is_decoded_while_the_model_works(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rga_reid.retrieval import extraction
+    from rga_reid.inference import embed as extraction
 
     second = threading.Event()
     decode = extraction.decode

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval.feature_files import read_features, write_features
+from rga_reid.inference.feature_files import read_features, write_features
 
 FEATURES = np.arange(6, dtype=np.float32).reshape(3, 2)
 

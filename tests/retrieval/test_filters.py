@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery
-from rga_reid.retrieval.arrays import gallery_table
-from rga_reid.retrieval.filters import rows_where
+from rga_reid.gallery import Gallery
+from rga_reid.gallery.filters import rows_where
+from rga_reid.gallery.validation import gallery_table
 
 TABLE = gallery_table(
     pd.DataFrame(

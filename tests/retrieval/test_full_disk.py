@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery, GalleryBuilder
-from rga_reid.retrieval.gallery_folder import leftovers
+from rga_reid.gallery import Gallery, GalleryBuilder
+from rga_reid.gallery.folder_store import orphaned_files
 
 KIB = 1024
 Room = Callable[[int], AbstractContextManager[None]]
@@ -44,7 +44,7 @@ def test_the_old_gallery_stays(disk: tuple[Path, Room], crowd: Callable) -> None
             pytest.raises(InputError, match=r"gallery: cannot write .*(No space left|File too large)"),
         ):
             change()
-        assert leftovers(folder) == []
+        assert orphaned_files(folder) == []
         again = Gallery.open(folder)
         assert again.verify() == 4
         found = again.search(crowd(3, seed=1)[0], 50, with_ids=True)

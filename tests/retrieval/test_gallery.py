@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery, exact
+from rga_reid.gallery import Gallery
+from rga_reid.gallery import index as exact
 
 COLUMNS = ["query", "rank", "score", "path", "pid", "camid"]
 
@@ -126,7 +127,7 @@ def test_near_ties_below_float32_resolution_are_ranked_exactly() -> None:
 
 @pytest.mark.parametrize("where", [None, "camid in (1, 2)"])
 def test_a_search_in_many_blocks_is_brute_force(monkeypatch: pytest.MonkeyPatch, where: str | None) -> None:
-    from rga_reid.retrieval import vectors
+    from rga_reid.gallery import index as vectors
 
     monkeypatch.setattr(vectors, "_BLOCK_BYTES", 24 * 4 * 7)  # seven rows
     features, queries, table = random_features(200), random_features(5, seed=1), table_of(200)

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Erasure, Gallery, contents, indexes, segments
+from rga_reid.gallery import Gallery, RemovalResult, segments
+from rga_reid.gallery import index as indexes
+from rga_reid.gallery import segments as contents
 from tests.folders import files_below
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
@@ -50,7 +52,7 @@ def test_ids_and_order_outlive_removals(make: Callable[..., Gallery], crowd: Cal
     gallery, table = make(200), crowd(200)[1]
     gone = (table["pid"] == 7) | (table["path"] == table["path"][199])
     done = gallery.remove(pids=7, paths=table["path"][199])
-    assert done == Erasure(images=gone.sum(), segments=1, indexes=0, rewritten=200 - gone.sum())
+    assert done == RemovalResult(images=gone.sum(), segments=1, indexes=0, rewritten=200 - gone.sum())
     kept = np.flatnonzero(~gone)
     assert gallery.ids.tolist() == kept.tolist()
     assert gallery.table["path"].tolist() == table["path"][kept].tolist()

@@ -21,8 +21,8 @@ import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery
-from rga_reid.retrieval.gallery_folder import leftovers, writing
+from rga_reid.gallery import Gallery
+from rga_reid.gallery.folder_store import orphaned_files, writing
 
 DRIVER = Path(__file__).parent / "killable.py"
 KILLS = 4  # of each operation; in the slow test one for every state that its files pass through
@@ -78,7 +78,8 @@ def killable() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        from rga_reid.retrieval import builder, indexes
+        from rga_reid.gallery import folder as builder
+        from rga_reid.gallery import index as indexes
 
         patch.setattr(builder, "SHARD_ROWS", builder.SHARD_ROWS)  # the module sets its own
         patch.setattr(indexes, "_SAMPLE", indexes._SAMPLE)
@@ -144,7 +145,7 @@ def check_changed(killable: Any, folder: Path, allowed: list[list[object]], what
     # the next writer finds no lock, and leaves none of the killed one's files
     survivor.add(*killable.people(1, 6))
     survivor.remove(paths="6/0.jpg")
-    assert leftovers(folder) == []
+    assert orphaned_files(folder) == []
     assert not (folder / "unfinished.json").exists()
     assert state(Gallery.open(folder), queries)[:3] == found[:3]
     assert Gallery.open(folder).verify() >= 5
@@ -176,7 +177,7 @@ def check_built(killable: Any, folder: Path, operation: str, after: list[object]
         assert state(Gallery.open(folder), queries) == after
     assert Gallery.open(folder).verify() >= 4
     with writing(folder):
-        assert leftovers(folder) == []
+        assert orphaned_files(folder) == []
 
 
 @pytest.mark.parametrize("operation", CHANGES)
@@ -278,7 +279,7 @@ def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> 
     expected = Gallery.build(features, table)
     pd.testing.assert_frame_equal(gallery.search(features[:5]), expected.search(features[:5]))
     assert gallery.ids.tolist() == list(range(1200))
-    assert (gallery.verify(), leftovers(folder)) == (3, [])
+    assert (gallery.verify(), orphaned_files(folder)) == (3, [])
 
 
 def test_only_one_writer_at_a_time(driver: Driver, killable: Any, old: Path, tmp_path: Path) -> None:

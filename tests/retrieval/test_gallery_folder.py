@@ -20,8 +20,11 @@ import torch
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery, GalleryBuilder, ModelRecord, builder, gallery_folder, segments
-from rga_reid.retrieval.manifest import sealed
+from rga_reid.gallery import Gallery, GalleryBuilder, segments
+from rga_reid.gallery import folder as builder
+from rga_reid.gallery import folder_store as gallery_folder
+from rga_reid.gallery.manifest import canonical_json
+from rga_reid.inference import ModelFingerprint
 from tests.folders import files_below
 from tests.security.hostile import put, reseal
 
@@ -32,7 +35,7 @@ def random_features(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 24)).astype(np.float32)
 
 
-def gallery_of(count: int, model: ModelRecord | None = None, index: str = "flat") -> Gallery:
+def gallery_of(count: int, model: ModelFingerprint | None = None, index: str = "flat") -> Gallery:
     """A gallery with some labels unknown."""
     table = pd.DataFrame(
         {
@@ -52,13 +55,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def record(checkpoint: Path) -> ModelRecord:
+def record(checkpoint: Path) -> ModelFingerprint:
     model = SimpleNamespace(size=(256, 128), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
-    return ModelRecord.of(model, checkpoint)
+    return ModelFingerprint.of(model, checkpoint)
 
 
 @pytest.fixture
-def saved(tmp_path: Path, record: ModelRecord) -> Path:
+def saved(tmp_path: Path, record: ModelFingerprint) -> Path:
     gallery_of(30, record).save(tmp_path / "gallery")
     return tmp_path / "gallery"
 
@@ -81,7 +84,7 @@ def test_an_opened_gallery_is_the_saved_one(saved: Path, checkpoint: Path) -> No
     pd.testing.assert_frame_equal(opened.search(query, 30), built.search(query, 30))
     pd.testing.assert_frame_equal(opened.table, built.table)
     assert (len(opened), opened.dimension) == (30, 24)
-    assert opened.model == ModelRecord(
+    assert opened.model == ModelFingerprint(
         str(checkpoint), hashlib.sha256(b"weights").hexdigest(), (256, 128), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
     )
 
@@ -275,7 +278,7 @@ def test_a_long_log_of_removals(saved: Path) -> None:
     content = log.read_bytes()
     manifest["removals"] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     del manifest["sha256"]
-    (saved / "manifest.json").write_bytes(sealed(manifest))
+    (saved / "manifest.json").write_bytes(canonical_json(manifest))
     Gallery.open(saved).remove(pids=2)
     assert [removal.pid for removal in Gallery.open(saved).removals] == [1] * 80 + [2]
     assert Gallery.open(saved).verify()
@@ -379,7 +382,7 @@ def test_a_damaged_index_never_reaches_faiss(indexed: Path, monkeypatch: pytest.
         ('{"format": "rga-reid gallery", "version": 3}', "format version 3; this program reads 2"),
         ('{"format": "rga-reid gallery", "version": 2}', "damaged or edited"),
         ('{"format": "rga-reid gallery", "version": 2, "sha256": "\\ud800"}', "damaged or edited"),
-        (sealed({"format": "rga-reid gallery", "version": 2}).decode(), "damaged manifest"),
+        (canonical_json({"format": "rga-reid gallery", "version": 2}).decode(), "damaged manifest"),
     ],
 )
 def test_a_damaged_or_foreign_manifest_is_named(saved: Path, text: str, message: str) -> None:
@@ -466,11 +469,11 @@ def test_no_gallery_there(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [file]  # a reader leaves no lock
 
 
-def test_features_of_another_model_are_refused(saved: Path, record: ModelRecord, tmp_path: Path) -> None:
+def test_features_of_another_model_are_refused(saved: Path, record: ModelFingerprint, tmp_path: Path) -> None:
     gallery = Gallery.open(saved)
     table = pd.DataFrame({"path": ["new.jpg"]})
     (tmp_path / "other.ckpt").write_bytes(b"other weights")
-    other = ModelRecord.of(SimpleNamespace(size=(256, 128)), tmp_path / "other.ckpt")
+    other = ModelFingerprint.of(SimpleNamespace(size=(256, 128)), tmp_path / "other.ckpt")
     for wrong in (other, replace(record, size=(128, 64)), replace(record, mean=(0.0, 0.0, 0.0))):
         with pytest.raises(InputError, match="the gallery was built with another model"):
             gallery.add(random_features(1), table, model=wrong)
@@ -508,13 +511,13 @@ def test_another_checkpoint_is_refused(saved: Path, checkpoint: Path, tmp_path: 
 
 @pytest.mark.parametrize("dimension", [24, 5])
 def test_rows_are_not_added_to_another_gallery_that_came_into_the_place(
-    tmp_path: Path, saved: Path, record: ModelRecord, dimension: int
+    tmp_path: Path, saved: Path, record: ModelFingerprint, dimension: int
 ) -> None:
     opened = Gallery.open(saved)
     file = tmp_path / "other.ckpt"
     file.write_bytes(b"other weights")
     shape = SimpleNamespace(size=(256, 128), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
-    other = ModelRecord.of(shape, file)  # type: ignore[arg-type]
+    other = ModelFingerprint.of(shape, file)  # type: ignore[arg-type]
     random = np.random.default_rng(0)
     table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(4)]})
     Gallery.build(random.normal(size=(4, dimension)), table, model=other).save(saved, overwrite=True)
@@ -625,7 +628,7 @@ def test_a_manifest_that_cannot_be_read_now_is_not_dropped(
         raise InputError(f"{path}: cannot read this file (Input/output error)")
 
     monkeypatch.setattr(gallery_folder, "read_file", broken)
-    monkeypatch.setattr("rga_reid.retrieval.manifest.read_file", broken)
+    monkeypatch.setattr("rga_reid.gallery.manifest.read_file", broken)
     with pytest.raises(InputError, match="Input/output error"):
         gallery_of(5).save(saved, overwrite=True)
     monkeypatch.undo()

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery, indexes
-from rga_reid.retrieval.arrays import unit_matrix
-from rga_reid.retrieval.indexes import SETTINGS, IndexPlan
-from rga_reid.retrieval.vectors import Vectors
+from rga_reid.gallery import Gallery
+from rga_reid.gallery import index as indexes
+from rga_reid.gallery.index import SETTINGS, IndexConfig, Vectors
+from rga_reid.gallery.validation import normalized_matrix
 
 APPROXIMATE = ["hnsw", "ivf", "ivfpq"]
 
@@ -107,8 +107,8 @@ def test_lists_hold_what_faiss_would_put_there(
 ) -> None:
     """Though sized first, and filled block by block."""
     monkeypatch.setattr(indexes, "_BLOCK", 700)
-    vectors = unit_matrix(crowd(2500)[0])
-    made = IndexPlan(kind).build(vectors)
+    vectors = normalized_matrix(crowd(2500)[0])
+    made = IndexConfig(kind).build(vectors)
     assert made is not None
     plain = faiss.clone_index(made.loaded)
     plain.reset()
@@ -138,12 +138,12 @@ def test_products_are_those_of_the_rows_named(crowd: Callable) -> None:
 
 
 def test_settings_follow_the_size() -> None:
-    plan = IndexPlan("ivfpq")
+    plan = IndexConfig("ivfpq")
     assert plan.chosen(1024, 2048) == {"nlist": 26, "nprobe": 16, "pq_m": 64, "pq_bits": 4, "refine": 16}
     assert plan.chosen(65_536, 2048) == {"nlist": 1024, "nprobe": 128, "pq_m": 64, "pq_bits": 8, "refine": 16}
     assert plan.chosen(65_536, 127)["pq_m"] == 1
     # what was given is kept as far as the images can train it
-    given = IndexPlan("ivfpq", {"nlist": 5000, "nprobe": 4000, "pq_bits": 8})
+    given = IndexConfig("ivfpq", {"nlist": 5000, "nprobe": 4000, "pq_bits": 8})
     assert given.chosen(3900, 32) == {"nlist": 100, "nprobe": 100, "pq_m": 8, "pq_bits": 6, "refine": 16}
 
 

@@ -17,13 +17,16 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
-from rga_reid.retrieval import Gallery, ModelRecord, milvus_builder, milvus_server
-from rga_reid.retrieval.builder import gallery_builder, save_features
-from rga_reid.retrieval.indexes import IndexPlan
-from rga_reid.retrieval.places import MilvusPlace, place_of
+from rga_reid.gallery import Gallery
+from rga_reid.gallery import milvus as milvus_builder
+from rga_reid.gallery import milvus_client as milvus_server
+from rga_reid.gallery.folder import gallery_builder, save_features
+from rga_reid.gallery.index import IndexConfig
+from rga_reid.gallery.location import MilvusURI, parse_location
+from rga_reid.inference import ModelFingerprint
 
 DIMENSION = 48
-RECORD = ModelRecord("/models/a.ckpt", "0" * 64, (256, 128))
+RECORD = ModelFingerprint("/models/a.ckpt", "0" * 64, (256, 128))
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_rows_go_to_milvus_without_an_index_of_faiss(
 
     features, table = np.concatenate([rows[0]] * 4), pd.concat([rows[1]] * 4, ignore_index=True)
     expected = Gallery.build(features, table).table
-    monkeypatch.setattr(IndexPlan, "build", build)
+    monkeypatch.setattr(IndexConfig, "build", build)
     saved = save_features(location, features, table, index="hnsw")
     assert len(saved) == 1600
     pd.testing.assert_frame_equal(saved.table, expected)
@@ -291,10 +294,10 @@ def test_building_overwriting_resuming(location: str, rows: tuple, monkeypatch: 
 
 
 def test_places(tmp_path: Path) -> None:
-    place = place_of("milvus://host-1.lan:19530/people")
-    assert place == MilvusPlace("http://host-1.lan:19530", "people", embedded=False)
+    place = parse_location("milvus://host-1.lan:19530/people")
+    assert place == MilvusURI("http://host-1.lan:19530", "people", embedded=False)
     assert str(place) == "milvus://host-1.lan:19530/people"
-    assert place_of("folder") == Path("folder")
+    assert parse_location("folder") == Path("folder")
     for wrong in ("milvus://host", "milvus://host:1/", "milvus://host:99999/a", "milvus://h:1/a;drop"):
         with pytest.raises(InputError, match=re.escape(f"{wrong}: expected milvus://HOST:PORT/COLLECTION")):
             Gallery.open(wrong)
@@ -314,8 +317,8 @@ def test_nobody_answers() -> None:
 def test_collections_of_others_stay(location: str, rows: tuple[np.ndarray, pd.DataFrame]) -> None:
     features, table = rows
     Gallery.build(features, table).save(location)
-    place = place_of(location)
-    assert isinstance(place, MilvusPlace)
+    place = parse_location(location)
+    assert isinstance(place, MilvusURI)
     server = milvus_server.MilvusServer(place)
     others = {f"{place.collection}_7", f"{place.collection}__imagesque_7", "other__images_1"}
     for name in others:
@@ -333,8 +336,8 @@ def test_a_build_killed_while_it_made_its_notes(
 ) -> None:
     """The same build again needs no cleaning by hand."""
     features, table = rows[0][:20], rows[1][:20]
-    place = place_of(location)
-    assert isinstance(place, MilvusPlace)
+    place = parse_location(location)
+    assert isinstance(place, MilvusURI)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -357,8 +360,8 @@ def test_a_collection_of_others_is_never_written_to(
     location: str, rows: tuple[np.ndarray, pd.DataFrame]
 ) -> None:
     """Even one of texts by their numbers, as notes are."""
-    place = place_of(location)
-    assert isinstance(place, MilvusPlace)
+    place = parse_location(location)
+    assert isinstance(place, MilvusURI)
     server = milvus_server.MilvusServer(place, create=True)
     kinds, client = server._library.DataType, server._client
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -478,4 +481,4 @@ def test_large_labels_keep_their_digits(location: str, rows: tuple[np.ndarray, p
 
 def test_names_of_collections_of_images_are_no_galleries() -> None:
     with pytest.raises(InputError, match="expected a name without '__images_'"):
-        place_of("milvus://host:19530/people__images_3")
+        parse_location("milvus://host:19530/people__images_3")

@@ -10,7 +10,7 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
-from rga_reid.retrieval import Gallery
+from rga_reid.gallery import Gallery
 from tests.oracles import naive_re_ranking, squared_distances
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery, segments
-from rga_reid.retrieval.builder import save_features
+from rga_reid.gallery import Gallery, segments
+from rga_reid.gallery.folder import save_features
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])

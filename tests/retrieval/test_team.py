@@ -14,8 +14,8 @@ import pytest
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
-from rga_reid.retrieval import Gallery
-from rga_reid.retrieval.team import MARKER, Team, _make_anew, team
+from rga_reid.gallery import Gallery
+from rga_reid.inference.distributed import MARKER, ProcessGroup, _make_anew, process_group
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def together(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tu
 @pytest.mark.parametrize(("rows", "batch", "size"), [(0, 4, 2), (1, 4, 3), (10, 4, 2), (103, 7, 4)])
 def test_shares_are_whole_batches_and_cover_the_table(rows: int, batch: int, size: int) -> None:
     table = pd.DataFrame({"path": [str(row) for row in range(rows)]})
-    shares = [Team(rank, size).share(table, batch) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).share(table, batch) for rank in range(size)]
     pd.testing.assert_frame_equal(pd.concat(shares), table)
     assert all(share.index[0] % batch == 0 for share in shares if len(share))
     if rows > batch * size:
@@ -110,7 +110,7 @@ def test_a_gallery_of_two_processes(tiny_market: Path, tiny_checkpoint: Path, tm
 
 DYING = """
 import json, os, sys
-from rga_reid.retrieval import team
+from rga_reid.inference import distributed as team
 agree = team.Team._agree
 def once(self, error):
     agree(self, error)
@@ -141,7 +141,7 @@ def test_variables_of_torchrun_that_are_no_numbers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", value)
     with (
         pytest.raises(InputError, match=f"^WORLD_SIZE: expected a whole number of at least 1, got '{value}'"),
-        team(),
+        process_group(),
     ):
         pass
 

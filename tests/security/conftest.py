@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rga_reid.commands import COMMANDS
-from rga_reid.retrieval import Gallery
+from rga_reid.gallery import Gallery
 from tests.security.hostile import Bomb
 
 

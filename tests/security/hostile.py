@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rga_reid.retrieval.manifest import sealed
+from rga_reid.gallery.manifest import canonical_json
 from tests.fuzz.harness import Outcome
 
 SEGMENT = Path("segments/000001-0")
@@ -49,7 +49,7 @@ def reseal(gallery: Path, change: Callable[[Any], object]) -> None:
     manifest = json.loads((gallery / "manifest.json").read_text())
     change(manifest)
     manifest.pop("sha256")
-    (gallery / "manifest.json").write_bytes(sealed(manifest))
+    (gallery / "manifest.json").write_bytes(canonical_json(manifest))
 
 
 def put(gallery: Path, name: str, content: bytes) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from rga_reid.data import cuhk03
-from rga_reid.data.mat_files import MOST_UNPACKED, read_mat
+from rga_reid.data.cuhk03 import MAX_UNPACKED, read_mat
 from rga_reid.models.checkpoints import CONFIG_KEY
 from tests.fuzz.harness import run
 from tests.security.hostile import npy, put, refusal, reseal
@@ -291,18 +291,18 @@ def test_matlab_files_that_unpack_to_much(tmp_path: Path) -> None:
     def filled(kind: int, rows: int, name: bytes, rest: bytes) -> bytes:
         return packed(array(kind, (rows, 1), name, rest))
 
-    zeros = element(9, bytes(MOST_UNPACKED))
+    zeros = element(9, bytes(MAX_UNPACKED))
     inner = array(1, (2**30, 1), b"", b"")
     head = b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
     protocol, check = tmp_path / "set" / PROTOCOL, ["data", "check", "set", "--dataset", "cuhk03_labeled"]
     protocol.parent.mkdir()
     for content in (
-        element(15, zlib.compress(array(6, (MOST_UNPACKED // 8, 1), b"labels", zeros))),
+        element(15, zlib.compress(array(6, (MAX_UNPACKED // 8, 1), b"labels", zeros))),
         array(1, (2**30, 1), b"filelist", b""),
         array(1, (1, 1), b"filelist", inner),
         array(4, (2**31 - 1, 2**31 - 1), b"filelist", b""),
         array(5, (2**30, 2**30), b"labels", b""),
-        filled(1, MOST_UNPACKED // 8 - 100, b"filelist", element(14, b"") * (MOST_UNPACKED // 8 - 100)),
+        filled(1, MAX_UNPACKED // 8 - 100, b"filelist", element(14, b"") * (MAX_UNPACKED // 8 - 100)),
         filled(6, 1 << 25, b"labels", element(9, bytes(1 << 28))),
     ):
         (tmp_path / "x.mat").write_bytes(head + content)
@@ -310,7 +310,7 @@ def test_matlab_files_that_unpack_to_much(tmp_path: Path) -> None:
             read_mat(tmp_path / "x.mat", ["labels", "filelist"])
         protocol.write_bytes(head + content)
         assert "expected the protocol of CUHK03" in refusal(run(check, tmp_path))
-    text, room = array(4, (1, 1), b"", element(16, b"a")), MOST_UNPACKED - 200
+    text, room = array(4, (1, 1), b"", element(16, b"a")), MAX_UNPACKED - 200
     for content, told in (  # as much as there may be, of which SciPy makes more
         (filled(9, room, b"labels", element(2, bytes(room))), "expected the variable filelist"),
         (packed(array(4, (room // 2, 2), b"labels", element(16, b"a" * room))), "expected the variable"),

@@ -61,16 +61,16 @@ def test_tables_without_end(tmp_path: Path) -> None:
     ("limit", "words", "told"),
     [
         (
-            "data.survey.MOST_ROWS",
+            "data.survey.MAX_ROWS",
             ["data", "check", "own.csv"],
             "4.jpg: expected at most 3 images in a data set",
         ),
         (
-            "retrieval.feature_files.MOST_LABELS",
+            "retrieval.feature_files.MAX_LABELS",
             ["evaluate", "--query", "f.npy", "--gallery", "f.npy"],
             "f.csv: expected at most 3 rows, one for each feature, found 4 features",
         ),
-        ("experiments.collecting.MOST_ROWS", ["report", "run"], "metrics.csv: expected at most 3 rows"),
+        ("experiments.collecting.MAX_ROWS", ["report", "run"], "metrics.csv: expected at most 3 rows"),
     ],
 )
 def test_tables_of_more_rows_than_there_may_be(

@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from rga_reid.errors import InputError
-from rga_reid.experiments.trial import seconds_of
+from rga_reid.experiments.ablation_worker import read_seconds
+from rga_reid.gallery import Gallery
 from rga_reid.models.checkpoints import CONFIG_KEY
-from rga_reid.retrieval import Gallery
 from tests.fuzz.harness import run
 from tests.fuzz.material import NAMES_CARD, PLAN, RECIPE, Material, build
 from tests.security.hostile import npy, put, refusal, reseal
@@ -71,7 +71,7 @@ def test_options(material: Material, words: list[str], told: str) -> None:
         ("model.loss.margin", NAN),
         ("model.augmentation.crop_scale", 1e9),
         ("model.input_sizes", [[0, HUGE, 32]]),
-        ("model.optimizer", {"class_path": "rga_reid.errors.quoted"}),
+        ("model.optimizer", {"class_path": "rga_reid.errors.short_repr"}),
         ("data.identities_per_batch", -1),
         ("trainer.max_epochs", LONG),
         ("trainer.devices", HUGE),
@@ -143,17 +143,17 @@ def test_calibrations(material: Material, tmp_path: Path, value: Any) -> None:
 
 def test_time_of_a_training() -> None:
     def told(value: Any) -> float | None:
-        return seconds_of({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}})
+        return read_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}})
 
     assert told(2) == 2
     assert all(told(value) is None for value in (10**400, "soon", None, []))
-    assert seconds_of({"callbacks": {"Timer": [10**400]}}) is None
+    assert read_seconds({"callbacks": {"Timer": [10**400]}}) is None
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), -1.0, torch.zeros(3), True])
 def test_time_of_a_training_that_is_no_number(value: Any) -> None:
-    assert seconds_of({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}}) is None
-    assert seconds_of({"callbacks": {"Timer": torch.zeros(3)}}) is None
+    assert read_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}}) is None
+    assert read_seconds({"callbacks": {"Timer": torch.zeros(3)}}) is None
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "a\udfff"])

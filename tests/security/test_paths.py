@@ -20,10 +20,9 @@ from rga_reid.data import load_card, read_table
 from rga_reid.data.cache import FOLDER, cached_images
 from rga_reid.data.cuhk03 import unpack
 from rga_reid.errors import InputError
-from rga_reid.experiments.ablation import _environment
-from rga_reid.experiments.ablation_run import locked, program
+from rga_reid.experiments.ablation import _environment, lock_run, program
+from rga_reid.inference.feature_files import read_features
 from rga_reid.resources import find_resource
-from rga_reid.retrieval.feature_files import read_features
 from tests.folders import files_below
 from tests.fuzz.harness import run
 from tests.fuzz.material import RECIPE
@@ -229,7 +228,7 @@ def test_runs_of_an_ablation_import_nothing_from_where_they_are_started(tmp_path
 def test_what_a_killed_run_left_as_a_link_is_not_followed(tmp_path: Path, outside: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(outside / "new")
-    with pytest.raises(InputError, match="cannot write there"), locked(tmp_path / "run"):
+    with pytest.raises(InputError, match="cannot write there"), lock_run(tmp_path / "run"):
         pass
     assert not (outside / "new").exists()
 

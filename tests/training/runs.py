@@ -24,7 +24,7 @@ from rga_reid.commands import main
 from rga_reid.models import EmbeddingModel
 from rga_reid.training import module
 
-fitting = importlib.import_module("rga_reid.training.fit")  # the package's name `fit` is its function
+fitting = importlib.import_module("rga_reid.training.trainer")  # the package's name `fit` is its function
 
 
 class SmallBackbone(nn.Module):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from rga_reid.errors import InputError
 from rga_reid.training import IdentitySampler, ReIDData
-from rga_reid.training.data import DecodedImages, ResumableLoader
+from rga_reid.training.datamodule import DecodedImages, ResumableLoader
 
 BATCH: dict[str, Any] = {"identities_per_batch": 2, "images_per_identity": 2}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rga_reid.attention import MECHANISMS
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.training import ReIDModule
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproducibility.md"
@@ -62,7 +62,7 @@ def operations(attention: str | None, **options: Any) -> set[str]:
     return recorder.names
 
 
-@pytest.mark.parametrize("attention", [None, *MECHANISMS])
+@pytest.mark.parametrize("attention", [None, *ATTENTION_MODULES])
 def test_what_a_training_step_does(attention: str | None) -> None:
     names = operations(attention)
     assert {"convolution_backward", "bmm", "addcdiv_"} <= names  # all was recorded
@@ -74,7 +74,7 @@ def test_what_a_training_step_does(attention: str | None) -> None:
         assert f"`{name.strip('_')}" in text
 
 
-@pytest.mark.parametrize("attention", MECHANISMS)
+@pytest.mark.parametrize("attention", ATTENTION_MODULES)
 def test_who_takes_the_fused_kernel(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU only, so that a record of a step on a CPU does not tell."""
     fused, taken = torch.nn.functional.scaled_dot_product_attention, []
@@ -85,7 +85,7 @@ def test_who_takes_the_fused_kernel(attention: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", noted)
     with torch.device("meta"):  # no CPU, and no GPU either
-        MECHANISMS[attention](64, (16, 8))(torch.empty(2, 64, 16, 8))
+        ATTENTION_MODULES[attention](64, (16, 8))(torch.empty(2, 64, 16, 8))
     lines = DOCUMENT.read_text(encoding="utf-8").split("\n")
     (row,) = (line for line in lines if line.startswith("| gradient of `scaled_dot_product_attention`"))
     assert (f"`{attention}`" in row) == bool(taken)

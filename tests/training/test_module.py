@@ -13,7 +13,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import evaluate_ranking
 from rga_reid.models import EmbeddingModel
 from rga_reid.training import ReIDData, ReIDModule
-from rga_reid.training.fit import fit
+from rga_reid.training.trainer import fit
 
 
 class Trainer(SimpleNamespace):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.training.precision import multiplies_bfloat16, resolve_precision
+from rga_reid.training.trainer import has_fast_bfloat16, resolve_precision
 
 
 def pretend(patch: pytest.MonkeyPatch, *, cuda: bool, **capabilities: bool) -> None:
@@ -62,11 +62,11 @@ def test_older_versions_of_torch_tell_it_in_other_places(
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert multiplies_bfloat16("cpu") == (avx512 or amx)
+    assert has_fast_bfloat16("cpu") == (avx512 or amx)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with the flags that Linux shows")
 def test_this_processor_is_told_right() -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = " ".join(line for line in lines if line.lower().startswith(("flags", "features"))).split()
-    assert multiplies_bfloat16("cpu") == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    assert has_fast_bfloat16("cpu") == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))

@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rga_reid.checks import MOST_SEED, whole_number
-from rga_reid.data.synthetic.cameras import CAMERAS, SUPERSAMPLING
 from rga_reid.data.synthetic.people import Person, random_person
-from rga_reid.data.synthetic.shots import Sighting, Studio
-from rga_reid.errors import InputError, quoted
+from rga_reid.data.synthetic.scenes import CAMERAS, SUPERSAMPLING, Sighting, Studio
+from rga_reid.errors import MAX_SEED, InputError, check_int, short_repr
 from rga_reid.files import atomic_folder
-from rga_reid.progress import tracked
+from rga_reid.runtime import track
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 DISTRACTOR, JUNK = 0, -1  # pids
-MOST_IDENTITIES = 9999  # names have four digits
+MAX_IDENTITIES = 9999  # names have four digits
 SMALLEST_SIDE, LARGEST_SIDE = 16, 2048  # pixels
 
 IMAGES_PER_DISTRACTOR = 4
@@ -64,15 +62,15 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
-            most = MOST_SEED if name == "seed" else _MOST
-            whole_number(f"synthetic {name}", getattr(self, name), low, most)
+            most = MAX_SEED if name == "seed" else _MOST
+            check_int(f"synthetic {name}", getattr(self, name), low, most)
         for name in ("cameras_per_identity", "images_per_camera", "size"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or [type(number) for number in value] != [int, int]:
-                raise InputError(f"synthetic {name}: expected two whole numbers, got {quoted(value)}")
+                raise InputError(f"synthetic {name}: expected two whole numbers, got {short_repr(value)}")
         people = self.train_identities + self.test_identities
-        if people > MOST_IDENTITIES:
-            raise InputError(f"synthetic identities: expected at most {MOST_IDENTITIES} in all, got {people}")
+        if people > MAX_IDENTITIES:
+            raise InputError(f"synthetic identities: expected at most {MAX_IDENTITIES} in all, got {people}")
         for name, highest in (("cameras_per_identity", len(CAMERAS)), ("images_per_camera", 9)):
             few, many = getattr(self, name)
             if not 2 <= few <= many <= highest:
@@ -82,7 +80,7 @@ class SyntheticSettings:
         if min(self.size) < SMALLEST_SIDE or max(self.size) > LARGEST_SIDE:
             raise InputError(
                 f"synthetic size: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, "
-                f"got {quoted(self.size)}"
+                f"got {short_repr(self.size)}"
             )
 
 
@@ -126,7 +124,7 @@ def write_synthetic(
             (folder / name).mkdir()
         shots = list(plan(settings))
         studio = _studio(settings)
-        for number, shot in tracked(enumerate(shots), "drawing people", len(shots)):
+        for number, shot in track(enumerate(shots), "drawing people", len(shots)):
             _take(studio, shot, np.random.default_rng([settings.seed, _SHOTS, number]), folder)
 
 

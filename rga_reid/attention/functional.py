@@ -1,0 +1,85 @@
+"""Bad input, refused with what was expected and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SHAPES = {1: "(B, {}, L)", 2: "(B, {}, H, W)", 3: "(B, {}, T, H, W)"}
+
+
+def check_map(name: str, x: Tensor, channels: int, *, dim: int = 2) -> None:
+    """Refuse ``x`` unless it is a floating-point batch of maps of ``channels`` channels over ``dim`` axes."""
+    if x.dim() != dim + 2 or x.shape[1] != channels:
+        raise ValueError(f"{name}: expected {_SHAPES[dim].format(channels)}, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
+
+
+def check_positive(**values: int) -> None:
+    """Refuse a value that is not a whole number of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def check_map_size(size: Sequence[int]) -> tuple[int, int]:
+    """``size`` as (H, W), both at least 1."""
+    if isinstance(size, int) or len(size) != 2:
+        raise ValueError(f"size: expected (height, width), got {size!r}")
+    height, width = size
+    check_positive(height=height, width=width)
+    return int(height), int(width)
+
+
+def reduce_channels(channels: int, ratio: int, name: str = "ratio") -> int:
+    """channels // ratio.
+
+    Raises:
+        ValueError: no channel would be left.
+    """
+    check_positive(**{"in_channels": channels, name: ratio})
+    if ratio > channels:
+        raise ValueError(f"{name}: expected at most in_channels = {channels}, got {ratio} (no channel left)")
+    return channels // ratio
+
+
+WHOLE = 512  # queries; up to here the weights of all are made at once
+BLOCK = 256  # queries at a time beyond: their weights stay in the cache
+
+
+def iter_blocks(queries: Tensor, dim: int) -> Sequence[Tensor]:
+    """Queries lie along ``dim``: all in one block if they are few, otherwise blocks of ``BLOCK``."""
+    return [queries] if queries.shape[dim] <= WHOLE else queries.split(BLOCK, dim)
+
+
+def gather(weights: Iterable[Tensor], values: Tensor) -> Tensor:
+    """out[:, i] = Σⱼ weights[i, j] values[:, j], for ``weights`` in blocks of rows i.
+
+    The result has the memory layout of ``values``, so that what follows need not copy it.
+
+    Shape: blocks (..., n, M), values (..., C, M) -> (..., C, sum of n).
+    """
+    if values.stride(-2) == 1:
+        rows = [block @ values.mT for block in weights]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=-2)).mT
+    columns = [values @ block.mT for block in weights]
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """out[:, i] = Σⱼ softmaxⱼ(query[:, i] · key[:, j]) value[:, j], without scaling.
+
+    On a CPU many queries are taken in blocks, because the fused kernel there wants values as long as keys and
+    otherwise makes all weights. So inference never holds the (B, N, M) weights of more than 512 queries;
+    training keeps them all, once, for the gradient. Elsewhere the fused kernel decides.
+
+    Shape: query (B, E, N), key (B, E, M), value (B, C, M) -> (B, C, N).
+    """
+    if not query.is_cpu:
+        q, k, v = (t.mT.unsqueeze(1) for t in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).mT
+    return gather(((block.mT @ key).softmax(dim=2) for block in iter_blocks(query, dim=2)), value)

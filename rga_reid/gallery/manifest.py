@@ -1,0 +1,211 @@
+"""The manifest of a gallery folder: what the gallery is, and every file that belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rga_reid import __version__
+from rga_reid.errors import InputError, short_repr
+from rga_reid.files import atomic_file, sync
+from rga_reid.gallery.index import IndexConfig
+from rga_reid.inputs import read_file, reject_surrogates, truncate
+from rga_reid.models.checkpoints import ModelFingerprint
+
+FORMAT = "rga-reid gallery"
+VERSION = 2  #: raised when an older program could no longer read the folder
+METRIC = "cosine"  #: inner product of unit rows
+MANIFEST = "manifest.json"
+
+SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
+_LOG_NAME = re.compile(r"removals-[0-9]+\.jsonl")
+_TOO_MANY = 2**62  # of anything
+_UNSEALED = "0" * 64  # stands for the manifest's own checksum while that is taken
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and checksum of a file."""
+
+    bytes: int
+    sha256: str  #: in hex
+
+    @classmethod
+    def from_json(cls, value: Any) -> FileRecord:
+        """The record that ``asdict`` wrote."""
+        return cls(_count(value["bytes"]), _text(value["sha256"]))
+
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """The approximate index of a segment."""
+
+    settings: Mapping[str, int]
+    recall_at_10: float  #: against the exact search, measured when it was built
+
+    @classmethod
+    def from_json(cls, value: Any) -> IndexRecord:
+        """The record that ``asdict`` wrote."""
+        settings = {_text(name): _count(number) for name, number in value["settings"].items()}
+        recall = float(value["recall_at_10"])
+        if not 0 <= recall <= 1:
+            raise ValueError(f"recall_at_10: expected 0 to 1, found {recall}")
+        return cls(settings, recall)
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """A folder of files that never change: the vectors and the table of some images, and their index."""
+
+    name: str
+    count: int  #: images
+    index: IndexRecord | None  #: None: searched exactly
+    files: Mapping[str, FileRecord]
+
+    @classmethod
+    def from_json(cls, value: Any) -> SegmentRecord:
+        """The record that ``asdict`` wrote."""
+        name = _text(value["name"], SEGMENT_NAME)
+        index = None if value["index"] is None else IndexRecord.from_json(value["index"])
+        expected = {"vectors.npy", "table.parquet"} | ({"index.faiss"} if index else set())
+        if value["files"].keys() != expected:
+            raise ValueError(f"segment {name}: expected the files {', '.join(sorted(expected))}")
+        files = {file: FileRecord.from_json(record) for file, record in value["files"].items()}
+        return cls(name, _count(value["count"]), index, files)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a gallery folder says of itself.
+
+    Args:
+        generation: number of this state of the folder, from 1: each change raises it.
+        dimension: d, length of a feature.
+        next_id: id of the image that is added next; ids are never given twice.
+        plan: the kind of index and the settings that were asked for.
+        model: what embedded the images; None if unknown.
+        segments: in the order of the images.
+        log: name and record of the log of removals; None if nothing was removed yet.
+    """
+
+    generation: int
+    dimension: int
+    next_id: int
+    plan: IndexConfig
+    model: ModelFingerprint | None
+    segments: tuple[SegmentRecord, ...]
+    log: tuple[str, FileRecord] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return sum(segment.count for segment in self.segments)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """The manifest that ``to_json`` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: a value of another form.
+        """
+        if value["metric"] != METRIC:
+            raise ValueError(f"metric: expected {METRIC}, found {short_repr(value['metric'])}")
+        log = value["removals"]
+        manifest = cls(
+            generation=_count(value["generation"]),
+            dimension=_count(value["dimension"]),
+            next_id=_count(value["next_id"]),
+            plan=IndexConfig(value["index"]["kind"], dict(value["index"]["settings"])),
+            model=None if value["model"] is None else ModelFingerprint.from_json(value["model"]),
+            segments=tuple(map(SegmentRecord.from_json, value["segments"])),
+            log=None if log is None else (_text(log["name"], _LOG_NAME), FileRecord.from_json(log)),
+        )
+        if value["count"] != manifest.count:
+            raise ValueError(f"count: {short_repr(value['count'])}, but its segments have {manifest.count}")
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as a JSON object, without its own checksum."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "written_by": f"rga-reid {__version__}",
+            "generation": self.generation,
+            "metric": METRIC,
+            "dimension": self.dimension,
+            "count": self.count,
+            "next_id": self.next_id,
+            "index": {"kind": self.plan.kind, "settings": dict(self.plan.settings)},
+            "model": None if self.model is None else self.model.to_json(),
+            "segments": [asdict(segment) for segment in self.segments],
+            "removals": None if self.log is None else {"name": self.log[0], **asdict(self.log[1])},
+        }
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Put a manifest in place, atomically and for good: the files that it names must be on the disk."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(canonical_json(manifest.to_json()))
+        sync(temporary)
+    sync(path.parent)
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """A JSON object as text with its own SHA-256 at the end, taken with zeros in its place."""
+    text = json.dumps({**value, "sha256": _UNSEALED}, indent=2) + "\n"
+    before, _, after = text.rpartition(_UNSEALED)
+    return (before + hashlib.sha256(text.encode()).hexdigest() + after).encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest, every byte of it checked.
+
+    Raises:
+        InputError: it is missing, damaged, edited, foreign or of another version.
+    """
+    folder = path.parent
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing"
+        raise InputError(f"{folder}: expected a gallery, a folder; found {found}")
+    if not os.path.exists(path):
+        raise InputError(f"{path}: missing; is this folder a gallery?")
+    content = read_file(path)
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged: not JSON ({truncate(error)})") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f'{path}: not the manifest of a gallery (expected "format": "{FORMAT}")')
+    if value.get("version") != VERSION:
+        raise InputError(
+            f"{path}: a gallery of format version {short_repr(value.get('version'))}; "
+            f"this program reads {VERSION}"
+        )
+    seal = str(value.get("sha256"))
+    known = re.fullmatch("[0-9a-f]{64}", seal)  # an empty text, replaced, would stand between all bytes
+    unsealed = content.replace(seal.encode(), _UNSEALED.encode()) if known else b""
+    if hashlib.sha256(unsealed).hexdigest() != seal:
+        raise InputError(f"{path}: damaged or edited: its content has not the checksum at its end")
+    try:
+        reject_surrogates(value, content)
+        return Manifest.from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: damaged manifest ({short_repr(error, 200)})") from None
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _TOO_MANY:
+        raise ValueError(f"expected a count, found {short_repr(value)}")
+    return value
+
+
+def _text(value: Any, pattern: re.Pattern[str] | None = None) -> str:
+    if not isinstance(value, str) or (pattern is not None and not pattern.fullmatch(value)):
+        raise ValueError(f"expected a name, found {short_repr(value)}")
+    return value

@@ -1,0 +1,7 @@
+"""Embed images with a model, compare two of them, read and write feature files."""
+
+from rga_reid.inference.embed import extract_features, stream_features
+from rga_reid.inference.verify import Verification, verify
+from rga_reid.models.checkpoints import ModelFingerprint
+
+__all__ = ["ModelFingerprint", "Verification", "extract_features", "stream_features", "verify"]

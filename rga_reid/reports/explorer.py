@@ -1,0 +1,217 @@
+"""The relation explorer: one interactive page that shows what mechanisms of attention think of a picture."""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rga_reid.errors import InputError
+from rga_reid.reports.glossary import lookup
+from rga_reid.reports.html import TEMPLATES, data_uri, page_environment, script_hash
+from rga_reid.reports.relation_views import WHOLE, MatrixView, StageView
+
+SCRIPTS = ("explorer_numbers.js", "explorer_view.js")  #: of the page, one after the other
+COLOURS = {"sequential": "cividis", "diverging": "PuOr_r"}  # both told apart by colour-blind readers
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One mechanism in one model, on one picture.
+
+    Args:
+        mechanism: short name.
+        trained: false for random weights.
+        image: name of the picture, such as its file name.
+        pixels: what the model saw, uint8 ``(H, W, 3)``.
+        stages: at least one, in order.
+        model: what the mechanism stands in, such as "ResNet-50, 256×128".
+        source: tells it apart from another of the same mechanism, such as the name of its checkpoint.
+    """
+
+    mechanism: str
+    trained: bool
+    image: str
+    pixels: np.ndarray
+    stages: Sequence[StageView]
+    model: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError(f"exhibit {self.mechanism}: expected at least one stage, got none")
+
+    @property
+    def label(self) -> str:
+        name = f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
+        return f"{name} ({self.source})" if self.source else name
+
+    def stage(self, number: int | None = None) -> StageView:
+        """A stage by its number; by default the last whose matrices of positions are whole."""
+        if number is None:
+            whole = [
+                view
+                for view in self.stages
+                if all(matrix.whole for matrix in view.matrices if matrix.kind == "positions")
+            ]
+            return (whole or list(self.stages))[-1]
+        for view in self.stages:
+            if view.stage == number:
+                return view
+        known = ", ".join(str(view.stage) for view in self.stages)
+        raise InputError(f"stage {number}: {self.mechanism} stands after stages {known}")
+
+
+def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explorer", note: str = "") -> str:
+    """One HTML page that needs no other file and no network.
+
+    Args:
+        exhibits: what is shown; those of one image are compared with each other.
+        title: heading of the page.
+        note: a sentence below it.
+
+    Raises:
+        InputError: nothing to show.
+    """
+    if not exhibits:
+        raise InputError("exhibits: expected at least one, got none")
+    pack = Pack()
+    photos = list({id(exhibit.pixels): exhibit for exhibit in exhibits}.values())
+    places = {id(exhibit.pixels): place for place, exhibit in enumerate(photos)}
+    data = {
+        "photos": [
+            {
+                "name": _photo_name(exhibit, photos),
+                "uri": data_uri(Image.fromarray(exhibit.pixels), quality=90),
+                "size": list(exhibit.pixels.shape[:2]),
+            }
+            for exhibit in photos
+        ],
+        "exhibits": [_exhibit(exhibit, places[id(exhibit.pixels)], pack) for exhibit in exhibits],
+        "colours": {name: _colours(map_name) for name, map_name in COLOURS.items()},
+    }
+    data["blobs"] = pack.blobs
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    names = list(dict.fromkeys(exhibit.mechanism for exhibit in exhibits))
+    return (
+        page_environment()
+        .get_template("explorer.html")
+        .render(
+            title=title,
+            note=note,
+            untrained=not any(exhibit.trained for exhibit in exhibits),
+            mechanisms=[
+                (name, lookup(name), *_asymmetries([one for one in exhibits if one.mechanism == name]))
+                for name in names
+            ],
+            whole=WHOLE,
+            data=data,
+            script=script,
+            script_hash=script_hash(script),
+        )
+    )
+
+
+def _photo_name(exhibit: Exhibit, photos: Sequence[Exhibit]) -> str:
+    """The name of a photo, with its size where models see it in several."""
+    if sum(other.image == exhibit.image for other in photos) == 1:
+        return exhibit.image
+    return "{}, {}×{}".format(exhibit.image, *exhibit.pixels.shape[:2])
+
+
+def _exhibit(exhibit: Exhibit, photo: int, pack: Pack) -> dict[str, Any]:
+    return {
+        "mechanism": exhibit.mechanism,
+        "label": exhibit.label,
+        "trained": exhibit.trained,
+        "model": exhibit.model,
+        "photo": photo,
+        "words": asdict(lookup(exhibit.mechanism)),
+        "stages": [_stage(view, pack) for view in exhibit.stages],
+    }
+
+
+def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
+    return {
+        "stage": view.stage,
+        "channels": view.channels,
+        "grid": view.grid,
+        "flow": [asdict(step) for step in view.flow],
+        "matrices": [_matrix(matrix, pack) for matrix in view.matrices],
+        "attention": None if view.attention is None else pack.add(view.attention),
+        "channel_attention": None if view.channel_attention is None else pack.add(view.channel_attention),
+        "change": pack.add(view.change),
+    }
+
+
+def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
+    words = ("name", "symbol", "formula", "meaning", "kind")
+    plain = ("size", "grid", "key_grid", "blocks", "key_blocks", "asymmetry", "reach", "whole")
+    return {
+        **{name: getattr(matrix, name) for name in (*words, *plain)},
+        "picture": pack.add(matrix.picture),
+        "chosen": [] if matrix.whole else matrix.chosen.tolist(),
+        "rows": None if matrix.whole else pack.add(matrix.rows),
+        "columns": None if matrix.whole else pack.add(matrix.columns),
+        "maps": pack.add_pictures(matrix.maps) if len(matrix.maps) else None,
+        "map_channels": matrix.map_channels.tolist(),
+    }
+
+
+def _asymmetries(exhibits: Sequence[Exhibit]) -> tuple[list[float], bool]:
+    """Lowest and highest over all square matrices, empty if there are none; whether there is any matrix."""
+    matrices = [matrix for exhibit in exhibits for view in exhibit.stages for matrix in view.matrices]
+    found = [matrix.asymmetry for matrix in matrices if matrix.asymmetry is not None]
+    return ([min(found), max(found)] if found else []), bool(matrices)
+
+
+def _colours(name: str) -> list[list[int]]:
+    """256 colours, from lowest to highest."""
+    from matplotlib import colormaps
+
+    return np.round(colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).astype(int).tolist()
+
+
+RELATIVE_ERROR = 2.0**-11  #: of a packed number, unless it is 2³⁰ times smaller than the largest of its array
+_LARGEST = 15  # largest values lie below 2¹⁵ after scaling: half precision ends at 65504
+
+
+@dataclass
+class Pack:
+    """Collects arrays; ``blobs`` is what the page holds."""
+
+    blobs: list[str] = field(default_factory=list)
+    _places: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, array: np.ndarray) -> dict[str, Any]:
+        """Keep an array; the reference says where it lies and by which power of two it was divided."""
+        largest = float(np.abs(array).max(initial=0.0))
+        exponent = math.frexp(largest)[1] - _LARGEST if largest > 0 else 0
+        halves = np.ldexp(array.astype(np.float64), -exponent).astype("<f2")
+        return {"blob": self._keep(_planes(halves)), "shape": list(array.shape), "scale": 2.0**exponent}
+
+    def add_pictures(self, maps: np.ndarray) -> dict[str, Any]:
+        """Keep maps ``(n, h, w)`` to be looked at, each scaled to 0 to 255 between its lowest and highest."""
+        low = maps.min(axis=(1, 2), keepdims=True)
+        span = maps.max(axis=(1, 2), keepdims=True) - low
+        scaled = np.divide(maps - low, span, out=np.zeros_like(maps), where=span > 0)
+        pixels = np.round(scaled * 255).astype(np.uint8)
+        return {"blob": self._keep(pixels.tobytes()), "shape": list(maps.shape)}
+
+    def _keep(self, content: bytes) -> int:
+        if content not in self._places:
+            self._places[content] = len(self.blobs)
+            self.blobs.append(base64.b64encode(zlib.compress(content, 6)).decode("ascii"))
+        return self._places[content]
+
+
+def _planes(halves: np.ndarray) -> bytes:
+    """All high bytes, then all low bytes: like lies beside like, which deflates better."""
+    pairs = np.frombuffer(halves.tobytes(), np.uint8).reshape(-1, 2)
+    return pairs[:, 1].tobytes() + pairs[:, 0].tobytes()

@@ -1,0 +1,148 @@
+"""Augmentation of whole batches on the device, each image with parameters of its own.
+
+torchvision.transforms.v2 draws one set of parameters for a batch; here crop, flip and erasing are drawn per
+image and applied to the batch as products: a resampling matrix for each axis, and a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rga_reid.errors import InputError
+
+_MOST_ENLARGED = 100
+_ATTEMPTS = 32  # draws of an erasing rectangle; one fits in far fewer
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The augmentation of the released RGA code, as probabilities and ranges.
+
+    Args:
+        crop_probability: of resizing to ``crop_scale`` times the size and cropping at a random place.
+        crop_scale: 1.125 leaves a shift of up to an eighth of the image.
+        flip_probability: of a horizontal flip.
+        erase_probability: of replacing a random rectangle (Zhong et al., AAAI 2020, arXiv 1708.04896)
+            by 0, which is the mean, after normalisation.
+        erase_area: range of the rectangle's share of the image.
+        erase_aspect: smallest height / width of the rectangle; the largest is its inverse.
+
+    Raises:
+        InputError: a value outside of its range.
+    """
+
+    crop_probability: float = 0.5
+    crop_scale: float = 1.125
+    flip_probability: float = 0.5
+    erase_probability: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_aspect: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("crop_probability", "flip_probability", "erase_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augmentation {name}: expected 0 to 1, got {getattr(self, name)}")
+        if not 1 <= self.crop_scale <= _MOST_ENLARGED:
+            raise InputError(
+                f"augmentation crop_scale: expected 1 to {_MOST_ENLARGED}, got {self.crop_scale}"
+            )
+        if not 0 < self.erase_area[0] <= self.erase_area[1] < 1:
+            raise InputError(f"augmentation erase_area: expected 0 < low <= high < 1, got {self.erase_area}")
+        if not 0 < self.erase_aspect <= 1:
+            raise InputError(f"augmentation erase_aspect: expected 0 < aspect <= 1, got {self.erase_aspect}")
+
+    def __call__(
+        self,
+        images: Tensor,
+        size: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """uint8 ``(n, 3, h, w)`` to normalised float ``(n, 3, H, W)`` of ``size``, on the same device.
+
+        Args:
+            images: a batch; what is made smaller is resized with antialiasing.
+            size: (H, W) wanted.
+            mean, std: RGB, on the scale 0 to 1.
+            generator: of the CPU; the same state gives the same batch on every device.
+        """
+        n, (height, width) = len(images), size
+        down, across = (
+            table[rows].to(images.device)
+            for table, rows in self._resampling(images.shape[-2:], size, n, generator)
+        )
+        with torch.autocast(images.device.type, enabled=False):  # it would round to bfloat16
+            x = images.permute(0, 2, 1, 3).float().flatten(2)  # (n, h, 3 w)
+            x = (down @ x).view(n, -1, images.shape[-1]) @ across.transpose(1, 2)  # (n, 3 H, W)
+        x = x.view(n, height, 3, width).transpose(1, 2)
+        centre, scale = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
+        # in place: fresh memory costs more than the arithmetic
+        x.sub_(centre).div_(scale)
+        return x.masked_fill_(self._erased(n, height, width, generator).to(x.device), 0)
+
+    def _resampling(
+        self, source: Sequence[int], size: Sequence[int], n: int, generator: torch.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each axis: a resizing matrix, and which of its rows make each image, ``(n, length)``."""
+        draw = torch.rand(4, n, generator=generator)
+        cropped, flipped = (
+            (draw[i] < p)[:, None] for i, p in ((0, self.crop_probability), (3, self.flip_probability))
+        )
+        found = []
+        for length, wanted, place in zip(source, size, (draw[2], draw[1]), strict=True):
+            enlarged = round(self.crop_scale * wanted)
+            table = torch.cat([make_resize(length, wanted), make_resize(length, enlarged)])
+            # the enlarged ones come second
+            start = wanted + (place[:, None] * (enlarged - wanted + 1)).floor()
+            found.append((table, (torch.arange(wanted) + torch.where(cropped, start, 0)).long()))
+        (down, rows), (across, columns) = found
+        return [(down, rows), (across, torch.where(flipped, columns.flip(1), columns))]
+
+    def _erased(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """True where a pixel is erased: bool ``(n, 1, H, W)``."""
+        draw = torch.rand(4, n, _ATTEMPTS, generator=generator)
+        chosen = torch.rand(n, generator=generator) < self.erase_probability
+        low, high = self.erase_area
+        area = (low + (high - low) * draw[0]) * (height * width)
+        aspect = self.erase_aspect + (1 / self.erase_aspect - self.erase_aspect) * draw[1]
+        tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (tall < height) & (wide < width)
+        first = fits.int().argmax(1, keepdim=True)
+        chosen &= fits.any(1)
+        tall, wide, y, x = (value.gather(1, first) for value in (tall, wide, draw[2], draw[3]))
+        top, left = (y * (height - tall + 1)).floor(), (x * (width - wide + 1)).floor()
+        rows, columns = torch.arange(height), torch.arange(width)
+        inside_rows = (rows >= top) & (rows < top + tall) & chosen[:, None]
+        inside_columns = (columns >= left) & (columns < left + wide)
+        return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
+
+def make_resize(length: int, wanted: int) -> Tensor:
+    """Bilinear resizing of one axis, as of PIL and torch, as a matrix ``(wanted, length)``; rows sum to 1.
+
+    Where the result has fewer pixels the interpolating triangle is wider, against aliasing.
+    """
+    step = length / wanted
+    centre = (torch.arange(wanted) + 0.5) * step - 0.5
+    distance = (centre[:, None] - torch.arange(length)).abs()
+    # beyond the border there are no pixels: those inside share their weight
+    return F.normalize((1 - distance / max(step, 1)).relu(), p=1, dim=1)
+
+
+def step_generator(*numbers: int) -> torch.Generator:
+    """A CPU generator for one step: (seed, step, rank, ...) always give the same draws.
+
+    Random numbers that depend on nothing but the step's number make a resumed run equal to one that was
+    never interrupted, without saving any generator's state.
+    """
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = ((mixed ^ (number & (2**64 - 1))) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed & (2**63 - 1))
