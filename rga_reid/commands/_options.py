@@ -259,10 +259,10 @@ def check_device(name: str) -> None:
     Raises:
         InputError: an unknown device, or one that is not there.
     """
-    from rga_reid.evaluation.features import torch_device
+    from rga_reid.devices import EXACT_TYPES, choose_device
 
     try:
-        torch_device(name)
+        choose_device(name, types=EXACT_TYPES)
     except InputError as error:  # it begins with the word device
         raise InputError(f"--{error}") from None
 

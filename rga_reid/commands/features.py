@@ -32,10 +32,11 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """List the images, embed them, write the file."""
     from rga_reid.data import table_from_images
+    from rga_reid.devices import choose_device
     from rga_reid.files import require_new
     from rga_reid.inference import stream_features
     from rga_reid.inference.distributed import Batches, process_group
-    from rga_reid.inference.embed import choose_device, collect
+    from rga_reid.inference.embed import collect
     from rga_reid.inference.feature_files import write_features
     from rga_reid.models import load_model
 

@@ -125,11 +125,11 @@ def _build(options: Namespace) -> Gallery | None:
         raise InputError("gallery build: --resume goes with images; a build from features starts over")
     if options.resume and options.overwrite:
         raise InputError("gallery build: --resume goes on, --overwrite starts over; expected one of them")
+    from rga_reid.devices import choose_device
     from rga_reid.gallery.folder import gallery_builder, require_place, save_features
     from rga_reid.gallery.index import IndexConfig
     from rga_reid.inference import ModelFingerprint
     from rga_reid.inference.distributed import Batches, process_group
-    from rga_reid.inference.embed import choose_device
     from rga_reid.models import load_model
 
     settings = {name: options[name] for name in SETTINGS if options[name] is not None}
@@ -181,9 +181,9 @@ def _build(options: Namespace) -> Gallery | None:
 
 def _add(options: Namespace) -> Gallery:
     check_source(options, "gallery add")
+    from rga_reid.devices import choose_device
     from rga_reid.inference import ModelFingerprint
     from rga_reid.inference.distributed import iter_blocks
-    from rga_reid.inference.embed import choose_device
     from rga_reid.models import load_model
 
     gallery = _info(options)

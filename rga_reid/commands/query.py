@@ -92,11 +92,11 @@ def run(options: Namespace) -> None:
     check_outputs(options, _OUTPUTS)
     queries = _query_table(options.image)
 
+    from rga_reid.devices import choose_device
     from rga_reid.evaluation import ReRanking
     from rga_reid.gallery import Gallery
     from rga_reid.gallery.gallery import SHORTLIST
     from rga_reid.inference import extract_features
-    from rga_reid.inference.embed import choose_device
     from rga_reid.models import load_model
 
     device, threshold = choose_device(options.device), threshold_of(options)

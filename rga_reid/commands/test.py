@@ -37,10 +37,10 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Check the files, embed, rank, print."""
     from rga_reid.data import load_card, read_table
+    from rga_reid.devices import choose_device
     from rga_reid.evaluation import ReRanking
     from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images
     from rga_reid.files import write_json, write_text
-    from rga_reid.inference.embed import choose_device
     from rga_reid.models import FlipTTA, load_model
 
     check_outputs(options, {"json": (), "html": ()})

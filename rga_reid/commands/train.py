@@ -17,11 +17,11 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands._options import new_parser
 from rga_reid.commands._output import print_ranking
 from rga_reid.data import load_card, read_table
+from rga_reid.devices import choose_device
 from rga_reid.errors import MAX_SEED, InputError, check_int
 from rga_reid.experiments.evaluate_model import evaluate_model
 from rga_reid.experiments.recipes import read_recipe
 from rga_reid.files import write_json
-from rga_reid.inference.embed import choose_device
 from rga_reid.inputs import truncate
 from rga_reid.models import load_model
 from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
@@ -120,7 +120,7 @@ def run(options: Namespace) -> None:
         which = "" if card == "market1501" else f" --data.dataset {card}"
         print(f"next: rga-reid test --checkpoint {best} --data.root {root}{which}")
         return
-    device = choose_device(None)
+    device = choose_device()
     junk = load_card(options.test.dataset).junk_pids
     result = evaluate_model(load_model(best, device), table, junk_pids=junk, device=device)
     write_json(Path(options.out) / TEST, result.to_dict())

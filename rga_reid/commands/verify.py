@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     check_images("A", options.first)
     check_images("B", options.second)
 
-    from rga_reid.inference.embed import choose_device
+    from rga_reid.devices import choose_device
     from rga_reid.inference.verify import verify
     from rga_reid.models import load_model
 

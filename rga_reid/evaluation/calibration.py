@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_int
-from rga_reid.evaluation.features import feature_pair, label_tables, torch_device
+from rga_reid.evaluation.features import feature_pair, label_tables
 from rga_reid.evaluation.relevance import Relevance
 from rga_reid.evaluation.similarity import BLOCK_SIZE, CosineScores, tiles, use_full_precision
 
@@ -195,7 +196,7 @@ def pair_scores(
             genuine pair, or no impostor pair.
     """
     check_int("block_size", block_size)
-    where = torch_device(device)
+    where = choose_device(device, types=EXACT_TYPES)
     features = feature_pair(query_features, gallery_features)
     tables = label_tables(
         (len(features[0]), len(features[1])),

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.devices import available_device
-from rga_reid.errors import InputError, short_repr
+from rga_reid.errors import InputError
 
 _ROWS = 64  # of float64 at a time: they stay in the processor's cache
 
@@ -188,18 +187,6 @@ def label_tables(
         _label_table("query", queries, query_pids, query_camids, query_paths),
         _label_table("gallery", items, gallery_pids, gallery_camids, gallery_paths),
     )
-
-
-def torch_device(name: str | torch.device) -> torch.device:
-    """The CPU or a CUDA device of this machine: ``use_full_precision`` knows no other.
-
-    Raises:
-        InputError: an unknown device, one that is not there, or one of another kind.
-    """
-    device = available_device(name)
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {short_repr(str(name))}: expected cpu or cuda")
-    return device
 
 
 def as_array(values: Any) -> np.ndarray:

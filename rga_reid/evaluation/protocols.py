@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int, short_repr
 from rga_reid.evaluation.features import (
     feature_pair,
@@ -18,7 +19,6 @@ from rga_reid.evaluation.features import (
     parts,
     row_norms,
     to_float32,
-    torch_device,
 )
 from rga_reid.evaluation.metrics import (
     MatchRanks,
@@ -229,7 +229,7 @@ def evaluate_single_shot(
     check_choice("metric", metric, get_args(Metric))
     settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
     settings |= {"cameras": "given", "repeats": repeats, "seed": seed}
-    where = torch_device(device)
+    where = choose_device(device, types=EXACT_TYPES)
     features = feature_pair(query_features, gallery_features)
     query, gallery = label_tables(
         (len(features[0]), len(features[1])),

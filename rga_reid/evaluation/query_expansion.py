@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_int
-from rga_reid.evaluation.features import feature_pair, torch_device
+from rga_reid.evaluation.features import feature_pair
 from rga_reid.evaluation.similarity import BLOCK_SIZE, CosineScores, tiles, use_full_precision
 from rga_reid.evaluation.topk import TopK
 
@@ -54,7 +55,7 @@ def expand_queries(
     check_int("block_size", block_size)
     if not (math.isfinite(alpha) and alpha >= 0):
         raise InputError(f"alpha: expected a number from 0, found {alpha!r}")
-    where = torch_device(device)
+    where = choose_device(device, types=EXACT_TYPES)
     query, gallery = feature_pair(query_features, gallery_features)
     if k > len(gallery):
         raise InputError(f"k: expected at most {len(gallery)}, the number of gallery items, found {k}")

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int
-from rga_reid.evaluation.features import distance_matrix, feature_pair, label_tables, torch_device
+from rga_reid.evaluation.features import distance_matrix, feature_pair, label_tables
 from rga_reid.evaluation.metrics import MatchRanks, RankingResult, per_query_metrics, summarize
 from rga_reid.evaluation.relevance import Relevance
 from rga_reid.evaluation.rerank import ReRankedScores, ReRanking
@@ -83,7 +84,7 @@ def evaluate_ranking(
     check_choice("metric", metric, get_args(Metric))
     settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
     check_int("block_size", block_size)
-    where = torch_device(device)
+    where = choose_device(device, types=EXACT_TYPES)
     query, gallery = feature_pair(query_features, gallery_features)
     tables = label_tables(
         (len(query), len(gallery)),
@@ -460,7 +461,7 @@ def ranked_lists(
     """
     check_int("top_k", top_k)
     check_choice("metric", metric, tuple(METRICS))
-    where = torch_device(device)
+    where = choose_device(device, types=EXACT_TYPES)
     left, right = feature_pair(query_features, gallery_features)
     tables = label_tables(
         (len(left), len(right)), query.pid, gallery.pid, query.camid, gallery.camid, query.path, gallery.path

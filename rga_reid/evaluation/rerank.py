@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int
-from rga_reid.evaluation.features import StackedRows, expand_ranges, feature_pair, parts, torch_device
+from rga_reid.evaluation.features import StackedRows, expand_ranges, feature_pair, parts
 from rga_reid.evaluation.similarity import BLOCK_SIZE, METRICS, Metric, tiles, use_full_precision
 from rga_reid.evaluation.topk import filter_dtype, nearest_neighbours
 
@@ -109,7 +110,7 @@ def re_ranked_distances(
     settings = ReRanking(k1, k2, lambda_value)
     check_choice("metric", metric, get_args(Metric))
     check_int("block_size", block_size)
-    where = torch_device(device)
+    where = choose_device(device, types=EXACT_TYPES)
     query, gallery = feature_pair(query_features, gallery_features)
     METRICS[metric](query, gallery, where)  # refuses bad rows by their names
     everything = np.arange(len(gallery))

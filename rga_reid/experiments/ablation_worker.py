@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from rga_reid.data import load_card, read_table
+from rga_reid.devices import choose_device
 from rga_reid.experiments import ablation as files
 from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, top_matches
 from rga_reid.files import write_json, write_table
-from rga_reid.inference.embed import choose_device
 from rga_reid.inputs import is_number, read_json
 from rga_reid.models import FlipTTA, load_model
 from rga_reid.models.analysis import total_costs
@@ -27,7 +27,7 @@ from rga_reid.runtime import run_main
 def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     """Test the last epoch of a run and write its result, the result's file last."""
     checkpoint = folder / files.TRAIN / files.LAST
-    device = choose_device(None)
+    device = choose_device()
     model = load_model(checkpoint, device)
     parameters, macs = total_costs(model.backbone)
     junk = load_card(card).junk_pids

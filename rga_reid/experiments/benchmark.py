@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rga_reid.devices import choose_device
 from rga_reid.files import write_json
-from rga_reid.inference.embed import choose_device
 from rga_reid.inputs import read_json
 from rga_reid.models import EmbeddingModel, load_model
 from rga_reid.runtime import return_freed_memory
@@ -131,7 +131,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
         ``memory_mib``, growth of the memory at its peak while 32 images pass.
     """
     file = out / MEASURED
-    device = choose_device(None)
+    device = choose_device()
     named = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
     conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS, **named}
     builds = {name: load_model(path).config for name, path in checkpoints.items()}
@@ -151,7 +151,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
 
 
 def _latencies(paths: list[str]) -> list[float]:
-    device = choose_device(None)
+    device = choose_device()
     models = [load_model(path, device) for path in paths]
     with torch.inference_mode():
         seconds = run_interleaved([partial(_forward, model, _images(model, 1)) for model in models], _TURNS)
@@ -159,7 +159,7 @@ def _latencies(paths: list[str]) -> list[float]:
 
 
 def _memory(path: str) -> float:
-    device = choose_device(None)
+    device = choose_device()
     model = load_model(path, device)
     with torch.inference_mode():
         _forward(model, _images(model, 2))  # libraries set themselves up

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from rga_reid.data import ImageError, decode
-from rga_reid.devices import available_device
 from rga_reid.errors import InputError, check_int
 from rga_reid.runtime import keep_freed_memory, track
 
@@ -114,17 +113,6 @@ def stream_features(
             if len(rows):
                 embedded = model.embed(torch.from_numpy(images), batch_size=batch_size, device=device)
                 yield embedded.numpy(), rows
-
-
-def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name; by default the GPU if there is one.
-
-    Raises:
-        InputError: no such device on this machine.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return available_device(name)
 
 
 def _as_table(table_or_paths: pd.DataFrame | Sequence[str | os.PathLike[str]]) -> pd.DataFrame:

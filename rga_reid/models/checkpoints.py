@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rga_reid.devices import available_device
+from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, short_repr
 from rga_reid.files import atomic_file, checksum
 from rga_reid.inputs import truncate
@@ -38,7 +38,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         InputError: no such file, not a checkpoint, a pickle, or a checkpoint of another program; a device
             that is not there.
     """
-    file, place = Path(path), available_device(device)
+    file, place = Path(path), choose_device(device)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
     unknown = [key for key in config if key not in CONFIG]

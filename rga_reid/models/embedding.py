@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rga_reid.data import read_image
 from rga_reid.data.images import to_pixels
-from rga_reid.devices import available_device
+from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, check_int, short_repr
 from rga_reid.inputs import is_number
 from rga_reid.models.resnet import ResNet, Size
@@ -162,7 +162,7 @@ class EmbeddingModel(nn.Module):
         """
         check_int("batch_size", batch_size)
         if device is not None:
-            self.to(available_device(device))
+            self.to(choose_device(device))
         where = next(self.parameters()).device
         rows = [torch.empty(0, self.dimension)]
         with eval_mode(self), torch.inference_mode():

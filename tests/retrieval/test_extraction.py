@@ -14,7 +14,6 @@ from PIL import Image
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
 from rga_reid.inference import extract_features, stream_features
-from rga_reid.inference.embed import choose_device
 
 
 class MeanColour:
@@ -134,11 +133,3 @@ def test_wrong_arguments_are_refused(files: list[Path]) -> None:
         extract_features(MeanColour(), files, 0)
     with pytest.raises(InputError, match="expected a column 'path', found file"):
         extract_features(MeanColour(), pd.DataFrame({"file": ["a"]}))
-
-
-def test_choose_device() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("abacus", "cuda:99", "meta", ""):
-        with pytest.raises(InputError, match=f"device '{name}': not available"):
-            choose_device(name)
