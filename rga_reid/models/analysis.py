@@ -9,8 +9,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from rga_reid.attention import ATTENTION_MODULES, RGA, NonLocal, Step
 from rga_reid.errors import InputError
@@ -147,6 +145,10 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
         Columns ``part``, ``parameters``, ``macs``: a row each for ``stem``, ``stage 1``, ``attention 1``
         (where there is one) to ``attention 4``, and ``total``.
     """
+    # these import much of torch's compiler, which nothing else here needs
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
     height, width = size or backbone.size
     before = backbone.input_size
     fake = FakeTensorMode(allow_non_fake_inputs=True)

@@ -22,7 +22,7 @@ from rga_reid.inputs import truncate
 from rga_reid.models import build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.embedding import uint8_batch
-from rga_reid.models.resnet import LARGEST, SMALLEST, STAGES
+from rga_reid.models.resnet import MAX_SIDE, MIN_SIDE, STAGES
 from rga_reid.training.augmentation import Augmentation, step_generator
 from rga_reid.training.callbacks import check_all_finite, find_non_finite
 from rga_reid.training.losses import ReIDLoss
@@ -91,9 +91,9 @@ class ReIDModule(pl.LightningModule):
         torch.set_flush_denormal(True)
         height, width = size
         for epoch, *sides in input_sizes:
-            if epoch < 0 or not all(SMALLEST <= side <= LARGEST for side in sides):
+            if epoch < 0 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
                 raise InputError(
-                    f"input_sizes: expected epochs from 0, and sides of {SMALLEST} to {LARGEST} pixels, got "
+                    f"input_sizes: expected epochs from 0, and sides of {MIN_SIDE} to {MAX_SIDE} pixels, got "
                     f"{short_repr((epoch, *sides))}"
                 )
         self.input_sizes = {0: (height, width), **{epoch: (h, w) for epoch, h, w in input_sizes}}

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rga_reid.attention import CAM, PAM, RGA
 from rga_reid.errors import InputError
 from rga_reid.models import ResNet, build_model, count_parameters
-from rga_reid.models import resnet as module
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -119,7 +118,7 @@ def test_imagenet_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch
             def get_state_dict(**_options: object) -> None:
                 raise OSError("name resolution failed")
 
-    monkeypatch.setattr(module.torchvision.models, "get_model_weights", lambda name: Offline)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Offline)
     with pytest.raises(InputError, match=r"cannot download.*offline.*path"):
         ResNet(18, weights="imagenet", size=(64, 32))
 
