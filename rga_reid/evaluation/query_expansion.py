@@ -82,7 +82,7 @@ def _nearest_items(
     best = TopK(len(rows), k, scores.error(scores.dtype), exact)
     for tile, row, column in tiles(scores, rows, np.arange(gallery), block_size):
         if column == 0:
-            best.raise_floor(tile, row)
+            best.raise_threshold(tile, row)
         best.add(tile, row, column)
     found = best.entries()
     return found.column.reshape(-1, k), exact(found.row, found.column).reshape(-1, k)

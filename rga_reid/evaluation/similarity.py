@@ -252,6 +252,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
+def product_error(columns: int, dtype: torch.dtype) -> float:
+    """Return a bound on how far a product of unit rows is from their float64 dot product.
+
+    The product may sum in any order. Σ|x_i y_i| is at most 1 for unit rows, 1.01 for rows that are nearly of
+    length 1.
+    """
+    return 1.01 * (_relative(columns, dtype) + _relative(columns, torch.float64))
+
+
 def _rounding(columns: int, others: int, dtype: torch.dtype) -> float:
     """Bound on the error of ``_product`` of two rows with Σ|x_i y_i| ≤ 1.
 

@@ -21,12 +21,12 @@ from rga_reid.evaluation.similarity import (
     use_full_precision,
 )
 
-_WAITING = 2**18  # new entries that are gathered before they are sorted in
-_STRIP = 2**19  # scores that are looked through at a time
+_PENDING = 2**18  # new candidates collected before they are sorted
+_STRIP = 2**19  # scores compared with the thresholds at a time
 
 
 class Entries(NamedTuple):
-    """Entries of a matrix: one number for each in every array."""
+    """Entries of a matrix: one element for each in every array."""
 
     row: np.ndarray
     column: np.ndarray
@@ -35,17 +35,18 @@ class Entries(NamedTuple):
 
 
 class TopK:
-    """The ``count`` highest entries of each row: by exact score, equal ones by column.
+    """The ``count`` highest entries of each row of a matrix: by exact score, equal scores by column.
 
-    Each row has a *floor*: no entry whose approximate score is below it can be among the highest. The entries
-    that reach it are listed; from time to time they are sorted, those beyond ``count`` are dropped, and the
-    floors rise. Entries whose order the error of the approximation leaves open are scored exactly.
+    The matrix is given as tiles or lists of approximate scores. Each row has a threshold: an entry whose
+    approximate score is below it cannot be among the highest. The others are candidates. From time to time
+    the candidates are sorted, those beyond ``count`` are dropped, and the thresholds rise. Candidates whose
+    order is uncertain within the error of the approximation are scored exactly.
 
     Args:
-        rows: n.
-        count: entries wanted of each row.
-        error: bound on how far an approximate score is from the exact one.
-        exact: scores of pairs (row, column), float64.
+        rows: number of rows.
+        count: entries wanted of each row; a row with fewer candidates has fewer.
+        error: bound on ``abs(approximate - exact)``; infinite to score all candidates exactly.
+        exact: computes the scores of pairs (row, column), float64.
         dtype: of the approximate scores, float32 or float64.
     """
 
@@ -58,62 +59,77 @@ class TopK:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._rows, self._count, self._radius, self._exact = rows, count, 2 * error, exact
-        self._floor = np.full(rows, -np.inf, np.float32 if dtype == torch.float32 else np.float64)
+        real = np.float32 if dtype == torch.float32 else np.float64
+        self._threshold = np.full(rows, np.finfo(real).min)  # so that −∞ never reaches it
         nothing = np.empty(0, np.int64)
         self._kept = Entries(nothing, nothing, np.empty(0), np.empty(0, bool))
         self._new: list[Entries] = []
-        self._waiting = 0
+        self._pending = 0
 
-    def raise_floor(self, tile: Tensor, row: int) -> None:
-        """Learn from a tile, before it is added, how high the floors of its rows are: so few are listed."""
+    def raise_threshold(self, tile: Tensor, row: int) -> None:
+        """Raise the thresholds by a tile before it is added, so that fewer entries become candidates."""
         if tile.shape[1] >= self._count:
             reached = torch.topk(tile, self._count, dim=1).values[:, -1].cpu().numpy()
             self._raise(np.arange(row, row + len(tile)), reached)
 
     def add(self, tile: Tensor, row: int, column: int, *, axis: int = 0) -> None:
-        """List what may be among the highest.
+        """Add a tile of approximate scores. No entry may be added twice.
 
         Args:
-            tile: approximate scores.
-            row, column: the numbers in the matrix of the tile's first row and first column.
-            axis: 0, or 1 to take the tile for that part of the matrix that mirrors it: its columns are rows.
+            tile: scores; entries of −∞ are never selected.
+            row, column: matrix indices of the first row and the first column of the tile.
+            axis: 0, or 1 to add the transpose of the tile: its columns are rows of the matrix.
         """
         height = max(1, _STRIP // tile.shape[1])
         for start in range(0, len(tile), height):
             strip = tile[start : start + height]
             first = (row + start, column)
-            floor = self._floor[first[axis] : first[axis] + strip.shape[axis]]
-            down, across, score = above_threshold(strip, np.expand_dims(floor, 1 - axis))
+            threshold = self._threshold[first[axis] : first[axis] + strip.shape[axis]]
+            down, across, score = above_threshold(strip, np.expand_dims(threshold, 1 - axis))
             places = (down + first[0], across + first[1])
-            unknown = np.zeros(len(score), dtype=bool)
-            self._new.append(Entries(places[axis], places[1 - axis], score.astype(np.float64), unknown))
-            self._waiting += len(score)
-            if self._waiting > max(_WAITING, len(self._kept.row)):
-                self._settle()
+            self.add_entries(places[axis], places[1 - axis], score)
+
+    def add_entries(self, row: np.ndarray, column: np.ndarray, score: np.ndarray) -> None:
+        """Add candidates with approximate scores, ``(m,)`` each, in any order. None may be added twice."""
+        self._new.append(Entries(row, column, score.astype(np.float64), np.zeros(len(score), dtype=bool)))
+        self._pending += len(score)
+        if self._pending > max(_PENDING, len(self._kept.row)):
+            self._select()
 
     def entries(self) -> Entries:
-        """The highest entries of all rows, by row, then the highest first; each row has the same number."""
-        self._settle()
+        """Return the highest entries, row by row, best first, with exact scores where the order needed them."""
+        self._select()
         return self._kept
 
-    def _settle(self) -> None:
+    def results(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the columns (int64) and exact scores (float64) of each row, best first."""
+        found = self.entries()
+        unknown = ~found.exact
+        found.score[unknown] = self._exact(found.row[unknown], found.column[unknown])
+        found.exact[:] = True
+        ends = np.searchsorted(found.row, np.arange(1, self._rows))
+        return list(zip(np.split(found.column, ends), np.split(found.score, ends), strict=True))
+
+    def _select(self) -> None:
+        """Sort the candidates, keep the highest and raise the thresholds."""
         row, column, score, exact = map(np.concatenate, zip(self._kept, *self._new, strict=True))
-        self._new, self._waiting = [], 0
+        self._new, self._pending = [], 0
         order = np.lexsort((-score, row))
         row, column, score, exact = (values[order] for values in (row, column, score, exact))
         rank = np.arange(len(row)) - np.searchsorted(row, np.arange(self._rows))[row]
 
-        # entries that follow each other closer than the error form a chain, of any order but in its place
-        linked = np.zeros(len(row), dtype=bool)
-        linked[1:] = (row[1:] == row[:-1]) & (score[:-1] - score[1:] <= self._radius)
-        chain = np.cumsum(~linked) - 1
-        open_chains = (np.bincount(chain) > 1) & (rank[~linked] < self._count)
-        contested = np.flatnonzero(open_chains[chain])
-        unknown = contested[~exact[contested]]
+        # Neighbours closer than the error form a run. The order within a run is uncertain, the place of the
+        # run is not.
+        joined = np.zeros(len(row), dtype=bool)
+        joined[1:] = (row[1:] == row[:-1]) & (score[:-1] - score[1:] <= self._radius)
+        run = np.cumsum(~joined) - 1
+        uncertain_runs = (np.bincount(run) > 1) & (rank[~joined] < self._count)
+        uncertain = np.flatnonzero(uncertain_runs[run])
+        unknown = uncertain[~exact[uncertain]]
         score[unknown] = self._exact(row[unknown], column[unknown])
         exact[unknown] = True
-        order = contested[np.lexsort((column[contested], -score[contested], chain[contested]))]
-        column[contested], score[contested] = column[order], score[order]
+        order = uncertain[np.lexsort((column[uncertain], -score[uncertain], run[uncertain]))]
+        column[uncertain], score[uncertain] = column[order], score[order]
 
         kept = rank < self._count
         self._kept = Entries(row[kept], column[kept], score[kept], exact[kept])
@@ -121,10 +137,10 @@ class TopK:
         self._raise(row[last], score[last])
 
     def _raise(self, rows: np.ndarray, reached: np.ndarray) -> None:
-        """Entries of ``reached`` or more are there in the wanted number."""
-        lowered = (reached.astype(np.float64) - self._radius).astype(self._floor.dtype)
-        lowered = np.nextafter(lowered, self._floor.dtype.type(-np.inf))
-        self._floor[rows] = np.maximum(self._floor[rows], lowered)
+        """Raise the thresholds of rows that have enough entries with a score of ``reached`` or more."""
+        lowered = (reached.astype(np.float64) - self._radius).astype(self._threshold.dtype)
+        lowered = np.nextafter(lowered, self._threshold.dtype.type(-np.inf))
+        self._threshold[rows] = np.maximum(self._threshold[rows], lowered)
 
 
 _HASHED = 64  # rows at a time
@@ -213,7 +229,7 @@ def _search(
         tile = scores.approximate(left, prepared(lower, scores.gallery))
         for collector, signed in ((best, tile), (worst, -tile)):
             if upper == lower:
-                collector.raise_floor(signed, upper)
+                collector.raise_threshold(signed, upper)
             else:
                 collector.add(signed, upper, lower, axis=1)
             collector.add(signed, upper, lower)

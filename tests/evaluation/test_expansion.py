@@ -69,7 +69,7 @@ def test_no_bit_depends_on_blocks_or_threads(monkeypatch: pytest.MonkeyPatch) ->
         for block_size, count, queries, few in ((3, 1, 7, 20), (64, 2, 29, 300)):
             torch.set_num_threads(count)
             monkeypatch.setattr(expansion, "_QUERIES", queries)
-            monkeypatch.setattr(highest, "_WAITING", few)
+            monkeypatch.setattr(highest, "_PENDING", few)
             monkeypatch.setattr(highest, "_STRIP", few)
             np.testing.assert_array_equal(expand_queries(query, gallery, block_size=block_size), expected)
     finally:

@@ -157,7 +157,7 @@ def test_no_bit_depends_on_blocks_or_threads(metric: Any, monkeypatch: pytest.Mo
     try:
         for block_size, count, few in ((3, 1, 50), (61, 2, 999), (1000, 3, 2**19)):
             torch.set_num_threads(count)
-            for module, name in ((counting, "_TILE"), (highest, "_WAITING"), (highest, "_STRIP")):
+            for module, name in ((counting, "_TILE"), (highest, "_PENDING"), (highest, "_STRIP")):
                 monkeypatch.setattr(module, name, few)
             monkeypatch.setattr(reciprocal, "_ENTRIES", few)
             result = evaluate_ranking(**case, metric=metric, rerank=ReRanking(), block_size=block_size)
@@ -180,7 +180,7 @@ def test_memory_maps_serve_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["all equal", "two rows", "many copies"])
 def test_degenerate_features_take_bounded_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((counting, "_TILE"), (highest, "_WAITING"), (highest, "_STRIP")):
+    for module, name in ((counting, "_TILE"), (highest, "_PENDING"), (highest, "_STRIP")):
         monkeypatch.setattr(module, name, 2**14)
     monkeypatch.setattr(counting, "_QUERIES", 64)
     monkeypatch.setattr(reciprocal, "_ENTRIES", 2**14)
