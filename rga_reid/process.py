@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop, as exceptions: what is under way cleans up after itself."""
+"""Signals that stop the program, raised as exceptions, and locks between processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-#: Ctrl-C, the polite ``kill``, a terminal that was closed
+from rga_reid.errors import InputError
+
+#: Ctrl-C, ``kill``, and a closed terminal
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_ONE_WISH = 2.0  # seconds: Ctrl-C reaches parent and child, and the parent ends the child besides
+_SAME_REQUEST = 2.0  # seconds: Ctrl-C reaches parent and child, and then the parent stops the child
 
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the program to stop.
 
     Args:
-        signum: which one.
+        signum: number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -33,40 +35,44 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """Let a signal of ``STOPS`` raise ``Stopped`` inside the block.
+    """Raise ``Stopped`` for a signal of ``STOP_SIGNALS`` inside the block.
 
-    A signal that follows within two seconds is taken for the same wish, and does not disturb the cleaning. A
-    signal that is ignored (``nohup``) or has a handler already is left alone. Outside the main thread,
-    where Python handles no signals, nothing is changed.
+    Signals that follow within two seconds belong to the same request and do not interrupt the cleanup.
+    Signals that are ignored (``nohup``) or already have a handler are left alone. Outside the main thread,
+    where Python cannot handle signals, the block does nothing.
     """
     last = -math.inf
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last > _ONE_WISH:
+        if now - last > _SAME_REQUEST:
             last = now
             raise Stopped(signum)
 
-    with _handled(stop, lambda old: old in (signal.SIG_DFL, signal.default_int_handler)):
+    with _install_handler(stop, lambda old: old in (signal.SIG_DFL, signal.default_int_handler)):
         yield
 
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Hold signals of ``STOPS`` back until the block is done: what cleans up comes to its end."""
-    came: list[int] = []
-    with _handled(lambda signum, frame: came.append(signum), lambda old: old not in (signal.SIG_IGN, None)):
+    """Deliver signals of ``STOP_SIGNALS`` only at the end of the block, so that a cleanup can finish."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+
+    with _install_handler(note, lambda old: old not in (signal.SIG_IGN, None)):
         yield
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 @contextmanager
-def _handled(handler: Callable[..., Any], replaces: Callable[[Any], bool]) -> Iterator[None]:
-    """Handle the signals of ``STOPS`` so inside the block, where the old handlers may be replaced."""
-    here = threading.current_thread() is threading.main_thread()
-    old = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS if here}
+def _install_handler(handler: Callable[..., Any], replaces: Callable[[Any], bool]) -> Iterator[None]:
+    """Install a handler for the stop signals whose present handler may be replaced."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    old = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS if in_main_thread}
     old = {signum: before for signum, before in old.items() if replaces(before)}
     try:
         for signum in old:
@@ -75,6 +81,37 @@ def _handled(handler: Callable[..., Any], replaces: Callable[[Any], bool]) -> It
     finally:
         for signum, before in old.items():
             signal.signal(signum, before)
+
+
+class LockedError(InputError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def hold_lock(path: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock file against other processes until the block ends.
+
+    The operating system releases the lock when the process ends in any way; the file itself stays.
+
+    Args:
+        path: lock file, made if it does not exist; a symbolic link is not followed.
+        wait: seconds to wait for another holder.
+
+    Raises:
+        LockedError: another process, or another thread of this one, holds the lock.
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=wait, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockedError(f"{os.fspath(path)}: locked by another program") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class NoLocksError(OSError):

@@ -25,7 +25,6 @@ from rga_reid.commands._options import (
 )
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError, sanitize
-from rga_reid.files import unchanged
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
@@ -148,9 +147,8 @@ def _build(options: Namespace) -> Gallery | None:
         if workers.rank == 0:
             require_place(options.gallery, overwrite=options.overwrite, resume=options.resume)
         device, table = choose_device(options.device), images_of(options)
-        with unchanged(options.checkpoint):
-            model = load_model(options.checkpoint)
-            record = ModelFingerprint.of(model, options.checkpoint)
+        model = load_model(options.checkpoint)
+        record = ModelFingerprint.of(model, options.checkpoint)
         IndexConfig(options.index, settings).check_dimension(model.dimension)  # before anything is embedded
 
         def gathered(rows: pd.DataFrame) -> Batches:
@@ -195,9 +193,8 @@ def _add(options: Namespace) -> Gallery:
     device, table = choose_device(options.device), images_of(options)
     table = table[_unknown(gallery, table, options)]
     checkpoint = checkpoint_for(gallery, options)
-    with unchanged(checkpoint):
-        model = load_model(checkpoint)
-        record = ModelFingerprint.of(model, checkpoint)
+    model = load_model(checkpoint)
+    record = ModelFingerprint.of(model, checkpoint)
     gallery.require_model(record)
     for features, rows in iter_blocks(embedded(model, options, device, table)):
         gallery.add(features, rows, model=record)

@@ -22,7 +22,7 @@ from rga_reid.commands._options import (
 )
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError, check_int, sanitize
-from rga_reid.files import atomic_file, unchanged, write_json, write_json_lines, write_text
+from rga_reid.files import atomic_file, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,8 +104,7 @@ def run(options: Namespace) -> None:
     if gallery.model is not None:
         check_outputs(options, _OUTPUTS, {"--gallery (its model)": [gallery.model.checkpoint]})
     gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
-    with unchanged(options.checkpoint or (gallery.model.checkpoint if gallery.model else "")):
-        model = load_model(checkpoint_for(gallery, options))
+    model = load_model(checkpoint_for(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:
         features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)
