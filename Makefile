@@ -1,15 +1,15 @@
-# Each verb makes the environment it needs on first use. VENV=FOLDER puts it elsewhere, for sharing.
+# Each target creates the environment on first use. VENV=FOLDER puts it elsewhere, for example to share it.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.rga-reid-$(shell cksum setup.cfg | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test test-slow coverage lint format docs package bench
+.PHONY: help install demo test test-slow test-fuzz coverage lint format docs package bench
 help:
-	@echo "make install | demo | test | test-slow | coverage | lint | format | docs | package | bench"
-	@echo "VENV=FOLDER: the environment; PYTHON=python3.12: what makes it"
+	@echo "make install | demo | test | test-slow | test-fuzz | coverage | lint | format | docs | package | bench"
+	@echo "VENV=FOLDER: location of the environment; PYTHON=python3.12: interpreter that creates it"
 
-# Without the package python3-venv, Debian and Ubuntu leave an environment that has no pip: it is made again.
+# Without the package python3-venv, Debian and Ubuntu create an environment without pip, so create it again.
 install: $(READY)
 $(READY): setup.cfg pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -19,12 +19,16 @@ $(READY): setup.cfg pyproject.toml
 demo: install
 	$(BIN)/python cli.py demo --out demo --overwrite
 
-# Two processes of one thread each: small tensors are slower on more.
+# Two processes of one thread each: more threads slow down small tensors.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# FUZZ_CASES=9000 runs more cases, FUZZ_SEED=7 others.
+test-fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 coverage: install
 	mkdir -p build
@@ -44,9 +48,9 @@ docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html -d build/doctrees . build/docs
 	@echo build/docs/index.html
 
-# The sdist, and the wheel made of it, which is tried in an environment of its own, in an empty folder: PYTHON=python3.12
-# says with which Python, LOWEST=1 takes the lowest version that setup.cfg allows of all that the wheel depends on. It
-# downloads several GB, and runs a short demo.
+# Build the sdist and the wheel, install the wheel in a new environment and run it in an empty folder.
+# PYTHON=python3.12 chooses the interpreter, LOWEST=1 installs the lowest version of each dependency that setup.cfg
+# allows. Downloads several GB and runs a short demo.
 package:
 	rm -rf build/package dist
 	mkdir -p build/package/empty

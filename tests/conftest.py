@@ -1,4 +1,4 @@
-"""Small data for tests: images drawn here, nothing is downloaded."""
+"""Fixtures shared by all tests. Tests draw their own small images; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from PIL import Image
 from rga_reid.commands import main
 from rga_reid.models import build_model, save_model
 
-# a shell that starts tests in the background has them, and all that they start, ignore these
+CHECKOUT = Path(__file__).parent.parent
+
+# A shell that runs the tests in the background makes them and their child processes ignore these signals.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
-# the same cases in every run: a failure seen once can be seen again
-# on a machine of any speed
+# Hypothesis draws the same examples in every run, and tolerates slow machines.
 settings.register_profile(
     "reproducible", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -38,13 +39,13 @@ settings.load_profile("reproducible")
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """What a test draws does not hang on the tests before it."""
+    """Make every test independent of the random numbers drawn by the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused: exit code 2 and one line on stderr, which is returned."""
+    """Run a command that must fail with exit code 2 and one line on stderr; return that line."""
 
     def run(*words: str) -> str:
         capsys.readouterr()
@@ -57,32 +58,42 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-@pytest.fixture(scope="session")
-def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Market-1501 layout: 8 training and 4 test identities, two cameras, a distractor and a junk image.
+def write_market(root: Path, *, train: int = 8, test: int = 4, size: tuple[int, int] = (64, 32)) -> None:
+    """Write a small data set in the layout of Market-1501, with a distractor and a junk image.
 
-    All tests of the process share it; who leaves something beside it, an image cache say, works on a copy.
+    Each identity has its own coarse colour pattern plus noise, seen by two cameras.
     """
-    root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
 
     def save(folder: str, pid: int, camera: int, frame: int) -> None:
         base = np.random.default_rng(pid + 2).integers(0, 256, (4, 2, 3))
-        noise = rng.integers(-20, 20, (64, 32, 3))
-        pixels = np.clip(base.repeat(16, 0).repeat(16, 1) + noise, 0, 255).astype(np.uint8)
+        noise = rng.integers(-20, 20, (*size, 3))
+        enlarged = base.repeat(size[0] // 4, 0).repeat(size[1] // 2, 1)
         name = f"{pid:04d}" if pid >= 0 else "-1"
         (root / folder).mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(root / folder / f"{name}_c{camera}s1_{frame:06d}_00.jpg")
+        Image.fromarray(np.clip(enlarged + noise, 0, 255).astype(np.uint8)).save(
+            root / folder / f"{name}_c{camera}s1_{frame:06d}_00.jpg"
+        )
 
-    for pid in range(1, 9):
+    for pid in range(1, train + 1):
         for frame in range(6):
             save("bounding_box_train", pid, 1 + frame % 2, frame)
-    for pid in range(11, 15):
+    for pid in range(11, 11 + test):
         save("query", pid, 1, 0)
         for frame in range(1, 4):
             save("bounding_box_test", pid, 1 + frame % 2, frame)
     save("bounding_box_test", 0, 1, 0)
     save("bounding_box_test", -1, 2, 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Market-1501 layout: 8 training and 4 test identities, two cameras, a distractor and a junk image.
+
+    All tests of the process share it, so tests that write into the folder must copy it first.
+    """
+    root = tmp_path_factory.mktemp("market")
+    write_market(root)
     yield root
     assert sorted(os.listdir(root)) == ["bounding_box_test", "bounding_box_train", "query"]
 
@@ -96,37 +107,33 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-CHECKOUT = Path(__file__).parent.parent
-
-
 class Block(NamedTuple):
-    """A block of code of a document."""
+    """A fenced code block of a Markdown file."""
 
     language: str
     text: str
-    line: int  #: of its first line
-    above: str  #: the line of text above it
+    line: int  #: number of its first line
+    above: str  #: the line of text before it
 
 
-def code_blocks_of(document: str | Path) -> list[Block]:
+def find_code_blocks(document: str | Path) -> list[Block]:
+    """Return the fenced code blocks of a Markdown file, given its path in the checkout."""
     text = (CHECKOUT / document).read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [
-        Block(
-            one[1], one[2], text[: one.start()].count("\n") + 2, text[: one.start()].rstrip().split("\n")[-1]
-        )
-        for one in found
-    ]
+    blocks = []
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        before = text[: match.start()]
+        blocks.append(Block(match[1], match[2], before.count("\n") + 2, before.rstrip().split("\n")[-1]))
+    return blocks
 
 
 @pytest.fixture(scope="session")
 def code_blocks() -> Callable[[str | Path], list[Block]]:
-    """The fenced blocks of a Markdown file, by its path from the top of the checkout, in order."""
-    return code_blocks_of
+    """Return ``find_code_blocks``."""
+    return find_code_blocks
 
 
 _PROGRAM = """#!/bin/sh
-# rga-reid, with what a small data set in place of Market-1501 asks for
+# rga-reid with the options that a data set much smaller than Market-1501 needs
 case "$1" in
 data) set -- "$@" --dataset "{card}" ;;
 train) set -- "$@" --data.identities_per_batch 2 --data.images_per_identity 2 --trainer.max_epochs 1 ;;
@@ -149,20 +156,20 @@ splits:
 
 @pytest.fixture(scope="session")
 def documented(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Run a block of a document as a reader of it would, a few drawn people in place of ``DIR``.
+    """Run a code block of a document as a reader would, with the tiny data set in place of ``DIR``.
 
-    ``documented(block, folder)`` runs it in ``folder`` and returns what it printed. ``rga-reid``, ``python``
-    and ``python cli.py`` are those of this checkout, or of a copy of it: ``source``.
+    ``documented(block, folder)`` runs the block in ``folder`` and returns its output. ``rga-reid``, ``python``
+    and ``python cli.py`` come from this checkout, or from a copy of it: ``source``.
     """
     place = tmp_path_factory.mktemp("documented")
     data, programs = place / "market", place / "programs"
     shutil.copytree(tiny_market, data)
     query = sorted((data / "query").glob("*.jpg"))[0]
-    shutil.copy(query, data / "query" / "0001_c1s1_001051_00.jpg")  # the one that documents name
+    shutil.copy(query, data / "query" / "0001_c1s1_001051_00.jpg")  # the query image that documents name
     programs.mkdir()
     (place / "small.yaml").write_text(_CARD)
     (programs / "rga-reid").write_text(_PROGRAM.format(card=place / "small.yaml", python=sys.executable))
-    python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'  # a link would leave its environment behind
+    python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'  # a symbolic link would lose the environment
     (programs / "python").write_text(python)
     for program in programs.iterdir():
         program.chmod(0o755)
@@ -179,7 +186,7 @@ def documented(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> C
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"the block at line {block.line}: {done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"block at line {block.line}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
     return run
@@ -189,8 +196,8 @@ DISK = 4 << 20  # bytes of the small file system
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process grows beyond a size: as on a full disk, a write fails."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """Make this process fail to write files larger than ``size`` bytes, as it would on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -203,9 +210,9 @@ def largest_file(size: int) -> Iterator[None]:
 def disk(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Path, Callable[[int], AbstractContextManager[None]]]]:
-    """A folder on a small disk, and what leaves so many bytes there for what is written next.
+    """Return a folder on a small disk, and a context manager that leaves room for a number of bytes there.
 
-    Where nothing may be mounted, both are a limit on the size of files.
+    Where the tests may not mount a file system, both parameters limit the size of files instead.
     """
     place = tmp_path / "disk"
     place.mkdir()
@@ -223,34 +230,30 @@ def disk(
         yield
         filler.unlink()
 
-    yield place, room if mounted else largest_file
+    yield place, room if mounted else limit_file_size
     if mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)  # galleries may hold files open
-
-
-BROWSER = "apt-get install -y chromium chromium-driver"  # which installs it, on Debian and Ubuntu
+        subprocess.run(["umount", "-l", str(place)], check=True)  # lazily: galleries may hold open files
 
 
 @pytest.fixture(scope="session")
 def browse() -> Callable[..., AbstractContextManager[Any]]:
-    """Open a page in a real Chromium without window and network: ``with browse(page) as browser``."""
+    """Open a page in headless Chromium without network access: ``with browse(page) as browser``."""
     from selenium import webdriver
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver = shutil.which("chromedriver")
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if driver is None or binary is None:
-        pytest.fail(f"no Chromium with chromedriver found; install them: {BROWSER}")
+        pytest.fail("Chromium or chromedriver not found: apt-get install -y chromium chromium-driver")
 
     @contextmanager
-    def opened(page: Path, *, width: int = 1280, height: int = 1000) -> Iterator[Any]:
+    def open_page(page: Path, *, width: int = 1280, height: int = 1000) -> Iterator[Any]:
         options = webdriver.ChromeOptions()
         options.binary_location = binary
-        flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            flags.append("--no-sandbox")  # Chromium refuses to run as root otherwise
-        for flag in flags:
+        for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
             options.add_argument(flag)
+        if os.geteuid() == 0:
+            options.add_argument("--no-sandbox")  # Chromium does not run as root otherwise
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         try:
@@ -261,9 +264,9 @@ def browse() -> Callable[..., AbstractContextManager[Any]]:
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
             browser.get(page.as_uri())
             ready = "return document.body.dataset.ready === 'yes'"
-            WebDriverWait(browser, 120).until(lambda b: b.execute_script(ready))
+            WebDriverWait(browser, 600).until(lambda b: b.execute_script(ready))
             yield browser
         finally:
             browser.quit()
 
-    return opened
+    return open_page

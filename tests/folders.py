@@ -1,4 +1,4 @@
-"""What lies in a folder."""
+"""Read whole folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pathlib import Path
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """The content of all files, by their paths from the folder, in their order."""
+    """Return the content of every file below a folder by its relative path, sorted by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,4 +1,4 @@
-"""What a piece of code takes of memory: what numpy and Python hold together, and the largest tensor."""
+"""Measure the memory that NumPy and Python allocate in a block of code, and its largest tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass
 class Memory:
-    """In bytes, when the code is through; tracemalloc does not see what torch allocates."""
+    """Bytes, set at the end of the block. tracemalloc does not see what torch allocates."""
 
     peak: int = 0
     largest_tensor: int = 0
@@ -23,6 +23,7 @@ class Memory:
 
 @contextmanager
 def measured() -> Iterator[Memory]:
+    """Trace the allocations of a block: ``with measured() as memory``."""
     memory = Memory()
 
     class Watch(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""A port for programs that talk to each other on this machine."""
+"""Find a free network port for processes that communicate on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 
 
 def free_port() -> int:
+    """Return a port that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What trainings hand on, compared bit by bit."""
+"""Compare checkpoints bit by bit."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 
-#: what a checkpoint holds of numbers
+#: entries of a checkpoint that contain numbers, not paths
 NUMBERS = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
 
 
 def numbers_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds of numbers: all but paths."""
+    """Return the entries of a checkpoint that contain numbers."""
     content = torch.load(checkpoint, weights_only=True)
     return {key: content[key] for key in NUMBERS}
 
 
 def assert_equal(one: Any, two: Any, where: str = "") -> None:
-    """Fail where two nested values differ, and tell the place."""
+    """Fail where two nested values differ, naming the place."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two), where
     elif isinstance(one, dict):

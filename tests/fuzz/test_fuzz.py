@@ -80,6 +80,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("family", FAMILIES)
 def test_some_bad_input(family: str, material: Material, tmp_path: Path) -> None:
     cases = share(family, SOME)
@@ -88,7 +89,7 @@ def test_some_bad_input(family: str, material: Material, tmp_path: Path) -> None
     assert counted["valid"] > 0, "no valid case among them"  # hypothesis begins with the simplest
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("family", FAMILIES)
 def test_much_bad_input(family: str, material: Material, tmp_path: Path) -> None:
     cases = share(family, CASES)
