@@ -1,11 +1,17 @@
-"""Names of version 1, which still work: old paths, old names, old arguments. Each use warns."""
+"""Names of version 1, which still work: old import paths, class and function names, and argument names.
+
+Each use warns with a ``DeprecationWarning`` that says what to write instead.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: 1.0 package -> 1.0 name -> where it is now
 ALIASES: dict[str, dict[str, str]] = {
@@ -37,3 +43,31 @@ def module_getattr(package: str) -> Callable[[str], Any]:
         return getattr(importlib.import_module(module), attribute)
 
     return getattribute
+
+
+def rename_arguments(**new_names: str) -> Callable[[_Function], _Function]:
+    """Return a decorator that makes a function accept the 1.0 names of its keyword arguments.
+
+    Args:
+        **new_names: the name of the argument now, by its 1.0 name.
+
+    Raises:
+        TypeError: when the decorated function is called with both names of an argument.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for old, new in new_names.items():
+                if old in kwargs:
+                    name = function.__qualname__
+                    if new in kwargs:
+                        raise TypeError(f"{name}: got both {new!r} and its old name {old!r}")
+                    warnings.warn(f"{name}: {old!r} is now {new!r}", DeprecationWarning, stacklevel=2)
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        wrapper.renamed_arguments = new_names  # type: ignore[attr-defined]
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
