@@ -34,6 +34,9 @@ def measured() -> Iterator[Memory]:
                     memory.largest_tensor = max(memory.largest_tensor, value.untyped_storage().nbytes())
             return made
 
+    with Watch():
+        torch.zeros(1)  # torch imports modules for its first dispatch mode
+    memory.largest_tensor = 0
     tracemalloc.start()
     try:
         with Watch():

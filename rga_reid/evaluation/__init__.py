@@ -1,7 +1,8 @@
-"""Evaluation: pure functions on arrays. Knows no model and no file."""
+"""Evaluation of re-identification: arrays in, metrics out. It knows no models and reads no files."""
 
 from rga_reid._deprecated import module_getattr
-from rga_reid.evaluation.calibration import Calibration, PairScores, calibrate, pair_scores
+from rga_reid.evaluation.calibration import Calibration, PairScores, calibrate, pair_scores, score_pairs
+from rga_reid.evaluation.features import LabelledFeatures
 from rga_reid.evaluation.metrics import RankingResult, RepeatedResult
 from rga_reid.evaluation.protocols import (
     PROTOCOLS,
@@ -12,13 +13,21 @@ from rga_reid.evaluation.protocols import (
     evaluate_protocol,
 )
 from rga_reid.evaluation.query_expansion import expand_queries
-from rga_reid.evaluation.ranking import RankedList, evaluate_distances, evaluate_ranking, ranked_lists
+from rga_reid.evaluation.ranking import (
+    RankedList,
+    evaluate_distances,
+    evaluate_features,
+    evaluate_ranking,
+    ranked_lists,
+    top_matches,
+)
 from rga_reid.evaluation.rerank import ReRanking, re_ranked_distances
 
 __all__ = [
     "PROTOCOLS",
     "Calibration",
     "IgnoreCameras",
+    "LabelledFeatures",
     "MultiQuery",
     "PairScores",
     "RankedList",
@@ -29,12 +38,15 @@ __all__ = [
     "SingleShot",
     "calibrate",
     "evaluate_distances",
+    "evaluate_features",
     "evaluate_protocol",
     "evaluate_ranking",
     "expand_queries",
     "pair_scores",
     "ranked_lists",
     "re_ranked_distances",
+    "score_pairs",
+    "top_matches",
 ]
 
 __getattr__ = module_getattr(__name__)

@@ -1,8 +1,8 @@
-"""From scores to decisions: the threshold that lets a wanted fraction of impostors pass, and what it costs.
+"""Calibration: the threshold for a wanted false-match rate, and the error rates of thresholds.
 
-A pair is taken for one person if its score reaches the threshold: ``score >= threshold``. The terms are
+A pair is accepted as one person if its score reaches the threshold: ``score >= threshold``. The terms are
 those of ISO/IEC 19795-1: a false match is an impostor pair that is accepted, a false non-match a genuine pair
-that is not.
+that is rejected.
 """
 
 from __future__ import annotations
@@ -17,62 +17,62 @@ import torch
 
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_int
-from rga_reid.evaluation.features import feature_pair, label_tables
+from rga_reid.evaluation.features import LabelledFeatures, as_array, check_pair, label_pair
 from rga_reid.evaluation.relevance import Relevance
 from rga_reid.evaluation.similarity import BLOCK_SIZE, CosineScores, tiles, use_full_precision
 
-BINS = 100  #: of the histograms
+BINS = 100  #: bins of the histograms
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What thresholds do on measured pairs. Rates are fractions, not percent."""
+    """Error rates of thresholds on measured pairs. Rates are fractions, not percent."""
 
-    genuine: SortedScores  #: of pairs that show one person
-    impostor: ScoreCounts  #: of pairs that show two
+    genuine: SortedScores  #: scores of pairs of one person
+    impostor: ScoreCounts  #: scores of pairs of two people
 
     def threshold(self, false_match_rate: float) -> float:
-        """The smallest threshold whose measured false-match rate is not above the wanted one.
+        """Return the smallest threshold whose measured false-match rate is at most the wanted one.
 
         Raises:
             InputError: a rate that is not between 0 and 1, or too low for the number of impostor scores: less
-                than one of them would be allowed to pass, so nothing would have been measured.
+                than one false match would be allowed, so nothing would have been measured.
         """
         total = self.impostor.total
         if not 0 < false_match_rate < 1:
             raise InputError(f"false_match_rate: expected between 0 and 1, found {false_match_rate!r}")
-        most = int(false_match_rate * total)
-        most += (most + 1) / total <= false_match_rate  # the product may have been rounded down,
-        most -= most / total > false_match_rate  # or up
-        if most < 1:
+        allowed = int(false_match_rate * total)
+        allowed += (allowed + 1) / total <= false_match_rate  # the product may have been rounded down,
+        allowed -= allowed / total > false_match_rate  # or up
+        if allowed < 1:
             raise InputError(
                 f"false_match_rate: {false_match_rate:g} cannot be measured on {total:,} impostor scores; "
                 f"expected {1 / total:.2g} or more, or at least {int(np.ceil(1 / false_match_rate)):,} scores"
             )
-        return self.impostor.threshold(most)
+        return self.impostor.threshold(allowed)
 
     def false_match_rate(self, threshold: float) -> float:
-        """Fraction of the impostor scores that reach the threshold."""
+        """Return the fraction of the impostor scores that reach the threshold."""
         return float(self.impostor.at_least(threshold) / self.impostor.total)
 
     def false_non_match_rate(self, threshold: float) -> float:
-        """Fraction of the genuine scores that do not reach the threshold."""
+        """Return the fraction of the genuine scores that do not reach the threshold."""
         return float(1 - self.genuine.at_least(threshold) / self.genuine.total)
 
     @cached_property
     def equal_error_rate(self) -> float:
-        """The lowest rate that both errors can be kept to: min over thresholds of the larger of the two."""
+        """The minimum over thresholds of the larger of both error rates."""
         thresholds = self.genuine.values  # between two of them only the false-match rate changes: it falls
         false_matches = self.impostor.at_least(thresholds) / self.impostor.total
         false_non_matches = 1 - self.genuine.at_least(thresholds) / self.genuine.total
         return float(np.maximum(false_matches, false_non_matches).min())
 
     def histograms(self, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Both distributions in bins of equal width.
+        """Return both distributions in bins of equal width.
 
         Returns:
-            Edges ``(bins + 1,)``, and the numbers of genuine and of impostor scores ``(bins,)``: in a bin are
-            those from its lower edge to below the next, in the last also those at its upper edge.
+            Edges ``(bins + 1,)``, and the numbers of genuine and of impostor scores ``(bins,)``. A bin
+            includes its lower edge, the last bin also its upper edge.
         """
         low, high = zip(self.genuine.bounds, self.impostor.bounds, strict=True)
         edges = np.linspace(min(low), max(high), bins + 1)
@@ -84,10 +84,10 @@ class Calibration:
         return edges, counts[0], counts[1]
 
     def to_dict(self, false_match_rate: float | None = None) -> dict[str, Any]:
-        """Plain values, for JSON.
+        """Return plain values, for JSON.
 
         Args:
-            false_match_rate: wanted; if given, the threshold for it and what was measured there come first.
+            false_match_rate: wanted rate; if given, its threshold and the rates measured there come first.
 
         Returns:
             ``threshold``, ``wanted_false_match_rate``, ``false_match_rate``, ``false_matches`` and
@@ -95,12 +95,12 @@ class Calibration:
             ``impostor_pairs`` and ``histogram`` (``edges``, ``genuine``, ``impostor``). Rates are fractions.
 
         Raises:
-            InputError: as for ``threshold``.
+            InputError: as ``threshold``.
         """
-        chosen: dict[str, Any] = {}
+        at_threshold: dict[str, Any] = {}
         if false_match_rate is not None:
             threshold = self.threshold(false_match_rate)
-            chosen = {
+            at_threshold = {
                 "threshold": threshold,
                 "wanted_false_match_rate": false_match_rate,
                 "false_match_rate": self.false_match_rate(threshold),
@@ -109,7 +109,7 @@ class Calibration:
             }
         edges, genuine, impostor = (values.tolist() for values in self.histograms())
         return {
-            **chosen,
+            **at_threshold,
             "equal_error_rate": self.equal_error_rate,
             "genuine_pairs": self.genuine.total,
             "impostor_pairs": self.impostor.total,
@@ -118,14 +118,20 @@ class Calibration:
 
 
 def calibrate(genuine_scores: Any, impostor_scores: Any) -> Calibration:
-    """Learn what thresholds do from scores of pairs whose identities are known.
+    """Calibrate on scores of pairs with known identities.
 
     Args:
-        genuine_scores: of pairs that show one person, ``(n,)``; higher is more alike.
-        impostor_scores: of pairs that show two, ``(m,)``; or the counts that ``pair_scores`` makes of them.
+        genuine_scores: scores of pairs of one person, ``(n,)``; higher is more similar.
+        impostor_scores: scores of pairs of two people, ``(m,)``, or their counts from ``pair_scores``.
 
     Raises:
-        InputError: no scores, or something that is not a finite number.
+        InputError: no scores, or a score that is not a finite number.
+
+    Example:
+        >>> calibration = calibrate([0.6, 0.8, 0.9, 0.3], [0.1, 0.2, 0.3, 0.4])
+        >>> threshold = calibration.threshold(false_match_rate=0.25)
+        >>> threshold > 0.3, calibration.false_non_match_rate(threshold)
+        (True, 0.25)
     """
     impostor: ScoreCounts
     if isinstance(impostor_scores, CosineCounts):
@@ -136,8 +142,7 @@ def calibrate(genuine_scores: Any, impostor_scores: Any) -> Calibration:
 
 
 def _score_list(values: Any, name: str) -> np.ndarray:
-    plain = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else values
-    scores = np.asarray(plain)
+    scores = as_array(values)
     if scores.ndim != 1 or not len(scores) or scores.dtype.kind not in "fiu":
         raise InputError(f"{name}: expected numbers (n,), at least one, found {scores.dtype} {scores.shape}")
     wrong = ~np.isfinite(scores)
@@ -146,16 +151,16 @@ def _score_list(values: Any, name: str) -> np.ndarray:
     return scores.astype(np.float64)
 
 
-_QUERIES = 2048  # prepared at a time, in float64
-_OWN = 2**19  # pairs of one identity at a time
+_QUERIES = 2048  # queries compared at a time, in float64
+_ITEMS = 2**19  # same-identity items at a time
 
 
 @dataclass(frozen=True, eq=False)
 class PairScores:
-    """Cosines of pairs of images, by whether they show the same person."""
+    """Cosines of pairs of images."""
 
-    genuine: np.ndarray  #: float64 (pairs,): of every pair of one person
-    impostor: CosineCounts  #: of the pairs of different people, of which there may be thousands of millions
+    genuine: np.ndarray  #: float64 (pairs,): scores of all pairs of one person
+    impostor: CosineCounts  #: of the pairs of two people, of which there may be billions
 
 
 def pair_scores(
@@ -173,33 +178,16 @@ def pair_scores(
     block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> PairScores:
-    """Compare each query with each gallery item that a ranking would show it.
-
-    Genuine are the correct matches of the Market-1501 protocol: one person, in two cameras where cameras are
-    known. Impostors are all pairs of two different known people. Pairs of one person and camera, the query's
-    own file, junk, and images of unknown identity take no part.
-
-    Scores are float64 dot products of the float32 rows scaled to length 1. The genuine ones are all kept. For
-    the impostors, exact counts on a grid are kept, by products in float64; a score that lies within their
-    error of an edge of the grid is computed on its own. So memory does not grow with the number of impostor
-    pairs, and no count depends on the block size, the number of threads or the device.
+    """Score each query with each gallery item, see ``score_pairs``.
 
     Args:
-        query_features, gallery_features, query_pids, gallery_pids: as for ``evaluate_ranking``.
-        query_camids, gallery_camids, junk_pids, query_paths, gallery_paths: likewise.
-        device: where the products are computed, such as "cuda".
-        block_size: gallery rows held on the device at a time.
-        progress: told the fraction that is done, now and then.
-
-    Raises:
-        InputError: inputs that do not fit together; a row of features with NaN, infinity or only zeros; no
-            genuine pair, or no impostor pair.
+        query_features, gallery_features, query_pids, gallery_pids, query_camids, gallery_camids, junk_pids,
+            query_paths, gallery_paths: as for ``evaluate_ranking``.
+        device, block_size, progress: as for ``score_pairs``.
     """
-    check_int("block_size", block_size)
-    where = choose_device(device, types=EXACT_TYPES)
-    features = feature_pair(query_features, gallery_features)
-    tables = label_tables(
-        (len(features[0]), len(features[1])),
+    query, gallery = label_pair(
+        query_features,
+        gallery_features,
         query_pids,
         gallery_pids,
         query_camids,
@@ -207,38 +195,77 @@ def pair_scores(
         query_paths,
         gallery_paths,
     )
-    truth = Relevance(*tables, junk_pids)
-    scores = CosineScores(*features, where)
-    known = tables[1]["pid"].notna().to_numpy()[truth.gallery_rows]
+    return score_pairs(
+        query, gallery, junk_pids=junk_pids, device=device, block_size=block_size, progress=progress
+    )
+
+
+def score_pairs(
+    query: LabelledFeatures,
+    gallery: LabelledFeatures,
+    *,
+    junk_pids: Sequence[int] = (-1,),
+    device: str | torch.device = "cpu",
+    block_size: int = BLOCK_SIZE,
+    progress: Callable[[float], None] | None = None,
+) -> PairScores:
+    """Score each query with each gallery item that the evaluation does not remove.
+
+    Genuine pairs are the correct matches of the Market-1501 protocol: one person, in two cameras where
+    cameras are known. Impostor pairs are all pairs of two different known people. Pairs of one person and
+    camera, the query's own file, junk, and images of unknown identity are left out.
+
+    Scores are float64 dot products of the float32 rows scaled to length 1. All genuine scores are kept.
+    Impostor scores are counted in the cells of a grid: by products in float64, and exactly where a product
+    lies within its error of an edge of the grid. So memory does not grow with the number of impostor pairs,
+    and no count depends on the block size, the number of threads or the device.
+
+    Args:
+        query, gallery: features and labels.
+        junk_pids: identities to leave out.
+        device: device of the products, such as "cuda".
+        block_size: gallery rows held on the device at a time.
+        progress: called with the fraction of the work that is done.
+
+    Raises:
+        InputError: inputs that do not fit together; a row of features with NaN, infinity or only zeros; no
+            genuine pair, or no impostor pair.
+    """
+    check_int("block_size", block_size)
+    where = choose_device(device, types=EXACT_TYPES)
+    check_pair(query, gallery)
+    relevance = Relevance(query.table, gallery.table, junk_pids)
+    scores = CosineScores(query.features, gallery.features, where)
+    known = gallery.pids.notna().to_numpy()[relevance.gallery_rows]
     genuine, impostor = [np.empty(0)], CosineCounts()
-    blocks = list(truth.blocks(_QUERIES, _OWN, strangers=True))
+    blocks = list(relevance.query_blocks(_QUERIES, _ITEMS, include_unmatched=True))
     done, total = 0, sum(map(len, blocks))
     with use_full_precision(where):
         for queries in blocks:
-            _count_all(impostor, scores, queries, truth.gallery_rows[known], block_size)
-            own = truth.own_items(queries)
-            own_scores = scores.exact(queries[own.query], truth.gallery_rows[own.column])
-            impostor.add(own_scores[known[own.column]], -1)
-            genuine.append(own_scores[own.match])
+            count_cosines(impostor, scores, queries, relevance.gallery_rows[known], block_size)
+            items = relevance.same_identity_items(queries)
+            item_scores = scores.exact(queries[items.query], relevance.gallery_rows[items.column])
+            impostor.add(item_scores[known[items.column]], -1)  # they were counted with the others
+            genuine.append(item_scores[items.match])
             done += len(queries)
             if progress is not None:
                 progress(done / total)
     found = PairScores(np.concatenate(genuine), impostor)
     if not len(found.genuine):
-        raise truth.explain_no_match()
+        raise relevance.no_match_error()
     if not impostor.total:
         raise InputError("query_pids, gallery_pids: expected pairs of two different people, found none")
     return found
 
 
-def _count_all(
+def count_cosines(
     counts: CosineCounts,
     scores: CosineScores,
     queries: np.ndarray,
     gallery_rows: np.ndarray,
     block_size: int,
 ) -> None:
-    """Count the cosines of all pairs of these rows."""
+    """Count the cosines of all pairs of these rows exactly."""
     error = scores.error(torch.float64)
     for tile, first_query, first_column in tiles(
         scores, queries, gallery_rows, block_size, dtype=torch.float64
@@ -252,29 +279,29 @@ def _count_all(
 
 
 _NORMAL = float(np.finfo(np.float64).smallest_normal)
-_HALF = 2**20  # half the cells' width is 1 / _HALF
+_HALF = 2**20  # a cell is 2 / _HALF wide
 
 
 class ScoreCounts(Protocol):
-    """Some scores, as a calibration needs them."""
+    """Scores in a form that a calibration can count."""
 
     @property
     def total(self) -> int:
-        """How many scores there are."""
+        """Number of scores."""
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Numbers between which all scores are."""
+        """A lower and an upper bound of all scores."""
 
     def at_least(self, thresholds: np.ndarray | float) -> np.ndarray:
-        """How many scores reach each threshold."""
+        """Return the number of scores that reach each threshold."""
 
-    def threshold(self, most: int) -> float:
-        """The smallest threshold that at most so many scores reach, fewer than there are."""
+    def threshold(self, allowed: int) -> float:
+        """Return the smallest threshold that at most ``allowed`` scores reach, fewer than all."""
 
 
 class SortedScores:
-    """Every score is kept: thresholds are as fine as float64.
+    """Sorted scores, which give thresholds of the precision of float64.
 
     Args:
         scores: float64 ``(n,)``, finite.
@@ -295,18 +322,18 @@ class SortedScores:
     def at_least(self, thresholds: np.ndarray | float) -> np.ndarray:
         return self.total - np.searchsorted(self.values, thresholds, side="left")
 
-    def threshold(self, most: int) -> float:
-        above = float(np.nextafter(self.values[self.total - 1 - most], np.inf))
-        # a thread that flushes subnormal numbers to zero would take 5e-324 for the 0 that it is to exclude
+    def threshold(self, allowed: int) -> float:
+        above = float(np.nextafter(self.values[self.total - 1 - allowed], np.inf))
+        # a thread that flushes subnormal numbers to zero would treat 5e-324 as 0, which is to be excluded
         return above if abs(above) >= _NORMAL else _NORMAL
 
 
 class CosineCounts:
     """Counts of cosines in cells of width 2⁻¹⁹ (0.0000019) around the multiples of 2⁻¹⁹, from −1 to 1.
 
-    Which cell a score is in is decided exactly, so the count at an edge of the grid is exact, and thresholds
-    are such edges. In between, all of the cell counts: a number of false matches is never understated. The
-    edges are odd multiples of 2⁻²⁰, which the cosines of simple features, 0 and 1 before all, are not.
+    The cell of a score is exact, so the count at an edge of the grid is exact, and thresholds are such edges.
+    A threshold within a cell counts all of the cell, so a number of false matches is never understated. Edges
+    are odd multiples of 2⁻²⁰: the cosines of simple features, above all 0 and 1, are not edges.
     """
 
     def __init__(self) -> None:
@@ -314,17 +341,17 @@ class CosineCounts:
 
     @staticmethod
     def cells(scores: np.ndarray | float) -> np.ndarray:
-        """Number of the cell of each score; no rounding is involved."""
+        """Return the number of the cell of each score, without rounding."""
         return ((np.floor(np.multiply(scores, float(_HALF))).astype(np.int64) + 1) >> 1) + _HALF // 2
 
     @staticmethod
     def near_edge(scores: np.ndarray, error: float) -> np.ndarray:
-        """Whether each score is so near to an edge that an error of this size could change its cell."""
+        """Return whether each score is so close to an edge that an error could change its cell."""
         height = scores * (_HALF / 2) + 0.5
-        return abs(height - np.rint(height)) <= error * (_HALF / 2) + 1e-9  # 1e-9: of this arithmetic
+        return abs(height - np.rint(height)) <= error * (_HALF / 2) + 1e-9  # 1e-9: rounding here
 
     def add(self, scores: np.ndarray, times: int = 1) -> None:
-        """Count cosines; with −1, take them out again."""
+        """Count cosines; ``times=-1`` removes them again."""
         np.add.at(self._counts, self.cells(scores), times)
 
     @property
@@ -337,17 +364,17 @@ class CosineCounts:
         return self._edge(int(filled[0])), self._edge(int(filled[-1]) + 1)
 
     def at_least(self, thresholds: np.ndarray | float) -> np.ndarray:
-        clipped = np.clip(thresholds, -1.0, 1 + 1 / _HALF)  # beyond the last edge there is nothing
+        clipped = np.clip(thresholds, -1.0, 1 + 1 / _HALF)  # no score is beyond the last edge
         return self._reaching()[self.cells(clipped)]
 
-    def threshold(self, most: int) -> float:
-        return self._edge(int(np.argmax(self._reaching() <= most)))
+    def threshold(self, allowed: int) -> float:
+        return self._edge(int(np.argmax(self._reaching() <= allowed)))
 
     @staticmethod
     def _edge(cell: int) -> float:
-        """Lower edge of a cell."""
+        """Return the lower edge of a cell."""
         return (2 * cell - 1) / _HALF - 1
 
     def _reaching(self) -> np.ndarray:
-        """How many scores reach the lower edge of each cell, and that of one more."""
+        """Count the scores that reach the lower edge of each cell, and the upper edge of the last."""
         return np.concatenate([np.cumsum(self._counts[::-1])[::-1], [0]])

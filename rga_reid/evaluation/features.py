@@ -1,9 +1,10 @@
-"""What the public functions take, checked once and brought to one form."""
+"""Labelled features: every check of features, labels and paths, and the one form that ranking uses."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, Union
 
 import numpy as np
@@ -12,18 +13,127 @@ import torch
 
 from rga_reid.errors import InputError
 
-_ROWS = 64  # of float64 at a time: they stay in the processor's cache
+_ROWS = 64  # rows converted to float64 at a time: they stay in the processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledFeatures:
+    """Features of images with the identity, the camera and the file of each image.
+
+    Args:
+        features: floating-point numbers ``(n, d)``, an array (memory maps too) or a tensor on any device.
+        pids: identities, whole numbers ``(n,)``, null (None, NaN, NA or masked) where unknown.
+        camids: cameras, whole numbers ``(n,)``, null where unknown; None if no camera is known.
+        paths: files ``(n,)``, null where unknown; None if no file is known.
+        name: prefix of the arguments in error messages: "query" for ``query_features``, ``query_pids``, ...
+
+    Once checked, ``features`` is an array, made without a copy if possible, ``pids`` and ``camids`` are Int64
+    series and ``paths`` is a series of strings.
+
+    Raises:
+        InputError: features that are not a matrix of floating-point numbers; labels of another length or type.
+
+    Example:
+        >>> gallery = LabelledFeatures(np.eye(3), pids=[7, 8, None], camids=[1, 2, 2])
+        >>> len(gallery), gallery.select([2, 0]).pids.tolist()
+        (3, [<NA>, 7])
+    """
+
+    features: Any
+    pids: Any
+    camids: Any = None
+    paths: Any = None
+    name: str = field(default="", kw_only=True)
+    table: pd.DataFrame = field(init=False, repr=False)  #: the labels, see ``label_table``
+
+    def __post_init__(self) -> None:
+        prefix = f"{self.name}_" if self.name else ""
+        features = feature_matrix(self.features, f"{prefix}features")
+        table = label_table(len(features), self.pids, self.camids, self.paths, prefix=prefix)
+        checked = {
+            "features": features,
+            "table": table,
+            "pids": table["pid"],
+            "camids": None if self.camids is None else table["camid"],
+            "paths": None if self.paths is None else table["path"],
+        }
+        for attribute, values in checked.items():
+            object.__setattr__(self, attribute, values)
+
+    @classmethod
+    def from_table(cls, features: Any, table: pd.DataFrame, *, name: str = "") -> LabelledFeatures:
+        """Take the labels from the columns ``pid``, ``camid`` and ``path`` of a table, if it has them."""
+        return cls(features, table.get("pid"), table.get("camid"), table.get("path"), name=name)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def select(self, rows: Any) -> LabelledFeatures:
+        """Return some rows, given by numbers or as a boolean mask."""
+        camids, paths = (None if values is None else values[rows] for values in (self.camids, self.paths))
+        return LabelledFeatures(self.features[rows], self.pids[rows], camids, paths, name=self.name)
+
+
+def label_pair(
+    query_features: Any,
+    gallery_features: Any,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
+    query_paths: Iterable[Any] | None = None,
+    gallery_paths: Iterable[Any] | None = None,
+) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Return the queries and the gallery, given as the arguments of ``evaluate_ranking``."""
+    return (
+        LabelledFeatures(query_features, query_pids, query_camids, query_paths, name="query"),
+        LabelledFeatures(gallery_features, gallery_pids, gallery_camids, gallery_paths, name="gallery"),
+    )
+
+
+def check_pair(query: LabelledFeatures, gallery: LabelledFeatures) -> None:
+    """Check that queries and gallery fit together.
+
+    Raises:
+        InputError: features of different lengths, or cameras on one side only.
+    """
+    check_dimensions(query.features, gallery.features)
+    check_cameras(query.camids, gallery.camids)
+
+
+def check_cameras(query_camids: Any, gallery_camids: Any) -> None:
+    """Raise an InputError if cameras are given on one side only."""
+    if (query_camids is None) != (gallery_camids is None):
+        given, missing = ("gallery", "query") if query_camids is None else ("query", "gallery")
+        raise InputError(f"{missing}_camids: not given, but {given}_camids are; give both or neither")
+
+
+def check_dimensions(query_features: np.ndarray, gallery_features: np.ndarray) -> None:
+    """Raise an InputError if the features of the two sides have different lengths."""
+    if query_features.shape[1] != gallery_features.shape[1]:
+        raise InputError(
+            "query_features, gallery_features: expected rows of one length, found "
+            f"{query_features.shape[1]} and {gallery_features.shape[1]}"
+        )
+
+
+def feature_pair(query_features: Any, gallery_features: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return two feature matrices, checked by ``feature_matrix`` and ``check_dimensions``."""
+    query = feature_matrix(query_features, "query_features")
+    gallery = feature_matrix(gallery_features, "gallery_features")
+    check_dimensions(query, gallery)
+    return query, gallery
 
 
 def feature_matrix(values: Any, name: str) -> np.ndarray:
-    """A feature matrix as an array, without a copy where that is possible (a memory map stays one).
+    """Return a feature matrix as an array, without a copy if possible (a memory map remains one).
 
     Args:
         values: floating-point numbers ``(n, d)``, an array or a tensor on any device.
-        name: what an error message calls them.
+        name: of the argument, for error messages.
 
     Raises:
-        InputError: not a matrix, an empty one, or one of another type.
+        InputError: not a matrix, an empty matrix, or not of a floating-point type.
     """
     matrix = as_array(values)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
@@ -33,55 +143,54 @@ def feature_matrix(values: Any, name: str) -> np.ndarray:
     return matrix
 
 
-def feature_pair(query_features: Any, gallery_features: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The two feature matrices that nearly every function takes, checked by ``feature_matrix``.
-
-    Raises:
-        InputError: one of them is none, or their rows are of different lengths.
-    """
-    query = feature_matrix(query_features, "query_features")
-    gallery = feature_matrix(gallery_features, "gallery_features")
-    if query.shape[1] != gallery.shape[1]:
-        raise InputError(
-            "query_features, gallery_features: expected rows of one length, found "
-            f"{query.shape[1]} and {gallery.shape[1]}"
-        )
-    return query, gallery
+def as_array(values: Any) -> np.ndarray:
+    """Convert to a NumPy array; a tensor may be on any device and need gradients, bfloat16 becomes float32."""
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return np.asarray(values)
 
 
 def row_norms(features: FeatureRows, name: str, *, allow_zero: bool) -> np.ndarray:
-    """Euclidean length of each row of float32, float64 ``(n,)``; each depends on its own row only.
+    """Return the Euclidean length of each float32 row, float64 ``(n,)``; it depends on that row only.
 
     Raises:
-        InputError: a row that holds NaN or infinity, or only zeros where that has no meaning.
+        InputError: a row with NaN or infinity, or a row of zeros unless ``allow_zero``.
     """
     squares = np.empty(len(features))
     for start in range(0, len(features), _ROWS):
         rows = to_float32(features, slice(start, start + _ROWS)).astype(np.float64)
         squares[start : start + _ROWS] = np.multiply(rows, rows, out=rows).sum(axis=1)
-    # a float32 squared is far from overflow in float64, so a sum is finite exactly if its row is
+    # the square of a float32 does not overflow in float64, so a sum is finite exactly if its row is
     reject_rows(~np.isfinite(squares), name, "NaN or infinity")
     if not allow_zero:
         reject_rows(squares == 0, name, "only zeros: it has no direction, so no cosine")
     return np.sqrt(squares)
 
 
-def reject_rows(wrong: np.ndarray, name: str, what: str) -> None:
-    """Raise an InputError that names the first row for which ``wrong`` is true."""
+def reject_rows(wrong: np.ndarray, name: str, what: str, first_row: int = 0) -> None:
+    """Raise an InputError that names the first row for which ``wrong`` is true, if there is one.
+
+    Args:
+        wrong: bool ``(n,)``.
+        name: of the argument.
+        what: content of such a row.
+        first_row: number of the first row, for a block of a larger matrix.
+    """
     if wrong.any():
         more = int(wrong.sum()) - 1
         others = f" (and {more} more rows)" if more else ""
-        raise InputError(f"{name}: row {int(np.argmax(wrong))}{others} holds {what}")
+        raise InputError(f"{name}: row {first_row + int(np.argmax(wrong))}{others} holds {what}")
 
 
 def to_float32(features: FeatureRows, rows: np.ndarray | slice) -> np.ndarray:
-    """Rows of a feature matrix in float32, C-contiguous; what is too large becomes infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+    """Return rows of a feature matrix as C-contiguous float32; larger numbers become infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller rejects infinite values
         return np.ascontiguousarray(features[rows], dtype=np.float32)
 
 
 def distance_matrix(values: Any) -> np.ndarray:
-    """A matrix of distances as an array, without a copy where that is possible (a memory map stays one).
+    """Return a matrix of distances as an array, without a copy if possible (a memory map remains one).
 
     Raises:
         InputError: not a matrix of real numbers, an empty one, or a row with NaN or infinity.
@@ -90,44 +199,40 @@ def distance_matrix(values: Any) -> np.ndarray:
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiu":
         raise InputError(f"distances: expected a matrix (q, g) of numbers, got {matrix.dtype} {matrix.shape}")
     if matrix.dtype.kind == "f":
-        # the largest numbers of a type stand for infinity somewhere; their differences overflow
-        most = np.finfo(matrix.dtype).max / 4
+        # some programs write the largest number of a type for infinity; differences of such numbers overflow
+        largest = np.finfo(matrix.dtype).max / 4
         blocks = (matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS))
-        wrong = np.concatenate([~(np.abs(block) <= most).all(axis=1) for block in blocks])
+        wrong = np.concatenate([~(np.abs(block) <= largest).all(axis=1) for block in blocks])
         infinite = wrong.copy()
         infinite[wrong] = ~np.isfinite(matrix[wrong]).all(axis=1)
         reject_rows(infinite, "distances", "NaN or infinity")
-        reject_rows(wrong, "distances", f"a number beyond {most:.3g}")
+        reject_rows(wrong, "distances", f"a number beyond {largest:.3g}")
     return matrix
 
 
-def labels(values: Any, length: int, name: str) -> pd.Series:
-    """Identities or cameras as nullable integers.
+def whole_number_column(values: Any, length: int, name: str) -> pd.Series:
+    """Return identities or cameras as a nullable Int64 series, rows numbered from 0.
 
     Args:
         values: ``length`` whole numbers, null (None, NaN, NA or masked) where unknown: a list, an array, a
-            tensor, a masked or pandas array. None: all are unknown.
-        name: what an error message calls them.
-
-    Returns:
-        Int64 series of ``length``, rows numbered from 0.
+            tensor, a masked or pandas array.
+        length: number of values expected.
+        name: of the argument, for error messages.
 
     Raises:
-        InputError: another length, or something that is not a whole number.
+        InputError: another length, or a value that is not a whole number.
     """
-    if values is None:
-        return pd.Series([pd.NA] * length, dtype="Int64")
     plain: Any = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
     if isinstance(plain, np.ma.MaskedArray):
         masked, plain = np.ma.getmaskarray(plain), plain.data.astype(object)
         plain[masked] = None
     try:
-        # a list of whole numbers with a null among them would become floating, and lose digits
+        # as floating-point numbers, large integers in a list with a null would lose digits
         series = pd.Series(plain, dtype=object if isinstance(plain, list | tuple) else None)
         series = series.reset_index(drop=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected {length} whole numbers ({error})") from None
-    _same_length(len(series), length, name)
+    _check_length(len(series), length, name)
     kind = pd.api.types.infer_dtype(series.dropna())
     if kind not in ("integer", "floating", "mixed-integer-float", "empty"):
         raise InputError(f"{name}: expected whole numbers, null where unknown, found {kind} values")
@@ -137,144 +242,146 @@ def labels(values: Any, length: int, name: str) -> pd.Series:
         raise InputError(f"{name}: expected whole numbers of 64 bits, null where unknown") from None
 
 
-def file_names(values: Iterable[Any] | None, length: int, name: str) -> pd.Series:
-    """Paths as text, null where unknown; all are unknown if ``values`` is None.
+def path_column(values: Iterable[Any], length: int, name: str) -> pd.Series:
+    """Return paths as a series of strings, null where unknown, rows numbered from 0.
 
     Raises:
-        InputError: another length, or something that is not a path.
+        InputError: another length, or a value that is not a path.
     """
-    if values is None:
-        return pd.Series([pd.NA] * length, dtype="str")
-    paths: list[str | None] = []
-    for row, value in enumerate(values):
-        if isinstance(value, str | os.PathLike):
-            paths.append(os.fspath(value))
-        elif pd.api.types.is_scalar(value) and pd.isna(value):
-            paths.append(None)
-        else:
-            raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
-    _same_length(len(paths), length, name)
-    return pd.Series(paths, dtype="str")
+    if isinstance(values, pd.Series) and pd.api.types.infer_dtype(values, skipna=False) == "string":
+        paths = values.astype("str").reset_index(drop=True)  # quick for millions of strings
+    else:
+        paths = pd.Series([_as_path(value, row, name) for row, value in enumerate(values)], dtype="str")
+    _check_length(len(paths), length, name)
+    return paths
 
 
-def label_tables(
-    shape: tuple[int, ...],
-    query_pids: Any,
-    gallery_pids: Any,
-    query_camids: Any,
-    gallery_camids: Any,
-    query_paths: Iterable[Any] | None,
-    gallery_paths: Iterable[Any] | None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What is known of each query and of each gallery item, checked by ``labels`` and ``file_names``.
-
-    Args:
-        shape: (q, g), how many queries and gallery items there are.
-        query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths: as for
-            ``evaluate_ranking``.
-
-    Returns:
-        Two tables, of q and of g rows, with the columns ``path``, ``pid`` and ``camid``.
-
-    Raises:
-        InputError: no identities, cameras on one side only, or labels that do not fit.
-    """
-    if (query_camids is None) != (gallery_camids is None):
-        given, missing = ("gallery", "query") if query_camids is None else ("query", "gallery")
-        raise InputError(f"{missing}_camids: not given, but {given}_camids are; give both or neither")
-    queries, items = shape
-    return (
-        _label_table("query", queries, query_pids, query_camids, query_paths),
-        _label_table("gallery", items, gallery_pids, gallery_camids, gallery_paths),
-    )
+def _as_path(value: Any, row: int, name: str) -> str | None:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return None
+    raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
 
 
-def as_array(values: Any) -> np.ndarray:
-    """As an array of NumPy: a tensor from any device, without its gradient, bfloat16 as float32."""
-    if isinstance(values, torch.Tensor):
-        tensor = values.detach().cpu()
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return np.asarray(values)
-
-
-def _label_table(side: str, length: int, pids: Any, camids: Any, paths: Iterable[Any] | None) -> pd.DataFrame:
-    if pids is None:
-        raise InputError(f"{side}_pids: expected {length} identities, found none")
-    return pd.DataFrame(
-        {
-            "path": file_names(paths, length, f"{side}_paths"),
-            "pid": labels(pids, length, f"{side}_pids"),
-            "camid": labels(camids, length, f"{side}_camids"),
-        }
-    )
-
-
-def _same_length(found: int, expected: int, name: str) -> None:
+def _check_length(found: int, expected: int, name: str) -> None:
     if found != expected:
         raise InputError(f"{name}: expected {expected} values, as many as there are rows, found {found}")
 
 
+def label_table(length: int, pids: Any, camids: Any, paths: Any, *, prefix: str = "") -> pd.DataFrame:
+    """Check labels and return them as a table.
+
+    Args:
+        length: number of rows.
+        pids, camids, paths: as for ``LabelledFeatures``.
+        prefix: of the arguments in error messages.
+
+    Returns:
+        Columns ``path``, ``pid`` and ``camid``, null where unknown, and ``file``: equal for paths of the same
+        file, see ``identify_files``.
+
+    Raises:
+        InputError: no identities, or labels of another length or type.
+    """
+    if pids is None:
+        raise InputError(f"{prefix}pids: expected {length} identities, found none")
+    unknown = [pd.NA] * length
+    path = path_column(unknown if paths is None else paths, length, f"{prefix}paths")
+    return pd.DataFrame(
+        {
+            "path": path,
+            "pid": whole_number_column(pids, length, f"{prefix}pids"),
+            "camid": whole_number_column(unknown if camids is None else camids, length, f"{prefix}camids"),
+            "file": identify_files(path),
+        }
+    )
+
+
+def identify_files(paths: pd.Series) -> pd.Series:
+    """Return a key for each path, equal for different spellings of a path, links and hard links to a file.
+
+    Existing files are identified by device and inode, other paths by their absolute form.
+    """
+    if paths.isna().all():
+        return paths
+    return pd.Series([None if pd.isna(path) else _file_key(path) for path in paths], dtype="str")
+
+
+def _file_key(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # missing, or not a path that the system accepts
+        return os.path.abspath(path)
+    # some network file systems number no inodes
+    return f"{status.st_dev}:{status.st_ino}" if status.st_ino else os.path.realpath(path)
+
+
 class StackedRows:
-    """The rows of one matrix, followed by chosen rows of another. Indexed by rows, as an array is.
+    """The rows of one matrix followed by selected rows of another, indexed by rows like an array.
 
     Args:
         first, second: features ``(q, d)`` and ``(g, d)``, arrays or memory maps.
-        chosen: rows of ``second`` that take part, ``(m,)``: this is a matrix ``(q + m, d)``.
+        selected: rows of ``second``, ``(m,)``; the result is a matrix ``(q + m, d)``.
     """
 
-    def __init__(self, first: np.ndarray, second: np.ndarray, chosen: np.ndarray) -> None:
-        self._first, self._second, self._chosen = first, second, chosen
-        self.shape = (len(first) + len(chosen), first.shape[1])
+    def __init__(self, first: np.ndarray, second: np.ndarray, selected: np.ndarray) -> None:
+        self._first, self._second, self._selected = first, second, selected
+        self.shape = (len(first) + len(selected), first.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """A new array ``(n, d)``; one row, too, gives a matrix."""
+        """Return a new array ``(n, d)``, also for a single row."""
         numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.atleast_1d(rows)
         upper = numbers < len(self._first)
         if upper.all():
             return self._first[numbers]
         if not upper.any():
-            return self._second[self._chosen[numbers - len(self._first)]]
+            return self._second[self._selected[numbers - len(self._first)]]
         found = np.empty((len(numbers), self.shape[1]), np.result_type(self._first, self._second))
         found[upper] = self._first[numbers[upper]]
-        found[~upper] = self._second[self._chosen[numbers[~upper] - len(self._first)]]
+        found[~upper] = self._second[self._selected[numbers[~upper] - len(self._first)]]
         return found
 
 
 FeatureRows: TypeAlias = Union[np.ndarray, StackedRows]  # noqa: UP007 - evaluated at run time
 
 
-def expand_ranges(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All places of n ranges, one after the other.
+def expand_ranges(start: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List all elements of n integer ranges, one range after the other.
 
     Args:
-        first: where each range begins, ``(n,)``.
-        counts: how many places it has, ``(n,)``.
+        start: first element of each range, ``(n,)``.
+        counts: number of elements of each range, ``(n,)``.
 
     Returns:
-        For each place the number of its range (0 to n − 1, ascending), and the place.
+        For each element the number of its range (0 to n − 1, ascending), and the element.
+
+    Example:
+        >>> expand_ranges(np.array([5, 2]), np.array([2, 3]))
+        (array([0, 0, 1, 1, 1]), array([5, 6, 2, 3, 4]))
     """
     number = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return number, first[number] + within
+    return number, start[number] + within
 
 
-def parts(counts: np.ndarray, limit: int, most: int | None = None) -> Iterator[slice]:
-    """Consecutive rows in parts whose counts add up to ``limit`` at most; a row that has more stands alone.
+def split_by_count(counts: np.ndarray, limit: int, max_rows: int | None = None) -> Iterator[slice]:
+    """Split rows into consecutive slices whose counts add up to ``limit`` at most.
 
     Args:
-        counts: of each row, ``(n,)``.
-        limit: of a part's sum.
-        most: rows that a part may have.
+        counts: count of each row, ``(n,)``; a row with a larger count gets a slice for itself.
+        limit: largest sum of a slice.
+        max_rows: largest number of rows of a slice.
     """
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):
         before = ends[start - 1] if start else 0
         stop = max(int(np.searchsorted(ends, before + limit, side="right")), start + 1)
-        if most is not None:
-            stop = min(stop, start + most)
+        if max_rows is not None:
+            stop = min(stop, start + max_rows)
         yield slice(start, stop)
         start = stop

@@ -1,4 +1,14 @@
-"""Metrics of a ranking, per query and in all."""
+"""Rank, average precision, INP and CMC, and the results that hold them.
+
+A query's metrics depend on the ranks of its correct matches only::
+
+    AP (step)       mean over the matches of n / r_n
+    AP (trapezoid)  mean over the matches of (n / r_n + (n - 1) / (r_n - 1)) / 2
+    INP             k / r_k
+    CMC at rank k   fraction of queries with r_1 <= k
+
+where r_n is the rank, from 1, of a query's n-th match and k the number of its matches.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +25,154 @@ RANKS = (1, 5, 10, 20)  #: k of the rank-k that are reported
 
 
 class MatchRanks(NamedTuple):
-    """Where the correct matches of some queries rank."""
+    """Ranks of the correct matches of some queries, each of which has at least one.
 
-    queries: np.ndarray  #: rows of the queries, each with at least one match
-    owner: np.ndarray  #: for each match, its query's number in ``queries``, ascending
-    position: np.ndarray  #: how many items, the removed left out, rank before it; ascending within a query
+    Example:
+        Two queries, the first with matches at ranks 1 and 4, the second with one at rank 2:
+
+        >>> MatchRanks.from_lists([[1, 4], [2]])
+        MatchRanks(queries=array([0, 1]), owner=array([0, 0, 1]), rank=array([1, 4, 2]))
+    """
+
+    queries: np.ndarray  #: int64 (n,), rows of the queries
+    owner: np.ndarray  #: int64 (m,), for each match the number of its query, 0 to n - 1; ascending
+    rank: np.ndarray  #: int64 (m,), ranks from 1 without the removed items; ascending within a query
+
+    @classmethod
+    def from_lists(cls, ranks: Sequence[Sequence[int]]) -> MatchRanks:
+        """Collect the ranks of queries 0, 1, ..., given as one list each."""
+        rows = np.arange(len(ranks))
+        return cls(
+            rows, np.repeat(rows, [len(one) for one in ranks]), np.concatenate(list(map(np.sort, ranks)))
+        )
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of matches of each query, ``(n,)``."""
+        return np.bincount(self.owner)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Index of each query's first match, ``(n,)``."""
+        return np.cumsum(self.counts) - self.counts
+
+    @property
+    def number(self) -> np.ndarray:
+        """For each match how many matches its query has down to it, from 1, ``(m,)``."""
+        return np.arange(len(self.owner)) - self.first[self.owner] + 1
+
+
+def count_before(
+    query: np.ndarray, score: np.ndarray, column: np.ndarray, *kinds: np.ndarray
+) -> list[np.ndarray]:
+    """Count the items that rank before each item of the same query.
+
+    Items rank by descending score, equal scores by gallery column, as in a stable sort. The rank of an item
+    is one more than the number of items before it.
+
+    Args:
+        query, score, column: query number, score and gallery column of each item, ``(n,)``.
+        kinds: bool ``(n,)``, items to count; each kind is counted separately.
+
+    Returns:
+        int64 ``(n,)`` for each of the kinds.
+
+    Example:
+        Scores 0.9, 0.7, 0.7, 0.5 of one query. The items at 0.7 tie, so the one in column 1 ranks first:
+
+        >>> query, column = np.zeros(4, int), np.array([0, 1, 2, 3])
+        >>> score = np.array([0.9, 0.7, 0.7, 0.5])
+        >>> count_before(query, score, column, np.ones(4, bool))
+        [array([0, 1, 2, 3])]
+        >>> count_before(query, score, column, np.array([True, False, True, True]))
+        [array([0, 1, 1, 2])]
+    """
+    order = np.lexsort((column, -score, query))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    start = np.searchsorted(query[order], query)  # place of the first item of the same query
+    totals = [np.concatenate([[0], np.cumsum(kind[order])]) for kind in kinds]
+    return [total[place] - total[start] for total in totals]
+
+
+def average_precision_step(found: MatchRanks) -> np.ndarray:
+    """Return each query's average precision: the mean of the precision at each match.
+
+    Example:
+        Matches at ranks 1 and 4: (1/1 + 2/4) / 2. A match at rank 2: 1/2.
+
+        >>> average_precision_step(MatchRanks.from_lists([[1, 4], [2]]))
+        array([0.75, 0.5 ])
+    """
+    return np.bincount(found.owner, weights=found.number / found.rank) / found.counts
+
+
+def average_precision_trapezoid(found: MatchRanks) -> np.ndarray:
+    """Return each query's average precision by the trapezoidal rule of the Market-1501 MATLAB code.
+
+    Each match contributes the mean of the precision at the match and just before it. Before the first item
+    the precision is 1.
+
+    Example:
+        Matches at ranks 1 and 4: ((1/1 + 1)/2 + (2/4 + 1/3)/2) / 2. A match at rank 2: (1/2 + 0/1)/2.
+
+        >>> average_precision_trapezoid(MatchRanks.from_lists([[1, 4], [2]])).round(4)
+        array([0.7083, 0.25  ])
+    """
+    precision = found.number / found.rank
+    before = np.divide(found.number - 1, found.rank - 1, out=np.ones(len(found.rank)), where=found.rank > 1)
+    return np.bincount(found.owner, weights=(precision + before) / 2) / found.counts
+
+
+def inverse_negative_penalty(found: MatchRanks) -> np.ndarray:
+    """Return each query's INP: the precision at its last match (Ye et al., TPAMI 2021).
+
+    Example:
+        Two matches, the last at rank 4: 2/4. One match, at rank 2: 1/2.
+
+        >>> inverse_negative_penalty(MatchRanks.from_lists([[1, 4], [2]]))
+        array([0.5, 0.5])
+    """
+    return found.counts / found.rank[found.first + found.counts - 1]
+
+
+def cmc(first_match: np.ndarray, max_rank: int) -> np.ndarray:
+    """Return the cumulative matching characteristic: rank-k for k = 1, ..., ``max_rank``.
+
+    Args:
+        first_match: rank of each query's first match, ``(n,)``.
+        max_rank: length of the curve.
+
+    Example:
+        First matches at ranks 1, 2, 2 and 5:
+
+        >>> cmc(np.array([2, 1, 5, 2]), max_rank=5)
+        array([0.25, 0.75, 0.75, 0.75, 1.  ])
+    """
+    reached = np.searchsorted(np.sort(first_match), np.arange(1, max_rank + 1), side="right")
+    return reached / len(first_match)
 
 
 @dataclass(frozen=True, eq=False)
 class RankingResult:
-    """How well a gallery was ranked. All metrics are fractions, not percent."""
+    """Metrics of a ranking, as fractions, not percent."""
 
     mAP: float  #: mean average precision by the rule in ``settings["average_precision"]``
-    mAP_step: float  #: each match counts the precision where it stands, n/(h + 1)
-    mAP_trapezoid: float  #: the rule of the Market-1501 MATLAB code: ½·[n/(h + 1) + (n − 1)/h]
-    mINP: float  #: mean inverse negative penalty (Ye et al., TPAMI 2021): k/(h_k + 1)
+    mAP_step: float  #: mean of ``average_precision_step``
+    mAP_trapezoid: float  #: mean of ``average_precision_trapezoid``
+    mINP: float  #: mean inverse negative penalty (Ye et al., TPAMI 2021)
     #: float64 (max_rank,): fraction of valid queries with a match among the first 1, 2, ... items
     cmc: np.ndarray = field(repr=False)
     #: float64 (valid_queries,), by the same rule as mAP, in query order
     average_precisions: np.ndarray = field(repr=False)
     valid_queries: int  #: queries with a correct match; the metrics are means over these
-    skipped_queries: int  #: queries without one: junk, unknown identity, or nobody left to be found
+    skipped_queries: int  #: queries without a match: junk, unknown identity, or all matches removed
     gallery: int  #: gallery items, without junk
-    settings: dict[str, Any]  #: how it was ranked; ``cameras`` is "none" if no camera was known
+    settings: dict[str, Any]  #: settings of the ranking; ``cameras`` is "none" if no camera was known
     per_query: pd.DataFrame = field(repr=False)  #: see ``to_frame``
 
     def rank(self, k: int) -> float:
-        """Fraction of valid queries with a correct match among the first ``k`` items.
+        """Return the fraction of valid queries with a correct match among the first ``k`` items.
 
         Raises:
             InputError: ``k`` is not between 1 and ``max_rank``.
@@ -51,17 +182,17 @@ class RankingResult:
         return float(self.cmc[k - 1])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each query, in their order, so that the worst can be found.
+        """Return a copy of the table with one row per query, in query order.
 
         Returns:
             Columns ``query`` (row number), ``path`` (if paths were given), ``pid``, ``camid``, ``AP_step``,
-            ``AP_trapezoid``, ``INP``, ``first_match`` (rank of the first match, from 1) and ``matches`` (how
-            many there are to be found). Skipped queries have 0 matches and null metrics.
+            ``AP_trapezoid``, ``INP``, ``first_match`` (rank of the first match, from 1) and ``matches``
+            (number of correct matches). Skipped queries have 0 matches and null metrics.
         """
         return self.per_query.copy()
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``evaluate --json`` writes: fractions, not percent.
+        """Return the content of ``evaluate --json``: fractions, not percent.
 
         Returns:
             ``mAP`` (always the step rule here), ``mAP_trapezoid``, ``mINP``, ``rank-1``, ``rank-5``,
@@ -89,7 +220,7 @@ class RankingResult:
 
 @dataclass(frozen=True, eq=False)
 class RepeatedResult:
-    """Rankings of several draws of a gallery. Metrics are means over the draws, fractions, not percent."""
+    """Metrics of rankings of several random galleries: means over the draws, fractions, not percent."""
 
     repeats: tuple[RankingResult, ...] = field(repr=False)  #: one for each draw, at least one
 
@@ -100,26 +231,26 @@ class RepeatedResult:
 
     @property
     def mAP_deviation(self) -> float:
-        """Sample standard deviation of one draw's mAP; 0 for a single draw."""
+        """Sample standard deviation of the mAP over the draws; 0 for a single draw."""
         return _deviation([result.mAP for result in self.repeats])
 
     @property
     def cmc(self) -> np.ndarray:
-        """float64 ``(max_rank,)``, the mean curve."""
+        """Mean curve, float64 ``(max_rank,)``."""
         return np.mean([result.cmc for result in self.repeats], axis=0)
 
     @property
     def cmc_deviation(self) -> np.ndarray:
-        """float64 ``(max_rank,)``, sample standard deviation of one draw's curve, rank by rank."""
+        """Sample standard deviation of the curve over the draws, rank by rank, float64 ``(max_rank,)``."""
         return np.array([_deviation(column) for column in zip(*(r.cmc for r in self.repeats), strict=True)])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it was ranked, with ``repeats`` and ``seed``."""
+        """Settings of the ranking, with ``repeats`` and ``seed``."""
         return self.repeats[0].settings
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``evaluate --json`` writes: means, and under ``deviation`` the deviations of the draws."""
+        """Return the content of ``evaluate --json``: means, and standard deviations under ``deviation``."""
         metrics = [result._metrics() for result in self.repeats]
         values = {name: [metric[name] for metric in metrics] for name in metrics[0]}
         return {
@@ -138,54 +269,54 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def per_query_metrics(queries: pd.DataFrame, found: Iterable[MatchRanks]) -> pd.DataFrame:
-    """The table of ``RankingResult.to_frame``.
+def tabulate_queries(queries: pd.DataFrame, ranks: Iterable[MatchRanks]) -> pd.DataFrame:
+    """Return the table of ``RankingResult.to_frame``.
 
     Args:
-        queries: one row for each query, with the columns that say which it is.
-        found: where the matches of the queries rank.
+        queries: labels of the queries, as from ``label_table``.
+        ranks: ranks of the matches; queries that appear in none have no match.
     """
     step, trapezoid, inp = np.full((3, len(queries)), np.nan)
     first, matches = np.zeros((2, len(queries)), dtype=np.int64)
-    for rows, owner, h in found:
-        k = np.bincount(owner)
-        starts = np.cumsum(k) - k
-        n = np.arange(len(owner)) - starts[owner] + 1  # h is the 0-based position of a query's n-th match
-        precision = n / (h + 1)
-        precision_before = np.divide(n - 1, h, out=np.ones(len(h)), where=h > 0)
-        step[rows] = np.bincount(owner, weights=precision) / k
-        trapezoid[rows] = np.bincount(owner, weights=(precision + precision_before) / 2) / k
-        inp[rows] = k / (h[starts + k - 1] + 1)
-        first[rows], matches[rows] = h[starts] + 1, k
-    return queries.assign(
-        AP_step=step,
-        AP_trapezoid=trapezoid,
-        INP=inp,
-        first_match=pd.Series(first, dtype="Int64").mask(matches == 0),
-        matches=matches,
+    for found in ranks:
+        rows = found.queries
+        step[rows] = average_precision_step(found)
+        trapezoid[rows] = average_precision_trapezoid(found)
+        inp[rows] = inverse_negative_penalty(found)
+        first[rows], matches[rows] = found.rank[found.first], found.counts
+    columns = ["pid", "camid"] if queries["path"].isna().all() else ["path", "pid", "camid"]
+    return (
+        queries[columns]
+        .rename_axis("query")
+        .reset_index()
+        .assign(
+            AP_step=step,
+            AP_trapezoid=trapezoid,
+            INP=inp,
+            first_match=pd.Series(first, dtype="Int64").mask(matches == 0),
+            matches=matches,
+        )
     )
 
 
 def summarize(per_query: pd.DataFrame, gallery: int, settings: dict[str, Any]) -> RankingResult:
-    """Means over the queries that have a match, of which there must be one.
+    """Average over the queries that have a match; there must be at least one.
 
     Args:
-        per_query: from ``per_query_metrics``.
-        gallery: number of items in the gallery, without junk.
+        per_query: from ``tabulate_queries``.
+        gallery: number of gallery items without junk.
         settings: with ``average_precision`` and ``max_rank``.
     """
     valid = per_query[per_query["matches"] > 0]
-    first = np.sort(valid["first_match"].to_numpy(dtype=np.int64))
-    ranks = np.arange(1, settings["max_rank"] + 1)
-    chosen = f"AP_{settings['average_precision']}"
+    rule = f"AP_{settings['average_precision']}"
     means = valid[["AP_step", "AP_trapezoid", "INP"]].mean()
     return RankingResult(
-        mAP=float(means[chosen]),
+        mAP=float(means[rule]),
         mAP_step=float(means["AP_step"]),
         mAP_trapezoid=float(means["AP_trapezoid"]),
         mINP=float(means["INP"]),
-        cmc=np.searchsorted(first, ranks, side="right") / len(valid),
-        average_precisions=valid[chosen].to_numpy(),
+        cmc=cmc(valid["first_match"].to_numpy(dtype=np.int64), settings["max_rank"]),
+        average_precisions=valid[rule].to_numpy(),
         valid_queries=len(valid),
         skipped_queries=len(per_query) - len(valid),
         gallery=gallery,

@@ -1,5 +1,8 @@
-"""Alpha query expansion (Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI
-2019, arXiv 1711.02512, section 5.2.1): a query moves towards what it finds."""
+"""Alpha query expansion: move each query towards its nearest gallery items.
+
+Filip Radenović, Giorgos Tolias, Ondřej Chum: Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI
+2019, arXiv 1711.02512, section 5.2.1.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ from rga_reid.evaluation.features import feature_pair
 from rga_reid.evaluation.similarity import BLOCK_SIZE, CosineScores, tiles, use_full_precision
 from rga_reid.evaluation.topk import TopK
 
-_QUERIES = 1024  # worked on at a time
+NEIGHBOURS = 10  #: gallery items that join a query by default
+_QUERIES = 1024  # queries expanded at a time
 
 
 def expand_queries(
     query_features: Any,
     gallery_features: Any,
     *,
-    k: int = 10,
+    k: int = NEIGHBOURS,
     alpha: float = 3.0,
     device: str | torch.device = "cpu",
     block_size: int = BLOCK_SIZE,
@@ -32,17 +36,17 @@ def expand_queries(
     """Replace each query by the weighted sum of itself and its nearest gallery items.
 
     All rows are scaled to length 1 first. The query has the weight 1, an item of cosine c the weight
-    ``max(c, 0)^alpha``. The neighbours are exact, equal cosines going by gallery order; weights and sums are
-    float64. The q x g cosines are never held at a time.
+    ``max(c, 0)^alpha``. The neighbours are exact, ties in gallery order; weights and sums are float64. The
+    q x g cosines are never held at once.
 
     Args:
         query_features, gallery_features: floating-point numbers ``(q, d)`` and ``(g, d)``, arrays (memory
             maps too) or tensors. Leave junk out of the gallery.
-        k: gallery items that join. The paper takes 50, for places; a person has fewer pictures.
-        alpha: 0 for the plain mean of average query expansion; the larger, the less a distant item counts.
-        device: where the products are computed, such as "cuda".
+        k: gallery items that join. The paper uses 50, for places; a person has fewer images.
+        alpha: 0 for the plain mean of average query expansion; a larger value gives distant items less weight.
+        device: device of the products, such as "cuda".
         block_size: gallery rows held on the device at a time; changes no result.
-        progress: told the fraction that is done, now and then.
+        progress: called with the fraction of the work that is done.
 
     Returns:
         float32 ``(q, d)``, rows L2-normalised.
@@ -74,7 +78,7 @@ def expand_queries(
 def _nearest_items(
     scores: CosineScores, rows: np.ndarray, gallery: int, k: int, block_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and exact cosines of the k nearest gallery items of some queries, ``(n, k)`` each."""
+    """Return numbers and exact cosines of the k nearest gallery items of some queries, ``(n, k)`` each."""
 
     def exact(row: np.ndarray, column: np.ndarray) -> np.ndarray:
         return scores.exact(rows[row], column)
@@ -84,19 +88,19 @@ def _nearest_items(
         if column == 0:
             best.raise_threshold(tile, row)
         best.add(tile, row, column)
-    found = best.entries()
-    return found.column.reshape(-1, k), exact(found.row, found.column).reshape(-1, k)
+    items, cosines = zip(*best.results(), strict=True)
+    return np.stack(items), np.stack(cosines)
 
 
 def _weighted_sum(
     scores: CosineScores, rows: np.ndarray, items: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Unit rows of the queries plus those of their items times the weights ``(n, k)``, of length 1."""
+    """Add the unit rows of the items, times the weights ``(n, k)``, to those of the queries; normalise."""
     total = scores.queries(rows, torch.float64).cpu().numpy()
-    for place in range(items.shape[1]):  # one after the other: a sum does not depend on who else is there
+    for place in range(items.shape[1]):  # one by one, so that a sum does not depend on the other queries
         total += weights[:, place, None] * scores.gallery(items[:, place], torch.float64).cpu().numpy()
     lengths = np.sqrt((total * total).sum(axis=1, keepdims=True))
     if not lengths.all():
         row = int(rows[int(np.argmin(lengths))])
-        raise InputError(f"query_features: row {row} and its neighbours cancel out: no direction is left")
+        raise InputError(f"query_features: row {row} and its neighbours cancel out: their sum is zero")
     return total / lengths

@@ -1,10 +1,10 @@
-"""Exact ranking metrics for features of any model, or for a matrix of distances."""
+"""Exact ranking metrics and best matches for the features of any model, or for a matrix of distances."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,16 @@ import torch
 
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int
-from rga_reid.evaluation.features import distance_matrix, feature_pair, label_tables
-from rga_reid.evaluation.metrics import MatchRanks, RankingResult, per_query_metrics, summarize
+from rga_reid.evaluation.features import (
+    LabelledFeatures,
+    check_cameras,
+    check_pair,
+    distance_matrix,
+    label_pair,
+    label_table,
+)
+from rga_reid.evaluation.match_ranks import match_ranks
+from rga_reid.evaluation.metrics import RankingResult, summarize, tabulate_queries
 from rga_reid.evaluation.relevance import Relevance
 from rga_reid.evaluation.rerank import ReRankedScores, ReRanking
 from rga_reid.evaluation.similarity import (
@@ -22,12 +30,12 @@ from rga_reid.evaluation.similarity import (
     DistanceScores,
     Metric,
     Scores,
-    above_threshold,
     tiles,
     use_full_precision,
 )
+from rga_reid.evaluation.topk import TopK
 
-MAX_CMC_RANK = 1_000_000  #: ranks of a CMC curve
+MAX_CMC_RANK = 1_000_000  #: length of a CMC curve
 AveragePrecision = Literal["step", "trapezoid"]
 
 
@@ -50,44 +58,41 @@ def evaluate_ranking(
     block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
-    """Rank the gallery for each query and compare with the truth, in the protocol of Market-1501.
+    """Rank the gallery for each query and compute mAP, mINP and CMC in the protocol of Market-1501.
 
     For each query, items of its identity and its camera are removed, and so is its own file; the other items
-    of its identity are correct matches, all the rest is wrong. Ranks are those of a stable sort by the
-    float64 score of each pair, whatever the block size, the number of threads and the device. The q x g
-    scores are never held at a time.
+    of its identity are correct matches, all others are wrong. Ranks are those of a stable sort by the float64
+    score of each pair. They do not depend on the block size, the number of threads or the device. The q x g
+    scores are never held at once.
 
     Args:
         query_features, gallery_features: floating-point numbers ``(q, d)`` and ``(g, d)``, arrays (memory
-            maps too) or tensors, their rows of any length; ranked as float32.
-        query_pids, gallery_pids: identities, whole numbers ``(q,)`` and ``(g,)``. Null (None, NaN, NA) where
-            unknown: such a query is skipped, such a gallery item is a wrong answer for all.
-        query_camids, gallery_camids: cameras, likewise. An item or query of unknown camera is never removed
-            for its camera. None: no camera is known.
-        metric: "cosine", the dot product of the rows scaled to length 1, or "euclidean" for the rows as they
-            are.
-        average_precision: which rule ``mAP`` and ``average_precisions`` follow; the result has both means.
+            maps too) or tensors, with rows of any length; ranked as float32.
+        query_pids, gallery_pids: identities, whole numbers ``(q,)`` and ``(g,)``, null (None, NaN, NA) where
+            unknown: such a query is skipped, such a gallery item is a wrong answer for every query.
+        query_camids, gallery_camids: cameras, whole numbers, null where unknown: items and queries of unknown
+            camera are never removed for their camera. None: no camera is known.
+        metric: "cosine", the dot product of the rows scaled to length 1, or "euclidean", the distance of the
+            unscaled rows.
+        average_precision: rule of ``mAP`` and ``average_precisions``; the result has the means by both rules.
         max_rank: length of the CMC curve.
         junk_pids: gallery items of these identities are left out, such queries are skipped.
-        query_paths, gallery_paths: files, null where unknown: a query is known in the gallery by its path.
+        query_paths, gallery_paths: files, null where unknown. A query's own file is recognised in the gallery
+            under any spelling of its path, and as a link.
         rerank: re-rank by k-reciprocal neighbours among all queries and the gallery without junk, and rank by
-            the re-ranked distances; they are never held either.
-        device: where the products are computed, such as "cuda".
+            the re-ranked distances, which are never held at once either.
+        device: device of the products, such as "cuda".
         block_size: gallery rows held on the device at a time.
-        progress: told the fraction that is done, now and then.
+        progress: called with the fraction of the work that is done.
 
     Raises:
         InputError: features, labels and paths that do not fit together; a row of features with NaN, infinity,
-            or, for cosines, only zeros; no query with a correct match; a re-ranking that asks for more
-            neighbours than there are items.
+            or, for cosines, only zeros; no query with a correct match; fewer items than neighbours for
+            re-ranking.
     """
-    check_choice("metric", metric, get_args(Metric))
-    settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
-    check_int("block_size", block_size)
-    where = choose_device(device, types=EXACT_TYPES)
-    query, gallery = feature_pair(query_features, gallery_features)
-    tables = label_tables(
-        (len(query), len(gallery)),
+    query, gallery = label_pair(
+        query_features,
+        gallery_features,
         query_pids,
         gallery_pids,
         query_camids,
@@ -95,19 +100,69 @@ def evaluate_ranking(
         query_paths,
         gallery_paths,
     )
-    truth = Relevance(*tables, settings["junk_pids"])
-    scores: Scores = METRICS[metric](query, gallery, where)
+    return evaluate_features(
+        query,
+        gallery,
+        metric=metric,
+        average_precision=average_precision,
+        max_rank=max_rank,
+        junk_pids=junk_pids,
+        rerank=rerank,
+        device=device,
+        block_size=block_size,
+        progress=progress,
+    )
+
+
+def evaluate_features(
+    query: LabelledFeatures,
+    gallery: LabelledFeatures,
+    *,
+    metric: Metric = "cosine",
+    average_precision: AveragePrecision = "step",
+    max_rank: int = 50,
+    junk_pids: Sequence[int] = (-1,),
+    rerank: ReRanking | None = None,
+    device: str | torch.device = "cpu",
+    block_size: int = BLOCK_SIZE,
+    progress: Callable[[float], None] | None = None,
+) -> RankingResult:
+    """Rank the gallery for each query, see ``evaluate_ranking``.
+
+    Args:
+        query, gallery: features and labels.
+        metric, average_precision, max_rank, junk_pids, rerank, device, block_size, progress: as for
+            ``evaluate_ranking``.
+
+    Raises:
+        InputError: as ``evaluate_ranking``.
+
+    Example:
+        >>> query = LabelledFeatures([[1.0, 0.0]], pids=[7], camids=[1])
+        >>> gallery = LabelledFeatures([[0.9, 0.1], [0.8, 0.3], [0.0, 1.0]], pids=[7, 8, 7], camids=[1, 1, 2])
+        >>> result = evaluate_features(query, gallery)  # the first item is of the query's camera: removed
+        >>> result.mAP, result.rank(1), result.rank(2)
+        (0.5, 0.0, 1.0)
+    """
+    check_choice("metric", metric, get_args(Metric))
+    settings = ranking_settings(metric, average_precision, max_rank, junk_pids)
+    check_int("block_size", block_size)
+    where = choose_device(device, types=EXACT_TYPES)
+    check_pair(query, gallery)
+    relevance = Relevance(query.table, gallery.table, settings["junk_pids"])
+    scores: Scores = METRICS[metric](query.features, gallery.features, where)
     if rerank is not None:
-        rows = truth.gallery_rows
-        # in products: half of all items with each other, then the queries with the gallery
+        rows = relevance.gallery_rows
+        # in products: half of all pairs of items, then the queries with the gallery
         search = (len(query) + len(rows)) ** 2 / 2
         share = search / (search + len(query) * len(rows))
+        searching = _partial_progress(progress, 0, share)
         scores = ReRankedScores(
-            query, gallery, rows, metric, rerank, where, block_size, _part(progress, 0, share)
+            query.features, gallery.features, rows, metric, rerank, where, block_size, searching
         )
-        progress = _part(progress, share, 1)
+        progress = _partial_progress(progress, share, 1)
         settings |= {"reranked": True, **asdict(rerank)}
-    return _evaluate(scores, truth, tables[0], settings, block_size, progress)
+    return _evaluate(scores, relevance, query.table, settings, block_size, progress)
 
 
 def evaluate_distances(
@@ -125,52 +180,50 @@ def evaluate_distances(
     block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
-    """The same as ``evaluate_ranking`` for distances that are there already.
+    """Compute the metrics of ``evaluate_ranking`` from a matrix of distances.
 
     Args:
-        distances: real numbers ``(q, g)``, smaller for a better fit: an array (a memory map too) or a tensor.
-            Compared as they are; equal ones go by gallery order.
-        query_pids, gallery_pids, query_camids, gallery_camids: as for ``evaluate_ranking``.
-        average_precision, max_rank, junk_pids, query_paths, gallery_paths: likewise.
-        block_size: columns looked at at a time; changes no result.
-        progress: told the fraction that is done, now and then.
+        distances: real numbers ``(q, g)``, smaller for a better match: an array (a memory map too) or a
+            tensor. Compared without conversion; equal distances rank in gallery order.
+        query_pids, gallery_pids, query_camids, gallery_camids, average_precision, max_rank, junk_pids,
+            query_paths, gallery_paths: as for ``evaluate_ranking``.
+        block_size: columns read at a time; changes no result.
+        progress: called with the fraction of the work that is done.
 
     Raises:
-        InputError: as for ``evaluate_ranking``.
+        InputError: as ``evaluate_ranking``.
     """
     settings = ranking_settings("distances", average_precision, max_rank, junk_pids)
     check_int("block_size", block_size)
     matrix = distance_matrix(distances)
-    tables = label_tables(
-        matrix.shape, query_pids, gallery_pids, query_camids, gallery_camids, query_paths, gallery_paths
-    )
-    truth = Relevance(*tables, settings["junk_pids"])
-    return _evaluate(DistanceScores(matrix), truth, tables[0], settings, block_size, progress)
+    check_cameras(query_camids, gallery_camids)
+    queries, items = matrix.shape
+    query = label_table(queries, query_pids, query_camids, query_paths, prefix="query_")
+    gallery = label_table(items, gallery_pids, gallery_camids, gallery_paths, prefix="gallery_")
+    relevance = Relevance(query, gallery, settings["junk_pids"])
+    return _evaluate(DistanceScores(matrix), relevance, query, settings, block_size, progress)
 
 
 def _evaluate(
     scores: Scores,
-    truth: Relevance,
+    relevance: Relevance,
     query: pd.DataFrame,
     settings: dict[str, Any],
     block_size: int,
     progress: Callable[[float], None] | None,
 ) -> RankingResult:
-    settings["cameras"] = "given" if truth.has_cameras else "none"
-    query.insert(0, "query", range(len(query)))
-    if query["path"].isna().all():
-        query = query.drop(columns="path")
-    found = match_ranks(scores, truth, block_size=block_size, progress=progress)
-    table = per_query_metrics(query, found)
+    settings["cameras"] = "given" if relevance.has_cameras else "none"
+    found = match_ranks(scores, relevance, block_size=block_size, progress=progress)
+    table = tabulate_queries(query, found)
     if not table["matches"].any():
-        raise truth.explain_no_match()
-    return summarize(table, len(truth.gallery_rows), settings)
+        raise relevance.no_match_error()
+    return summarize(table, len(relevance.gallery_rows), settings)
 
 
 def ranking_settings(
     metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]
 ) -> dict[str, Any]:
-    """The settings of a result, checked."""
+    """Check the settings of a ranking and return those that a result records."""
     check_choice("average_precision", average_precision, get_args(AveragePrecision))
     check_int("max_rank", max_rank)
     if max_rank > MAX_CMC_RANK:
@@ -184,243 +237,14 @@ def ranking_settings(
     }
 
 
-def _part(
+def _partial_progress(
     progress: Callable[[float], None] | None, start: float, stop: float
 ) -> Callable[[float], None] | None:
-    """What tells ``progress`` of a part of the work."""
+    """Return a callback for the part of the work from ``start`` to ``stop``."""
     return None if progress is None else lambda fraction: progress(start + fraction * (stop - start))
 
 
-_QUERIES = 4096  # at a time: each holds a histogram
-_TOGETHER = 32  # queries whose own items are scored in one product
-_TILE = 2**19  # scores, own items or listed items at a time
-
-
-class _Pairs(NamedTuple):
-    query: np.ndarray  # number within the block
-    column: np.ndarray
-    score: np.ndarray  # approximate, float64
-
-
-def match_ranks(
-    scores: Scores,
-    truth: Relevance,
-    *,
-    block_size: int,
-    progress: Callable[[float], None] | None = None,
-) -> Iterator[MatchRanks]:
-    """Rank the gallery for every query that has a correct match.
-
-    Memory, apart from labels, does not grow with the number of queries, gallery rows or matches. Exact
-    duplicates cost some operations for each pair that ties, whatever the length of a row.
-
-    Args:
-        scores: how well the pairs fit.
-        truth: which pairs are correct matches, and which are removed.
-        block_size: gallery rows held at a time; changes no result.
-        progress: told the fraction that is done, now and then.
-
-    Yields:
-        The matches of some of the queries; each query once, in no certain order.
-    """
-    blocks = list(truth.blocks(_QUERIES, _TILE))
-    done, total = 0, sum(map(len, blocks))
-    for queries in blocks:
-
-        def report(part: float, done: int = done, count: int = len(queries)) -> None:
-            if progress is not None:
-                progress((done + part * count) / total)
-
-        own = truth.own_items(queries)
-        valid = np.unique(own.query[own.match])
-        if len(valid):
-            with use_full_precision(scores.device):
-                found = _Block(scores, truth, queries[valid], block_size).positions(report)
-            yield found
-        done += len(queries)
-        report(1.0)
-
-
-class _Block:
-    """Some queries, each with at least one match, against the whole gallery."""
-
-    def __init__(self, scores: Scores, truth: Relevance, queries: np.ndarray, block_size: int) -> None:
-        self.scores, self.truth, self.queries, self.block_size = scores, truth, queries, block_size
-        own = truth.own_items(queries)
-        self.match = own.match
-        self.own = _Pairs(own.query, own.column, self._own_scores(own.query, own.column))
-        # entries that lie farther apart than this, by approximate scores, are in the right order
-        own_error = scores.error(torch.float64)
-        self.radius, self.own_radius = scores.error(scores.dtype) + own_error, 2 * own_error
-
-    def positions(self, report: Callable[[float], None]) -> MatchRanks:
-        real = np.float32 if self.scores.dtype == torch.float32 else np.float64
-        histograms = Histograms(self.own.query, self.own.score, self.radius, real)
-        others_before = np.zeros(len(self.match), dtype=np.int64)
-        listed: list[_Pairs] = []
-        for tile, first_query, first_column in tiles(
-            self.scores, self.queries, self.truth.gallery_rows, self.block_size, size=_TILE
-        ):
-            lowest = histograms.lowest[first_query : first_query + len(tile), None]
-            query, column, score = above_threshold(tile, lowest)
-            query += first_query
-            near = histograms.add(query, score)
-            listed.append(self._others(query[near], column[near] + first_column, score[near]))
-            if sum(len(pairs.query) for pairs in listed) > _TILE:
-                others_before += self._settled(listed)[0]
-                listed = []
-            report(first_column / len(self.truth.gallery_rows))
-        last_others, matches_before = self._settled(listed)
-        position = histograms.better() + others_before + last_others + matches_before
-        owner, position = self.own.query[self.match], position[self.match]
-        order = np.lexsort((position, owner))
-        return MatchRanks(self.queries, owner, position[order])
-
-    def _own_scores(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """Scores of the own items, by products in float64: queries of one identity share most of them.
-
-        A product of some identities together computes more scores than are wanted, and is still quicker than
-        one for each: they are small.
-        """
-        scores = np.empty(len(query))
-        for group in self.truth.identities(self.queries, _TOGETHER):
-            left = self.scores.queries(self.queries[group], torch.float64)
-            entries = slice(*np.searchsorted(query, [group.start, group.stop]))
-            columns, place = np.unique(column[entries], return_inverse=True)
-            for start in range(0, len(columns), self.block_size):
-                rows = self.truth.gallery_rows[columns[start : start + self.block_size]]
-                product = self.scores.approximate(left, self.scores.gallery(rows, torch.float64))
-                inside = (place >= start) & (place < start + self.block_size)
-                chosen = product.cpu().numpy()[query[entries][inside] - group.start, place[inside] - start]
-                scores[entries][inside] = chosen
-        return scores
-
-    def _others(self, query: np.ndarray, column: np.ndarray, score: np.ndarray) -> _Pairs:
-        """These pairs without the own items."""
-        other = ~self.truth.is_own(self.queries[query], column)
-        return _Pairs(query[other], column[other], score[other].astype(np.float64))
-
-    def _settled(self, listed: list[_Pairs]) -> tuple[np.ndarray, np.ndarray]:
-        """For each own item, how many of the listed pairs, and of the matches, rank before it."""
-        query, column, score = map(np.concatenate, zip(self.own, *listed, strict=True))
-        own = np.arange(len(query)) < len(self.match)
-        contested = _contested(query, score, own, self.radius, self.own_radius)
-        rows = self.queries[query[contested]], self.truth.gallery_rows[column[contested]]
-        score[contested] = self.scores.exact(*rows)
-
-        order = np.lexsort((column, -score, query))
-        first = np.searchsorted(query[order], self.own.query)  # where the query of each own item begins
-        place = np.empty(len(order), dtype=np.int64)
-        place[order] = np.arange(len(order))
-        match = np.zeros(len(order), dtype=bool)
-        match[: len(self.match)] = self.match
-        counts = []
-        for kind in (~own, match):
-            before = np.concatenate([[0], np.cumsum(kind[order])])
-            counts.append(before[place[own]] - before[first])
-        return counts[0], counts[1]
-
-
-def _contested(
-    query: np.ndarray, score: np.ndarray, own: np.ndarray, radius: float, own_radius: float
-) -> np.ndarray:
-    """Which entries need an exact score: an own item and another item of its query within ``radius``, or two
-    own items within ``own_radius``."""
-    order = np.lexsort((score, query))
-    query, score, own = query[order], score[order], own[order]
-    contested = np.empty(len(order), dtype=bool)
-    contested[order] = np.where(
-        own,
-        _has_neighbour(query, score, ~own, radius) | _has_neighbour(query, score, own, own_radius),
-        _has_neighbour(query, score, own, radius),
-    )
-    return contested
-
-
-def _has_neighbour(query: np.ndarray, score: np.ndarray, kind: np.ndarray, radius: float) -> np.ndarray:
-    """For each entry, sorted by query and score: is one of ``kind`` within ``radius``, itself not counted?"""
-    found = np.zeros(len(query), dtype=bool)
-    for step in (1, -1):  # the nearest one before each entry; then, in reverse, the nearest one after it
-        q, s = query[::step], score[::step]
-        nearest = np.maximum.accumulate(np.where(kind[::step], np.arange(len(q)), -1))[:-1]
-        close = (nearest >= 0) & (q[nearest] == q[1:]) & (abs(s[nearest] - s[1:]) <= radius)
-        found[::step][1:] |= close
-    return found
-
-
-_BINS = 1024
-_HISTOGRAM_QUERIES = 64  # at a time where numbers are summed: they fit into the processor's cache
-
-
-class Histograms:
-    """Histograms from the lowest to the highest own item of each query.
-
-    A bin is *near* if it holds a score within ``radius`` of an own item. An item in any other bin is certain
-    to be better than the own items of all lower bins, and worse than those of all higher bins.
-
-    Args:
-        owner: for each own item its query, ascending; each of the queries 0 to n − 1 has at least one.
-        scores: of the own items, float64.
-        radius: how far from an own item a score must be to be certain.
-        real: float32 or float64, the type of the scores to be counted.
-    """
-
-    def __init__(self, owner: np.ndarray, scores: np.ndarray, radius: float, real: type[np.floating]) -> None:
-        # rounded outwards, so that the rounding to `real` makes nothing certain
-        floor = np.nextafter((scores - radius).astype(real), real(-np.inf))
-        ceiling = np.nextafter((scores + radius).astype(real), real(np.inf))
-        starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        #: (n,): an item of a lower score is worse than all own items of the query, and need not be counted
-        self.lowest = np.minimum.reduceat(floor, starts)
-        highest = np.maximum.reduceat(ceiling, starts)
-        # wide enough that neither it nor its reciprocal vanishes or overflows
-        width = np.maximum((highest - self.lowest) / real(_BINS - 2), np.finfo(real).tiny)
-        self._scale = (1 / width).astype(real)
-
-        self._owner, self._first = owner, self._bins(owner, floor)
-        self._near = np.empty((len(starts), _BINS), dtype=bool)
-        last = self._bins(owner, ceiling)
-        for queries, own in self._parts():
-            edges = np.zeros((len(self._near[queries]), _BINS + 1), dtype=np.int64)
-            np.add.at(edges, (owner[own] - queries.start, self._first[own]), 1)
-            np.add.at(edges, (owner[own] - queries.start, last[own] + 1), -1)
-            self._near[queries] = np.cumsum(edges[:, :_BINS], axis=1) > 0
-        self._counts = np.zeros((len(starts), _BINS), dtype=np.int32)
-
-    def add(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Count some scores, each not below the lowest of its query.
-
-        Returns:
-            Which of them fell into a near bin, so that their count settles nothing: ascending places.
-        """
-        bins = queries * _BINS + self._bins(queries, scores)
-        one = self._counts.dtype.type(1)  # of another type it would take NumPy's slow path
-        np.add.at(self._counts.reshape(-1), bins, one)
-        return np.flatnonzero(self._near.reshape(-1)[bins])
-
-    def better(self) -> np.ndarray:
-        """For each own item, how many of the scores in bins that are not near are better."""
-        better = np.empty(len(self._owner), dtype=np.int64)
-        for queries, own in self._parts():
-            certain = np.where(self._near[queries], 0, self._counts[queries])
-            up_to_here = np.cumsum(certain, axis=1, dtype=np.int64)
-            owner, first = self._owner[own] - queries.start, self._first[own]
-            better[own] = up_to_here[owner, -1] - up_to_here[owner, first]
-        return better
-
-    def _parts(self) -> Iterator[tuple[slice, slice]]:
-        """Some of the queries, and their own items."""
-        for start in range(0, len(self._near), _HISTOGRAM_QUERIES):
-            own = np.searchsorted(self._owner, [start, start + _HISTOGRAM_QUERIES])
-            yield slice(start, start + _HISTOGRAM_QUERIES), slice(*own)
-
-    def _bins(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Bin of each score. Each step is monotonic, rounding included: no higher score is in a lower bin."""
-        height = (scores - self.lowest[queries]) * self._scale[queries]
-        return np.minimum(height, _BINS - 1).astype(np.int64)
-
-
-_SCORES = 2**22  # approximate scores at a time
+_QUERIES = 4096  # queries searched at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -429,7 +253,7 @@ class RankedList:
 
     query: int  #: row of the query
     rows: np.ndarray  #: int64 (n,), rows of the gallery, best first
-    scores: np.ndarray  #: float64 (n,), of the metric, also where the order is that of a re-ranking
+    scores: np.ndarray  #: float64 (n,), scores of the metric, also if the order is that of a re-ranking
 
 
 def ranked_lists(
@@ -445,57 +269,93 @@ def ranked_lists(
     rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
 ) -> list[RankedList]:
-    """The ranking of ``evaluate_ranking`` for some queries, item by item: the same order, the same left out.
-
-    A re-ranking searches the neighbours of all images once more, as the evaluation did.
+    """Return the best matches of some queries, see ``top_matches``.
 
     Args:
         query_features, gallery_features: as for ``evaluate_ranking``.
-        query, gallery: columns ``pid``, ``camid`` (null where unknown) and ``path``.
+        query, gallery: tables with the columns ``pid``, ``camid`` and ``path``, null where unknown.
         chosen: rows of the queries.
-        top_k: items in a list; fewer if the gallery has fewer.
+        top_k, metric, junk_pids, rerank, device: as for ``top_matches``.
+    """
+    return top_matches(
+        LabelledFeatures.from_table(query_features, query, name="query"),
+        LabelledFeatures.from_table(gallery_features, gallery, name="gallery"),
+        chosen,
+        top_k=top_k,
+        metric=metric,
+        junk_pids=junk_pids,
+        rerank=rerank,
+        device=device,
+    )
+
+
+def top_matches(
+    query: LabelledFeatures,
+    gallery: LabelledFeatures,
+    rows: Sequence[int] | None = None,
+    *,
+    top_k: int = 10,
+    metric: Metric = "cosine",
+    junk_pids: Sequence[int] = (-1,),
+    rerank: ReRanking | None = None,
+    device: str | torch.device = "cpu",
+) -> list[RankedList]:
+    """Return the best gallery items of each query, in the order of ``evaluate_ranking``.
+
+    Items that the evaluation removes are left out. Re-ranking searches the neighbours of all images again.
+
+    Args:
+        query, gallery: features and labels; queries need no correct match.
+        rows: rows of the queries; all by default.
+        top_k: length of a list; a smaller gallery gives shorter lists.
         metric, junk_pids, rerank, device: as for ``evaluate_ranking``.
 
     Raises:
-        InputError: as for ``evaluate_ranking``, but queries need no correct match; a gallery of junk alone.
+        InputError: as ``evaluate_ranking``, or every gallery item is junk.
     """
     check_int("top_k", top_k)
-    check_choice("metric", metric, tuple(METRICS))
+    check_choice("metric", metric, get_args(Metric))
     where = choose_device(device, types=EXACT_TYPES)
-    left, right = feature_pair(query_features, gallery_features)
-    tables = label_tables(
-        (len(left), len(right)), query.pid, gallery.pid, query.camid, gallery.camid, query.path, gallery.path
-    )
-    truth = Relevance(*tables, junk_pids)
-    if not len(truth.gallery_rows):
-        raise truth.explain_no_match()
-    plain: Scores = METRICS[metric](left, right, where)
+    check_pair(query, gallery)
+    relevance = Relevance(query.table, gallery.table, junk_pids)
+    gallery_rows = relevance.gallery_rows
+    if not len(gallery_rows):
+        raise relevance.no_match_error()
+    plain: Scores = METRICS[metric](query.features, gallery.features, where)
     order: Scores = plain
     if rerank is not None:
-        order = ReRankedScores(left, right, truth.gallery_rows, metric, rerank, where, BLOCK_SIZE, None)
-    step = max(1, _SCORES // max(1, len(truth.gallery_rows)))
+        order = ReRankedScores(
+            query.features, gallery.features, gallery_rows, metric, rerank, where, BLOCK_SIZE, None
+        )
+    queries = np.arange(len(query)) if rows is None else np.asarray(rows, dtype=np.int64)
+    lists = []
     with use_full_precision(where):
-        parts = [
-            list(_some(plain, order, truth, np.asarray(chosen[start : start + step], dtype=np.int64), top_k))
-            for start in range(0, len(chosen), step)
-        ]
-    return [ranked for part in parts for ranked in part]
+        for start in range(0, len(queries), _QUERIES):
+            part = queries[start : start + _QUERIES]
+            for number, (columns, scores) in zip(part, _search(order, relevance, part, top_k), strict=True):
+                found = gallery_rows[columns]
+                if rerank is not None:
+                    scores = plain.exact(np.full_like(found, number), found)
+                lists.append(RankedList(int(number), found, scores))
+    return lists
 
 
-def _some(
-    plain: Scores, order: Scores, truth: Relevance, queries: np.ndarray, top_k: int
-) -> Iterator[RankedList]:
-    """Lists of some queries: a product tells which items can be in them, exact scores in which order."""
-    real = np.float32 if order.dtype == torch.float32 else np.float64
-    rough = np.empty((len(queries), len(truth.gallery_rows)), real)
-    for tile, row, column in tiles(order, queries, truth.gallery_rows, BLOCK_SIZE):
-        rough[row : row + tile.shape[0], column : column + tile.shape[1]] = tile.cpu().numpy()
-    own = truth.own_items(queries)
-    rough[own.query[~own.match], own.column[~own.match]] = -np.inf
-    last = min(top_k, rough.shape[1]) - 1
-    floor = -np.partition(-rough, last, axis=1)[:, last] - 2 * order.error(order.dtype)
-    for number, scores, lowest in zip(queries, rough, floor, strict=True):
-        rows = truth.gallery_rows[(scores >= lowest) & (scores > -np.inf)]
-        exact = order.exact(np.full_like(rows, number), rows)
-        rows = rows[np.argsort(-exact, kind="stable")[:top_k]]
-        yield RankedList(int(number), rows, plain.exact(np.full_like(rows, number), rows))
+def _search(
+    scores: Scores, relevance: Relevance, queries: np.ndarray, top_k: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the best columns of each query, without the items removed for it, and their scores."""
+    items = relevance.same_identity_items(queries)
+    removed_query, removed_column = items.query[~items.match], items.column[~items.match]
+
+    def exact(query: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return scores.exact(queries[query], relevance.gallery_rows[column])
+
+    best = TopK(len(queries), top_k, scores.error(scores.dtype), exact, scores.dtype)
+    for tile, row, column in tiles(scores, queries, relevance.gallery_rows, BLOCK_SIZE):
+        down, across = removed_query - row, removed_column - column
+        inside = (down >= 0) & (down < tile.shape[0]) & (across >= 0) & (across < tile.shape[1])
+        tile[down[inside], across[inside]] = -torch.inf
+        if column == 0:
+            best.raise_threshold(tile, row)
+        best.add(tile, row, column)
+    return best.results()

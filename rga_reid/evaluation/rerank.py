@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int
-from rga_reid.evaluation.features import StackedRows, expand_ranges, feature_pair, parts
+from rga_reid.evaluation.features import StackedRows, expand_ranges, feature_pair, split_by_count
 from rga_reid.evaluation.similarity import BLOCK_SIZE, METRICS, Metric, tiles, use_full_precision
 from rga_reid.evaluation.topk import filter_dtype, nearest_neighbours
 
@@ -307,7 +307,7 @@ class SparseVectors(Relation):
         Terms are added in the order of the columns: a sum depends on its two vectors alone.
         """
         sums = np.empty(len(first))
-        for part in parts(self.counts[first], _ENTRIES):
+        for part in split_by_count(self.counts[first], _ENTRIES):
             number, place = self.pairs_of(first[part])
             other, there = self.find(second[part][number] * self.items + self.column[place])
             smaller = np.minimum(self.values[place], self.values[other])[there]
@@ -346,7 +346,7 @@ class InvertedVectors:
         first = np.searchsorted(self._column, column, side="left")
         counts = np.searchsorted(self._column, column, side="right") - first
         sums = np.zeros(len(items) * self._width)
-        for part in parts(counts, _ENTRIES):
+        for part in split_by_count(counts, _ENTRIES):
             entry, other = expand_ranges(first[part], counts[part])
             smaller = np.minimum(vectors.values[place[part]][entry], self._value[other])
             # in the order of entries, which is that of the columns
@@ -393,7 +393,7 @@ def _expanded(near: Relation, close: Relation) -> Relation:
     """To the set of each item, the close sets of its members that have more than 2/3 of themselves in it."""
     row, size = near.rows(), close.counts[near.column]
     found = [near.codes]
-    for part in parts(size, _ENTRIES):
+    for part in split_by_count(size, _ENTRIES):
         number, place = close.pairs_of(near.column[part])
         codes = row[part][number] * near.items + close.column[place]
         shared = np.bincount(number, near.find(codes)[1], minlength=part.stop - part.start)
@@ -406,7 +406,7 @@ def _averaged(vectors: SparseVectors, lists: np.ndarray) -> SparseVectors:
     """Each vector replaced by the mean over the items in its list."""
     length = lists.shape[1]
     codes, values = [], []
-    for part in parts(vectors.counts[lists].sum(axis=1), _ENTRIES):
+    for part in split_by_count(vectors.counts[lists].sum(axis=1), _ENTRIES):
         number, place = vectors.pairs_of(lists[part].ravel())
         row = part.start + number // length
         code, entry = np.unique(row * vectors.items + vectors.column[place], return_inverse=True)

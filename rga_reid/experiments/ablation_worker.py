@@ -15,7 +15,7 @@ import torch
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
 from rga_reid.experiments import ablation as files
-from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, top_matches
+from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
 from rga_reid.files import write_json, write_table
 from rga_reid.inputs import is_number, read_json
 from rga_reid.models import FlipTTA, load_model
@@ -35,7 +35,7 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     features, table = embed_test_images(tested, read_table(root, card), device=device)
     result = rank_test_images(features, table, junk_pids=junk)
     write_table(folder / files.QUERIES, result.to_frame())
-    write_table(folder / files.RANKED, top_matches(features, table, junk_pids=junk))
+    write_table(folder / files.RANKED, tabulate_top_matches(features, table, junk_pids=junk))
     asked, trained = (read_json(folder / name) for name in (files.ASKED, files.TRAINED))
     write_json(
         folder / files.RESULT,

@@ -11,7 +11,7 @@ import pandas as pd
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.evaluation import RankingResult
-from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, top_matches
+from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
 from rga_reid.experiments.explain import explain
 from rga_reid.experiments.results import read_curve
 from rga_reid.files import write_json, write_text
@@ -108,7 +108,7 @@ def _tested(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingRes
     features, tested = embed_test_images(model, table)
     result = rank_test_images(features, tested)
     metrics = {key: float(value) for key, value in result.to_dict().items() if key in METRICS}
-    ranked = top_matches(features, tested)
+    ranked = tabulate_top_matches(features, tested)
     return result, Evaluation(name, None, metrics, tuple(result.cmc), result.to_frame(), ranked)
 
 

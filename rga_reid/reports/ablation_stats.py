@@ -32,7 +32,7 @@ class Evaluation:
         metrics: fractions by the names of ``test --json``.
         cmc: fraction of queries with a match among the first 1, 2, ... items.
         queries: ``RankingResult.to_frame()``.
-        ranked: ``top_matches``: query, rank, score, path, pid, camid.
+        ranked: ``tabulate_top_matches``: query, rank, score, path, pid, camid.
         curve: columns ``epoch`` (from 1) and ``loss``.
         parameters, macs: of the backbone, for one image.
         training_seconds: without interruptions.

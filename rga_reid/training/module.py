@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rga_reid.errors import InputError, short_repr
-from rga_reid.evaluation import evaluate_ranking
+from rga_reid.evaluation import LabelledFeatures, evaluate_features
 from rga_reid.inputs import truncate
 from rga_reid.models import build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
@@ -238,17 +238,9 @@ class ReIDModule(pl.LightningModule):
             raise find_non_finite("features of held-out images are not finite", self.trainer, *self._last)
         seen, first = np.unique(rows.numpy(), return_index=True)  # fewer than all, if validation was limited
         table, ranked = table.iloc[seen], features.numpy()[first]
-        asks = ~table.duplicated(["pid", "camid"])
-        result = evaluate_ranking(
-            ranked[asks.to_numpy()],
-            ranked,
-            table.pid[asks],
-            table.pid,
-            None if table.camid.isna().all() else table.camid[asks],
-            None if table.camid.isna().all() else table.camid,
-            query_paths=table.path[asks],
-            gallery_paths=table.path,
-        )
+        asks = (~table.duplicated(["pid", "camid"])).to_numpy()
+        query = LabelledFeatures.from_table(ranked[asks], table[asks], name="query")
+        result = evaluate_features(query, LabelledFeatures.from_table(ranked, table, name="gallery"))
         self.log_dict(
             {"val_mAP": result.mAP, "val_rank1": result.rank(1)}, prog_bar=True, sync_dist=False, batch_size=1
         )

@@ -228,7 +228,7 @@ def test_an_error_within_its_bound_changes_no_count(monkeypatch: pytest.MonkeyPa
     scores = CosineScores(*features, torch.device("cpu"))
     exact = CosineCounts()
     rows = np.arange(20), np.arange(90)
-    pairs._count_all(exact, scores, *rows, 30)
+    pairs.count_cosines(exact, scores, *rows, 30)
     approximate = scores.approximate
 
     def wrong(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
@@ -240,7 +240,7 @@ def test_an_error_within_its_bound_changes_no_count(monkeypatch: pytest.MonkeyPa
     for error, same in ((1e-12, False), (1e-7, True)):
         monkeypatch.setattr(scores, "error", lambda dtype, error=error: error)
         off = CosineCounts()
-        pairs._count_all(off, scores, *rows, 30)
+        pairs.count_cosines(off, scores, *rows, 30)
         assert (exact.at_least(every) == off.at_least(every)).all() == same
 
 

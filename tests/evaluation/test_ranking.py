@@ -13,7 +13,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import RankingResult, evaluate_distances, evaluate_ranking
-from rga_reid.evaluation import ranking as counting
+from rga_reid.evaluation import match_ranks as counting
 from tests.memory import measured
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

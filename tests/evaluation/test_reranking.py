@@ -12,7 +12,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, evaluate_distances, evaluate_ranking, re_ranked_distances
-from rga_reid.evaluation import ranking as counting
+from rga_reid.evaluation import match_ranks as counting
 from rga_reid.evaluation import rerank as reciprocal
 from rga_reid.evaluation import topk as highest
 from rga_reid.evaluation.similarity import METRICS

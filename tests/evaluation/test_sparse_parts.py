@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rga_reid.evaluation import topk as highest
-from rga_reid.evaluation.features import StackedRows, expand_ranges, parts
+from rga_reid.evaluation.features import StackedRows, expand_ranges, split_by_count
 from rga_reid.evaluation.rerank import SparseVectors
 from rga_reid.evaluation.topk import TopK
 
@@ -21,13 +21,13 @@ def test_expand_ranges() -> None:
 @pytest.mark.parametrize(("limit", "most"), [(1, None), (7, None), (7, 2), (10**9, None), (10**9, 3)])
 def test_parts_cover_all_rows_within_their_limit(limit: int, most: int | None) -> None:
     counts = np.random.default_rng(0).integers(0, 6, 50)
-    found = list(parts(counts, limit, most))
+    found = list(split_by_count(counts, limit, most))
     assert [row for part in found for row in range(part.start, part.stop)] == list(range(50))
     for part in found:
         length = part.stop - part.start
         assert counts[part].sum() <= limit or length == 1
         assert most is None or length <= most
-    assert list(parts(np.empty(0, int), 5)) == []
+    assert list(split_by_count(np.empty(0, int), 5)) == []
 
 
 def test_stacked_rows_are_those_of_a_copy() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rga_reid.experiments.evaluate_model import top_matches
+from rga_reid.experiments.evaluate_model import tabulate_top_matches
 
 
 def naive(features: np.ndarray, table: pd.DataFrame, count: int) -> list[tuple[int, int, int]]:
@@ -46,7 +46,7 @@ def test_against_a_loop(queries: int, gallery: int, count: int) -> None:
     table.loc[n - 2, "pid"] = pd.NA
     table.loc[[1, n - 1], "camid"] = pd.NA
     table.loc[n - 3, "path"] = "0.jpg"
-    found = top_matches(features, table, count)
+    found = tabulate_top_matches(features, table, count)
     assert list(zip(found["query"], found["rank"], found["gallery"], strict=True)) == naive(
         features, table, count
     )

@@ -26,7 +26,7 @@ def frame(*precisions: float | None) -> pd.DataFrame:
 
 def test_queries_of_each_kind() -> None:
     told = example_queries(frame(0.5, 0.1, None, 1.0, 0.3, 0.7, 0.9, 0.2, 0.6, 0.4, 0.8), each=2)
-    assert [(one.query, one.why) for one in told] == [
+    assert [(one.query, one.kind) for one in told] == [
         (1, "lowest"),
         (7, "lowest"),
         (0, "middling"),
@@ -42,7 +42,7 @@ def test_queries_of_each_kind() -> None:
 
 @pytest.mark.parametrize("points", [2000, 12])
 def test_page_of_a_small_set(tiny_market: Path, monkeypatch: pytest.MonkeyPatch, points: int) -> None:
-    monkeypatch.setattr(module, "POINTS", points)
+    monkeypatch.setattr(module, "MAX_POINTS", points)
     features, table = embed_test_images(ColourHistogram(), read_table(tiny_market))
     result = rank_test_images(features, table)
     page = ranking_page(features, table, result, title="<Test>", note="a note")

@@ -1,0 +1,247 @@
+"""Fast exact ranks of the correct matches, without sorting the gallery.
+
+Ranks are those of a stable sort by float64 scores. For each query, a float32 product counts the items that
+score higher than its correct matches, in a histogram; only pairs that score closer to a match than the error
+of the product are scored exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rga_reid.evaluation.metrics import MatchRanks, count_before
+from rga_reid.evaluation.relevance import Relevance
+from rga_reid.evaluation.similarity import Scores, above_threshold, tiles, use_full_precision
+
+_QUERIES = 4096  # queries ranked at a time: each holds a histogram
+_TOGETHER = 32  # queries whose same-identity items are scored in one product
+_TILE = 2**19  # scores, same-identity items or candidates held at a time
+
+
+class _Pairs(NamedTuple):
+    query: np.ndarray  # number within the block
+    column: np.ndarray
+    score: np.ndarray  # approximate, float64
+
+
+def match_ranks(
+    scores: Scores,
+    relevance: Relevance,
+    *,
+    block_size: int,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[MatchRanks]:
+    """Rank the gallery for every query that has a correct match.
+
+    Memory, apart from labels, does not grow with the number of queries, gallery rows or matches. Exact
+    duplicates cost some operations for each pair that ties, for rows of any length.
+
+    Args:
+        scores: scores of the pairs.
+        relevance: correct matches and removed items.
+        block_size: gallery rows held at a time; changes no result.
+        progress: called with the fraction of the work that is done.
+
+    Yields:
+        The ranks of the matches of some queries; each query once, in no particular order.
+    """
+    blocks = list(relevance.query_blocks(_QUERIES, _TILE))
+    done, total = 0, sum(map(len, blocks))
+    for queries in blocks:
+
+        def report(part: float, done: int = done, count: int = len(queries)) -> None:
+            if progress is not None:
+                progress((done + part * count) / total)
+
+        items = relevance.same_identity_items(queries)
+        valid = np.unique(items.query[items.match])
+        if len(valid):
+            with use_full_precision(scores.device):
+                found = _Block(scores, relevance, queries[valid], block_size).rank_matches(report)
+            yield found
+        done += len(queries)
+        report(1.0)
+
+
+class _Block:
+    """Some queries, each with at least one match, against the whole gallery.
+
+    The same-identity items of a query are its matches and the items removed for it. All other items are
+    distractors: what counts is how many of them rank before each match.
+    """
+
+    def __init__(self, scores: Scores, relevance: Relevance, queries: np.ndarray, block_size: int) -> None:
+        self.scores, self.relevance, self.queries = scores, relevance, queries
+        self.block_size = block_size
+        items = relevance.same_identity_items(queries)
+        self.match = items.match
+        self.items = _Pairs(items.query, items.column, self._score_items(items.query, items.column))
+        # pairs whose approximate scores are farther apart than this are in the right order
+        item_error = scores.error(torch.float64)
+        self.radius, self.item_radius = scores.error(scores.dtype) + item_error, 2 * item_error
+
+    def rank_matches(self, report: Callable[[float], None]) -> MatchRanks:
+        real = np.float32 if self.scores.dtype == torch.float32 else np.float64
+        histograms = Histograms(self.items.query, self.items.score, self.radius, real)
+        before = np.zeros(len(self.match), dtype=np.int64)  # distractors before each same-identity item
+        close: list[_Pairs] = []  # distractors that histograms cannot place
+        for tile, first_query, first_column in tiles(
+            self.scores, self.queries, self.relevance.gallery_rows, self.block_size, size=_TILE
+        ):
+            lowest = histograms.lowest[first_query : first_query + len(tile), None]
+            query, column, score = above_threshold(tile, lowest)
+            query += first_query
+            uncertain = histograms.add(query, score)
+            close.append(
+                self._distractors(query[uncertain], column[uncertain] + first_column, score[uncertain])
+            )
+            if sum(len(pairs.query) for pairs in close) > _TILE:
+                before += self._count_exactly(close)[0]
+                close = []
+            report(first_column / len(self.relevance.gallery_rows))
+        close_before, matches_before = self._count_exactly(close)
+        rank = 1 + matches_before + before + close_before + histograms.count_higher()
+        owner, rank = self.items.query[self.match], rank[self.match]
+        return MatchRanks(self.queries, owner, rank[np.lexsort((rank, owner))])
+
+    def _score_items(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Score the same-identity items by products in float64: queries of one identity share most of them.
+
+        A product for several identities computes more scores than needed, but is faster than one small
+        product for each.
+        """
+        scores = np.empty(len(query))
+        for group in self.relevance.split_by_identity(self.queries, _TOGETHER):
+            left = self.scores.queries(self.queries[group], torch.float64)
+            entries = slice(*np.searchsorted(query, [group.start, group.stop]))
+            columns, place = np.unique(column[entries], return_inverse=True)
+            for start in range(0, len(columns), self.block_size):
+                rows = self.relevance.gallery_rows[columns[start : start + self.block_size]]
+                product = self.scores.approximate(left, self.scores.gallery(rows, torch.float64))
+                inside = (place >= start) & (place < start + self.block_size)
+                found = product.cpu().numpy()[query[entries][inside] - group.start, place[inside] - start]
+                scores[entries][inside] = found
+        return scores
+
+    def _distractors(self, query: np.ndarray, column: np.ndarray, score: np.ndarray) -> _Pairs:
+        """Return these pairs without the same-identity items."""
+        distractor = ~self.relevance.is_same_identity(self.queries[query], column)
+        return _Pairs(query[distractor], column[distractor], score[distractor].astype(np.float64))
+
+    def _count_exactly(self, distractors: list[_Pairs]) -> list[np.ndarray]:
+        """For each same-identity item, count the distractors and the matches that rank before it."""
+        query, column, score = map(np.concatenate, zip(self.items, *distractors, strict=True))
+        is_item = np.arange(len(query)) < len(self.match)
+        uncertain = _has_uncertain_order(query, score, is_item, self.radius, self.item_radius)
+        rows = self.queries[query[uncertain]], self.relevance.gallery_rows[column[uncertain]]
+        score[uncertain] = self.scores.exact(*rows)
+
+        match = np.zeros(len(query), dtype=bool)
+        match[is_item] = self.match
+        return [counts[is_item] for counts in count_before(query, score, column, ~is_item, match)]
+
+
+def _has_uncertain_order(
+    query: np.ndarray, score: np.ndarray, is_item: np.ndarray, radius: float, item_radius: float
+) -> np.ndarray:
+    """Find the pairs that need an exact score.
+
+    These are a same-identity item and a distractor of its query within ``radius``, and two same-identity
+    items within ``item_radius``.
+    """
+    order = np.lexsort((score, query))
+    query, score, is_item = query[order], score[order], is_item[order]
+    uncertain = np.empty(len(order), dtype=bool)
+    uncertain[order] = np.where(
+        is_item,
+        _has_neighbour(query, score, ~is_item, radius) | _has_neighbour(query, score, is_item, item_radius),
+        _has_neighbour(query, score, is_item, radius),
+    )
+    return uncertain
+
+
+def _has_neighbour(query: np.ndarray, score: np.ndarray, kind: np.ndarray, radius: float) -> np.ndarray:
+    """For entries sorted by query and score: is another entry of ``kind`` of its query within ``radius``?"""
+    found = np.zeros(len(query), dtype=bool)
+    for step in (1, -1):  # the nearest one before each entry; then, in reverse, the nearest one after it
+        q, s = query[::step], score[::step]
+        nearest = np.maximum.accumulate(np.where(kind[::step], np.arange(len(q)), -1))[:-1]
+        close = (nearest >= 0) & (q[nearest] == q[1:]) & (abs(s[nearest] - s[1:]) <= radius)
+        found[::step][1:] |= close
+    return found
+
+
+_BINS = 1024
+_HISTOGRAM_QUERIES = 64  # queries summed at a time: their bins fit into the processor's cache
+
+
+class Histograms:
+    """Histograms of scores, for each query from its lowest to its highest same-identity item.
+
+    A bin is *uncertain* if it contains scores within ``radius`` of a same-identity item. Scores in the other
+    bins are certainly higher than the same-identity items of lower bins and lower than those of higher bins.
+
+    Args:
+        owner: for each same-identity item its query, ascending; each query from 0 to n − 1 has at least one.
+        scores: scores of these items, float64.
+        radius: distance from which the order of a score and an item is certain.
+        real: float32 or float64, type of the scores to count.
+    """
+
+    def __init__(self, owner: np.ndarray, scores: np.ndarray, radius: float, real: type[np.floating]) -> None:
+        # rounded outwards, so that rounding to `real` makes no uncertain order certain
+        lower = np.nextafter((scores - radius).astype(real), real(-np.inf))
+        upper = np.nextafter((scores + radius).astype(real), real(np.inf))
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        #: (n,): lower scores rank after all same-identity items of the query and need not be counted
+        self.lowest = np.minimum.reduceat(lower, starts)
+        highest = np.maximum.reduceat(upper, starts)
+        # wide enough that neither the width nor its reciprocal underflows or overflows
+        width = np.maximum((highest - self.lowest) / real(_BINS - 2), np.finfo(real).tiny)
+        self._scale = (1 / width).astype(real)
+
+        self._owner, self._first = owner, self._bins(owner, lower)
+        self._uncertain = np.empty((len(starts), _BINS), dtype=bool)
+        last = self._bins(owner, upper)
+        for queries, items in self._parts():
+            edges = np.zeros((len(self._uncertain[queries]), _BINS + 1), dtype=np.int64)
+            np.add.at(edges, (owner[items] - queries.start, self._first[items]), 1)
+            np.add.at(edges, (owner[items] - queries.start, last[items] + 1), -1)
+            self._uncertain[queries] = np.cumsum(edges[:, :_BINS], axis=1) > 0
+        self._counts = np.zeros((len(starts), _BINS), dtype=np.int32)
+
+    def add(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Count scores, none of which is below the lowest of its query.
+
+        Returns:
+            Indices of the scores that fall into an uncertain bin, ascending. Their counts are ignored.
+        """
+        bins = queries * _BINS + self._bins(queries, scores)
+        one = self._counts.dtype.type(1)  # of another type it would take NumPy's slow path
+        np.add.at(self._counts.reshape(-1), bins, one)
+        return np.flatnonzero(self._uncertain.reshape(-1)[bins])
+
+    def count_higher(self) -> np.ndarray:
+        """For each same-identity item, count the higher scores in bins that are not uncertain."""
+        higher = np.empty(len(self._owner), dtype=np.int64)
+        for queries, items in self._parts():
+            certain = np.where(self._uncertain[queries], 0, self._counts[queries])
+            up_to_bin = np.cumsum(certain, axis=1, dtype=np.int64)
+            owner, first = self._owner[items] - queries.start, self._first[items]
+            higher[items] = up_to_bin[owner, -1] - up_to_bin[owner, first]
+        return higher
+
+    def _parts(self) -> Iterator[tuple[slice, slice]]:
+        """Yield slices of the queries and of their same-identity items."""
+        for start in range(0, len(self._uncertain), _HISTOGRAM_QUERIES):
+            items = np.searchsorted(self._owner, [start, start + _HISTOGRAM_QUERIES])
+            yield slice(start, start + _HISTOGRAM_QUERIES), slice(*items)
+
+    def _bins(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the bin of each score. Each step is monotonic with rounding: higher scores, no lower bin."""
+        height = (scores - self.lowest[queries]) * self._scale[queries]
+        return np.minimum(height, _BINS - 1).astype(np.int64)
