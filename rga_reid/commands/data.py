@@ -1,7 +1,8 @@
-"""``data check ROOT``: is this data set whole, and what is in it?"""
+"""``data check ROOT``: count a data set and find what is wrong with it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,31 +14,34 @@ from rga_reid.errors import InputError, sanitize
 if TYPE_CHECKING:
     from rga_reid.data.check import DataReport
 
-_LISTED = 20  # problems that the report prints; the JSON file holds all
+_MAX_SHOWN = 20  # problems that are printed; the JSON file has all
 
 
 def parser() -> ArgumentParser:
-    """Options of ``data check``."""
+    """Return the parser of ``data``."""
     check = new_parser(
         "data check",
-        "Count a data set against its card, decode every image, and name each file that is missing, empty, "
-        "truncated, unreadable or oddly named. Exit code 0 if nothing is wrong, 2 otherwise.",
+        "Count a data set against its card, decode every image, and list missing, empty, truncated and "
+        "unreadable files, names that do not fit, and identical images in two splits or under two persons. "
+        "Exit code 0 if nothing is wrong, 2 otherwise.",
     )
     check.add_argument("root", help="folder of the data set, or a CSV file with path,pid,camid,split")
     check.add_argument(
         "--dataset",
         metavar="CARD",
-        help="name of a bundled card, or path of one's own (market1501 if not given; a CSV needs none)",
+        help="name of a bundled card, or path of your own (default: market1501; a CSV needs none)",
     )
-    check.add_argument("--json", metavar="FILE", help="write the report there as JSON too")
-    check.add_argument("--fast", action="store_true", help="count and check names, decode nothing")
-    command = new_parser("data", "Look after data sets.")
+    check.add_argument("--json", metavar="FILE", help="also write the report as JSON")
+    check.add_argument(
+        "--fast", action="store_true", help="count and check names only, do not read the images"
+    )
+    command = new_parser("data", "Check data sets.")
     command.add_subcommands(dest="action").add_subcommand("check", check)
     return command
 
 
 def run(options: Namespace) -> None:
-    """Print the report; refuse a data set that has problems."""
+    """Print the report; raise ``InputError`` for a data set with problems."""
     from rga_reid.data.check import check_data
     from rga_reid.files import write_json
 
@@ -58,17 +62,16 @@ def _print(report: DataReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rga_reid.data.images import describe_skipped
+
     console = Console(markup=False, highlight=False, soft_wrap=True)
+    keys = ("images", "identities", "junk", "distractors")
     counts = Table("split", title=sanitize(f"{report.title}: {report.root}"), title_justify="left")
-    for heading in ("images", "identities", "junk", "distractors"):
-        counts.add_column(heading, justify="right")
+    for key in keys:
+        counts.add_column(key, justify="right")
     for split, found in report.counts.items():
-        wanted = report.expected.get(split, {})
-        cells = [
-            _beside(getattr(found, key), wanted.get(key))
-            for key in ("images", "identities", "junk", "distractors")
-        ]
-        counts.add_row(split, *cells)
+        expected = report.expected.get(split, {})
+        counts.add_row(split, *(_format_count(getattr(found, key), expected.get(key)) for key in keys))
     console.print(counts)
 
     cameras = Table("camera", title="images / identities per camera", title_justify="left")
@@ -83,23 +86,28 @@ def _print(report: DataReport) -> None:
     console.print(cameras)
 
     if "query" in report.counts:
+        no_cameras = bool(report.cameras.camid.isna().all())
+        match = "another gallery image (cameras are unknown)" if no_cameras else "another camera"
         queries = report.counts["query"].images
-        console.print(f"queries with a match from another camera: {report.matched_queries:,} of {queries:,}")
+        console.print(f"queries with a match from {match}: {report.matched_queries:,} of {queries:,}")
     for (height, width), images in list(report.sizes.items())[:5]:
         console.print(f"image size {height} x {width} (height x width): {images:,} images")
     if len(report.sizes) > 5:
         console.print(f"... and {len(report.sizes) - 5:,} other sizes")
-    for problem in report.problems[:_LISTED]:
+    if report.skipped:
+        console.print(sanitize(describe_skipped(Counter(report.skipped))))
+    for problem in report.problems[:_MAX_SHOWN]:
         console.print(sanitize(f"{problem.kind}: {problem}"))
-    if len(report.problems) > _LISTED:
-        console.print(f"... and {len(report.problems) - _LISTED:,} more problems (all of them with --json)")
+    if len(report.problems) > _MAX_SHOWN:
+        more = len(report.problems) - _MAX_SHOWN
+        console.print(f"... and {more:,} more problems (all of them with --json)")
     if not report.problems:
         console.print(
             "nothing wrong" if report.decoded else "nothing wrong (images were not decoded: --fast)"
         )
 
 
-def _beside(found: int, wanted: int | None) -> str:
-    if wanted is None or wanted == found:
+def _format_count(found: int, expected: int | None) -> str:
+    if expected is None or expected == found:
         return f"{found:,}"
-    return f"{found:,} (expected {wanted:,})"
+    return f"{found:,} (expected {expected:,})"

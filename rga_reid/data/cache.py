@@ -1,8 +1,8 @@
-"""Images decoded once: in memory, or in a file beside the data that later runs map into memory.
+"""Decode the images of a data set once: in memory, or into a file beside it that later runs memory-map.
 
-The file is a plain ``.npy`` of uint8 ``(n, 3, H, W)``; its name tells which images it holds, in which order
-and size. The fingerprint beside it covers the length and the time of change of every image file, so that a
-changed data set is decoded anew.
+The file is a plain ``.npy`` of uint8 ``(n, 3, H, W)``. Its name depends on the paths of the images, their
+order and the size. A fingerprint beside it covers the length and modification time of every image file, so
+that a changed data set is decoded again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rga_reid.files import atomic_file, reserve, write_json
 from rga_reid.inputs import read_json
 from rga_reid.runtime import free_memory
 
-FOLDER = ".rga-reid-cache"  #: beside the data; hidden, so that no reader takes it for a folder of images
-SPARE = 0.2  #: share of the free memory that images in memory leave to the rest of the program
+FOLDER = ".rga-reid-cache"  #: folder of the cache beside the data; hidden, so that readers ignore it
+SPARE = 0.2  #: share of the free memory that images leave to the rest of the program
 
 _log = logging.getLogger("rga_reid")
 
@@ -32,28 +32,28 @@ _log = logging.getLogger("rga_reid")
 def cached_images(
     paths: Sequence[str], size: tuple[int, int], *, where: Literal["memory", "file"], beside: Path
 ) -> np.ndarray:
-    """The pixels of image files, decoded now or by an earlier run.
+    """Return the pixels of image files, decoded now or by an earlier run.
 
     Args:
         paths: n image files.
-        size: (H, W) wanted. Images that are all of one smaller size keep it: a batch is enlarged later, in
-            one step with its crop, for less memory and without rounding twice.
-        where: ``memory``, or ``file``: mapped into memory, read as needed, kept for later runs. ``memory``
-            takes the file too where there is one, or where memory is short (and says so).
-        beside: folder that the file's folder is made in.
+        size: (H, W) of the result. Images that all have one smaller size keep it: the batch is enlarged later
+            together with its crop, which takes less memory and rounds only once.
+        where: ``memory``, or ``file``: memory-mapped, and kept for later runs. ``memory`` uses the file too
+            if it exists, or if memory is short, which is logged.
+        beside: folder in which the cache folder is made.
 
     Returns:
-        uint8 ``(n, 3, h, w)``, read-only if mapped.
+        uint8 ``(n, 3, h, w)``, read-only if memory-mapped.
 
     Raises:
-        InputError: an image that cannot be read; a file that cannot be written.
+        InputError: an image cannot be read, or the file cannot be written.
     """
     check_choice("cache", where, ("memory", "file"))
     names = "\n".join(os.path.relpath(path, beside) for path in paths)
     height, width = size
     file = beside / FOLDER / f"{_digest(names)}-{height}x{width}.npy"
     fingerprint = _digest(json.dumps([_change(path) for path in paths]))
-    if file.parent.is_symlink():  # of a data set that somebody packed: it might lead anywhere
+    if file.parent.is_symlink():  # in a downloaded data set it might lead anywhere
         raise InputError(f"{file.parent}: a link, expected a folder for the image cache, or nothing")
     found = _open(file, fingerprint, len(paths))
     if found is not None:
@@ -68,7 +68,7 @@ def cached_images(
             f"{file.parent}: cannot make the folder of the image cache ({error.strerror}); "
             "--data.cache memory needs none"
         ) from None
-    file.with_suffix(".json").unlink(missing_ok=True)  # pixels without a fingerprint count as none
+    file.with_suffix(".json").unlink(missing_ok=True)  # pixels without a fingerprint are not used
     with atomic_file(file) as temporary:
         shape = (len(paths), 3, *size)
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
@@ -80,9 +80,9 @@ def cached_images(
 
 
 def fits_in_memory(size: int) -> bool:
-    """Whether ``size`` bytes fit into the free memory with room to spare; if not, says so."""
+    """Return whether ``size`` bytes fit into the free memory with room to spare; log a warning if not."""
     free = free_memory()
-    if free is None or size <= (1 - SPARE) * free:
+    if size <= (1 - SPARE) * free:
         return True
     _log.warning(
         "decoded images take %.1f GiB and %.1f GiB of memory are free: using a memory-mapped file beside the "
@@ -94,7 +94,7 @@ def fits_in_memory(size: int) -> bool:
 
 
 def _change(path: str) -> tuple[int, int] | None:
-    """What tells that a file was changed; None if it is not there, which its reader says."""
+    """Return length and modification time of a file; None if it is missing, which its reader reports."""
     try:
         found = os.stat(path)
     except OSError:
@@ -114,12 +114,12 @@ def _open(file: Path, fingerprint: str, count: int) -> np.ndarray | None:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[:2] == (count, 3)
         return pixels if fits else None
-    except Exception:  # none, or a damaged one, of which NumPy raises nearly anything: made anew
+    except Exception:  # missing or damaged, for which NumPy raises many types
         return None
 
 
 def _common_size(paths: Sequence[str], size: tuple[int, int]) -> tuple[int, int]:
-    """The size that all images have, if it is one and no larger than ``size``; else ``size``."""
+    """Return the common size of all images if it is not larger than ``size``; otherwise ``size``."""
     common: tuple[int, int] | None = None
     for found in map_in_threads(pixel_size, paths, 2, "reading sizes"):
         common = common or found

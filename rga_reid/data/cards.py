@@ -1,4 +1,4 @@
-"""Data set cards: how a data set lies on disk, what its identity numbers mean, what it must count.
+"""Data set cards: the layout of a data set, the meaning of its identity numbers, and its counts.
 
 A card is a short YAML file; ``datasets/README.md`` describes its keys.
 """
@@ -23,14 +23,14 @@ LAYOUTS = ("names", "lists", "identities", "cuhk03")
 
 @dataclass(frozen=True)
 class Source:
-    """One place that a split's images come from.
+    """A folder of images of a split.
 
     Args:
-        folder: names of the folder, relative to the root: the first that exists is read. (Versions of one
-            data set name their folders differently.)
-        list: for the layout ``lists``: a text file in the root, one image a line: its path within the folder,
-            its pid. For ``cuhk03``: the protocol's MATLAB file.
-        pid: for the layout ``names``: every image of this source has it, whatever the names look like.
+        folder: names of the folder, relative to the root; the first that exists is read, as versions of a
+            data set may name their folders differently.
+        list: layout ``lists``: text file in the root with a line ``path pid`` per image, the path relative to
+            the folder. Layout ``cuhk03``: MATLAB file of the protocol.
+        pid: layout ``names``: pid of all images of this source, whatever their names.
     """
 
     folder: tuple[str, ...]
@@ -40,14 +40,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
-    """Where a split's images are and how many there must be; None where the card does not say.
+    """The sources of a split and its expected counts; None where the card does not give them.
 
     Args:
-        sources: read in this order.
-        images: files, of every kind.
-        identities: without junk and distractors.
-        junk: files with a junk pid.
-        distractors: files with a distractor pid.
+        sources: sources, read in this order.
+        images: number of files of every kind.
+        identities: number of identities without junk and distractors.
+        junk: number of files with a junk pid.
+        distractors: number of files with a distractor pid.
         optional: the split may be absent.
     """
 
@@ -61,23 +61,23 @@ class Split:
 
 @dataclass(frozen=True)
 class Card:
-    """A data set's card.
+    """The card of a data set.
 
     Args:
-        name: short name, in file-name letters.
-        title: the name in full.
+        name: short name, which may be part of a file name.
+        title: full name.
         layout: ``names`` (pid in the file name), ``lists`` (pid in a list file), ``identities`` (one folder
             per identity) or ``cuhk03`` (images inside cuhk-03.mat, see ``cuhk03.py``).
-        splits: of ``train``, ``query``, ``gallery``, those that the data set has.
-        pattern: regular expression that a whole file name matches, with the named groups ``pid`` (layout
-            ``names``) and ``camid``; in the layout ``identities`` a name that does not fit has no camera.
-        junk_pids: images to be left out of training and ranking altogether.
-        distractor_pids: gallery images of nobody asked for: always wrong.
-        cameras: how many there are.
-        citation, url, terms: whom to thank, where to ask for the data, what it may be used for.
+        splits: the splits of the data set, out of ``train``, ``query`` and ``gallery``.
+        pattern: regular expression for a whole file name, with the named groups ``pid`` (layout ``names``)
+            and ``camid``; in the layout ``identities`` the camera of other names is unknown.
+        junk_pids: pids of images that are left out of training and ranking.
+        distractor_pids: pids of gallery images that match no query.
+        cameras: number of cameras.
+        citation, url, terms: reference, where to request the data, and terms of use.
 
     Raises:
-        InputError: a field that contradicts the above; the message names card and key.
+        InputError: an invalid field; the message names card and key.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Card:
             return set()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+                warnings.simplefilter("ignore")  # FutureWarning of re
                 return set(re.compile(self.pattern).groupindex)
         except (re.error, OverflowError, RecursionError, MemoryError) as error:
             self._refuse("pattern", f"not a regular expression ({truncate(error)})")
@@ -140,11 +140,11 @@ class Card:
 
 
 def load_card(card: str | os.PathLike[str] | Card) -> Card:
-    """A bundled card by its name, or one's own by the path of its YAML file. A ``Card`` is returned as it is.
+    """Return a bundled card by its name, or the card in a YAML file. A ``Card`` is returned as it is.
 
     Raises:
-        InputError: an unknown name (the known ones are listed), a missing file, or a card that is not valid:
-            the message names the card and the key.
+        InputError: an unknown name (the known ones are listed), a missing file, or an invalid card; the
+            message names the card and the key.
     """
     if isinstance(card, Card):
         return card
@@ -155,7 +155,7 @@ def load_card(card: str | os.PathLike[str] | Card) -> Card:
 
 
 def _build(cls: Any, value: Any, card: str, key: str) -> Any:
-    """The dataclass ``cls`` from a YAML mapping; each key is converted by its entry in ``_CONVERTERS``."""
+    """Return a dataclass from a YAML mapping, its values converted by ``_CONVERTERS``."""
     if not isinstance(value, Mapping):
         raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {short_repr(value)}")
     known = {item.name: item for item in fields(cls)}

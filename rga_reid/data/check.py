@@ -1,4 +1,4 @@
-"""What is in a data set, what its card expects, and what is wrong with it."""
+"""Check a data set: count it against its card, decode its images, and find duplicates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
-from rga_reid.data.images import ImageError, map_in_threads, read_image
+from rga_reid.data.duplicates import describe_duplicate, find_duplicates
+from rga_reid.data.images import ImageError, display_path, map_in_threads, read_image
 from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
 from rga_reid.data.records import Problem
-
-Found = dict[str, tuple[int, int] | Problem]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds."""
+    """Counts of a split."""
 
     images: int  #: files of every kind
     identities: int  #: without junk and distractors
@@ -33,15 +32,16 @@ class DataReport:
 
     Args:
         root: as given.
-        title: of the data set.
-        counts: split -> what was found.
-        expected: split -> what the card expects; keys as in ``Counts``, where the card says.
+        title: title of the data set.
+        counts: split -> counts.
+        expected: split -> counts of the card; keys as in ``Counts``, where the card gives them.
         cameras: columns ``split, camid, images, identities``; ``camid`` null where unknown.
         sizes: (height, width) -> images; empty if nothing was decoded.
-        matched_queries: queries whose identity another camera's gallery image shows (where cameras are not
-            known: another gallery image).
-        problems: everything wrong, each with its file.
-        decoded: whether the images were decoded, not only counted.
+        matched_queries: queries with a gallery image of the same identity from another camera, or where
+            cameras are unknown, any other gallery image.
+        problems: everything that is wrong, each with its file.
+        skipped: suffix -> files that are not read as images.
+        decoded: whether the images were decoded and compared, not only counted.
     """
 
     root: str
@@ -52,10 +52,11 @@ class DataReport:
     sizes: dict[tuple[int, int], int]
     matched_queries: int
     problems: list[Problem]
+    skipped: dict[str, int]
     decoded: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The report in lists, dicts, texts and numbers."""
+        """Return the report as JSON values."""
         cameras = self.cameras.astype({"camid": object}).where(self.cameras.notna(), None)
         return {
             "root": self.root,
@@ -71,6 +72,7 @@ class DataReport:
             ],
             "matched_queries": self.matched_queries,
             "problems": [asdict(problem) for problem in self.problems],
+            "skipped": self.skipped,
         }
 
 
@@ -81,56 +83,62 @@ def check_data(
     fast: bool = False,
     threads: int = 2,
 ) -> DataReport:
-    """Count a data set against its card and decode every image of it.
+    """Count a data set against its card, decode every image, and find identical files.
 
     Args:
         root: folder of the data set, or a CSV file (see ``read_table``).
         card: a card or its name; by default ``market1501`` for a folder, and none for a CSV file.
-        fast: leave out decoding; a file of zero bytes is found all the same.
-        threads: images decoded at the same time.
+        fast: do not read the images; empty files are found all the same.
+        threads: number of images decoded at the same time.
 
     Raises:
         InputError: there is nothing to count: the root is missing or of another layout.
     """
-    described = None if card is None and is_csv(root) else load_card(card or DEFAULT_CARD)
-    survey = scan_data(root, described or DEFAULT_CARD)
-    table = to_table(survey)
-    junk = table.pid.isin(described.junk_pids if described else (-1,))
-    distractor = table.pid.isin(described.distractor_pids if described else ())
-    table["junk"], table["distractor"], table["person"] = junk, distractor, ~(junk | distractor)
-    counts = {split: _counts(table[table.split == split]) for split in SPLITS if (table.split == split).any()}
-    found = _look_at(table.path.unique().tolist(), fast, threads)
-    sizes = Counter(value for value in found.values() if isinstance(value, tuple))
-    problems = survey.problems + [value for value in found.values() if isinstance(value, Problem)]
+    card = None if card is None and is_csv(root) else load_card(card or DEFAULT_CARD)
+    scan = scan_data(root, card or DEFAULT_CARD)
+    table = to_table(scan)
+    table["junk"] = table.pid.isin(card.junk_pids if card else (-1,))
+    table["distractor"] = table.pid.isin(card.distractor_pids if card else ())
+    table["person"] = ~(table.junk | table.distractor)
+    counts = {split: _count(table[table.split == split]) for split in SPLITS if (table.split == split).any()}
     matched = _matched_queries(table[table.person])
+    expected = _expected_counts(card) if card else {}
+    sizes, faults = _inspect_images(table.path.unique().tolist(), fast, threads)
+
+    name = os.fspath(root)
+    problems = scan.problems + faults
+    if not fast:
+        problems += [
+            Problem("duplicate", display_path(rows.path.iloc[0]), describe_duplicate(rows))
+            for rows in find_duplicates(table[~table.junk], threads)
+        ]
     if {"query", "gallery"} <= counts.keys() and not matched:
-        detail = "no query has a gallery image of the same identity from another camera"
-        problems.append(Problem("match", os.fspath(root), detail))
-    expected = _expected(described) if described else {}
-    problems += _miscounts(os.fspath(root), counts, expected)
-    if described and described.cameras not in (None, table.camid.nunique()):
-        detail = f"{table.camid.nunique()} cameras, expected {described.cameras}"
-        problems.append(Problem("count", os.fspath(root), detail))
+        other = "another gallery image" if table.camid.isna().all() else "a gallery image from another camera"
+        problems.append(Problem("match", name, f"no query has {other} of the same identity"))
+    problems += _wrong_counts(name, counts, expected)
+    if card and card.cameras not in (None, table.camid.nunique()):
+        problems.append(Problem("count", name, f"{table.camid.nunique()} cameras, expected {card.cameras}"))
     return DataReport(
-        root=os.fspath(root),
-        title=described.title if described else "own data (CSV)",
+        root=name,
+        title=card.title if card else "own data (CSV)",
         counts=counts,
         expected=expected,
-        cameras=_cameras(table),
+        cameras=_count_cameras(table),
         sizes=dict(sizes.most_common()),
         matched_queries=matched,
         problems=problems,
+        skipped=dict(scan.skipped),
         decoded=not fast,
     )
 
 
-def _counts(rows: pd.DataFrame) -> Counts:
-    people = rows.pid[rows.person].nunique()
-    return Counts(len(rows), int(people), int(rows.junk.sum()), int(rows.distractor.sum()))
+def _count(rows: pd.DataFrame) -> Counts:
+    identities = rows.pid[rows.person].nunique()
+    return Counts(len(rows), int(identities), int(rows.junk.sum()), int(rows.distractor.sum()))
 
 
-def _cameras(table: pd.DataFrame) -> pd.DataFrame:
-    """Images of every kind, and identities without junk and distractors, per split and camera."""
+def _count_cameras(table: pd.DataFrame) -> pd.DataFrame:
+    """Count images of every kind, and identities without junk and distractors, per split and camera."""
     pids = table.pid.where(table.person)
     groups = table.assign(pid=pids).groupby(["split", "camid"], dropna=False, sort=True)
     counted = groups.agg(images=("path", "size"), identities=("pid", "nunique")).reset_index()
@@ -139,38 +147,40 @@ def _cameras(table: pd.DataFrame) -> pd.DataFrame:
 
 def _matched_queries(people: pd.DataFrame) -> int:
     query, gallery = (people[people.split == split] for split in ("query", "gallery"))
-    sightings = gallery.groupby(["pid", "camid"], dropna=False).path.agg(["size", "first"]).reset_index()
-    pairs = query[["path", "pid", "camid"]].merge(sightings, on="pid", suffixes=("", "_shown"))
+    shown = gallery.groupby(["pid", "camid"], dropna=False).path.agg(["size", "first"]).reset_index()
+    pairs = query[["path", "pid", "camid"]].merge(shown, on="pid", suffixes=("", "_shown"))
     known = pairs.camid.notna() & pairs.camid_shown.notna()
-    others = (pairs["size"] > 1) | (pairs["first"] != pairs.path)  # all but the file itself
+    others = (pairs["size"] > 1) | (pairs["first"] != pairs.path)  # not the file itself
     matched = (pairs.camid != pairs.camid_shown).where(known, others)
     return int(pairs.path[matched.astype(bool)].nunique())
 
 
-def _expected(card: Card) -> dict[str, dict[str, int]]:
+def _expected_counts(card: Card) -> dict[str, dict[str, int]]:
     keys = ("images", "identities", "junk", "distractors")
-    wanted = {
+    expected = {
         name: {key: getattr(split, key) for key in keys if getattr(split, key) is not None}
         for name, split in card.splits.items()
     }
-    return {name: values for name, values in wanted.items() if values}
+    return {name: values for name, values in expected.items() if values}
 
 
-def _miscounts(root: str, counts: dict[str, Counts], expected: dict[str, dict[str, int]]) -> list[Problem]:
+def _wrong_counts(root: str, counts: dict[str, Counts], expected: dict[str, dict[str, int]]) -> list[Problem]:
     problems = []
-    for split, wanted in expected.items():
-        there = counts.get(split, Counts(0, 0, 0, 0))
-        for key, number in wanted.items():
-            if getattr(there, key) != number:
-                detail = f"{split}: {getattr(there, key):,} {key}, expected {number:,}"
+    for split, numbers in expected.items():
+        found = counts.get(split, Counts(0, 0, 0, 0))
+        for key, number in numbers.items():
+            if getattr(found, key) != number:
+                detail = f"{split}: {getattr(found, key):,} {key}, expected {number:,}"
                 problems.append(Problem("count", root, detail))
     return problems
 
 
-def _look_at(paths: list[str], fast: bool, threads: int) -> Found:
-    """Path -> its size in pixels, or what is wrong with it."""
+def _inspect_images(
+    paths: list[str], fast: bool, threads: int
+) -> tuple[Counter[tuple[int, int]], list[Problem]]:
+    """Return how many images have each size, and what is wrong with the others."""
 
-    def look(path: str) -> tuple[int, int] | Problem | None:
+    def inspect(path: str) -> tuple[int, int] | Problem | None:
         try:
             if fast and _has_content(path):
                 return None
@@ -179,12 +189,13 @@ def _look_at(paths: list[str], fast: bool, threads: int) -> Found:
             return Problem(error.fault, path, error.detail)
         return image.height, image.width
 
-    looks = map_in_threads(look, paths, threads, "decoding")
-    return {path: value for path, value in zip(paths, looks, strict=True) if value is not None}
+    found = list(map_in_threads(inspect, paths, threads, "decoding"))
+    sizes = Counter(value for value in found if isinstance(value, tuple))
+    return sizes, [value for value in found if isinstance(value, Problem)]
 
 
 def _has_content(path: str) -> bool:
     try:
         return os.path.getsize(path) > 0
-    except OSError:  # a link that leads nowhere: ``read_image`` says so
+    except OSError:  # a broken link: ``read_image`` reports it
         return False

@@ -1,38 +1,53 @@
-"""Image files to RGB pixels, or to one clear line about what is wrong with the file."""
+"""Find image files and decode them to RGB, or to one clear line about what is wrong with a file."""
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from rga_reid.errors import InputError
 from rga_reid.runtime import track
 
 MAX_PIXELS = 64_000_000  #: a larger image is refused from its header, before any pixel is decoded
-MAX_BYTES = 4 * MAX_PIXELS + (1 << 20)  #: of a file: some decoders read all of it before they look at it
+MAX_BYTES = 4 * MAX_PIXELS + (1 << 20)  #: largest file: some decoders read all of it first
 
 Fault = Literal["missing", "empty", "truncated", "unreadable", "too large"]
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # pillow's others run programs or are rare
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+_FORMATS = {  # Pillow's other formats run programs or are rare
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+_IGNORED = frozenset(  # left by file managers and network drives, in lower case; hidden files are ignored too
+    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "@tmp", "#recycle", "@recycle", "#snapshot"}
+    | {"@recently-snapshot", "$recycle.bin", "system volume information", "lost+found"}
+)
+
+_log = logging.getLogger("rga_reid")
 
 
 class ImageError(InputError):
     """A file that is not a usable image.
 
     Args:
-        path: of the file.
-        fault: in which way: ``missing``, ``empty``, ``truncated``, ``unreadable`` or ``too large``.
-        detail: the same in words, without the path.
+        path: path of the file.
+        fault: ``missing``, ``empty``, ``truncated``, ``unreadable`` or ``too large``.
+        detail: the fault in words, without the path.
     """
 
     def __init__(self, path: str | os.PathLike[str], fault: Fault, detail: str) -> None:
@@ -44,7 +59,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file as 8-bit RGB, upright.
 
     The EXIF orientation is applied, transparent pixels are composited on white, 16-bit values are scaled to
-    8 bits. Of an animation the first frame is taken.
+    8 bits, and animations give their first frame.
 
     Raises:
         ImageError: (an ``InputError``) the file is missing, empty, truncated, not an image, of a pixel type
@@ -75,17 +90,17 @@ def decode(
 
     Args:
         paths: n image files.
-        size: (H, W) of the result; an image of another size is resized bilinearly with antialiasing.
-        threads: files decoded at the same time.
-        refused: takes the errors of files that cannot be read, by row, instead of raising the first. The
+        size: (H, W) of the result; images of another size are resized bilinearly with antialiasing.
+        threads: number of files decoded at the same time.
+        refused: receives the errors of unreadable files by row; by default the first one is raised. The
             pixels of such a row are undefined.
-        out: array to fill, uint8 ``(n, 3, H, W)``; a new one by default.
+        out: array to fill, uint8 ``(n, 3, H, W)``; by default a new one.
 
     Returns:
         uint8 ``(n, 3, H, W)``, RGB, in the order of ``paths``.
 
     Raises:
-        ImageError: for the first file that ``read_image`` refuses, if ``refused`` does not take it.
+        ImageError: ``read_image`` refused a file, and ``refused`` is None.
     """
     files = list(paths)
     height, width = size
@@ -102,7 +117,7 @@ def decode(
             refused[row] = error
         except MemoryError:
             raise
-        except Exception as error:  # a defect of this program: the file that shows it is worth knowing
+        except Exception as error:  # a bug: name the file that shows it
             raise RuntimeError(f"{display_path(files[row])}: cannot be decoded") from error
 
     for _ in map_in_threads(fill, range(len(files)), threads, "decoding"):
@@ -111,7 +126,7 @@ def decode(
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Pixels uint8 ``(3, H, W)`` of an RGB image, resized bilinearly with antialiasing to ``size`` (H, W)."""
+    """Return the uint8 ``(3, H, W)`` pixels of an RGB image, resized bilinearly with antialiasing."""
     height, width = size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -119,7 +134,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def pixel_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(H, W) of an image as ``read_image`` gives it, from its header where that is enough.
+    """Return (H, W) of an image as ``read_image`` returns it, from its header if that is enough.
 
     Raises:
         ImageError: see ``read_image``.
@@ -132,38 +147,66 @@ def pixel_size(path: str | os.PathLike[str]) -> tuple[int, int]:
                 return image.height, image.width
     except ImageError:
         raise
-    except Exception:  # no such file, or a damaged EXIF block: read_image says what is wrong, if anything
+    except Exception:  # missing file or damaged EXIF block: read_image decides
         pass
     upright = read_image(path)
     return upright.height, upright.width
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Image files below a folder, sorted by relative POSIX path.
+    """Return the image files below a folder, sorted by relative POSIX path.
 
-    Known by their suffixes in any case; hidden files and folders and ``Thumbs.db`` are passed over. Linked
-    folders are followed, each once.
+    Images are recognised by their suffix in any case; other files are counted in a log message. Hidden files
+    and what file managers and network drives leave (``Thumbs.db``, ``@eaDir``) are ignored. Linked folders
+    are followed, each once.
 
     Raises:
-        InputError: the folder is missing, is not a folder, cannot be read, or holds no image.
+        InputError: the folder is missing, is not a folder, cannot be read, or contains no image.
     """
+    images, skipped = find_images(folder)
+    if skipped:
+        _log.warning("%s: %s", display_path(folder), describe_skipped(skipped))
+    return images
+
+
+def find_images(folder: str | os.PathLike[str]) -> tuple[list[Path], Counter[str]]:
+    """Return the images of ``list_images``, and the number of other files by suffix."""
     root = Path(folder)
     if not root.is_dir():
         found = "found a file" if root.exists() else "no such folder"
         raise InputError(f"{root}: expected a folder of images, {found}")
-    images = [path for path in _walk(root) if path.suffix.lower() in _SUFFIXES]
+    suffixes = {suffix for suffixes in _formats().values() for suffix in suffixes}
+    images: list[Path] = []
+    skipped: Counter[str] = Counter()
+    for path in _walk(root):
+        if path.suffix.lower() in suffixes:
+            images.append(path)
+        else:
+            skipped[path.suffix.lower()] += 1
     if not images:
-        raise InputError(f"{root}: no image found in this folder (suffixes {' '.join(sorted(_SUFFIXES))})")
-    return sorted(images, key=lambda path: path.relative_to(root).as_posix())
+        found = f"; {describe_skipped(skipped)}" if skipped else ""
+        raise InputError(
+            f"{root}: no image found in this folder (suffixes {' '.join(sorted(suffixes))}{found})"
+        )
+    return sorted(images, key=lambda path: path.relative_to(root).as_posix()), skipped
+
+
+def describe_skipped(skipped: Counter[str]) -> str:
+    """Return the message about files that are not read as images, such as ``skipped 4 files (.heic, .avif)``."""
+    common_first = sorted(skipped, key=lambda suffix: (-skipped[suffix], suffix == "", suffix))
+    suffixes = [suffix or "no suffix" for suffix in common_first[:5]]
+    more = ", ..." if len(skipped) > 5 else ""
+    count = skipped.total()
+    return f"skipped {count:,} file{'s' * (count > 1)} ({', '.join(suffixes)}{more})"
 
 
 def is_ignored_file(name: str) -> bool:
-    """Whether a file name is one that file managers leave about: hidden, ``Thumbs.db``, ``desktop.ini``."""
-    return name.startswith(".") or name.lower() in _LITTER
+    """Return whether a file or folder is hidden, or left by a file manager or network drive."""
+    return name.startswith(".") or name.lower() in _IGNORED
 
 
 def is_unicode(path: str) -> bool:
-    """Whether a path is valid Unicode: tables and JSON cannot hold another."""
+    """Return whether a path is valid Unicode, as tables and JSON require."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -172,15 +215,15 @@ def is_unicode(path: str) -> bool:
 
 
 def display_path(path: str | os.PathLike[str]) -> str:
-    """A path for people to read, bytes that are not Unicode escaped."""
+    """Return a path for a message, with bytes that are not Unicode escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no regular file (a pipe would be waited for), is empty, or larger than any image."""
+    """Refuse a file that is not regular (reading a pipe would block), empty, or too large."""
     try:
         status = os.stat(path)
-    except ValueError:  # a zero byte in the name
+    except ValueError:  # a null byte in the name
         raise ImageError(path, "missing", "no such image file") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
@@ -193,6 +236,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 
 
 def _walk(root: Path) -> list[Path]:
+    """Return all files below a folder that are not ignored."""
     files: list[Path] = []
     folders, seen = [root], set()
     while folders:
@@ -202,7 +246,7 @@ def _walk(root: Path) -> list[Path]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            # in reverse, for ``pop`` takes the last: of two links to one folder the first in order counts
+            # in reverse, as ``pop`` takes the last: of two links to one folder the first name counts
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
                 if is_ignored_file(entry.name):
                     continue
@@ -214,25 +258,28 @@ def _walk(root: Path) -> list[Path]:
     return files
 
 
-def _plugins() -> list[tuple[Callable[..., ImageFile.ImageFile], Callable[[bytes], object]]]:
-    """Of each accepted format: what opens it, and what knows it by a file's first 16 bytes."""
+@cache
+def _formats() -> dict[str, tuple[str, ...]]:
+    """Return the formats that can be read here, and their suffixes: AVIF and HEIC where Pillow has them."""
+    with suppress(ImportError):
+        import pillow_heif  # a plug-in that users may have installed
+
+        pillow_heif.register_heif_opener()
     Image.init()
-    return [(factory, accept) for factory, accept in map(Image.OPEN.__getitem__, _FORMATS) if accept]
+    optional = {"AVIF": (".avif",), "HEIF": (".heic", ".heif")}
+    found = {name: suffixes for name, suffixes in optional.items() if name in Image.OPEN}
+    if not features.check("avif"):
+        found.pop("AVIF", None)
+    return {**_FORMATS, **found}
 
 
-def _open(file: BinaryIO, path: str | os.PathLike[str]) -> ImageFile.ImageFile:
-    """Read the header only, and judge the size by it.
-
-    Not by ``Image.open``: that judges by limits of its own, global ones, with a warning.
-    """
-    prefix = file.read(16).ljust(16, b"\0")  # older plug-ins index it
-    file.seek(0)
-    factories = [factory for factory, accept in _plugins() if accept(prefix) is True]
-    if not factories:
-        raise ImageError(path, "unreadable", "not an image, or of an unknown format")
+def _open(file: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
+    """Read the header only, and check the size."""
     try:
-        image = factories[0](file, "")
-    except Exception as error:  # plug-ins raise nearly anything on a damaged header
+        image = Image.open(file, formats=list(_formats()))
+    except UnidentifiedImageError:
+        raise ImageError(path, "unreadable", "not an image, damaged, or of an unknown format") from None
+    except Exception as error:  # plug-ins raise many types for a damaged header
         raise _damaged(error, path) from None
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -241,22 +288,22 @@ def _open(file: BinaryIO, path: str | os.PathLike[str]) -> ImageFile.ImageFile:
     return image
 
 
-def _load(image: ImageFile.ImageFile, path: str | os.PathLike[str]) -> None:
+def _load(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Decode the pixels and turn them upright."""
     try:
         image.load()
-    except Exception as error:  # plug-ins raise nearly anything on damaged data
+    except Exception as error:  # plug-ins raise many types for damaged data
         raise _damaged(error, path) from None
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # a damaged EXIF block tells no orientation, but the pixels are whole
+    except Exception:  # a damaged EXIF block; the pixels are complete
         return
 
 
 def _damaged(error: Exception, path: str | os.PathLike[str]) -> Exception:
     if isinstance(error, MemoryError):
         return error
-    if isinstance(error, Image.DecompressionBombError):  # some plug-ins judge by pillow's limit, before us
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit
         return ImageError(path, "too large", f"image of too many pixels, refused ({error})")
     if "truncated" in str(error).lower():
         return ImageError(path, "truncated", f"truncated image ({error})")
@@ -264,16 +311,16 @@ def _damaged(error: Exception, path: str | os.PathLike[str]) -> Exception:
 
 
 def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
-    # 16-bit PGM, and 16-bit PNG in older pillow, open as "I" with values to 65535; elsewhere "I" has no white
+    # 16-bit PGM, and 16-bit PNG in older Pillow, open as "I" with values to 65535; other "I" have no white
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         scaled = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(path, "unreadable", f"pixel type {image.mode!r}, expected 8 or 16 bits")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
     try:
         return image.convert("RGB")
     except ValueError:
@@ -283,26 +330,26 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 32  # items that wait for each thread
-_MANY = 1000  # files from which the work takes long enough for a progress bar
+_QUEUED = 32  # items that wait for each thread
+_MIN_TRACKED = 1000  # items from which a progress bar is shown
 
 
 def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int, what: str
 ) -> Iterator[Result]:
-    """Yield ``function(item)`` in the order of ``items``; the first error, or Ctrl-C, drops the rest."""
+    """Yield ``function(item)`` in the order of ``items``; the first error, or Ctrl-C, cancels the rest."""
     with ThreadPoolExecutor(threads) as pool:
         try:
-            results = _in_order(pool, function, items, _AHEAD * threads)
-            yield from results if len(items) < _MANY else track(results, what, len(items))
+            results = _in_order(pool, function, items, _QUEUED * threads)
+            yield from results if len(items) < _MIN_TRACKED else track(results, what, len(items))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # the block waits for those that have begun
+            pool.shutdown(wait=False, cancel_futures=True)  # the block waits for running items
 
 
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """As ``pool.map``, which would take up all items at once."""
+    """Do as ``pool.map``, which would submit all items at once."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

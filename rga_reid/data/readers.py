@@ -1,9 +1,10 @@
-"""The ways a data set lies on disk, each read into a ``Survey``."""
+"""Read the layouts of data sets into one table."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,18 +14,87 @@ import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, Source, load_card
 from rga_reid.data.cuhk03 import scan_cuhk03
-from rga_reid.data.images import is_ignored_file, list_images
-from rga_reid.data.records import INTEGER, Scan, list_entries, parse_integers
+from rga_reid.data.images import describe_skipped, is_ignored_file, list_images
+from rga_reid.data.labels import parse_file_name, parse_groups, parse_integer, parse_pid
+from rga_reid.data.records import Scan, list_entries
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import open_text, truncate
+
+DEFAULT_CARD = "market1501"
+COLUMNS = ("path", "pid", "camid", "split")
+
+# a spreadsheet or data frame writes 3 as "3.0" in a column with empty cells
+WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
+
+_MAX_SHOWN = 3  # problems in an error message; `data check` lists all
+
+_log = logging.getLogger("rga_reid")
+
+
+def read_table(
+    root: str | os.PathLike[str], card: str | os.PathLike[str] | Card = DEFAULT_CARD
+) -> pd.DataFrame:
+    """Read the table of a data set.
+
+    Args:
+        root: folder of the data set, or a ``.csv`` file with the columns path, pid, camid, split, which
+            needs no card.
+        card: name of a bundled card (``market1501``, ``folders``), path of a card of your own, or a ``Card``.
+
+    Returns:
+        Columns ``path`` (str, below ``root`` as given), ``pid`` (Int64, never null), ``camid`` (Int64, null
+        where unknown) and ``split`` (str). Sorted by split (train, query, gallery), then by path.
+
+    Raises:
+        InputError: the root is missing, empty or of another layout; a file name does not fit the card; a row
+            of a CSV or list file is wrong or names a missing file. The first few problems are named.
+    """
+    scan = scan_data(root, card)
+    problems = scan.problems
+    if problems:
+        shown = "; ".join(str(problem) for problem in problems[:_MAX_SHOWN])
+        more = f" ... {len(problems)} in all, see `data check {root}`" if len(problems) > _MAX_SHOWN else ""
+        raise InputError(shown + more)
+    if scan.skipped:
+        _log.warning("%s: %s", root, describe_skipped(scan.skipped))
+    return to_table(scan)
+
+
+def scan_data(root: str | os.PathLike[str], card: str | os.PathLike[str] | Card) -> Scan:
+    """Return the images of a data set and everything in it that does not fit, see ``read_table``."""
+    path = Path(root)
+    scan = scan_csv(path) if is_csv(path) else scan_folder(path, load_card(card))
+    scan.rows.sort(key=lambda row: (SPLITS.index(row.split), row.name))
+    return scan
+
+
+def is_csv(root: str | os.PathLike[str]) -> bool:
+    """Return whether the root of a data set is a CSV file, by its suffix."""
+    return Path(root).suffix.lower() == ".csv"
+
+
+def to_table(scan: Scan) -> pd.DataFrame:
+    """Return the rows of a scan in the columns of ``read_table``."""
+    labels = _label_columns([row.path for row in scan.rows], [(row.pid, row.camid) for row in scan.rows])
+    return labels.assign(split=pd.Series([row.split for row in scan.rows], dtype="str"))
+
+
+def _label_columns(paths: Sequence[str], labels: Sequence[tuple[int | None, int | None]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "path": pd.Series(paths, dtype="str"),
+            "pid": pd.array([pid for pid, _ in labels], dtype="Int64"),
+            "camid": pd.array([camid for _, camid in labels], dtype="Int64"),
+        }
+    )
 
 
 def scan_folder(root: Path, card: Card) -> Scan:
     """Read a data set in the card's layout.
 
     Raises:
-        InputError: the root is missing or empty, or a folder that the card names is missing or holds no
-            image. What is wrong with single files is gathered in the survey.
+        InputError: the root is missing or empty, or a folder of the card is missing or contains no image.
+            Problems with single files are collected in the scan.
     """
     if not root.is_dir():
         found = "found a file" if root.exists() else "no such folder"
@@ -39,99 +109,117 @@ def scan_folder(root: Path, card: Card) -> Scan:
 
 
 def _read_names(root: Path, card: Card) -> Scan:
-    """Flat folders; the pattern tells pid and camid from a file's name."""
-    survey = Scan()
-    for split, source, folder in _sources(root, card):
+    """Read flat folders; the pattern gives pid and camid from a file's name."""
+    scan = Scan()
+    for split, source, folder in _find_sources(root, card):
         if source.pid is not None:
-            for path in list_images(folder):
-                camid = (parse_integers(card.pattern, path.name) or {}).get("camid")
-                survey.add(split, path.relative_to(folder).as_posix(), str(path), source.pid, camid)
+            for path in scan.find_images(folder):
+                camid = (parse_groups(card.pattern, path.name) or {}).get("camid")
+                scan.add(split, path.relative_to(folder).as_posix(), str(path), source.pid, camid)
             continue
-        before = len(survey.rows)
+        before = len(scan.rows)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if is_ignored_file(entry.name):
                 continue
-            numbers = parse_integers(card.pattern, entry.name)
+            numbers = parse_groups(card.pattern, entry.name)
             if numbers is None or numbers["pid"] is None:
-                survey.add_problem("name", entry.path, "the name does not fit the card's pattern")
+                scan.add_problem("name", entry.path, "the name does not fit the card's pattern")
             elif not entry.is_file():
-                survey.add_problem("name", entry.path, "not a file")
+                scan.add_problem("name", entry.path, "not a file")
             else:
-                survey.add(split, entry.name, entry.path, numbers["pid"], numbers.get("camid"))
-        if len(survey.rows) == before:
+                scan.add(split, entry.name, entry.path, numbers["pid"], numbers.get("camid"))
+        if len(scan.rows) == before:
             raise InputError(
                 f"{folder}: expected images named as {truncate(card.pattern)} (card {card.name}), "
                 f"found {list_entries(folder)}"
             )
-    return survey
+    return scan
 
 
 def _read_lists(root: Path, card: Card) -> Scan:
-    """List files, a line ``path pid`` for each image; the pattern, if any, tells the camid from its name."""
-    survey = Scan()
-    for split, source, folder in _sources(root, card):
-        listing = root / str(source.list)
-        if not listing.exists():
+    """Read list files, a line ``path pid`` per image; the pattern gives the camid from the image's name."""
+    scan = Scan()
+    for split, source, folder in _find_sources(root, card):
+        file = root / str(source.list)
+        if not file.exists():
             raise InputError(
-                f"{listing}: expected this list file (card {card.name}), found {list_entries(root)}"
+                f"{file}: expected this list file (card {card.name}), found {list_entries(root)}"
             )
         empty = True
-        with open_text(listing) as lines:
+        with open_text(file) as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    empty = False
-                    _read_line(survey, card, split, folder, line.strip(), f"{listing}, line {number}")
+                if not line.strip():
+                    continue
+                empty, where = False, f"{file}, line {number}"
+                name, _, pid = line.strip().replace("\t", " ").rpartition(" ")
+                label = parse_integer(pid)
+                if not name.strip() or label is None:
+                    scan.add_problem(
+                        "line", where, f"expected 'path pid', got {short_repr(line.strip(), 200)}"
+                    )
+                else:
+                    scan.add_listed(split, folder, name.rstrip(), label, pattern=card.pattern, where=where)
         if empty:
-            raise InputError(f"{listing}: empty, expected a line 'path pid' for each image")
-    return survey
-
-
-def _read_line(survey: Scan, card: Card, split: str, folder: Path, line: str, where: str) -> None:
-    name, _, pid = line.replace("\t", " ").rpartition(" ")
-    name = name.rstrip()
-    if not name or not INTEGER.fullmatch(pid):
-        survey.add_problem("line", where, f"expected 'path pid', got {short_repr(line, 200)}")
-    else:
-        survey.add_listed(split, folder, name, int(pid), pattern=card.pattern, where=where)
+            raise InputError(f"{file}: empty, expected a line 'path pid' for each image")
+    return scan
 
 
 def _read_identities(root: Path, card: Card) -> Scan:
-    """One folder per identity; a folder's name is the pid, or if any is not a number, its place in order."""
-    survey = Scan()
-    places = [(split, folder) for split, _, folder in _sources(root, card)] or [("train", root)]
+    """Read one folder per identity."""
+    scan = Scan()
+    folders = [(split, folder) for split, _, folder in _find_sources(root, card)] or [("train", root)]
     images = []
-    for split, folder in places:
-        for path in list_images(folder):
+    for split, folder in folders:
+        for path in scan.find_images(folder):
             name = path.relative_to(folder).as_posix()
             identity, *rest = name.split("/")
             if len(rest) == 1:
                 images.append((split, name, path, identity))
             else:
-                survey.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
-    pids = _folder_pids(root, {(split, identity) for split, _, _, identity in images})
+                scan.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
+    pids = _number_folders(root, {(split, identity) for split, _, _, identity in images}, card)
+    for name in sorted({identity for *_, identity in images} - pids.keys()):
+        where = next(path.parent for _, _, path, identity in images if identity == name)
+        scan.add_problem("name", where, "most folders of identities are named by numbers, this one is not")
     for split, name, path, identity in images:
-        numbers = parse_integers(card.pattern, path.name) or {}
-        survey.add(split, name, str(path), pids[identity], numbers.get("camid"))
-    return survey
+        if identity in pids:
+            camid = (parse_groups(card.pattern, path.name) or {}).get("camid")
+            scan.add(split, name, str(path), pids[identity], camid)
+    return scan
 
 
-def _folder_pids(root: Path, folders: set[tuple[str, str]]) -> dict[str, int]:
-    """Folder name -> pid, the same in all splits. ``folders``: (split, name)."""
+def _number_folders(root: Path, folders: set[tuple[str, str]], card: Card) -> dict[str, int]:
+    """Return the pid of each folder name, the same in all splits.
+
+    Folders named by integers have them as pids. If most folders are so, others are left out; otherwise all
+    are numbered in the order of their names, apart from junk and distractors of the card.
+
+    Args:
+        root: of the data set, for messages.
+        folders: (split, name) of each folder.
+        card: gives the pids of junk and distractors.
+    """
+    special = {*card.junk_pids, *card.distractor_pids}
     names = sorted({name for _, name in folders})
-    if not all(INTEGER.fullmatch(name) for name in names):
-        return {name: number for number, name in enumerate(names)}
+    pids = {name: pid for name in names if (pid := parse_integer(name)) is not None}
+    persons = [name for name in names if pids.get(name) not in special]
+    numbered = [name for name in persons if name in pids]
+    if persons and 2 * len(numbered) <= len(persons) and len(numbered) < len(persons):
+        free = (number for number in range(len(names) + len(special)) if number not in special)
+        return {name: pids[name] for name in names if name not in persons} | dict(
+            zip(persons, free, strict=False)
+        )
     owners: dict[tuple[str, int], str] = {}
     for split, name in sorted(folders):
-        owner = owners.setdefault((split, int(name)), name)
-        if owner != name:
+        if name in pids and (owner := owners.setdefault((split, pids[name]), name)) != name:
             raise InputError(
-                f"{root}: in {split} the folders {owner!r} and {name!r} are both pid {int(name)}"
+                f"{root}: in {split} the folders {owner!r} and {name!r} are both pid {pids[name]}"
             )
-    return {name: int(name) for name in names}
+    return pids
 
 
-def _sources(root: Path, card: Card) -> Iterator[tuple[str, Source, Path]]:
-    """Each split's sources with the folder that is there."""
+def _find_sources(root: Path, card: Card) -> Iterator[tuple[str, Source, Path]]:
+    """Yield split, source and existing folder of each source."""
     for name, split in card.splits.items():
         for source in split.sources:
             folders = [root / folder for folder in source.folder if (root / folder).is_dir()]
@@ -142,8 +230,8 @@ def _sources(root: Path, card: Card) -> Iterator[tuple[str, Source, Path]]:
 
 
 def _missing_folder(root: Path, card: Card, source: Source) -> str:
-    wanted = " or ".join(f"{folder}/" for folder in source.folder)
-    message = f"{root}: expected the folder {wanted} (card {card.name}), found {list_entries(root)}"
+    expected = " or ".join(f"{folder}/" for folder in source.folder)
+    message = f"{root}: expected the folder {expected} (card {card.name}), found {list_entries(root)}"
     for entry in sorted(root.iterdir()):
         if any((entry / folder).is_dir() for folder in source.folder):
             return f"{message}; did you mean {entry}?"
@@ -152,20 +240,14 @@ def _missing_folder(root: Path, card: Card, source: Source) -> str:
     return message
 
 
-COLUMNS = ("path", "pid", "camid", "split")
-
-# "3.0" is what a spreadsheet or a data frame writes for 3 in a column with empty cells
-WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
-
-
 def scan_csv(file: Path) -> Scan:
     """Read a CSV file; relative paths are relative to its folder.
 
     Raises:
-        InputError: the file is missing, is not UTF-8 CSV, lacks a column, or has no row. What is wrong with
-            single rows is gathered in the survey.
+        InputError: the file is missing, is not UTF-8 CSV, lacks a column, or has no rows. Problems with
+            single rows are collected in the scan.
     """
-    survey = Scan()
+    scan = Scan()
     seen: set[tuple[str, str]] = set()
     try:
         with open_text(file) as lines:
@@ -178,123 +260,73 @@ def scan_csv(file: Path) -> Scan:
                     f"{file}: missing column {', '.join(missing)}; expected {expected}, found {found}"
                 )
             for row in reader:
-                _read_row(survey, seen, row, file, reader.line_num)
+                _read_row(scan, seen, row, file, reader.line_num)
     except csv.Error as error:
         raise InputError(f"{file}, line {reader.reader.line_num}: not valid CSV ({error})") from None
-    if not survey.rows and not survey.problems:
+    if not scan.rows and not scan.problems:
         raise InputError(f"{file}: no rows below the header, expected one per image")
-    return survey
+    return scan
 
 
-def _read_row(survey: Scan, seen: set[tuple[str, str]], row: dict[str, str], file: Path, line: int) -> None:
+def _read_row(scan: Scan, seen: set[tuple[str, str]], row: dict[str, str], file: Path, line: int) -> None:
     where = f"{file}, line {line}"
     if None in row or None in row.values():
-        survey.add_problem("line", where, "the number of cells differs from the header's")
+        scan.add_problem("line", where, "the number of cells differs from the header's")
         return
     name, split = row["path"].strip(), row["split"].strip()
     pid, camid = (WHOLE_NUMBER.fullmatch(row[column].strip()) for column in ("pid", "camid"))
     path = os.path.join(file.parent, name)
     if pid is None:
-        survey.add_problem("line", where, f"pid: expected a whole number, got {short_repr(row['pid'])}")
+        scan.add_problem("line", where, f"pid: expected a whole number, got {short_repr(row['pid'])}")
     elif camid is None and row["camid"].strip():
         found = short_repr(row["camid"])
-        survey.add_problem("line", where, f"camid: expected a whole number or nothing, got {found}")
+        scan.add_problem("line", where, f"camid: expected a whole number or nothing, got {found}")
     elif split not in SPLITS:
-        survey.add_problem(
+        scan.add_problem(
             "line", where, f"split: expected {', '.join(SPLITS)}, got {short_repr(row['split'])}"
         )
     elif (split, name) in seen:
-        survey.add_problem("line", where, f"path: {short_repr(name)} is in the split {split} already")
+        scan.add_problem("line", where, f"path: {short_repr(name)} is in the split {split} already")
     elif not os.path.isfile(path):
-        survey.add_problem("missing", where, f"path: no such image file: {path}")
+        scan.add_problem("missing", where, f"path: no such image file: {path}")
     else:
         seen.add((split, name))
-        survey.add(split, name, path, int(pid[1]), None if camid is None else int(camid[1]))
-
-
-DEFAULT_CARD = "market1501"
-
-_NAMED = 3  # problems that an error message names; `data check` lists all
-_MARKET_NAME = re.compile(r"(?P<pid>-1|[0-9]{1,18})_c(?P<camid>[0-9]{1,18})(?![0-9])")
-
-
-def read_table(
-    root: str | os.PathLike[str], card: str | os.PathLike[str] | Card = DEFAULT_CARD
-) -> pd.DataFrame:
-    """The table of a data set.
-
-    Args:
-        root: folder of the data set; or a ``.csv`` file with the columns path, pid, camid, split, which needs
-            no card.
-        card: name of a bundled card (``market1501``, ``folders``), path of one's own, or a ``Card``.
-
-    Returns:
-        Columns ``path`` (str, below ``root`` as given), ``pid`` (Int64, never null), ``camid`` (Int64, null
-        where unknown) and ``split`` (str). Sorted by split (train, query, gallery), then by the path within.
-
-    Raises:
-        InputError: the root is missing, empty or of another layout; a file's name does not fit the card; a
-            row of a CSV or list file is wrong or names a file that is missing. The first few are named.
-    """
-    survey = scan_data(root, card)
-    problems = survey.problems
-    if problems:
-        named = "; ".join(str(problem) for problem in problems[:_NAMED])
-        more = f" ... {len(problems)} in all, see `data check {root}`" if len(problems) > _NAMED else ""
-        raise InputError(named + more)
-    return to_table(survey)
-
-
-def scan_data(root: str | os.PathLike[str], card: str | os.PathLike[str] | Card) -> Scan:
-    """The images of a data set and everything in it that does not fit, see ``read_table``."""
-    place = Path(root)
-    survey = scan_csv(place) if is_csv(place) else scan_folder(place, load_card(card))
-    survey.rows.sort(key=lambda row: (SPLITS.index(row.split), row.name))
-    return survey
-
-
-def is_csv(root: str | os.PathLike[str]) -> bool:
-    """Whether a data set's root is a CSV file, by its suffix."""
-    return Path(root).suffix.lower() == ".csv"
-
-
-def to_table(survey: Scan) -> pd.DataFrame:
-    """The rows of a survey in the columns of ``read_table``."""
-    rows = survey.rows
-    return pd.DataFrame(
-        {
-            "path": pd.Series([row.path for row in rows], dtype="str"),
-            "pid": pd.array([row.pid for row in rows], dtype="Int64"),
-            "camid": pd.array([row.camid for row in rows], dtype="Int64"),
-            "split": pd.Series([row.split for row in rows], dtype="str"),
-        }
-    )
+        scan.add(split, name, path, int(pid[1]), None if camid is None else int(camid[1]))
 
 
 def table_from_images(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """The images below any folder, with what their names tell.
+    """Return the images below any folder, with the labels that their names and folders give.
 
-    A name that begins as Market-1501's do, ``PPPP_cC``, tells pid and camid. Otherwise a folder directly
-    below ``folder`` whose name is a whole number tells the pid of the images in it.
+    A file name that begins as Market-1501's do, ``PPPP_cC``, gives pid and camid. A folder directly below
+    ``folder`` whose name is an integer gives the pid of its images. Dates such as 20261128 are not pids.
 
     Returns:
         Columns ``path`` (str, below ``folder`` as given), ``pid`` and ``camid`` (Int64, null where unknown),
         sorted by the path within ``folder``.
 
     Raises:
-        InputError: see ``list_images``.
+        InputError: a folder and a file name in it give different pids; see also ``list_images``.
     """
     paths = list_images(folder)
-    table = table_from_files(paths)
-    parents = [path.relative_to(folder).parent.as_posix() for path in paths]
-    own_folder = [int(parent) if INTEGER.fullmatch(parent) else None for parent in parents]
-    in_market = [_MARKET_NAME.match(path.name) is not None for path in paths]
-    table["pid"] = table["pid"].where(in_market, pd.array(own_folder, dtype="Int64"))
-    return table
+    labels: list[tuple[int | None, int | None]] = []
+    conflicts = []
+    for path in paths:
+        pid, camid = parse_file_name(path.name)
+        own_folder = parse_pid(path.relative_to(folder).parent.as_posix())
+        if None not in (pid, own_folder) and pid != own_folder:
+            conflicts.append(f"{path}: the folder says person {own_folder}, the file name says person {pid}")
+        labels.append((own_folder if pid is None else pid, camid))
+    if conflicts:
+        more = f" ({len(conflicts)} such files)" if len(conflicts) > 1 else ""
+        raise InputError(
+            f"{conflicts[0]}{more}; rename the files, or describe the folders as a data set "
+            "(the card 'folders' takes the folder's name)"
+        )
+    return _label_columns([str(path) for path in paths], labels)
 
 
 def table_from_files(paths: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
-    """Some image files, which need not exist, with what their names tell.
+    """Return image files, which need not exist, with the labels that their names give.
 
     Args:
         paths: n files.
@@ -303,23 +335,16 @@ def table_from_files(paths: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
         Columns ``path`` (str, as given), ``pid`` and ``camid`` (Int64, null unless the name begins as
         Market-1501's do), n rows in the order of ``paths``.
     """
-    names = [_MARKET_NAME.match(Path(path).name) for path in paths]
-    return pd.DataFrame(
-        {
-            "path": pd.Series([os.fspath(path) for path in paths], dtype="str"),
-            "pid": pd.array([int(name["pid"]) if name else None for name in names], dtype="Int64"),
-            "camid": pd.array([int(name["camid"]) if name else None for name in names], dtype="Int64"),
-        }
-    )
+    return _label_columns([os.fspath(path) for path in paths], [parse_file_name(Path(p).name) for p in paths])
 
 
 def table_digest(table: pd.DataFrame) -> str:
-    """16 hexadecimal digits that tell a table of images by its names, identities, cameras and splits.
+    """Return 16 hexadecimal digits that identify a table by its file names, pids, camids and splits.
 
-    They are the same wherever the images lie; their pixels are not looked at.
+    They do not depend on where the images are, or on their pixels.
 
     Args:
-        table: as of ``read_table``.
+        table: as returned by ``read_table``.
     """
     names = table["path"].map(os.path.basename)
     text = table.assign(path=names)[["path", "pid", "camid", "split"]].to_csv(index=False)
@@ -327,18 +352,18 @@ def table_digest(table: pd.DataFrame) -> str:
 
 
 def read_training(roots: Sequence[str], cards: Sequence[str | os.PathLike[str] | Card]) -> pd.DataFrame:
-    """The training images of several data sets, their identities and cameras kept apart.
+    """Return the training images of several data sets, with identities and cameras kept apart.
 
     Args:
         roots, cards: a folder or CSV file, and a card, for each data set; one card may serve all.
 
     Returns:
         As ``read_table``, with the column ``dataset``, the number of the set. Junk (a negative pid, or one
-        that the card calls so) is nobody, and left out. Where there are several sets, pids and camids are
-        numbered anew from 0, in the order of the sets and of the numbers within.
+        of the card's junk pids) is left out. For several sets, pids and camids are renumbered from 0, in the
+        order of the sets and of the numbers within.
 
     Raises:
-        InputError: as ``read_table``; not as many cards as roots; a file that is in two sets.
+        InputError: as ``read_table``; fewer or more cards than roots; a file in two sets.
     """
     if len(cards) == 1:
         cards = [*cards] * len(roots)

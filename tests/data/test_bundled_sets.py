@@ -1,4 +1,4 @@
-"""The bundled cards on small made-up copies of their data sets' structure; several sets in one training."""
+"""The bundled cards on miniatures of their data sets, and several sets in one training."""
 
 from __future__ import annotations
 

@@ -1,12 +1,18 @@
-"""What ``check_data`` counts, against counts by hand; what it finds wrong, fault by fault."""
+"""What ``check_data`` counts, against counts by hand, and what it finds wrong, fault by fault."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from rga_reid.data import check_data, load_card
+from rga_reid.data import Card, check_data, find_duplicates, load_card, read_table
 from rga_reid.data.check import Counts
 from rga_reid.errors import InputError
 
@@ -27,25 +33,39 @@ EXPECTED = {
     "query": {"images": 2, "identities": 2},
     "gallery": {"images": 6, "identities": 2, "junk": 1, "distractors": 2},
 }
+QUERY = "query/0001_c1s1_000001_00.jpg"
+MATCH = "bounding_box_test/0001_c3s1_000003_00.jpg"
+
+
+def draw(path: Path) -> None:
+    """Draw an image that no other one equals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(list(str(path).encode()))
+    Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8)).save(path)
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path: Path) -> Path:
     for folder, names in SMALL.items():
-        (tmp_path / "set" / folder).mkdir(parents=True)
         for name in names:
-            Image.new("RGB", (4, 8)).save(tmp_path / "set" / folder / f"{name}.jpg")
+            draw(tmp_path / "set" / folder / f"{name}.jpg")
     return tmp_path / "set"
 
 
 @pytest.fixture
-def card():
+def card() -> Card:
     market = load_card("market1501")
     splits = {name: dataclasses.replace(split, **EXPECTED[name]) for name, split in market.splits.items()}
     return dataclasses.replace(market, splits=splits, cameras=3)
 
 
-def test_a_clean_set(small, card):
+def write_csv(root: Path, *lines: str) -> Path:
+    file = root.parent / "own.csv"
+    file.write_text("\n".join(["path,pid,camid,split", *lines]) + "\n")
+    return file
+
+
+def test_a_clean_set(small: Path, card: Card) -> None:
     report = check_data(small, card)
     assert report.problems == []
     assert report.counts == {
@@ -66,18 +86,7 @@ def test_a_clean_set(small, card):
         ["gallery", 2, 2, 1],
         ["gallery", 3, 1, 1],
     ]
-
-
-def test_the_real_card_misses_its_images(small):
-    details = [problem.detail for problem in check_data(small).problems]
-    assert "train: 3 images, expected 12,936" in details
-    assert "gallery: 2 distractors, expected 2,798" in details
-    assert "3 cameras, expected 6" in details
-    assert len(details) == 9
-
-
-def test_json(small, card):
-    value = check_data(small, card).to_json()
+    value = report.to_json()
     assert json.loads(json.dumps(value, allow_nan=False)) == value
     assert value["clean"] is value["decoded"] is True
     assert value["splits"]["gallery"] == {"images": 6, "identities": 2, "junk": 1, "distractors": 2}
@@ -85,11 +94,15 @@ def test_json(small, card):
     assert value["sizes"] == [{"height": 8, "width": 4, "images": 11}]
 
 
-def jpeg_of(path):
-    return path / "query" / "0001_c1s1_000001_00.jpg"
+def test_the_real_card_misses_its_images(small: Path) -> None:
+    details = [problem.detail for problem in check_data(small).problems]
+    assert "train: 3 images, expected 12,936" in details
+    assert "gallery: 2 distractors, expected 2,798" in details
+    assert "3 cameras, expected 6" in details
+    assert len(details) == 9
 
 
-def cut(path):
+def cut(path: Path) -> None:
     Image.effect_noise((64, 64), 80).save(path)
     path.write_bytes(path.read_bytes()[:-300])
 
@@ -102,103 +115,112 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_bad_file_is_named(small, card, fault, threads):
-    FAULTS[fault](jpeg_of(small))
-    (problem,) = check_data(small, card, threads=threads).problems
-    assert (problem.kind, problem.where) == (fault, str(jpeg_of(small)))
+def test_a_bad_file_is_named(small: Path, card: Card, fault: str) -> None:
+    FAULTS[fault](small / QUERY)
+    (problem,) = check_data(small, card, threads=3).problems
+    assert (problem.kind, problem.where) == (fault, str(small / QUERY))
     assert not problem.detail.startswith(str(small))
-
-
-def test_fast_decodes_nothing_but_finds_empty_files(small, card):
-    FAULTS["unreadable"](jpeg_of(small))
-    report = check_data(small, card, fast=True)
-    assert (report.problems, report.sizes, report.decoded) == ([], {}, False)
-    FAULTS["empty"](jpeg_of(small))
-    assert [problem.kind for problem in check_data(small, card, fast=True).problems] == ["empty"]
+    report = check_data(small, card, fast=True)  # decodes nothing, but finds empty files
+    assert [problem.kind for problem in report.problems] == (["empty"] if fault == "empty" else [])
+    assert (report.sizes, report.decoded) == ({}, False)
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_link_that_leads_nowhere(tmp_path, fast):
+def test_a_broken_link_and_skipped_files(tmp_path: Path, fast: bool) -> None:
     for person in ("1", "2"):
-        (tmp_path / "train" / person).mkdir(parents=True)
-        Image.new("RGB", (4, 8)).save(tmp_path / "train" / person / "a.jpg")
+        draw(tmp_path / "train" / person / "a.jpg")
     (tmp_path / "train" / "1" / "b.jpg").symlink_to("nowhere.jpg")
-    (problem,) = check_data(tmp_path, "folders", fast=fast).problems
+    (tmp_path / "train" / "1" / "c.heic").touch()
+    report = check_data(tmp_path, "folders", fast=fast)
+    (problem,) = report.problems
     assert (problem.kind, problem.where) == ("missing", str(tmp_path / "train" / "1" / "b.jpg"))
+    assert report.skipped == report.to_json()["skipped"] == {".heic": 1}
 
 
-def test_an_odd_name_and_the_missing_image(small, card):
-    jpeg_of(small).rename(jpeg_of(small).with_name("odd.jpg"))
+def test_an_odd_name_and_the_missing_image(small: Path, card: Card) -> None:
+    (small / QUERY).rename((small / QUERY).with_name("odd.jpg"))
     problems = check_data(small, card).problems
-    assert [(problem.kind, problem.detail) for problem in problems] == [
-        ("name", "the name does not fit the card's pattern"),
-        ("match", "no query has a gallery image of the same identity from another camera"),
-        ("count", "query: 1 images, expected 2"),
-        ("count", "query: 1 identities, expected 2"),
-    ]
+    assert [problem.kind for problem in problems] == ["name", "match", "count", "count"]
     assert problems[0].where.endswith("odd.jpg")
-
-
-def test_csv_without_cameras(small, tmp_path):
-    file = tmp_path / "own.csv"
-    name = "set/query/0001_c1s1_000001_00.jpg"
-    file.write_text(f"path,pid,camid,split\n{name},1,,query\n{name},1,,gallery\n")
-    report = check_data(file)
-    assert report.counts == {"query": Counts(1, 1, 0, 0), "gallery": Counts(1, 1, 0, 0)}
-    assert [problem.kind for problem in report.problems] == ["match"]  # the identical file is no match
-    assert report.to_json()["cameras"][0]["camid"] is None
-    with file.open("a") as lines:
-        lines.write("set/query/0003_c2s1_000001_00.jpg,1,,gallery\n")
-    report = check_data(file)
-    assert (report.problems, report.matched_queries, report.sizes) == ([], 1, {(8, 4): 2})
+    assert [p.detail for p in problems[2:]] == [
+        "query: 1 images, expected 2",
+        "query: 1 identities, expected 2",
+    ]
 
 
 @pytest.mark.parametrize(
     ("query", "gallery", "matched"),
     [
-        ("1,1", ["1,1"], 0),  # of one camera: the evaluation leaves it out
+        ("1,1", ["1,1"], 0),  # the same camera: evaluation leaves it out
         ("1,1", ["1,"], 1),
         ("1,", ["1,1"], 1),
         ("1,1", ["1,1", "1,2"], 1),
+        ("1,", ["2,"], 0),
     ],
 )
-def test_cameras_of_some_images_only(small, tmp_path, query, gallery, matched):
+def test_cameras_of_some_images_only(small: Path, query: str, gallery: list[str], matched: int) -> None:
     files = [f"set/bounding_box_test/{name}.jpg" for name in SMALL["bounding_box_test"]]
-    rows = [f"set/query/0001_c1s1_000001_00.jpg,{query},query"]
-    rows += [f"{file},{labels},gallery" for file, labels in zip(files, gallery, strict=False)]
-    rows.append(f"{files[-1]},2,,gallery")  # somebody else, in no known camera
-    (tmp_path / "own.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
-    report = check_data(tmp_path / "own.csv")
-    assert (report.matched_queries, [problem.kind for problem in report.problems]) == (
-        matched,
-        [] if matched else ["match"],
-    )
+    lines = [f"set/{QUERY},{query},query"]
+    lines += [f"{file},{labels},gallery" for file, labels in zip(files, gallery, strict=False)]
+    lines.append(f"{files[-1]},2,,gallery")  # another person, without a camera
+    report = check_data(write_csv(small, *lines))
+    kinds = [problem.kind for problem in report.problems]
+    assert (report.matched_queries, kinds) == (matched, [] if matched else ["match"])
 
 
-def test_queries_alone_need_no_match(small, tmp_path):
-    file = tmp_path / "own.csv"
-    file.write_text("path,pid,camid,split\nset/query/0001_c1s1_000001_00.jpg,1,1,query\n")
-    assert check_data(file).problems == []
-
-
-def test_csv_with_nothing_but_bad_rows(tmp_path):
-    file = tmp_path / "own.csv"
-    file.write_text("path,pid,camid,split\nnone.jpg,1,1,train\nnone.jpg,x,1,train\n")
+def test_own_data_by_csv(small: Path, card: Card) -> None:
+    file = write_csv(small, f"set/{QUERY},1,,query")
+    assert check_data(file).problems == []  # queries alone need no match
+    file = write_csv(small, f"set/{QUERY},1,,query", f"set/{QUERY},1,,gallery")
     report = check_data(file)
-    assert report.counts == {}
-    assert [problem.kind for problem in report.problems] == ["missing", "line"]
-
-
-def test_csv_against_a_card(small, tmp_path, card):
-    file = tmp_path / "own.csv"
-    file.write_text("path,pid,camid,split\nset/query/0001_c1s1_000001_00.jpg,1,1,train\n")
-    assert check_data(file).problems == []
+    assert report.counts == {"query": Counts(1, 1, 0, 0), "gallery": Counts(1, 1, 0, 0)}
+    assert [problem.kind for problem in report.problems] == ["match"]  # never ranked for itself
+    assert report.to_json()["cameras"][0]["camid"] is None
+    report = check_data(write_csv(small, "none.jpg,1,1,train", "none.jpg,x,1,train"))
+    assert (report.counts, [problem.kind for problem in report.problems]) == ({}, ["missing", "line"])
+    file = write_csv(small, f"set/{QUERY},1,1,train")
     assert "train: 1 images, expected 3" in [problem.detail for problem in check_data(file, card).problems]
 
 
-def test_nothing_to_count(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        check_data(tmp_path / "none")
-    with pytest.raises(InputError, match="nothing: it is empty"):
-        check_data(tmp_path)
+@pytest.mark.parametrize("how", ["copy", "link", "hard link", "spelling"])
+def test_a_query_that_is_in_the_gallery_too(small: Path, how: str) -> None:
+    query, other = small / QUERY, small / "copy.jpg"
+    make = {"copy": shutil.copy, "link": lambda a, b: b.symlink_to(a), "hard link": os.link}
+    if how in make:
+        make[how](query, other)
+    name = "set/../set/" + QUERY if how == "spelling" else "set/copy.jpg"
+    file = write_csv(small, f"set/{QUERY},1,,query", f"{name},1,,gallery", f"set/{MATCH},1,,gallery")
+    (problem,) = check_data(file).problems
+    assert (problem.kind, problem.where) == ("duplicate", str(small.parent / "set" / QUERY))
+    assert "query, gallery, person 1" in problem.detail
+    assert check_data(file, fast=True).problems == []
+
+
+def test_identical_files_in_train_or_of_two_persons(small: Path) -> None:
+    lines = [f"set/{QUERY},1,1,query", f"set/{MATCH},1,3,gallery", "set/a.jpg,1,1,gallery"]
+    draw(small / "a.jpg")
+    shutil.copy(small / "a.jpg", small / "b.jpg")
+    for line, words in (
+        (f"set/{QUERY},1,1,train", "twice: in train, query, person 1"),
+        ("set/b.jpg,2,1,gallery", r"b\.jpg: in gallery, persons 1, 2"),
+        ("set/b.jpg,1,1,gallery", None),  # the same person twice
+        ("set/b.jpg,-1,1,gallery", None),  # junk
+    ):
+        problems = [p.detail for p in check_data(write_csv(small, *lines, line)).problems]
+        assert len(problems) == (words is not None)
+        if words is not None:
+            assert problems[0].endswith(words.replace("\\", "")) and "same image" in problems[0]
+
+
+def test_duplicates_as_a_table(small: Path) -> None:
+    shutil.copy(small / MATCH, small / "bounding_box_train" / "0001_c3s1_000009_00.jpg")
+    (small / QUERY).write_bytes(b"")  # empty files are not duplicates
+    (small / "query" / "0003_c2s1_000001_00.jpg").write_bytes(b"")
+    (group,) = find_duplicates(read_table(small))
+    assert group.split.tolist() == ["train", "gallery"]
+
+
+def test_nothing_to_count(tmp_path: Path) -> None:
+    for root, words in ((tmp_path / "none", "no such folder"), (tmp_path, "empty")):
+        with pytest.raises(InputError, match=words):
+            check_data(root)

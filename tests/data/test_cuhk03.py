@@ -1,4 +1,4 @@
-"""CUHK03 as it is published: pictures in a MATLAB 7.3 file, splits in MATLAB 5 files; both made here."""
+"""CUHK03 as published: images in a MATLAB 7.3 file, splits in MATLAB 5 files; both are made here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PROTOCOL = "cuhk03_new_protocol_config_labeled.mat"
 
 
 def picture(pair: int, identity: int, number: int) -> np.ndarray:
-    """(H, W, 3), another size and other pixels for each."""
+    """Return (H, W, 3) of a size and pixels that no other image has."""
     rng = np.random.default_rng([pair, identity, number])
     return rng.integers(0, 256, (20 + number, 10 + identity, 3), dtype=np.uint8)
 
 
 def write_pictures(path: Path, kind: str = "labeled", **how: object) -> dict[str, np.ndarray]:
-    """Two pairs of cameras with 2 and 1 identities; images 1, 2 of the first camera, 6 of the second.
+    """Write two pairs of cameras with 2 and 1 identities: images 1, 2 of the first camera, 6 of the second.
 
     Args:
-        how: the values of a data set are stored.
+        how: options of h5py's ``create_dataset``.
     """
     named = {}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def write_protocol(path: Path, names: list[str], **changes: object) -> None:
 
 @pytest.fixture
 def card() -> Card:
-    """The bundled card without its counts."""
+    """Return the bundled card without its counts."""
     bundled = load_card("cuhk03_labeled")
     splits = {
         name: dataclasses.replace(split, images=None, identities=None)
@@ -83,9 +83,14 @@ def card() -> Card:
     return dataclasses.replace(bundled, splits=splits)
 
 
-@pytest.mark.parametrize("place", ["cuhk-03.mat", "cuhk03_release/cuhk-03.mat"])
-def test_pictures_are_unpacked_once_and_split_by_the_protocol(tmp_path: Path, card: Card, place: str) -> None:
-    named = write_pictures(tmp_path / place)
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [("cuhk-03.mat", {}), ("cuhk03_release/cuhk-03.mat", {"compression": "gzip", "shuffle": True})],
+)
+def test_images_are_unpacked_once_and_split_by_the_protocol(
+    tmp_path: Path, card: Card, place: str, how: dict[str, Any]
+) -> None:
+    named = write_pictures(tmp_path / place, **how)
     write_protocol(tmp_path / PROTOCOL, sorted(named))
     table = read_table(tmp_path, card)
     found = [(Path(row.path).name, row.pid, row.camid, row.split) for row in table.itertuples()]
@@ -97,27 +102,12 @@ def test_pictures_are_unpacked_once_and_split_by_the_protocol(tmp_path: Path, ca
         ("2_001_1_01.png", 21, 1, "gallery"),
         ("2_001_1_02.png", 21, 1, "gallery"),
     ]
-    for path in table.path:
-        assert np.array_equal(np.asarray(Image.open(path)), named[Path(path).name]), path
+    assert {path.name for path in (tmp_path / "labeled").iterdir()} == set(named)
+    for name, pixels in named.items():
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "labeled" / name)), pixels), name
     (tmp_path / place).unlink()  # not needed any more
     assert read_table(tmp_path, card).equals(table)
     assert not check_data(tmp_path, card).problems
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"chunks": True},
-        {"compression": "gzip"},
-        {"compression": "gzip", "shuffle": True},
-    ],
-)
-def test_pictures_in_chunks(tmp_path: Path, how: dict[str, Any]) -> None:
-    named = write_pictures(tmp_path / "cuhk-03.mat", **how)
-    folder = cuhk03.unpack(tmp_path, "labeled")
-    assert {path.name for path in folder.iterdir()} == set(named)
-    for name, pixels in named.items():
-        assert np.array_equal(np.asarray(Image.open(folder / name)), pixels), name
 
 
 def test_a_card_of_both_kinds_without_a_pattern(tmp_path: Path, card: Card) -> None:
@@ -158,45 +148,46 @@ def test_files_that_are_missing(tmp_path: Path, card: Card) -> None:
         read_table(tmp_path, card)
 
 
-def test_mat_files_of_the_wrong_kind(tmp_path: Path, card: Card) -> None:
+def test_mat_files_of_the_wrong_kind(tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     named = write_pictures(tmp_path / "cuhk-03.mat", kind="detected")
-    (tmp_path / PROTOCOL).write_bytes((tmp_path / "cuhk-03.mat").read_bytes())
-    with pytest.raises(InputError, match=rf"{PROTOCOL}: expected the protocol of CUHK03, a MATLAB 5 file"):
-        read_table(tmp_path, card)
-    (tmp_path / PROTOCOL).write_bytes(b"no MATLAB file" * 20)
-    with pytest.raises(InputError, match=rf"{PROTOCOL}: expected the protocol of CUHK03, a MATLAB 5 file"):
-        read_table(tmp_path, card)
-    write_protocol(tmp_path / PROTOCOL, sorted(named), query_idx=None, labels=None)
-    with pytest.raises(
-        InputError, match="of another kind: expected the variable labels, query_idx, found filelist"
-    ):
-        read_table(tmp_path, card)
-    write_protocol(tmp_path / PROTOCOL, sorted(named))
-    with pytest.raises(
-        InputError, match=r"cuhk-03\.mat: expected the variable 'labeled', found #refs#, detected"
-    ):
-        read_table(tmp_path, card)
-    savemat(tmp_path / "cuhk-03.mat", {"labeled": np.zeros(3)})
-    with pytest.raises(InputError, match=r"cuhk-03\.mat: expected the pictures of CUHK03, a MATLAB 7\.3"):
-        read_table(tmp_path, card)
-    with h5py.File(tmp_path / "cuhk-03.mat", "w") as file:
+    protocol, archive = tmp_path / PROTOCOL, tmp_path / "cuhk-03.mat"
+
+    def refused(file: Path, words: str) -> None:
+        with pytest.raises(InputError, match=rf"{file.name}: .*{words}"):
+            read_table(tmp_path, card)
+
+    for content in (archive.read_bytes(), b"no MATLAB file" * 20, bytes((8 << 20) + 1)):
+        protocol.write_bytes(content)
+        refused(protocol, "protocol of CUHK03")
+    write_protocol(protocol, sorted(named), query_idx=None, labels=None)
+    refused(protocol, "labels, query_idx, found filelist")
+    write_protocol(protocol, sorted(named), labels=["a"])
+    refused(protocol, "variable labels")
+    write_protocol(protocol, sorted(named))
+    refused(archive, "'labeled', found #refs#, detected")
+    savemat(archive, {"labeled": np.zeros(3)})
+    refused(archive, "HDF5")
+    with h5py.File(archive, "w") as file:
         file["labeled"] = np.zeros((1, 5))
-    with pytest.raises(InputError, match=r"cuhk-03\.mat: 'labeled' is not the cells of cells"):
-        read_table(tmp_path, card)
-    assert not (tmp_path / "labeled").exists()  # nothing half unpacked
+    refused(archive, "cells of cells")
+    write_pictures(archive)
+    monkeypatch.setattr(cuhk03, "MAX_IMAGES", 29)
+    refused(archive, "more than 29 cells")
+    assert not (tmp_path / "labeled").exists()  # nothing is half unpacked
 
 
-def test_a_protocol_that_names_what_is_not_there(tmp_path: Path, card: Card) -> None:
+def test_a_protocol_that_names_missing_images(tmp_path: Path, card: Card) -> None:
     named = write_pictures(tmp_path / "cuhk-03.mat")
     write_protocol(tmp_path / PROTOCOL, [*sorted(named), "1_001_1_03.png", "1_001_1_04.png"])
     with pytest.raises(InputError, match=r"03\.png; .*no such image file: .*04\.png"):
         read_table(tmp_path, card)
-    write_protocol(tmp_path / PROTOCOL, sorted(named), train_idx=[1, 99])
-    with pytest.raises(InputError, match="image 99 of 9 images"):
-        read_table(tmp_path, card)
+    for change, words in (({"train_idx": [1, 99]}, "image 99 of 9"), ({"labels": [1.5] * 9}, "image 1: ")):
+        write_protocol(tmp_path / PROTOCOL, sorted(named), **change)
+        with pytest.raises(InputError, match=words):
+            read_table(tmp_path, card)
 
 
-def test_pictures_that_another_process_has_unpacked_meanwhile_stay(
+def test_images_that_another_process_unpacked_meanwhile_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_pictures(tmp_path / "cuhk-03.mat")

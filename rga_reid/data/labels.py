@@ -1,0 +1,77 @@
+"""Identities and cameras from the names of files and folders: one rule for every command.
+
+A file name that begins as Market-1501's do, ``PPPP_cC``, gives the identity and the camera. The folder of an
+image gives its identity if the folder's name is an integer. A number that reads as a date is not an identity.
+Where folder and file name disagree, nothing is guessed: see ``table_from_images``. A data set's card says
+what its names mean, and takes precedence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pandas as pd
+
+from rga_reid.data.images import display_path
+from rga_reid.errors import sanitize
+
+_INTEGER = re.compile(r"0*(-?[0-9]{1,18})")  # MARS writes -1 as 00-1
+_MARKET_NAME = re.compile(r"(?P<pid>0*-1|[0-9]{1,18})_c(?P<camid>[0-9]{1,18})(?![0-9])")
+_DATE = re.compile(  # 20261128, perhaps followed by a time, 1530 or 153000
+    r"(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])([0-9]{4}|[0-9]{6})?"
+)
+
+
+def parse_integer(text: str) -> int | None:
+    """Return the integer that a name, or a part of it, stands for; None for other texts."""
+    match = _INTEGER.fullmatch(text)
+    return None if match is None else int(match[1])
+
+
+def parse_pid(text: str) -> int | None:
+    """Return the identity that a name stands for: an integer that does not read as a date."""
+    return None if _DATE.fullmatch(text) else parse_integer(text)
+
+
+def parse_file_name(name: str) -> tuple[int | None, int | None]:
+    """Return identity and camera of a file name; None where it does not give them."""
+    match = _MARKET_NAME.match(name)
+    return (None, None) if match is None else (parse_pid(match["pid"]), int(match["camid"]))
+
+
+def parse_groups(pattern: str | None, name: str) -> dict[str, int | None] | None:
+    """Return the integers of a card's pattern by group, such as ``pid`` and ``camid``.
+
+    Any name fits if there is no pattern.
+
+    Returns:
+        None if the name does not fit the pattern, or a group is not an integer.
+    """
+    if pattern is None:
+        return {}
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        return None
+    texts = match.groupdict()
+    numbers = {group: None if text is None else parse_integer(text) for group, text in texts.items()}
+    return None if any(numbers[group] is None and texts[group] is not None for group in texts) else numbers
+
+
+def summarize_labels(table: pd.DataFrame, rows: int = 3) -> Iterator[str]:
+    """Yield lines that show what was read from names: counts, then the first rows.
+
+    Args:
+        table: columns ``path, pid, camid``, null where unknown.
+        rows: number of rows to show.
+    """
+    counts = {
+        "images": len(table),
+        "persons": table.pid.nunique(),
+        "cameras": table.camid.nunique(),
+        "images without a person": int(table.pid.isna().sum()),
+    }
+    yield ", ".join(f"{noun}: {count:,}" for noun, count in counts.items())
+    for row in table.head(rows).itertuples():
+        pid, camid = ("unknown" if pd.isna(value) else str(value) for value in (row.pid, row.camid))
+        yield f"  {sanitize(display_path(str(row.path)))}: person {pid}, camera {camid}"

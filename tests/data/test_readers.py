@@ -1,0 +1,331 @@
+"""Every layout read into the same table; every wrong one refused by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from rga_reid.data import load_card, read_table
+from rga_reid.data.cards import Card, Source, Split
+from rga_reid.errors import InputError
+
+MARKET = {
+    "bounding_box_train": [
+        "0007_c3s1_000001_00.jpg",
+        "0002_c1s1_000451_03.jpg",
+        "0002_c2s1_000451_01.jpg.jpg",
+    ],
+    "query": ["0001_c1s1_001051_00.jpg"],
+    "bounding_box_test": ["0001_c6s1_001051_00.jpg", "0000_c1s1_000001_01.jpg", "-1_c4s1_000401_03.jpg"],
+}
+
+
+def make(root: Path, *files: str) -> Path:
+    """Make empty files: a table never opens an image."""
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+@pytest.fixture
+def market(tmp_path: Path) -> Path:
+    names = [f"{folder}/{name}" for folder, names in MARKET.items() for name in names]
+    return make(tmp_path / "market", *names)
+
+
+def rows(table: pd.DataFrame, root: Path) -> list[tuple[Any, ...]]:
+    """Return the table as plain tuples, paths relative to root, null as None."""
+    return [
+        (os.path.relpath(path, root), pid, None if pd.isna(camid) else camid, split)
+        for path, pid, camid, split in table.itertuples(index=False)
+    ]
+
+
+# --- Market-1501 ---------------------------------------------------------------------------------------
+
+
+def test_market(market: Path) -> None:
+    table = read_table(market)
+    assert rows(table, market) == [
+        ("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1, "train"),
+        ("bounding_box_train/0002_c2s1_000451_01.jpg.jpg", 2, 2, "train"),
+        ("bounding_box_train/0007_c3s1_000001_00.jpg", 7, 3, "train"),
+        ("query/0001_c1s1_001051_00.jpg", 1, 1, "query"),
+        ("bounding_box_test/-1_c4s1_000401_03.jpg", -1, 4, "gallery"),
+        ("bounding_box_test/0000_c1s1_000001_01.jpg", 0, 1, "gallery"),
+        ("bounding_box_test/0001_c6s1_001051_00.jpg", 1, 6, "gallery"),
+    ]
+    assert list(table.columns) == ["path", "pid", "camid", "split"]
+    assert str(table.pid.dtype) == str(table.camid.dtype) == "Int64"
+    make(market, "query/Thumbs.db", "query/.DS_Store", "query/desktop.ini", "query/@eaDir/a.jpg")
+    make(market, "gt_query/0001_c1s1_001051_00_good.mat", "readme.txt")
+    pd.testing.assert_frame_equal(table, read_table(str(market), load_card("market1501")))
+
+
+def test_a_relative_root_stays_relative(market: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(market.parent)
+    assert read_table("market").path[0] == "market/bounding_box_train/0002_c1s1_000451_03.jpg"
+
+
+def test_the_first_odd_names_are_listed(market: Path) -> None:
+    odd = ["0001_c1s1_001051_00.jpg.part", "0001_c1s1_001051.jpg", "notes.txt", "odd1.jpg", "odd2.jpg"]
+    make(market, *[f"query/{name}" for name in odd])
+    with pytest.raises(InputError, match="5 in all") as error:
+        read_table(market)
+    assert [name in str(error.value) for name in odd] == [True] * 3 + [False] * 2
+
+
+def test_entries_that_are_not_images(market: Path) -> None:
+    (market / "query" / "0009_c1s1_001051_00.jpg").mkdir()
+    (market / "query" / "0009_c2s1_001051_00.jpg").symlink_to("nowhere")
+    with open(os.fsencode(market) + b"/query/0009_c3s1_\xff.jpg", "wb"):
+        pass
+    with pytest.raises(InputError, match=r"0009_c1.*not a file; .*0009_c2.*not a file; .*c3s1_\\xff\.jpg"):
+        read_table(market)
+
+
+def test_wrong_roots_say_what_was_found(market: Path, tmp_path: Path) -> None:
+    make(tmp_path, "other/pictures/a.jpg", "folders/train/1/a.jpg")
+    (tmp_path / "empty").mkdir()
+    for root, words in (
+        (tmp_path / "none", r"none: .*Market-1501.*no such folder"),
+        (market / "query" / MARKET["query"][0], "found a file"),
+        (tmp_path / "empty", "bounding_box_train/ .*empty"),
+        (tmp_path / "other", "bounding_box_train/ .*pictures/"),
+        (tmp_path / "folders", "'folders'"),
+        (market.parent, r"did you mean .*market\?"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_table(root)
+    (market / "query" / MARKET["query"][0]).unlink()
+    with pytest.raises(InputError, match="query: .*empty"):
+        read_table(market)
+
+
+def test_groups_of_a_pattern_are_integers(tmp_path: Path) -> None:
+    make(tmp_path, "train/anna_1.jpg", "train/7_1.jpg", "train/00-1_1.jpg")
+    card = Card("c", "C", "names", {"train": Split((Source(("train",)),))}, pattern=r"(?P<pid>[\w-]+)_.\.jpg")
+    with pytest.raises(InputError, match=r"anna_1\.jpg"):
+        read_table(tmp_path, card)
+    (tmp_path / "train" / "anna_1.jpg").unlink()
+    assert read_table(tmp_path, card).pid.tolist() == [-1, 7]
+
+
+# --- list files ----------------------------------------------------------------------------------------
+
+TRAIN = ("train", "train_v2")
+LISTS = Card(
+    "lists",
+    "Two versions",
+    "lists",
+    {
+        "train": Split((Source(TRAIN, "list_train.txt"), Source(TRAIN, "val.txt"))),
+        "gallery": Split((Source(("test", "test_v2"), "list_gallery.txt"),)),
+    },
+    pattern=r"\d+_\d+_(?P<camid>\d+)_\w+\.jpg",
+)
+
+
+@pytest.fixture(params=["", "_v2"])
+def listed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    images = ["0000/0000_000_01_a.jpg", "0001/0001_002_15_b.jpg"]
+    make(tmp_path, *[f"train{request.param}/{name}" for name in images])
+    make(tmp_path, f"test{request.param}/0000/0000_000_05_c.jpg")
+    (tmp_path / "list_train.txt").write_text(f"{images[1]} 1\n")
+    (tmp_path / "val.txt").write_text(f"\n{images[0]}\t0\r\n\n")
+    (tmp_path / "list_gallery.txt").write_text("0000/0000_000_05_c.jpg  3059")
+    return tmp_path
+
+
+def test_lists(listed: Path) -> None:
+    version = "_v2" if (listed / "train_v2").exists() else ""
+    assert rows(read_table(listed, LISTS), listed) == [
+        (f"train{version}/0000/0000_000_01_a.jpg", 0, 1, "train"),
+        (f"train{version}/0001/0001_002_15_b.jpg", 1, 15, "train"),
+        (f"test{version}/0000/0000_000_05_c.jpg", 3059, 5, "gallery"),
+    ]
+
+
+@pytest.mark.parametrize("listed", [""], indirect=True)
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0000/0000_000_01_a.jpg", "'path pid'"),
+        ("0000/0000_000_01_a.jpg x", "'path pid'"),
+        ("0000/none_a.jpg 1", "does not fit"),
+        ("0000/0000_000_01_z.jpg 1", "no such image file: .*0000_000_01_z.jpg"),
+        ("../list_train.txt 1", "outside"),
+        ("/etc/0000_000_01_a.jpg 1", "outside"),
+    ],
+)
+def test_a_bad_line_is_named(listed: Path, line: str, words: str) -> None:
+    (listed / "val.txt").write_text(f"0000/0000_000_01_a.jpg 0\n{line}\n")
+    with pytest.raises(InputError, match=rf"val\.txt, line 2: .*{words}"):
+        read_table(listed, LISTS)
+
+
+@pytest.mark.parametrize("listed", [""], indirect=True)
+def test_bad_list_files(listed: Path) -> None:
+    for content, words in ((b"\n", "empty"), (b"\xff\xfe 1\n", "UTF-8"), (None, "expected this list file")):
+        (listed / "val.txt").unlink()
+        if content is not None:
+            (listed / "val.txt").write_bytes(content)
+        with pytest.raises(InputError, match=rf"val\.txt: .*{words}"):
+            read_table(listed, LISTS)
+
+
+# --- one folder per identity ---------------------------------------------------------------------------
+
+
+def test_identity_folders_with_splits(tmp_path: Path) -> None:
+    make(tmp_path, "train/0012/b.jpg", "train/0012/a.PNG", "train/3/x.jpg", "query/5/0005_c2_x.jpg")
+    make(tmp_path, "gallery/05/0005_c11s1.jpg", "gallery/5/.hidden.jpg", "query/5/n.txt")
+    make(tmp_path, "gallery/00-1/j.jpg", "gallery/0000/d.jpg")  # MARS writes junk and distractors so
+    make(tmp_path, "gallery/@eaDir/05.jpg/x.jpg", "__MACOSX/train/3/x.jpg", "train/#recycle/x.jpg")
+    assert rows(read_table(tmp_path, "folders"), tmp_path) == [
+        ("train/0012/a.PNG", 12, None, "train"),
+        ("train/0012/b.jpg", 12, None, "train"),
+        ("train/3/x.jpg", 3, None, "train"),
+        ("query/5/0005_c2_x.jpg", 5, 2, "query"),
+        ("gallery/00-1/j.jpg", -1, None, "gallery"),
+        ("gallery/0000/d.jpg", 0, None, "gallery"),
+        ("gallery/05/0005_c11s1.jpg", 5, 11, "gallery"),
+    ]
+
+
+def test_identity_folders_alone_are_for_training(tmp_path: Path) -> None:
+    make(tmp_path, "7/a.jpg", "11/b.jpg")
+    assert rows(read_table(tmp_path, "folders"), tmp_path) == [
+        ("11/b.jpg", 11, None, "train"),
+        ("7/a.jpg", 7, None, "train"),
+    ]
+
+
+def test_named_folders_are_numbered_over_all_splits_apart_from_junk(tmp_path: Path) -> None:
+    make(tmp_path, "train/zoe/1.jpg", "query/bob/1.jpg", "gallery/bob/2.jpg", "gallery/7/2.jpg")
+    make(tmp_path, "gallery/-1/j.jpg")
+    card = load_card("folders")
+    for distractors, expected in (((), [0, 1, 2]), ((0,), [1, 2, 3])):
+        changed = Card("own", "Own", "identities", card.splits, None, (-1,), distractors)
+        table = read_table(tmp_path, changed)
+        pids = dict(zip(table.path.str.split("/").str[-2], table.pid, strict=True))
+        assert pids == {"-1": -1, **dict(zip(["7", "bob", "zoe"], expected, strict=True))}
+
+
+def test_an_odd_folder_among_numbers_is_reported(tmp_path: Path) -> None:
+    make(tmp_path, "train/5/a.jpg", "train/6/a.jpg", "train/backup/a.jpg", "train/-1/a.jpg")
+    with pytest.raises(InputError, match="train/backup: "):
+        read_table(tmp_path, "folders")
+
+
+def test_two_folders_with_the_same_number(tmp_path: Path) -> None:
+    make(tmp_path, "train/5/a.jpg", "train/005/a.jpg")
+    with pytest.raises(InputError, match="'005' and '5'"):
+        read_table(tmp_path, "folders")
+
+
+@pytest.mark.parametrize("name", ["train/a.jpg", "train/5/deep/a.jpg"])
+def test_an_image_outside_an_identity_folder(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "train/5/a.jpg", name)
+    with pytest.raises(InputError, match=rf"{name}: .*/train/IDENTITY/a.jpg"):
+        read_table(tmp_path, "folders")
+
+
+def test_skipped_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "train/5/a.jpg", "train/5/b.heic", "train/6/c.HEIC", "train/6/d", "train/6/e.jfif")
+    assert len(read_table(tmp_path, "folders")) == 2
+    assert "skipped 3 files (.heic, no suffix)" in caplog.text
+
+
+# --- CSV -----------------------------------------------------------------------------------------------
+
+HEADER = "path,pid,camid,split\n"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    make(tmp_path, "own/crops/a.jpg", "own/crops/b c.jpg", "own/d.jpg", "else/e.jpg")
+    return tmp_path / "own"
+
+
+def csv(folder: Path, text: str, header: str = HEADER) -> Path:
+    path = folder / "own.csv"
+    path.write_text(header + text, encoding="utf-8")
+    return path
+
+
+def test_csv(own: Path) -> None:
+    elsewhere = own.parent / "else" / "e.jpg"
+    text = f'crops/b c.jpg,0012,,gallery\n"d.jpg",-1,3,query\n\n{elsewhere},7,1.0,train\n'
+    text += "../else/e.jpg, 8 ,2,gallery\nd.jpg,-1,3,gallery\n"
+    table = read_table(csv(own, text))
+    assert rows(table, own) == [
+        ("../else/e.jpg", 7, 1, "train"),
+        ("d.jpg", -1, 3, "query"),
+        ("../else/e.jpg", 8, 2, "gallery"),
+        ("crops/b c.jpg", 12, None, "gallery"),
+        ("d.jpg", -1, 3, "gallery"),
+    ]
+    assert str(table.pid.dtype) == str(table.camid.dtype) == "Int64"
+
+
+def test_csv_with_other_columns_in_other_order_and_a_byte_order_mark(own: Path) -> None:
+    path = own / "OWN.CSV"
+    path.write_text("split,note,camid,pid,path\ntrain,x,,1,d.jpg\n", encoding="utf-8-sig")
+    assert rows(read_table(path), own) == [("d.jpg", 1, None, "train")]
+
+
+@pytest.mark.parametrize("column", ["path", "pid", "camid", "split"])
+def test_csv_without_a_column(own: Path, column: str) -> None:
+    header = ",".join(name for name in ("path", "pid", "camid", "split") if name != column)
+    with pytest.raises(InputError, match=rf"own\.csv: .*{column}; .*found {header}"):
+        read_table(csv(own, "a,b,c\n", f"{header}\n"))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("none.jpg,1,1,train", "path: .*none.jpg"),
+        ("crops,1,1,train", "path: "),
+        (",1,1,train", "path: "),
+        ("d.jpg,,1,train", "pid: .*''"),
+        ("d.jpg,x,1,train", "pid: .*'x'"),
+        ("d.jpg,1.5,1,train", "pid: .*'1.5'"),
+        ("d.jpg,1,one,train", "camid: .*'one'"),
+        ("d.jpg,1,1,test", "split: .*'test'"),
+        ("d.jpg,1,1", "the number of cells"),
+        ("d.jpg,1,1,train,x", "the number of cells"),
+        ("crops/a.jpg,1,1,train", "path: .* already"),
+        ('"d.jpg,1,1,train', "not valid CSV"),
+    ],
+)
+def test_a_bad_row_is_named(own: Path, row: str, words: str) -> None:
+    with pytest.raises(InputError, match=rf"own\.csv, line 3: {words}"):
+        read_table(csv(own, f"crops/a.jpg,1,1,train\n{row}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(HEADER.encode(), "no rows"), (b"", "empty file"), (HEADER.encode() + b"\xff.jpg,1,1,train\n", "UTF-8")],
+)
+def test_csv_files_without_rows_or_text(own: Path, content: bytes, words: str) -> None:
+    (own / "own.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"own\.csv: .*{words}"):
+        read_table(own / "own.csv")
+
+
+def test_limits_on_rows_and_problems(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rga_reid.data.records.MAX_ROWS", 2)
+    monkeypatch.setattr("rga_reid.data.records.MAX_PROBLEMS", 2)
+    good = "d.jpg,1,1,query\nd.jpg,1,1,gallery\n"
+    assert len(read_table(csv(own, good))) == 2
+    with pytest.raises(InputError, match=r"a\.jpg: .*at most 2"):
+        read_table(csv(own, good + "crops/a.jpg,1,1,train\n"))
+    with pytest.raises(InputError, match="more than 2 problems"):
+        read_table(csv(own, "d.jpg,x,1,train\n" * 3))
