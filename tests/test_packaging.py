@@ -1,4 +1,4 @@
-"""What a wheel and a source distribution hold: all that is needed, and nothing else."""
+"""The wheel and the source distribution contain everything they need and nothing else."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pytest
 from rga_reid import __version__
 
 CHECKOUT = Path(__file__).parent.parent
-NAMES = ".git .venv build dist demo runs __pycache__ *.egg-info .*_cache .hypothesis *.pyc"  # of no source
+NOT_COPIED = ".git .venv build dist demo runs __pycache__ *.egg-info .*_cache .hypothesis *.pyc"
 TOP = ("LICENSE", "MANIFEST.in", "Makefile", "cli.py", "pyproject.toml", "ruff.toml", "setup.cfg")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the sdist and the wheel that is made of it, from a copy of the checkout."""
+    """Build the sdist and the wheel from a copy of the checkout; return their folder."""
     place = tmp_path_factory.mktemp("package")
-    shutil.copytree(CHECKOUT, place / "source", ignore=shutil.ignore_patterns(*NAMES.split()))
+    shutil.copytree(CHECKOUT, place / "source", ignore=shutil.ignore_patterns(*NOT_COPIED.split()))
     words = [
         sys.executable,
         "-m",
@@ -39,13 +39,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "dist"
 
 
-def test_the_changelog_begins_with_this_version() -> None:
+def test_changelog_has_this_version() -> None:
     headings = re.findall(r"^## (.+)$", (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert re.fullmatch(rf"{re.escape(__version__)} - \d{{4}}-\d\d-\d\d", headings[0])
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert "Unreleased" not in headings[1:]
+    assert re.fullmatch(rf"{re.escape(__version__)} - \d{{4}}-\d\d-\d\d", released[0])
 
 
-def test_an_environment_without_pip_is_made_again(tmp_path: Path) -> None:
-    """Debian and Ubuntu leave one where the package python3-venv is missing."""
+def test_environment_without_pip_is_created_again(tmp_path: Path) -> None:
+    """Debian and Ubuntu create one without pip if the package python3-venv is missing."""
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     for name in ("venv/bin/python", "maker"):
         (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $@ >> {tmp_path}/log\n")
@@ -57,50 +59,50 @@ def test_an_environment_without_pip_is_made_again(tmp_path: Path) -> None:
     assert installed.startswith("venv/bin/python -m pip install")
 
 
-def below(folder: str, *patterns: str) -> set[str]:
-    """Files of the checkout, by paths from ``folder``."""
+def list_files(folder: str, *patterns: str) -> set[str]:
+    """Return the files of a folder of the checkout, relative to it."""
     top = CHECKOUT / folder
     found = {path for pattern in patterns for path in top.rglob(pattern) if path.is_file()}
     return {str(path.relative_to(top)) for path in found if "__pycache__" not in path.parts}
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(built: Path) -> None:
+def test_wheel_has_the_package_and_its_data(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert wheel.name == f"rga_reid-{__version__}-py3-none-any.whl"
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
-    package = below("rga_reid", "*.py", "*.yaml", "py.typed", "templates/*")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    package = list_files("rga_reid", "*.py", "*.yaml", "py.typed", "templates/*")
     assert "reports/templates/explorer.html" in package
     wanted = {f"rga_reid/{name}" for name in package}
-    wanted |= {f"rga_reid/configs/{name}" for name in below("configs", "*.yaml")}
-    wanted |= {f"rga_reid/datasets/{name}" for name in below("datasets", "*.yaml", "README.md")}
+    wanted |= {f"rga_reid/configs/{name}" for name in list_files("configs", "*.yaml")}
+    wanted |= {f"rga_reid/datasets/{name}" for name in list_files("datasets", "*.yaml", "README.md")}
     info = f"rga_reid-{__version__}.dist-info/"
     wanted |= {
         info + name
         for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     }
-    assert held == wanted
+    assert names == wanted
     points = configparser.ConfigParser()
     points.read_string(zipfile.ZipFile(wheel).read(info + "entry_points.txt").decode())
     assert dict(points["console_scripts"]) == {"rga-reid": "rga_reid.commands:main"}
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+def test_sdist_has_everything_the_tests_need(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     prefix = f"rga_reid-{__version__}/"
     with tarfile.open(sdist) as opened:
-        held = {one.name.removeprefix(prefix) for one in opened.getmembers() if one.isfile()}
-    made = {name for name in held if name.startswith("rga_reid.egg-info/")} | {"PKG-INFO"}
+        names = {one.name.removeprefix(prefix) for one in opened.getmembers() if one.isfile()}
+    generated = {name for name in names if name.startswith("rga_reid.egg-info/")} | {"PKG-INFO"}
     wanted = {*TOP, ".pre-commit-config.yaml", *(path.name for path in CHECKOUT.glob("*.md"))}
     for folder in (".ci", "benchmarks", "configs", "datasets", "docs", "rga_reid", "tests"):
-        wanted |= {f"{folder}/{name}" for name in below(folder, "*")}
-    assert held - made == wanted
+        wanted |= {f"{folder}/{name}" for name in list_files(folder, "*")}
+    assert names - generated == wanted
 
 
 @pytest.mark.slow
-def test_a_wheel_works_in_an_empty_folder(built: Path, tmp_path: Path) -> None:
-    """Unpacked where nothing of the checkout is in reach: the commands, and the recipes by their names."""
+def test_wheel_works_in_an_empty_folder(built: Path, tmp_path: Path) -> None:
+    """Commands and recipes are found without the checkout."""
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
@@ -117,5 +119,5 @@ def test_a_wheel_works_in_an_empty_folder(built: Path, tmp_path: Path) -> None:
     place, recipe, cards = done.stdout.splitlines()[0].split()
     assert Path(place).is_relative_to(tmp_path / "site")
     assert Path(recipe).is_relative_to(tmp_path / "site" / "rga_reid" / "configs")
-    assert int(cards) == len(below("datasets", "*.yaml"))
+    assert int(cards) == len(list_files("datasets", "*.yaml"))
     assert "usage: rga-reid COMMAND" in done.stdout
