@@ -1,27 +1,29 @@
-"""Bad input at scale: thousands of spoiled files and command lines through ``main``, in one process.
+"""Thousands of corrupted files and command lines, run through ``main`` in one process.
 
-``families.py`` draws cases with hypothesis: a command, and its files, most of them spoiled at a few places.
-``harness.py`` runs a case in a folder of its own and holds the program to what it promises:
+A family draws cases: a command and its files, most of them corrupted at a few places. For each case
+``harness.py`` checks what the program promises:
 
-- exit code 0, or 2 with one line on stderr that is not too long and does not steer the terminal;
-- no exception, no hang (30 s), no more than 1 GiB of memory;
-- what failed has changed nothing in the folder; what succeeded has changed none of its inputs (but those that
-  it works on: a gallery), and left no temporary file;
-- what was not spoiled succeeds.
+- exit code 0, or 2 with one short line on stderr that contains no control characters;
+- no exception, no hang, and at most 1 GiB of memory;
+- a command that fails changes nothing; one that succeeds changes none of its inputs, except a gallery that it
+  works on, and leaves no temporary file;
+- valid input is accepted.
 
-``make test`` runs 200 cases, ``make test-slow`` 5,000. Cases come from a seed, so a run can be made again:
-the same releases of Python and hypothesis draw the same. ``FUZZ_SEED=7`` draws others, ``FUZZ_CASES=9000``
-more.
+Recipes, plans, cards and a data set's own archives are trusted, and are not tested here; see SECURITY.md.
 
-**To replay a failure**: the message names its folder, which pytest keeps, and the command. Change into the
-folder and run ``rga-reid`` with these words; its files are those of the smallest case that hypothesis found.
-Or run the same test again. If the process was killed, the command of its last case is in ``FOLDER.json``.
+``make test-fuzz`` runs 5,000 cases. ``FUZZ_CASES=9000`` runs more, ``FUZZ_SEED=7`` others; a seed draws the same
+cases with the same releases of Python and hypothesis.
+
+**To replay a failure**, change into the folder that the message names, which pytest keeps, and run ``rga-reid``
+with the words of the command. Its files are the smallest case that hypothesis found. If the process was killed,
+the last command is in FOLDER.txt.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,29 +31,47 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import material as materials
-from tests.fuzz.families import FAMILIES, share
+from tests.fuzz.data_cases import csv_sets, images, list_files
+from tests.fuzz.feature_cases import archives, calibrations, galleries, reports, tables
 from tests.fuzz.harness import Case, check
 from tests.fuzz.material import Material
+from tests.fuzz.model_cases import checkpoints
+from tests.fuzz.mutations import Draw
+from tests.fuzz.word_cases import words
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
-CASES = int(os.environ.get("FUZZ_CASES", "5000"))  #: of the slow test
-SOME = 200  #: of the other one
+CASES = int(os.environ.get("FUZZ_CASES", "5000"))
+
+#: Families with their shares of the cases.
+FAMILIES: dict[Callable[[Draw, Material], Case], int] = {
+    images: 6,
+    csv_sets: 4,
+    list_files: 2,
+    tables: 5,
+    archives: 5,
+    checkpoints: 6,
+    galleries: 8,
+    calibrations: 1,
+    reports: 2,
+    words: 6,
+}
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    """The valid files."""
     return materials.build(tmp_path_factory.mktemp("material") / "files")
 
 
-def fuzz(family: str, cases: int, material: Material, folder: Path) -> Counter[str]:
-    """Run cases of a family; returns how many there were of each outcome."""
-    counted: Counter[str] = Counter()
-    before = stamps(material.root)
+def fuzz(
+    family: Callable[[Draw, Material], Case], cases: int, material: Material, folder: Path
+) -> Counter[str]:
+    """Run cases of a family; return the number of cases for each outcome."""
+    counts: Counter[str] = Counter()
+    before = read_stamps(material.root)
 
     @st.composite
-    def drawn(draw: st.DrawFn) -> Case:
-        return FAMILIES[family][0](draw, material)
+    def draw_case(draw: st.DrawFn) -> Case:
+        return family(draw, material)
 
     @seed(SEED)
     @settings(
@@ -63,38 +83,38 @@ def fuzz(family: str, cases: int, material: Material, folder: Path) -> Counter[s
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    @given(drawn())
-    def each(case: Case) -> None:
+    @given(draw_case())
+    def run_case(case: Case) -> None:
         outcome = check(case, folder)
-        counted["valid" if case.valid else "spoiled"] += 1
-        counted["accepted" if outcome.code == 0 else "refused"] += 1
+        counts["valid" if case.valid else "corrupted"] += 1
+        counts["accepted" if outcome.code == 0 else "refused"] += 1
 
-    each()
-    assert stamps(material.root) == before, "a case changed the valid files"
-    return counted
+    run_case()
+    assert read_stamps(material.root) == before, "a case changed the material"
+    return counts
 
 
-def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of everything below a folder."""
+def read_stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the size and the time of change of everything below a folder."""
     found = {path.relative_to(folder).as_posix(): path.lstat() for path in folder.rglob("*")}
     return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("family", FAMILIES)
-def test_some_bad_input(family: str, material: Material, tmp_path: Path) -> None:
-    cases = share(family, SOME)
-    counted = fuzz(family, cases, material, tmp_path / "case")
-    assert counted["valid"] + counted["spoiled"] >= cases
-    assert counted["valid"] > 0, "no valid case among them"  # hypothesis begins with the simplest
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_corrupted_input(
+    family: Callable[[Draw, Material], Case], material: Material, tmp_path: Path
+) -> None:
+    cases = -(-CASES * FAMILIES[family] // sum(FAMILIES.values()))
+    counts = fuzz(family, cases, material, tmp_path / "case")
+    assert counts.total() >= 2 * cases
+    assert counts["valid"] > 0
+    if CASES >= 1000:
+        assert counts["refused"] > counts["valid"], "corrupted input was accepted"
+    print(f"{family.__name__}: {dict(counts)}")
 
 
-@pytest.mark.fuzz
-@pytest.mark.parametrize("family", FAMILIES)
-def test_much_bad_input(family: str, material: Material, tmp_path: Path) -> None:
-    cases = share(family, CASES)
-    counted = fuzz(family, cases, material, tmp_path / "case")
-    assert counted["valid"] + counted["spoiled"] >= cases
-    assert counted["valid"] > 0, "no valid case among them"
-    assert counted["refused"] > counted["valid"], "what was spoiled was read all the same"
-    print(f"{family}: {dict(counted)}")
+def test_one_family_runs(material: Material, tmp_path: Path) -> None:
+    """A few cases of one family, to keep the suite working."""
+    counts = fuzz(csv_sets, 3, material, tmp_path / "case")
+    assert counts["valid"] > 0

@@ -3,157 +3,134 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 
 from hypothesis import strategies as st
 
 from tests.fuzz.harness import LISTED, OLD, Case
-from tests.fuzz.material import BOUND, Material
-from tests.fuzz.mutations import Draw, times
+from tests.fuzz.material import QUERY_IMAGES, Material
+from tests.fuzz.mutations import Draw, draw_count, pick
 
+#: Valid command lines of all commands that do not train.
+LINES = """
+evaluate --query q.npz --gallery g.npz --max-rank 10 --metric cosine --json o.json
+evaluate --query q.npz --gallery g.npz --rerank --per-query o.parquet --average-precision trapezoid
+calibrate --query q.npz --gallery g.npz --false-match-rate 0.1 --plot o.png
+verify image.jpg image.jpg --checkpoint model.safetensors --threshold 0.5 --device cpu
+query --gallery images --checkpoint model.safetensors --image image.jpg --top-k 3 --where "pid != 3 and camid in (1, 2)"
+query --gallery images --checkpoint model.safetensors --image people --rerank --shortlist 12 --multi --html o.html
+query --gallery images --checkpoint model.safetensors --image image.jpg --exclude-camera 1 --threshold -1 --json o.jsonl
+features --checkpoint model.safetensors --images people --out o.npz --batch-size 2
+gallery build --features g.npz --gallery G --index hnsw --hnsw-m 8
+gallery build --images people --checkpoint model.safetensors --gallery G --batch-size 2
+gallery info --gallery ivf --json o.json
+gallery verify --gallery ivfpq
+data check set --fast
+test --checkpoint model.safetensors --data.root set --batch-size 4 --json o.json
+convert resnet18.pth o.safetensors --size 32 32 --last-stride 1
+export --checkpoint model.safetensors --format safetensors --out o.safetensors
+explain --image image.jpg --checkpoint model.safetensors --out o.html --seed 1
+report test.json --out report --title T --baseline test
+--help
+--version
+query --help
+gallery add --help
+"""
 
-def words(draw: Draw, material: Material) -> Case:
-    """Command lines: valid ones with words left out, doubled, put in or changed."""
-    model, gallery, image, folder, features = "model.safetensors", "pictures", "image.jpg", "images", "g.npz"
-    sides = ["--query", "q.npz", "--gallery", "g.npz"]
-    valid = (
-        ["evaluate", *sides, "--max-rank", "10", "--metric", "cosine", "--json", "o.json"],
-        ["evaluate", *sides, "--rerank", "--per-query", "o.parquet", "--average-precision", "trapezoid"],
-        ["calibrate", *sides, "--false-match-rate", "0.1", "--plot", "o.png"],
-        ["verify", image, image, "--checkpoint", model, "--threshold", "0.5", "--device", "cpu"],
-        ["query", "--gallery", gallery, "--checkpoint", model, "--image", image, "--top-k", "3", "--where",
-        "pid != 3 and camid in (1, 2)"],
-        ["query", "--gallery", gallery, "--checkpoint", model, "--image", folder, "--rerank", "--shortlist",
-        "12", "--multi",
-        "--html", "o.html"],
-        ["query", "--gallery", gallery, "--checkpoint", model, "--image", image, "--exclude-camera", "1",
-        "--threshold", "-1",
-        "--json", "o.jsonl"],
-        ["features", "--checkpoint", model, "--images", folder, "--out", "o.npz", "--batch-size", "2"],
-        ["gallery", "build", "--features", features, "--gallery", "G", "--index", "hnsw", "--hnsw-m", "8"],
-        ["gallery", "build", "--images", folder, "--checkpoint", model, "--gallery", "G", "--batch-size",
-        "2"],
-        ["gallery", "info", "--gallery", "ivf", "--json", "o.json"],
-        ["gallery", "verify", "--gallery", "ivfpq"],
-        ["data", "check", "set", "--dataset", "names.yaml", "--fast"],
-        ["test", "--checkpoint", model, "--data.root", "set", "--batch-size", "4", "--json", "o.json"],
-        ["convert", "resnet18.pth", "o.safetensors", "--size", "32", "32", "--last-stride", "1"],
-        ["export", "--checkpoint", model, "--format", "safetensors", "--out", "o.safetensors"],
-        ["explain", "--image", image, "--checkpoint", model, "--out", "o.html", "--seed", "1"],
-        ["report", "runs", "--out", "report", "--title", "T", "--baseline", "base"],
-        ["train", "--config", "recipe.yaml", "--data.root", "set", "--out", "run", "--model.last_stride",
-        "2"],
-        ["ablate", "--config", "plan.yaml", "--data.root", "set", "--only", "base", "--seed", "0", "--json",
-        "o.json"],
-        ["demo", "--help"], ["--help"], ["--version"], ["query", "--help"], ["gallery", "add", "--help"],
-    )  # fmt: skip
-    chosen = draw(st.sampled_from(valid))
-    words = list(chosen)
-    for _ in range(times(draw)):
-        _spoil_words(draw, words)
-    same = words == chosen
-    if words[:1] == ["demo"] and "--help" not in words:
-        words.append("--unknown")  # it would run for minutes
-    elif words[:1] == ["train"]:
-        words += [*BOUND, *_SMALL]
-    elif words[:1] == ["ablate"]:
-        words += ["--out", "runs"]  # whose runs are finished: elsewhere it would train
-    files = _inputs(material, chosen)
-    return Case(words, {"o.json": OLD, **files}, same, LISTED, {**_free(words, files), **_WORKED_ON})
-
-
-#: By the words that name them: what lies in the folder of a case.
-_FILES = {
-    **{name: (name,) for name in ("model.safetensors", "pictures", "ivf", "ivfpq", "q.npz", "g.npz", "set")},
-    **{name: (name,) for name in ("names.yaml", "resnet18.pth", "recipe.yaml", "runs")},
-    "plan.yaml": ("plan.yaml", "recipe.yaml", "runs"),
-    "image.jpg": ("image.jpg",),
-    "images": ("images",),
+#: Where the files and folders that the lines name lie in the material, if not under their own name.
+PLACES = {"image.jpg": QUERY_IMAGES[0], "people": "set/query"}
+FILES = {
+    "model.safetensors",
+    "q.npz",
+    "g.npz",
+    "resnet18.pth",
+    "test.json",
+    "images",
+    "ivf",
+    "ivfpq",
+    "set",
+    *PLACES,
 }
-_PLACES = {"image.jpg": "set/query/0011_c1s1_000000_00.jpg", "images": "set/query"}
-_WORKED_ON = {"runs/plan.json": "what a report of the folder needs of the last plan"}
-#: A training whose recipe was left out would be of a ResNet-50.
-_SMALL = ["--model.depth", "18", "--model.size", "[32, 32]", "--data.identities_per_batch", "2"]
-_INSIDE = {
+INSIDE = {
     "set": "set/train.txt",
-    "images": "images/0011_c1s1_000000_00.jpg",
-    **{name: f"{name}/manifest.json" for name in ("pictures", "ivf", "ivfpq")},
-    "runs": "runs/base/seed-0/result.json",
-    "plan.yaml": "recipe.yaml",
+    "people": "people/0011_c1s1_000000_00.jpg",
+    **{name: f"{name}/manifest.json" for name in ("images", "ivf", "ivfpq")},
 }
-_OUTPUTS = {"--json", "--csv", "--html", "--plot", "--per-query", "--out"}
+OUTPUTS = {"--json", "--csv", "--html", "--plot", "--per-query", "--out"}
 
-
-def _inputs(material: Material, words: Sequence[str]) -> dict[str, bytes]:
-    """Copies of what a line needs: a word in the wrong place may make an output of an input."""
-    files: dict[str, bytes] = {}
-    for name in sorted({name for word in words for name in _FILES.get(word, ())}):
-        place = _PLACES.get(name, name)
-        if material.path(place).is_dir():
-            files |= {f"{name}/{below}": content for below, content in material.tree(place).items()}
-        else:
-            files[name] = material.read(place)
-    return files
-
-
-def _free(words: Sequence[str], files: Iterable[str]) -> dict[str, str]:
-    """Files that a line reads no more, for it names them as outputs alone: they are replaced, as asked."""
-    read = {
-        os.path.normpath(word.rpartition("=")[2])
-        for before, word in zip(["", *words], words, strict=False)
-        if before not in _OUTPUTS and word.partition("=")[0] not in _OUTPUTS
-    }
-    needed = {inner for word in read for inner in (word, *_FILES.get(word, ()))}
-    why = "named as an output alone"
-    return {file: why for file in files if file not in needed and file.partition("/")[0] not in needed}
-
-
-_WORDS = (
+WORDS = (
     "", " ", "-", "--", "---", "-h", "--help", "--version", "x", "0", "-1", "1", "2.5", "1e9", "nan", "inf",
-    "9" * 30, "9" * 5000,
-    str(2**31), str(2**63), str(10**12), "true", "null", "[]", "{}", "[1, 2]", "{a: 1}", "&a [*a]",
-    "!!python/object/apply:os.system [x]",
+    "9" * 30, "9" * 5000, str(2**31), str(2**63), str(10**12), "true", "null", "[]", "{}", "[1, 2]", "{a: 1}",
     "[" * 2000, "/dev/null", "/dev/zero", "pipe", ".", "a\nb", "\x1b[2J", "💥", "\udcff", "\udcff.json", "é",
-    "a" * 3000, "=",
-    "./g.npz", "set/../q.npz",
-    "--json", "--json=", "--json=o.json", "--out", "--device", "meta", "cuda:99", "cpu:7", "mps", "vulkan",
-    "--seed", "--config",
-    "--print_config", "--unknown", "--Top-k", "--topk", "demo", "tset", "market1501/rga_scc", "o.json/x",
-    "no/such/folder/o.json",
-    "pid ==", "camid == 3 or " * 900 + "pid == 1", "not " * 2400 + "pid == 1", "(" * 400, "pid in (1, 2",
-    "path == '\\d'",
-    "1is 2", "pid is 3", "__import__('os').system('x') == 1", "pid == " + "9" * 5000,
-    "'a' in path and 'b' not in path",
+    "a" * 3000, "=", "./g.npz", "set/../q.npz", "--json", "--json=", "--json=o.json", "--out", "--device", "meta",
+    "cuda:99", "cpu:7", "mps", "vulkan", "--seed", "--unknown", "--Top-k", "--topk", "tset", "o.json/x",
+    "no/such/folder/o.json", "pid ==", "camid == 3 or " * 900 + "pid == 1", "not " * 2400 + "pid == 1", "(" * 400,
+    "pid in (1, 2", "path == '\\d'", "1is 2", "pid is 3", "__import__('os').system('x') == 1",
+    "pid == " + "9" * 5000, "'a' in path and 'b' not in path",
 )  # fmt: skip
 
 
-def _spoil_words(draw: Draw, words: list[str]) -> None:
-    kinds = ("value", "value", "value", "output", "remove", "insert", "double", "swap", "letter", "join")
-    kind = draw(st.sampled_from(kinds))
-    place = draw(st.integers(0, max(0, len(words) - 1)))
-    if kind == "value" and words:
-        words[place] = draw(st.sampled_from(_WORDS))
-    elif kind == "output" and words:  # what the line names, or lies in a folder that it names, is an output
-        at = [number for number, word in enumerate(words[:-1], 1) if word in _OUTPUTS]
-        named = [word for word in words if not word.startswith("-") and len(word) > 1] or ["x"]
-        file = draw(st.sampled_from((*named, *(_INSIDE[word] for word in named if word in _INSIDE))))
-        if at:
-            words[draw(st.sampled_from(at))] = file
+def words(draw: Draw, material: Material) -> Case:
+    """Valid command lines with words removed, doubled, inserted or changed."""
+    chosen = shlex.split(pick(draw, *LINES.strip().splitlines()))
+    line = list(chosen)
+    for _ in range(draw_count(draw)):
+        corrupt_words(draw, line)
+    files = copy_inputs(material, chosen)
+    return Case(line, {"o.json": OLD, **files}, line == chosen, LISTED, find_outputs(line, files))
+
+
+def copy_inputs(material: Material, line: Sequence[str]) -> dict[str, bytes]:
+    """Return copies of what a line reads, since a corrupted line may write there."""
+    files: dict[str, bytes] = {}
+    for name in sorted(FILES.intersection(line)):
+        place = PLACES.get(name, name)
+        folder = (material.root / place).is_dir()
+        files |= material.tree(place, name) if folder else {name: material.read(place)}
+    return files
+
+
+def find_outputs(line: Sequence[str], files: Iterable[str]) -> dict[str, str]:
+    """Return files that a line names as outputs only: it replaces them, as asked."""
+    read = {
+        os.path.normpath(word.rpartition("=")[2])
+        for before, word in zip(["", *line], line, strict=False)
+        if before not in OUTPUTS and word.partition("=")[0] not in OUTPUTS
+    }
+    return {
+        file: "an output only" for file in files if file not in read and file.partition("/")[0] not in read
+    }
+
+
+def corrupt_words(draw: Draw, line: list[str]) -> None:
+    """Corrupt a command line in place."""
+    kind = pick(
+        draw, "value", "value", "value", "output", "remove", "insert", "double", "swap", "letter", "join"
+    )
+    place = draw(st.integers(0, max(0, len(line) - 1)))
+    word = pick(draw, *WORDS)
+    if kind == "insert" or not line:
+        line.insert(place, word)
+    elif kind == "value":
+        line[place] = word
+    elif kind == "output":  # write to a file that the line reads, or into a folder that it reads
+        options = [number for number, before in enumerate(line[:-1], 1) if before in OUTPUTS]
+        named = [one for one in line if not one.startswith("-") and len(one) > 1] or ["x"]
+        file = pick(draw, *named, *(INSIDE[one] for one in named if one in INSIDE))
+        if options:
+            line[pick(draw, *options)] = file
         else:
-            words += ["--json", file]
-    elif kind == "remove" and words:
-        del words[place]
-    elif kind == "insert":
-        words.insert(place, draw(st.sampled_from(_WORDS)))
-    elif kind == "double" and words:
-        words.insert(place, words[place])
-    elif kind == "swap" and words:
-        other = draw(st.integers(0, len(words) - 1))
-        words[place], words[other] = words[other], words[place]
-    elif kind == "letter" and words and words[place]:
-        at = draw(st.integers(0, len(words[place]) - 1))
-        words[place] = (
-            words[place][:at] + draw(st.sampled_from(("", "x", "-", "_", ".", "="))) + words[place][at + 1 :]
-        )
-    elif kind == "join" and place + 1 < len(words):
-        words[place : place + 2] = [f"{words[place]}={words[place + 1]}"]
+            line += ["--json", file]
+    elif kind == "remove":
+        del line[place]
+    elif kind == "double":
+        line.insert(place, line[place])
+    elif kind == "swap":
+        other = draw(st.integers(0, len(line) - 1))
+        line[place], line[other] = line[other], line[place]
+    elif kind == "letter" and line[place]:
+        at = draw(st.integers(0, len(line[place]) - 1))
+        line[place] = line[place][:at] + pick(draw, "", "x", "-", "_", ".", "=") + line[place][at + 1 :]
+    elif kind == "join" and place + 1 < len(line):
+        line[place : place + 2] = [f"{line[place]}={line[place + 1]}"]
