@@ -61,16 +61,17 @@ def test_example_works(
     blocks = code_blocks("CONTRIBUTING.md")
     for place, block in find_files(blocks).items():
         (tmp_path / place).write_text(block.text, encoding="utf-8")
-    (line,) = [block.text for block in blocks if block.above.startswith("`rga_reid/attention/__init__.py`")]
     registry = tmp_path / "rga_reid" / "attention" / "__init__.py"
     text = registry.read_text(encoding="utf-8")
-    registry.write_text(
-        text.replace('    "cbam": CBAM,\n', f'    "cbam": CBAM,\n    {line}'), encoding="utf-8"
-    )
+    imports, entry = "from rga_reid.attention.pam import PAM\n", '    "cbam": CBAM,\n'
+    assert imports in text
+    assert entry in text
+    text = text.replace(imports, f"from rga_reid.attention.eca import ECA\n{imports}")
+    registry.write_text(text.replace(entry, f'{entry}    "eca": ECA,\n'), encoding="utf-8")
     (commands,) = [block for block in blocks if "max_steps" in block.text]
     printed = documented(commands, tmp_path, source=tmp_path)
     assert "6 passed" in printed
     assert "trained: runs/eca/last.ckpt" in printed
     page = (tmp_path / "runs" / "eca.html").read_text(encoding="utf-8")
-    assert "ECA, trained" in page
-    assert "ECA, untrained" in page
+    assert re.search("eca, trained", page, re.IGNORECASE)
+    assert re.search("eca, untrained", page, re.IGNORECASE)
