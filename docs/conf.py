@@ -1,7 +1,7 @@
-"""Sphinx: guides in Markdown as they lie in the repository, and a reference made of the docstrings.
+"""Sphinx configuration: the Markdown guides of the repository, and an API reference from the docstrings.
 
 `make docs` builds the site into build/docs. The source folder is the top of the repository, so that links
-between README, docs and datasets are the same on the site, in a checkout and on a forge.
+between README, docs and datasets work on the site, in a checkout and on GitHub.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ exclude_patterns = [".*", "benchmarks", "build", "configs", "demo", "dist", "rga
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_inherit_docstrings = False  # what torch and Lightning say of their methods stands with them
+autodoc_inherit_docstrings = False  # the docstrings of torch and Lightning are not repeated
 autodoc_class_signature = "mixed"
 maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
@@ -35,7 +35,7 @@ html_theme = "alabaster"
 html_show_copyright = False
 html_title = f"rga-reid {__version__}"
 html_theme_options = {"page_width": "1200px", "fixed_sidebar": True, "show_powered_by": False}
-html_additional_pages = {"index": "redirect.html"}  # the first page lies in docs/, hosts look for it above
+html_additional_pages = {"index": "redirect.html"}  # hosts look for the first page above docs/
 html_copy_source = html_show_sourcelink = False
 templates_path = ["templates"]
 
@@ -45,7 +45,7 @@ _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
 def literal_equations(
     _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
 ) -> None:
-    """Indented lines of a docstring, above its sections, are equations: they keep their columns."""
+    """Turn indented lines above the sections of a docstring into literal blocks: equations keep their columns."""
     end = next((number for number, line in enumerate(lines) if _SECTION.match(line)), len(lines))
     for number in range(end - 1, 0, -1):
         begins = lines[number].startswith("    ") and not lines[number - 1].strip()
