@@ -13,6 +13,8 @@ from rga_reid.errors import InputError
 from rga_reid.files import require_writable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
 #: Options whose values are names, or files: a folder that is called so by chance is not what they mean.
@@ -24,6 +26,13 @@ _NAMES = frozenset(
 )
 #: What ``--help`` calls those that have no dashes.
 _POSITIONAL = {"first": "A", "second": "B", "places": "DIR", "root": "ROOT", "source": "IN", "target": "OUT"}
+
+
+def print_labels(table: pd.DataFrame) -> None:
+    """Print what was read from the names of images, before anything is embedded or written."""
+    from rga_reid.data.labels import summarize_labels
+
+    print(*summarize_labels(table), sep="\n", flush=True)
 
 
 def check_outputs(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._options import add_device_option, new_parser, shards_folder
-from rga_reid.commands._output import check_outputs
+from rga_reid.commands._output import check_outputs, print_labels
 from rga_reid.errors import check_int
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def run(options: Namespace) -> None:
     require_new(options.out, overwrite=options.overwrite)
     table = table_from_images(options.images)
     with process_group() as workers:
+        if workers.rank == 0:
+            print_labels(table)
         device = choose_device(options.device)
         model = load_model(options.checkpoint, device)
 

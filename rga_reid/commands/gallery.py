@@ -23,7 +23,7 @@ from rga_reid.commands._options import (
     new_parser,
     shards_folder,
 )
-from rga_reid.commands._output import check_outputs
+from rga_reid.commands._output import check_outputs, print_labels
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -147,6 +147,8 @@ def _build(options: Namespace) -> Gallery | None:
         if workers.rank == 0:
             require_place(options.gallery, overwrite=options.overwrite, resume=options.resume)
         device, table = choose_device(options.device), images_of(options)
+        if workers.rank == 0:
+            print_labels(table)
         model = load_model(options.checkpoint)
         record = ModelFingerprint.of(model, options.checkpoint)
         IndexConfig(options.index, settings).check_dimension(model.dimension)  # before anything is embedded
@@ -191,6 +193,7 @@ def _add(options: Namespace) -> Gallery:
         gallery.add(features[new], table[new])
         return gallery
     device, table = choose_device(options.device), images_of(options)
+    print_labels(table)
     table = table[_unknown(gallery, table, options)]
     checkpoint = checkpoint_for(gallery, options)
     model = load_model(checkpoint)

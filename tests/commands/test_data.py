@@ -123,3 +123,30 @@ def test_bad_input(tmp_path: Path, refused: Callable[..., str]) -> None:
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert "check" in capsys.readouterr().out
+
+
+def test_one_rule_for_names_in_every_command(
+    tmp_path: Path, tiny_checkpoint: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = tmp_path / "people"
+    for number, name in enumerate(["129/0001_c1_frame.jpg", "129/0129_c2_x.jpg", "20261128_c1_083015.jpg"]):
+        (people / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 8), (60 * number, 0, 0)).save(people / name)
+    outputs = [tmp_path / "g", tmp_path / "f.npz"]
+    commands = [
+        ["gallery", "build", "--gallery", str(outputs[0]), "--checkpoint", str(tiny_checkpoint)],
+        ["features", "--out", str(outputs[1]), "--checkpoint", str(tiny_checkpoint)],
+    ]
+    for command in commands:
+        message = refused(*command, "--images", str(people))
+        assert "129/0001_c1_frame.jpg" in message
+        assert "person 129" in message
+        assert "person 1;" in message
+    assert not any(output.exists() for output in outputs)
+    (people / "129" / "0001_c1_frame.jpg").rename(people / "129" / "frame.jpg")
+    for command in commands:
+        assert main([*command, "--images", str(people), "--device", "cpu"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "images: 3, persons: 1, cameras: 2, images without a person: 1"
+        assert lines[1].endswith("129/0129_c2_x.jpg: person 129, camera 2")
+        assert lines[3].endswith("20261128_c1_083015.jpg: person unknown, camera 1")

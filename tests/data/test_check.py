@@ -202,14 +202,14 @@ def test_identical_files_in_train_or_of_two_persons(small: Path) -> None:
     shutil.copy(small / "a.jpg", small / "b.jpg")
     for line, words in (
         (f"set/{QUERY},1,1,train", "twice: in train, query, person 1"),
-        ("set/b.jpg,2,1,gallery", r"b\.jpg: in gallery, persons 1, 2"),
+        ("set/b.jpg,2,1,gallery", "b.jpg: in gallery, persons 1, 2"),
         ("set/b.jpg,1,1,gallery", None),  # the same person twice
         ("set/b.jpg,-1,1,gallery", None),  # junk
     ):
         problems = [p.detail for p in check_data(write_csv(small, *lines, line)).problems]
         assert len(problems) == (words is not None)
         if words is not None:
-            assert problems[0].endswith(words.replace("\\", "")) and "same image" in problems[0]
+            assert problems[0].endswith(words)
 
 
 def test_duplicates_as_a_table(small: Path) -> None:

@@ -104,7 +104,7 @@ def test_wrong_roots_say_what_was_found(market: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words):
             read_table(root)
     (market / "query" / MARKET["query"][0]).unlink()
-    with pytest.raises(InputError, match="query: .*empty"):
+    with pytest.raises(InputError, match=r"query: .*empty"):
         read_table(market)
 
 
