@@ -99,13 +99,13 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
     Raises:
         InputError: no such file, a damaged or too large one, or another number of rows.
     """
-    import pandas as pd
     from pyarrow import parquet
 
     name = os.fspath(path)
     with open_bytes(path) as file:
         try:
-            metadata = parquet.read_metadata(file)
+            opened = parquet.ParquetFile(file)
+            metadata = opened.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
             if size > MAX_TABLE:
                 raise InputError(f"{name}: a table of {size:,} bytes, expected at most {MAX_TABLE:,}")
@@ -113,8 +113,7 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
             if found != rows if rows is not None else found > MAX_ROWS:
                 expected = f"{rows:,}" if rows is not None else f"at most {MAX_ROWS:,}"
                 raise InputError(f"{name}: expected {expected} rows, found {found:,}")
-            file.seek(0)
-            return pd.read_parquet(file)
+            return opened.read().to_pandas()
         except InputError:
             raise
         except Exception as error:  # Arrow and pandas raise many types for a damaged file

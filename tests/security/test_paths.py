@@ -141,26 +141,6 @@ def test_a_protocol_names_no_picture_outside(tmp_path: Path, outside: Path) -> N
         read_table(tmp_path / "set", load_card(tmp_path / "card.yaml"))
 
 
-def test_pictures_of_another_file_are_not_read(tmp_path: Path) -> None:
-    """HDF5 can say that values, or a variable, are in any other file of the machine."""
-    (tmp_path / "secret.bin").write_bytes(bytes(3 * 8 * 4))
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["labeled"] = np.zeros(1)
-    for trick in ("external", "link"):
-        with h5py.File(tmp_path / "cuhk-03.mat", "w") as file:
-            if trick == "link":
-                file["labeled"] = h5py.ExternalLink("other.h5", "labeled")
-            else:
-                picture = file.create_dataset(
-                    "p", (3, 8, 4), np.uint8, external=[(str(tmp_path / "secret.bin"), 0, 96)]
-                )
-                people = file.create_dataset("q", data=np.array([[picture.ref] * 10], h5py.ref_dtype))
-                file.create_dataset("labeled", data=np.array([[people.ref]], h5py.ref_dtype))
-        with pytest.raises(InputError, match=r"cuhk-03\.mat: .*(another file|expected the variable)"):
-            unpack(tmp_path, "labeled")
-        assert not (tmp_path / "labeled").exists()
-
-
 @pytest.mark.parametrize("rows", [2, 0])
 @pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume"]])
 def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: list[str], rows: int) -> None:
@@ -202,7 +182,7 @@ def test_no_pictures_are_unpacked_through_a_link(tmp_path: Path, outside: Path, 
         file["labeled"] = np.zeros(3)
     (tmp_path / kind.partition("/")[0]).symlink_to(outside / "none" if kind == "labeled" else outside)
     before = files_below(outside)
-    with pytest.raises(InputError, match="expected a folder of pictures"):
+    with pytest.raises(InputError, match="expected a folder"):
         unpack(tmp_path, kind)
     assert files_below(outside) == before
     assert not (outside / "none").exists()
