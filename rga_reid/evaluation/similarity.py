@@ -1,8 +1,8 @@
 """Scores of query-gallery pairs: a fast approximation with a known error, and the exact value.
 
-A score is higher the better a pair fits. The exact score of a pair is a float64 number that depends on its
-two rows alone; the approximation is a matrix product, which sums in an order of its own for each size of
-block, number of threads and device.
+A higher score is a better match. The exact score of a pair is a float64 number that depends on its two rows
+only. The approximation is a matrix product, whose order of summation depends on the size of the block, the
+number of threads and the device.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from torch import Tensor
 
 from rga_reid.evaluation.features import FeatureRows, row_norms, to_float32
 
-#: gallery rows in a block, by default; larger blocks are no faster, and the memory of every block must be
-#: fetched anew from the system
+#: gallery rows of a block by default; larger blocks are not faster, as the system allocates their memory
+#: each time
 BLOCK_SIZE = 1024
-_SLICE = 2048  # columns that are summed before they join the total
-_MANY = 2**18  # pairs for which a search for equal rows pays
-_TEMPORARY = 2**18  # float64 numbers of each side that exact scores hold at a time
-_TILE = 2**19  # scores in a tile
-_PRODUCT = 2**20  # scores computed at a time: with fewer rows a product does not reach its full speed
-# What a term of an exact score goes through: NumPy sums 128 numbers in 8 strands, and such sums pairwise
+_SLICE = 2048  # columns summed at a time
+_MANY = 2**18  # pairs for which a search for equal rows pays off
+_TEMPORARY = 2**18  # float64 numbers of each side held at a time for exact scores
+_TILE = 2**19  # scores of a tile
+_PRODUCT = 2**20  # scores computed at a time: products of fewer rows do not reach full speed
+# roundings of a term of an exact score: NumPy sums 128 numbers in 8 strands, and such sums pairwise
 _EXACT_ROUNDINGS = 48
 
 
 class Scores(Protocol):
-    """What a ranking needs of a metric."""
+    """A metric, as a ranking uses it."""
 
-    dtype: torch.dtype  #: of approximations that are good enough for most pairs
-    device: torch.device  #: where they are computed
+    dtype: torch.dtype  #: type in which approximations decide most pairs
+    device: torch.device  #: device of the approximations
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Any:
-        """These query rows, prepared for ``approximate``; slices of what is returned serve too."""
+        """Prepare query rows for ``approximate``; a slice of the result is a valid argument too."""
 
     def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Any:
-        """These gallery rows, likewise."""
+        """Prepare gallery rows for ``approximate``."""
 
     def approximate(self, queries: Any, gallery: Any) -> Tensor:
-        """Scores of all pairs, ``(n, m)``."""
+        """Return the scores of all pairs, ``(n, m)``."""
 
     def error(self, dtype: torch.dtype) -> float:
-        """Bound on how far ``approximate`` is from ``exact`` when it computes with ``dtype``."""
+        """Return a bound on the difference of ``approximate`` in ``dtype`` and ``exact``."""
 
     def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
-        """Scores of the pairs ``(query_rows[n], gallery_rows[n])``, float64 ``(n,)``."""
+        """Return the scores of the pairs ``(query_rows[n], gallery_rows[n])``, float64 ``(n,)``."""
 
 
 class Tile(NamedTuple):
-    """Approximate scores of some queries and some gallery rows."""
+    """Approximate scores of a block of queries and a block of gallery rows."""
 
     scores: Tensor  #: (n, m)
-    query: int  #: number of the first query
-    column: int  #: number of the first gallery row
+    query: int  #: index of the first query
+    column: int  #: index of the first gallery row
 
 
 def tiles(
@@ -69,14 +69,17 @@ def tiles(
     dtype: torch.dtype | None = None,
     size: int = _TILE,
 ) -> Iterator[Tile]:
-    """Approximate scores of all pairs of these rows, tile by tile, all queries of a gallery block in turn.
+    """Compute the approximate scores of all pairs of these rows, tile by tile, gallery block by gallery block.
 
     Args:
-        scores: what computes them.
-        query_rows, gallery_rows: row numbers; all the queries are prepared at a time.
+        scores: computes the scores.
+        query_rows, gallery_rows: row numbers; all queries are prepared at once.
         block_size: gallery rows prepared at a time.
-        dtype: of the scores; by default what is good enough for most pairs.
-        size: scores in a tile.
+        dtype: of the scores; ``scores.dtype`` by default.
+        size: scores of a tile.
+
+    Yields:
+        Tiles that the caller may change.
     """
     dtype = scores.dtype if dtype is None else dtype
     left = scores.queries(query_rows, dtype)
@@ -90,9 +93,9 @@ def tiles(
                 yield Tile(product[row : row + height], first + row, column)
 
 
-def above_threshold(tile: Tensor, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and value of the entries of ``tile`` that are not below ``floor``, which broadcasts."""
-    reached = tile >= torch.from_numpy(floor).to(tile.device)
+def above_threshold(tile: Tensor, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row, column and value of the entries that reach ``threshold``, which is broadcast."""
+    reached = tile >= torch.from_numpy(threshold).to(tile.device)
     place = np.flatnonzero(reached.cpu().numpy())
     value = tile.take(torch.from_numpy(place).to(tile.device)).cpu().numpy()
     row, column = np.divmod(place, tile.shape[1])
@@ -104,14 +107,14 @@ class CosineScores:
 
     Args:
         query, gallery: floating-point features ``(q, d)`` and ``(g, d)``.
-        device: where approximations are computed.
+        device: device of the approximations.
 
     Raises:
         InputError: a row with NaN, infinity, or only zeros.
     """
 
     dtype = torch.float32
-    identical = 1.0  #: score of a row and itself, apart from rounding; no pair fits better
+    identical = 1.0  #: score of a row with itself, apart from rounding; the highest score
 
     def __init__(self, query: FeatureRows, gallery: FeatureRows, device: torch.device) -> None:
         self.device = device
@@ -119,10 +122,10 @@ class CosineScores:
         self._query_norms, self._gallery_norms = _norms(query, gallery, allow_zero=False)
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return _divided(self._query, rows, self._query_norms[rows], dtype).to(self.device)
+        return _divide(self._query, rows, self._query_norms[rows], dtype).to(self.device)
 
     def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return _divided(self._gallery, rows, self._gallery_norms[rows], dtype).to(self.device)
+        return _divide(self._gallery, rows, self._gallery_norms[rows], dtype).to(self.device)
 
     def approximate(self, queries: Tensor, gallery: Tensor) -> Tensor:
         return _product(queries, gallery)
@@ -140,19 +143,19 @@ class CosineScores:
 class EuclideanScores:
     """Minus the squared Euclidean distance of two float32 rows, summed in float64.
 
-    Approximated by a product, ``2x·y − ‖x‖² − ‖y‖²``. All is measured in a unit, a power of two, that makes
-    no row longer than 1: that changes no digit and no rank.
+    Approximated by a product, ``2x·y − ‖x‖² − ‖y‖²``. Rows are scaled by a power of two, so that none is
+    longer than 1; that changes no digit and no rank.
 
     Args:
         query, gallery: floating-point features ``(q, d)`` and ``(g, d)``.
-        device: where approximations are computed.
+        device: device of the approximations.
 
     Raises:
         InputError: a row with NaN or infinity.
     """
 
     dtype = torch.float32
-    identical = 0.0  #: score of a row and itself, apart from rounding; no pair fits better
+    identical = 0.0  #: score of a row with itself, apart from rounding; the highest score
 
     def __init__(self, query: FeatureRows, gallery: FeatureRows, device: torch.device) -> None:
         self.device = device
@@ -164,24 +167,24 @@ class EuclideanScores:
         self._gallery_squares = (gallery_norms / self._unit) ** 2
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return self._prepared(self._query, rows, self._query_squares, 2, dtype)
+        return self._prepare(self._query, rows, self._query_squares, 2, dtype)
 
     def gallery(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return self._prepared(self._gallery, rows, self._gallery_squares, 1, dtype)
+        return self._prepare(self._gallery, rows, self._gallery_squares, 1, dtype)
 
-    def _prepared(
+    def _prepare(
         self, features: FeatureRows, rows: np.ndarray, squares: np.ndarray, factor: int, dtype: torch.dtype
     ) -> Tensor:
-        """Rows times ``factor``, and their squared lengths in a last column."""
-        x = _divided(features, rows, np.full(len(rows), self._unit / factor), dtype)
+        """Return rows times ``factor``, with their squared lengths in a last column."""
+        x = _divide(features, rows, np.full(len(rows), self._unit / factor), dtype)
         return torch.column_stack([x, torch.from_numpy(squares[rows]).to(dtype)]).to(self.device)
 
     def approximate(self, queries: Tensor, gallery: Tensor) -> Tensor:
         return _product(queries[:, :-1], gallery[:, :-1]).sub_(queries[:, -1:]).sub_(gallery[:, -1])
 
     def error(self, dtype: torch.dtype) -> float:
-        # Of the product: its terms 2|x_i y_i| add up to at most 2. Of the rest: numbers up to 4, namely the
-        # rounding of the squares (themselves sums in float64), two differences, and the exact score.
+        # The terms 2|x_i y_i| of the product add up to at most 2. The other roundings are of numbers up to 4:
+        # the squares (which are sums in float64), two differences, and the exact score.
         return 2 * _rounding(self._query.shape[1], 4, dtype) + 4 * _relative(4 + 2 * _EXACT_ROUNDINGS, dtype)
 
     def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
@@ -190,10 +193,10 @@ class EuclideanScores:
 
 
 class DistanceScores:
-    """Minus the given distances: exact already.
+    """Minus the given distances, which are exact.
 
     Args:
-        distances: ``(q, g)``, smaller for a better fit.
+        distances: ``(q, g)``, smaller for a better match.
     """
 
     device = torch.device("cpu")
@@ -227,24 +230,24 @@ METRICS: dict[Metric, type[CosineScores] | type[EuclideanScores]] = {
 
 
 def _norms(query: FeatureRows, gallery: FeatureRows, *, allow_zero: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Row lengths of both sides, which may be the same matrix."""
+    """Return the row lengths of both sides, which may be the same matrix."""
     lengths = row_norms(query, "query_features", allow_zero=allow_zero)
     if gallery is query:
         return lengths, lengths
     return lengths, row_norms(gallery, "gallery_features", allow_zero=allow_zero)
 
 
-def _divided(features: FeatureRows, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Rows of float32 divided by their lengths, a new tensor of ``dtype``; Torch divides on all threads."""
-    # lengths that float32 cannot hold, or hardly, are divided by in float64
+def _divide(features: FeatureRows, rows: np.ndarray, lengths: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Return float32 rows divided by their lengths as a new tensor; torch divides on all threads."""
+    # in float64 for lengths near or beyond the limits of float32
     small, large = lengths.min(initial=1.0), lengths.max(initial=1.0)
     wide = torch.float32 if dtype == torch.float32 and small > 1e-30 and large < 1e30 else torch.float64
-    quotient = torch.from_numpy(to_float32(features, rows)).to(wide)  # a copy: of these rows
+    quotient = torch.from_numpy(to_float32(features, rows)).to(wide)  # a copy of the rows
     return quotient.div_(torch.from_numpy(lengths).to(wide)[:, None]).to(dtype)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right.T``, a slice of the columns at a time: that is what bounds its error."""
+    """Return ``left @ right.T``, computed in slices of the columns to bound the error."""
     total = left[:, :_SLICE] @ right[:, :_SLICE].T
     part = torch.empty_like(total) if left.shape[1] > _SLICE else total
     for start in range(_SLICE, left.shape[1], _SLICE):
@@ -262,19 +265,19 @@ def product_error(columns: int, dtype: torch.dtype) -> float:
 
 
 def _rounding(columns: int, others: int, dtype: torch.dtype) -> float:
-    """Bound on the error of ``_product`` of two rows with Σ|x_i y_i| ≤ 1.
+    """Return a bound on the error of ``_product`` of two rows with Σ|x_i y_i| ≤ 1.
 
-    Within a slice of s columns a term goes through at most s roundings, in whatever order the product sums
-    (one when it is formed, s − 1 when it is added, fewer with fused multiply-add), then through one for each
-    slice. ``others`` is how many more there are before and after. All n together change a term by a factor
-    within 1 ± n·u/(1 − n·u), where u is half the spacing of ``dtype`` at 1 (Higham, Accuracy and Stability of
+    Within a slice of s columns a term is rounded at most s times, in any order of summation (once when it is
+    formed, s − 1 times when it is added, less often with fused multiply-add), then once for each slice.
+    ``others`` is the number of roundings before and after. All n together change a term by a factor within
+    1 ± n·u/(1 − n·u), where u is half the spacing of ``dtype`` at 1 (Higham, Accuracy and Stability of
     Numerical Algorithms, 2nd edition, lemma 3.1).
     """
     return _relative(min(columns, _SLICE) + -(-columns // _SLICE) + others, dtype)
 
 
 def _relative(roundings: int, dtype: torch.dtype) -> float:
-    """Bound on the relative change by so many roundings: n·u/(1 − n·u)."""
+    """Return a bound on the relative change by n roundings: n·u/(1 − n·u)."""
     relative = roundings * torch.finfo(dtype).eps / 2
     return relative / (1 - relative)
 
@@ -297,11 +300,11 @@ def _over_pairs(
     gallery: FeatureRows,
     gallery_rows: np.ndarray,
 ) -> np.ndarray:
-    """``function(x, y)`` of pairs of rows, some at a time; x is float64, a copy that it may change.
+    """Return ``function(x, y)`` of pairs of float64 rows, in parts; x is a copy that it may change.
 
-    NumPy sums contiguous rows one by one, each in the same order: a value depends on its two rows alone.
+    NumPy sums contiguous rows one by one, each in the same order, so a value depends on its two rows only.
     """
-    if len(query_rows) > _MANY:  # perhaps because many rows are the same
+    if len(query_rows) > _MANY:  # perhaps because many rows are equal
         query_rows, gallery_rows = _first_twins(query, query_rows), _first_twins(gallery, gallery_rows)
         pairs, place = np.unique(query_rows * len(gallery) + gallery_rows, return_inverse=True)
         if len(pairs) < len(place):
@@ -317,7 +320,7 @@ def _over_pairs(
 
 
 def _first_twins(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
-    """Each row number replaced by that of the first row, among those given, with the same content."""
+    """Replace each row number by that of the first row, among those given, with the same content."""
     distinct, place = np.unique(rows, return_inverse=True)
     first: dict[bytes, int] = {}
     digests = (hashlib.blake2b(features[row].tobytes(), digest_size=16).digest() for row in distinct)
@@ -328,9 +331,9 @@ def _first_twins(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def use_full_precision(device: torch.device) -> Iterator[None]:
-    """Within the block: no autograd, no autocast, no TF32 or bfloat16 inside float32 products.
+    """Within the block, disable autograd, autocast, and TF32 and bfloat16 in float32 products.
 
-    The last two would put the error of a product far beyond what float32 promises.
+    TF32 and bfloat16 would exceed the error bounds of this module.
     """
     with torch.no_grad(), torch.autocast(device.type, enabled=False), _ieee_products():
         yield
@@ -342,12 +345,12 @@ def _ieee_products() -> Iterator[None]:
         getattr(part, "matmul", None) for part in (torch.backends.cuda, torch.backends.mkldnn)
     ]
     if not all(hasattr(backend, "fp32_precision") for backend in backends):  # torch before 2.9
-        chosen = torch.get_float32_matmul_precision()
+        precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(chosen)
+            torch.set_float32_matmul_precision(precision)
         return
     before = [backend.fp32_precision for backend in backends]
     try:

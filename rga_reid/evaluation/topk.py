@@ -1,4 +1,7 @@
-"""The highest entries of each row of a matrix that is seen tile by tile, in approximate scores."""
+"""Exact top-k: for gallery search, re-ranking, query expansion and lists of best matches.
+
+Approximate scores, from fast float32 products with a known error, select candidates; exact scores decide.
+"""
 
 from __future__ import annotations
 
@@ -143,35 +146,35 @@ class TopK:
         self._threshold[rows] = np.maximum(self._threshold[rows], lowered)
 
 
-_HASHED = 64  # rows at a time
-_UNDECIDED = 1e-3  # error, beside the largest difference, from which on float64 is faster
-_SIDE = 2048  # of a tile at most: with more, more of the product is computed twice, on the diagonal
+_HASHED = 64  # rows hashed at a time
+_MAX_UNDECIDED = 1e-3  # largest error, relative to the largest difference of scores, for float32 products
+_MAX_SIDE = 2048  # rows of a tile: with more, more of the product on the diagonal is computed twice
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Of each of n rows, the rows that fit best, and how well the worst one fits."""
+    """The nearest rows of each of n rows, and the score of its farthest row."""
 
-    rows: np.ndarray  #: int64 (n, count): best first, equal ones by number; a row is its own neighbour too
-    lowest: np.ndarray  #: float64 (n,): exact score of the row that fits worst
+    rows: np.ndarray  #: int64 (n, count): nearest first, ties by number; a row is a neighbour of itself
+    lowest: np.ndarray  #: float64 (n,): exact score of the farthest row
 
 
-def filter_dtype(scores: CosineScores | EuclideanScores, items: int) -> torch.dtype:
-    """What the product of all rows must compute in, so that its error leaves little undecided.
+def product_dtype(scores: CosineScores | EuclideanScores, items: int) -> torch.dtype:
+    """Return the type in which products must be computed so that their error leaves few pairs undecided.
 
-    That is float32, unless all rows are nearly the same, as those of a model that has collapsed. How far the
-    first row's farthest is away tells: no two rows are more than twice as far from each other.
+    That is float32, unless all rows are nearly the same, as the features of a collapsed model. The distance
+    of the first row to its farthest row shows that: no two rows are farther apart than twice that distance.
 
     Args:
-        scores: of the features with themselves.
+        scores: scores of the features with themselves.
         items: number of rows.
     """
     everything = np.arange(items)
     reach = scores.identical - scores.exact(np.zeros_like(everything), everything).min()
-    return torch.float32 if scores.error(torch.float32) < _UNDECIDED * reach else torch.float64
+    return torch.float32 if scores.error(torch.float32) < _MAX_UNDECIDED * reach else torch.float64
 
 
-def nearest_neighbours(
+def find_neighbours(
     scores: Scores,
     features: FeatureRows,
     count: int,
@@ -180,73 +183,73 @@ def nearest_neighbours(
     block_size: int,
     progress: Callable[[float], None] | None = None,
 ) -> Neighbours:
-    """The ``count`` nearest rows of each row.
+    """Find the ``count`` nearest rows of each row.
 
-    Memory does not grow with n², whatever the features are.
+    Memory does not grow with n², for any features.
 
     Args:
-        scores: of the features with themselves.
-        features: ``(n, d)``; n is at least ``count``.
-        count: neighbours of each row, itself included.
-        dtype: of the product that is the filter, see ``filter_dtype``; changes no result.
+        scores: scores of the features with themselves.
+        features: ``(n, d)``, with n of at least ``count``.
+        count: neighbours of each row, including itself.
+        dtype: of the products, see ``product_dtype``; changes no result.
         block_size: rows held at a time; changes no result.
-        progress: told the fraction that is done, now and then.
+        progress: called with the fraction of the work that is done.
     """
-    equal = _EqualRows(features)
-    distinct = equal.first
+    groups = _EqualRows(features)
+    distinct = groups.first
 
     def exact(row: np.ndarray, column: np.ndarray) -> np.ndarray:
         return scores.exact(distinct[row], distinct[column])
 
     error = scores.error(dtype)
-    best = TopK(len(distinct), min(count, len(distinct)), error, exact, dtype)
-    worst = TopK(len(distinct), 1, error, lambda row, column: -exact(row, column), dtype)
+    nearest = TopK(len(distinct), min(count, len(distinct)), error, exact, dtype)
+    farthest = TopK(len(distinct), 1, error, lambda row, column: -exact(row, column), dtype)
     with use_full_precision(scores.device):
-        _search(scores, distinct, best, worst, dtype, min(block_size, _SIDE), progress)
-    nearest, farthest = best.entries(), worst.entries()
-    lowest = exact(farthest.row, farthest.column)
-    return Neighbours(equal.members(nearest.column, nearest.score, count), lowest[equal.group])
+        _search_pairs(scores, distinct, nearest, farthest, dtype, min(block_size, _MAX_SIDE), progress)
+    near, far = nearest.entries(), farthest.entries()
+    lowest = exact(far.row, far.column)
+    return Neighbours(groups.members(near.column, near.score, count), lowest[groups.group])
 
 
-def _search(
+def _search_pairs(
     scores: Scores,
     rows: np.ndarray,
-    best: TopK,
-    worst: TopK,
+    nearest: TopK,
+    farthest: TopK,
     dtype: torch.dtype,
     side: int,
     progress: Callable[[float], None] | None,
 ) -> None:
-    """Show all tiles on and above the diagonal to both collectors."""
+    """Add all tiles on and above the diagonal, and their transposes."""
     starts = range(0, len(rows), side)
     done, total = 0, len(starts) * (len(starts) + 1) // 2
 
-    def prepared(start: int, of: Callable[..., Tensor]) -> Tensor:
-        return of(rows[start : start + side], dtype)
+    def prepare(start: int, side_of: Callable[..., Tensor]) -> Tensor:
+        return side_of(rows[start : start + side], dtype)
 
-    def show(left: Tensor, upper: int, lower: int) -> None:
+    def add_tile(left: Tensor, upper: int, lower: int) -> None:
         nonlocal done
-        tile = scores.approximate(left, prepared(lower, scores.gallery))
-        for collector, signed in ((best, tile), (worst, -tile)):
+        tile = scores.approximate(left, prepare(lower, scores.gallery))
+        for best, signed in ((nearest, tile), (farthest, -tile)):
             if upper == lower:
-                collector.raise_threshold(signed, upper)
+                best.raise_threshold(signed, upper)
             else:
-                collector.add(signed, upper, lower, axis=1)
-            collector.add(signed, upper, lower)
+                best.add(signed, upper, lower, axis=1)
+            best.add(signed, upper, lower)
         done += 1
         if progress is not None:
             progress(done / total)
 
-    for start in starts:  # the diagonal first: it gives every row a floor
-        show(prepared(start, scores.queries), start, start)
+    for start in starts:  # the diagonal first: it gives every row a threshold
+        add_tile(prepare(start, scores.queries), start, start)
     for upper in starts:
-        left = prepared(upper, scores.queries)
+        left = prepare(upper, scores.queries)
         for lower in starts[upper // side + 1 :]:
-            show(left, upper, lower)
+            add_tile(left, upper, lower)
 
 
 class _EqualRows:
-    """Rows of the same content.
+    """Groups of rows of equal content, so that a row with many copies is searched once.
 
     Args:
         features: ``(n, d)``, compared as float32.
@@ -263,16 +266,16 @@ class _EqualRows:
         self._order = np.argsort(self.group, kind="stable")
         self._size = np.bincount(self.group)
         self._start = np.cumsum(self._size) - self._size
-        #: (groups,): the first row of each
+        #: (groups,): the first row of each group
         self.first = self._order[self._start]
 
     def members(self, groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
-        """For each row the first ``count`` members of its nearest groups, ``(n, count)``.
+        """Return for each row the first ``count`` members of its nearest groups, ``(n, count)``.
 
         Args:
-            groups: of each group its nearest groups, one group after the other, best first.
-            scores: theirs, exact where two of one group's are nearly equal.
-            count: rows wanted; the nearest groups have as many at least.
+            groups: nearest groups of each group, one group after the other, nearest first.
+            scores: scores of these, exact where two of them are nearly equal.
+            count: rows wanted; the nearest groups of a group have at least as many.
         """
         owner = np.repeat(np.arange(len(self.first)), len(groups) // len(self.first))
         number, place = expand_ranges(self._start[groups], np.minimum(self._size[groups], count))

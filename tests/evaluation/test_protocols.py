@@ -252,5 +252,5 @@ def test_features_that_cancel_out_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     features[7] = -features[6]
     for rows in (2, 4096):
         monkeypatch.setattr("rga_reid.evaluation.protocols._AVERAGED", rows)
-        with pytest.raises(InputError, match="query_features: .* pid 103 in camera 5"):
+        with pytest.raises(InputError, match=r"query_features: .* pid 103 in camera 5"):
             evaluate_protocol(MultiQuery(), **case | {"query_features": features})

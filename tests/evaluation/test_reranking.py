@@ -16,7 +16,7 @@ from rga_reid.evaluation import match_ranks as counting
 from rga_reid.evaluation import rerank as reciprocal
 from rga_reid.evaluation import topk as highest
 from rga_reid.evaluation.similarity import METRICS
-from rga_reid.evaluation.topk import filter_dtype
+from rga_reid.evaluation.topk import product_dtype
 from tests.memory import measured
 from tests.oracles import naive_re_ranking, squared_distances
 
@@ -103,7 +103,7 @@ def test_features_that_are_nearly_the_same(metric: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     kind = METRICS[metric]
     for features, dtype in ((case["gallery_features"], torch.float32), (both[1], torch.float64)):
-        assert filter_dtype(kind(features, features, torch.device("cpu")), 80) == dtype
+        assert product_dtype(kind(features, features, torch.device("cpu")), 80) == dtype
 
 
 @pytest.mark.parametrize("copies", [2, 5, 60])

@@ -101,7 +101,7 @@ def test_overlaps_are_the_same_by_pairs_and_by_blocks() -> None:
     vectors = SparseVectors(30, codes, dense.ravel()[codes])
     items, others = np.array([3, 4, 4, 29, 0]), np.array([7, 3, 20])
     expected = np.minimum(dense[items][:, None], dense[others][None]).sum(axis=2)
-    place, sums = vectors.inverted(others).overlaps(vectors, items)
+    place, sums = vectors.invert(others).overlaps(vectors, items)
     found = np.zeros(15)
     found[place] = sums
     np.testing.assert_allclose(found.reshape(5, 3), expected, rtol=0, atol=1e-14)

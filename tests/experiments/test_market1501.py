@@ -15,6 +15,7 @@ import scipy.io
 
 from rga_reid.data import read_table
 from rga_reid.evaluation import evaluate_ranking
+from rga_reid.evaluation.features import label_table
 from rga_reid.evaluation.relevance import Relevance
 from rga_reid.inference import extract_features
 from rga_reid.models.colour_histogram import ColourHistogram
@@ -54,15 +55,15 @@ def test_good_and_junk_are_those_of_the_data_set(
     query, gallery = sides
     names = [Path(path).name for path in gallery.path]
     assert names == sorted(names)
-    columns = ["pid", "camid", "path"]
-    truth = Relevance(query[columns].reset_index(drop=True), gallery[columns].reset_index(drop=True), (-1,))
-    own = truth.own_items(np.arange(len(query)))
-    rows = truth.gallery_rows[own.column]
+    tables = [label_table(len(side), side.pid, side.camid, side.path) for side in sides]
+    relevance = Relevance(*tables, (-1,))
+    items = relevance.same_identity_items(np.arange(len(query)))
+    rows = relevance.gallery_rows[items.column]
     assert len(listed) == 3368
     for number, (good, junk) in enumerate(listed):
-        mine = own.query == number
-        assert set(rows[mine & own.match]) == good
-        assert set(rows[mine & ~own.match]) == junk
+        of_query = items.query == number
+        assert set(rows[of_query & items.match]) == good
+        assert set(rows[of_query & ~items.match]) == junk
 
 
 def test_average_precision_is_that_of_the_rule_written_out(
