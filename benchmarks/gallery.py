@@ -37,7 +37,7 @@ from synthetic import BLOCK
 from rga_reid.experiments.benchmark import in_fresh_processes, machine, turns
 from rga_reid.files import write_json
 from rga_reid.gallery import Gallery
-from rga_reid.gallery.folder import save_features
+from rga_reid.gallery.gallery import save_features
 
 TOP_K = 10
 QUERIES = 1024

@@ -71,3 +71,30 @@ def rename_arguments(**new_names: str) -> Callable[[_Function], _Function]:
         return wrapper  # type: ignore[return-value]
 
     return decorate
+
+
+def renamed_method(old: str, new: str) -> Callable[..., Any]:
+    """Return a method that stands in for one that was renamed.
+
+    Args:
+        old: class and 1.0 name, such as ``Gallery.verify``.
+        new: name of the method now.
+    """
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)(*args, **kwargs)
+
+    method.__name__ = old.rpartition(".")[2]
+    method.__doc__ = f"Call ``{new}``, its name now."
+    return method
+
+
+def renamed_property(old: str, new: str) -> property:
+    """Return a property that stands in for one that was renamed, as ``renamed_method`` does for methods."""
+
+    def attribute(self: Any) -> Any:
+        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(attribute, doc=f"``{new}``, its name now.")

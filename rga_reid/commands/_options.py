@@ -135,7 +135,10 @@ def _type_names(classes: str) -> str:
     return " or ".join(re.split(r", (?![^\[]*\])", names.replace("NoneType", "None")))
 
 
-LOCATION = "the gallery: a folder, or in Milvus FILE.db or milvus://HOST:PORT/COLLECTION"
+LOCATION = (
+    "the gallery: a folder, in Milvus FILE.db or milvus://HOST:PORT/COLLECTION, or in a store of your own "
+    "MODULE.CLASS:NAME"
+)
 
 
 def add_source_options(parser: ArgumentParser) -> None:

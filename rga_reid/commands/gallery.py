@@ -82,7 +82,8 @@ def parser() -> ArgumentParser:
     actions.add_subcommand("add", add)
     actions.add_subcommand("remove", remove)
     actions.add_subcommand("info", _action("info", "Tell what a gallery holds; check sizes and headers."))
-    actions.add_subcommand("verify", _action("verify", "Check every byte of a gallery's files."))
+    actions.add_subcommand("check", _action("check", "Check every byte of a gallery's files."))
+    actions.add_subcommand("verify", _action("verify", "Old name of `gallery check`."))
     actions.add_subcommand(
         "compact", _action("compact", "Join the segments that adding and removing left, and index them anew.")
     )
@@ -104,7 +105,8 @@ def run(options: Namespace) -> None:
         "add": _add,
         "remove": partial(_remove, news),
         "info": _info,
-        "verify": partial(_verify, news),
+        "check": partial(_check, news),
+        "verify": partial(_check, news),
         "compact": partial(_compact, news),
     }
     chosen = options[options.action]
@@ -125,8 +127,10 @@ def _build(options: Namespace) -> Gallery | None:
     if options.resume and options.overwrite:
         raise InputError("gallery build: --resume goes on, --overwrite starts over; expected one of them")
     from rga_reid.devices import choose_device
-    from rga_reid.gallery.folder import gallery_builder, require_place, save_features
+    from rga_reid.gallery import GalleryBuilder
+    from rga_reid.gallery.gallery import save_features
     from rga_reid.gallery.index import IndexConfig
+    from rga_reid.gallery.location import create_store
     from rga_reid.inference import ModelFingerprint
     from rga_reid.inference.distributed import Batches, process_group
     from rga_reid.models import load_model
@@ -137,7 +141,7 @@ def _build(options: Namespace) -> Gallery | None:
         if options.features is not None:
             if workers.rank > 0:  # there is nothing to share
                 return None
-            require_place(options.gallery, overwrite=options.overwrite)
+            create_store(options.gallery, overwrite=options.overwrite)  # refused before anything is read
             found = features_of(options.features)
             return save_features(
                 options.gallery, *found, index=options.index, overwrite=options.overwrite, **settings
@@ -145,7 +149,7 @@ def _build(options: Namespace) -> Gallery | None:
         if workers.size > 1 and options.resume:
             raise InputError("gallery build: --resume does not go with torchrun; --overwrite starts over")
         if workers.rank == 0:
-            require_place(options.gallery, overwrite=options.overwrite, resume=options.resume)
+            create_store(options.gallery, overwrite=options.overwrite, resume=options.resume)
         device, table = choose_device(options.device), images_of(options)
         if workers.rank == 0:
             print_labels(table)
@@ -160,7 +164,7 @@ def _build(options: Namespace) -> Gallery | None:
         if workers.rank > 0:
             deque(gathered(table), maxlen=0)
             return None
-        with gallery_builder(
+        with GalleryBuilder(
             options.gallery,
             index=options.index,
             model=record,
@@ -243,14 +247,14 @@ def _info(options: Namespace) -> Gallery:
     return gallery
 
 
-def _verify(news: list[str], options: Namespace) -> Gallery:
+def _check(news: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
-    with progress_bar("verifying") as moved:
-        files = gallery.verify(moved)
+    with progress_bar("checking") as moved:
+        checked = gallery.check(moved)
     if gallery.describe()["segments"] is None:
-        news.append(f"verified: {_count(files, 'image')} read back from Milvus")
+        news.append(f"checked: {_count(checked, 'image')} read back")
     else:
-        news.append(f"verified: every byte of {_count(files, 'file')} is as it was written")
+        news.append(f"checked: every byte of {_count(checked, 'file')} is as it was written")
     return gallery
 
 
@@ -259,7 +263,7 @@ def _compact(news: list[str], options: Namespace) -> Gallery:
     before = gallery.describe()["segments"]
     gallery.compact()
     if before is None:
-        news.append("compacted: Milvus joins its segments")
+        news.append("compacted")
     else:
         news.append(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
     return gallery
@@ -273,9 +277,9 @@ def _count(number: int, one: str, more: str | None = None) -> str:
 def _tell(location: str, gallery: Gallery, json_file: str | None, news: list[str]) -> None:
     """Write what a saved gallery holds as JSON; print what was done, and what it holds."""
     from rga_reid.files import write_json
+    from rga_reid.gallery.location import parse_location
 
-    place = location if "://" in location else os.path.abspath(location)
-    facts = {"location": place, **gallery.describe(), "bytes": gallery.size_on_disk()}
+    facts = {"location": str(parse_location(location)), **gallery.describe(), "bytes": gallery.size_on_disk()}
     if json_file is not None:
         write_json(json_file, facts)
     for line in news:
@@ -296,12 +300,12 @@ def _print(facts: dict[str, Any]) -> None:
     }
     if facts["settings"] is not None:
         lines["settings"] = ", ".join(f"{name} {value}" for name, value in facts["settings"].items())
-        lines["recall@10"] = "not measured in Milvus"
+        lines["recall@10"] = "not measured"
         if facts["recall_at_10"] is not None:
             lines["recall@10"] = f"{facts['recall_at_10']:.3f} against the exact search, on a sample"
     elif facts["index"] != "flat":
         lines["settings"] = "searched exactly: too few images for an index"
-    lines["on disk"] = "on the cluster" if facts["bytes"] is None else f"{facts['bytes'] / 1e6:,.1f} MB"
+    lines["on disk"] = "not on this machine" if facts["bytes"] is None else f"{facts['bytes'] / 1e6:,.1f} MB"
     lines["model"] = "unknown (built from features)" if model is None else model["checkpoint"]
     if model is not None:
         lines["SHA-256"] = model["sha256"]

@@ -1,6 +1,6 @@
-"""Galleries of people: build, search, change, on disk or in Milvus."""
+"""Galleries of people: build, search and change them, on disk, in Milvus or in a store of your own."""
 
-from rga_reid.gallery.folder import GalleryBuilder
-from rga_reid.gallery.gallery import Gallery, RemovalResult
+from rga_reid.gallery.gallery import Gallery, GalleryBuilder
+from rga_reid.gallery.store import RemovalResult, VectorStore
 
-__all__ = ["Gallery", "GalleryBuilder", "RemovalResult"]
+__all__ = ["Gallery", "GalleryBuilder", "RemovalResult", "VectorStore"]

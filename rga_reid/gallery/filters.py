@@ -1,9 +1,9 @@
 """Filters of gallery rows, such as ``camid == 3 and pid in (1, 2)``: parsed, never evaluated as Python.
 
-The grammar is Python's, of which these parts are taken: the columns ``pid``, ``camid`` and ``path``; whole
-numbers and texts; ``== != < <= > >=``, ``in`` and ``not in`` a list, ``is None``, a text ``in path``;
-``and``, ``or``, ``not`` and brackets. As in SQL, a comparison with an unknown pid or camid is neither true
-nor false, and a row is kept where the whole is true.
+The grammar is a part of Python's: the columns ``pid``, ``camid`` and ``path``; whole numbers and strings (with
+Python's backslash escapes); ``== != < <= > >=``, ``in`` and ``not in`` a list, ``is None``, a string
+``in path``; ``and``, ``or``, ``not`` and brackets. As in SQL, a comparison with an unknown pid or camid is
+neither true nor false, and a row is kept where the whole filter is true.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, short_repr
 
 Condition = TypeVar("Condition", covariant=True)
 
 _TYPES: dict[str, type] = {"pid": int, "camid": int, "path": str}
-_LONGEST = 10_000  # characters
+_MAX_LENGTH = 10_000  # characters of a filter
+_MAX_DEPTH = 100  # of nested brackets and negations
 _INT64 = np.iinfo(np.int64)
 
 _SIGNS: dict[type[ast.cmpop], str] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
@@ -44,61 +46,88 @@ _MIRRORED: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 class PredicateBackend(Protocol[Condition]):
-    """What a filter is made of; conditions know ``&``, ``|`` and ``~`` of three values."""
+    """Builds the conditions of a vector store; they combine with ``&``, ``|`` and ``~`` in three-valued logic."""
 
     def known(self, column: str) -> Condition:
-        """The column is not null; never unknown itself."""
+        """The column is not null. This condition itself is never unknown."""
 
     def equal(self, column: str, value: int | str) -> Condition:
-        """The column has this value."""
+        """The column equals a value."""
 
     def ordered(self, column: str, sign: str, value: int) -> Condition:
         """The column is ``<``, ``<=``, ``>`` or ``>=`` a value."""
 
     def one_of(self, column: str, values: Sequence[int | str]) -> Condition:
-        """The column has one of these values."""
+        """The column equals one of some values."""
 
     def contains(self, part: str) -> Condition:
-        """The path has a text in it."""
+        """The path contains a string."""
 
 
-def rows_where(table: pd.DataFrame, where: str) -> np.ndarray:
-    """Which rows a filter keeps.
+@dataclass(frozen=True)
+class Filter:
+    """A condition on the rows of a gallery, parsed and checked.
 
     Args:
-        table: n rows ``path, pid, camid``, as ``gallery_table`` gives.
-        where: the filter.
+        build: states the condition in terms of a ``PredicateBackend``.
+    """
 
-    Returns:
-        bool ``(n,)``.
+    build: Callable[[PredicateBackend[Any]], Any]
+
+    def __and__(self, other: Filter) -> Filter:
+        return Filter(lambda backend: self.build(backend) & other.build(backend))
+
+    def __or__(self, other: Filter) -> Filter:
+        return Filter(lambda backend: self.build(backend) | other.build(backend))
+
+    def __invert__(self) -> Filter:
+        return Filter(lambda backend: ~self.build(backend))
+
+    def mask(self, table: pd.DataFrame) -> np.ndarray:
+        """Return which rows of a table the filter keeps.
+
+        Args:
+            table: n rows ``path, pid, camid``, as ``gallery_table`` returns it.
+
+        Returns:
+            bool ``(n,)``.
+        """
+        kept: pd.arrays.BooleanArray = self.build(_TableBackend(table))
+        return kept.to_numpy(dtype=bool, na_value=False)
+
+
+CAMERA_KNOWN = Filter(lambda backend: backend.known("camid"))
+
+
+def other_cameras(camera: int) -> Filter:
+    """Return the filter that leaves out a camera and keeps images of unknown cameras."""
+    return ~CAMERA_KNOWN | ~Filter(lambda backend: backend.equal("camid", camera))
+
+
+def parse_filter(where: str) -> Filter:
+    """Parse a filter.
 
     Raises:
-        InputError: not such a filter; the message tells what was not understood.
+        InputError: not a filter; the message shows what was not understood.
     """
-    kept: pd.arrays.BooleanArray = parse_filter(where, _TableLeaves(table))
-    return kept.to_numpy(dtype=bool, na_value=False)
-
-
-def parse_filter(where: str, leaves: PredicateBackend[Any]) -> Any:
-    """The condition that a filter states, made of ``leaves``.
-
-    Raises:
-        InputError: see ``rows_where``.
-    """
-    if not isinstance(where, str) or len(where) > _LONGEST:
-        raise InputError(f"where: expected a text of at most {_LONGEST:,} characters, such as 'camid == 3'")
+    if not isinstance(where, str) or len(where) > _MAX_LENGTH:
+        raise InputError(
+            f"where: expected a string of at most {_MAX_LENGTH:,} characters, such as 'camid == 3'"
+        )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python about numbers and backslashes
+            warnings.simplefilter("ignore")  # Python's, about numbers and backslashes
             parsed = ast.parse(where.strip(), mode="eval")
-        return _Walk(leaves, where).condition(parsed.body)
+        return _Parser(where).condition(parsed.body)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"where: cannot read {_shown(where)}: expected such as 'camid == 3'") from None
+        raise InputError(
+            f"where: cannot read {short_repr(where, 100)}; expected a filter such as 'camid == 3'"
+        ) from None
 
 
-class _TableLeaves:
+class _TableBackend:
     """Conditions on the rows of a table: a ``BooleanArray``, null where unknown."""
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -109,41 +138,46 @@ class _TableLeaves:
         return pd.arrays.BooleanArray(truth, np.zeros(len(truth), dtype=bool))
 
     def equal(self, column: str, value: int | str) -> pd.arrays.BooleanArray:
-        return self._found(column, self._table[column] == value)
+        return self._condition(column, self._table[column] == value)
 
     def ordered(self, column: str, sign: str, value: int) -> pd.arrays.BooleanArray:
-        return self._found(column, _ORDER[sign](self._table[column], value))
+        return self._condition(column, _ORDER[sign](self._table[column], value))
 
     def one_of(self, column: str, values: Sequence[int | str]) -> pd.arrays.BooleanArray:
-        return self._found(column, self._table[column].isin(values))
+        return self._condition(column, self._table[column].isin(values))
 
     def contains(self, part: str) -> pd.arrays.BooleanArray:
-        return self._found("path", self._table["path"].str.contains(part, regex=False))
+        return self._condition("path", self._table["path"].str.contains(part, regex=False))
 
-    def _found(self, column: str, hits: pd.Series) -> pd.arrays.BooleanArray:
+    def _condition(self, column: str, hits: pd.Series) -> pd.arrays.BooleanArray:
         truth = hits.fillna(False).to_numpy(dtype=bool, copy=True)
         return pd.arrays.BooleanArray(truth, self._table[column].isna().to_numpy(dtype=bool, copy=True))
 
 
-class _Walk:
-    """Walks a filter's syntax tree; every node gives a condition."""
+class _Parser:
+    """Turns the syntax tree of a filter into a ``Filter``."""
 
-    def __init__(self, leaves: PredicateBackend[Any], where: str) -> None:
-        self._leaves, self._where = leaves, where
+    def __init__(self, where: str) -> None:
+        self._where = where
 
-    def condition(self, node: ast.expr) -> Any:
+    def condition(self, node: ast.expr, depth: int = 0) -> Filter:
+        if depth > _MAX_DEPTH:
+            raise self._error(node, "nested too deeply")
         if isinstance(node, ast.BoolOp):
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-            return functools.reduce(join, map(self.condition, node.values))
+            return self._join(join, [self.condition(value, depth + 1) for value in node.values])
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return ~self.condition(node.operand)
-        if isinstance(node, ast.Compare):  # perhaps of several: 1 <= camid < 3
+            return ~self.condition(node.operand, depth + 1)
+        if isinstance(node, ast.Compare):  # may be a chain: 1 <= camid < 3
             sides = [node.left, *node.comparators]
-            parts = map(self._compare, sides, node.ops, sides[1:])
-            return functools.reduce(operator.and_, parts)
+            return self._join(operator.and_, list(map(self._compare, sides, node.ops, sides[1:])))
         raise self._error(node, "expected a comparison")
 
-    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
+    @staticmethod
+    def _join(join: Callable[[Any, Any], Any], parts: list[Filter]) -> Filter:
+        return Filter(lambda backend: functools.reduce(join, [part.build(backend) for part in parts]))
+
+    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Filter:
         if isinstance(right, ast.Name) and not isinstance(left, ast.Name):
             if isinstance(op, ast.In | ast.NotIn):
                 found = self._contains(left, right)
@@ -155,26 +189,29 @@ class _Walk:
         column = self._column(left)
         if isinstance(op, ast.Is | ast.IsNot):
             if not (isinstance(right, ast.Constant) and right.value is None):
-                raise self._error(right, "only None goes with 'is'")
-            known = self._leaves.known(column)
+                raise self._error(right, "only None can follow 'is'")
+            known = Filter(lambda backend: backend.known(column))
             return ~known if isinstance(op, ast.Is) else known
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.Tuple | ast.List | ast.Set):
                 raise self._error(right, "expected a list such as (1, 2)")
-            found = self._leaves.one_of(column, [self._constant(item, column) for item in right.elts])
+            values = [self._constant(item, column) for item in right.elts]
+            found = Filter(lambda backend: backend.one_of(column, values))
             return ~found if isinstance(op, ast.NotIn) else found
         value = self._constant(right, column)
         if isinstance(op, ast.Eq | ast.NotEq):
-            found = self._leaves.equal(column, value)
+            found = Filter(lambda backend: backend.equal(column, value))
             return ~found if isinstance(op, ast.NotEq) else found
         if column == "path":
             raise self._error(left, "paths have no order: expected ==, != or in")
-        return self._leaves.ordered(column, _SIGNS[type(op)], value)
+        sign = _SIGNS[type(op)]
+        return Filter(lambda backend: backend.ordered(column, sign, value))
 
-    def _contains(self, text: ast.expr, name: ast.Name) -> Any:
+    def _contains(self, text: ast.expr, name: ast.Name) -> Filter:
         if self._column(name) != "path":
-            raise self._error(name, "only path can be searched for a text")
-        return self._leaves.contains(self._constant(text, "path"))
+            raise self._error(name, "only path can be searched for a string")
+        part = self._constant(text, "path")
+        return Filter(lambda backend: backend.contains(part))
 
     def _column(self, name: ast.Name) -> str:
         if name.id not in _TYPES:
@@ -182,22 +219,22 @@ class _Walk:
         return name.id
 
     def _constant(self, node: ast.expr, column: str) -> Any:
-        """A literal that can be compared with a column."""
+        """Return the value of a literal that can be compared with a column."""
         try:
             value = ast.literal_eval(node)
         except (ValueError, TypeError):
             value = None
         if type(value) is not _TYPES[column]:
-            kind = "texts" if column == "path" else "whole numbers"
+            kind = "strings" if column == "path" else "whole numbers"
             raise self._error(node, f"{column} is compared with {kind}")
-        if type(value) is int and not _INT64.min <= value <= _INT64.max:
+        if isinstance(value, int) and not _INT64.min <= value <= _INT64.max:
             raise self._error(node, "expected a number of at most 64 bits")
+        if isinstance(value, str) and not value.isprintable():
+            value.encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
         return value
 
-    def _error(self, node: ast.expr, why: str) -> InputError:
+    def _error(self, node: ast.expr, reason: str) -> InputError:
         found = ast.get_source_segment(self._where.strip(), node) or type(node).__name__
-        return InputError(f"where: {why}, found {_shown(found)} in {_shown(self._where)}")
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 100 else f"{text[:97]}...")
+        return InputError(
+            f"where: {reason}, found {short_repr(found, 100)} in {short_repr(self._where, 100)}"
+        )

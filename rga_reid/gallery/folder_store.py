@@ -1,7 +1,7 @@
-"""A gallery on disk: segments that never change, and a manifest that is switched when all of them are there.
+"""A vector store on disk: segments that never change, and a manifest that is replaced when all of them are there.
 
-A process that is killed leaves the old gallery or the new one. What it had begun lies about unnamed; the
-next writer removes it (over a gallery that cannot be read, the next that succeeds). Readers need no lock:
+A process that is killed leaves the old gallery or the new one. The next writer removes the files that the killed
+one had begun; over a gallery that cannot be read, the next writer that succeeds does. Readers need no lock:
 what they have open stays readable.
 """
 
@@ -11,13 +11,15 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rga_reid.data.images import is_ignored_file
 from rga_reid.errors import InputError
-from rga_reid.files import DiskError, checksum, require_new, sync
+from rga_reid.files import DiskError, checksum, require_new, size_of, sync
+from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.manifest import (
     MANIFEST,
     SEGMENT_NAME,
@@ -26,36 +28,178 @@ from rga_reid.gallery.manifest import (
     read_manifest,
     write_manifest,
 )
+from rga_reid.gallery.segment_store import SegmentStore
 from rga_reid.gallery.segments import (
     VECTORS,
-    DeletionRecord,
-    Put,
-    Rows,
+    NewSegment,
     Segment,
     Snapshot,
     check_size,
     read_segment,
+    repack,
     write_segment,
 )
-from rga_reid.gallery.validation import is_normalized, require_finished
+from rga_reid.gallery.store import DeletionRecord, Metadata, Progress, Rows, ignore_progress
+from rga_reid.gallery.validation import is_normalized, require_finished, require_same_model
 from rga_reid.inputs import open_text, read_file, truncate
-from rga_reid.process import NoLocksError, defer_signals, lock
+from rga_reid.models.checkpoints import ModelFingerprint
+from rga_reid.process import LockedError, defer_signals, hold_lock
 
 UNFINISHED = "unfinished.json"  #: manifest of a build that was interrupted
 SEGMENTS = "segments"
 LOCK = "lock"
 _LOG = "removals-{generation}.jsonl"
 _OWN_FILES = re.compile(
-    r"(manifest|unfinished)\.json|\.(manifest|unfinished)\.json\.[0-9a-f]{12}\.json"  # and drafts of them
+    r"(manifest|unfinished)\.json|\.(manifest|unfinished)\.json\.[0-9a-f]{12}\.json"  # and their drafts
     r"|segments|lock|removals-[0-9]+\.jsonl"
 )
 
 
-def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Refuse a place where a gallery may not be saved, before any work is done.
+class FolderStore(SegmentStore):
+    """A gallery in a folder. It shows the state that it opened or last wrote.
 
     Args:
-        folder: the place.
+        folder: of the gallery.
+
+    Raises:
+        InputError: see ``read_gallery``.
+    """
+
+    persistent = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(read_gallery(folder))
+        self._folder, self.location = folder, str(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> FolderStore:
+        """Open a gallery; see ``read_gallery`` for errors."""
+        return cls(folder)
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        index: IndexConfig,
+        model: ModelFingerprint | None,
+        *,
+        overwrite: bool,
+        resume: bool,
+    ) -> FolderDraft:
+        """Return a new gallery to be filled, see ``StoreFactory.create``."""
+        return FolderDraft(folder, index, model, overwrite=overwrite, resume=resume)
+
+    @contextmanager
+    def transaction(self, *, resumable: bool = False) -> Iterator[None]:
+        with super().transaction(), writing(self._folder) as self._writer:
+            self._snapshot = self._committed = read_gallery(self._folder)  # others may have written since
+            yield
+
+    def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
+        super().commit(metadata, deletions)
+        if self._snapshot != self._committed:
+            self._writer.commit(self._snapshot)
+            self._committed = self._snapshot
+
+    def check(self, progress: Progress = ignore_progress) -> int:
+        return check_folder(self._folder, progress)
+
+    def size_on_disk(self) -> int | None:
+        return size_of(self._folder)
+
+    def _write(self, segment: NewSegment) -> Segment:
+        return self._writer.write(segment)
+
+    def _copy(self, segment: Segment) -> Segment:
+        return self._writer.write(segment)
+
+
+class FolderDraft(SegmentStore):
+    """A new gallery in a folder. What is there stays until ``commit``.
+
+    ``append`` writes the rows as they come, without an index and without keeping them in memory; ``commit``
+    joins them to segments and builds the indexes.
+    """
+
+    persistent = True
+
+    def __init__(
+        self,
+        folder: Path,
+        index: IndexConfig,
+        model: ModelFingerprint | None,
+        *,
+        overwrite: bool,
+        resume: bool,
+    ) -> None:
+        super().__init__(Snapshot(Metadata(0, index, model)))
+        self._folder, self.location = folder, str(folder)
+        self._overwrite, self._resume = overwrite, resume
+        self._parts: list[Segment] = []  # appended, to be joined
+        self._require_replaceable()  # before a folder is made
+
+    @contextmanager
+    def transaction(self, *, resumable: bool = False) -> Iterator[None]:
+        self._resumable = resumable
+        resume = self._resume and (self._folder / UNFINISHED).exists()
+        with (
+            super().transaction(),
+            writing(self._folder, create=True, keep=resumable, resume=resume) as writer,
+        ):
+            self._require_replaceable()  # nobody was faster
+            self._writer = writer
+            if resume:
+                self._restore()
+            yield
+
+    def append(self, rows: Rows) -> None:
+        part = self._writer.write(Segment(rows.ids, rows.vectors, rows.table), mapped=True)
+        self._parts.append(part)
+        self._show_parts(replace(self.metadata, dimension=part.dimension, next_id=int(rows.ids[-1]) + 1))
+        if self._resumable:
+            self._writer.keep_unfinished(self._snapshot)
+
+    def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
+        copied = self.segments[: len(self.segments) - len(self._parts)]
+        if len(self._parts) > 1 or metadata.index.kind != "flat":  # one part is a segment as it is
+            self._parts = [self._write(segment) for segment in repack(self._parts, metadata.index)]
+        log = (*self._writer.deletions, *deletions)
+        self._snapshot = Snapshot(metadata, (*copied, *self._parts), log)
+        self._writer.commit(self._snapshot)
+        (self._folder / UNFINISHED).unlink(missing_ok=True)
+
+    def deletion_log(self) -> tuple[DeletionRecord, ...]:
+        return self._writer.deletions
+
+    def _write(self, segment: NewSegment) -> Segment:
+        return self._writer.write(segment, mapped=True)
+
+    def _copy(self, segment: Segment) -> Segment:
+        return self._writer.write(segment)
+
+    def _restore(self) -> None:
+        """Continue with what an interrupted build had written."""
+        manifest = read_manifest(self._folder / UNFINISHED)
+        if manifest.generation != self._writer.generation:
+            (self._folder / UNFINISHED).unlink()
+            raise InputError(f"{self._folder}: nothing to resume: the build was finished")
+        require_same_model(self._folder, manifest.metadata.model, self.metadata.model)
+        self._parts = list(read_snapshot(self._folder, manifest, mapped=True).segments)
+        metadata = manifest.metadata
+        self._show_parts(replace(self.metadata, dimension=metadata.dimension, next_id=metadata.next_id))
+
+    def _show_parts(self, metadata: Metadata) -> None:
+        self._snapshot = Snapshot(metadata, tuple(self._parts))
+
+    def _require_replaceable(self) -> None:
+        require_replaceable(self._folder, overwrite=self._overwrite, resume=self._resume)
+
+
+def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Check, before any work is done, that a gallery may be saved in a folder.
+
+    Args:
+        folder: for the gallery.
         overwrite: a gallery may be there.
         resume: an unfinished build may be there.
 
@@ -73,44 +217,44 @@ def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool =
     ]
     require_finished(folder, UNFINISHED in names, overwrite=overwrite, resume=resume)
     if names and not foreign and MANIFEST not in names:
-        return  # no gallery, but what a killed write left
+        return  # no gallery, only files of a killed writer
     require_new(folder, overwrite=overwrite or (UNFINISHED in names and resume))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not replaced: expected a gallery, found a file")
     if foreign:
-        raise InputError(f"{folder}: not replaced: it holds {foreign[0]!r}, which is no part of a gallery")
+        raise InputError(f"{folder}: not replaced: {foreign[0]!r} in it is not part of a gallery")
 
 
 def read_gallery(folder: Path) -> Snapshot:
-    """The gallery in a folder, its manifest, sizes and headers checked.
+    """Read the gallery in a folder; check its manifest, and the sizes and headers of all files.
 
     Raises:
-        InputError: no gallery there, one of another version, or a file that is missing, damaged or foreign:
-            the message names it.
+        InputError: no gallery there, one of another version, or a file that is missing, damaged or not part
+            of a gallery; the message names it.
     """
     manifest = read_manifest(folder / MANIFEST)
     while True:
         try:
-            return read_contents(folder, manifest)
+            return read_snapshot(folder, manifest)
         except InputError:
-            # a writer may have removed the segments of this manifest since: then there is a newer one
+            # a writer may have removed the segments of this manifest since; then there is a newer one
             newer = read_manifest(folder / MANIFEST)
             if newer == manifest:
                 raise
             manifest = newer
 
 
-def read_contents(folder: Path, manifest: Manifest, *, mapped: bool = False) -> Snapshot:
-    """What a manifest names; ``mapped``: see ``read_segment``."""
-    place, plan = folder / SEGMENTS, manifest.plan
-    segments = [
-        read_segment(place / record.name, record, manifest.dimension, plan.kind, mapped=mapped)
+def read_snapshot(folder: Path, manifest: Manifest, *, mapped: bool = False) -> Snapshot:
+    """Open what a manifest names; for ``mapped`` see ``read_segment``."""
+    metadata = manifest.metadata
+    segments = tuple(
+        read_segment(
+            folder / SEGMENTS / record.name, record, metadata.dimension, metadata.index.kind, mapped=mapped
+        )
         for record in manifest.segments
-    ]
-    removals: tuple[DeletionRecord, ...] = ()
-    if manifest.log is not None:
-        removals = _read_log(folder / manifest.log[0], manifest.log[1])
-    return Snapshot(manifest.dimension, plan, manifest.model, tuple(segments), manifest.next_id, removals)
+    )
+    deletions = () if manifest.log is None else _read_log(folder / manifest.log[0], manifest.log[1])
+    return Snapshot(metadata, segments, deletions)
 
 
 class Writer:
@@ -118,54 +262,46 @@ class Writer:
 
     Args:
         folder: of the gallery.
-        mapped: the vectors of segments that are put are never held in memory.
     """
 
-    def __init__(self, folder: Path, *, mapped: bool = False) -> None:
-        self.folder, self.mapped = folder, mapped
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         old = _readable_manifest(folder)
         self.generation = 1 if old is None else old.generation + 1
-        if old is None and (folder / UNFINISHED).exists():  # begun when the gallery could be read
+        if old is None and (folder / UNFINISHED).exists():  # started while the gallery could be read
             self.generation = read_manifest(folder / UNFINISHED).generation
-        #: the log of the gallery that is there
-        self.removals = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
-        places = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())
-        self._places = (place for place in places if not place.exists())
+        #: deletion log of the gallery that is there
+        self.deletions = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
+        names = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())
+        self._unused = (name for name in names if not name.exists())
 
-    def put(self, segment: Segment | Rows) -> Segment:
-        """Write a new segment to the disk, unnamed as yet."""
-        place = next(self._places)
-        with _disk_errors(self.folder):
-            record = write_segment(place, segment)
-        return read_segment(place, record, segment.dimension, segment.kind, mapped=self.mapped)
+    def write(self, segment: Segment | NewSegment, *, mapped: bool = False) -> Segment:
+        """Write a segment that no manifest names yet; return it opened, see ``read_segment``."""
+        path = next(self._unused)
+        with _disk_errors(self._folder):
+            record = write_segment(path, segment)
+        return read_segment(path, record, segment.dimension, segment.kind, mapped=mapped)
 
-    def commit(self, contents: Snapshot) -> None:
-        """Switch to new contents, all of whose segments were put or were there."""
-        with _disk_errors(self.folder):
-            log = self._write_log(contents) if contents.removals else None
-            write_manifest(self._manifest(contents, log), self.folder / MANIFEST)
+    def commit(self, snapshot: Snapshot) -> None:
+        """Switch to a new state, all of whose segments are on the disk."""
+        with _disk_errors(self._folder):
+            log = self._write_log(snapshot) if snapshot.deletions else None
+            write_manifest(self._manifest(snapshot, log), self._folder / MANIFEST)
 
-    def keep_unfinished(self, contents: Snapshot) -> None:
-        """Note how far a build has come, so that another can go on from there."""
-        with _disk_errors(self.folder):
-            write_manifest(self._manifest(contents), self.folder / UNFINISHED)
+    def keep_unfinished(self, snapshot: Snapshot) -> None:
+        """Record the progress of a build, so that it can be resumed."""
+        with _disk_errors(self._folder):
+            write_manifest(self._manifest(snapshot), self._folder / UNFINISHED)
 
-    def _manifest(self, contents: Snapshot, log: tuple[str, FileRecord] | None = None) -> Manifest:
-        return Manifest(
-            generation=self.generation,
-            dimension=contents.dimension,
-            next_id=contents.next_id,
-            plan=contents.plan,
-            model=contents.model,
-            segments=tuple(segment.record for segment in contents.segments if segment.record is not None),
-            log=log,
-        )
+    def _manifest(self, snapshot: Snapshot, log: tuple[str, FileRecord] | None = None) -> Manifest:
+        records = tuple(segment.record for segment in snapshot.segments if segment.record is not None)
+        return Manifest(self.generation, snapshot.metadata, records, log)
 
-    def _write_log(self, contents: Snapshot) -> tuple[str, FileRecord]:
+    def _write_log(self, snapshot: Snapshot) -> tuple[str, FileRecord]:
         name = _LOG.format(generation=self.generation)
-        path = self.folder / name
-        path.touch(exist_ok=False)  # never through a link that lies there
-        path.write_text("".join(removal.to_line() for removal in contents.removals), encoding="utf-8")
+        path = self._folder / name
+        path.touch(exist_ok=False)  # never through a link
+        path.write_text("".join(record.to_line() for record in snapshot.deletions), encoding="utf-8")
         sync(path)
         with open(path, "rb") as file:
             return name, FileRecord(path.stat().st_size, checksum(file))
@@ -173,15 +309,15 @@ class Writer:
 
 @contextmanager
 def writing(
-    folder: Path, *, create: bool = False, building: bool = False, resume: bool = False
+    folder: Path, *, create: bool = False, keep: bool = False, resume: bool = False
 ) -> Iterator[Writer]:
-    """Hold the lock of a gallery folder, and leave nothing but a gallery there.
+    """Hold the lock of a gallery folder, and leave nothing but a gallery in it.
 
     Args:
         folder: of the gallery.
-        create: make the folder if there is none, and replace a gallery that is damaged.
-        building: keep what the block noted as unfinished, if it fails, and hold no vectors in memory.
-        resume: keep what an earlier one noted so; otherwise it is removed.
+        create: make the folder if there is none, and replace a damaged gallery.
+        keep: keep the unfinished build of the block, if it fails.
+        resume: keep the unfinished build of an earlier block; otherwise it is removed.
 
     Raises:
         InputError: no gallery there, another program is writing, the disk is full or cannot be written.
@@ -193,41 +329,21 @@ def writing(
     else:
         read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
     with _locked(folder):
-        # a gallery that cannot be read, damaged or of another version, stays until there is one in its place
+        # a gallery that cannot be read, damaged or of another version, stays until another replaces it
         unreadable = (folder / MANIFEST).exists() and _readable_manifest(folder) is None
-        old = frozenset(_parts(folder) if unreadable else ())
+        old = frozenset(_own_files(folder) if unreadable else ())
         collect_garbage(folder, keep_unfinished=resume, old=old)
         try:
-            yield Writer(folder, mapped=building)
+            yield Writer(folder)
         finally:
             with defer_signals():
-                collect_garbage(folder, keep_unfinished=building, old=old)
+                collect_garbage(folder, keep_unfinished=keep, old=old)
                 if created and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
                     shutil.rmtree(folder)
 
 
-def update(folder: Path, change: Callable[[Snapshot, Put], Snapshot]) -> tuple[Snapshot, Snapshot]:
-    """Change a gallery on disk, from what it is now, whoever wrote last.
-
-    Returns:
-        What it held before and what it holds now. Both are on disk when this returns, or none is.
-
-    Raises:
-        InputError: see ``writing`` and ``read_gallery``; what ``change`` raises.
-    """
-    with writing(folder) as writer:
-        old = read_gallery(folder)
-        new = change(old, writer.put)
-        if new is not old:
-            writer.commit(new)
-    return old, new
-
-
 def collect_garbage(folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] = ()) -> None:
-    """Remove what no manifest names. For the holder of the lock only; ``old``: see ``leftovers``.
-
-    Nothing is removed where something named is missing: it may be what lies there under another name.
-    """
+    """Remove files that no manifest names. Only for the holder of the lock; ``old``: see ``orphaned_files``."""
     with _disk_errors(folder):
         if not keep_unfinished:
             (folder / UNFINISHED).unlink(missing_ok=True)
@@ -236,16 +352,19 @@ def collect_garbage(folder: Path, *, keep_unfinished: bool = False, old: Collect
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        for place in (folder / SEGMENTS, folder):
-            if place.is_dir():
-                sync(place)
+        for directory in (folder / SEGMENTS, folder):
+            if directory.is_dir():
+                sync(directory)
 
 
 def orphaned_files(folder: Path, old: Collection[Path] = ()) -> list[Path]:
-    """What lies in a gallery's folder and is named by no manifest: of a write that was killed.
+    """Return the files of a gallery that no manifest names: those of a writer that was killed.
 
-    Empty where a segment that a manifest names is missing. As long as the manifest of the gallery itself
-    cannot be read, what it may name, ``old``, is left out.
+    None where a segment that a manifest names is missing: it may be one of these files under another name.
+
+    Args:
+        folder: of the gallery.
+        old: files that an unreadable manifest may name. They are left out as long as it is there.
     """
     named = {folder / name for name in (MANIFEST, UNFINISHED, LOCK, SEGMENTS)}
     segments: set[Path] = set()
@@ -260,28 +379,28 @@ def orphaned_files(folder: Path, old: Collection[Path] = ()) -> list[Path]:
         named |= {folder / manifest.log[0]} if manifest.log else set()
     if not all(segment.is_dir() for segment in segments):
         return []
-    return sorted(path for path in _parts(folder) if path not in named | segments)
+    return sorted(path for path in _own_files(folder) if path not in named | segments)
 
 
-def _parts(folder: Path) -> list[Path]:
-    """What lies in a gallery's folder and among its segments, by names that nothing else has."""
+def _own_files(folder: Path) -> list[Path]:
+    """Return what is in a gallery folder under the names that galleries use."""
     inner = (folder / SEGMENTS).iterdir() if (folder / SEGMENTS).is_dir() else ()
     found = [path for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name)]
     return found + [path for path in inner if SEGMENT_NAME.fullmatch(path.name)]
 
 
-def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share: None) -> int:
+def check_folder(folder: Path, progress: Progress = ignore_progress) -> int:
     """Check every byte of every file of a gallery.
 
     Args:
         folder: of the gallery.
-        progress: told the share of the bytes that is done.
+        progress: called with the fraction of the bytes that is done.
 
     Returns:
         Number of files checked.
 
     Raises:
-        InputError: all files that are damaged or missing, by name; or the gallery was changed meanwhile.
+        InputError: the names of all damaged and missing files; or the gallery was changed meanwhile.
     """
     manifest = read_manifest(folder / MANIFEST)
     records = [
@@ -300,10 +419,10 @@ def verify_folder(folder: Path, progress: Callable[[float], None] = lambda share
         done += record.bytes
         progress(done / total)
     if read_manifest(folder / MANIFEST) != manifest:
-        raise InputError(f"{folder}: the gallery was changed while it was verified; verify it again")
+        raise InputError(f"{folder}: the gallery was changed while it was checked; check it again")
     if problems:
         raise InputError("; ".join(problems))
-    for segment, described in zip(read_contents(folder, manifest).segments, manifest.segments, strict=True):
+    for segment, described in zip(read_snapshot(folder, manifest).segments, manifest.segments, strict=True):
         if not all(is_normalized(block).all() for block in segment.blocks()):
             raise InputError(f"{folder / SEGMENTS / described.name / VECTORS}: rows that are not of length 1")
         if segment.index is not None:
@@ -319,11 +438,11 @@ def _check_bytes(path: Path, record: FileRecord) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
     if found != record.sha256:
-        raise InputError(f"{path}: damaged: its checksum is not the one in the manifest")
+        raise InputError(f"{path}: damaged: its checksum differs from the manifest")
 
 
 def _read_log(path: Path, record: FileRecord) -> tuple[DeletionRecord, ...]:
-    """The log of removals, however long: it grows with each erasure, and is never cut."""
+    """Read the deletion log, however long: it grows with each removal, and is never cut."""
     _check_bytes(path, record)
     try:
         with open_text(path) as lines:
@@ -331,34 +450,30 @@ def _read_log(path: Path, record: FileRecord) -> tuple[DeletionRecord, ...]:
     except InputError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged: not a log of removals ({truncate(error)})") from None
+        raise InputError(f"{path}: damaged: not a deletion log ({truncate(error)})") from None
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock; the system releases it when the process ends, in whatever way."""
-    if (folder / SEGMENTS).is_symlink():  # what is cleaned up behind a link may be anybody's
-        raise InputError(f"{folder / SEGMENTS}: a link, expected a folder: this gallery can only be read")
-    with _disk_errors(folder):
-        try:
-            handle = lock(folder / LOCK, create=True)
-        except NoLocksError as error:
-            raise InputError(
-                f"{folder}: its file system has no locks ({error.strerror}): a gallery there can only be read"
-            ) from None
-    if handle is None:
+    """Hold the lock. The system releases it when the process ends, in whatever way."""
+    if (folder / SEGMENTS).is_symlink():  # files behind a link may be anybody's, and are never removed
         raise InputError(
-            f"{folder}: locked: another program is changing this gallery; try again when it has finished"
+            f"{folder / SEGMENTS}: expected a folder, found a link; this gallery can only be read"
         )
-    try:
+    with ExitStack() as stack:
+        with _disk_errors(folder):
+            try:
+                stack.enter_context(hold_lock(folder / LOCK))
+            except LockedError:
+                raise InputError(
+                    f"{folder}: locked: another program is changing this gallery; try again when it has finished"
+                ) from None
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Tell a full or read-only disk in one line."""
+    """Report a full or read-only disk in one line."""
     try:
         yield
     except DiskError as error:
@@ -368,11 +483,11 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _readable_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a gallery; None where there is none, or one that is damaged or of another version."""
+    """Read a manifest; None where there is none, or one that is damaged or of another version."""
     path = folder / MANIFEST
     if not path.exists():
         return None
-    read_file(path)  # one that the disk does not give now may be whole
+    read_file(path)  # an error of the disk does not mean that it is damaged
     try:
         return read_manifest(path)
     except InputError:

@@ -1,44 +1,65 @@
-"""Galleries: build one from features, save it, open it, ask who is nearest, add and forget."""
+"""Galleries: build one from features, save it, open it, search it, add images and remove them."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rga_reid._deprecated import renamed_method, renamed_property
 from rga_reid.errors import InputError, check_int
-from rga_reid.evaluation import ReRanking, re_ranked_distances
+from rga_reid.evaluation import ReRanking
+from rga_reid.gallery.filters import CAMERA_KNOWN, Filter, other_cameras, parse_filter
 from rga_reid.gallery.index import IndexConfig
-from rga_reid.gallery.location import MilvusURI, parse_location
-from rga_reid.gallery.segments import DeletionRecord, Snapshot
-from rga_reid.gallery.validation import match_rows, non_finite_error, normalize_rows, require_nonempty
+from rga_reid.gallery.location import create_store, open_store
+from rga_reid.gallery.segment_store import SegmentStore
+from rga_reid.gallery.segments import Snapshot
+from rga_reid.gallery.store import (
+    METRIC,
+    DeletionRecord,
+    Metadata,
+    Progress,
+    RemovalResult,
+    Rows,
+    VectorStore,
+    deletion_records,
+    empty_table,
+    ignore_progress,
+)
+from rga_reid.gallery.validation import (
+    gallery_table,
+    match_rows,
+    normalize_rows,
+    normalized_blocks,
+    require_nonempty,
+    require_present,
+    require_row_each,
+)
 from rga_reid.models.checkpoints import ModelFingerprint
 
 SHORTLIST = 100  #: images of each query that are re-ranked
+SHARD_ROWS = 8192  #: images that a build keeps in memory before it writes them
 
 
-@dataclass(frozen=True)
-class RemovalResult:
-    """What a removal did."""
-
-    images: int  #: removed
-    segments: int  #: made again without them
-    indexes: int  #: of those segments, made anew
-    rewritten: int  #: other images in those segments
-
-
-class Gallery(ABC):
+class Gallery:
     """Images of people, searchable by appearance. Made by ``Gallery.build`` or ``Gallery.open``.
 
     A gallery that was built is in memory, and ``save`` writes a copy. One that was opened is on disk, in a
-    folder (FAISS) or in Milvus: what ``add``, ``remove`` and ``compact`` do is on disk when they return. One
-    in a folder searches the state that it opened or last wrote, whatever other programs write meanwhile.
+    folder (FAISS), in Milvus or in a store of your own: ``add``, ``remove`` and ``compact`` have changed it there
+    when they return. A gallery in a folder searches the state that it opened or last wrote, whatever other
+    programs write meanwhile.
+
+    Args:
+        store: keeps the rows.
     """
+
+    def __init__(self, store: VectorStore) -> None:
+        self._store = store
 
     @classmethod
     def build(
@@ -50,124 +71,159 @@ class Gallery(ABC):
         model: ModelFingerprint | None = None,
         **settings: int,
     ) -> Gallery:
-        """A gallery in memory.
+        """Build a gallery in memory.
 
         Args:
             features: numbers ``(n, d)``, of any length: they are L2-normalised.
             table: n rows in the same order: ``path`` (the files need not exist), optionally ``pid`` and
                 ``camid``, whole numbers, null where unknown.
             index: ``flat``, which searches exactly, or an approximate one: ``hnsw``, ``ivf``, ``ivfpq``. With
-                fewer than 1,024 images all search exactly.
-            model: what embedded the images, see ``ModelFingerprint.of``; None if unknown.
-            settings: of the index, in place of those chosen by its size: ``hnsw_m``, ``ef_construction``,
+                fewer than 1,024 images, all of them search exactly.
+            model: fingerprint of the model that embedded the images, see ``ModelFingerprint.of``; None if
+                unknown.
+            settings: of the index, instead of those that follow from its size: ``hnsw_m``, ``ef_construction``,
                 ``ef_search``; ``nlist``, ``nprobe``; ``pq_m``, ``pq_bits``, ``refine``: see
                 docs/galleries.md.
 
         Raises:
-            InputError: no rows, features and table that do not fit together, a row without a direction, an
-                unknown index or setting.
+            InputError: no rows, features and table that do not fit together, a row that cannot be normalised,
+                an unknown index or setting.
         """
-        from rga_reid.gallery.folder import FolderGallery
-
-        plan = IndexConfig(index, settings)
+        config = IndexConfig(index, settings)
         vectors, kept = match_rows(features, table)
         require_nonempty(len(vectors))
-        plan.check_dimension(vectors.shape[1])
-        return FolderGallery.of_rows(Snapshot(vectors.shape[1], plan, model), vectors, kept)
+        config.check_dimension(vectors.shape[1])
+        gallery = cls(SegmentStore(Snapshot(Metadata(vectors.shape[1], config, model))))
+        gallery._append(vectors, kept)
+        return gallery
 
     @classmethod
     def open(cls, location: str | os.PathLike[str]) -> Gallery:
-        """The gallery at a location: a folder, ``NAME.db`` or ``milvus://HOST:PORT/COLLECTION``.
+        """Open the gallery at a location: a folder, ``NAME.db``, ``milvus://HOST:PORT/COLLECTION`` or
+        ``my_module.MyStore:NAME``.
 
-        Of a folder, the manifest, the sizes and the headers of all files are checked, not every byte: see
-        ``verify``.
+        For a folder, the manifest and the sizes and headers of all files are checked, but not every byte: see
+        ``check``.
 
         Raises:
-            InputError: no gallery there, one of another version, or a file that is missing, damaged or
-                foreign: the message names it; Milvus is not installed or does not answer.
+            InputError: no gallery there, one of another version, or a file that is missing, damaged or not
+                part of a gallery; the message names it. Milvus is not installed or does not answer.
         """
-        place = parse_location(location)
-        if isinstance(place, MilvusURI):
-            from rga_reid.gallery.milvus import MilvusGallery
+        return cls(open_store(location))
 
-            return MilvusGallery.of(place)
-        from rga_reid.gallery.folder import FolderGallery
-
-        return FolderGallery.of(place)
-
-    @abstractmethod
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a copy of the gallery: whole, or not at all.
 
-        What was removed from a gallery in memory is logged there; the log of an opened one stays with it.
+        The deletion log of a gallery in memory is saved with it; that of an opened gallery is not copied.
 
         Args:
-            path: a folder that does not exist, or is empty; or a location in Milvus.
-            overwrite: replace the gallery that is there; its log of removals is kept.
+            path: a folder that does not exist or is empty, or another location.
+            overwrite: replace the gallery that is there. Its deletion log is kept.
 
         Raises:
-            InputError: the folder exists, or holds other things than a gallery (they are never deleted), is
-                being written by another program, or cannot be written. An old gallery stays as it was.
+            InputError: the folder exists, contains other files than those of a gallery (they are never
+                deleted), is being written by another program, or cannot be written. An old gallery stays as it
+                was.
         """
+        metadata = self._store.metadata
+        target = create_store(path, metadata.index, metadata.model, overwrite=overwrite)
+        with target.transaction():
+            target.copy_from(self._store)
+            own = () if self._store.persistent else self._store.deletion_log()
+            known = target.deletion_log()  # saved there before
+            target.commit(metadata, [record for record in own if record not in known])
 
-    @abstractmethod
     def add(self, features: Any, table: pd.DataFrame, *, model: ModelFingerprint | None = None) -> None:
         """Add images at the end.
 
-        In a folder their segment is new; what is there is not written again, except small segments at the
-        end, which are joined with it (up to 4,096 images; up to 65,536 if 4,096 or more are added).
+        In a folder they become a new segment. Nothing else is rewritten, except small segments at the end,
+        which are joined with it (up to 4,096 images; up to 65,536 if 4,096 or more are added).
 
         Args:
             features: numbers ``(n, d)``, as for ``build``.
             table: n rows, as for ``build``. A path may occur more than once.
-            model: what embedded them; None is taken on trust.
+            model: fingerprint of the model that embedded them; None if it is known to be the same.
 
         Raises:
             InputError: another dimension, another model, and as for ``build``; for an opened gallery also as
                 for ``save``.
         """
+        vectors, kept = match_rows(features, table)
+        self._require_dimension("features", vectors)
+        if model is not None:
+            self.require_model(model)
+        expected = self.model if model is None else model
+        if len(vectors):
+            with self._store.transaction():
+                # another program may have replaced the gallery since it was opened
+                self._require_dimension("features", vectors)
+                if expected is not None:
+                    self.require_model(expected)
+                self._append(vectors, kept)
 
-    @abstractmethod
+    def _append(self, vectors: np.ndarray, table: pd.DataFrame) -> None:
+        metadata = self._store.metadata
+        stop = metadata.next_id + len(vectors)
+        self._store.append(Rows(np.arange(metadata.next_id, stop), table, vectors))
+        self._store.commit(replace(metadata, next_id=stop))
+
     def remove(self, *, pids: int | Iterable[int] = (), paths: str | Iterable[str] = ()) -> RemovalResult:
-        """Erase all images of some persons, and those of some paths.
+        """Erase all images of some persons, and the images of some paths.
 
-        When it returns, their vectors and rows are in no file of a gallery on this machine; for a cluster see
-        docs/milvus.md. The segments that held them are made again, and their indexes too: no index can
-        forget. The log of removals gets a line for each person: time, pid and number of images.
+        When it returns, no file of a gallery on this machine contains their vectors and rows; for a Milvus
+        server see docs/milvus.md. The segments that contained them are rewritten, and their indexes rebuilt: an
+        index cannot forget. The deletion log gets a line for each person: time, pid and number of images.
 
         Args:
             pids: one or more.
             paths: one or more, as in ``table``.
 
         Returns:
-            What was removed, and how much was written again for it.
+            What was removed, and how much was rewritten for it.
 
         Raises:
             InputError: nothing given; a pid or path without an image (nothing is removed then); for an opened
                 gallery also as for ``save``.
         """
+        persons = [pids] if isinstance(pids, int | np.integer) else list(pids)
+        files = [paths] if isinstance(paths, str) else list(paths)
+        if not persons and not files:
+            raise InputError("remove: expected pids or paths")
+        with self._store.transaction():
+            found = []
+            for column, wanted in (("pid", list(map(int, persons))), ("path", files)):
+                if wanted:
+                    rows = self._store.find(column, wanted)
+                    require_present(column, wanted, rows[column].dropna())
+                    found.append(rows)
+            gone = pd.concat(found, ignore_index=True).drop_duplicates("id").sort_values("id")
+            result = self._store.delete(gone["id"].to_numpy(np.int64))
+            self._store.commit(self._store.metadata, deletion_records(gone["pid"]))
+        return result
 
-    @abstractmethod
     def compact(self) -> None:
-        """Join the segments that ``add`` and ``remove`` left, and make their indexes anew.
+        """Join the segments that ``add`` and ``remove`` left, and rebuild their indexes.
 
         Raises:
             InputError: for an opened gallery as for ``save``.
         """
+        with self._store.transaction():
+            self._store.compact()
+            self._store.commit(self._store.metadata)
 
-    @abstractmethod
-    def verify(self, progress: Callable[[float], None] = lambda share: None) -> int:
+    def check(self, progress: Progress = ignore_progress) -> int:
         """Check what is on disk now: every byte of every file of a folder, every row of a gallery in Milvus.
 
         Args:
-            progress: told the share that is done.
+            progress: called with the fraction that is done.
 
         Returns:
             Number of files, or rows, checked; 0 for a gallery in memory.
 
         Raises:
-            InputError: files that are damaged or missing, by name; or a writer changed the gallery meanwhile.
+            InputError: the names of damaged and missing files; or a writer changed the gallery meanwhile.
         """
+        return self._store.check(progress)
 
     def search(
         self,
@@ -180,45 +236,60 @@ class Gallery(ABC):
         shortlist: int = SHORTLIST,
         with_ids: bool = False,
     ) -> pd.DataFrame:
-        """The nearest images to each query.
+        """Return the nearest images to each query.
 
-        The score is the cosine: the float64 dot product of the two float32 rows, L2-normalised. Ties go to
-        the earlier gallery row. With a flat index the answer depends on no other query, thread count or
-        machine; an approximate index may miss a match (``describe`` tells its recall), never its score.
+        The score is the cosine: the float64 dot product of the two float32 rows, L2-normalised. Images of equal
+        score are in gallery order. With a flat index the result does not depend on other queries, the number
+        of threads or the machine. An approximate index may miss a match (``describe`` reports its recall), but
+        scores are exact.
 
         Args:
             features: numbers ``(q, d)``, one row per query.
-            top_k: matches per query; where the gallery has fewer, all of them.
-            exclude_camera: leave out the images of this camera. An image of an unknown camera stays.
+            top_k: matches per query; all images where the gallery has fewer.
+            exclude_camera: leave out the images of this camera. Images of unknown cameras stay.
             where: search only the images that this filter keeps, such as ``camid == 3 and pid in (1, 2)``,
                 over ``pid``, ``camid`` and ``path``: see docs/galleries.md.
-            rerank: put each query's shortlist in the order of k-reciprocal re-ranking among the query and the
-                shortlist. Scores stay cosines, so they no longer fall from rank to rank.
+            rerank: sort each query's shortlist by k-reciprocal re-ranking among the query and the shortlist.
+                Scores remain cosines, so they no longer decrease with rank.
             shortlist: how many of the nearest images are re-ranked; at least ``top_k``.
-            with_ids: give the ids of the images in a last column ``id``.
+            with_ids: add the ids of the images as a last column ``id``.
 
         Returns:
             Columns ``query`` (from 0), ``rank`` (from 1), ``score``, ``path``, ``pid``, ``camid``, sorted by
             ``query``, then ``rank``.
 
         Raises:
-            InputError: features of another dimension, a row without a direction, ``top_k`` below 1, a
-                shortlist shorter than it, a camera to leave out of a gallery without any known camera, a
-                filter that cannot be understood.
+            InputError: features of another dimension, a row that cannot be normalised, ``top_k`` below 1, a
+                shortlist shorter than it, a camera to exclude from a gallery without any known camera, an
+                invalid filter.
         """
-        wanted, camera = check_int("top_k", top_k), camera_number(exclude_camera)
+        top_k, condition = check_int("top_k", top_k), self._filter(exclude_camera, where)
         queries = normalize_rows(features, name="query features")
         self._require_dimension("query features", queries)
         if rerank is None:
-            return self._find(queries, wanted, camera, where).to_frame(with_ids=with_ids)
-        hits = self._find(queries, check_int("shortlist", shortlist, wanted), camera, where)
-        return hits.re_ranked(queries, rerank, wanted).to_frame(with_ids=with_ids)
+            return self._store.search(queries, top_k, condition).to_frame(with_ids=with_ids)
+        results = self._store.search(queries, check_int("shortlist", shortlist, top_k), condition)
+        return results.rerank(queries, rerank, top_k).to_frame(with_ids=with_ids)
+
+    def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
+        """Return how many images a search with these limits compares; ``InputError`` as for ``search``."""
+        return self._store.count(self._filter(exclude_camera, where))
+
+    def _filter(self, exclude_camera: int | None, where: str | None) -> Filter | None:
+        condition = None if where is None else parse_filter(where)
+        if exclude_camera is None:
+            return condition
+        camera = check_int("exclude_camera", exclude_camera, -(2**63), 2**63 - 1)
+        if not self._store.count(CAMERA_KNOWN):
+            raise InputError(f"exclude_camera {camera}: this gallery does not know the camera of any image")
+        others = other_cameras(camera)
+        return others if condition is None else others & condition
 
     def require_model(self, model: ModelFingerprint) -> None:
         """Refuse features of another model, or of another preprocessing.
 
         Raises:
-            InputError: ``model`` is not the one that this gallery remembers, if it remembers one.
+            InputError: the gallery remembers a model, and it is not this one.
         """
         own = self.model
         if own is not None and not own.is_same(model):
@@ -227,63 +298,6 @@ class Gallery(ABC):
                 f"SHA-256 {own.sha256[:12]}..., or with other preprocessing"
             )
 
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of images."""
-
-    @property
-    @abstractmethod
-    def dimension(self) -> int:
-        """Length of a feature."""
-
-    @property
-    @abstractmethod
-    def model(self) -> ModelFingerprint | None:
-        """What embedded the images; None if unknown."""
-
-    @property
-    @abstractmethod
-    def table(self) -> pd.DataFrame:
-        """A copy of the table ``path, pid, camid``, one row per image."""
-
-    @property
-    @abstractmethod
-    def ids(self) -> np.ndarray:
-        """A number for each row of ``table``, int64 ``(n,)``: in the order of adding, never given again."""
-
-    @property
-    @abstractmethod
-    def removals(self) -> tuple[DeletionRecord, ...]:
-        """The log of removals: time, pid and number of images of each."""
-
-    @abstractmethod
-    def known_paths(self, paths: Iterable[str]) -> set[str]:
-        """Those of some paths of which the gallery has an image."""
-
-    @abstractmethod
-    def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
-        """How many images a search with these limits looks at; ``InputError`` as for ``search``."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What the gallery holds, as a JSON object.
-
-        ``identities`` counts distinct pids without junk (−1), ``unlabelled`` the images of unknown pid;
-        ``cameras`` lists the known ones. ``settings`` are those of the index of the largest segment, null
-        if all are searched exactly; ``recall_at_10`` is the mean over images of what was measured against the
-        exact search, see docs/galleries.md.
-        """
-
-    @abstractmethod
-    def size_on_disk(self) -> int | None:
-        """Bytes of its files; None in memory and on a cluster."""
-
-    @abstractmethod
-    def _find(
-        self, queries: np.ndarray, top_k: int, exclude_camera: int | None, where: str | None
-    ) -> SearchResults:
-        """The nearest images to unit rows ``(q, d)``."""
-
     def _require_dimension(self, name: str, matrix: np.ndarray) -> None:
         if matrix.shape[1] != self.dimension:
             raise InputError(
@@ -291,103 +305,191 @@ class Gallery(ABC):
                 "another model made them"
             )
 
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._store.count()
 
-def camera_number(value: Any) -> int | None:
-    """A camera to be left out, or None.
+    @property
+    def dimension(self) -> int:
+        """Length of a feature."""
+        return self._store.metadata.dimension
 
-    Raises:
-        InputError: something else.
-    """
-    return None if value is None else check_int("exclude_camera", value, -(2**63), 2**63 - 1)
+    @property
+    def model(self) -> ModelFingerprint | None:
+        """Fingerprint of the model that embedded the images; None if unknown."""
+        return self._store.metadata.model
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A copy of the table ``path, pid, camid``, one row per image."""
+        return pd.concat([empty_table(), *(rows.table for rows in self._store.rows())], ignore_index=True)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """A number for each row of ``table``, int64 ``(n,)``: in the order of adding, never reused."""
+        return np.concatenate([np.empty(0, np.int64), *(rows.ids for rows in self._store.rows())])
+
+    @property
+    def deletion_log(self) -> tuple[DeletionRecord, ...]:
+        """Time, pid and number of images of each removal."""
+        return self._store.deletion_log()
+
+    removals = renamed_property("Gallery.removals", "deletion_log")
+    verify = renamed_method("Gallery.verify", "check")
+
+    def known_paths(self, paths: Iterable[str]) -> set[str]:
+        """Return those of some paths of which the gallery has an image."""
+        return set(self._store.find("path", list(paths))["path"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the gallery contains, as a JSON object.
+
+        ``identities`` counts distinct pids without junk (−1), ``unlabelled`` the images of unknown pid;
+        ``cameras`` lists the known ones. ``settings`` are those of the index of the largest segment, null if
+        all are searched exactly; ``recall_at_10`` is the mean over images of the recall that was measured
+        against exact search, see docs/galleries.md.
+        """
+        metadata, table, index = self._store.metadata, self.table, self._store.describe()
+        known = table["pid"].dropna()
+        return {
+            "index": metadata.index.kind,
+            "settings": index["settings"],
+            "recall_at_10": index["recall_at_10"],
+            "metric": METRIC,
+            "count": len(table),
+            "dimension": metadata.dimension,
+            "segments": index["segments"],
+            "identities": int(known[known != -1].nunique()),
+            "unlabelled": len(table) - len(known),
+            "cameras": sorted(map(int, table["camid"].dropna().unique())),
+            "removals": len(self.deletion_log),
+            "model": None if metadata.model is None else metadata.model.to_json(),
+        }
+
+    def size_on_disk(self) -> int | None:
+        """Return the bytes of its files; None in memory and on a server."""
+        return self._store.size_on_disk()
 
 
-def labels_of(table: pd.DataFrame) -> dict[str, Any]:
-    """What ``describe`` says of persons and cameras."""
-    pids, camids = table["pid"], table["camid"]
-    return {
-        "identities": int(pids[pids >= 0].nunique()),
-        "unlabelled": int(pids.isna().sum()),
-        "cameras": sorted(int(camera) for camera in camids.dropna().unique()),
-    }
+class GalleryBuilder:
+    """Builds a gallery at a location from batches of features. A context manager that holds the gallery's lock.
 
-
-def parse_targets(pids: int | Iterable[int], paths: str | Iterable[str]) -> tuple[list[int], list[str]]:
-    """What ``remove`` is given, as lists.
-
-    Raises:
-        InputError: both are empty.
-    """
-    persons = [pids] if isinstance(pids, int | np.integer) else list(pids)
-    files = [paths] if isinstance(paths, str) else list(paths)
-    if not persons and not files:
-        raise InputError("remove: expected pids or paths")
-    return persons, files
-
-
-@dataclass(frozen=True)
-class SearchResults:
-    """Images found for some queries, one query after the other, best first.
+    Up to 8,192 rows are kept in memory, then written. ``finish`` joins what was written, builds the indexes and
+    switches to the new gallery at once; until then an old one stays as it is. Where a build failed or was
+    killed, ``resume`` continues from what it had written; any other write to the same gallery removes that.
 
     Args:
-        counts: int64 ``(q,)``, how many for each query; n in all.
-        scores: float64 ``(n,)``.
-        ids: int64 ``(n,)``.
-        table: n rows ``path, pid, camid``, numbered from 0.
-        vectors: gives those of some of the n rows, by number: float32 ``(len(rows), d)``.
+        location: of the gallery, see ``Gallery.open``.
+        index, model, settings: see ``Gallery.build``.
+        overwrite: replace the gallery that is there, when this one is finished.
+        resume: continue the build that was interrupted there, if there is one.
 
     Raises:
-        InputError: a score that is not finite: the gallery's vectors are not.
+        InputError: a location where no gallery may be written, see ``Gallery.save``; an unknown index or
+            setting; an interrupted build with another model.
     """
 
-    counts: np.ndarray
-    scores: np.ndarray
-    ids: np.ndarray
-    table: pd.DataFrame
-    vectors: Callable[[np.ndarray], np.ndarray]
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        *,
+        index: str = "flat",
+        model: ModelFingerprint | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        **settings: int,
+    ) -> None:
+        self._location, self._config = location, IndexConfig(index, settings)
+        self._store = create_store(location, self._config, model, overwrite=overwrite, resume=resume)
+        self._buffer: list[tuple[np.ndarray, pd.DataFrame]] = []
+        self._stack = ExitStack()
 
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.scores).all():
-            raise non_finite_error()
+    def __enter__(self) -> GalleryBuilder:
+        with self._stack:  # the lock is released if anything fails
+            self._stack.enter_context(self._store.transaction(resumable=True))
+            self._metadata = self._store.metadata
+            if self._metadata.dimension:
+                self._config.check_dimension(self._metadata.dimension)
+            self._stack = self._stack.pop_all()
+        return self
 
-    def re_ranked(self, queries: np.ndarray, settings: ReRanking, top_k: int) -> SearchResults:
-        """The best of each query's hits in the order of k-reciprocal re-ranking.
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
-        Neighbours are those among the query and its own hits, whatever other queries there are. Hits of equal
-        re-ranked distance stay in their order.
+    @property
+    def paths(self) -> set[str]:
+        """Paths of the images that need not be added again."""
+        return {path for rows in self._store.rows() for path in rows.table["path"]}
+
+    def add(self, features: Any, table: pd.DataFrame) -> None:
+        """Add some rows.
 
         Args:
-            queries: unit rows, float32 ``(q, d)``.
-            settings: where a query has fewer hits than neighbours are asked for, all of them are neighbours.
-            top_k: hits to keep of each query.
-        """
-        chosen = []
-        for query, stop, count in zip(queries, self.counts.cumsum(), self.counts, strict=True):
-            if count:
-                rows = np.arange(stop - count, stop)
-                distances = re_ranked_distances(
-                    query[None],
-                    self.vectors(rows),
-                    k1=min(settings.k1, int(count)),
-                    k2=min(settings.k2, int(count) + 1),
-                    lambda_value=settings.lambda_value,
-                )
-                chosen.append(rows[np.argsort(distances[0], kind="stable")[:top_k]])
-        rows = np.concatenate([np.empty(0, np.int64), *chosen])
-        return SearchResults(
-            np.minimum(self.counts, top_k),
-            self.scores[rows],
-            self.ids[rows],
-            self.table.take(rows).reset_index(drop=True),
-            lambda some: self.vectors(rows[some]),
-        )
+            features: numbers ``(n, d)``, d always the same.
+            table: n rows, see ``Gallery.build``.
 
-    def to_frame(self, *, with_ids: bool = False) -> pd.DataFrame:
-        """As ``Gallery.search`` gives it."""
-        starts = self.counts.cumsum() - self.counts
-        columns = {
-            "query": np.repeat(np.arange(len(self.counts)), self.counts),
-            "rank": np.arange(len(self.ids)) - np.repeat(starts, self.counts) + 1,
-            "score": self.scores,
-            **{name: self.table[name].array for name in self.table.columns},
-        }
-        return pd.DataFrame(columns | {"id": self.ids} if with_ids else columns)
+        Raises:
+            InputError: rows that do not fit, as ``Gallery.add``; the disk is full.
+        """
+        vectors, kept = match_rows(features, table)
+        dimension = self._metadata.dimension
+        if dimension and vectors.shape[1] != dimension:
+            raise InputError(f"features: of dimension {vectors.shape[1]}, but those before of {dimension}")
+        self._config.check_dimension(vectors.shape[1])
+        self._metadata = replace(self._metadata, dimension=vectors.shape[1])
+        self._buffer.append((vectors, kept))
+        if sum(len(rows) for rows, _ in self._buffer) >= SHARD_ROWS:
+            self._flush()
+
+    def finish(self) -> Gallery:
+        """Finish the gallery of all rows, and open it.
+
+        Raises:
+            InputError: there were no rows; the disk is full.
+        """
+        self._flush()
+        require_nonempty(self._metadata.next_id)
+        self._store.commit(self._metadata)
+        return Gallery.open(self._location)
+
+    def _flush(self) -> None:
+        """Write the buffer."""
+        count = sum(len(rows) for rows, _ in self._buffer)
+        if count:
+            stop = self._metadata.next_id + count
+            vectors = np.concatenate([rows for rows, _ in self._buffer])
+            table = pd.concat([rows for _, rows in self._buffer], ignore_index=True)
+            self._store.append(Rows(np.arange(stop - count, stop), table, vectors))
+            self._metadata, self._buffer = replace(self._metadata, next_id=stop), []
+
+
+def save_features(
+    location: str | os.PathLike[str],
+    features: np.ndarray,
+    table: pd.DataFrame,
+    *,
+    index: str = "flat",
+    overwrite: bool = False,
+    **settings: int,
+) -> Gallery:
+    """Build a gallery at a location from a matrix that need not fit in memory, and open it.
+
+    Args:
+        location: see ``Gallery.open``.
+        features: floating-point numbers ``(n, d)``; may be a mapped file.
+        table, index, settings: see ``Gallery.build``.
+        overwrite: see ``Gallery.save``.
+
+    Raises:
+        InputError: as for ``Gallery.build`` and ``Gallery.save``.
+    """
+    config, kept, (count, dimension) = IndexConfig(index, settings), gallery_table(table), features.shape
+    require_nonempty(count)
+    require_row_each(count, kept)
+    config.check_dimension(dimension)
+    store = create_store(location, config, overwrite=overwrite)
+    with store.transaction():
+        for rows, vectors in normalized_blocks(features, SHARD_ROWS):
+            store.append(Rows(np.arange(rows.start, rows.stop), kept[rows].reset_index(drop=True), vectors))
+        store.commit(Metadata(dimension, config, None, count))
+    return Gallery.open(location)

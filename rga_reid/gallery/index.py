@@ -1,7 +1,7 @@
-"""Approximate indexes: FAISS proposes candidates, the stored vectors decide.
+"""Exact search, and approximate indexes: FAISS proposes candidates, the stored vectors decide.
 
-An index never scores what is reported: it names candidate rows, whose cosines are then taken exactly from the
-float32 vectors (see ``exact``). So an approximate gallery can miss a match, but never misjudges one.
+An index never computes reported scores: it names candidate rows, whose cosines are then computed exactly from the
+float32 vectors. So an approximate gallery can miss a match, but its scores are right.
 """
 
 from __future__ import annotations
@@ -9,45 +9,57 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
+import torch
+from torch import Tensor
 
-from rga_reid.errors import InputError, short_repr
+from rga_reid.errors import InputError, check_int, short_repr
+from rga_reid.evaluation.similarity import product_error, use_full_precision
+from rga_reid.evaluation.topk import TopK
 from rga_reid.gallery.validation import non_finite_error
 
-#: Settings of each kind. ``flat`` is the exact search, and has none.
+#: Settings of each kind. ``flat`` is exact search, and has none.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "flat": (),
     "hnsw": ("hnsw_m", "ef_construction", "ef_search"),
     "ivf": ("nlist", "nprobe"),
     "ivfpq": ("nlist", "nprobe", "pq_m", "pq_bits", "refine"),
 }
-MIN_ROWS = 1024  #: fewer rows are searched exactly: an index would be slower to ask, and less right
+MIN_ROWS = 1024  #: fewer rows are searched exactly: an index would be slower, and approximate
+MARGIN = 32  #: candidates in addition to those wanted
+
+Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float64), best first
 
 _FACTORY = {
     "hnsw": "HNSW{hnsw_m},Flat",
     "ivf": "IVF{nlist},Flat",
     "ivfpq": "IVF{nlist},PQ{pq_m}x{pq_bits}np",
 }
-_LARGEST = {"hnsw_m": 256, "pq_bits": 8, "refine": 1024}  # of the others: 65,536
-_SMALLEST = {"hnsw_m": 2, "pq_bits": 4}  # of the others: 1
+_MAX = {"hnsw_m": 256, "pq_bits": 8, "refine": 1024}  # of the other settings: 65,536
+_MIN = {"hnsw_m": 2, "pq_bits": 4}  # of the other settings: 1
 _PER_CENTROID = 39  # training rows that FAISS asks for, for each centroid of its k-means
-_TRAINED_ON = 64  # rows for each list, at most: more cost time and memory, and change little
-_BLOCK = 65_536  # rows put into lists at a time
-_EXACT_SHARE = 10  # the exact search takes over where candidates are more than a tenth of the rows
-_SAMPLE, _TOP = 200, 10  # recall is measured on this many queries, to this rank
+_TRAINING_ROWS = 64  # for each list, at most: more cost time and memory, and change little
+_FILL_BLOCK = 65_536  # rows put into lists at a time
+_EXACT_SHARE = 10  # search exactly where candidates are more than a tenth of the rows
+_SAMPLE, _TOP = 200, 10  # recall is measured with this many queries, at this rank
+
+_BLOCK_BYTES = 1 << 26  # of vectors scanned at a time: large enough for BLAS, small beside a gallery
+_QUERIES = 256  # scored at a time
+_PAIRS = 4096  # scored exactly at a time
+_MIN_GPU_QUERIES = 16  # copying the vectors to a GPU pays for as many
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """The kind of index that a gallery wants, and the settings given in place of the automatic ones.
+    """The kind of index of a gallery, and the settings that replace automatic ones.
 
     Args:
         kind: ``flat``, ``hnsw``, ``ivf`` or ``ivfpq``.
-        settings: whole numbers by the names in ``SETTINGS``.
+        settings: whole numbers, named as in ``SETTINGS``.
 
     Raises:
         InputError: an unknown kind or setting, a value out of range.
@@ -63,14 +75,15 @@ class IndexConfig:
             if name not in SETTINGS[self.kind]:
                 known = ", ".join(SETTINGS[self.kind]) or "none"
                 raise InputError(f"index {self.kind}: unknown setting {short_repr(name)} (known: {known})")
-            low, high = _SMALLEST.get(name, 1), _LARGEST.get(name, 65_536)
-            if type(value) is not int or not low <= value <= high:
+            low, high = _MIN.get(name, 1), _MAX.get(name, 65_536)
+            if type(value) is not int:  # not a NumPy number: settings are written as JSON
                 raise InputError(
                     f"{name}: expected a whole number from {low} to {high}, got {short_repr(value)}"
                 )
+            check_int(name, value, low, high)
 
     def check_dimension(self, dimension: int) -> None:
-        """Refuse settings that no index of features of this length can have.
+        """Refuse settings that do not fit the length of the features.
 
         Raises:
             InputError: ``pq_m`` does not divide the dimension.
@@ -79,11 +92,10 @@ class IndexConfig:
         if dimension % parts:
             raise InputError(f"pq_m: expected a divisor of the dimension {dimension}, got {parts}")
 
-    def chosen(self, rows: int, dimension: int) -> dict[str, int]:
-        """All settings of an index of so many rows: those given, the others by its size.
+    def resolve(self, rows: int, dimension: int) -> dict[str, int]:
+        """Return all settings of an index of so many rows: those given, the others by its size.
 
-        Lists and codebooks are never larger than the rows can train (39 for each centroid), whatever was
-        given.
+        Lists and codebooks are never larger than the rows can train (39 for each centroid).
         """
         given = self.settings
         if self.kind == "hnsw":
@@ -99,7 +111,7 @@ class IndexConfig:
         return settings
 
     def build(self, vectors: np.ndarray) -> Index | None:
-        """An index of unit rows, its recall measured; None where the exact search is the better one.
+        """Build an index of unit rows and measure its recall; None where exact search is better.
 
         Args:
             vectors: float32 ``(n, d)``.
@@ -107,16 +119,16 @@ class IndexConfig:
         count, dimension = vectors.shape
         if self.kind == "flat" or count < MIN_ROWS:
             return None
-        settings = self.chosen(count, dimension)
-        made: Any = faiss.index_factory(
+        settings = self.resolve(count, dimension)
+        index: Any = faiss.index_factory(
             dimension, _FACTORY[self.kind].format(**settings), faiss.METRIC_INNER_PRODUCT
         )
         if self.kind == "hnsw":
-            made.hnsw.efConstruction = settings["ef_construction"]
-            made.add(vectors)
+            index.hnsw.efConstruction = settings["ef_construction"]
+            index.add(vectors)
         else:
-            _fill(made, vectors)
-        return Index(self.kind, settings, lambda: made).measured(vectors)
+            _fill(index, vectors)
+        return Index(self.kind, settings, lambda: index).with_recall(vectors)
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,8 @@ class Index:
     Args:
         kind: ``hnsw``, ``ivf`` or ``ivfpq``.
         settings: all of its settings.
-        load: gives the FAISS index; called when it is first searched.
-        recall: recall@10 against the exact search, see ``measured``.
+        load: returns the FAISS index; called at the first search.
+        recall: recall@10 against exact search, see ``with_recall``.
     """
 
     kind: str
@@ -140,57 +152,52 @@ class Index:
         """The FAISS index."""
         return self.load()
 
-    def measured(self, vectors: np.ndarray) -> Index:
-        """This index with its recall@10, of up to 200 of its own rows as queries (always the same ones).
+    def with_recall(self, vectors: np.ndarray) -> Index:
+        """Return this index with its recall@10, measured with up to 200 of its own rows as queries.
 
-        The query's own row does not count. A row counts as found if it scores no less than the tenth of the
-        exact search.
+        The rows are always the same ones. The query's own row does not count. A row counts as found if its
+        score is at least that of the tenth row of exact search.
         """
         rows = Vectors([vectors])
         sample = np.random.default_rng(0).choice(len(rows), min(_SAMPLE, len(rows)), replace=False)
         queries = rows.take(sample)
         hits = 0
         wanted = _TOP + 1  # the query finds itself
-        search = self._proposed if self.suits(_TOP, len(rows)) else search_exact
+        search = self._search if self.is_worthwhile(_TOP, len(rows)) else search_exact
         answers = zip(sample, search_exact(rows, queries, wanted), search(rows, queries, wanted), strict=True)
         for own, (true, scores), (found, found_scores) in answers:
             last = scores[true != own][:_TOP][-1]
             hits += int((found_scores[found != own][:_TOP] >= last).sum())
         return Index(self.kind, self.settings, self.load, hits / (_TOP * len(sample)))
 
-    def suits(self, top_k: int, available: int) -> bool:
-        """Whether the index is worth asking for ``top_k`` of so many rows that may be returned."""
+    def is_worthwhile(self, top_k: int, available: int) -> bool:
+        """Return whether the index is faster than exact search for ``top_k`` of so many rows."""
         return self._candidates(top_k) * _EXACT_SHARE < available
 
     def nearest(
         self, vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
     ) -> Iterator[Found]:
-        """As ``search_exact``, but of the candidates that the index finds.
+        """Like ``search_exact``, but among the candidates that the index finds.
 
-        With ``keep`` the index searches as much wider as there are fewer rows to return. A query for which it
-        finds fewer than ``top_k`` is answered exactly.
+        With ``keep`` the index searches more widely, the more so the fewer rows may be returned. A query for
+        which it finds fewer than ``top_k`` is answered exactly.
         """
         available = len(vectors) if keep is None else int(keep.sum())
-        search = self._proposed if self.suits(top_k, available) else search_exact
+        search = self._search if self.is_worthwhile(top_k, available) else search_exact
         yield from search(vectors, queries, top_k, keep)
 
-    def _proposed(
+    def _search(
         self, vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
     ) -> Iterator[Found]:
-        parameters = self._parameters(self._candidates(top_k), keep)
-        rough, candidates = self.loaded.search(queries, self._candidates(top_k), params=parameters)
-        whole = candidates.min(axis=1) >= 0
-        # what FAISS says of compressed vectors is no bound on anything
-        known = None if self.kind == "ivfpq" else rough[whole]
-        together = rescore_batch(vectors, queries[whole], candidates[whole], top_k, known)
-        for query, rows, is_whole in zip(queries, candidates, whole, strict=True):
-            rows = rows[rows >= 0]
-            if is_whole:
-                yield next(together)
-            elif len(rows) < top_k:
-                yield from search_exact(vectors, query[None], top_k, keep)
+        count = self._candidates(top_k)
+        products, candidates = self.loaded.search(queries, count, params=self._parameters(count, keep))
+        # products with compressed vectors say nothing about the exact scores
+        known = None if self.kind == "ivfpq" else products
+        for number, (rows, scores) in enumerate(rescore_batch(vectors, queries, candidates, top_k, known)):
+            if len(rows) < top_k:
+                yield from search_exact(vectors, queries[number : number + 1], top_k, keep)
             else:
-                yield rescore(vectors, query, rows, top_k)
+                yield rows, scores
 
     def _candidates(self, top_k: int) -> int:
         return top_k * self.settings.get("refine", 1) + MARGIN
@@ -209,35 +216,28 @@ class Index:
         return library.SearchParametersIVF(nprobe=lists, sel=selector)
 
 
-def _fill(made: Any, vectors: np.ndarray) -> None:
-    """Train an index of lists and put rows into it: no list takes more memory than it needs."""
-    most = _TRAINED_ON * made.nlist
-    if len(vectors) > most:
-        made.train(vectors[np.sort(np.random.default_rng(0).choice(len(vectors), most, replace=False))])
+def _fill(index: Any, vectors: np.ndarray) -> None:
+    """Train an index of lists and add rows to it, so that no list takes more memory than it needs."""
+    limit = _TRAINING_ROWS * index.nlist
+    if len(vectors) > limit:
+        index.train(vectors[np.sort(np.random.default_rng(0).choice(len(vectors), limit, replace=False))])
     else:
-        made.train(vectors)
-    blocks = [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
-    owners = [made.quantizer.search(block, 1)[1][:, 0] for block in blocks]
-    for number, size in enumerate(np.bincount(np.concatenate(owners), minlength=made.nlist)):
-        made.invlists.resize(number, int(size))  # a list that grows by itself doubles
-        made.invlists.resize(number, 0)  # and one that shrinks keeps its memory
+        index.train(vectors)
+    blocks = [vectors[start : start + _FILL_BLOCK] for start in range(0, len(vectors), _FILL_BLOCK)]
+    owners = [index.quantizer.search(block, 1)[1][:, 0] for block in blocks]
+    for number, size in enumerate(np.bincount(np.concatenate(owners), minlength=index.nlist)):
+        index.invlists.resize(number, int(size))  # a list that grows by itself doubles
+        index.invlists.resize(number, 0)  # and one that shrinks keeps its memory
     pointer: Any = faiss.swig_ptr
     for block, lists in zip(blocks, owners, strict=True):
         lists = np.ascontiguousarray(lists)
-        made.add_core(len(block), pointer(block), None, pointer(lists))
-
-
-Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float64), best first
-
-MARGIN = 32  #: candidates beyond the wanted ones: enough to spare nearly every query the second search
-_SEARCH_BLOCK = 4096  # rows scored at a time
-_MOST_ON_GPU = 2048  # rows that FAISS can select there
+        index.add_core(len(block), pointer(block), None, pointer(lists))
 
 
 def search_exact(
     vectors: Vectors, queries: np.ndarray, top_k: int, keep: np.ndarray | None = None
 ) -> Iterator[Found]:
-    """The rows that score highest, for each query.
+    """Yield the rows that score highest, for each query.
 
     Args:
         vectors: unit rows, ``(n, d)``.
@@ -247,134 +247,84 @@ def search_exact(
 
     Yields:
         For each query: row numbers (int64) and scores (float64 dot products of the float32 rows), best first,
-        ties in row order. Fewer than ``top_k`` where there are no more.
+        equal scores in row order. Fewer than ``top_k`` where there are no more.
     """
-    available = len(vectors) if keep is None else int(keep.sum())
-    wanted = min(top_k, available)
-    if wanted == 0:
-        for _ in queries:
-            yield np.empty(0, np.int64), np.empty(0)
+    allowed = np.arange(len(vectors)) if keep is None else np.flatnonzero(keep)
+    if not len(allowed) or not len(queries):
+        yield from ((np.empty(0, np.int64), np.empty(0)) for _ in queries)
         return
-    candidates = min(wanted + MARGIN, available)
-    filtered, rows = _filter(vectors, queries, candidates, keep)
-    error = rounding_error(queries.shape[1])
-    best = rescore_batch(vectors, queries, rows, wanted, filtered)
-    for number, (query, (found, scores)) in enumerate(zip(queries, best, strict=True)):
-        if candidates < available and scores[-1] <= filtered[number].min() + error:
-            # a row that the filter left out may tie with the last one, or beat it
-            radius = scores[-1] - 2 * error
-            near = [numbers[block @ query >= radius] for numbers, block in vectors.blocks(keep)]
-            found, scores = rescore(vectors, query, np.concatenate(near), wanted)
-        yield found, scores
+    gpu = len(queries) >= _MIN_GPU_QUERIES and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+
+    def exact(query: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return _exact_scores(vectors, queries, query, allowed[column])
+
+    error = product_error(queries.shape[1], torch.float32)
+    best = TopK(len(queries), min(top_k, len(allowed)), error, exact)
+    column = 0
+    with use_full_precision(device):
+        for rows, block in vectors.blocks(keep):
+            for first in range(0, len(queries), _QUERIES):
+                tile = _products(queries[first : first + _QUERIES], block, device)
+                if not torch.isfinite(tile.sum()):
+                    raise non_finite_error()
+                if column == 0:
+                    best.raise_threshold(tile, first)
+                best.add(tile, first, column)
+            column += len(rows)
+    for columns, scores in best.results():
+        yield allowed[columns], scores
 
 
-def rescore(vectors: Vectors, query: np.ndarray, rows: np.ndarray, wanted: int) -> Found:
-    """The best of some rows by their exact scores.
-
-    Args:
-        vectors: unit rows, ``(n, d)``.
-        query: unit row, float32 ``(d,)``.
-        rows: candidates in any order, without duplicates.
-        wanted: how many to return at most.
-    """
-    rows = np.sort(rows)
-    exact = query.astype(np.float64)
-    scores = np.empty(len(rows))
-    for start in range(0, len(rows), _SEARCH_BLOCK):
-        block = vectors.take(rows[start : start + _SEARCH_BLOCK])
-        scores[start : start + _SEARCH_BLOCK] = (block * exact).sum(
-            axis=1
-        )  # row by row: equal rows score equally
-    order = np.argsort(-scores, kind="stable")[:wanted]
-    return rows[order], scores[order]
+def _products(queries: np.ndarray, block: np.ndarray, device: torch.device) -> Tensor:
+    """Return the float32 dot products of all pairs."""
+    if device.type == "cpu":
+        return torch.from_numpy(queries @ block.T)
+    left, right = (torch.tensor(rows).to(device) for rows in (queries, block))
+    return left @ right.T
 
 
 def rescore_batch(
-    vectors: Vectors, queries: np.ndarray, rows: np.ndarray, wanted: int, rough: np.ndarray | None = None
-) -> Iterator[Found]:
-    """As ``rescored``, for queries with as many candidates each: many at a time.
-
-    A float32 product says which candidates can be among the best by the bound on its rounding: only those are
-    scored in float64.
+    vectors: Vectors,
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    wanted: int,
+    products: np.ndarray | None = None,
+) -> list[Found]:
+    """Return the best of some candidates of each query by their exact scores.
 
     Args:
         vectors: unit rows, ``(n, d)``.
         queries: unit rows, float32 ``(q, d)``.
-        rows: int64 ``(q, c)``, candidates of each in any order, without duplicates; c at least ``wanted``.
-        wanted: how many to return of each.
-        rough: float32 ``(q, c)``, their dot products, summed in any order; taken here by default.
+        candidates: int64 ``(q, c)``, row numbers without duplicates, negative where there are fewer.
+        wanted: how many to return for each query, at most.
+        products: float32 ``(q, c)``, dot products summed in any order, if they are known.
     """
-    by_row = np.argsort(rows, axis=1)
-    rows = np.take_along_axis(rows, by_row, axis=1)
-    rough = vectors.products(queries, rows) if rough is None else np.take_along_axis(rough, by_row, axis=1)
-    last = -np.partition(-rough, wanted - 1, axis=1)[:, wanted - 1 : wanted]
-    owner, place = np.nonzero(rough >= last - 2 * rounding_error(queries.shape[1]))
-    scores = np.full(rows.shape, -np.inf)
-    for start in range(0, len(owner), _SEARCH_BLOCK):
-        mine, there = owner[start : start + _SEARCH_BLOCK], place[start : start + _SEARCH_BLOCK]
-        block = vectors.take(rows[mine, there])
-        scores[mine, there] = (block * queries[mine].astype(np.float64)).sum(axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
-    found, best = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    yield from zip(found, best, strict=True)
+    if products is None:
+        products = np.empty(candidates.shape, np.float32)
+        for number, (query, rows) in enumerate(zip(queries, candidates, strict=True)):
+            products[number] = vectors.take(np.maximum(rows, 0)) @ query
+
+    def exact(query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return _exact_scores(vectors, queries, query, row)
+
+    best = TopK(len(queries), wanted, product_error(queries.shape[1], torch.float32), exact)
+    found = candidates >= 0
+    best.add_entries(np.nonzero(found)[0], candidates[found], products[found])
+    return best.results()
 
 
-def rounding_error(dimension: int) -> float:
-    """Bound on the error of a float32 dot product of two unit vectors, for any order of summation.
-
-    Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, equation (3.5): d·u / (1 − d·u) times
-    Σ|xᵢyᵢ|, which is at most 1; u = 2⁻²⁴.
-    """
-    return 1.01 * dimension * 2.0**-24
-
-
-def _highest(queries: np.ndarray, block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's search: on a GPU where its package (faiss-gpu) and the machine have one."""
-    product = faiss.METRIC_INNER_PRODUCT
-    if faiss.get_num_gpus() and count <= _MOST_ON_GPU:
-        return faiss.knn_gpu(_gpu(), queries, block, count, metric=product)
-    return faiss.knn(queries, block, count, metric=product)
-
-
-@cache
-def _gpu() -> Any:
-    return faiss.StandardGpuResources()  # of faiss-gpu only
-
-
-def _filter(
-    vectors: Vectors, queries: np.ndarray, candidates: int, keep: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best rows by float32 scores, in no order: scores and row numbers, ``(q, candidates)`` each."""
-    best = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
-    for numbers, block in vectors.blocks(keep):
-        scores, found = _highest(queries, block, min(candidates, len(block)))
-        if (found < 0).any():  # FAISS ranks no NaN
-            raise non_finite_error()
-        best = np.concatenate([best, scores], axis=1)
-        rows = np.concatenate([rows, numbers[found]], axis=1)
-        if best.shape[1] > candidates:
-            order = np.argpartition(-best, candidates - 1, axis=1)[:, :candidates]
-            best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    return best, rows
-
-
-_BLOCK_BYTES = 1 << 26  # of float32 scanned at a time: large enough for BLAS, small beside a gallery
-
-
-class Blocks(Protocol):
-    """A matrix ``(n, d)`` whose rows come some at a time."""
-
-    @property
-    def dimension(self) -> int:
-        """d."""
-
-    def blocks(self, keep: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As ``Vectors.blocks``."""
+def _exact_scores(vectors: Vectors, queries: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Return float64 dot products of pairs. Each is summed in the same order, so equal rows score equally."""
+    scores = np.empty(len(row))
+    for start in range(0, len(row), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        scores[part] = (vectors.take(row[part]) * queries[query[part]].astype(np.float64)).sum(axis=1)
+    return scores
 
 
 class Vectors:
-    """A matrix ``(n, d)`` in parts, which may be memory-mapped files: nothing is copied to join them.
+    """A matrix ``(n, d)`` in parts, which may be memory-mapped files and are not copied.
 
     Args:
         parts: float32 ``(n_i, d)`` each, in the order of the rows.
@@ -393,10 +343,10 @@ class Vectors:
         return self._parts[0].shape[1]
 
     def blocks(self, keep: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All rows in order, some at a time.
+        """Yield all rows in order, a block at a time.
 
         Args:
-            keep: bool ``(n,)``, rows to give; all by default.
+            keep: bool ``(n,)``, rows to yield; all by default.
 
         Yields:
             Row numbers (int64) and their vectors; never an empty block.
@@ -413,36 +363,13 @@ class Vectors:
                     yield rows, block
 
     def span(self, start: int, stop: int) -> Vectors:
-        """The rows from ``start`` to ``stop``; nothing is copied."""
+        """Return the rows from ``start`` to ``stop``, without copying."""
         cuts = zip(self._starts, self._parts, strict=False)
         parts = [part[max(start - first, 0) : max(stop - first, 0)] for first, part in cuts]
         return Vectors([part for part in parts if len(part)])
 
-    def products(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Float32 dot products of queries and some rows of each, which are not copied.
-
-        Args:
-            queries: float32 ``(q, d)``.
-            rows: int64 ``(q, c)``.
-
-        Returns:
-            ``(q, c)``, each summed in an order of FAISS's own.
-        """
-        library: Any = faiss  # whose stubs do not know this function
-        pointer, queries = library.swig_ptr, np.ascontiguousarray(queries)
-        products = np.zeros(rows.shape, np.float32)
-        for start, part in zip(self._starts, self._parts, strict=False):
-            inside = (rows >= start) & (rows < start + len(part))
-            if inside.any():
-                local = np.where(inside, rows - start, 0)
-                here, part = np.empty_like(products), np.ascontiguousarray(part)
-                arrays = (pointer(array) for array in (here, queries, part, local))
-                library.fvec_inner_products_by_idx(*arrays, queries.shape[1], *rows.shape)
-                np.copyto(products, here, where=inside)
-        return products
-
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Copies of some rows, float32 ``(len(rows), d)``, in the order asked for."""
+        """Return copies of some rows, float32 ``(len(rows), d)``, in the order of their numbers given."""
         if len(self._parts) == 1:
             return self._parts[0][rows]
         taken = np.empty((len(rows), self._parts[0].shape[1]), np.float32)

@@ -1,58 +1,113 @@
-"""Where a gallery is: a folder, or a collection in Milvus."""
+"""Locations of galleries, and the vector stores behind them.
+
+| location | store |
+|---|---|
+| ``people``, ``./a.b:c`` | a folder, searched by FAISS |
+| ``people.db`` | Milvus Lite, embedded in this process |
+| ``milvus://HOST:PORT/COLLECTION`` | a collection on a Milvus server |
+| ``my_module.MyStore:NAME`` | a store of your own: a class (see ``StoreFactory``), and a name that it understands |
+
+A class is imported from where Python finds it: installed, or in a folder of ``PYTHONPATH``.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rga_reid.errors import InputError
+from rga_reid.gallery.folder_store import FolderStore
+from rga_reid.gallery.index import IndexConfig
+from rga_reid.gallery.milvus import MilvusStore
+from rga_reid.gallery.milvus_client import IMAGES, SCHEME, MilvusURI
+from rga_reid.gallery.store import StoreFactory, VectorStore
+from rga_reid.models.checkpoints import ModelFingerprint
 
-SCHEME, EMBEDDED = "milvus://", ".db"
-_CLUSTER = re.compile(
+EMBEDDED = ".db"  #: ending of the files of Milvus Lite
+_SERVER = re.compile(
     r"milvus://(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})/(?P<name>[A-Za-z_]\w*)"
 )
-IMAGES = "__images_"  #: in the names of collections that belong to a gallery; no gallery is called so
-_LONGEST = 200  # characters of a collection's name: of 255, some are for the names of its companions
+_CLASS = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.(?P<name>[A-Za-z_]\w*):(?P<target>.+)")
+_MAX_NAME = 200  # characters of a collection's name: of 255, some are for the names of its companions
 
 
 @dataclass(frozen=True)
-class MilvusURI:
-    """A collection in Milvus.
+class Location:
+    """A place for a gallery.
 
     Args:
-        uri: of the server, or the path of an embedded one.
-        collection: its name.
-        embedded: whether the data are files of this machine.
+        factory: class of its store.
+        target: what that class calls it.
+        text: what the user calls it; an absolute path of a folder or file.
     """
 
-    uri: str
-    collection: str
-    embedded: bool
+    factory: StoreFactory
+    target: Any
+    text: str
 
     def __str__(self) -> str:
-        return self.uri if self.embedded else f"{self.uri.replace('http://', SCHEME)}/{self.collection}"
+        return self.text
 
 
-def parse_location(location: str | os.PathLike[str]) -> Path | MilvusURI:
-    """The place that a location names.
+def parse_location(location: str | os.PathLike[str]) -> Location:
+    """Parse a location, see the table above.
 
     Raises:
-        InputError: a cluster's location that cannot be read.
+        InputError: a Milvus location that cannot be read, a class that cannot be imported or is not a store.
     """
     text = os.fspath(location)
     if text.startswith(SCHEME):
-        parts = _CLUSTER.fullmatch(text)
-        if parts is None or len(parts["name"]) > _LONGEST or not 0 < int(parts["port"]) < 65_536:
-            raise InputError(
-                f"{text}: expected milvus://HOST:PORT/COLLECTION, such as milvus://localhost:19530/people"
-            )
-        if IMAGES in parts["name"]:
-            raise InputError(
-                f"{text}: expected a name without {IMAGES!r}, which names the images of a gallery"
-            )
-        return MilvusURI(f"http://{parts['host']}:{parts['port']}", parts["name"], embedded=False)
+        return Location(MilvusStore, _parse_server(text), text)
     if text.endswith(EMBEDDED):
-        return MilvusURI(os.path.abspath(text), "gallery", embedded=True)
-    return Path(text)
+        path = os.path.abspath(text)
+        return Location(MilvusStore, MilvusURI(path, "gallery", embedded=True), path)
+    if parts := _CLASS.fullmatch(text):
+        return Location(_import_store(text, parts["module"], parts["name"]), parts["target"], text)
+    return Location(FolderStore, Path(text), os.path.abspath(text))
+
+
+def open_store(location: str | os.PathLike[str]) -> VectorStore:
+    """Open the store at a location; ``InputError`` as for ``Gallery.open``."""
+    parsed = parse_location(location)
+    return parsed.factory.open(parsed.target)
+
+
+def create_store(
+    location: str | os.PathLike[str],
+    index: IndexConfig | None = None,
+    model: ModelFingerprint | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> VectorStore:
+    """Return a store to be filled at a location, see ``StoreFactory.create``. Nothing is written yet."""
+    parsed = parse_location(location)
+    index = IndexConfig() if index is None else index
+    return parsed.factory.create(parsed.target, index, model, overwrite=overwrite, resume=resume)
+
+
+def _parse_server(text: str) -> MilvusURI:
+    parts = _SERVER.fullmatch(text)
+    if parts is None or len(parts["name"]) > _MAX_NAME or not 0 < int(parts["port"]) < 65_536:
+        raise InputError(
+            f"{text}: expected milvus://HOST:PORT/COLLECTION, such as milvus://localhost:19530/people"
+        )
+    if IMAGES in parts["name"]:
+        raise InputError(f"{text}: expected a name without {IMAGES!r}, which marks the images of a gallery")
+    return MilvusURI(f"http://{parts['host']}:{parts['port']}", parts["name"], embedded=False)
+
+
+def _import_store(text: str, module: str, name: str) -> StoreFactory:
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{text}: cannot import the class {module}.{name} ({error}); write ./{text} for a folder"
+        ) from None
+    if not all(callable(getattr(found, method, None)) for method in ("open", "create")):
+        raise InputError(f"{text}: {module}.{name} is not a vector store: expected methods open and create")
+    return found

@@ -1,4 +1,4 @@
-"""The manifest of a gallery folder: what the gallery is, and every file that belongs to it."""
+"""The manifest of a gallery folder: what the gallery is, and all files that belong to it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rga_reid import __version__
 from rga_reid.errors import InputError, short_repr
 from rga_reid.files import atomic_file, sync
 from rga_reid.gallery.index import IndexConfig
+from rga_reid.gallery.store import METRIC, Metadata
 from rga_reid.inputs import read_file, reject_surrogates, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
 
 FORMAT = "rga-reid gallery"
-VERSION = 2  #: raised when an older program could no longer read the folder
-METRIC = "cosine"  #: inner product of unit rows
+VERSION = 2  #: incremented when older programs could no longer read the folder
 MANIFEST = "manifest.json"
 
 SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
 _LOG_NAME = re.compile(r"removals-[0-9]+\.jsonl")
-_TOO_MANY = 2**62  # of anything
-_UNSEALED = "0" * 64  # stands for the manifest's own checksum while that is taken
+_MAX_COUNT = 2**62
+_NO_CHECKSUM = "0" * 64  # in place of the manifest's own checksum while it is computed
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FileRecord:
 
     @classmethod
     def from_json(cls, value: Any) -> FileRecord:
-        """The record that ``asdict`` wrote."""
+        """Parse what ``asdict`` wrote."""
         return cls(_count(value["bytes"]), _text(value["sha256"]))
 
 
@@ -47,11 +47,11 @@ class IndexRecord:
     """The approximate index of a segment."""
 
     settings: Mapping[str, int]
-    recall_at_10: float  #: against the exact search, measured when it was built
+    recall_at_10: float  #: against exact search, measured when it was built
 
     @classmethod
     def from_json(cls, value: Any) -> IndexRecord:
-        """The record that ``asdict`` wrote."""
+        """Parse what ``asdict`` wrote."""
         settings = {_text(name): _count(number) for name, number in value["settings"].items()}
         recall = float(value["recall_at_10"])
         if not 0 <= recall <= 1:
@@ -61,16 +61,16 @@ class IndexRecord:
 
 @dataclass(frozen=True)
 class SegmentRecord:
-    """A folder of files that never change: the vectors and the table of some images, and their index."""
+    """A folder of files that never change: vectors and table of some images, and their index."""
 
     name: str
-    count: int  #: images
-    index: IndexRecord | None  #: None: searched exactly
+    count: int  #: number of images
+    index: IndexRecord | None  #: None if the segment is searched exactly
     files: Mapping[str, FileRecord]
 
     @classmethod
     def from_json(cls, value: Any) -> SegmentRecord:
-        """The record that ``asdict`` wrote."""
+        """Parse what ``asdict`` wrote."""
         name = _text(value["name"], SEGMENT_NAME)
         index = None if value["index"] is None else IndexRecord.from_json(value["index"])
         expected = {"vectors.npy", "table.parquet"} | ({"index.faiss"} if index else set())
@@ -82,23 +82,17 @@ class SegmentRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a gallery folder says of itself.
+    """The state of a gallery folder.
 
     Args:
-        generation: number of this state of the folder, from 1: each change raises it.
-        dimension: d, length of a feature.
-        next_id: id of the image that is added next; ids are never given twice.
-        plan: the kind of index and the settings that were asked for.
-        model: what embedded the images; None if unknown.
+        generation: number of this state, from 1; each change increments it.
+        metadata: of the gallery.
         segments: in the order of the images.
-        log: name and record of the log of removals; None if nothing was removed yet.
+        log: name and record of the deletion log; None if nothing was ever removed.
     """
 
     generation: int
-    dimension: int
-    next_id: int
-    plan: IndexConfig
-    model: ModelFingerprint | None
+    metadata: Metadata
     segments: tuple[SegmentRecord, ...]
     log: tuple[str, FileRecord] | None = None
 
@@ -109,7 +103,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Any) -> Manifest:
-        """The manifest that ``to_json`` wrote.
+        """Parse what ``to_json`` wrote.
 
         Raises:
             ValueError, TypeError, KeyError, AttributeError: a value of another form.
@@ -119,10 +113,12 @@ class Manifest:
         log = value["removals"]
         manifest = cls(
             generation=_count(value["generation"]),
-            dimension=_count(value["dimension"]),
-            next_id=_count(value["next_id"]),
-            plan=IndexConfig(value["index"]["kind"], dict(value["index"]["settings"])),
-            model=None if value["model"] is None else ModelFingerprint.from_json(value["model"]),
+            metadata=Metadata(
+                _count(value["dimension"]),
+                IndexConfig(value["index"]["kind"], dict(value["index"]["settings"])),
+                None if value["model"] is None else ModelFingerprint.from_json(value["model"]),
+                _count(value["next_id"]),
+            ),
             segments=tuple(map(SegmentRecord.from_json, value["segments"])),
             log=None if log is None else (_text(log["name"], _LOG_NAME), FileRecord.from_json(log)),
         )
@@ -131,25 +127,26 @@ class Manifest:
         return manifest
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as a JSON object, without its own checksum."""
+        """Return the manifest as a JSON object, without its own checksum."""
+        metadata = self.metadata
         return {
             "format": FORMAT,
             "version": VERSION,
             "written_by": f"rga-reid {__version__}",
             "generation": self.generation,
             "metric": METRIC,
-            "dimension": self.dimension,
+            "dimension": metadata.dimension,
             "count": self.count,
-            "next_id": self.next_id,
-            "index": {"kind": self.plan.kind, "settings": dict(self.plan.settings)},
-            "model": None if self.model is None else self.model.to_json(),
+            "next_id": metadata.next_id,
+            "index": {"kind": metadata.index.kind, "settings": dict(metadata.index.settings)},
+            "model": None if metadata.model is None else metadata.model.to_json(),
             "segments": [asdict(segment) for segment in self.segments],
             "removals": None if self.log is None else {"name": self.log[0], **asdict(self.log[1])},
         }
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Put a manifest in place, atomically and for good: the files that it names must be on the disk."""
+    """Replace a manifest, atomically and durably. The files that it names must be on the disk already."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(canonical_json(manifest.to_json()))
         sync(temporary)
@@ -157,14 +154,14 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """A JSON object as text with its own SHA-256 at the end, taken with zeros in its place."""
-    text = json.dumps({**value, "sha256": _UNSEALED}, indent=2) + "\n"
-    before, _, after = text.rpartition(_UNSEALED)
+    """Return a JSON object as text that ends with its own SHA-256, computed with zeros in its place."""
+    text = json.dumps({**value, "sha256": _NO_CHECKSUM}, indent=2) + "\n"
+    before, _, after = text.rpartition(_NO_CHECKSUM)
     return (before + hashlib.sha256(text.encode()).hexdigest() + after).encode()
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest, every byte of it checked.
+    """Read a manifest and compare it with its checksum.
 
     Raises:
         InputError: it is missing, damaged, edited, foreign or of another version.
@@ -187,11 +184,11 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: a gallery of format version {short_repr(value.get('version'))}; "
             f"this program reads {VERSION}"
         )
-    seal = str(value.get("sha256"))
-    known = re.fullmatch("[0-9a-f]{64}", seal)  # an empty text, replaced, would stand between all bytes
-    unsealed = content.replace(seal.encode(), _UNSEALED.encode()) if known else b""
-    if hashlib.sha256(unsealed).hexdigest() != seal:
-        raise InputError(f"{path}: damaged or edited: its content has not the checksum at its end")
+    checksum = str(value.get("sha256"))
+    valid = re.fullmatch("[0-9a-f]{64}", checksum)
+    unsigned = content.replace(checksum.encode(), _NO_CHECKSUM.encode()) if valid else b""
+    if hashlib.sha256(unsigned).hexdigest() != checksum:
+        raise InputError(f"{path}: damaged or edited: its content does not match its checksum")
     try:
         reject_surrogates(value, content)
         return Manifest.from_json(value)
@@ -200,7 +197,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _TOO_MANY:
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
         raise ValueError(f"expected a count, found {short_repr(value)}")
     return value
 

@@ -1,17 +1,15 @@
-"""Segments: the unit in which a gallery grows, is written, and forgets."""
+"""Segments: the unit in which a gallery grows, is written and forgets."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,19 +20,19 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.files import checksum, sync
-from rga_reid.gallery.index import Blocks, Index, IndexConfig, Vectors
+from rga_reid.gallery.index import Index, IndexConfig, Vectors
 from rga_reid.gallery.manifest import FileRecord, IndexRecord, SegmentRecord
-from rga_reid.gallery.validation import gallery_table, require_present
+from rga_reid.gallery.store import DeletionRecord, Metadata, Rows, empty_table
+from rga_reid.gallery.validation import gallery_table
 from rga_reid.inference.feature_files import read_header
 from rga_reid.inputs import open_bytes, read_parquet, truncate
-from rga_reid.models.checkpoints import ModelFingerprint
 
-SEGMENT_ROWS = 65_536  #: images at most in a segment that is searched exactly
-INDEXED_ROWS = 1 << 20  #: the same where an index is searched: each one more is one more search
-INDEXED_BYTES = 1 << 32  #: of the vectors of such a segment at most: an index is built in memory
+SEGMENT_ROWS = 65_536  #: maximum number of images in a segment that is searched exactly
+INDEXED_ROWS = 1 << 20  #: maximum in a segment with an index: every index costs a search
+INDEXED_BYTES = 1 << 32  #: maximum of its vectors: an index is built in memory
 VECTORS, TABLE, INDEX = "vectors.npy", "table.parquet", "index.faiss"
 
-_IN_MEMORY = 1 << 24  # bytes: smaller files are read, larger ones mapped, so that small segments hold no file
+_IN_MEMORY = 1 << 24  # bytes; smaller files are read, larger ones mapped, so small segments keep no file open
 _CLASSES = {"hnsw": faiss.IndexHNSWFlat, "ivf": faiss.IndexIVFFlat, "ivfpq": faiss.IndexIVFPQ}
 
 
@@ -47,7 +45,7 @@ class Segment:
         vectors: unit rows, float32 ``(n, d)``; may be a mapped file.
         table: n rows ``path, pid, camid``, numbered from 0.
         index: approximate index of the rows; None if they are searched exactly.
-        record: what the manifest says of it; None if it is not on disk.
+        record: its entry in the manifest; None if it is not on disk.
     """
 
     ids: np.ndarray
@@ -66,34 +64,34 @@ class Segment:
 
     @property
     def kind(self) -> str:
-        """Of its index."""
+        """Kind of its index."""
         return "flat" if self.index is None else self.index.kind
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The vectors, some at a time."""
+        """Yield the vectors, a block at a time."""
         for _, block in Vectors([self.vectors]).blocks():
             yield block
 
-    def index_of(self, vectors: np.ndarray) -> Index | None:
-        """The index, whose rows are those vectors."""
+    def build_index(self, vectors: np.ndarray) -> Index | None:
+        """Return the index, which exists already."""
         return self.index
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """What a new segment is to hold: its vectors are not in memory, but come block by block.
+class NewSegment:
+    """What a new segment will contain. Its vectors are read block by block.
 
     Args:
-        ids, table: as a segment's; n rows, m of them if some are left out.
+        ids, table: m rows, as in ``Segment``.
         vectors: unit rows, ``(n, d)``.
-        plan: what indexes them.
+        config: of its index.
         keep: bool ``(n,)``, the m rows of ``vectors`` that belong to it; all by default.
     """
 
     ids: np.ndarray
-    vectors: Blocks
+    vectors: Vectors
     table: pd.DataFrame
-    plan: IndexConfig
+    config: IndexConfig
     keep: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -106,45 +104,46 @@ class Rows:
 
     @property
     def kind(self) -> str:
-        """Of the index that is wanted."""
-        return self.plan.kind
+        """Kind of index that was requested."""
+        return self.config.kind
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The vectors, some at a time."""
+        """Yield the vectors, a block at a time."""
         for _, block in self.vectors.blocks(self.keep):
             yield block
 
-    def index_of(self, vectors: np.ndarray) -> Index | None:
-        """A new index of those vectors, which are these."""
-        return self.plan.build(vectors)
+    def build_index(self, vectors: np.ndarray) -> Index | None:
+        """Return a new index of these vectors, which are the segment's."""
+        return self.config.build(vectors)
 
     def in_memory(self) -> Segment:
-        """The segment, without a file."""
+        """Return the segment, without a file."""
         blocks = list(self.blocks())
         vectors = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return Segment(self.ids, vectors, self.table, self.index_of(vectors))
+        return Segment(self.ids, vectors, self.table, self.build_index(vectors))
 
 
-def max_rows(plan: IndexConfig, dimension: int) -> int:
-    """Images in a segment at most."""
-    return SEGMENT_ROWS if plan.kind == "flat" else min(INDEXED_ROWS, INDEXED_BYTES // (4 * dimension))
+def max_rows(config: IndexConfig, dimension: int) -> int:
+    """Return the maximum number of images in a segment."""
+    return SEGMENT_ROWS if config.kind == "flat" else min(INDEXED_ROWS, INDEXED_BYTES // (4 * dimension))
 
 
-def repack(segments: Sequence[Segment], plan: IndexConfig) -> Iterator[Rows]:
-    """The rows of some segments in as few as can be, to be indexed by ``plan``."""
+def repack(segments: Sequence[Segment], config: IndexConfig) -> Iterator[NewSegment]:
+    """Yield the rows of some segments as few new ones, with indexes by ``config``."""
     if not segments:
         return
     vectors = Vectors([segment.vectors for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
     table = pd.concat([segment.table for segment in segments], ignore_index=True)
-    step = max_rows(plan, segments[0].vectors.shape[1])
+    step = max_rows(config, vectors.dimension)
     for start in range(0, len(ids), step):
         rows = slice(start, min(start + step, len(ids)))
-        yield Rows(ids[rows], vectors.span(rows.start, rows.stop), table[rows].reset_index(drop=True), plan)
+        part = table[rows].reset_index(drop=True)
+        yield NewSegment(ids[rows], vectors.span(rows.start, rows.stop), part, config)
 
 
-def write_segment(folder: Path, segment: Segment | Rows) -> SegmentRecord:
-    """Write a segment into a new folder, to the disk. An index is built from the file of its vectors.
+def write_segment(folder: Path, segment: Segment | NewSegment) -> SegmentRecord:
+    """Write a segment into a new folder, durably. An index is built from the file of its vectors.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -162,14 +161,15 @@ def write_segment(folder: Path, segment: Segment | Rows) -> SegmentRecord:
         segment.table.assign(id=segment.ids).to_parquet(table, index=False)
         output.write(table.getbuffer())
     files[TABLE] = output.record
-    made, index = segment.index_of(_read_vectors(folder / VECTORS, (len(segment), segment.dimension))), None
-    if made is not None:
+    built = segment.build_index(_read_vectors(folder / VECTORS, (len(segment), segment.dimension)))
+    index = None
+    if built is not None:
         with _Output(folder / INDEX) as output:
             # faiss's own file writer only prints an error of its last write (a full disk)
             writer = faiss.PyCallbackIOWriter(output.write, 1 << 20)  # type: ignore[attr-defined]
-            faiss.write_index(made.loaded, writer)
+            faiss.write_index(built.loaded, writer)
         files[INDEX] = output.record
-        index = IndexRecord(dict(made.settings), made.recall)
+        index = IndexRecord(dict(built.settings), built.recall)
     sync(folder)
     sync(folder.parent)
     return SegmentRecord(folder.name, len(segment), index, files)
@@ -178,14 +178,13 @@ def write_segment(folder: Path, segment: Segment | Rows) -> SegmentRecord:
 def read_segment(
     folder: Path, record: SegmentRecord, dimension: int, kind: str, *, mapped: bool = False
 ) -> Segment:
-    """Open a segment: sizes and headers are checked, the vectors mapped, the index left for the first search.
+    """Open a segment: check sizes and headers, map the vectors, leave the index for the first search.
 
-    Few vectors are read into memory, unless all are to be ``mapped``.
-
-    What is open stays readable when another program removes the files.
+    Small files of vectors are read into memory, unless ``mapped``. What is open stays readable when another
+    program removes the files.
 
     Raises:
-        InputError: a file that is missing, damaged or foreign: the message names it.
+        InputError: a file that is missing, damaged or not part of a gallery; the message names it.
     """
     for name, recorded in record.files.items():
         check_size(folder / name, recorded)
@@ -199,10 +198,10 @@ def read_segment(
 
 
 def check_size(path: Path, recorded: FileRecord) -> None:
-    """Refuse a file of another size.
+    """Check the size of a file.
 
     Raises:
-        InputError: so, or it is missing or cannot be read.
+        InputError: it has another size, is missing or cannot be read.
     """
     try:
         status = path.stat()
@@ -210,14 +209,14 @@ def check_size(path: Path, recorded: FileRecord) -> None:
         raise InputError(f"{path}: missing from the gallery") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may have no end
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device may never end
         raise InputError(f"{path}: damaged: expected a file")
     if status.st_size != recorded.bytes:
         raise InputError(f"{path}: damaged: expected {recorded.bytes} bytes, found {status.st_size}")
 
 
 class _Output:
-    """A new file that is on the disk when its block ends, measured and hashed as it is written."""
+    """A new file, measured and hashed as it is written, durable when its block ends."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._bytes, self._digest = path, 0, hashlib.sha256()
@@ -231,7 +230,7 @@ class _Output:
         sync(self._path)
 
     def write(self, data: Any) -> int:
-        """As a file's; returns the number of bytes."""
+        """Write data; return the number of bytes."""
         self._digest.update(data)
         written = self._file.write(data)
         self._bytes += written
@@ -239,16 +238,16 @@ class _Output:
 
     @property
     def record(self) -> FileRecord:
-        """Size and checksum of what was written."""
+        """Size and checksum of the file."""
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 
 class _IndexFile:
-    """An index file, its header checked; open, so that it can be read after its name is gone."""
+    """An index file whose header was checked. It stays open, to be read even after it was removed."""
 
     def __init__(self, path: Path, sha256: str, kind: str, shape: tuple[int, int]) -> None:
         self._path, self._sha256, self._kind, self._shape = path, sha256, kind, shape
-        self._once = threading.Lock()
+        self._lock = threading.Lock()
         self._loaded: faiss.Index | None = None
         try:
             self._file = open(path, "rb")  # noqa: SIM115 - read when the index is first searched
@@ -259,8 +258,8 @@ class _IndexFile:
             raise InputError(f"{path}: damaged: not the header of a FAISS index of {shape[0]} x {shape[1]}")
 
     def load(self) -> faiss.Index:
-        """The index. A damaged one is refused before FAISS sees it: wrong links would lead out of memory."""
-        with self._once:  # several threads may search a gallery for the first time
+        """Return the index. FAISS would follow damaged links out of memory, so the checksum comes first."""
+        with self._lock:  # several threads may search a gallery for the first time
             if self._loaded is None:
                 self._loaded = self._read()
             return self._loaded
@@ -269,7 +268,7 @@ class _IndexFile:
         try:
             self._file.seek(0)
             if checksum(self._file) != self._sha256:
-                raise InputError(f"{self._path}: damaged: its checksum is not the one in the manifest")
+                raise InputError(f"{self._path}: damaged: its checksum differs from the manifest")
             self._file.seek(0)
             reader = faiss.PyCallbackIOReader(self._file.read, 1 << 20)  # type: ignore[attr-defined]
             index = faiss.read_index(reader)
@@ -282,7 +281,7 @@ class _IndexFile:
                 f"{self._path}: expected an inner-product index of kind {self._kind}, {count} x {dimension}; "
                 f"found {type(index).__name__}, {index.ntotal} x {index.d}"
             )
-        self._file.close()  # one that was refused is refused again
+        self._file.close()  # left open after an error, so that the next search reports it too
         return index
 
 
@@ -297,7 +296,7 @@ def _read_vectors(path: Path, shape: tuple[int, int], *, mapped: bool = False) -
                 raise InputError(f"{path}: damaged: expected {header.size} bytes of numbers after its header")
             if header.size <= _IN_MEMORY and not mapped:
                 return np.frombuffer(file.read(header.size), "<f4").reshape(shape).copy()
-            # of the open file: its name may be gone by now
+            # maps the open file, whose name may be gone by now
             return np.memmap(file, "<f4", "r", header.start, shape)
     except ValueError as error:
         if isinstance(error, InputError):
@@ -319,57 +318,27 @@ def _read_table(path: Path, count: int) -> tuple[np.ndarray, pd.DataFrame]:
     return ids, table
 
 
-SMALL_ROWS = 4096  #: added images, if fewer, join segments at the end as long as they have no more together
-LARGE_ROWS = 65_536  #: the same for as many as that, or more
+SMALL_ROWS = 4096  #: fewer images that are added join segments at the end, up to this number together
+LARGE_ROWS = 65_536  #: the limit where as many as that, or more, are added
 
-Put = Callable[[Rows], Segment]  #: stores a new segment, and gives the one to go on with
-
-
-@dataclass(frozen=True)
-class DeletionRecord:
-    """A line of the log of removals: never a path, never a vector."""
-
-    time: str  #: UTC, ISO 8601
-    pid: int | None  #: null: images of unknown pid
-    count: int  #: images
-
-    def to_line(self) -> str:
-        """As JSON, with its line end."""
-        return json.dumps(asdict(self)) + "\n"
-
-    @classmethod
-    def from_line(cls, line: str) -> DeletionRecord:
-        """The line that ``to_line`` wrote.
-
-        Raises:
-            ValueError, TypeError: another text.
-        """
-        removal = cls(**json.loads(line))
-        known = isinstance(removal.time, str), removal.pid is None or type(removal.pid) is int
-        if not all(known) or type(removal.count) is not int:
-            raise TypeError("expected a time, a pid or null, and a count")
-        return removal
+WriteSegment = Callable[[NewSegment], Segment]  #: stores a new segment and returns it opened
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of a gallery. It never changes: a change makes another one, with the segments that stay."""
+    """A state of a gallery. It never changes; a change makes another one that shares segments with it."""
 
-    dimension: int
-    plan: IndexConfig
-    model: ModelFingerprint | None = None
+    metadata: Metadata = field(default_factory=Metadata)
     segments: tuple[Segment, ...] = ()
-    next_id: int = 0
-    removals: tuple[DeletionRecord, ...] = ()
+    deletions: tuple[DeletionRecord, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Columns ``path, pid, camid``, a row per image, in their order."""
-        empty = gallery_table(pd.DataFrame({"path": []}))
-        tables = [segment.table for segment in self.segments] or [empty]
+        """Columns ``path, pid, camid``, one row per image, in their order."""
+        tables = [segment.table for segment in self.segments] or [empty_table()]
         return pd.concat(tables, ignore_index=True)
 
     @cached_property
@@ -378,77 +347,48 @@ class Snapshot:
         return np.concatenate([np.empty(0, np.int64), *(segment.ids for segment in self.segments)])
 
 
-def append(contents: Snapshot, vectors: np.ndarray, table: pd.DataFrame, put: Put) -> Snapshot:
-    """With more images at the end. What is there is not written again, except small segments at the end.
+def append(snapshot: Snapshot, rows: Rows, write: WriteSegment) -> Snapshot:
+    """Add images at the end. Nothing else is rewritten, except small segments at the end.
 
-    Like a counter in binary, a segment at the end is joined if it is no larger than what is added to it: so
-    images that come one by one leave few segments, and each is written again a few times only. What one image
-    may cause to be written again is bounded by ``SMALL_ROWS``; ``compact`` joins the rest.
-
-    Args:
-        contents: the state before.
-        vectors: unit rows, float32 ``(n, d)``.
-        table: n rows, as ``gallery_table`` gives.
-        put: stores a segment.
+    A segment at the end is joined if it is no larger than what is added to it, like the digits of a binary
+    counter. So images that come one by one leave few segments, and each image is rewritten a few times only.
+    ``SMALL_ROWS`` limits what one image can cause to be rewritten; ``compact`` joins the rest.
     """
-    ids = np.arange(contents.next_id, contents.next_id + len(vectors))
-    stay, tail, rows = list(contents.segments), [Segment(ids, vectors, table)], len(vectors)
-    most = SMALL_ROWS if rows < SMALL_ROWS else LARGE_ROWS
-    while stay and len(stay[-1]) <= rows and len(stay[-1]) + rows <= most:
-        tail.insert(0, stay.pop())
-        rows += len(tail[0])
-    new = [put(segment) for segment in repack(tail, contents.plan)]
-    return replace(contents, segments=(*stay, *new), next_id=contents.next_id + len(vectors))
+    kept, tail, count = list(snapshot.segments), [Segment(rows.ids, rows.vectors, rows.table)], len(rows)
+    limit = SMALL_ROWS if count < SMALL_ROWS else LARGE_ROWS
+    while kept and len(kept[-1]) <= count and len(kept[-1]) + count <= limit:
+        tail.insert(0, kept.pop())
+        count += len(tail[0])
+    new = [write(segment) for segment in repack(tail, snapshot.metadata.index)]
+    return replace(snapshot, segments=(*kept, *new))
 
 
-def delete(contents: Snapshot, pids: Sequence[int], paths: Sequence[str], put: Put) -> Snapshot:
-    """Without the images of some persons or paths, and a line in the log for each person.
+def delete(snapshot: Snapshot, ids: np.ndarray, write: WriteSegment) -> Snapshot:
+    """Erase images.
 
-    A segment that holds one of them is made again from the others, its index too: an index cannot forget,
-    and what it learned of the removed vectors (centroids, codebooks) would stay.
-
-    Raises:
-        InputError: a pid or a path of which there is no image; nothing is removed then.
+    A segment with one of them is rewritten from its other images, and its index is rebuilt: an index cannot
+    forget, and what it learned from the erased vectors (centroids, codebooks) would remain.
     """
-    table = contents.table
-    for column, wanted in (("pid", pids), ("path", paths)):
-        require_present(column, wanted, table[column].dropna())
-    goes = (table["pid"].isin(pids) | table["path"].isin(paths)).to_numpy(dtype=bool)
     segments: list[Segment] = []
-    start = 0
-    for segment in contents.segments:
-        keep = ~goes[start : start + len(segment)]
-        start += len(segment)
+    for segment in snapshot.segments:
+        keep = ~np.isin(segment.ids, ids)
         if keep.all():
             segments.append(segment)
         elif keep.any():
-            rest = segment.table[keep].reset_index(drop=True)
+            table = segment.table[keep].reset_index(drop=True)
             vectors = Vectors([segment.vectors])
-            segments.append(put(Rows(segment.ids[keep], vectors, rest, contents.plan, keep)))
-    removals = (*contents.removals, *append_log(table["pid"][goes]))
-    return replace(contents, segments=tuple(segments), removals=removals)
+            new = NewSegment(segment.ids[keep], vectors, table, snapshot.metadata.index, keep)
+            segments.append(write(new))
+    return replace(snapshot, segments=tuple(segments))
 
 
-def append_log(pids: pd.Series) -> list[DeletionRecord]:
-    """Lines of the log for images that are removed now: one for each person.
-
-    Args:
-        pids: of the images, Int64, null where unknown.
-    """
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    counts = pids.value_counts(dropna=False, sort=False)
-    return [
-        DeletionRecord(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()
-    ]
-
-
-def compact(contents: Snapshot, put: Put) -> Snapshot:
-    """With as few segments as can be. Full ones at the beginning stay; the same state if all is well."""
-    stay = 0
-    most = max_rows(contents.plan, contents.dimension)
-    while stay < len(contents.segments) and len(contents.segments[stay]) == most:
-        stay += 1
-    if len(contents.segments) - stay <= 1:
-        return contents
-    new = [put(segment) for segment in repack(contents.segments[stay:], contents.plan)]
-    return replace(contents, segments=(*contents.segments[:stay], *new))
+def compact(snapshot: Snapshot, write: WriteSegment) -> Snapshot:
+    """Join segments into as few as possible. Full ones at the beginning stay as they are."""
+    index, full = snapshot.metadata.index, 0
+    limit = max_rows(index, snapshot.metadata.dimension)
+    while full < len(snapshot.segments) and len(snapshot.segments[full]) == limit:
+        full += 1
+    if len(snapshot.segments) - full <= 1:
+        return snapshot
+    new = [write(segment) for segment in repack(snapshot.segments[full:], index)]
+    return replace(snapshot, segments=(*snapshot.segments[:full], *new))

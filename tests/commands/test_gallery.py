@@ -166,7 +166,7 @@ def test_overwrite(tmp_path: Path, images: Path, checkpoint: Path, capsys: pytes
         ),
         (
             ["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "{images}", "--overwrite"],
-            "no part of a",
+            "is not part of a",
         ),
         (["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "{images}"], "exists already"),
     ],
@@ -221,9 +221,9 @@ def test_info_of_a_damaged_gallery(tmp_path: Path, capsys: pytest.CaptureFixture
     vectors.write_bytes(content)
     capsys.readouterr()
     assert main(["gallery", "info", "--gallery", str(tmp_path / "g")]) == 0
-    assert main(["gallery", "verify", "--gallery", str(tmp_path / "g")]) == 2
-    assert "vectors.npy: damaged: its checksum is not the one in the manifest" in capsys.readouterr().err
+    assert main(["gallery", "check", "--gallery", str(tmp_path / "g")]) == 2
+    assert "vectors.npy: damaged: its checksum differs" in capsys.readouterr().err
     vectors.unlink()
-    for action in ("info", "verify"):
+    for action in ("info", "check"):
         assert main(["gallery", action, "--gallery", str(tmp_path / "g")]) == 2
         assert "vectors.npy: missing from the gallery" in capsys.readouterr().err

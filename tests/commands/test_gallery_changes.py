@@ -16,7 +16,7 @@ import rga_reid.models
 from rga_reid.commands import gallery as command
 from rga_reid.commands import main
 from rga_reid.gallery import Gallery
-from rga_reid.gallery import folder as builder
+from rga_reid.gallery import gallery as builder
 from rga_reid.gallery import index as indexes
 from rga_reid.inference import distributed as team
 
@@ -103,8 +103,8 @@ def test_add_images(
     assert len(Gallery.open(built)) == 15
     assert gallery("compact", built) == 0
     assert re.search(r"compacted: \d segments? before, 1 now", capsys.readouterr().out)
-    assert gallery("verify", built) == 0
-    assert "verified: every byte of 3 files is as it was written" in capsys.readouterr().out
+    assert gallery("check", built) == 0
+    assert "checked: every byte of 3 files is as it was written" in capsys.readouterr().out
 
 
 def test_add_knows_its_model(
@@ -150,9 +150,9 @@ def test_remove(
     ("words", "message"),
     [
         ([], "gallery remove: expected --pid N or --path P"),
-        (["--pid", "99"], "pid 99: the gallery has no image of it; nothing was removed"),
-        (["--pid", "1", "-7"], "pid -7: the gallery has no image of it"),
-        (["--path", "no.png"], "no.png: the gallery has no image of it"),
+        (["--pid", "99"], "pid 99: not in the gallery; nothing was removed"),
+        (["--pid", "1", "-7"], "pid -7: not in the gallery"),
+        (["--path", "no.png"], "no.png: not in the gallery"),
         (["--pid", "one"], "--pid: expected int, got one"),
         (["--pid", "1", "--json", "no/facts.json"], "its folder does not exist"),
     ],
@@ -198,7 +198,7 @@ def test_an_interrupted_build_goes_on(
     words = ["--images", images, "--checkpoint", checkpoint, "--batch-size", 2]
     assert gallery("build", tmp_path / "g", *words) == 130
     again = ["gallery", "build", "--gallery", str(tmp_path / "g"), *map(str, words)]
-    assert "holds an unfinished build; --resume goes on, --overwrite starts over" in refused(*again)
+    assert "unfinished build" in refused(*again)
     assert "manifest.json: missing" in refused("gallery", "info", "--gallery", str(tmp_path / "g"))
     assert gallery("build", tmp_path / "g", *words, "--resume") == 0  # embeds the six that are left
     resumed = Gallery.open(tmp_path / "g")

@@ -18,7 +18,7 @@ import rga_reid.data
 import rga_reid.models
 from rga_reid import Gallery, load_model
 from rga_reid.commands import main
-from rga_reid.gallery import folder as builder
+from rga_reid.gallery import gallery as builder
 from rga_reid.models import build_model, save_model
 from rga_reid.training import ReIDModule
 from rga_reid.training import datamodule as training_data
@@ -184,7 +184,7 @@ def test_gallery_build(
     assert main(["gallery", *words, "--resume"]) == 0
     gallery = Gallery.open(out)
     assert gallery.table["path"].tolist() == [str(path) for path in images(folder)]
-    assert gallery.verify() > 0
+    assert gallery.check() > 0
 
 
 def test_gallery_build_leaves_out_what_vanished_if_told_so(

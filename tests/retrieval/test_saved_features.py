@@ -11,7 +11,7 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, segments
-from rga_reid.gallery.folder import save_features
+from rga_reid.gallery.gallery import save_features
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
@@ -29,7 +29,7 @@ def test_a_matrix_in_a_file_is_built_as_one_in_memory(
     assert saved.ids.tolist() == built.ids.tolist()
     assert saved.describe() == built.describe()
     pd.testing.assert_frame_equal(saved.search(features[:20]), built.search(features[:20]))
-    assert saved.verify() > 0
+    assert saved.check() > 0
     features[2000, 3] = np.nan
     with pytest.raises(InputError, match="features: row 2000 holds NaN"):
         save_features(tmp_path / "broken", features, table, index=kind)

@@ -89,7 +89,7 @@ def test_no_file_tells_of_a_removed_person(tmp_path: Path, crowd: Callable, kind
     assert not (centroids(folder) @ mean > 0.98).any()
     assert search(stays[0]) == expected  # the same search still finds who stays
     assert search(stays[1]).keys() >= {"vectors.npy", "table.parquet"}
-    assert gallery.verify() >= 4
+    assert gallery.check() >= 4
 
 
 def test_what_a_killed_removal_left_goes_with_the_next_write(tmp_path: Path, crowd: Callable) -> None:

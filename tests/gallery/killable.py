@@ -25,7 +25,7 @@ import pyarrow.parquet  # noqa: F401 - imported here, not in every process that 
 
 import rga_reid
 from rga_reid.gallery import Gallery, GalleryBuilder
-from rga_reid.gallery import folder as builder
+from rga_reid.gallery import gallery as builder
 from rga_reid.gallery import index as indexes
 from rga_reid.gallery.folder_store import writing
 

@@ -1,19 +1,16 @@
-"""Searching a gallery, against brute force."""
+"""Searching a gallery, compared with brute force."""
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
 import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
-from rga_reid.gallery import index as exact
+from rga_reid.gallery import index as indexes
 
 COLUMNS = ["query", "rank", "score", "path", "pid", "camid"]
 
@@ -49,14 +46,15 @@ def found_rows(matches: pd.DataFrame, query: int = 0) -> list[int]:
     return [int(Path(path).stem) for path in matches[matches["query"] == query]["path"]]
 
 
-@pytest.mark.parametrize("top_k", [1, 10, 200])
+@pytest.mark.parametrize("top_k", [1, 10, 300])
 def test_search_is_brute_force(top_k: int) -> None:
     features, queries = random_features(200), random_features(9, seed=1)
     matches = Gallery.build(features, table_of(200)).search(queries, top_k)
     assert list(matches.columns) == COLUMNS
     for number, query in enumerate(queries):
         assert found_rows(matches, number) == brute_force(features, query, top_k, list(range(200)))
-        assert matches[matches["query"] == number]["rank"].tolist() == list(range(1, top_k + 1))
+        ranks = matches[matches["query"] == number]["rank"].tolist()
+        assert ranks == list(range(1, min(top_k, 200) + 1))
     assert matches["query"].is_monotonic_increasing
 
 
@@ -87,33 +85,12 @@ def test_ties_go_to_the_earlier_row_whatever_the_batch(batch: int) -> None:
             assert found_rows(matches, number)[:5] == [person + 40 * copy for copy in range(5)]
 
 
-def test_more_ties_than_the_filter_returns() -> None:
+def test_thousands_of_ties() -> None:
     one = random_features(1, dimension=65)
     gallery = Gallery.build(np.repeat(one, 5000, axis=0), table_of(5000))
     matches = gallery.search(random_features(2, dimension=65, seed=1), 3)
     assert found_rows(matches, 0) == found_rows(matches, 1) == [0, 1, 2]
     assert matches.groupby("query")["score"].nunique().tolist() == [1, 1]
-
-
-def test_faiss_searches_on_a_gpu_where_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, queries = random_features(200), random_features(3, seed=1)
-    asked = []
-
-    def knn_gpu(resources: object, x: np.ndarray, y: np.ndarray, k: int, metric: int) -> tuple[Any, Any]:
-        asked.append((resources, k, metric))
-        rows = np.argsort(-(x @ y.T), axis=1)[:, :k]
-        return np.take_along_axis(x @ y.T, rows, axis=1), rows
-
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
-    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
-    monkeypatch.setattr(exact, "_gpu", functools.cache(exact._gpu.__wrapped__))
-    matches = Gallery.build(features, table_of(200)).search(queries, top_k=5)
-    assert {(resources, metric) for resources, _, metric in asked} == {
-        ("resources", faiss.METRIC_INNER_PRODUCT)
-    }
-    for query in range(3):
-        assert found_rows(matches, query) == brute_force(features, queries[query], 5, list(range(200)))
 
 
 def test_near_ties_below_float32_resolution_are_ranked_exactly() -> None:
@@ -127,20 +104,14 @@ def test_near_ties_below_float32_resolution_are_ranked_exactly() -> None:
 
 @pytest.mark.parametrize("where", [None, "camid in (1, 2)"])
 def test_a_search_in_many_blocks_is_brute_force(monkeypatch: pytest.MonkeyPatch, where: str | None) -> None:
-    from rga_reid.gallery import index as vectors
-
-    monkeypatch.setattr(vectors, "_BLOCK_BYTES", 24 * 4 * 7)  # seven rows
+    monkeypatch.setattr(indexes, "_BLOCK_BYTES", 24 * 4 * 7)  # seven rows
+    monkeypatch.setattr(indexes, "_QUERIES", 3)
     features, queries, table = random_features(200), random_features(5, seed=1), table_of(200)
     features[150:] = features[:50]  # ties, blocks apart
     matches = Gallery.build(features, table).search(queries, 40, where=where)
     kept = [row for row in range(200) if where is None or table["camid"].isin([1, 2])[row]]
     for number, query in enumerate(queries):
         assert found_rows(matches, number) == brute_force(features, query, 40, kept)
-
-
-def test_top_k_larger_than_the_gallery() -> None:
-    matches = Gallery.build(random_features(4), table_of(4)).search(random_features(2, seed=1), 100)
-    assert matches.groupby("query").size().tolist() == [4, 4]
 
 
 def test_no_queries() -> None:
@@ -166,7 +137,7 @@ def test_exclude_camera_may_leave_nothing() -> None:
 
 def test_exclude_camera_needs_a_known_camera() -> None:
     gallery = Gallery.build(random_features(3), table_of(3)[["path"]])
-    with pytest.raises(InputError, match=r"exclude_camera 1: .*knows the camera of no image"):
+    with pytest.raises(InputError, match="exclude_camera 1: "):
         gallery.search(random_features(1), exclude_camera=1)
 
 
@@ -195,19 +166,15 @@ def test_build_refuses(features: np.ndarray, table: pd.DataFrame, message: str) 
         Gallery.build(features, table)
 
 
-@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN or infinity"), (-np.inf, "NaN or infinity")])
-def test_rows_that_are_not_finite_are_named(value: float, what: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "NaN or infinity"), (-np.inf, "NaN or infinity"), (0, "only zeros")],
+)
+def test_rows_that_cannot_be_normalised_are_named(value: float, message: str) -> None:
     features = random_features(20000, dimension=2)
-    features[17000, 1] = value
-    with pytest.raises(InputError, match=f"features: row 17000 holds {what}"):
+    features[17000] = value
+    with pytest.raises(InputError, match=f"features: row 17000 .*{message}"):
         Gallery.build(features, table_of(20000))
-
-
-def test_a_row_of_zeros_is_named() -> None:
-    features = random_features(5)
-    features[3] = 0
-    with pytest.raises(InputError, match="row 3 holds only zeros"):
-        Gallery.build(features, table_of(5))
 
 
 def test_lengths_may_be_extreme() -> None:
@@ -220,14 +187,14 @@ def test_lengths_may_be_extreme() -> None:
 
 def test_search_refuses_another_dimension() -> None:
     gallery = Gallery.build(random_features(3), table_of(3))
-    with pytest.raises(InputError, match="dimension 23, but the gallery's have 24"):
+    with pytest.raises(InputError, match="query features: of dimension 23"):
         gallery.search(random_features(1, dimension=23))
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 2.5, "many"])
 def test_search_refuses_top_k(top_k: object) -> None:
     gallery = Gallery.build(random_features(3), table_of(3))
-    with pytest.raises(InputError, match="top_k: expected a whole number of at least 1"):
+    with pytest.raises(InputError, match="top_k: "):
         gallery.search(random_features(1), top_k)  # type: ignore[arg-type]
 
 

@@ -68,7 +68,7 @@ def test_all_may_go_and_others_come(make: Callable[..., Gallery], crowd: Callabl
     assert gallery.table.empty
     texts = pd.Series(["a"], dtype="str").dtype  # pandas 2 calls it object
     assert list(gallery.table.dtypes) == [texts, pd.Int64Dtype(), pd.Int64Dtype()]
-    with pytest.raises(InputError, match="has no image of it"):
+    with pytest.raises(InputError, match="not in the gallery"):
         gallery.remove(pids=[int(table["pid"][0])])
     gallery.add(features, table)
     assert gallery.ids.tolist() == list(range(20, 40))
@@ -78,14 +78,14 @@ def test_nothing_is_removed_if_anything_is_unknown(make: Callable[..., Gallery])
     gallery = make(50)
     known = int(gallery.table["pid"][0])
     for wrong, message in [
-        ({"pids": [known, 99]}, "pid 99: the gallery has no image of it; nothing was removed"),
-        ({"pids": known, "paths": ["no.jpg"]}, "path no.jpg: the gallery has no image of it"),
+        ({"pids": [known, 99]}, "pid 99: not in the gallery; nothing was removed"),
+        ({"pids": known, "paths": ["no.jpg"]}, "path no.jpg: not in the gallery"),
         ({}, "expected pids or paths"),
     ]:
         with pytest.raises(InputError, match=message):
             gallery.remove(**wrong)
     assert len(gallery) == 50
-    assert gallery.removals == ()
+    assert gallery.deletion_log == ()
 
 
 def test_removals_are_logged_by_time_pid_and_number(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_removals_are_logged_by_time_pid_and_number(tmp_path: Path) -> None:
     assert {tuple(line) for line in lines} == {("time", "pid", "count")}
     age = datetime.now(timezone.utc) - datetime.fromisoformat(lines[0]["time"])
     assert 0 <= age.total_seconds() < 60
-    assert len(Gallery.open(tmp_path / "gallery").removals) == gallery.describe()["removals"] == 3
+    assert len(Gallery.open(tmp_path / "gallery").deletion_log) == gallery.describe()["removals"] == 3
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_one_image_does_not_rewrite_a_gallery(tmp_path: Path, crowd: Callable) -
     features, table = crowd(33, seed=5)
     for row in range(33):
         gallery.add(features[row : row + 1], table[row : row + 1])
-    assert [len(segment) for segment in gallery._contents.segments] == [5000, 32, 1]
+    assert [len(segment) for segment in gallery._store.segments] == [5000, 32, 1]
     assert {path: path.stat().st_ino for path in large.iterdir()} == inodes
     gallery.compact()
     assert (gallery.describe()["segments"], len(gallery)) == (1, 5033)
@@ -147,7 +147,7 @@ def test_many_additions_leave_few_segments(crowd: Callable) -> None:
     gallery = Gallery.build(*crowd(3, dimension=4))
     for seed in range(9):
         gallery.add(*crowd(4096, dimension=4, seed=seed))
-    lengths = [len(segment) for segment in gallery._contents.segments]
+    lengths = [len(segment) for segment in gallery._store.segments]
     assert lengths == [28_675, 8192]
 
 
@@ -167,7 +167,7 @@ def test_segments_answer_as_one(monkeypatch: pytest.MonkeyPatch, crowd: Callable
     expected = Gallery.build(features[kept], table[kept]).search(queries, where="camid != 2")
     pd.testing.assert_frame_equal(gallery.search(queries, where="camid != 2"), expected)
     gallery.compact()
-    assert [len(segment) for segment in gallery._contents.segments] == [1100, 1100, kept.sum() - 2200]
+    assert [len(segment) for segment in gallery._store.segments] == [1100, 1100, kept.sum() - 2200]
     pd.testing.assert_frame_equal(gallery.search(queries, where="camid != 2"), expected)
 
 
@@ -186,7 +186,7 @@ def test_what_is_built_stays_in_memory(tmp_path: Path, crowd: Callable) -> None:
     gallery.save(tmp_path / "gallery")
     gallery.add(*crowd(2, seed=5))
     assert (len(gallery), len(Gallery.open(tmp_path / "gallery"))) == (12, 10)
-    assert gallery.verify() == 0
+    assert gallery.check() == 0
 
 
 class Model(RuleBasedStateMachine):
@@ -230,7 +230,7 @@ class Model(RuleBasedStateMachine):
         paths = [self.rows[row][1]] if row < len(self.rows) else []
         gone = [known for known in self.rows if known[2] == pid or known[1] in paths]
         if all(known[2] != pid for known in gone):
-            with pytest.raises(InputError, match="no image of it"):
+            with pytest.raises(InputError, match="not in the gallery"):
                 self.gallery.remove(pids=[pid], paths=paths)
         else:
             assert self.gallery.remove(pids=[pid], paths=paths).images == len(gone)
@@ -243,7 +243,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def open(self) -> None:
         self.gallery = Gallery.open(self.folder)
-        self.gallery.verify()
+        self.gallery.check()
 
     @rule(vector=vectors, top_k=st.integers(1, 30), pid=labels, camera=st.none() | st.integers(-1, 3))
     def search(self, vector: tuple[int, ...], top_k: int, pid: int | None, camera: int | None) -> None:

@@ -20,9 +20,8 @@ import torch
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
-from rga_reid.gallery import Gallery, GalleryBuilder, segments
-from rga_reid.gallery import folder as builder
-from rga_reid.gallery import folder_store as gallery_folder
+from rga_reid.gallery import Gallery, GalleryBuilder, folder_store, segments
+from rga_reid.gallery import gallery as builder
 from rga_reid.gallery.manifest import canonical_json
 from rga_reid.inference import ModelFingerprint
 from tests.folders import files_below
@@ -141,15 +140,15 @@ def test_a_gallery_may_be_saved_over_itself(indexed: Path) -> None:
     again = Gallery.open(indexed)
     pd.testing.assert_frame_equal(opened.search(query), before)  # of files that are gone
     pd.testing.assert_frame_equal(again.search(query), before)
-    assert again.removals == opened.removals
-    assert again.verify() == 5
+    assert again.deletion_log == opened.deletion_log
+    assert again.check() == 5
 
 
 @pytest.mark.parametrize("how", ["save", "builder", "features"])
 def test_the_log_of_removals_outlives_another_gallery_in_its_place(saved: Path, how: str) -> None:
     opened = Gallery.open(saved)
     opened.remove(pids=2)
-    (logged,) = opened.removals
+    (logged,) = opened.deletion_log
     assert (logged.pid, logged.count) == (2, sum(n % 5 == 2 and n % 7 != 3 for n in range(30)))
     features, table = random_features(6, seed=3), pd.DataFrame({"path": [f"new/{n}.jpg" for n in range(6)]})
     if how == "save":
@@ -165,8 +164,8 @@ def test_the_log_of_removals_outlives_another_gallery_in_its_place(saved: Path, 
         assert main(["gallery", "build", *words]) == 0
     replaced = Gallery.open(saved)
     assert len(replaced) == 6
-    assert replaced.removals == (logged,)
-    assert replaced.verify()
+    assert replaced.deletion_log == (logged,)
+    assert replaced.check()
     assert "removals" in json.loads((saved / "manifest.json").read_text())["removals"]["name"]
 
 
@@ -174,16 +173,16 @@ def test_what_was_removed_in_memory_is_logged_where_it_is_saved(saved: Path, tmp
     Gallery.open(saved).remove(pids=2)
     built = gallery_of(30)
     built.remove(pids=[0, 4])
-    before = Gallery.open(saved).removals
+    before = Gallery.open(saved).deletion_log
     for _ in range(2):
         built.save(saved, overwrite=True)
-        assert Gallery.open(saved).removals == (*before, *built.removals)
-    assert [line.pid for line in Gallery.open(saved).removals] == [2, 0, 4]
+        assert Gallery.open(saved).deletion_log == (*before, *built.deletion_log)
+    assert [line.pid for line in Gallery.open(saved).deletion_log] == [2, 0, 4]
     built.save(tmp_path / "new")
     opened = Gallery.open(tmp_path / "new")
-    assert opened.removals == built.removals
+    assert opened.deletion_log == built.deletion_log
     opened.save(tmp_path / "copy")  # the log of a gallery on disk stays with it
-    assert Gallery.open(tmp_path / "copy").removals == ()
+    assert Gallery.open(tmp_path / "copy").deletion_log == ()
 
 
 def test_what_file_managers_leave_is_no_obstacle(saved: Path) -> None:
@@ -196,7 +195,7 @@ def test_what_file_managers_leave_is_no_obstacle(saved: Path) -> None:
 
 def test_overwrite_never_deletes_other_files(saved: Path) -> None:
     (saved / "holiday.jpg").write_bytes(b"a picture")
-    with pytest.raises(InputError, match=r"holds 'holiday.jpg', which is no part of a gallery"):
+    with pytest.raises(InputError, match=r"'holiday.jpg' in it is not part of a gallery"):
         gallery_of(5).save(saved, overwrite=True)
     assert (saved / "holiday.jpg").read_bytes() == b"a picture"
     with pytest.raises(InputError, match="found a file"):
@@ -231,7 +230,7 @@ def test_a_gallery_that_cannot_be_read_stays_until_there_is_another(indexed: Pat
         build.finish()
     assert len(Gallery.open(indexed)) == 9005
     assert sorted(path.name for path in indexed.iterdir()) == ["lock", "manifest.json", "segments"]
-    assert len(list((indexed / "segments").iterdir())) == len(Gallery.open(indexed)._contents.segments)
+    assert len(list((indexed / "segments").iterdir())) == len(Gallery.open(indexed)._store.segments)
 
 
 def test_a_build_goes_on_where_the_gallery_was_damaged_meanwhile(indexed: Path) -> None:
@@ -280,8 +279,8 @@ def test_a_long_log_of_removals(saved: Path) -> None:
     del manifest["sha256"]
     (saved / "manifest.json").write_bytes(canonical_json(manifest))
     Gallery.open(saved).remove(pids=2)
-    assert [removal.pid for removal in Gallery.open(saved).removals] == [1] * 80 + [2]
-    assert Gallery.open(saved).verify()
+    assert [removal.pid for removal in Gallery.open(saved).deletion_log] == [1] * 80 + [2]
+    assert Gallery.open(saved).check()
 
 
 @pytest.mark.parametrize(
@@ -336,7 +335,7 @@ def test_a_file_of_another_size_is_refused(indexed: Path, name: str, damage: str
 
 def test_any_flipped_byte_is_named(indexed: Path) -> None:
     gallery = Gallery.open(indexed)
-    assert gallery.verify() == 5
+    assert gallery.check() == 5
     generator = np.random.default_rng(0)
     for file in files_of(indexed):
         content = file.read_bytes()
@@ -345,9 +344,9 @@ def test_any_flipped_byte_is_named(indexed: Path) -> None:
             damaged[place] ^= 1 << int(generator.integers(8))
             file.write_bytes(damaged)
             with pytest.raises(InputError, match=rf"{file.name}: "):
-                gallery.verify()
+                gallery.check()
         file.write_bytes(content)
-    assert gallery.verify() == 5
+    assert gallery.check() == 5
 
 
 def test_all_damaged_files_are_named(indexed: Path) -> None:
@@ -356,7 +355,7 @@ def test_all_damaged_files_are_named(indexed: Path) -> None:
     table = next(indexed.rglob("table.parquet"))
     table.write_bytes(table.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"index.faiss: missing") as caught:
-        gallery.verify()
+        gallery.check()
     assert "table.parquet: damaged" in str(caught.value)
 
 
@@ -526,7 +525,7 @@ def test_rows_are_not_added_to_another_gallery_that_came_into_the_place(
         with pytest.raises(InputError, match=said):
             opened.add(random_features(2), table[:2], model=model)
     assert len(Gallery.open(saved)) == 4
-    assert Gallery.open(saved).verify()
+    assert Gallery.open(saved).check()
 
 
 def test_vectors_that_go_on_beyond_their_header_are_damaged(saved: Path) -> None:
@@ -539,19 +538,6 @@ def longer(file: Path) -> Path:
     other = file.with_name("longer.npy")
     other.write_bytes(file.read_bytes() + b"more")
     return other
-
-
-def test_a_builder_holds_no_vectors_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "SHARD_ROWS", 16)
-    with GalleryBuilder(tmp_path / "g") as building:
-        for start in range(0, 96, 16):
-            table = pd.DataFrame({"path": [f"{n}.jpg" for n in range(start, start + 16)]})
-            building.add(random_features(16, seed=start), table)
-        contents = building._contents
-        assert contents is not None
-        assert len(contents.segments) == 6
-        assert all(isinstance(segment.vectors, np.memmap) for segment in contents.segments)
-        building.finish()
 
 
 def test_a_build_that_goes_on_checks_its_index_before_it_embeds(
@@ -575,7 +561,7 @@ def test_a_file_system_without_locks_is_named(saved: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(InputError, match=r"its file system has no locks \(No locks available\)"):
+    with pytest.raises(InputError, match="No locks available"):
         Gallery.open(saved).remove(pids=1)
     assert len(Gallery.open(saved)) == 30
 
@@ -627,7 +613,7 @@ def test_a_manifest_that_cannot_be_read_now_is_not_dropped(
     def broken(path: Path) -> bytes:
         raise InputError(f"{path}: cannot read this file (Input/output error)")
 
-    monkeypatch.setattr(gallery_folder, "read_file", broken)
+    monkeypatch.setattr(folder_store, "read_file", broken)
     monkeypatch.setattr("rga_reid.gallery.manifest.read_file", broken)
     with pytest.raises(InputError, match="Input/output error"):
         gallery_of(5).save(saved, overwrite=True)

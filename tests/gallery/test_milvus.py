@@ -18,11 +18,12 @@ import pytest
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery import Gallery
-from rga_reid.gallery import milvus as milvus_builder
+from rga_reid.gallery import gallery as gallery_module
 from rga_reid.gallery import milvus_client as milvus_server
-from rga_reid.gallery.folder import gallery_builder, save_features
+from rga_reid.gallery.gallery import GalleryBuilder, save_features
 from rga_reid.gallery.index import IndexConfig
-from rga_reid.gallery.location import MilvusURI, parse_location
+from rga_reid.gallery.location import parse_location
+from rga_reid.gallery.milvus_client import MilvusURI
 from rga_reid.inference import ModelFingerprint
 
 DIMENSION = 48
@@ -109,10 +110,10 @@ def test_what_was_removed_in_memory_is_logged_in_milvus(
     built.remove(pids=pid)
     built.save(location)
     opened = Gallery.open(location)
-    assert opened.removals == built.removals
-    assert [line.pid for line in opened.removals] == [pid]
-    opened._server.write_notes(opened._name, {2: "no line"})
-    with pytest.raises(InputError, match=r"\.db: damaged: not a log of removals"):
+    assert opened.deletion_log == built.deletion_log
+    assert [line.pid for line in opened.deletion_log] == [pid]
+    milvus_server.MilvusServer(parse_location(location).target).write_notes("gallery", {2: "no line"})
+    with pytest.raises(InputError, match=r"\.db: damaged: not a deletion log"):
         opened.describe()
 
 
@@ -121,10 +122,10 @@ def test_the_same_lists_as_flat(both: tuple[Gallery, Gallery], rows: tuple, crow
     queries = np.concatenate([crowd(8, dimension=DIMENSION, seed=1)[0], rows[0][:4]])
     assert_same(flat, milvus, queries)
     assert len(milvus) == 400
-    assert (milvus.dimension, milvus.model, milvus.removals) == (DIMENSION, RECORD, ())
+    assert (milvus.dimension, milvus.model, milvus.deletion_log) == (DIMENSION, RECORD, ())
     pd.testing.assert_frame_equal(milvus.table, flat.table)
     assert milvus.ids.tolist() == list(range(400))
-    assert milvus.verify() == 400
+    assert milvus.check() == 400
     described, expected = milvus.describe(), flat.describe()
     for key in ("index", "count", "dimension", "identities", "unlabelled", "cameras", "model", "removals"):
         assert described[key] == expected[key]
@@ -211,11 +212,11 @@ def test_add_and_remove_as_in_a_folder(
         for gallery in (milvus, again):
             assert gallery.ids.tolist() == folder.ids.tolist()
             assert_same(folder, gallery, queries)
-        logs = [[(line.pid, line.count) for line in gallery.removals] for gallery in (folder, again)]
+        logs = [[(line.pid, line.count) for line in gallery.deletion_log] for gallery in (folder, again)]
         assert sorted(logs[0], key=str) == sorted(logs[1], key=str)
     before = len(milvus)
     for wrong in ({"pids": [6, 999]}, {"paths": ["people/0/00001.jpg", "none.jpg"]}):
-        with pytest.raises(InputError, match=r"the gallery has no image of it; nothing was removed"):
+        with pytest.raises(InputError, match=r"not in the gallery; nothing was removed"):
             milvus.remove(**wrong)
     assert len(Gallery.open(location)) == before == len(folder)
     with pytest.raises(InputError, match="of dimension 3, but the gallery's have 48"):
@@ -254,7 +255,7 @@ def test_what_is_erased_is_in_no_file(both: tuple[Gallery, Gallery], rows: tuple
     for row in goes:
         if 40 <= row < 300:  # the others have twins
             assert found_in_files(location, table["path"][row], unit[row]) == []
-    assert [(line.pid, line.count) for line in milvus.removals] == [(person, len(goes))]
+    assert [(line.pid, line.count) for line in milvus.deletion_log] == [(person, len(goes))]
 
 
 @pytest.mark.parametrize("index", ["hnsw", "ivf"])
@@ -271,16 +272,16 @@ def test_approximate_indexes_score_exactly(location: str, crowd: Callable, index
 
 def test_building_overwriting_resuming(location: str, rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     features, table = rows
-    monkeypatch.setattr(milvus_builder, "BLOCK_ROWS", 100)
-    with gallery_builder(location, model=RECORD) as builder:
+    monkeypatch.setattr(gallery_module, "SHARD_ROWS", 100)
+    with GalleryBuilder(location, model=RECORD) as builder:
         builder.add(features[:60], table[:60])
         builder.add(features[60:100], table[60:100])
         builder.add(features[100:110], table[100:110])  # interrupted here, before these were sent
-    with pytest.raises(InputError, match="holds an unfinished build; --resume goes on"):
-        gallery_builder(location, model=RECORD)
+    with pytest.raises(InputError, match="unfinished build"):
+        GalleryBuilder(location, model=RECORD)
     with pytest.raises(InputError, match="no gallery there"):
         Gallery.open(location)
-    with gallery_builder(location, model=RECORD, resume=True) as builder:
+    with GalleryBuilder(location, model=RECORD, resume=True) as builder:
         assert builder.paths == set(table["path"][:100])
         builder.add(features[100:], table[100:])
         built = builder.finish()
@@ -290,14 +291,14 @@ def test_building_overwriting_resuming(location: str, rows: tuple, monkeypatch: 
     built.remove(pids=3)
     Gallery.build(features[:9], table[:9]).save(location, overwrite=True)
     again = Gallery.open(location)
-    assert (len(again), len(again.removals), again.model) == (9, 1, None)
+    assert (len(again), len(again.deletion_log), again.model) == (9, 1, None)
 
 
 def test_places(tmp_path: Path) -> None:
-    place = parse_location("milvus://host-1.lan:19530/people")
+    place = parse_location("milvus://host-1.lan:19530/people").target
     assert place == MilvusURI("http://host-1.lan:19530", "people", embedded=False)
     assert str(place) == "milvus://host-1.lan:19530/people"
-    assert parse_location("folder") == Path("folder")
+    assert parse_location("folder").target == Path("folder")
     for wrong in ("milvus://host", "milvus://host:1/", "milvus://host:99999/a", "milvus://h:1/a;drop"):
         with pytest.raises(InputError, match=re.escape(f"{wrong}: expected milvus://HOST:PORT/COLLECTION")):
             Gallery.open(wrong)
@@ -317,8 +318,7 @@ def test_nobody_answers() -> None:
 def test_collections_of_others_stay(location: str, rows: tuple[np.ndarray, pd.DataFrame]) -> None:
     features, table = rows
     Gallery.build(features, table).save(location)
-    place = parse_location(location)
-    assert isinstance(place, MilvusURI)
+    place = parse_location(location).target
     server = milvus_server.MilvusServer(place)
     others = {f"{place.collection}_7", f"{place.collection}__imagesque_7", "other__images_1"}
     for name in others:
@@ -336,8 +336,7 @@ def test_a_build_killed_while_it_made_its_notes(
 ) -> None:
     """The same build again needs no cleaning by hand."""
     features, table = rows[0][:20], rows[1][:20]
-    place = parse_location(location)
-    assert isinstance(place, MilvusURI)
+    place = parse_location(location).target
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -360,8 +359,7 @@ def test_a_collection_of_others_is_never_written_to(
     location: str, rows: tuple[np.ndarray, pd.DataFrame]
 ) -> None:
     """Even one of texts by their numbers, as notes are."""
-    place = parse_location(location)
-    assert isinstance(place, MilvusURI)
+    place = parse_location(location).target
     server = milvus_server.MilvusServer(place, create=True)
     kinds, client = server._library.DataType, server._client
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -371,7 +369,9 @@ def test_a_collection_of_others_is_never_written_to(
     server._create(place.collection, schema, "FLAT", {})
     client.insert(place.collection, [{"id": 0, "text": "mine", "vector": [1.0] * 4}])
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="a collection of this name exists already, and is no gallery"):
+        with pytest.raises(
+            InputError, match="a collection of this name exists already, and is not a gallery"
+        ):
             Gallery.build(rows[0], rows[1]).save(location, overwrite=overwrite)
     with pytest.raises(InputError, match="no gallery there"):
         Gallery.open(location)
@@ -382,13 +382,14 @@ def test_a_collection_of_others_is_never_written_to(
 def test_resuming_with_another_index(
     location: str, rows: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus_builder, "BLOCK_ROWS", 50)
-    with gallery_builder(location, index="hnsw", hnsw_m=16) as builder:
+    monkeypatch.setattr(gallery_module, "SHARD_ROWS", 50)
+    with GalleryBuilder(location, index="hnsw", hnsw_m=16) as builder:
         builder.add(rows[0][:50], rows[1][:50])
     for other in ({}, {"index": "hnsw"}, {"index": "hnsw", "hnsw_m": 8}):
-        with pytest.raises(InputError, match=r"has index hnsw, hnsw_m 16; --overwrite starts over"):
-            gallery_builder(location, resume=True, **other)
-    with gallery_builder(location, index="hnsw", hnsw_m=16, resume=True) as builder:
+        builder = GalleryBuilder(location, resume=True, **other)
+        with pytest.raises(InputError, match="has index hnsw, hnsw_m 16"), builder:
+            pass
+    with GalleryBuilder(location, index="hnsw", hnsw_m=16, resume=True) as builder:
         assert builder.finish().describe()["settings"]["hnsw_m"] == 16
 
 
@@ -398,21 +399,21 @@ def test_a_gallery_that_was_emptied(
     features, table = rows[0][:6], rows[1][:6].reset_index(drop=True)
     in_memory = Gallery.build(features, table)
     in_memory.remove(paths=table["path"])
-    with pytest.raises(InputError, match="expected at least one row, got an empty gallery"):
-        in_memory.save(location)
-    Gallery.build(features, table).save(location)
+    in_memory.save(location)
+    assert len(Gallery.open(location)) == 0
+    Gallery.build(features, table).save(location, overwrite=True)
     gallery = Gallery.open(location)
     gallery.remove(paths=table["path"])
     for emptied in (gallery, Gallery.open(location)):
-        assert (len(emptied), emptied.verify(), len(emptied.table), len(emptied.ids)) == (0, 0, 0, 0)
+        assert (len(emptied), emptied.check(), len(emptied.table), len(emptied.ids)) == (0, 0, 0, 0)
         assert len(emptied.search(features)) == 0
         assert emptied.count(where="pid == 1") == 0
         assert (emptied.describe()["count"], emptied.describe()["identities"]) == (0, 0)
-        with pytest.raises(InputError, match="expected at least one row, got an empty gallery"):
-            emptied.save(tmp_path / "folder")
+        emptied.save(tmp_path / "folder", overwrite=True)
+        assert Gallery.open(tmp_path / "folder").describe()["count"] == 0
     gallery.add(features, table)
     assert Gallery.open(location).ids.tolist() == [6, 7, 8, 9, 10, 11]
-    assert sum(removal.count for removal in gallery.removals) == 6
+    assert sum(removal.count for removal in gallery.deletion_log) == 12
 
 
 def test_a_gallery_replaced_since_it_was_opened(
@@ -461,7 +462,7 @@ def test_the_log_and_the_rows_change_at_once(
             with contextlib.suppress(KeyboardInterrupt):
                 Gallery.open(location).remove(pids=pid)
         now = Gallery.open(location)
-        logged = sum(removal.count for removal in now.removals if removal.pid == pid)
+        logged = sum(removal.count for removal in now.deletion_log if removal.pid == pid)
         assert logged == count - len(now)
         states.add((step, logged > 0))
     assert {step for step, gone in states if gone} == {"drop", "none"}

@@ -1,0 +1,339 @@
+"""Vector stores: what a ``Gallery`` needs from the place that keeps its rows, and the values passed between them.
+
+``FolderStore`` (FAISS), ``SegmentStore`` (FAISS, in memory) and ``MilvusStore`` are the stores of this package. A
+store of your own is a class with the methods of ``VectorStore`` and the two class methods of ``StoreFactory``. A
+location ``my_module.MyStore:NAME`` names it, see ``rga_reid.gallery.location``.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.errors import InputError
+from rga_reid.evaluation import ReRanking, re_ranked_distances
+from rga_reid.gallery.filters import Filter
+from rga_reid.gallery.index import IndexConfig
+from rga_reid.gallery.validation import gallery_table, is_normalized, non_finite_error
+from rga_reid.models.checkpoints import ModelFingerprint
+
+METRIC = "cosine"  #: inner product of unit rows
+
+Progress = Callable[[float], None]  #: called with the fraction that is done, now and then
+
+
+def ignore_progress(fraction: float) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a store remembers about a gallery, apart from its rows.
+
+    Args:
+        dimension: d, length of a feature; 0 before the first row.
+        index: kind of index and its settings, as requested.
+        model: fingerprint of the model that embedded the images; None if unknown.
+        next_id: id of the image that is added next. Ids are never reused.
+    """
+
+    dimension: int = 0
+    index: IndexConfig = field(default_factory=IndexConfig)
+    model: ModelFingerprint | None = None
+    next_id: int = 0
+
+
+@dataclass(frozen=True)
+class DeletionRecord:
+    """A line of the deletion log. It never contains a path or a vector."""
+
+    time: str  #: UTC, ISO 8601
+    pid: int | None  #: null for images of unknown pid
+    count: int  #: number of images
+
+    def to_line(self) -> str:
+        """Return the record as a line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> DeletionRecord:
+        """Parse a line that ``to_line`` wrote.
+
+        Raises:
+            ValueError, TypeError: another text.
+        """
+        record = cls(**json.loads(line))
+        valid = isinstance(record.time, str), record.pid is None or type(record.pid) is int
+        if not all(valid) or type(record.count) is not int:
+            raise TypeError("expected a time, a pid or null, and a count")
+        return record
+
+
+def deletion_records(pids: pd.Series) -> list[DeletionRecord]:
+    """Return the lines of the deletion log for images that are deleted now: one for each person.
+
+    Args:
+        pids: of the images, Int64, null where unknown.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    counts = pids.astype("Int64").value_counts(dropna=False, sort=False)
+    return [
+        DeletionRecord(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some images of a gallery.
+
+    Args:
+        ids: int64 ``(n,)``, increasing.
+        table: n rows ``path, pid, camid``, numbered from 0.
+        vectors: unit rows, float32 ``(n, d)``; ``(n, 0)`` where they were not asked for.
+    """
+
+    ids: np.ndarray
+    table: pd.DataFrame
+    vectors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class RemovalResult:
+    """What a removal did."""
+
+    images: int  #: images removed
+    segments: int = 0  #: segments rewritten without them
+    indexes: int = 0  #: indexes rebuilt for those segments
+    rewritten: int = 0  #: other images in those segments
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """Images found for some queries, one query after the other, best first.
+
+    Args:
+        counts: int64 ``(q,)``, number of images found for each query; n in all.
+        scores: float64 ``(n,)``.
+        ids: int64 ``(n,)``.
+        table: n rows ``path, pid, camid``, numbered from 0.
+        vectors: returns the vectors of some of the n rows, given their numbers: float32 ``(len(numbers), d)``.
+
+    Raises:
+        InputError: a score is NaN or infinite, so the gallery's vectors are too.
+    """
+
+    counts: np.ndarray
+    scores: np.ndarray
+    ids: np.ndarray
+    table: pd.DataFrame
+    vectors: Callable[[np.ndarray], np.ndarray]
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.scores).all():
+            raise non_finite_error()
+
+    def rerank(self, queries: np.ndarray, settings: ReRanking, top_k: int) -> SearchResults:
+        """Return the best results of each query in the order of k-reciprocal re-ranking.
+
+        Neighbours are searched among the query and its own results, so other queries do not matter. Results
+        of equal re-ranked distance keep their order.
+
+        Args:
+            queries: unit rows, float32 ``(q, d)``.
+            settings: ``k1`` and ``k2`` are limited to the number of results of a query.
+            top_k: results to keep for each query.
+        """
+        kept = [np.empty(0, np.int64)]
+        for query, stop, count in zip(queries, self.counts.cumsum(), self.counts, strict=True):
+            if count:
+                rows = np.arange(stop - count, stop)
+                distances = re_ranked_distances(
+                    query[None],
+                    self.vectors(rows),
+                    k1=min(settings.k1, int(count)),
+                    k2=min(settings.k2, int(count) + 1),
+                    lambda_value=settings.lambda_value,
+                )
+                kept.append(rows[np.argsort(distances[0], kind="stable")[:top_k]])
+        rows = np.concatenate(kept)
+        return SearchResults(
+            np.minimum(self.counts, top_k),
+            self.scores[rows],
+            self.ids[rows],
+            self.table.take(rows).reset_index(drop=True),
+            lambda numbers: self.vectors(rows[numbers]),
+        )
+
+    def to_frame(self, *, with_ids: bool = False) -> pd.DataFrame:
+        """Return the table that ``Gallery.search`` returns."""
+        starts = self.counts.cumsum() - self.counts
+        columns = {
+            "query": np.repeat(np.arange(len(self.counts)), self.counts),
+            "rank": np.arange(len(self.ids)) - np.repeat(starts, self.counts) + 1,
+            "score": self.scores,
+            **{name: self.table[name].array for name in self.table.columns},
+        }
+        return pd.DataFrame(columns | {"id": self.ids} if with_ids else columns)
+
+
+def empty_table() -> pd.DataFrame:
+    """Return a table ``path, pid, camid`` without rows."""
+    return gallery_table(pd.DataFrame({"path": []}))
+
+
+class VectorStore(Protocol):
+    """Keeps the rows of a gallery and searches them. Derive a store from this class.
+
+    Changes happen inside ``transaction``: ``append``, ``delete`` and ``compact``, then ``commit``. A change that
+    was not committed may be lost, and must not be visible to whoever opens the store.
+    """
+
+    location: str = "the gallery"  #: what messages call it
+    persistent: bool = True  #: whether other programs can open it
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Metadata:
+        """What was last committed."""
+
+    @abstractmethod
+    def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
+        """Return the nearest images to each query, best first, equal scores by id.
+
+        Args:
+            queries: unit rows, float32 ``(q, d)``.
+            top_k: images per query; fewer where there are no more.
+            where: search only the rows that this filter keeps.
+        """
+
+    @abstractmethod
+    def append(self, rows: Rows) -> None:
+        """Add rows at the end. Their ids are larger than those of all rows before."""
+
+    @abstractmethod
+    def delete(self, ids: np.ndarray) -> RemovalResult:
+        """Erase rows.
+
+        Args:
+            ids: int64 ``(n,)``, increasing; all of them exist.
+        """
+
+    @abstractmethod
+    def rows(self, *, vectors: bool = False) -> Iterator[Rows]:
+        """Yield all rows by increasing id, a block at a time.
+
+        Args:
+            vectors: with their vectors.
+        """
+
+    @abstractmethod
+    def count(self, where: Filter | None = None) -> int:
+        """Return the number of rows, or of those that a filter keeps."""
+
+    @abstractmethod
+    def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
+        """Make the changes permanent.
+
+        Args:
+            metadata: what to remember from now on.
+            deletions: lines that are added to the deletion log.
+        """
+
+    @abstractmethod
+    def deletion_log(self) -> tuple[DeletionRecord, ...]:
+        """Return all lines of the deletion log, the oldest first."""
+
+    def transaction(self, *, resumable: bool = False) -> AbstractContextManager[None]:
+        """Enclose a change: refuse a second writer, see what others have written, clean up after an error.
+
+        Args:
+            resumable: keep what was appended to a new gallery if the block fails, so that ``create`` can
+                resume it.
+        """
+        return nullcontext()
+
+    def find(self, column: str, values: Sequence[Any]) -> pd.DataFrame:
+        """Return the rows whose ``pid`` or ``path`` is among some values: columns ``id, path, pid, camid``."""
+        found = [empty_table().assign(id=np.empty(0, np.int64))]
+        for rows in self.rows():
+            found.append(rows.table.assign(id=rows.ids)[rows.table[column].isin(values)])
+        return pd.concat(found, ignore_index=True)
+
+    def copy_from(self, source: VectorStore) -> None:
+        """Append all rows of another store, with their ids."""
+        for rows in source.rows(vectors=True):
+            self.append(rows)
+
+    def compact(self) -> None:
+        """Tidy up what many changes left, where that makes searches faster."""
+
+    def check(self, progress: Progress = ignore_progress) -> int:
+        """Read everything back.
+
+        Returns:
+            Number of rows, or of files, checked.
+
+        Raises:
+            InputError: something is damaged or missing.
+        """
+        total, checked = self.count(), 0
+        for rows in self.rows(vectors=True):
+            valid = is_normalized(rows.vectors)
+            if rows.vectors.shape[1] != self.metadata.dimension or not valid.all():
+                image = rows.ids[np.argmin(valid)]
+                raise InputError(f"{self.location}: damaged: the vector of image {image} is not of length 1")
+            checked += len(rows)
+            progress(min(1.0, checked / max(1, total)))
+        if checked != total:
+            raise InputError(f"{self.location}: {total:,} images counted, {checked:,} found")
+        return checked
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the store knows about its index, see ``Gallery.describe``."""
+        return {"settings": None, "recall_at_10": None, "segments": None}
+
+    def size_on_disk(self) -> int | None:
+        """Return the bytes of all files; None if there are none, or none on this machine."""
+        return None
+
+
+class StoreFactory(Protocol):
+    """What a class of stores offers to be named in a location."""
+
+    def open(self, name: Any, /) -> VectorStore:
+        """Open the store of that name; ``InputError`` if there is none."""
+
+    def create(
+        self,
+        name: Any,
+        /,
+        index: IndexConfig,
+        model: ModelFingerprint | None,
+        *,
+        overwrite: bool,
+        resume: bool,
+    ) -> VectorStore:
+        """Return a store to be filled, which replaces the one of that name when it is committed.
+
+        Nothing is written before its transaction begins.
+
+        Args:
+            name: of the store.
+            index, model: of the new gallery.
+            overwrite: a finished gallery may be replaced. Its deletion log is kept.
+            resume: continue an unfinished one, whose rows are then there.
+
+        Raises:
+            InputError: something is there that may not be replaced.
+        """
