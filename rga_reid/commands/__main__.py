@@ -1,4 +1,4 @@
-"""``python -m rga_reid.commands COMMAND ...``: the command line with no script beside it."""
+"""``python -m rga_reid.commands COMMAND ...``: the command line without an installed script."""
 
 import sys
 

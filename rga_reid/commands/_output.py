@@ -1,4 +1,4 @@
-"""What the commands share on their way out: checks of output files, the table of metrics."""
+"""Checks of output files before any work is done, and the table of ranking metrics."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
     from rga_reid.evaluation import RankingResult, RepeatedResult
 
-#: Options whose values are names, or files: a folder that is called so by chance is not what they mean.
-_NAMES = frozenset(
-    {
-        *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "index"),
-        *("metric", "only", "protocol", "published", "title", "where"),
-    }
-)
-#: What ``--help`` calls those that have no dashes.
+#: Options that take a name or a file: only a file of that name is an input, not a folder.
+_NAMES = {
+    *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "index"),
+    *("metric", "only", "protocol", "published", "title", "where"),
+}
+#: Metavars of positional arguments, as ``--help`` shows them.
 _POSITIONAL = {"first": "A", "second": "B", "places": "DIR", "root": "ROOT", "source": "IN", "target": "OUT"}
 
 
@@ -40,42 +38,42 @@ def check_outputs(
     outputs: Mapping[str, Sequence[str]],
     also: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Refuse output files, before any work is done. Every command that writes files calls this first.
+    """Check that outputs can be written and replace no input. Commands call this before any work.
 
     Args:
-        options: of the command.
-        outputs: by the key of each option that names a file to write, the suffixes of which its name must
-            end in one; any will do where there are none. What was not asked for is passed over.
-        also: paths that the command reads or writes besides, by what tells of them, such as ``--query``.
+        options: of the command. Every option that is not an output may name an input.
+        outputs: for the key of each option that names an output file, the accepted suffixes; empty for any.
+        also: more paths that the command reads or writes, by the name that messages use for them.
 
     Raises:
-        InputError: another name, a folder that does not exist or cannot be written, a link or a device where
-            a file is expected, two outputs in one file, or an output that would replace what another option
-            names, or a file in a folder that another option names.
+        InputError: a wrong suffix, a missing or read-only folder, a link or device in place of a file, two
+            outputs with one name, or an output that would replace an input or a file in an input folder.
     """
-    asked = {_option(key): options[key] for key in outputs if options[key] is not None}
+    files = {_option(key): options[key] for key in outputs if options[key] is not None}
     for key, suffixes in outputs.items():
         if options[key] is not None:
             _check_file(_option(key), options[key], suffixes)
-    named = [
+    inputs = [
         (_option(key), path)
         for key, value in options.items()
         if key not in outputs
-        for path in _texts(value)
-        if key not in _NAMES or _is_file(path)
+        for path in _strings(value)
+        if key not in _NAMES or os.path.isfile(path)
     ]
-    named += [(option, path) for option, paths in (also or {}).items() for path in paths]
-    for number, (option, file) in enumerate(asked.items()):
-        for other, path in list(asked.items())[:number]:
-            if _same(file, path):
+    inputs += [(name, path) for name, paths in (also or {}).items() for path in paths]
+    checked: list[tuple[str, str]] = []
+    for option, file in files.items():
+        for other, path in checked:
+            if _is_same(file, path):
                 raise InputError(f"{option} {file}: is the file of {other} too; expected another name")
-        for other, path in named:
-            if _same(file, path):
+        checked.append((option, file))
+        for other, path in inputs:
+            if _is_same(file, path):
                 raise InputError(f"{option} {file}: would replace {other} {path}; expected another name")
-            if _is_file(file) and _below(file, path):
+            if os.path.isfile(file) and _is_in_folder(file, path):
                 raise InputError(
-                    f"{option} {file}: would replace a file of {other} {path}; expected a name that is free "
-                    "there, or another folder"
+                    f"{option} {file}: would replace a file of {other} {path}; expected an unused name there, "
+                    "or another folder"
                 )
 
 
@@ -83,56 +81,45 @@ def _option(key: str) -> str:
     return _POSITIONAL.get(key, f"--{key.replace('_', '-')}")
 
 
-def _texts(value: object) -> Iterator[str]:
-    """The texts in the value of an option, any of which may be a path."""
+def _strings(value: object) -> Iterator[str]:
+    """The strings in the value of an option, any of which may be a path."""
     if isinstance(value, (str, os.PathLike)):
         yield os.fspath(value)
     elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _texts(inner)
+        for item in value:
+            yield from _strings(item)
 
 
-def _same(one: str, two: str) -> bool:
-    """Whether two names mean one file, which need not exist. A text that no file can be called means none."""
-    if not one or not two:
-        return False
+def _resolve(path: str) -> Path | None:
+    """The real path, which need not exist; None for a string that cannot name a file."""
     try:
-        if os.path.realpath(one) == os.path.realpath(two):
-            return True
-        return os.path.samefile(one, two)
+        return Path(os.path.realpath(path)) if path else None
     except (OSError, ValueError):
+        return None
+
+
+def _is_same(one: str, two: str) -> bool:
+    """Whether two names lead to one file, by links or hard links too."""
+    a, b = _resolve(one), _resolve(two)
+    if a is None or b is None:
         return False
+    return a == b or (os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b))
 
 
-def _below(file: str, folder: str) -> bool:
-    """Whether a file lies in a folder, or in one below it, by whatever names."""
-    try:
-        return (
-            bool(folder)
-            and os.path.isdir(folder)
-            and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
-        )
-    except (OSError, ValueError):
-        return False
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return os.path.isfile(path)
-    except (OSError, ValueError):
-        return False
+def _is_in_folder(file: str, folder: str) -> bool:
+    a, b = _resolve(file), _resolve(folder)
+    return a is not None and b is not None and os.path.isdir(b) and a.is_relative_to(b)
 
 
 def _check_file(option: str, file: str, suffixes: Sequence[str]) -> None:
-    """Refuse a file that cannot be written, or has another suffix."""
+    """Refuse a file with another suffix, or that cannot be written."""
     if suffixes and Path(file).suffix not in suffixes:
-        *others, last = suffixes
-        wanted = f"{', '.join(others)} or {last}" if others else last
-        raise InputError(f"{option} {file}: expected a name that ends in {wanted}")
+        expected = " or ".join(", ".join(suffixes).rsplit(", ", 1))
+        raise InputError(f"{option} {file}: expected a name that ends in {expected}")
     path = Path(file).absolute()
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
-        raise InputError(f"{option} {file}: {what}")
+        problem = "is a folder, expected a file" if path.is_dir() else "its folder does not exist"
+        raise InputError(f"{option} {file}: {problem}")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         kind = "a link" if path.is_symlink() else "a device or a pipe"
         raise InputError(f"{option} {file}: is {kind}, which would be replaced; expected a file")
@@ -140,7 +127,7 @@ def _check_file(option: str, file: str, suffixes: Sequence[str]) -> None:
 
 
 def print_ranking(result: RankingResult | RepeatedResult) -> None:
-    """The metrics as a table, the rule of ``result.mAP`` first, and what was ranked."""
+    """Print the metrics as a table, the chosen rule of mAP first, and a line about what was ranked."""
     from rich.console import Console
     from rich.table import Table
 
@@ -163,14 +150,14 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
         table.add_row(name, f"{100 * metrics[key]:.2f}{spread}")
     console = Console(markup=False, highlight=False)
     console.print(table)
-    count = metrics["queries"] - metrics["valid_queries"]
-    notes = [
-        f"{metrics['valid_queries']:,} queries against {metrics['gallery']:,} gallery items",
-        f"{count:,} skipped, without a match" if count else "",
-        "" if settings["cameras"] == "given" else "cameras: none",
-        "re-ranked (k1 {k1}, k2 {k2}, lambda {lambda_value})".format(**settings)
-        if settings["reranked"]
-        else "",
-        f"{metrics['repeats']} draws, seed {settings['seed']}" if deviation else "",
-    ]
-    console.print("; ".join(filter(None, notes)), soft_wrap=True)
+    skipped = metrics["queries"] - metrics["valid_queries"]
+    notes = [f"{metrics['valid_queries']:,} queries against {metrics['gallery']:,} gallery items"]
+    if skipped:
+        notes.append(f"{skipped:,} skipped, without a match")
+    if settings["cameras"] != "given":
+        notes.append("cameras: none")
+    if settings["reranked"]:
+        notes.append("re-ranked (k1 {k1}, k2 {k2}, lambda {lambda_value})".format(**settings))
+    if deviation:
+        notes.append(f"{metrics['repeats']} draws, seed {settings['seed']}")
+    console.print("; ".join(notes), soft_wrap=True)

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import (
-    FILES,
-    add_feature_files,
-    check_device,
-    files_beside,
-    new_parser,
-    read_sides,
-)
+from rga_reid.commands._inputs import read_query_and_gallery
+from rga_reid.commands._options import FEATURE_FILES, add_feature_files, check_device, label_files, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json
@@ -32,7 +26,7 @@ def parser() -> ArgumentParser:
         "calibrate",
         "Compare each query with the gallery and find the lowest threshold that lets no more than the wanted "
         "fraction of pairs of two people pass. Genuine pairs are those of one person in two cameras. Use "
-        f"people that the model was not trained on. {FILES}",
+        f"people that the model was not trained on. {FEATURE_FILES}",
     )
     add_feature_files(command)
     command.add_argument(
@@ -51,7 +45,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Collect the scores, print the threshold and write the files asked for."""
     check_outputs(
-        options, {"json": (), "plot": (".png", ".svg", ".pdf")}, files_beside(options, "query", "gallery")
+        options, {"json": (), "plot": (".png", ".svg", ".pdf")}, label_files(options, "query", "gallery")
     )
     if not 0 < options.false_match_rate < 1:
         raise InputError(f"--false-match-rate: expected between 0 and 1, found {options.false_match_rate}")
@@ -59,7 +53,7 @@ def run(options: Namespace) -> None:
     from rga_reid.evaluation import calibrate, pair_scores
 
     check_device(options.device)
-    inputs = read_sides(options.query, options.gallery)
+    inputs = read_query_and_gallery(options.query, options.gallery)
     try:
         with progress_bar("scores") as moved:
             scores = pair_scores(**inputs, device=options.device, progress=moved)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands._inputs import read_query_and_gallery
 from rga_reid.commands._options import (
-    FILES,
+    FEATURE_FILES,
     add_feature_files,
     check_device,
-    files_beside,
+    label_files,
     new_parser,
-    re_ranking_explained,
-    read_sides,
+    rename_rerank_error,
 )
 from rga_reid.commands._output import check_outputs, print_ranking
 from rga_reid.errors import InputError, check_int
@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
     command = new_parser(
         "evaluate",
         "Rank a gallery for each query by their features, and compare with the true identities in the "
-        f"protocol of Market-1501. {FILES} Without cameras nothing is removed from the gallery but the "
+        f"protocol of Market-1501. {FEATURE_FILES} Without cameras nothing is removed from the gallery but the "
         "query's own file, known by its path.",
     )
     add_feature_files(command)
@@ -70,7 +70,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Evaluate, print the metrics and write the files asked for."""
     check_outputs(
-        options, {"json": (), "per_query": (".csv", ".parquet")}, files_beside(options, "query", "gallery")
+        options, {"json": (), "per_query": (".csv", ".parquet")}, label_files(options, "query", "gallery")
     )
     if options.query_expansion and options.metric != "cosine":
         raise InputError("--query-expansion: expected --metric cosine, as expanded queries have length 1")
@@ -82,8 +82,8 @@ def run(options: Namespace) -> None:
 
     check_int("--max-rank", options.max_rank)
     check_device(options.device)
-    with re_ranking_explained():
-        result = _evaluate(options, read_sides(options.query, options.gallery))
+    with rename_rerank_error():
+        result = _evaluate(options, read_query_and_gallery(options.query, options.gallery))
     metrics = result.to_dict()
     if options.protocol is not None:
         metrics["protocol"] = options.protocol

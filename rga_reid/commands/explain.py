@@ -1,4 +1,4 @@
-"""``explain``: what does the attention of a model relate to what? A page to point at, or figures."""
+"""``explain``: show the attention of models on pictures, as an interactive page or as figures."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def parser() -> ArgumentParser:
     """Options of ``explain``."""
     command = new_parser(
         "explain",
-        "Show what mechanisms of attention think of pictures: relation matrices, rows and columns over the "
-        "photo, the data flow with true shapes, and the attention that is applied. Without a checkpoint, "
-        "untrained ResNet-50s at 256x128 are compared.",
+        "Show what attention modules compute for pictures: relation matrices, their rows and columns over the "
+        "photo, the data flow with tensor shapes, and the applied attention. Without a checkpoint, untrained "
+        "ResNet-50s at 256x128 are compared.",
     )
     command.add_argument("--image", metavar="FILE", nargs="+", required=True, help="pictures of people")
     command.add_argument(
@@ -36,26 +36,28 @@ def parser() -> ArgumentParser:
         metavar="NAME",
         nargs="+",
         default=[],
-        help="mechanisms to compare (default: rga nonlocal pam cam criss_cross); "
-        "with a checkpoint: those it must have",
+        help="attention modules to compare (default: rga nonlocal pam cam criss_cross); with a checkpoint: "
+        "modules that it must have",
     )
-    command.add_argument("--out", metavar="FILE", required=True, help="where to write")
+    command.add_argument("--out", metavar="FILE", required=True, help="file to write")
     command.add_argument(
-        "--format", choices=_FORMATS, help="html page, png or pdf figures (default: by --out)"
+        "--format",
+        choices=_FORMATS,
+        help="html page, or png or pdf figures (default: by the suffix of --out)",
     )
     command.add_argument(
         "--stage",
         type=int,
         choices=(1, 2, 3, 4),
-        help="stage of the figures (default: the last of at most 512 positions, whose matrices are whole)",
+        help="stage of the figures (default: the last with at most 512 positions, which is shown unpooled)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of untrained weights (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="random seed of untrained weights")
     return command
 
 
 def run(options: Namespace) -> None:
-    """Check the files, run the models, write the page or the figures."""
-    kind = _format(options)
+    """Run the models; write the page or the figures."""
+    kind = _choose_format(options)
     check_outputs(options, {"out": ()})
     check_int("--seed", options.seed, 0, MAX_SEED)
     check_images("--image", *options.image)
@@ -77,18 +79,18 @@ def run(options: Namespace) -> None:
     else:
         _write_figures(options, exhibits, kind)
     photos = len({exhibit.image for exhibit in exhibits})
-    views = f"{len(exhibits)} view{'s' * (len(exhibits) != 1)}"
-    print(f"{options.out}: {views} of {photos} picture{'s' * (photos != 1)}")
+    views = f"{len(exhibits)} view{'' if len(exhibits) == 1 else 's'}"
+    print(f"{options.out}: {views} of {photos} picture{'' if photos == 1 else 's'}")
 
 
-def _format(options: Namespace) -> str:
+def _choose_format(options: Namespace) -> str:
     suffix = Path(options.out).suffix.lstrip(".").lower()
     if options.format is None and suffix not in _FORMATS:
         raise InputError(
             f"--out {options.out}: expected a name that ends in .html, .png or .pdf, or --format"
         )
     if options.format is not None and suffix in _FORMATS and suffix != options.format:
-        raise InputError(f"--format {options.format}: --out {options.out} ends as a file of another format")
+        raise InputError(f"--format {options.format}: --out {options.out} has the suffix of another format")
     return options.format or suffix
 
 
@@ -108,18 +110,20 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
     from rga_reid.reports.attention_figures import attention_figure, flow_figure, relation_figure
     from rga_reid.reports.html import NO_DATE, save_figure
 
-    # SE and CBAM have weights, but no matrices
-    related = any(exhibit.stage(options.stage).matrices for exhibit in exhibits)
+    # SE and CBAM have weights but no relation matrices
+    has_matrices = any(exhibit.stage(options.stage).matrices for exhibit in exhibits)
     with atomic_file(options.out) as temporary:
         if kind == "png":
-            figure = relation_figure(exhibits, stage=options.stage) if related else attention_figure(exhibits)
+            figure = (
+                relation_figure(exhibits, stage=options.stage) if has_matrices else attention_figure(exhibits)
+            )
             save_figure(figure, temporary, "png")
             return
         with PdfPages(temporary, metadata=NO_DATE["pdf"]) as pages:
             for image in dict.fromkeys(exhibit.image for exhibit in exhibits):
-                of_image = [exhibit for exhibit in exhibits if exhibit.image == image]
-                if related:
-                    pages.savefig(relation_figure(of_image, stage=options.stage))
-                pages.savefig(attention_figure(of_image))
-            for exhibit in {(shown.mechanism, shown.model): shown for shown in exhibits}.values():
+                shown = [exhibit for exhibit in exhibits if exhibit.image == image]
+                if has_matrices:
+                    pages.savefig(relation_figure(shown, stage=options.stage))
+                pages.savefig(attention_figure(shown))
+            for exhibit in {(one.mechanism, one.model): one for one in exhibits}.values():
                 pages.savefig(flow_figure(exhibit, stage=options.stage))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_device_option, new_parser, shards_folder
+from rga_reid.commands._inputs import shards_folder
+from rga_reid.commands._options import add_device_option, new_parser
 from rga_reid.commands._output import check_outputs, print_labels
 from rga_reid.errors import check_int
 

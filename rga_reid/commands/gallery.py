@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import (
-    LOCATION,
-    add_source_options,
-    check_source,
-    checkpoint_for,
-    embedded,
-    features_of,
-    files_beside,
-    images_of,
-    new_parser,
+from rga_reid.commands._inputs import (
+    embed_table,
+    find_checkpoint,
+    read_gallery_features,
+    read_image_table,
     shards_folder,
 )
+from rga_reid.commands._options import LOCATION, add_source_options, check_source, label_files, new_parser
 from rga_reid.commands._output import check_outputs, print_labels
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
@@ -110,7 +106,7 @@ def run(options: Namespace) -> None:
         "compact": partial(_compact, news),
     }
     chosen = options[options.action]
-    beside = files_beside(chosen, "features") if "features" in chosen else {}
+    beside = label_files(chosen, "features") if "features" in chosen else {}
     check_outputs(chosen, {"json": ()}, beside)
     gallery = actions[options.action](chosen)
     if gallery is not None:
@@ -142,7 +138,7 @@ def _build(options: Namespace) -> Gallery | None:
             if workers.rank > 0:  # there is nothing to share
                 return None
             create_store(options.gallery, overwrite=options.overwrite)  # refused before anything is read
-            found = features_of(options.features)
+            found = read_gallery_features(options.features)
             return save_features(
                 options.gallery, *found, index=options.index, overwrite=options.overwrite, **settings
             )
@@ -150,15 +146,15 @@ def _build(options: Namespace) -> Gallery | None:
             raise InputError("gallery build: --resume does not go with torchrun; --overwrite starts over")
         if workers.rank == 0:
             create_store(options.gallery, overwrite=options.overwrite, resume=options.resume)
-        device, table = choose_device(options.device), images_of(options)
+        device, table = choose_device(options.device), read_image_table(options)
         if workers.rank == 0:
             print_labels(table)
         model = load_model(options.checkpoint)
         record = ModelFingerprint.of(model, options.checkpoint)
-        IndexConfig(options.index, settings).check_dimension(model.dimension)  # before anything is embedded
+        IndexConfig(options.index, settings).check_dimension(model.dimension)  # before embedding
 
         def gathered(rows: pd.DataFrame) -> Batches:
-            shards, embed = shards_folder(options.gallery), partial(embedded, model, options, device)
+            shards, embed = shards_folder(options.gallery), partial(embed_table, model, options, device)
             return workers.gathered(shards, rows, options.batch_size, embed)
 
         if workers.rank > 0:
@@ -192,18 +188,18 @@ def _add(options: Namespace) -> Gallery:
 
     gallery = _info(options)
     if options.features is not None:
-        features, table = features_of(options.features)
+        features, table = read_gallery_features(options.features)
         new = _unknown(gallery, table, options)
         gallery.add(features[new], table[new])
         return gallery
-    device, table = choose_device(options.device), images_of(options)
+    device, table = choose_device(options.device), read_image_table(options)
     print_labels(table)
     table = table[_unknown(gallery, table, options)]
-    checkpoint = checkpoint_for(gallery, options)
+    checkpoint = find_checkpoint(gallery, options)
     model = load_model(checkpoint)
     record = ModelFingerprint.of(model, checkpoint)
     gallery.require_model(record)
-    for features, rows in iter_blocks(embedded(model, options, device, table)):
+    for features, rows in iter_blocks(embed_table(model, options, device, table)):
         gallery.add(features, rows, model=record)
     return gallery
 

@@ -1,4 +1,4 @@
-"""``query``: who is this? Ranked gallery matches as a table, JSON, CSV or a page of pictures."""
+"""``query``: search a gallery for the people in query images; print, save or show the ranked matches."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands._inputs import find_checkpoint, load_threshold
 from rga_reid.commands._options import (
     LOCATION,
     add_device_option,
     add_threshold_options,
     check_images,
     check_threshold,
-    checkpoint_for,
     new_parser,
-    threshold_of,
 )
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError, check_int, sanitize
@@ -28,61 +27,63 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": (), "csv": (), "html": ()}
-_PAGE_QUERIES = 100  # more would make a page of many megabytes
-_PRINTED_QUERIES = 20
-_PIPE_WIDTH = 10_000
+MAX_PAGE_QUERIES = 100  # a page of more would have many megabytes
+MAX_PRINTED_QUERIES = 20
+_PIPE_WIDTH = 10_000  # characters
 
 
 def parser() -> ArgumentParser:
     """Options of ``query``."""
     command = new_parser(
-        "query", "Find the images of a gallery that look most like the person in each query image."
+        "query", "Find the gallery images that look most like the person in each query image."
     )
     command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     command.add_argument(
         "--image", metavar="FILE", nargs="+", required=True, help="query images, or one folder of them"
     )
     command.add_argument(
-        "--checkpoint", metavar="FILE", help="the gallery's model (default: where it was when it was built)"
+        "--checkpoint",
+        metavar="FILE",
+        help="model of the gallery, if its file has moved since the gallery was built",
     )
-    command.add_argument("--top-k", type=int, default=10, help="matches for each image")
-    command.add_argument("--exclude-camera", metavar="N", type=int, help="leave out matches from this camera")
+    command.add_argument("--top-k", type=int, default=10, help="matches per query")
+    command.add_argument("--exclude-camera", metavar="N", type=int, help="leave out images of this camera")
     command.add_argument(
-        "--where", metavar="FILTER", help="search these images only, such as 'camid == 3 and pid in (1, 2)'"
+        "--where",
+        metavar="FILTER",
+        help="search only images that match, such as 'camid == 3 and pid in (1, 2)'",
     )
     command.add_argument(
         "--rerank",
         action="store_true",
-        help="re-rank each query's shortlist by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3) among the "
-        "query and the shortlist alone; the rest of the gallery and other queries have no part in it",
+        help="re-rank each query's shortlist by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3), computed "
+        "within the query and its shortlist",
     )
     command.add_argument(
         "--shortlist",
         metavar="N",
         type=int,
-        help="with --rerank: how many of the nearest images are re-ranked (default: 100, or --top-k if more)",
+        help="with --rerank: number of nearest images to re-rank (default: 100, or --top-k if larger)",
     )
-    add_threshold_options(command, "leave out matches that score less")
+    add_threshold_options(command, "leave out matches with a lower score")
     command.add_argument(
-        "--multi",
-        action="store_true",
-        help="all images show one person: search with their mean feature",
+        "--multi", action="store_true", help="all images show one person: search with their mean feature"
     )
     command.add_argument(
         "--json",
         metavar="FILE",
-        help="write the matches there as JSON; as JSON lines, one query each, if the name ends in .jsonl",
+        help="write the matches as JSON, or as JSON lines (one per query) if the name ends in .jsonl",
     )
-    command.add_argument("--csv", metavar="FILE", help="write the matches there as CSV")
+    command.add_argument("--csv", metavar="FILE", help="write the matches as CSV")
     command.add_argument(
-        "--html", metavar="FILE", help=f"write a page of pictures there (the first {_PAGE_QUERIES} queries)"
+        "--html", metavar="FILE", help=f"write a page of pictures (first {MAX_PAGE_QUERIES} queries)"
     )
     add_device_option(command)
     return command
 
 
 def run(options: Namespace) -> None:
-    """Search, print the matches and write the files asked for."""
+    """Search, write the requested files and print the matches."""
     check_int("--top-k", options.top_k)
     check_threshold(options)
     if options.shortlist is not None and not options.rerank:
@@ -99,15 +100,15 @@ def run(options: Namespace) -> None:
     from rga_reid.inference import extract_features
     from rga_reid.models import load_model
 
-    device, threshold = choose_device(options.device), threshold_of(options)
+    device, threshold = choose_device(options.device), load_threshold(options)
     gallery = Gallery.open(options.gallery)
     if gallery.model is not None:
         check_outputs(options, _OUTPUTS, {"--gallery (its model)": [gallery.model.checkpoint]})
-    gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses what it cannot read
-    model = load_model(checkpoint_for(gallery, options))
+    gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses a bad filter early
+    model = load_model(find_checkpoint(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:
-        features, queries = features.mean(axis=0, keepdims=True), _one_person(queries)
+        features, queries = features.mean(axis=0, keepdims=True), _merge_queries(queries)
     matches = gallery.search(
         features,
         options.top_k,
@@ -131,7 +132,7 @@ def run(options: Namespace) -> None:
 
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
-    """Columns ``path``, ``pid``, ``camid`` of the query images."""
+    """Table of the query images with the columns ``path``, ``pid`` and ``camid``."""
     from rga_reid.data import table_from_files, table_from_images
 
     if len(images) == 1 and Path(images[0]).is_dir():
@@ -140,8 +141,8 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
     return table_from_files([os.path.abspath(image) for image in images])
 
 
-def _one_person(queries: pd.DataFrame) -> pd.DataFrame:
-    """One query for several images: shown by the first of them, its pid and camera known if all agree."""
+def _merge_queries(queries: pd.DataFrame) -> pd.DataFrame:
+    """One query for several images: the path of the first, and labels on which all images agree."""
     import pandas as pd
 
     one = queries.head(1).copy()
@@ -152,7 +153,7 @@ def _one_person(queries: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_json(queries: pd.DataFrame, matches: pd.DataFrame) -> list[dict[str, Any]]:
-    """One object per query: its number, its image and its matches, best first; null where unknown."""
+    """One object per query: number, image and matches, best first; unknown values are null."""
     results: list[dict[str, Any]] = [
         {"query": number, "image": path, "matches": []} for number, path in enumerate(queries["path"])
     ]
@@ -162,27 +163,27 @@ def _as_json(queries: pd.DataFrame, matches: pd.DataFrame) -> list[dict[str, Any
 
 
 def _with_images(queries: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
-    """The matches with the path of the query image beside its number."""
-    named = matches.copy()
-    named.insert(1, "image", queries["path"].take(matches["query"]).to_numpy())
-    return named
+    """The matches with a column for the path of the query image."""
+    table = matches.copy()
+    table.insert(1, "image", queries["path"].take(matches["query"]).to_numpy())
+    return table
 
 
 def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str, reranked: bool) -> str:
     from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
-    shown = [Picture(**query) for query in _records(queries.head(_PAGE_QUERIES))]
+    shown = [Picture(**query) for query in _records(queries.head(MAX_PAGE_QUERIES))]
     matches = [[Match(**match) for match in result["matches"]] for result in results[: len(shown)]]
     count = f"{len(queries):,} {'query' if len(queries) == 1 else 'queries'}"
     if len(shown) < len(queries):
         count = f"The first {len(shown)} of {count}"
-    order = " The order is that of a re-ranking of each shortlist." if reranked else ""
-    note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities: 1 is identical.{order}"
+    order = " Matches are in re-ranked order." if reranked else ""
+    note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities; 1 is identical.{order}"
     return ranked_page(shown, matches, title="Who is this?", note=note)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as plain Python values, None where null."""
+    """The rows as plain Python values, with None for null."""
     plain = table.astype(object).where(table.notna(), None)
     return plain.to_dict("records")
 
@@ -192,9 +193,9 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # a pipe gets each match on one line, however long its path
+    # in a pipe each match is one line, however long its path
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    for result in results[:_PRINTED_QUERIES]:
+    for result in results[:MAX_PRINTED_QUERIES]:
         table = Table("#", "score", "person", "camera", box=SIMPLE_HEAD)
         table.add_column("image", overflow="fold")
         for match in result["matches"]:
@@ -202,6 +203,6 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
             table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, sanitize(match["path"]))
         console.print(sanitize(result["image"]), soft_wrap=True)
         console.print(table if result["matches"] else "no match in this gallery")
-    if len(results) > _PRINTED_QUERIES:
-        more = len(results) - _PRINTED_QUERIES
-        console.print(f"... and {more:,} more queries (all of them with --json or --csv)")
+    if len(results) > MAX_PRINTED_QUERIES:
+        more = len(results) - MAX_PRINTED_QUERIES
+        console.print(f"... and {more:,} more queries; save all of them with --json or --csv")

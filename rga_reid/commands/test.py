@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_device_option, new_parser, re_ranking_explained
+from rga_reid.commands._options import add_device_option, new_parser, rename_rerank_error
 from rga_reid.commands._output import check_outputs, print_ranking
 from rga_reid.errors import check_int
 from rga_reid.runtime import progress_bar
@@ -59,7 +59,7 @@ def run(options: Namespace) -> None:
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    with progress_bar("ranking") as moved, re_ranking_explained():
+    with progress_bar("ranking") as moved, rename_rerank_error():
         result = rank_test_images(features, table, **protocol, progress=moved)
     if options.json is not None:
         write_json(options.json, result.to_dict())

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands._inputs import load_threshold
 from rga_reid.commands._options import (
     add_device_option,
     add_threshold_options,
     check_images,
     check_threshold,
     new_parser,
-    threshold_of,
 )
 from rga_reid.commands._output import check_outputs
 from rga_reid.files import write_json
@@ -45,7 +45,7 @@ def run(options: Namespace) -> None:
     from rga_reid.inference.verify import verify
     from rga_reid.models import load_model
 
-    threshold = threshold_of(options)
+    threshold = load_threshold(options)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
     found = verify(model, options.first, options.second, threshold, device)

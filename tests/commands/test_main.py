@@ -46,7 +46,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_names_that_are_not_utf_8(refused: Callable[..., str]) -> None:
     name = os.fsdecode(b"\xff.jpg")
-    assert "'\\udcff.jpg': this is not UTF-8" in refused("verify", name, name, "--checkpoint", "m.ckpt")
+    assert "'\\udcff.jpg': not valid UTF-8" in refused("verify", name, name, "--checkpoint", "m.ckpt")
 
 
 def test_unknown_command_suggests_the_nearest(refused: Callable[..., str]) -> None:

@@ -1,0 +1,141 @@
+"""What shared options name, read: image tables, features, checkpoints, thresholds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from rga_reid.commands._options import check_checkpoint
+from rga_reid.errors import InputError, sanitize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from rga_reid.data import ImageError
+    from rga_reid.gallery import Gallery
+    from rga_reid.inference.embed import Embedder
+
+
+def read_image_table(options: Namespace) -> pd.DataFrame:
+    """Return the table of images to embed, with absolute paths, which stay valid in any working folder."""
+    from rga_reid.data import read_table, table_from_images
+
+    if options.images is not None:
+        return table_from_images(os.path.abspath(options.images))
+    table = read_table(os.path.abspath(options.data.root), options.data.dataset)
+    table = table[table["split"] == "gallery"].drop(columns="split").reset_index(drop=True)
+    if table.empty:
+        raise InputError(f"--data.root {options.data.root}: the split 'gallery' has no images")
+    return table
+
+
+def read_gallery_features(file: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Read features and their table from a file that has a path for each row.
+
+    Raises:
+        InputError: not a feature file, or one without paths.
+    """
+    from rga_reid.inference.feature_files import read_features
+
+    features, table = read_features(file)
+    if "path" not in table.columns:
+        expected = "an array 'paths'" if file.endswith(".npz") else "a column 'path' in the CSV file"
+        raise InputError(f"{file}: expected {expected}: a gallery returns the path of each match")
+    return features, table
+
+
+def read_query_and_gallery(query: str, gallery: str) -> dict[str, Any]:
+    """Read two labelled feature files, as keyword arguments of ``evaluate_ranking`` and its like.
+
+    Raises:
+        InputError: not a feature file, no identities, or cameras in one of the files only.
+    """
+    for option, path in (("--query", query), ("--gallery", gallery)):
+        if not path:
+            raise InputError(f"{option}: expected a file of features, got an empty name")
+    sides = {"query": _read_labelled(query), "gallery": _read_labelled(gallery)}
+    has_cameras = ["camid" in table for _, table in sides.values()]
+    if len(set(has_cameras)) > 1:
+        given, missing = (query, gallery) if has_cameras[0] else (gallery, query)
+        raise InputError(
+            f"{missing}: expected {_label_place(missing, 'camid')}, as {given} has cameras; "
+            "give cameras in both files or in neither"
+        )
+    arguments: dict[str, Any] = {}
+    for side, (features, table) in sides.items():
+        arguments[f"{side}_features"] = features
+        for column in ("pid", "camid", "path"):
+            arguments[f"{side}_{column}s"] = table.get(column)
+    return arguments
+
+
+def _read_labelled(path: str) -> tuple[np.ndarray, pd.DataFrame]:
+    from rga_reid.inference.feature_files import read_features
+
+    features, table = read_features(path)
+    if "pid" not in table:
+        raise InputError(f"{path}: expected {_label_place(path, 'pid')}, the identity of each feature row")
+    return features, table
+
+
+def _label_place(path: str, column: str) -> str:
+    """Where a feature file of this format keeps a label."""
+    return f"a column '{column}' in its CSV file" if path.endswith(".npy") else f"an array '{column}s'"
+
+
+def find_checkpoint(gallery: Gallery, options: Namespace) -> Path:
+    """Return the checkpoint that embeds images for a gallery: its own, or the one given if that has moved.
+
+    Raises:
+        InputError: a gallery built from features and no ``--checkpoint``, or a file that does not exist.
+    """
+    if gallery.model is not None:
+        return gallery.model.find_checkpoint(options.checkpoint)
+    if options.checkpoint is None:
+        raise InputError(
+            f"{options.gallery}: built from features, so its model is unknown; name the model with --checkpoint"
+        )
+    check_checkpoint(options.checkpoint)
+    return Path(options.checkpoint)
+
+
+def load_threshold(options: Namespace) -> float | None:
+    """Return the threshold given by ``--threshold`` or ``--calibration``, or None.
+
+    Raises:
+        InputError: the calibration file cannot be read.
+    """
+    if options.calibration is None:
+        return options.threshold
+    from rga_reid.inference.verify import read_threshold
+
+    return read_threshold(options.calibration)
+
+
+def shards_folder(output: str) -> Path:
+    """Return the folder, next to an output, where several processes write their shards of it."""
+    if "://" in output:
+        return Path.cwd() / f"{output.rpartition('/')[2]}.shards"
+    return Path(f"{os.path.abspath(output)}.shards")
+
+
+def embed_table(
+    model: Embedder, options: Namespace, device: torch.device, table: pd.DataFrame
+) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """Yield features of the images batch by batch; finally list on stderr what ``--skip-unreadable`` left out."""
+    from rga_reid.inference import stream_features
+
+    unreadable: list[ImageError] = []
+    refused = unreadable if options.skip_unreadable else None
+    yield from stream_features(model, table, options.batch_size, device, refused=refused)
+    if unreadable:
+        print(f"left out {len(unreadable):,} unreadable images:", file=sys.stderr)
+    for error in unreadable:
+        print(f"  {sanitize(str(error))}", file=sys.stderr)
