@@ -1,9 +1,9 @@
-"""Writes what docs/mechanisms takes from the code: equations, data flows, costs and pictures.
+"""Generate the parts of docs/mechanisms that come from the code: equations, data flows, costs and pictures.
 
     python docs/mechanisms.py              # the text between the marks, in a few seconds
-    python docs/mechanisms.py --pictures   # and the pictures, drawn on a pedestrian of the synthetic set
+    python docs/mechanisms.py --pictures   # also the pictures, of a pedestrian from the synthetic data set
 
-Everything outside the marks is written by hand and kept.
+Text outside the marks is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ from rga_reid.models import build_model
 from rga_reid.models.analysis import count_costs
 from rga_reid.reports.attention_figures import attention_figure, draw_flow, relation_figure
 from rga_reid.reports.glossary import lookup
-from rga_reid.reports.html import NO_DATE, as_html
+from rga_reid.reports.html import symbols_to_html
+from rga_reid.reports.plots import NO_DATE
 from rga_reid.reports.relation_views import FlowStep, flow_steps
 
 DOCS = Path(__file__).parent
-PAGES = ("rga", "pam", "cam", "dual", "nonlocal", "criss_cross", "se", "cbam")
-VARIANTS = {"rga": ("rga", "rga_s", "rga_c")}  #: mechanisms whose costs stand on one page
-CHANNELS, MAP = 2048, (16, 8)  #: after the last stage of a ResNet-50 at 256×128 pixels, last stride 1
+PAGES = tuple(name for name in ATTENTION_MODULES if (DOCS / "mechanisms" / f"{name}.md").is_file())
+VARIANTS = {"rga": ("rga", "rga_s", "rga_c")}  #: modules that share a page
+CHANNELS, MAP = 2048, (16, 8)  #: after the last stage of a ResNet-50 with last stride 1 at 256×128 pixels
 SIZE = (256, 128)
 
 
 def equation(name: str) -> str:
-    """The formulas of the class, as its documentation has them."""
-    made_by = ATTENTION_MODULES[name]
-    described = made_by.func if isinstance(made_by, partial) else made_by
-    before, _, _ = inspect.cleandoc(described.__doc__ or "").partition("\nArgs:")
+    """Return the formulas in the docstring of the class."""
+    factory = ATTENTION_MODULES[name]
+    documented = factory.func if isinstance(factory, partial) else factory
+    before, _, _ = inspect.cleandoc(documented.__doc__ or "").partition("\nArgs:")
     lines = [line for line in before.splitlines() if line.startswith("    ")]
     return "\n".join(["```text", inspect.cleandoc("\n".join(["", *lines])), "```"])
 
 
 @cache
 def flow(name: str) -> list[FlowStep]:
-    """The data flow after the last stage, from tensors without memory."""
+    """Return the data flow after the last stage, from tensors on the meta device."""
     with torch.device("meta"), torch.no_grad():
         module = ATTENTION_MODULES[name](CHANNELS, MAP).eval()
         relations = module.relations(torch.empty(1, CHANNELS, *MAP))
@@ -57,18 +58,22 @@ def flow(name: str) -> list[FlowStep]:
 
 
 def meaning(name: str) -> str:
-    """What the nodes and the numbers of the matrix are, in words."""
-    words = lookup(name)
-    rows = [("nodes", words.nodes), ("one entry", words.entry), ("a row", words.row), ("used so", words.use)]
+    """Return the glossary entry as a table."""
+    entry = lookup(name)
+    rows = [("nodes", entry.nodes), ("one entry", entry.entry), ("one row", entry.row), ("use", entry.use)]
     lines = ["| | |", "|---|---|", *(f"| {head} | {_cell(text)} |" for head, text in rows if text)]
-    return "\n".join([f"**{words.title}** ({words.paper}). {words.idea}", "", *lines])
+    return "\n".join([f"**{entry.title}** ({entry.paper}). {entry.idea}", "", *lines])
 
 
 def flow_table(name: str) -> str:
-    """Every tensor with its true shape and what it is computed from."""
+    """Return the table of tensors with their shapes and inputs."""
     lines = ["| tensor | shape | from | formula | meaning |", "|---|---|---|---|---|"]
     for step in flow(name):
-        symbol = f"**{as_html(step.symbol)}**" if step.kind == "matrix" else str(as_html(step.symbol))
+        symbol = (
+            f"**{symbols_to_html(step.symbol)}**"
+            if step.kind == "matrix"
+            else str(symbols_to_html(step.symbol))
+        )
         cells = [symbol, "×".join(map(str, step.shape)), ", ".join(step.inputs), step.formula, step.meaning]
         lines.append(f"| {cells[0]} | " + " | ".join(_cell(cell) for cell in cells[1:]) + " |")
     return "\n".join(lines)
@@ -76,7 +81,7 @@ def flow_table(name: str) -> str:
 
 @cache
 def costs(name: str) -> tuple[list[tuple[int, int]], int, int]:
-    """Parameters and MACs after each of four stages; and those of the network without attention."""
+    """Return (parameters, MACs) of the attention after each of four stages, and of the network without it."""
     with torch.device("meta"):
         model = build_model(depth=50, attention=name, size=SIZE)
     table = count_costs(model.backbone).set_index("part")
@@ -86,7 +91,7 @@ def costs(name: str) -> tuple[list[tuple[int, int]], int, int]:
 
 
 def cost_table(name: str) -> str:
-    """What the mechanism adds to a ResNet-50 at 256×128."""
+    """Return the table of costs that the module adds to a ResNet-50 at 256×128 pixels."""
     lines = ["| | " + " | ".join(f"stage {n}" for n in (1, 2, 3, 4)) + " | all | of ResNet-50 |"]
     lines.append("|---|---|---|---|---|---|---|")
     for one in VARIANTS.get(name, (name,)):
@@ -101,17 +106,21 @@ def cost_table(name: str) -> str:
 
 
 def index() -> str:
-    """The table of docs/attention.md that leads to the pages."""
-    lines = ["| mechanism | nodes | parameters | GMAC |", "|---|---|---|---|"]
-    for name in PAGES:
+    """Return the table of all modules in docs/attention.md, with links to their pages."""
+    lines = ["| module | nodes | parameters | GMAC |", "|---|---|---|---|"]
+    variants = {variant for names in VARIANTS.values() for variant in names[1:]}
+    for name in ATTENTION_MODULES:
+        if name in variants:
+            continue
         total = [sum(column) for column in zip(*costs(name)[0], strict=True)]
-        link = f"[{lookup(name).title}](mechanisms/{name}.md)"
+        title = lookup(name).title
+        link = f"[{title}](mechanisms/{name}.md)" if name in PAGES else title
         lines.append(f"| {link} | {_cell(lookup(name).nodes)} | {total[0]:,} | {1e-9 * total[1]:.3f} |")
     return "\n".join(lines)
 
 
-def written(page: Path) -> str:
-    """The page as it is, with the text between its marks as the code has it now."""
+def generate(page: Path) -> str:
+    """Return the page with the text between its marks generated from the current code."""
     parts = {"equation": equation, "meaning": meaning, "flow": flow_table, "cost": cost_table}
     name = page.stem
 
@@ -125,7 +134,7 @@ def written(page: Path) -> str:
 
 
 def flow_picture(name: str) -> str:
-    """The data flow as SVG, its text as text."""
+    """Return the data flow as SVG with selectable text."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure = draw_flow(flow(name), f"{lookup(name).title}, after stage 4")
@@ -134,7 +143,7 @@ def flow_picture(name: str) -> str:
 
 
 def relation_picture(name: str, photo: Path, out: Path) -> None:
-    """Matrices, rows and columns of an untrained network on a drawn pedestrian; what is applied, if none."""
+    """Draw the matrices of an untrained network on a photo, or its applied attention if it has no matrices."""
     exhibits = explain([photo], attention=[name])
     has_matrices = bool(exhibits[0].stage().matrices)
     figure = relation_figure(exhibits, stage=4) if has_matrices else attention_figure(exhibits)
@@ -145,10 +154,10 @@ def relation_picture(name: str, photo: Path, out: Path) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--pictures", action="store_true", help="draw the pictures, too")
+    options.add_argument("--pictures", action="store_true", help="also draw the pictures")
     chosen = options.parse_args()
     for page in [DOCS / "attention.md", *(DOCS / "mechanisms" / f"{name}.md" for name in PAGES)]:
-        page.write_text(written(page), encoding="utf-8")
+        page.write_text(generate(page), encoding="utf-8")
     if not chosen.pictures:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +170,7 @@ def main() -> None:
 
 
 def _cell(text: str) -> str:
-    return str(as_html(text)).replace("|", "\\|").replace("&#39;", "'")
+    return str(symbols_to_html(text)).replace("|", "\\|").replace("&#39;", "'")
 
 
 if __name__ == "__main__":

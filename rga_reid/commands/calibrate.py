@@ -69,8 +69,7 @@ def run(options: Namespace) -> None:
 
 
 def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
-    from rga_reid.reports.html import save_figure
-    from rga_reid.reports.plots import calibration_plot
+    from rga_reid.reports.plots import calibration_plot, save_figure
 
     passing, missed = (100 * values[f"false_{which}_rate"] for which in ("match", "non_match"))
     note = (

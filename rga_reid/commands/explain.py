@@ -95,12 +95,12 @@ def _choose_format(options: Namespace) -> str:
 
 
 def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
-    from rga_reid.experiments.explain import names_of
+    from rga_reid.experiments.explain import shorten_paths
     from rga_reid.reports.explorer import explorer_page
 
     models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
     if options.checkpoint:
-        models += f". Trained: {', '.join(names_of(options.checkpoint).values())}"
+        models += f". Trained: {', '.join(shorten_paths(options.checkpoint).values())}"
     write_text(options.out, explorer_page(exhibits, note=models))
 
 
@@ -108,7 +108,7 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
     from matplotlib.backends.backend_pdf import PdfPages
 
     from rga_reid.reports.attention_figures import attention_figure, flow_figure, relation_figure
-    from rga_reid.reports.html import NO_DATE, save_figure
+    from rga_reid.reports.plots import NO_DATE, save_figure
 
     # SE and CBAM have weights but no relation matrices
     has_matrices = any(exhibit.stage(options.stage).matrices for exhibit in exhibits)

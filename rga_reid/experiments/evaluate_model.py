@@ -15,8 +15,7 @@ from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, eval
 from rga_reid.evaluation.metrics import RANKS
 from rga_reid.inference import extract_features
 from rga_reid.inference.embed import Embedder
-from rga_reid.reports.html import figure_uri
-from rga_reid.reports.plots import COLOURS, Group, feature_space_plot, flat_layout
+from rga_reid.reports.plots import COLOURS, Group, feature_space_plot, figure_uri, flat_layout
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 

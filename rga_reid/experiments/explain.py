@@ -1,4 +1,4 @@
-"""Runs models on pictures and collects what their attention does: what ``explain`` shows."""
+"""Run models on pictures and collect the traces of their attention modules, for ``explain``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rga_reid.models.embedding import uint8_batch
 from rga_reid.reports.explorer import Exhibit
 from rga_reid.reports.relation_views import stage_view
 
-SIZE = (256, 128)  #: of what an untrained network sees
-COMPARED = ("rga", "nonlocal", "pam", "cam", "criss_cross")
+SIZE = (256, 128)  #: input height and width of untrained networks
+DEFAULT_ATTENTION = ("rga", "nonlocal", "pam", "cam", "criss_cross")  #: compared if nothing is named
 
 
 def explain(
@@ -31,95 +31,89 @@ def explain(
     seed: int = 0,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[Exhibit]:
-    """What mechanisms of attention think of pictures.
+    """Trace attention modules on pictures.
 
     Args:
-        images: image files, told apart by their names, and the folders they lie in where needed.
-        checkpoints: trained models; each is shown beside an untrained network of the same build. Those of
-            one mechanism are told apart in the same way.
-        attention: short names of mechanisms. Without a checkpoint one untrained ResNet-50 with each (by
-            default those of ``COMPARED``), all with the same backbone; else which the checkpoints must have.
-        seed: of untrained weights.
-        progress: called with the share that is done.
+        images: image files; equal file names are shown with their folders.
+        checkpoints: trained models, each shown next to an untrained network of the same architecture.
+        attention: short names of attention modules. Without checkpoints, one untrained ResNet-50 with each of
+            them (by default ``DEFAULT_ATTENTION``), all with the same backbone weights. With checkpoints, the
+            modules that they must have.
+        seed: random seed of untrained weights.
+        progress: called with the finished fraction.
 
     Raises:
-        InputError: an unreadable image, an unknown mechanism, a checkpoint without the attention asked for.
+        InputError: an unreadable image, an unknown module, or a checkpoint without the requested attention.
     """
     for name in attention:
         if name not in ATTENTION_MODULES:
             raise InputError(
-                f"attention: unknown mechanism {name!r}; expected some of {', '.join(ATTENTION_MODULES)}"
+                f"attention: unknown module {name!r}; expected some of {', '.join(ATTENTION_MODULES)}"
             )
     if not images:
         raise InputError("images: expected at least one, got none")
-    photos, files = names_of(images), names_of(checkpoints)
+    photos, files = shorten_paths(images), shorten_paths(checkpoints)
     pictures = [read_image(path) for path in photos]
-    trained = [_checked(path, attention) for path in files]
+    trained = [_load(path, attention) for path in files]
     sizes = {model.size for model in trained} or {SIZE}
     pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
-    makers: list[tuple[bool, str, str, Callable[[], EmbeddingModel]]] = []
-    builds: set[str] = set()
-    mechanisms = [_mechanism(model) for model in trained]
-    for model, mechanism, name in zip(trained, mechanisms, files.values(), strict=True):
-        alone = mechanisms.count(mechanism) == 1
-        makers.append((True, name, "" if alone else name, partial(_itself, model)))
-        if _build(model) not in builds:
-            builds.add(_build(model))
-            source = "" if alone else describe(model)
-            twin = partial(_twin, model, torch.cat(pixels[model.size]), seed)
-            makers.append((False, f"the untrained twin of {name}", source, twin))
+    # each model is built just before it runs: (is trained, name in messages, source, how to build it)
+    plans: list[tuple[bool, str, str, Callable[[], EmbeddingModel]]] = []
+    modules = [_first_attention(model) for model in trained]
+    configs: set[str] = set()
+    for model, module, name in zip(trained, modules, files.values(), strict=True):
+        is_unique = modules.count(module) == 1
+        plans.append((True, name, "" if is_unique else name, partial(_return, model)))
+        if repr(model.config) not in configs:  # one untrained network for models that differ in weights only
+            configs.add(repr(model.config))
+            build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
+            plans.append((False, f"untrained {name}", "" if is_unique else describe(model), build))
     if not trained:
-        everything = torch.cat(pixels[SIZE])
-        for name in dict.fromkeys(attention or COMPARED):
-            makers.append((False, name, "", partial(untrained_model, name, everything, seed=seed)))
+        batch = torch.cat(pixels[SIZE])
+        for name in dict.fromkeys(attention or DEFAULT_ATTENTION):
+            plans.append((False, name, "", partial(untrained_model, name, batch, seed=seed)))
     exhibits: list[list[Exhibit]] = [[] for _ in pictures]
-    for done, (is_trained, called, source, make) in enumerate(makers):
-        model = make()
-        for number, name in enumerate(photos.values()):
-            pixel: Tensor = pixels[model.size][number]
-            captures = capture_stages(model, pixel)
-            _check_finite(captures, called)
+    for done, (is_trained, model_name, source, build_model) in enumerate(plans):
+        model = build_model()
+        for number, image in enumerate(photos.values()):
+            captures = capture_stages(model, pixels[model.size][number])
+            _check_finite(captures, model_name)
             exhibits[number].append(
                 Exhibit(
                     captures[0].mechanism,
                     is_trained,
-                    name,
+                    image,
                     shown[model.size][number],
                     [stage_view(capture) for capture in captures],
                     describe(model),
                     source,
                 )
             )
-            progress((done + (number + 1) / len(photos)) / len(makers))
+            progress((done + (number + 1) / len(photos)) / len(plans))
     return [exhibit for of_image in exhibits for exhibit in of_image]
 
 
 def _check_finite(captures: Sequence[StageCapture], model: str) -> None:
-    """A picture of values that are no numbers would look like any other."""
+    """Refuse NaN and infinite values, which a picture would not show as such."""
     for capture in captures:
-        for what in (capture.output, *capture.matrices.values()):
-            if not bool(what.isfinite().all()):
-                raise InputError(f"{model}: attention after stage {capture.stage}: NaN or infinite numbers")
+        for tensor in (capture.output, *capture.matrices.values()):
+            if not bool(tensor.isfinite().all()):
+                raise InputError(f"{model}: attention after stage {capture.stage}: NaN or infinite values")
 
 
 def describe(model: EmbeddingModel) -> str:
-    """``ResNet-50, 256×128 pixels``."""
+    """Describe a network: ``ResNet-50, 256×128 pixels``."""
     return f"ResNet-{model.backbone.depth}, {model.size[0]}×{model.size[1]} pixels"
 
 
-def _mechanism(model: EmbeddingModel) -> str:
-    """The mechanism after the first stage that has one: what its exhibit is called."""
+def _first_attention(model: EmbeddingModel) -> str:
+    """Name of the attention module after the first stage that has one, which is the name of the exhibit."""
     return attention_name(next(iter(model.backbone.attention_stages().values())))
 
 
-def _build(model: EmbeddingModel) -> str:
-    """Equal for models that differ in their weights alone."""
-    return repr(model.config)
-
-
-def names_of(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
-    """Each file once, with the last parts of its path, as few as tell all of them apart."""
+def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
+    """Return each file once, with the shortest end of its path that is unique."""
     first: dict[Path, Path] = {}
     for file in files:
         first.setdefault(Path(file).resolve(), Path(file))
@@ -131,29 +125,29 @@ def names_of(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
     return {path: str(path) for path in paths}
 
 
-def _checked(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:
-    """The model of a checkpoint, if it has all of ``attention``, or any where that is empty."""
+def _load(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:
+    """Load a checkpoint that must have all of ``attention``, or any attention if that is empty."""
     model = load_model(path)
     found = {stage: attention_name(module) for stage, module in model.backbone.attention_stages().items()}
     names = list(dict.fromkeys(found.values()))
-    missing = [name for name in attention if not any(_is_a(name, one) for one in names)]
+    missing = [name for name in attention if not any(_is_variant(one, name) for one in names)]
     if missing or not found:
-        asked = f"attention {', '.join(missing)}" if missing else "attention"
-        places = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
-        raise InputError(f"{os.fspath(path)}: expected a model with {asked}, it has {places}")
+        expected = f"attention {', '.join(missing)}" if missing else "attention"
+        actual = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
+        raise InputError(f"{os.fspath(path)}: expected a model with {expected}, found {actual}")
     return model
 
 
-def _is_a(asked: str, found: str) -> bool:
-    """Whether a mechanism found is the one asked for, or that one with other options."""
-    return found == asked or (found not in ATTENTION_MODULES and found.startswith(f"{asked}_"))
+def _is_variant(found: str, expected: str) -> bool:
+    """Whether a module is the expected one, or the expected one with other options."""
+    return found == expected or (found not in ATTENTION_MODULES and found.startswith(f"{expected}_"))
 
 
-def _itself(model: EmbeddingModel) -> EmbeddingModel:
+def _return(model: EmbeddingModel) -> EmbeddingModel:
     return model
 
 
-def _twin(model: EmbeddingModel, pixels: Tensor, seed: int) -> EmbeddingModel:
-    """An untrained model of the same build."""
-    assert model.config is not None  # it is of a checkpoint
+def _untrained_twin(model: EmbeddingModel, pixels: Tensor, seed: int) -> EmbeddingModel:
+    """An untrained model of the same architecture."""
+    assert model.config is not None  # the model was loaded from a checkpoint
     return untrained_model(pixels=pixels, seed=seed, **model.config)

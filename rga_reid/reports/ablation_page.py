@@ -1,4 +1,4 @@
-"""The report of an ablation as a page that needs no other file, and as files for papers and documentation."""
+"""The report of an ablation: one self-contained HTML page, and files for papers and documentation."""
 
 from __future__ import annotations
 
@@ -15,35 +15,34 @@ from rga_reid.reports.ablation_stats import Evaluation, average_precisions, by_n
 from rga_reid.reports.ablation_tables import (
     PUBLISHED_NOTE,
     AblationReport,
-    cmc_figure,
     cost_table,
     csv_table,
     latex,
-    learning_figure,
     markdown,
     problems,
     published_table,
     score_table,
     signed,
-    svg,
 )
-from rga_reid.reports.html import page_environment, svg_uri, thumbnail
+from rga_reid.reports.html import data_uri, page_environment, thumbnail
+from rga_reid.reports.plots import cmc_figure, figure_bytes, learning_figure
 from rga_reid.reports.ranked_page import Match, Picture, verdict
 
-LEARNING = "Training loss, mean over the seeds and their range"
-CMC = "Cumulative match curves, mean over the seeds and their range"
-_THUMBNAIL = (64, 128)  # (width, height) that it fits into
+LEARNING = "Training loss: mean and range over the seeds"
+CMC = "Cumulative match curves: mean and range over the seeds"
+_THUMBNAIL = (64, 128)  # maximum width and height
 
 
 def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos: bool = True) -> list[Path]:
     """Write ``report.html``, ``report.md`` with its figures, ``report.csv`` and ``report.tex``.
 
     Args:
-        out: folder, which is made if need be; what an earlier report left there is replaced.
-        photos: show the pictures of the data set; without, people are numbers.
+        report: to be written.
+        out: folder, created if needed; files of an earlier report are replaced.
+        photos: show the pictures of the data set; otherwise people are shown by number.
 
     Returns:
-        The files, the page first.
+        The written files, the page first.
     """
     folder = Path(out)
     make_folder(folder)
@@ -66,19 +65,22 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
 
 
 def report_page(report: AblationReport, *, photos: bool = True) -> str:
-    """One HTML page that needs no other file and no network; every name in it is escaped."""
+    """Return the report as one self-contained HTML page; every name in it is escaped."""
     return _page(report, _figures(report), photos=photos)
 
 
 def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool) -> str:
-    """The page, with the SVG of figures by their captions."""
     groups = by_name(report.evaluations)
-    compared: list[dict[str, Any]] = [
-        {"name": name, "sides": _sides(*largest_changes(group, groups[report.baseline]))}
-        for name, group in groups.items()
-        if name != report.baseline
-    ]
-    compared = [one for one in compared if one["sides"]]
+    compared: list[dict[str, Any]] = []
+    for name, group in groups.items():
+        if name == report.baseline:
+            continue
+        gains, losses = largest_changes(group, groups[report.baseline])
+        sides = [
+            {"what": what, "changes": found} for what, found in (("gain", gains), ("loss", losses)) if found
+        ]
+        if sides:
+            compared.append({"name": name, "sides": sides})
     changes = [change for one in compared for side in one["sides"] for change in side["changes"]]
     numbers, thumbnails = _thumbnails(changes) if photos else ({}, [])
     scores, costs, published = score_table(report), cost_table(report), published_table(report)
@@ -95,7 +97,7 @@ def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool)
         conditions=report.conditions,
         reading=report.reading,
         problems=problems(report),
-        figures={caption: svg_uri(picture) for caption, picture in figures.items()},
+        figures={caption: data_uri("svg+xml", picture) for caption, picture in figures.items()},
         compared=compared,
         baseline=report.baseline,
         photos=photos,
@@ -105,18 +107,13 @@ def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool)
 
 
 def _figures(report: AblationReport) -> dict[str, bytes]:
-    """SVG by its caption, of the curves that are known."""
-    made = {LEARNING: learning_figure(report.evaluations), CMC: cmc_figure(report.evaluations)}
-    return {caption: svg(figure) for caption, figure in made.items() if figure is not None}
-
-
-def _sides(gains: list[Change], losses: list[Change]) -> list[dict[str, Any]]:
-    sides = ({"what": "gain", "changes": gains}, {"what": "lose", "changes": losses})
-    return [side for side in sides if side["changes"]]
+    """The known curves as SVG, by caption."""
+    figures = {LEARNING: learning_figure(report.evaluations), CMC: cmc_figure(report.evaluations)}
+    return {caption: figure_bytes(figure, "svg") for caption, figure in figures.items() if figure is not None}
 
 
 def _thumbnails(changes: Iterable[Change]) -> tuple[dict[str, int], list[str | None]]:
-    """A number for each picture that is shown, and the pictures: each is in the page once."""
+    """A number for each picture by its path, and the thumbnails by number: the page contains each once."""
     numbers: dict[str, int] = {}
     for change in changes:
         shown: tuple[Picture | Match, ...] = (change.query, *change.baseline, *change.variant)
@@ -125,17 +122,17 @@ def _thumbnails(changes: Iterable[Change]) -> tuple[dict[str, int], list[str | N
     return numbers, [thumbnail(path, _THUMBNAIL, quality=75) for path in numbers]
 
 
-COUNT = 10  #: of gains, and of losses
+COUNT = 10  #: of queries shown as gains, and as losses
 
 
 @dataclass(frozen=True)
 class Change:
-    """One query, with the lists of both sides.
+    """A query whose average precision differs between the baseline and a variant.
 
     Args:
-        query: whose average precision changed.
-        before, after: average precision of the baseline and of the variant, averaged over their seeds.
-        baseline, variant: best matches of the first seed of each.
+        query: the query image.
+        before, after: average precision of the baseline and of the variant, each averaged over its seeds.
+        baseline, variant: best matches by the first seed of each.
     """
 
     query: Picture
@@ -148,34 +145,32 @@ class Change:
 def largest_changes(
     group: Sequence[Evaluation], baseline: Sequence[Evaluation], count: int = COUNT
 ) -> tuple[list[Change], list[Change]]:
-    """The queries whose average precision grows most, and those that lose most; both may be shorter.
+    """Return the queries with the largest gains and with the largest losses, at most ``count`` each.
 
-    Empty where queries or lists are not known, or the two sides were not asked the same.
+    Empty without per-query results or ranked lists, or if the two sides do not have the same queries.
     """
-    ours, theirs = average_precisions(group), average_precisions(baseline)
-    if ours is None or theirs is None or not ours.index.equals(theirs.index):
+    after, before = average_precisions(group), average_precisions(baseline)
+    if after is None or before is None or not after.index.equals(before.index):
         return [], []
-    mine, other = group[0], baseline[0]
-    if mine.ranked is None or other.ranked is None or mine.queries is None:
+    ours, theirs = group[0], baseline[0]
+    if ours.ranked is None or theirs.ranked is None or ours.queries is None:
         return [], []
-    queries = mine.queries.set_index("query")
-    difference = (ours - theirs).sort_values(kind="stable")
-    sides = []
-    for ordered in (difference[difference > 0][::-1], difference[difference < 0]):
-        changes = []
-        for key in ordered.index[:count]:
-            number = key[0]
-            changes.append(
-                Change(
-                    _picture(queries.loc[number]),
-                    float(theirs[key]),
-                    float(ours[key]),
-                    _matches(other.ranked, number),
-                    _matches(mine.ranked, number),
-                )
-            )
-        sides.append(changes)
-    return sides[0], sides[1]
+    queries, our_lists, their_lists = ours.queries.set_index("query"), ours.ranked, theirs.ranked
+
+    def describe(key: tuple[int, str, int]) -> Change:
+        query = key[0]
+        return Change(
+            _picture(queries.loc[query]),
+            float(before[key]),
+            float(after[key]),
+            _matches(their_lists, query),
+            _matches(our_lists, query),
+        )
+
+    difference = (after - before).sort_values(kind="stable")
+    gains = [describe(key) for key in difference[difference > 0].index[::-1][:count]]
+    losses = [describe(key) for key in difference[difference < 0].index[:count]]
+    return gains, losses
 
 
 def _picture(row: pd.Series) -> Picture:

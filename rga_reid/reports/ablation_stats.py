@@ -1,4 +1,4 @@
-"""The numbers of an ablation report: means over seeds, differences to the baseline, what they are worth."""
+"""Statistics of an ablation report: means over seeds, differences from the baseline and their significance."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ METRICS = {
     "rank-1": "rank-1",
     "mINP": "mINP",
 }
-DRAWS, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap
+DRAWS, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap: resamples, random seed, confidence
 
 Verdict = Literal["baseline", "above", "below", "within seed spread", "seed spread unknown", ""]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One finished run, or one evaluation. What is not known is None.
+    """One finished run, or one evaluation. Unknown values are None.
 
     Args:
         name: of the variant.
-        seed: of the run.
-        metrics: fractions by the names of ``test --json``.
+        seed: random seed of the run.
+        metrics: fractions, with the keys of ``test --json``.
         cmc: fraction of queries with a match among the first 1, 2, ... items.
         queries: ``RankingResult.to_frame()``.
-        ranked: ``tabulate_top_matches``: query, rank, score, path, pid, camid.
+        ranked: columns query, rank, score, path, pid, camid, see ``tabulate_top_matches``.
         curve: columns ``epoch`` (from 1) and ``loss``.
         parameters, macs: of the backbone, for one image.
         training_seconds: without interruptions.
@@ -58,8 +58,8 @@ class Spread:
     """A mean over seeds.
 
     Args:
-        mean: of all seeds.
-        deviation: sample standard deviation of one seed, None for a single one.
+        mean: over the seeds.
+        deviation: sample standard deviation over the seeds; None for one seed.
     """
 
     mean: float
@@ -68,12 +68,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean average precision minus the baseline's.
+    """Mean average precision minus that of the baseline.
 
     Args:
-        mean: over the same queries.
-        low, high: interval over queries: what another draw of queries might have given.
-        queries: how many were compared.
+        mean: over the queries, which are the same on both sides.
+        low, high: confidence interval over queries: the range to expect of other queries.
+        queries: their number.
     """
 
     mean: float
@@ -84,14 +84,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """A variant in the table.
+    """A row of the table: one variant.
 
     Args:
-        name, seeds: of the variant; how many runs.
-        metrics: by the keys of ``METRICS``, those that are known.
-        difference: None for the baseline, and where no queries are known.
-        verdict: whether the difference of mAP is beyond what seeds alone do.
-        parameters, macs, training_seconds, latency_ms, memory_mib: means over the seeds that have them.
+        name: of the variant.
+        seeds: number of runs.
+        metrics: known metrics, with the keys of ``METRICS``.
+        difference: None for the baseline, or without per-query results.
+        verdict: whether the difference of mAP exceeds the spread of the seeds.
+        parameters, macs, training_seconds, latency_ms, memory_mib: means over the seeds where they are known.
     """
 
     name: str
@@ -107,9 +108,9 @@ class Row:
 
 
 def table_rows(evaluations: Sequence[Evaluation], baseline: str) -> list[Row]:
-    """A row for each variant, in the order of their first evaluations."""
+    """Return a row per variant, in order of first appearance."""
     groups = by_name(evaluations)
-    deviation, freedom = pooled_deviation([[one.metrics.get("mAP") for one in g] for g in groups.values()])
+    deviation, dof = pooled_deviation([[one.metrics.get("mAP") for one in g] for g in groups.values()])
     reference = groups.get(baseline, [])
     rows = []
     for name, group in groups.items():
@@ -120,7 +121,7 @@ def table_rows(evaluations: Sequence[Evaluation], baseline: str) -> list[Row]:
                 len(group),
                 {key: spread for key in METRICS if (spread := _spread(group, key)) is not None},
                 paired_difference(group, reference) if compared else None,
-                _verdict(group, reference, deviation, freedom) if compared else "baseline",
+                _verdict(group, reference, deviation, dof) if compared else "baseline",
                 *(_mean(group, key) for key in ("parameters", "macs", "training_seconds")),
                 *(_mean(group, key) for key in ("latency_ms", "memory_mib")),
             )
@@ -129,7 +130,7 @@ def table_rows(evaluations: Sequence[Evaluation], baseline: str) -> list[Row]:
 
 
 def by_name(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """The evaluations of each variant."""
+    """Group evaluations by variant."""
     groups: dict[str, list[Evaluation]] = {}
     for one in evaluations:
         groups.setdefault(one.name, []).append(one)
@@ -137,33 +138,33 @@ def by_name(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
 
 
 def pooled_deviation(groups: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
-    """Standard deviation of one run around its variant's mean, from all variants with several seeds.
+    """Return the standard deviation over seeds, pooled over the variants with several seeds.
 
     Returns:
-        The deviation, None where no variant has two seeds, and its degrees of freedom.
+        The deviation, or None if no variant has two seeds, and its degrees of freedom.
     """
-    squares, freedom = 0.0, 0
+    squares, dof = 0.0, 0
     for group in groups:
         values = [value for value in group if value is not None]
         if len(values) > 1:
             squares += (len(values) - 1) * float(np.var(values, ddof=1))
-            freedom += len(values) - 1
-    return (float(np.sqrt(squares / freedom)), freedom) if freedom else (None, 0)
+            dof += len(values) - 1
+    return (float(np.sqrt(squares / dof)), dof) if dof else (None, 0)
 
 
-def seed_spread(deviation: float, freedom: int, runs: int, others: int) -> float:
-    """What the difference of two means over seeds reaches in 95 of 100 cases when there is nothing to it.
+def seed_spread(deviation: float, dof: int, runs: int, others: int) -> float:
+    """Return the half width of the 95 % interval of a difference of two means over seeds, under no effect.
 
-    Student's t with the pooled deviation: few seeds know their deviation badly, and are trusted less.
+    By Student's t with the pooled deviation, so the interval is wider if the deviation comes from few seeds.
     """
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * deviation * float(np.sqrt(1 / runs + 1 / others))
+    return float(stats.t.ppf((1 + LEVEL) / 2, dof)) * deviation * float(np.sqrt(1 / runs + 1 / others))
 
 
 def average_precisions(evaluations: Sequence[Evaluation]) -> pd.Series | None:
-    """Average precision (step) of each valid query, averaged over the evaluations.
+    """Return the average precision (step) of each valid query, averaged over the evaluations.
 
-    Indexed by the query's number, file name and identity: only the same queries are ever compared. None
-    where an evaluation does not know its queries, or they are not the same.
+    The index is the number, file name and identity of the query, so that only equal queries are compared.
+    None if an evaluation has no per-query results, or other queries.
     """
     columns = []
     for one in evaluations:
@@ -176,7 +177,10 @@ def average_precisions(evaluations: Sequence[Evaluation]) -> pd.Series | None:
 
 
 def paired_difference(group: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> Difference | None:
-    """The mean difference of average precision and its bootstrap interval over queries."""
+    """Return the mean difference of average precision with its bootstrap interval over queries.
+
+    None if the two sides do not have the same queries.
+    """
     ours, theirs = average_precisions(group), average_precisions(baseline)
     if ours is None or theirs is None or not ours.index.equals(theirs.index):
         return None
@@ -186,7 +190,7 @@ def paired_difference(group: Sequence[Evaluation], baseline: Sequence[Evaluation
 
 
 def bootstrap_interval(values: np.ndarray, *, draws: int = DRAWS, seed: int = SEED) -> tuple[float, float]:
-    """Percentile interval of the mean of ``values``, ``(n,)``, under drawing n of them with replacement."""
+    """Return the bootstrap percentile interval of the mean of ``values``, ``(n,)``."""
     generator = np.random.default_rng(seed)
     n = len(values)
     means = np.array([values[generator.integers(n, size=n)].mean() for _ in range(draws)])
@@ -213,24 +217,24 @@ def _mean(group: Sequence[Evaluation], key: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _asked_differently(group: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> bool:
-    """Whether all tell their queries, and they are not the same: then figures cannot be compared."""
+def _has_other_queries(group: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> bool:
+    """Whether all evaluations have per-query results, and not of the same queries."""
     if any(one.queries is None for one in (*group, *baseline)):
         return False
     return average_precisions([*group, *baseline]) is None
 
 
 def _verdict(
-    group: Sequence[Evaluation], baseline: Sequence[Evaluation], deviation: float | None, freedom: int
+    group: Sequence[Evaluation], baseline: Sequence[Evaluation], deviation: float | None, dof: int
 ) -> Verdict:
     ours, theirs = _spread(group, "mAP"), _spread(baseline, "mAP")
     if ours is None or theirs is None:
         return ""
     if deviation is None:
         return "seed spread unknown"
-    if _asked_differently(group, baseline):
+    if _has_other_queries(group, baseline):
         return ""
     difference = ours.mean - theirs.mean
-    if abs(difference) <= seed_spread(deviation, freedom, len(group), len(baseline)):
+    if abs(difference) <= seed_spread(deviation, dof, len(group), len(baseline)):
         return "within seed spread"
     return "above" if difference > 0 else "below"

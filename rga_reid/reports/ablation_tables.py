@@ -1,8 +1,7 @@
-"""An ablation's tables as plain cells, and as CSV, Markdown and LaTeX."""
+"""Tables of an ablation report: as text cells, CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import truncate
@@ -26,40 +21,38 @@ from rga_reid.reports.ablation_stats import (
     Evaluation,
     Row,
     Spread,
-    by_name,
     table_rows,
 )
-from rga_reid.reports.html import literal, save_figure
 
 _PUBLISHED = Path(__file__).with_name("published.yaml")
 
-_LEVEL = f"{100 * LEVEL:.0f}\u00a0%"  # which no line break parts
+_LEVEL = f"{100 * LEVEL:.0f}\u00a0%"  # with a no-break space
 
 READING = (
-    "Metrics are percent, mean ± sample standard deviation over the seeds; without ± there is one run.",
-    f"Difference: mAP (step) minus the baseline's on the same queries, averaged over each side's seeds, with "
-    f"a {_LEVEL} bootstrap interval over queries. It tells what other queries might have given, not other "
+    "Metrics are percentages: mean ± sample standard deviation over the seeds, or a single run without ±.",
+    f"Difference: mAP (step) minus that of the baseline on the same queries, averaged over the seeds of each "
+    f"side, with a {_LEVEL} bootstrap interval over queries. The interval covers the choice of queries, not of "
     "seeds.",
-    f"Verdict: a difference that is not beyond the spread of the seeds (Student's t at {_LEVEL}, deviation "
-    "pooled over the variants with several seeds) is called “within seed spread” and is not ranked. Rows "
-    "stand in the order in which they were asked for, not of their scores.",
+    f"Verdict: a difference within the spread of the seeds (Student's t at {_LEVEL}, deviation pooled over the "
+    "variants with several seeds) is called “within seed spread” and is not ranked. Rows are in the order of "
+    "the request, not of the scores.",
 )
-_TESTED = "The last epoch of each run was tested, once."
+_TESTED = "Each run was tested once, at its last epoch."
 
 
 @dataclass(frozen=True, eq=False)
 class AblationReport:
-    """What a report shows.
+    """Contents of a report.
 
     Args:
         title: heading.
-        evaluations: finished runs; those of one name are seeds of one variant.
+        evaluations: finished runs; runs with one name are seeds of one variant.
         baseline: name of the variant that the others are compared with.
-        failures: names of failed runs, and why.
-        missing: names of runs that are not finished.
+        failures: name and reason of each failed run.
+        missing: names of unfinished runs.
         published: entries of ``load_published``.
-        conditions: how latency, memory and times were measured, a sentence or "".
-        planned_baseline: the one that the plan asks for, which may have no finished run yet.
+        conditions: a sentence about how latency, memory and times were measured, or "".
+        planned_baseline: baseline of the plan, which may have no finished run yet.
     """
 
     title: str
@@ -81,27 +74,30 @@ class AblationReport:
 
     @property
     def reading(self) -> list[str]:
-        """How the table is to be read. Only of runs of ``ablate``, which have seeds, is the test known."""
-        tested = all(one.seed is not None for one in self.evaluations)
-        lines = [*READING, _TESTED] if tested else [*READING]
+        """Notes on how to read the table."""
+        lines = list(READING)
+        if all(
+            one.seed is not None for one in self.evaluations
+        ):  # runs of ablate; others may be tested otherwise
+            lines.append(_TESTED)
         if self.planned_baseline not in ("", self.baseline):
             lines.append(
                 f"The baseline of the plan, {self.planned_baseline}, has no finished run: differences and "
-                f"verdicts are to {self.baseline}."
+                f"verdicts are relative to {self.baseline}."
             )
         return lines
 
     @cached_property
     def rows(self) -> list[Row]:
-        """A row for each variant."""
+        """One row per variant."""
         return table_rows(self.evaluations, self.baseline)
 
 
 def load_published(dataset: str | None) -> list[dict[str, Any]]:
-    """Figures that papers report on a data set, see ``published.yaml``; none for None.
+    """Return published results on a data set from ``published.yaml``; none for None.
 
     Raises:
-        InputError: a data set of which none are kept.
+        InputError: a data set without published results.
     """
     if dataset is None:
         return []
@@ -112,14 +108,8 @@ def load_published(dataset: str | None) -> list[dict[str, Any]]:
 
 
 def score_table(report: AblationReport) -> list[list[str]]:
-    """The heading, then a line of cells for each variant."""
-    head = [
-        "variant",
-        "seeds",
-        *METRICS.values(),
-        f"difference of mAP [{_LEVEL} interval]",
-        "verdict",
-    ]
+    """Return the table of metrics: the heading, then one row of cells per variant."""
+    head = ["variant", "seeds", *METRICS.values(), f"difference of mAP [{_LEVEL} interval]", "verdict"]
     return [head] + [
         [
             row.name,
@@ -133,7 +123,7 @@ def score_table(report: AblationReport) -> list[list[str]]:
 
 
 def cost_table(report: AblationReport) -> list[list[str]]:
-    """The heading, then a line of cells for each variant: parameters, operations, time, memory."""
+    """Return the table of parameters, operations, time and memory: the heading, then one row per variant."""
     head = ["variant", "parameters, million", "GMAC", "latency, ms", "memory, MiB", "training, minutes"]
     return [head] + [
         [
@@ -149,14 +139,14 @@ def cost_table(report: AblationReport) -> list[list[str]]:
 
 
 def published_table(report: AblationReport) -> list[list[str]]:
-    """The heading, then a line of cells for each published figure."""
+    """Return the table of published results: the heading, then one row per result."""
     keys = ("name", "mAP", "rank-1", "conditions", "source")
     head = ["published", "mAP", "rank-1", "conditions", "source"]
     return [head] + [[str(entry.get(key, "")) for key in keys] for entry in report.published]
 
 
 def csv_table(report: AblationReport) -> str:
-    """All numbers unrounded, fractions, a line for each variant."""
+    """Return unrounded numbers as CSV, metrics as fractions, one line per variant."""
     lines = []
     for row in report.rows:
         line: dict[str, Any] = {"variant": row.name, "seeds": row.seeds}
@@ -177,10 +167,11 @@ def csv_table(report: AblationReport) -> str:
 
 
 def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
-    """The report without its queries.
+    """Return the report, without its queries, as Markdown.
 
     Args:
-        figures: file names by their captions.
+        report: to be written.
+        figures: file names by caption.
     """
     parts = [
         f"# {_md(report.title)}",
@@ -191,27 +182,27 @@ def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
     parts += [_md(report.conditions)] if report.conditions else []
     parts += [f"![{_md(caption)}]({file})" for caption, file in figures.items()]
     if report.published:
-        parts += ["## Published figures", PUBLISHED_NOTE, _md_table(published_table(report))]
+        parts += ["## Published results", PUBLISHED_NOTE, _md_table(published_table(report))]
     if problems(report):
         lines = "\n".join(f"- {_md(line)}" for line in problems(report))
-        parts += ["## Runs that are not in the tables", lines]
+        parts += ["## Runs missing from the tables", lines]
     return "\n\n".join(parts) + "\n"
 
 
 PUBLISHED_NOTE = (
-    "As their authors report them, under other conditions than the runs above: not measured here, and not to "
-    "be ranked with them."
+    "As reported by their authors under other conditions than the runs above. They were not measured here and "
+    "should not be ranked with the runs."
 )
 
 
 def problems(report: AblationReport) -> list[str]:
-    """A line for each run that is not in the tables."""
+    """Return a line for each run that is missing from the tables."""
     lines = [f"failed: {name}: {why}" for name, why in report.failures]
     return lines + [f"not finished: {name}" for name in report.missing]
 
 
 def latex(report: AblationReport) -> str:
-    """Tables for a paper, with the package booktabs."""
+    """Return tables for a paper, which need the LaTeX package booktabs."""
     notes = " ".join(report.reading)
     parts = [
         "% needs \\usepackage{booktabs}",
@@ -219,7 +210,7 @@ def latex(report: AblationReport) -> str:
         _tex_table(cost_table(report), "lrrrrr", f"{report.title}: cost. {report.conditions}".strip()),
     ]
     if report.published:
-        caption = f"Published figures. {PUBLISHED_NOTE}"
+        caption = f"Published results. {PUBLISHED_NOTE}"
         parts.append(_tex_table(published_table(report), "lrrll", caption))
     return "\n".join(parts)
 
@@ -239,7 +230,7 @@ def _difference(found: Difference | None) -> str:
 
 
 def signed(value: float) -> str:
-    """One decimal, with its sign."""
+    """Format a number with its sign and one decimal."""
     return f"{value:+.1f}".replace("-", "−")
 
 
@@ -248,7 +239,7 @@ def _scaled(value: float | None, factor: float, digits: int) -> str:
 
 
 def _md(text: str) -> str:
-    # the last two: so that addresses do not become links
+    # the last two alternatives keep addresses from becoming links
     return re.sub(r"([\\`*_<>\[\]|#&~$]|:(?=//)|(?<=www)\.)", r"\\\1", " ".join(text.split()))
 
 
@@ -276,7 +267,7 @@ _TEX = {
 
 
 def escape_tex(text: str) -> str:
-    """Text that LaTeX prints as it is, also where a row begins with ``[`` or ``*``."""
+    """Escape a text for LaTeX, also at the start of a table row, where ``[`` and ``*`` would be options."""
     escaped = "".join(_TEX.get(character, character) for character in " ".join(text.split()))
     return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped
 
@@ -286,83 +277,3 @@ def _tex_table(cells: Sequence[Sequence[str]], columns: str, caption: str) -> st
     lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body]
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_tex(caption)}}}", r"\end{table}", ""]
     return "\n".join(lines)
-
-
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles repeat them with another look
-_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLES = ("-", "--", ":")
-_CMC_RANKS = 20
-_HEIGHT = 4  # inches, without the legend
-_TEXT = 11  # points: still read where the figure is as narrow as a phone
-
-
-def learning_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
-    """Training loss of each epoch; the mean over the seeds, and their range as a band. None without logs."""
-    curves = {
-        name: [one.curve for one in group if one.curve is not None and len(one.curve)]
-        for name, group in by_name(evaluations).items()
-    }
-    if not any(curves.values()):
-        return None
-    figure, axes = _axes("epoch", "training loss, mean of the epoch")
-    for number, (name, group) in enumerate(curves.items()):
-        if group:
-            epochs = min(len(curve) for curve in group)
-            values = np.array([curve["loss"].to_numpy()[:epochs] for curve in group])
-            _line(axes, number, name, group[0]["epoch"].to_numpy()[:epochs], values)
-    _legend(axes)
-    return figure
-
-
-def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
-    """Cumulative match curve of each variant, as ``learning_figure``. None without curves."""
-    curves = {name: [one.cmc for one in group if one.cmc] for name, group in by_name(evaluations).items()}
-    if not any(curves.values()):
-        return None
-    figure, axes = _axes("among the first k images", "queries with a match, percent")
-    for number, (name, group) in enumerate(curves.items()):
-        if group:
-            ranks = min(_CMC_RANKS, *(len(curve) for curve in group))
-            values = 100 * np.array([curve[:ranks] for curve in group])
-            _line(axes, number, name, np.arange(1, ranks + 1), values)
-    axes.set_xticks([1, *range(5, _CMC_RANKS + 1, 5)])
-    _legend(axes)
-    return figure
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG."""
-    buffer = io.BytesIO()
-    save_figure(figure, buffer, "svg")
-    return buffer.getvalue()
-
-
-def _axes(xlabel: str, ylabel: str) -> tuple[Figure, matplotlib.axes.Axes]:
-    figure = Figure(figsize=(6, _HEIGHT), layout="constrained")  # without pyplot: no global state, no display
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel, size=_TEXT)
-    axes.set_ylabel(ylabel, size=_TEXT)
-    axes.tick_params(labelsize=_TEXT)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, axes
-
-
-def _line(axes: matplotlib.axes.Axes, number: int, name: str, x: np.ndarray, values: np.ndarray) -> None:
-    colour = _COLOURS[number % len(_COLOURS)]
-    style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
-    label = literal(f" {name}" if name.startswith("_") else name)  # legends leave out what begins so
-    axes.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.6)
-    if len(values) > 1:
-        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-
-
-def _legend(axes: matplotlib.axes.Axes) -> None:
-    """Below the axes, so that the figure can be read where it is narrow."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(4, 64 // (8 + max(map(len, labels)))))
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.set_figheight(_HEIGHT + 0.25 * -(-len(labels) // columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=_TEXT)

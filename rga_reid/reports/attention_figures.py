@@ -1,4 +1,4 @@
-"""Figures of relations for papers and notebooks. Each function returns a matplotlib figure."""
+"""Matplotlib figures of attention modules for papers and notebooks."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from matplotlib.patches import FancyBboxPatch
 from rga_reid.errors import InputError
 from rga_reid.reports.explorer import COLOURS, Exhibit
 from rga_reid.reports.glossary import lookup
-from rga_reid.reports.html import as_mathtext, literal
+from rga_reid.reports.plots import escape_mathtext, symbols_to_mathtext
 from rga_reid.reports.relation_views import FlowStep, MatrixView, find_related
 
 
 def relation_figure(
     exhibits: Sequence[Exhibit], *, stage: int | None = None, point: tuple[float, float] = (0.36, 0.5)
 ) -> Figure:
-    """One line per matrix: photo, matrix, row, column, row − column; of channels the most and least related.
+    """Draw a row per matrix: photo, matrix, and row, column and row − column, or the most related channels.
 
     Args:
         exhibits: of one picture.
-        stage: which; by default the last whose matrices of positions are whole.
-        point: the chosen position, as shares of height and width from the top left.
+        stage: number of the stage; by default the last whose position matrices are complete.
+        point: chosen position, as fractions of height and width from the top left.
 
     Raises:
-        InputError: no matrix to show; a mechanism that does not stand after ``stage``.
+        InputError: no matrix to show, or no attention after ``stage``.
     """
     lines = [(exhibit, matrix) for exhibit in exhibits for matrix in exhibit.stage(stage).matrices]
     if not lines:
-        raise InputError("relation_figure: expected a mechanism with relation matrices")
+        raise InputError("relation_figure: expected an attention module with relation matrices")
     figure = Figure(figsize=(9.5, 3.1 * len(lines)), layout=_layout())
     grid = figure.subplots(len(lines), 5, squeeze=False, width_ratios=(1, 2, 1, 1, 1))
     for axes, (exhibit, matrix) in zip(grid, lines, strict=True):
         for one in axes:
             one.set(xticks=[], yticks=[])
         number = exhibit.stage(stage).stage
-        axes[0].set_ylabel(f"{literal(exhibit.label)}\nstage {number}, {as_mathtext(matrix.symbol)}")
+        axes[0].set_ylabel(
+            f"{escape_mathtext(exhibit.label)}\nstage {number}, {symbols_to_mathtext(matrix.symbol)}"
+        )
         _draw_matrix(axes[1], matrix)
         (_draw_positions if matrix.kind == "positions" else _draw_channels)(axes, exhibit, matrix, point)
     return figure
 
 
 def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
-    """What is applied after each stage: weights of positions, or how much each place changed.
+    """Draw the attention applied after each stage: weights of positions, or the relative change.
 
-    A change is the length of output − input, as a share of the input's.
+    The relative change is the norm of output − input, divided by the norm of the input.
     """
     stages = sorted({view.stage for exhibit in exhibits for view in exhibit.stages})
     figure = Figure(figsize=(1.9 * len(stages) + 1, 3 * len(exhibits)), layout=_layout())
@@ -59,44 +61,48 @@ def attention_figure(exhibits: Sequence[Exhibit]) -> Figure:
     for line, exhibit in zip(grid, exhibits, strict=True):
         for axes in line:
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(literal(exhibit.label))
+        line[0].set_ylabel(escape_mathtext(exhibit.label))
         for view in exhibit.stages:
             axes = line[stages.index(view.stage)]
             values = view.change if view.attention is None else view.attention
-            what = "relative change" if view.attention is None else "weight"
-            low, high = _range(values)
-            axes.set_title(f"stage {view.stage}: {what}", fontsize=8)
-            if f"{low:.4g}" == f"{high:.4g}":  # colours would show no more than rounding
+            quantity = "relative change" if view.attention is None else "weight"
+            low, high = _colour_range(values)
+            axes.set_title(f"stage {view.stage}: {quantity}", fontsize=8)
+            if f"{low:.4g}" == f"{high:.4g}":  # colours would show rounding errors
                 _show_grey(axes, exhibit)
                 axes.set_xlabel(f"{low:.4g} everywhere", fontsize=7)
             else:
-                shown = _over_photo(axes, exhibit, values, _norm(values, low, high), COLOURS["sequential"])
+                shown = _over_photo(
+                    axes, exhibit, values, _colour_norm(values, low, high), COLOURS["sequential"]
+                )
                 figure.colorbar(shown, ax=axes, shrink=0.6).ax.tick_params(labelsize=7)
     return figure
 
 
 def _layout() -> ConstrainedLayoutEngine:
-    # inches; what is rotated reaches farther than it says
+    # inches; rotated texts are wider than matplotlib estimates
     return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
 
 
 def _draw_matrix(axes: Any, matrix: MatrixView) -> None:
     picture = matrix.picture
-    low, high = _range(picture)
-    norm = _norm(picture, low, high)
-    if not isinstance(norm, PowerNorm):  # a few high numbers would leave the rest one colour
-        low, high = _range(picture, 99.5)
+    low, high = _colour_range(picture)
+    norm = _colour_norm(picture, low, high)
+    if not isinstance(norm, PowerNorm):  # a few high values would leave the rest one colour
+        low, high = _colour_range(picture, 99.5)
         norm = Normalize(low, high)
     below, above = picture.min() < low, picture.max() > high
     extend = ("both" if above else "min") if below else ("max" if above else "neither")
-    shown = axes.imshow(picture, _colours(low), norm=norm, aspect="auto", interpolation="none")
+    shown = axes.imshow(picture, _colour_map(low), norm=norm, aspect="auto", interpolation="none")
     bar = axes.figure.colorbar(shown, ax=axes, shrink=0.7, extend=extend)
     bar.ax.tick_params(labelsize=7)
-    if isinstance(norm, PowerNorm):  # whose own ticks crowd at its upper end
+    if isinstance(norm, PowerNorm):  # its default ticks crowd at the upper end
         ticks = [float(tick) for tick in norm.inverse(np.array([0, 1 / 3, 2 / 3, 1]))]
-        bar.set_ticks(ticks, labels=[_least(ticks[0], ticks[-1]), *(_number(tick, 2) for tick in ticks[1:])])
+        bar.set_ticks(
+            ticks, labels=[_format_low(ticks[0], ticks[-1]), *(_format_number(tick, 2) for tick in ticks[1:])]
+        )
     asymmetry = "" if matrix.asymmetry is None else f", asymmetry {matrix.asymmetry:.2f}"
-    symbol = as_mathtext(matrix.symbol)
+    symbol = symbols_to_mathtext(matrix.symbol)
     axes.set_title(f"{symbol}, {matrix.size[0]}×{matrix.size[1]}{asymmetry}", fontsize=8)
     notes = ["means over blocks"] * (not matrix.whole) + ["colours by cube root"] * isinstance(
         norm, PowerNorm
@@ -112,24 +118,24 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
     v, u = divmod(int(matrix.chosen[place]), width)
     axes[0].imshow(exhibit.pixels)
     axes[0].set_title("point i", fontsize=8)
-    low, high = _range(np.concatenate([row, column]))
-    norm = _norm(row, low, high)  # of both, so that they can be compared
+    low, high = _colour_range(np.concatenate([row, column]))
+    norm = _colour_norm(row, low, high)  # shared, so that row and column can be compared
     root = "\ncolours by cube root" if isinstance(norm, PowerNorm) else ""
     shown = [axes[0], axes[2], axes[3]]
     for one, values, grid, title in (
         (axes[2], row, matrix.key_grid, "row i"),
         (axes[3], column, matrix.grid, "column i"),
     ):
-        _over_photo(one, exhibit, values.reshape(grid), norm, _colours(low))
+        _over_photo(one, exhibit, values.reshape(grid), norm, _colour_map(low))
         one.set_title(title, fontsize=8)
-        one.set_xlabel(f"{_least(low, high)} to {_number(high)}{root}", fontsize=7)
+        one.set_xlabel(f"{_format_low(low, high)} to {_format_number(high)}{root}", fontsize=7)
     if row.shape == column.shape:
         difference = row - column
-        most = float(np.abs(difference).max()) or 1.0  # 0 is white, though all are 0
+        most = float(np.abs(difference).max()) or 1.0  # keeps 0 white if all values are 0
         norm = Normalize(-most, most)
         _over_photo(axes[4], exhibit, difference.reshape(matrix.grid), norm, COLOURS["diverging"])
         axes[4].set_title("row − column", fontsize=8)
-        axes[4].set_xlabel(f"{_number(-most)} to {_number(most)}", fontsize=7)
+        axes[4].set_xlabel(f"{_format_number(-most)} to {_format_number(most)}", fontsize=7)
         shown.append(axes[4])
     else:
         axes[4].axis("off")
@@ -153,24 +159,30 @@ def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[flo
     places = {int(node): place for place, node in enumerate(matrix.map_channels)}
     for one, node, title in (
         (axes[0], channel, f"channel {channel}"),
-        (axes[2], most[0], f"most: {most[0]}\n{_number(row[most[0]])}"),
-        (axes[3], most[1], f"next: {most[1]}\n{_number(row[most[1]])}"),
-        (axes[4], least[0], f"least: {least[0]}\n{_number(row[least[0]])}"),
+        (axes[2], most[0], f"most: {most[0]}\n{_format_number(row[most[0]])}"),
+        (axes[3], most[1], f"next: {most[1]}\n{_format_number(row[most[1]])}"),
+        (axes[4], least[0], f"least: {least[0]}\n{_format_number(row[least[0]])}"),
     ):
         activation = matrix.maps[places[node]]
-        _over_photo(one, exhibit, activation, _norm(activation, *_range(activation)), COLOURS["sequential"])
+        _over_photo(
+            one,
+            exhibit,
+            activation,
+            _colour_norm(activation, *_colour_range(activation)),
+            COLOURS["sequential"],
+        )
         one.set_title(title, fontsize=8)
 
 
-def _number(value: float, digits: int = 3) -> str:
-    """As people write it: 0.0123, −4.5, 1.24·10⁻⁵."""
+def _format_number(value: float, digits: int = 3) -> str:
+    """Format a number: 0.0123, −4.5, 1.24·10⁻⁵."""
     number, _, power = f"{value:.{digits}g}".replace("-", "−").partition("e")
     return f"{number}$\\cdot 10^{{{int(power.replace('−', '-'))}}}$" if power else number
 
 
-def _least(low: float, high: float) -> str:
-    """The lower end of a scale."""
-    return "about 0" if 0 < low < 1e-6 * high else _number(low)
+def _format_low(low: float, high: float) -> str:
+    """Format the lower end of a scale."""
+    return "about 0" if 0 < low < 1e-6 * high else _format_number(low)
 
 
 def _over_photo(axes: Any, exhibit: Exhibit, values: np.ndarray, norm: Normalize, colours: str) -> Any:
@@ -185,15 +197,15 @@ def _show_grey(axes: Any, exhibit: Exhibit) -> None:
     axes.imshow(exhibit.pixels.mean(axis=2), "gray", vmin=0, vmax=255)
 
 
-def _norm(values: np.ndarray, low: float, high: float) -> Normalize:
-    """Colours by the cube root where a few numbers tower above the rest, as in a sharp softmax."""
+def _colour_norm(values: np.ndarray, low: float, high: float) -> Normalize:
+    """Colour scale: by the cube root if a few values exceed the rest by far, as in a sharp softmax."""
     if low >= 0 and high > 0 and values.mean() < 0.05 * high:
         return PowerNorm(1 / 3, low, high)
     return Normalize(low, high)
 
 
-def _range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]:
-    """Limits of colours; symmetric about 0 if there are negative values."""
+def _colour_range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]:
+    """Limits of the colour scale, symmetric about 0 if there are negative values."""
     low, top = float(values.min()), float(values.max())
     high = float(np.percentile(values, percentile))
     if high - low <= 0.02 * (top - low):
@@ -201,27 +213,27 @@ def _range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]
     return (-max(-low, high), max(-low, high)) if low < 0 else (low, high)
 
 
-def _colours(low: float) -> str:
+def _colour_map(low: float) -> str:
     return COLOURS["diverging" if low < 0 else "sequential"]
 
 
-_WIDTH, _HEIGHT, _GAP = 2.5, 0.84, 0.3  # inches, of a box and between two
-_LANE = 0.16  # inches, between two arrows that go round boxes
+_WIDTH, _HEIGHT, _GAP = 2.5, 0.84, 0.3  # inches, of boxes and between them
+_LANE = 0.16  # inches, between arrows that pass around boxes
 _EDGES = {"matrix": "#e8590c", "weight": "#0b7285", "between": "#8a929c"}
 _GREY = "#5b626b"
 _ARROW = {"arrowstyle": "-|>", "color": _GREY, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
 
-Place = tuple[float, float]  #: the middle of a box, inches from the top left
+Place = tuple[float, float]  #: centre of a box, inches from the top left
 
 
 def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
-    """The data flow after a stage, by default the last whose matrices of positions are whole."""
+    """Draw the data flow after a stage, by default the last whose position matrices are complete."""
     view = exhibit.stage(stage)
     return draw_flow(view.flow, f"{lookup(exhibit.mechanism).title}, after stage {view.stage}")
 
 
 def draw_flow(steps: Sequence[FlowStep], title: str) -> Figure:
-    """A row of boxes for each level, from top to bottom; relation matrices orange, final weights blue."""
+    """Draw a row of boxes per level, top to bottom; relation matrices are orange, final weights blue."""
     across = Counter(step.level for step in steps)
     most, down = max(across.values()), max(across) + 1
     lanes = sum(1 for step in steps for name in step.inputs if step.level - _level(steps, name) > 1)
@@ -272,11 +284,17 @@ def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:
     left, right = x - _WIDTH / 2 + 0.1, x + _WIDTH / 2 - 0.1
     shape = "×".join(map(str, step.shape))
     axes.text(
-        left, y - 0.26, as_mathtext(step.symbol), va="center", fontsize=11, weight="bold", style="italic"
+        left,
+        y - 0.26,
+        symbols_to_mathtext(step.symbol),
+        va="center",
+        fontsize=11,
+        weight="bold",
+        style="italic",
     )
     axes.text(right, y - 0.26, shape, va="center", ha="right", fontsize=7.5, color=_GREY)
-    formula = step.formula or "from the stage before"
-    axes.text(left, y - 0.04, as_mathtext(_lines(formula, 1)), va="center", fontsize=7.5)
+    formula = step.formula or "output of the previous layer"
+    axes.text(left, y - 0.04, symbols_to_mathtext(_lines(formula, 1)), va="center", fontsize=7.5)
     axes.text(left, y + 0.1, _lines(step.meaning, 2), va="top", fontsize=7, linespacing=1.25, color=_GREY)
 
 
@@ -285,17 +303,17 @@ def _lines(text: str, most: int) -> str:
 
 
 def _draw_arrow(axes: Any, start: Place, stop: Place) -> None:
-    """Straight from the lower edge of a box to the upper edge of one in the row below."""
+    """Draw an arrow from the lower edge of a box to the upper edge of a box in the next row."""
     across = 0.35 * _WIDTH * max(-1.0, min(1.0, (start[0] - stop[0]) / _WIDTH))
     tip, tail = (stop[0] + across, stop[1] - _HEIGHT / 2), (start[0], start[1] + _HEIGHT / 2)
     axes.annotate("", tip, tail, arrowprops=_ARROW, zorder=1)
 
 
 def _draw_round(axes: Any, start: Place, stop: Place, edge: float, width: float) -> None:
-    """Along the margin, past the boxes between; on the right for boxes of the right half."""
+    """Draw an arrow along the margin, past the boxes in between; on the right for boxes of the right half."""
     right = start[0] > width / 2 + 0.01
     lane, side = (width - edge, _WIDTH / 2) if right else (edge, -_WIDTH / 2)
-    below = start[1] + _HEIGHT / 2 + _GAP / 4  # clear of the boxes beside the first one
+    below = start[1] + _HEIGHT / 2 + _GAP / 4  # below the neighbouring boxes
     above = stop[1]
     drop = start[0] + 0.7 * side
     line = [(drop, start[1] + _HEIGHT / 2), (drop, below), (lane, below), (lane, above)]

@@ -1,4 +1,4 @@
-"""The relation explorer: one interactive page that shows what mechanisms of attention think of a picture."""
+"""Relation explorer: one interactive HTML page that shows what attention modules compute for a picture."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from PIL import Image
 
 from rga_reid.errors import InputError
 from rga_reid.reports.glossary import lookup
-from rga_reid.reports.html import TEMPLATES, data_uri, page_environment, script_hash
-from rga_reid.reports.relation_views import WHOLE, MatrixView, StageView
+from rga_reid.reports.html import TEMPLATES, jpeg_uri, page_environment, script_hash
+from rga_reid.reports.relation_views import MAX_WHOLE, MatrixView, StageView
 
-SCRIPTS = ("explorer_numbers.js", "explorer_view.js")  #: of the page, one after the other
-COLOURS = {"sequential": "cividis", "diverging": "PuOr_r"}  # both told apart by colour-blind readers
+SCRIPTS = ("explorer_numbers.js", "explorer_view.js")  #: of the page, concatenated in this order
+COLOURS = {"sequential": "cividis", "diverging": "PuOr_r"}  #: colour maps suited to colour-blind readers
 
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """One mechanism in one model, on one picture.
+    """Trace of the attention of one model on one picture.
 
     Args:
-        mechanism: short name.
+        mechanism: short name of the attention module.
         trained: false for random weights.
         image: name of the picture, such as its file name.
-        pixels: what the model saw, uint8 ``(H, W, 3)``.
+        pixels: input of the model, uint8 ``(H, W, 3)``.
         stages: at least one, in order.
-        model: what the mechanism stands in, such as "ResNet-50, 256×128".
-        source: tells it apart from another of the same mechanism, such as the name of its checkpoint.
+        model: the network, such as "ResNet-50, 256×128 pixels".
+        source: distinguishes exhibits of the same module, such as the name of the checkpoint.
     """
 
     mechanism: str
@@ -49,11 +49,12 @@ class Exhibit:
 
     @property
     def label(self) -> str:
+        """Name for the reader, such as ``rga, trained``."""
         name = f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
         return f"{name} ({self.source})" if self.source else name
 
     def stage(self, number: int | None = None) -> StageView:
-        """A stage by its number; by default the last whose matrices of positions are whole."""
+        """Return a stage by its number; by default the last whose position matrices are complete."""
         if number is None:
             whole = [
                 view
@@ -65,19 +66,19 @@ class Exhibit:
             if view.stage == number:
                 return view
         known = ", ".join(str(view.stage) for view in self.stages)
-        raise InputError(f"stage {number}: {self.mechanism} stands after stages {known}")
+        raise InputError(f"stage {number}: expected a stage with {self.mechanism}: {known}")
 
 
 def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explorer", note: str = "") -> str:
-    """One HTML page that needs no other file and no network.
+    """Return one self-contained HTML page.
 
     Args:
-        exhibits: what is shown; those of one image are compared with each other.
+        exhibits: to be shown; exhibits of one image are compared with each other.
         title: heading of the page.
-        note: a sentence below it.
+        note: a sentence below the heading.
 
     Raises:
-        InputError: nothing to show.
+        InputError: no exhibits.
     """
     if not exhibits:
         raise InputError("exhibits: expected at least one, got none")
@@ -88,7 +89,7 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
         "photos": [
             {
                 "name": _photo_name(exhibit, photos),
-                "uri": data_uri(Image.fromarray(exhibit.pixels), quality=90),
+                "uri": jpeg_uri(Image.fromarray(exhibit.pixels), quality=90),
                 "size": list(exhibit.pixels.shape[:2]),
             }
             for exhibit in photos
@@ -110,7 +111,7 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
                 (name, lookup(name), *_asymmetries([one for one in exhibits if one.mechanism == name]))
                 for name in names
             ],
-            whole=WHOLE,
+            max_whole=MAX_WHOLE,
             data=data,
             script=script,
             script_hash=script_hash(script),
@@ -119,7 +120,7 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
 
 
 def _photo_name(exhibit: Exhibit, photos: Sequence[Exhibit]) -> str:
-    """The name of a photo, with its size where models see it in several."""
+    """Name of a photo, with its size if models of several input sizes are shown."""
     if sum(other.image == exhibit.image for other in photos) == 1:
         return exhibit.image
     return "{}, {}×{}".format(exhibit.image, *exhibit.pixels.shape[:2])
@@ -151,10 +152,10 @@ def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
 
 
 def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
-    words = ("name", "symbol", "formula", "meaning", "kind")
-    plain = ("size", "grid", "key_grid", "blocks", "key_blocks", "asymmetry", "reach", "whole")
+    texts = ("name", "symbol", "formula", "meaning", "kind")
+    numbers = ("size", "grid", "key_grid", "blocks", "key_blocks", "asymmetry", "reach", "whole")
     return {
-        **{name: getattr(matrix, name) for name in (*words, *plain)},
+        **{name: getattr(matrix, name) for name in (*texts, *numbers)},
         "picture": pack.add(matrix.picture),
         "chosen": [] if matrix.whole else matrix.chosen.tolist(),
         "rows": None if matrix.whole else pack.add(matrix.rows),
@@ -165,7 +166,7 @@ def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
 
 
 def _asymmetries(exhibits: Sequence[Exhibit]) -> tuple[list[float], bool]:
-    """Lowest and highest over all square matrices, empty if there are none; whether there is any matrix."""
+    """Lowest and highest asymmetry of the square matrices, if any; whether there are matrices at all."""
     matrices = [matrix for exhibit in exhibits for view in exhibit.stages for matrix in view.matrices]
     found = [matrix.asymmetry for matrix in matrices if matrix.asymmetry is not None]
     return ([min(found), max(found)] if found else []), bool(matrices)
@@ -178,26 +179,26 @@ def _colours(name: str) -> list[list[int]]:
     return np.round(colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).astype(int).tolist()
 
 
-RELATIVE_ERROR = 2.0**-11  #: of a packed number, unless it is 2³⁰ times smaller than the largest of its array
-_LARGEST = 15  # largest values lie below 2¹⁵ after scaling: half precision ends at 65504
+RELATIVE_ERROR = 2.0**-11  #: of a packed value that is at least 2⁻³⁰ times the largest of its array
+_MAX_EXPONENT = 15  # values are scaled below 2¹⁵, as half precision ends at 65504
 
 
 @dataclass
 class Pack:
-    """Collects arrays; ``blobs`` is what the page holds."""
+    """Compressed arrays of the page; ``blobs`` are their contents in base64."""
 
     blobs: list[str] = field(default_factory=list)
     _places: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, array: np.ndarray) -> dict[str, Any]:
-        """Keep an array; the reference says where it lies and by which power of two it was divided."""
+        """Add an array in half precision; return a reference with its blob, shape and scale."""
         largest = float(np.abs(array).max(initial=0.0))
-        exponent = math.frexp(largest)[1] - _LARGEST if largest > 0 else 0
+        exponent = math.frexp(largest)[1] - _MAX_EXPONENT if largest > 0 else 0
         halves = np.ldexp(array.astype(np.float64), -exponent).astype("<f2")
         return {"blob": self._keep(_planes(halves)), "shape": list(array.shape), "scale": 2.0**exponent}
 
     def add_pictures(self, maps: np.ndarray) -> dict[str, Any]:
-        """Keep maps ``(n, h, w)`` to be looked at, each scaled to 0 to 255 between its lowest and highest."""
+        """Add maps ``(n, h, w)`` as pictures, each scaled from its minimum and maximum to 0 and 255."""
         low = maps.min(axis=(1, 2), keepdims=True)
         span = maps.max(axis=(1, 2), keepdims=True) - low
         scaled = np.divide(maps - low, span, out=np.zeros_like(maps), where=span > 0)
@@ -212,6 +213,6 @@ class Pack:
 
 
 def _planes(halves: np.ndarray) -> bytes:
-    """All high bytes, then all low bytes: like lies beside like, which deflates better."""
+    """All high bytes, then all low bytes, which compresses better."""
     pairs = np.frombuffer(halves.tobytes(), np.uint8).reshape(-1, 2)
     return pairs[:, 1].tobytes() + pairs[:, 0].tobytes()

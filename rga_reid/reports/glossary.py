@@ -1,176 +1,183 @@
-"""What each mechanism means, in plain words: one place for the pages and figures that explain them."""
+"""Glossary of attention modules: the plain-English texts of the explorer, the figures and the docs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rga_reid.attention import ATTENTION_MODULES
+
 
 @dataclass(frozen=True)
-class Words:
-    """A mechanism for a reader new to its paper.
+class GlossaryEntry:
+    """Description of an attention module for a reader who is new to its paper. Unknown texts are empty.
 
     Args:
         title: full name.
-        paper: where it comes from.
-        idea: what it does, in one sentence.
-        nodes: what is related to what.
-        entry: what one number of the matrix is.
-        row: what a row is.
-        use: what is done with the matrix.
-        row_caption: below the picture of a row.
-        column_caption: below the picture of a column.
-        directions: which of the two are used, one of ``BOTH``, ``ROWS``, ``NONE`` and ``UNKNOWN``.
+        paper: authors and year.
+        idea: one sentence on how the module works.
+        nodes: the nodes of the relation matrix.
+        entry: meaning of one entry of the matrix.
+        row: meaning of a row.
+        use: how the module uses the matrix.
+        row_caption: caption of the picture of a row.
+        column_caption: caption of the picture of a column.
+        directions: parts of the matrix that the module reads: ``BOTH``, ``ROWS``, ``NONE`` or unknown.
     """
 
     title: str
-    paper: str
-    idea: str
-    nodes: str
-    entry: str
-    row: str
-    use: str
-    row_caption: str
-    column_caption: str
-    directions: str = "row only"
+    paper: str = ""
+    idea: str = ""
+    nodes: str = ""
+    entry: str = ""
+    row: str = ""
+    use: str = ""
+    row_caption: str = ""
+    column_caption: str = ""
+    directions: str = ""
 
 
-BOTH, ROWS, NONE, UNKNOWN = "row and column", "row only", "none", "not described here"
-_SHARES = "Shares that sum to 1: brighter places give more to the chosen point."
-_NO_SHARES = "What the chosen point takes from each place: numbers that do not sum to 1."
-_TAKERS = (
-    "Who takes from the chosen point. This mechanism gathers along rows; a column is never used by itself."
-)
-_RGA_ROW = "What the chosen point thinks of every place: row i of G. Raw products, which do not sum to 1."
+BOTH, ROWS, NONE = "row and column", "row only", "none"
+_SHARES = "Weights that sum to 1: a brighter place contributes more to the chosen point."
+_RAW_WEIGHTS = "Weight of each place for the chosen point: raw values that do not sum to 1."
+_COLUMN = "Places that take from the chosen point. This module sums along rows and never uses a column alone."
+_RGA_ROW = "Relation of the chosen point to every place: row i of G. Raw products that do not sum to 1."
 _RGA_COLUMN = (
-    "What every place thinks of the chosen point: column i of G. RGA reads this direction as well as the row."
+    "Relation of every place to the chosen point: column i of G. RGA uses both the column and the row."
 )
 
-WORDS = {
-    "rga": Words(
-        "Relation-aware global attention (RGA-SC)",
-        "Zhang et al., CVPR 2020",
-        "A point learns how important it is from its relations to all points, in both directions.",
-        "positions (G_s), then channels (G_c)",
-        "G[i, j] = θ(x_i)·φ(x_j), a raw product",
-        "relations of i to all; together with column i, a description of point i",
-        "row and column go through a small network that gives one weight a_i between 0 and 1: x_i is scaled, "
-        "nothing is mixed",
-        _RGA_ROW,
-        _RGA_COLUMN,
-        BOTH,
+#: by the short name of the module, with options that change the meaning of its matrix
+GLOSSARY = {
+    "rga": GlossaryEntry(
+        title="Relation-aware global attention (RGA-SC)",
+        paper="Zhang et al., CVPR 2020",
+        idea="A point learns its importance from its relations to all points, in both directions.",
+        nodes="positions (G_s), then channels (G_c)",
+        entry="G[i, j] = θ(x_i)·φ(x_j), a raw product",
+        row="relations of i to all points; with column i, it describes point i",
+        use="a small network turns row and column into one weight a_i between 0 and 1, which scales x_i; "
+        "features are not mixed",
+        row_caption=_RGA_ROW,
+        column_caption=_RGA_COLUMN,
+        directions=BOTH,
     ),
-    "pam": Words(
-        "Position attention (PAM)",
-        "Fu et al., CVPR 2019 (DANet)",
-        "Each position adds a mixture of all positions, weighted by likeness.",
-        "positions",
-        "A[i, j] = softmax_j(Q_i·K_j), a share",
-        "a recipe: how much i takes from each j; sums to 1",
-        "the features of all places are mixed by row i and added: γ · V Aᵀ + x",
-        _SHARES,
-        _TAKERS,
+    "pam": GlossaryEntry(
+        title="Position attention (PAM)",
+        paper="Fu et al., CVPR 2019 (DANet)",
+        idea="Each position adds a mixture of all positions, weighted by similarity.",
+        nodes="positions",
+        entry="A[i, j] = softmax_j(Q_i·K_j), a share",
+        row="how much i takes from each j; sums to 1",
+        use="the features of all positions are mixed by row i and added: γ · V Aᵀ + x",
+        row_caption=_SHARES,
+        column_caption=_COLUMN,
+        directions=ROWS,
     ),
-    "cam": Words(
-        "Channel attention (CAM)",
-        "Fu et al., CVPR 2019 (DANet)",
-        "Each channel adds a mixture of all channels; those least like it weigh most.",
-        "channels",
-        "A[i, j] = softmax_j(max_k E[i, k] − E[i, j]), E = X Xᵀ",
-        "a recipe: how much channel i takes from each j; sums to 1",
-        "channels are mixed by row i and added: γ · A X + x",
-        "Shares that sum to 1. The sign favours channels that fire in other places than this one.",
-        "How much other channels take from this one; never used by itself.",
+    "cam": GlossaryEntry(
+        title="Channel attention (CAM)",
+        paper="Fu et al., CVPR 2019 (DANet)",
+        idea="Each channel adds a mixture of all channels, in which the least similar channels weigh most.",
+        nodes="channels",
+        entry="A[i, j] = softmax_j(max_k E[i, k] − E[i, j]), E = X Xᵀ",
+        row="how much channel i takes from each j; sums to 1",
+        use="channels are mixed by row i and added: γ · A X + x",
+        row_caption="Weights that sum to 1. The minus sign favours channels that are active in other places.",
+        column_caption="How much other channels take from this one; never used alone.",
+        directions=ROWS,
     ),
-    "nonlocal": Words(
-        "Non-local block",
-        "Wang et al., CVPR 2018",
-        "Each position adds a mixture of all positions, made in fewer channels and mapped back.",
-        "positions",
-        "f[i, j] = softmax_j(θ(x_i)·φ(x_j)), a share",
-        "a recipe: how much i takes from each j; sums to 1",
-        "mixed by row i, mapped back by W and added: W(y) + x",
-        _SHARES,
-        _TAKERS,
+    "nonlocal": GlossaryEntry(
+        title="Non-local block",
+        paper="Wang et al., CVPR 2018",
+        idea="Each position adds a mixture of all positions, computed with fewer channels and mapped back.",
+        nodes="positions",
+        entry="f[i, j] = softmax_j(θ(x_i)·φ(x_j)), a share",
+        row="how much i takes from each j; sums to 1",
+        use="mixed by row i, mapped back by W and added: W(y) + x",
+        row_caption=_SHARES,
+        column_caption=_COLUMN,
+        directions=ROWS,
     ),
-    "criss_cross": Words(
-        "Criss-cross attention (CCNet)",
-        "Huang et al., ICCV 2019",
-        "In one pass a position mixes its own row and column only; a second pass reaches everything else.",
-        "positions that share a row or a column",
-        "A[i, j] = softmax of Q_i·K_j over H + W − 1 places, 0 elsewhere",
-        "a recipe over the cross through i; sums to 1",
-        "mixed along the cross and added: γ · O + x; each further pass does so again, with the same weights",
-        "One pass sees the cross of the chosen point. Two passes together reach every place, by way of the "
-        "two corners that share a line with each.",
-        _TAKERS,
+    "criss_cross": GlossaryEntry(
+        title="Criss-cross attention (CCNet)",
+        paper="Huang et al., ICCV 2019",
+        idea="One pass mixes a position with its own row and column only; a second pass reaches all positions.",
+        nodes="positions that share a row or a column",
+        entry="A[i, j] = softmax of Q_i·K_j over H + W − 1 places, 0 elsewhere",
+        row="weights over the cross through i; sums to 1",
+        use="mixed along the cross and added: γ · O + x; each pass repeats this with the same parameters",
+        row_caption="One pass covers the cross of the chosen point. Two passes reach every place, through the "
+        "two corners that share a line with both.",
+        column_caption=_COLUMN,
+        directions=ROWS,
     ),
-    "se": Words(
-        "Squeeze-and-excitation (SE)",
-        "Hu et al., CVPR 2018",
-        "Each channel is weighed by what the whole map holds, without any relation matrix.",
-        "none",
-        "none: one weight per channel",
-        "none",
-        "each channel is scaled by its weight",
-        "",
-        "",
-        NONE,
+    "se": GlossaryEntry(
+        title="Squeeze-and-excitation (SE)",
+        paper="Hu et al., CVPR 2018",
+        idea="Each channel is weighted by the average of the whole map, without a relation matrix.",
+        nodes="none",
+        entry="none: one weight per channel",
+        row="none",
+        use="each channel is scaled by its weight",
+        directions=NONE,
     ),
-    "cbam": Words(
-        "Convolutional block attention (CBAM)",
-        "Woo et al., ECCV 2018",
-        "Channels, then positions, are weighed by means and peaks, without any relation matrix.",
-        "none",
-        "none: one weight per channel, one per position",
-        "none",
-        "channels and positions are scaled by their weights",
-        "",
-        "",
-        NONE,
+    "cbam": GlossaryEntry(
+        title="Convolutional block attention (CBAM)",
+        paper="Woo et al., ECCV 2018",
+        idea="Channels, then positions, are weighted by averages and maxima, without a relation matrix.",
+        nodes="none",
+        entry="none: one weight per channel, one per position",
+        row="none",
+        use="channels and positions are scaled by their weights",
+        directions=NONE,
+    ),
+    "dual": GlossaryEntry(
+        title="Dual attention (PAM + CAM)",
+        paper="Fu et al., CVPR 2019 (DANet)",
+        idea="Position and channel attention run in parallel and are summed.",
+        nodes="positions, and channels",
+        entry="A_p[i, j] and A_c[i, j], shares",
+        row="how much i takes from each j; sums to 1",
+        use="both mixtures are added to x; with DANet's head the output is a convolution of their sum",
+        row_caption=_SHARES,
+        column_caption=_COLUMN,
+        directions=ROWS,
     ),
 }
-WORDS["rga_s"] = replace(
-    WORDS["rga"], title="Relation-aware global attention, positions (RGA-S)", nodes="positions"
-)
-WORDS["rga_c"] = replace(
-    WORDS["rga"], title="Relation-aware global attention, channels (RGA-C)", nodes="channels"
-)
-WORDS["dual"] = Words(
-    "Dual attention (PAM + CAM)",
-    "Fu et al., CVPR 2019 (DANet)",
-    "Position and channel attention side by side, summed.",
-    "positions, and channels",
-    "A_p[i, j] and A_c[i, j], shares",
-    "a recipe; sums to 1",
-    "both mixtures are added to x; with DANet's head the output is a convolution of their sum",
-    _SHARES,
-    _TAKERS,
-)
-
-
-VARIANTS = {  #: with other options than the mechanism of that name: what the matrix means is another thing
+GLOSSARY |= {
+    "rga_s": replace(
+        GLOSSARY["rga"], title="Relation-aware global attention, positions (RGA-S)", nodes="positions"
+    ),
+    "rga_c": replace(
+        GLOSSARY["rga"], title="Relation-aware global attention, channels (RGA-C)", nodes="channels"
+    ),
     "nonlocal_gaussian": replace(
-        WORDS["nonlocal"], title="Non-local block, gaussian", entry="f[i, j] = softmax_j(x_i·x_j), a share"
+        GLOSSARY["nonlocal"], title="Non-local block, gaussian", entry="f[i, j] = softmax_j(x_i·x_j), a share"
     ),
     "nonlocal_dot_product": replace(
-        WORDS["nonlocal"],
+        GLOSSARY["nonlocal"],
         title="Non-local block, dot product",
-        entry="f[i, j] = θ(x_i)·φ(x_j) / N, which may be below 0: not a share",
+        entry="f[i, j] = θ(x_i)·φ(x_j) / N, which can be negative: not a share",
         row="how much i takes from each j; does not sum to 1",
-        row_caption=_NO_SHARES,
+        row_caption=_RAW_WEIGHTS,
     ),
     "nonlocal_concatenation": replace(
-        WORDS["nonlocal"],
+        GLOSSARY["nonlocal"],
         title="Non-local block, concatenation",
         entry="f[i, j] = ReLU(w · [θ(x_i), φ(x_j)]) / N, at least 0: not a share",
         row="how much i takes from each j; does not sum to 1",
-        row_caption=_NO_SHARES,
+        row_caption=_RAW_WEIGHTS,
     ),
 }
 
 
-def lookup(mechanism: str) -> Words:
-    """The words of a mechanism, by its short name; of one not known here, no more than its name."""
-    nothing = (UNKNOWN,) * 5
-    unknown = Words(mechanism, "", *nothing, "Row i of the matrix.", "Column i of the matrix.", UNKNOWN)
-    return {**WORDS, **VARIANTS}.get(mechanism, unknown)
+def lookup(name: str) -> GlossaryEntry:
+    """Return the entry of an attention module by its short name.
+
+    A module without an entry gets one with its name as title and the first line of its docstring as idea.
+    """
+    if name in GLOSSARY:
+        return GLOSSARY[name]
+    module = ATTENTION_MODULES.get(name)
+    module = getattr(module, "func", module)  # of a partial
+    idea = (getattr(module, "__doc__", None) or "").strip().partition("\n")[0]
+    row, column = "Row i of the matrix.", "Column i of the matrix."
+    return GlossaryEntry(name, idea=idea, row_caption=row, column_caption=column)

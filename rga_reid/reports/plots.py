@@ -1,39 +1,105 @@
-"""The space of features as a picture: images that the model finds alike lie close together."""
+"""Matplotlib plots: feature space, score distributions, learning and CMC curves; saving of figures."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # figures without pyplot need no display and leave no global state
+from matplotlib.ticker import MaxNLocator
 
 from rga_reid.errors import InputError
+from rga_reid.reports.ablation_stats import Evaluation, by_name
+from rga_reid.reports.html import SUBSCRIPT, data_uri
 
-#: Okabe and Ito's colours, told apart by colour-blind readers; shapes tell what colours leave open
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000", "#8a7f00")
-OTHERS = "#a3abb5"
-OUTLINE = "#17191c"  # what is pale on white has an edge to be seen by
-_PERPLEXITY = 30  # neighbours that a point is laid out by
-_SIDE = 6.0  # inches of the figure
-_MARK = 0.18  # inches of a large mark
-_TEXT = 12  # points
-_WAYS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))  # from a mark to its label
-_FAR = (1, 2, 3)  # beside it, and farther off
+#: Okabe and Ito's colours, which colour-blind readers can distinguish
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a7f00")
+_GREY = "#a3abb5"
+_OUTLINE = "#17191c"  # keeps pale marks visible on white
 
-Box = tuple[float, float, float, float]  #: left, bottom, right and top, inches
+#: Metadata without a date, by format: the same figure gives the same bytes
+NO_DATE: dict[str, dict[str, None]] = {
+    "png": {},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None},
+}
+
+
+# ---------- saving and text ----------
+
+
+def save_figure(figure: Figure, target: Path | BinaryIO, kind: str, dpi: int = 150) -> None:
+    """Write a figure.
+
+    Args:
+        figure: to be saved.
+        target: path or open binary file.
+        kind: ``png``, ``svg`` or ``pdf``, independent of the suffix of ``target``.
+        dpi: dots per inch of a PNG.
+    """
+    # without a salt, the ids in an SVG are random
+    with matplotlib.rc_context({"svg.hashsalt": "rga-reid", "svg.fonttype": "path"}):
+        figure.savefig(target, format=kind, dpi=dpi, metadata=NO_DATE[kind])
+
+
+def figure_bytes(figure: Figure, kind: str, dpi: int = 200) -> bytes:
+    """Return a figure as the content of a ``png``, ``svg`` or ``pdf`` file."""
+    buffer = io.BytesIO()
+    save_figure(figure, buffer, kind, dpi)
+    return buffer.getvalue()
+
+
+def figure_uri(figure: Figure, dpi: int = 200) -> str:
+    """Return a figure as a PNG data URI."""
+    return data_uri("png", figure_bytes(figure, "png", dpi))
+
+
+def escape_mathtext(text: str) -> str:
+    """Escape a text, such as a file name, that matplotlib would read as a formula."""
+    return text.replace("$", r"\$")
+
+
+def symbols_to_mathtext(text: str) -> str:
+    """Set ``G_s`` with a subscript."""
+    return SUBSCRIPT.sub(r"\1$_\\mathrm{\2}$", text)
+
+
+# ---------- feature space ----------
+
+_PERPLEXITY = 30  # of t-SNE: number of neighbours that a point is placed by
+_SIDE = 6.0  # inches, of the figure
+_MARK = 0.18  # inches, of a large mark
+_FONT_SIZE = 12  # points
+_DIRECTIONS = (
+    (1, 1),
+    (-1, 1),
+    (1, -1),
+    (-1, -1),
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+)  # from a mark to its label
+_DISTANCES = (1, 2, 3)  # of a label from its mark; 1 is adjacent
+
+Box = tuple[float, float, float, float]  #: left, bottom, right, top in inches
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Points that belong together, such as the images of one person.
+    """Points of one kind, such as the images of one person.
 
     Args:
-        points: their numbers.
-        colour, marker: as matplotlib names them.
-        labels: of the points that are drawn large, by their numbers.
+        points: row numbers.
+        colour, marker: of matplotlib.
+        labels: texts of the points that are drawn large, by row number.
     """
 
     points: np.ndarray
@@ -43,21 +109,21 @@ class Group:
 
 
 def require_layout() -> None:
-    """Refuse to go on where the library that lays out points is missing.
+    """Check that scikit-learn is installed.
 
     Raises:
-        InputError: naming what to install.
+        InputError: it is not.
     """
     if find_spec("sklearn") is None:
         raise InputError("feature-space plot: needs scikit-learn: pip install scikit-learn")
 
 
 def flat_layout(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Features ``(n, d)`` as points of a plane, float32 ``(n, 2)``, by t-SNE of their cosine distances.
+    """Project features ``(n, d)`` to the plane by t-SNE of their cosine distances: float32 ``(n, 2)``.
 
     van der Maaten, Hinton: Visualizing Data using t-SNE, JMLR 2008. Neighbours stay neighbours; distances
-    between far points, and the density of a cluster, mean little. The same features and seed give the same
-    picture with one version of scikit-learn.
+    between far points and densities of clusters carry little meaning. One version of scikit-learn gives the
+    same layout for the same features and seed.
 
     Raises:
         InputError: scikit-learn is not installed; fewer than 4 rows.
@@ -74,54 +140,57 @@ def flat_layout(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def feature_space_plot(points: np.ndarray, groups: Sequence[Group]) -> Figure:
-    """All points, small and grey; those of a group in its colour and shape. Legend and axes are left out.
+    """Draw all points small and grey, and those of groups in their colours and markers.
 
     Args:
         points: ``(n, 2)``.
-        groups: drawn one over the other.
+        groups: drawn in this order, later ones on top.
     """
     figure = Figure(figsize=(_SIDE, _SIDE), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
-    middle, reach = (points.max(0) + points.min(0)) / 2, float(np.ptp(points, axis=0).max())
-    low, high = middle - 0.55 * (reach or 1), middle + 0.55 * (reach or 1)
+    centre, extent = (points.max(0) + points.min(0)) / 2, float(np.ptp(points, axis=0).max())
+    low, high = centre - 0.55 * (extent or 1), centre + 0.55 * (extent or 1)
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     axes.axis("off")
-    axes.scatter(points[:, 0], points[:, 1], s=8, color=OTHERS, linewidths=0)
+    axes.scatter(points[:, 0], points[:, 1], s=8, color=_GREY, linewidths=0)
     for group in groups:
-        style: dict[str, Any] = {"color": group.colour, "marker": group.marker, "edgecolors": OUTLINE}
-        inside, large = points[group.points], points[list(group.labels)]
-        axes.scatter(inside[:, 0], inside[:, 1], s=38, linewidths=0.5, zorder=2, **style)
+        style: dict[str, Any] = {"color": group.colour, "marker": group.marker, "edgecolors": _OUTLINE}
+        small, large = points[group.points], points[list(group.labels)]
+        axes.scatter(small[:, 0], small[:, 1], s=38, linewidths=0.5, zorder=2, **style)
         axes.scatter(large[:, 0], large[:, 1], s=130, linewidths=1.6, zorder=3, **style)
-    labels = {number: text for group in groups for number, text in group.labels.items()}
-    inches = _SIDE * (points[list(labels)] - low) / (high - low)
-    by_inches: dict[str, Any] = {"transform": figure.dpi_scale_trans, "zorder": 4}
-    ground = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    for mark, (x, y), text in zip(
-        inches, _apart(inches, list(labels.values())), labels.values(), strict=True
-    ):
-        axes.plot([mark[0], x], [mark[1], y], color=OUTLINE, linewidth=0.8, **by_inches | {"zorder": 2.5})
-        axes.text(x, y, text, size=_TEXT, weight="bold", ha="center", va="center", bbox=ground, **by_inches)
+    labels = {row: text for group in groups for row, text in group.labels.items()}
+    marks = _SIDE * (points[list(labels)] - low) / (high - low)
+    in_inches: dict[str, Any] = {"transform": figure.dpi_scale_trans, "zorder": 4}
+    background = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    places = _place_labels(marks, list(labels.values()))
+    for mark, (x, y), text in zip(marks, places, labels.values(), strict=True):
+        axes.plot([mark[0], x], [mark[1], y], color=_OUTLINE, linewidth=0.8, **in_inches | {"zorder": 2.5})
+        axes.text(
+            x, y, text, size=_FONT_SIZE, weight="bold", ha="center", va="center", bbox=background, **in_inches
+        )
     return figure
 
 
-def _apart(marks: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
-    """The middle of each text: near its mark, where it covers the least of the other marks and texts.
+def _place_labels(marks: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
+    """Choose the centre of each label: near its mark, with the least overlap with other marks and labels.
 
     Args:
         marks: ``(n, 2)``, inches.
-        texts: of the marks.
+        texts: of the labels.
     """
-    taken = [_box(x, y, _MARK, _MARK) for x, y in marks]
+    occupied = [_box(x, y, _MARK, _MARK) for x, y in marks]
     places = []
     for (x, y), text in zip(marks, texts, strict=True):
-        width, height = 0.011 * _TEXT * len(text), 0.017 * _TEXT
-        across, up = (_MARK + width) / 2, (_MARK + height) / 2
+        width, height = 0.011 * _FONT_SIZE * len(text), 0.017 * _FONT_SIZE
+        step_x, step_y = (_MARK + width) / 2, (_MARK + height) / 2
         boxes = [
-            _box(x + far * dx * across, y + far * dy * up, width, height) for far in _FAR for dx, dy in _WAYS
+            _box(x + far * dx * step_x, y + far * dy * step_y, width, height)
+            for far in _DISTANCES
+            for dx, dy in _DIRECTIONS
         ]
-        costs = [sum(_shared(box, other) for other in taken) + _outside(box) for box in boxes]
+        costs = [sum(_overlap(box, other) for other in occupied) + _area_outside(box) for box in boxes]
         left, bottom, right, top = best = boxes[int(np.argmin(costs))]
-        taken.append(best)
+        occupied.append(best)
         places.append(((left + right) / 2, (bottom + top) / 2))
     return places
 
@@ -130,44 +199,42 @@ def _box(x: float, y: float, width: float, height: float) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _shared(one: Box, other: Box) -> float:
-    """The area that both cover."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, wide) * max(0.0, high)
+def _overlap(one: Box, other: Box) -> float:
+    """Area of the intersection."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
 
 
-def _outside(box: Box) -> float:
-    """The area of a box that lies outside the figure."""
-    return (box[2] - box[0]) * (box[3] - box[1]) - _shared(box, (0, 0, _SIDE, _SIDE))
+def _area_outside(box: Box) -> float:
+    """Area of the part that is outside the figure."""
+    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, (0, 0, _SIDE, _SIDE))
 
 
-_TWO, _ONE = "#d55e00", "#0072b2"  # of Okabe and Ito, told apart by colour-blind readers
+# ---------- score distributions ----------
 
 
 def calibration_plot(
     edges: np.ndarray, genuine: np.ndarray, impostor: np.ndarray, threshold: float, note: str = ""
 ) -> Figure:
-    """Both distributions over the score, each as a share of its own pairs.
+    """Draw the score distributions of genuine and impostor pairs, each as shares of its own pairs.
 
-    There are far more impostors than genuine pairs, and what matters of them is their tail, so shares are on
-    a logarithmic scale.
+    Shares are on a logarithmic scale, because impostor pairs are far more numerous and their tail matters.
 
     Args:
         edges: of the bins, ascending, ``(bins + 1,)``.
-        genuine, impostor: numbers of scores, ``(bins,)``.
-        threshold: where a decision changes.
-        note: words above the picture.
+        genuine, impostor: numbers of scores per bin, ``(bins,)``.
+        threshold: lowest score that is decided as one person.
+        note: text above the plot.
     """
-    figure = Figure(figsize=(8, 4.8), layout="constrained")  # without pyplot: no global state, no display
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for counts, colour, name in ((impostor, _TWO, "two people"), (genuine, _ONE, "one person")):
+    for counts, colour, name in ((impostor, COLOURS[1], "two people"), (genuine, COLOURS[0], "one person")):
         label = f"{name} ({counts.sum():,} pairs)"
         axes.stairs(counts / counts.sum(), edges, fill=True, alpha=0.35, color=colour)
         axes.stairs(counts / counts.sum(), edges, color=colour, label=label)
-    axes.axvline(
-        threshold, color="black", linestyle="--", label=f"threshold {threshold:.4f}: one person from here on"
-    )
+    label = f"threshold {threshold:.4f}: one person from here on"
+    axes.axvline(threshold, color="black", linestyle="--", label=label)
     axes.set(
         yscale="log", xlabel="score (cosine similarity)", ylabel=f"share of the pairs, {len(edges) - 1} bins"
     )
@@ -176,3 +243,79 @@ def calibration_plot(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+# ---------- curves of runs ----------
+
+_LINE_STYLES = ("-", "--", ":")  # one for each round through the colours
+_CMC_RANKS = 20
+_CURVES_HEIGHT = 4  # inches, without the legend
+_CURVES_FONT_SIZE = 11  # points: legible at the width of a phone
+
+
+def learning_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """Draw the training loss per epoch: mean over the seeds and their range. None without logs."""
+    curves = {
+        name: [
+            (one.curve["epoch"].to_numpy(), one.curve["loss"].to_numpy())
+            for one in group
+            if one.curve is not None and len(one.curve)
+        ]
+        for name, group in by_name(evaluations).items()
+    }
+    return _draw_curves(curves, "epoch", "training loss, mean of the epoch")
+
+
+def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """Draw the cumulative match curves: mean over the seeds and their range. None without curves."""
+    ranks = np.arange(1, _CMC_RANKS + 1)
+    curves = {
+        name: [(ranks[: len(one.cmc)], 100 * np.array(one.cmc[:_CMC_RANKS])) for one in group if one.cmc]
+        for name, group in by_name(evaluations).items()
+    }
+    figure = _draw_curves(curves, "among the first k images", "queries with a match, percent")
+    if figure is not None:
+        figure.axes[0].set_xticks([1, *range(5, _CMC_RANKS + 1, 5)])
+    return figure
+
+
+def _draw_curves(
+    curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], xlabel: str, ylabel: str
+) -> Figure | None:
+    """Draw one line per name: the mean of its (x, y) curves, cut to the shortest, with their range as a band."""
+    if not any(curves.values()):
+        return None
+    figure = Figure(figsize=(6, _CURVES_HEIGHT), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel, size=_CURVES_FONT_SIZE)
+    axes.set_ylabel(ylabel, size=_CURVES_FONT_SIZE)
+    axes.tick_params(labelsize=_CURVES_FONT_SIZE)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for number, (name, group) in enumerate(curves.items()):
+        if not group:
+            continue
+        length = min(len(x) for x, _ in group)
+        x, values = group[0][0][:length], np.array([y[:length] for _, y in group])
+        colour = COLOURS[number % len(COLOURS)]
+        style = _LINE_STYLES[number // len(COLOURS) % len(_LINE_STYLES)]
+        # matplotlib omits labels that begin with an underscore from legends
+        label = escape_mathtext(f" {name}" if name.startswith("_") else name)
+        axes.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.6)
+        if len(values) > 1:
+            axes.fill_between(
+                x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0
+            )
+    _add_legend(figure, axes)
+    return figure
+
+
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    """Add a legend below the axes, where it leaves a narrow figure its width."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, 64 // (8 + max(map(len, labels)))))
+    figure.set_figheight(_CURVES_HEIGHT + 0.25 * -(-len(labels) // columns))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=_CURVES_FONT_SIZE
+    )

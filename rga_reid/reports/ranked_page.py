@@ -1,4 +1,4 @@
-"""A page of pictures: each query with its ranked gallery matches, right and wrong told apart."""
+"""HTML page of pictures: each query with its ranked gallery matches, marked as correct or wrong."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rga_reid.runtime import track
 
 Correctness = Literal["correct", "wrong", "junk", "unknown"]
 
-JUNK_PID = -1  #: of a detection that shows no one well enough to judge
-_DECIMALS = (3, 4, 5, 6)  # of scores: as few as tell those of a query apart
-_BOX = (192, 384)  # (width, height) that a thumbnail fits into: twice what the page shows, for sharp screens
+JUNK_PID = -1  #: label of a detection without a clear person
+_DECIMALS = (3, 4, 5, 6)  # of scores: the fewest that distinguish the scores of a query
+_BOX = (192, 384)  # maximum width and height of thumbnails: twice the size on the page, for sharp screens
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Picture:
     """An image of a person.
 
     Args:
-        path: the image file; a file that is missing or unreadable is shown as a placeholder.
-        pid, camid: identity and camera; None where unknown.
+        path: image file; a missing or unreadable one is shown as a placeholder.
+        pid, camid: identity and camera; None if unknown.
     """
 
     path: str
@@ -39,7 +39,7 @@ class Match(Picture):
 
     Args:
         rank: from 1.
-        score: similarity to the query: higher is more alike.
+        score: similarity to the query; higher is more similar.
     """
 
     rank: int
@@ -47,10 +47,10 @@ class Match(Picture):
 
 
 def verdict(query: Picture, match: Picture) -> Correctness:
-    """What a match is worth, by its labels.
+    """Judge a match by its labels.
 
-    ``junk`` is what an evaluation would leave out: a pid of −1, the same person seen by the same camera, or
-    the query's own file. ``unknown`` is a pair whose labels do not tell.
+    ``junk`` is ignored by evaluations: a pid of −1, the same person from the same camera, or the query file
+    itself. ``unknown`` means that labels are missing.
     """
     if match.pid == JUNK_PID or match.path == query.path:
         return "junk"
@@ -71,19 +71,19 @@ def ranked_page(
     template: str = "ranked_page.html",
     **more: Any,
 ) -> str:
-    """One HTML page that needs no other file and no network.
+    """Return one self-contained HTML page.
 
     Args:
-        queries: q query images.
+        queries: query images.
         matches: for each query its matches, best first.
         title: heading of the page.
-        note: a sentence below it.
-        captions: words below each query; none by default.
-        template: one that extends ``ranked_page.html``.
-        more: what that template shows besides.
+        note: a sentence below the heading.
+        captions: texts below each query; none by default.
+        template: a template that extends ``ranked_page.html``.
+        more: further variables of that template.
 
     Returns:
-        The page. Thumbnails are inside it, every name is escaped. Where no label is known, nothing is marked.
+        The page. It embeds the thumbnails and escapes every name. Without labels, no match is marked.
 
     Raises:
         InputError: not one list of matches for each query.
@@ -108,10 +108,10 @@ def ranked_page(
     )
 
 
-def _row(query: Picture, found: Sequence[Match], caption: str) -> dict[str, Any]:
-    cards = [{"match": match, "verdict": verdict(query, match)} for match in found]
+def _row(query: Picture, matches: Sequence[Match], caption: str) -> dict[str, Any]:
+    cards = [{"match": match, "verdict": verdict(query, match)} for match in matches]
     counts = Counter(card["verdict"] for card in cards)
-    scores = [match.score for match in found]
+    scores = [match.score for match in matches]
     judged = counts["correct"] + counts["wrong"]
     return {
         "query": query,
@@ -119,12 +119,12 @@ def _row(query: Picture, found: Sequence[Match], caption: str) -> dict[str, Any]
         "cards": cards,
         "correct": counts["correct"],
         "judged": judged,
-        "decimals": next((d for d in _DECIMALS if _told_apart(scores, d)), _DECIMALS[-1]),
+        "decimals": next((d for d in _DECIMALS if _distinguishes(scores, d)), _DECIMALS[-1]),
     }
 
 
-def _told_apart(scores: Sequence[float], decimals: int) -> bool:
-    """Whether scores that differ are written differently."""
+def _distinguishes(scores: Sequence[float], decimals: int) -> bool:
+    """Whether different scores look different with so many decimals."""
     return len({f"{score:.{decimals}f}" for score in scores}) == len(set(scores))
 
 

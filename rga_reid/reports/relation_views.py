@@ -1,4 +1,4 @@
-"""Relation matrices made fit to be shown: whole if small, else a pooled picture and exact rows."""
+"""Relation matrices prepared for display: complete if small, otherwise pooled, with exact rows of some nodes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from rga_reid.models.analysis import StageCapture
 Grid = tuple[int, int]  #: (rows, columns) of a map of positions
 Kind = Literal["matrix", "weight", "between"]
 
-WHOLE = 512  #: matrices of up to this many nodes are kept whole
-POOLED = 128  #: a larger one is shown as a picture of about so many blocks a side
-POINTS: Grid = (8, 4)  #: and exactly at so many points, spread evenly over the map
-CHANNELS = 16  #: or at so many channels, the most active ones
-RELATED = 4  #: channels most and least related to one
-MAP_CELLS = 128  #: an activation map is pooled to at most so many cells
+MAX_WHOLE = 512  #: nodes of a matrix that is kept complete; a larger one is pooled
+MAX_BLOCKS = 128  #: blocks per side of a pooled matrix
+EXACT_POINTS: Grid = (8, 4)  #: evenly spread positions whose rows stay exact in a pooled matrix
+EXACT_CHANNELS = 16  #: most active channels whose rows stay exact in a pooled matrix
+RELATED = 4  #: most and least related channels that are shown for a channel
+MAX_MAP_CELLS = 128  #: cells of an activation map
 BOTH_PASSES = "both_passes"
 
 
 @dataclass(frozen=True)
 class FlowStep:
-    """One tensor of a data flow.
+    """One tensor in the data flow of an attention module.
 
     Args:
-        symbol, meaning, formula, shape, inputs: as of ``Step``.
-        kind: what it is in the mechanism: a relation matrix, the weight that is finally applied, or neither.
-        level: 0 for what comes in, else 1 more than the highest level of its inputs; tensors of one level do
+        symbol, meaning, formula, shape, inputs: see ``Step``.
+        kind: a relation matrix, the weight that is finally applied, or neither.
+        level: 0 for the input, otherwise 1 more than the highest level of its inputs. Tensors of one level do
             not depend on each other.
     """
 
@@ -48,25 +48,25 @@ class FlowStep:
 
 @dataclass(frozen=True, eq=False)
 class MatrixView:
-    """One relation matrix of R rows and K columns.
+    """One relation matrix with R rows and K columns.
 
     Args:
-        name: as in ``Relations.matrices``.
-        symbol, formula, meaning: of the step that made it.
-        kind: what the nodes are.
+        name: key in ``Relations.matrices``.
+        symbol, formula, meaning: of the step that computes it.
+        kind: nodes of the matrix.
         size: (R, K).
-        grid: the map that rows run over, (H, W); (R, 1) for channels.
-        key_grid: the same for columns; smaller where keys are pooled.
-        picture: float32, all of the matrix, or means over blocks of it.
-        blocks: the map that the picture's rows run over: ``grid``, or a coarser one.
-        key_blocks: the same for its columns.
-        chosen: nodes with exact rows and columns; all of them, in order, if the matrix is whole.
-        rows: float32 ``(chosen, K)``; empty if the matrix is whole.
-        columns: float32 ``(chosen, R)``, of the key at the same place; empty if the matrix is whole.
+        grid: map of the rows, (H, W); (R, 1) for channels.
+        key_grid: map of the columns; smaller if keys are pooled.
+        picture: float32, the complete matrix or its block means.
+        blocks: map of the rows of ``picture``: ``grid``, or a coarser one.
+        key_blocks: map of the columns of ``picture``.
+        chosen: nodes with exact rows and columns; all nodes if the matrix is complete.
+        rows: float32 ``(chosen, K)``; empty if the matrix is complete.
+        columns: float32 ``(chosen, R)``, of the key at the same place; empty if the matrix is complete.
         asymmetry: see ``asymmetry``; None if the matrix is not square.
-        reach: mean share of entries in a row that are not 0.
+        reach: mean share of non-zero entries in a row.
         maps: activation maps of channels, float32 ``(m, h, w)``; empty for positions.
-        map_channels: the channels they belong to.
+        map_channels: channels of ``maps``.
     """
 
     name: str
@@ -90,22 +90,24 @@ class MatrixView:
 
     @property
     def whole(self) -> bool:
+        """Whether ``picture`` is the complete matrix."""
         return self.picture.shape == self.size
 
     def nearest(self, node: int) -> int:
-        """Place in ``chosen`` of the chosen node nearest to ``node``."""
+        """Return the index in ``chosen`` of the node nearest to ``node``."""
         if self.whole:
             return node
         width = self.grid[1]
-        here, there = divmod(node, width), divmod(self.chosen, width)
-        return int(np.argmin((there[0] - here[0]) ** 2 + (there[1] - here[1]) ** 2))
+        row, column = divmod(node, width)
+        rows, columns = divmod(self.chosen, width)
+        return int(np.argmin((rows - row) ** 2 + (columns - column) ** 2))
 
     def row(self, place: int) -> np.ndarray:
-        """What the chosen node at ``place`` takes from, or thinks of, every node: ``(K,)``."""
+        """Return the row of the chosen node at index ``place``: ``(K,)``."""
         return self.picture[place] if self.whole else self.rows[place]
 
     def column(self, place: int) -> np.ndarray:
-        """What every node takes from, or thinks of, the one at ``place``: ``(R,)``."""
+        """Return the column of the chosen node at index ``place``: ``(R,)``."""
         if not self.whole:
             return self.columns[place]
         return self.picture[:, _key(int(self.chosen[place]), self.grid, self.key_grid)]
@@ -113,16 +115,16 @@ class MatrixView:
 
 @dataclass(frozen=True, eq=False)
 class StageView:
-    """What one mechanism does after one stage, on one picture.
+    """Trace of one attention module after one stage, on one picture.
 
     Args:
         stage: from 1 to 4.
-        channels, grid: of the map.
-        flow: the intermediate tensors, in order.
-        matrices: those of the mechanism; criss-cross has its passes taken together besides.
-        attention: of each position, float32 ``(H, W)``, or None if positions are not weighed.
-        channel_attention: of each channel, float32 ``(C,)``, or None.
-        change: length of output − input at each position, as a share of the input's, float32 ``(H, W)``.
+        channels, grid: shape of the map.
+        flow: intermediate tensors, in order.
+        matrices: relation matrices; criss-cross attention also has the product of its passes.
+        attention: weight of each position, float32 ``(H, W)``, or None.
+        channel_attention: weight of each channel, float32 ``(C,)``, or None.
+        change: norm of output − input relative to the input, at each position, float32 ``(H, W)``.
     """
 
     stage: int
@@ -136,7 +138,7 @@ class StageView:
 
 
 def stage_view(capture: StageCapture) -> StageView:
-    """The part of a capture that is shown."""
+    """Prepare the capture of a stage for display."""
     _, channels, height, width = capture.x.shape
     x = capture.x[0]
     change = (capture.output[0] - x).norm(dim=0) / x.norm(dim=0).clamp(min=torch.finfo(x.dtype).tiny)
@@ -158,7 +160,7 @@ def stage_view(capture: StageCapture) -> StageView:
 
 
 def flow_steps(flow: Sequence[Step], matrices: Iterable[Tensor], weights: Iterable[Tensor]) -> list[FlowStep]:
-    """The steps of a data flow, each with its part in the mechanism and its level."""
+    """Return the steps of a data flow with their kinds and levels."""
     kinds: dict[int, Kind] = dict.fromkeys(map(id, matrices), "matrix")
     kinds.update(dict.fromkeys(map(id, weights), "weight"))
     levels: dict[str, int] = {}
@@ -172,7 +174,7 @@ def flow_steps(flow: Sequence[Step], matrices: Iterable[Tensor], weights: Iterab
 
 
 def asymmetry(matrix: Tensor) -> float:
-    """How much of the relations runs one way only: 0 for a symmetric matrix, 1 if no pair is mutual.
+    """Return the asymmetry of a square matrix: 0 if symmetric, 1 if no relation is mutual.
 
     Σ |M[i, j] − M[j, i]| / Σ (|M[i, j]| + |M[j, i]|) over i ≠ j.
     """
@@ -182,7 +184,7 @@ def asymmetry(matrix: Tensor) -> float:
 
 
 def pool(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
-    """Means over blocks of about ``POOLED`` × ``POOLED``, blocks being rectangles of the two maps."""
+    """Return block means of a matrix, about ``MAX_BLOCKS`` per side; blocks are rectangles of the two maps."""
     (h, w), (kh, kw) = _coarse(grid), _coarse(key_grid)
     keys = torch.nn.functional.adaptive_avg_pool2d(matrix.reshape(-1, 1, *key_grid), (kh, kw)).flatten(1)
     rows = torch.nn.functional.adaptive_avg_pool2d(keys.T.reshape(-1, 1, *grid), (h, w)).flatten(1)
@@ -190,29 +192,28 @@ def pool(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
 
 
 def find_related(row: np.ndarray, own: int, count: int = RELATED) -> tuple[list[int], list[int]]:
-    """Nodes with the highest and the lowest values of a row, best first; the node itself is left out."""
+    """Return the nodes with the highest and with the lowest values in a row, except the node itself."""
     order = [int(node) for node in np.argsort(-row, kind="stable") if node != own]
     return order[:count], order[: -count - 1 : -1]
 
 
 def _matrix_view(capture: StageCapture, name: str, matrix: Tensor) -> MatrixView:
-    place = next(n for n, step in enumerate(capture.flow) if step.tensor is capture.matrices[name])
-    step = capture.flow[place]
+    step = next(step for step in capture.flow if step.tensor is capture.matrices[name])
     rows, keys = matrix.shape
     grid: Grid = (capture.x.shape[2], capture.x.shape[3])
     if name.startswith("channel"):
-        shown = _node_map(capture.flow, step, rows, grid)
-        return _view(name, step, "channels", matrix, (rows, 1), (keys, 1), shown)
+        node_map = _node_map(capture.flow, step, rows, grid)
+        return _view(name, step, "channels", matrix, (rows, 1), (keys, 1), node_map)
     return _view(name, step, "positions", matrix, grid, _key_grid(grid, keys), None)
 
 
 def _both_passes(capture: StageCapture, passes: Sequence[Tensor]) -> MatrixView:
-    """What a position takes from each other one through all passes: the product of the matrices."""
+    """The product of the matrices: how much a position takes from each other one through all passes."""
     product = passes[0]
     for later in passes[1:]:
         product = later @ product
     symbols = " ".join(f"A_{number}" for number in range(len(passes), 0, -1))
-    step = Step(symbols, "what i takes from each j through all passes", f"{symbols} (product)", product)
+    step = Step(symbols, "how much i takes from each j through all passes", f"{symbols} (product)", product)
     grid = (capture.x.shape[2], capture.x.shape[3])
     return _view(BOTH_PASSES, step, "positions", product, grid, grid, None)
 
@@ -224,25 +225,25 @@ def _view(
     matrix: Tensor,
     grid: Grid,
     key_grid: Grid,
-    shown: Tensor | None,
+    node_map: Tensor | None,
 ) -> MatrixView:
     rows, keys = matrix.shape
-    whole = max(rows, keys) <= WHOLE
+    whole = max(rows, keys) <= MAX_WHOLE
     if whole:
         chosen = torch.arange(rows)
-    elif shown is None:
+    elif node_map is None:
         chosen = _spread(grid)
-    else:
-        chosen = shown.flatten(1).abs().mean(1).topk(min(CHANNELS, rows)).indices.sort().values
-    of_keys = torch.tensor([_key(int(node), grid, key_grid) for node in chosen])
+    else:  # the most active channels
+        activity = node_map.flatten(1).abs().mean(1)
+        chosen = activity.topk(min(EXACT_CHANNELS, rows)).indices.sort().values
+    chosen_keys = torch.tensor([_key(int(node), grid, key_grid) for node in chosen])
     exact_rows = _array(matrix[:0] if whole else matrix[chosen])
-    exact_columns = _array(matrix.T[:0] if whole else matrix.T[of_keys])
-    wanted = np.arange(rows if whole else 0)
-    if shown is not None and not whole:
-        found = [find_related(line, int(node)) for node, line in zip(chosen, exact_rows, strict=True)]
-        found += [find_related(line, int(node)) for node, line in zip(chosen, exact_columns, strict=True)]
-        wanted = np.unique([*chosen.tolist(), *(node for pair in found for side in pair for node in side)])
-    maps = np.zeros((0, 1, 1), np.float32) if shown is None else _small_maps(shown[wanted])
+    exact_columns = _array(matrix.T[:0] if whole else matrix.T[chosen_keys])
+    mapped = np.arange(rows)  # channels whose activation maps are kept
+    if node_map is not None and not whole:
+        lines = [*zip(chosen, exact_rows, strict=True), *zip(chosen, exact_columns, strict=True)]
+        related = [node for own, line in lines for side in find_related(line, int(own)) for node in side]
+        mapped = np.unique([*chosen.tolist(), *related])
     return MatrixView(
         name,
         step.symbol,
@@ -260,52 +261,52 @@ def _view(
         exact_columns,
         asymmetry(matrix) if rows == keys else None,
         float((matrix != 0).double().mean()),
-        maps,
-        wanted if shown is not None else wanted[:0],
+        np.zeros((0, 1, 1), np.float32) if node_map is None else _small_maps(node_map[mapped]),
+        mapped[:0] if node_map is None else mapped,
     )
 
 
 def _node_map(flow: Sequence[Step], matrix: Step, channels: int, grid: Grid) -> Tensor:
-    """The map (C, H, W) whose channels are the nodes: the nearest that the matrix is computed from."""
+    """The map (C, H, W) whose channels are the nodes: the last one on the way to the matrix."""
     steps, reached = {step.symbol: step for step in flow}, [matrix]
     while reached:
         reached = [steps[name] for step in reached for name in step.inputs]
         for step in reached:
             if step.shape == (1, channels, *grid):
                 return step.tensor[0]
-    raise InputError(f"{matrix.symbol}: its formulas lead to no map of {channels} channels")
+    raise InputError(f"{matrix.symbol}: not computed from a map of {channels} channels")
 
 
 def _small_maps(maps: Tensor) -> np.ndarray:
     height, width = maps.shape[1:]
-    while height * width > MAP_CELLS:
+    while height * width > MAX_MAP_CELLS:
         height, width = (height + 1) // 2, (width + 1) // 2
     return _array(torch.nn.functional.adaptive_avg_pool2d(maps, (height, width)))
 
 
 def _coarse(grid: Grid) -> Grid:
     height, width = grid
-    while height * width > POOLED:
+    while height * width > MAX_BLOCKS:
         height, width = (height + 1) // 2, (width + 1) // 2 if width > 1 else 1
     return height, width
 
 
 def _spread(grid: Grid) -> Tensor:
-    """Positions in the middle of ``POINTS`` equal parts of the map."""
-    (height, width), (down, across) = grid, (min(POINTS[0], grid[0]), min(POINTS[1], grid[1]))
+    """Centres of ``EXACT_POINTS`` equal parts of the map."""
+    (height, width), (down, across) = grid, (min(EXACT_POINTS[0], grid[0]), min(EXACT_POINTS[1], grid[1]))
     rows = ((torch.arange(down) + 0.5) * height / down).long()
     columns = ((torch.arange(across) + 0.5) * width / across).long()
     return (rows[:, None] * width + columns).flatten()
 
 
 def _key_grid(grid: Grid, keys: int) -> Grid:
-    """The map of the keys: of the positions, or of 2×2 pools of them."""
+    """Map of the keys: all positions, or 2×2 pools of them."""
     height, width = grid
     return grid if keys == height * width else (height // 2, width // 2)
 
 
 def _key(node: int, grid: Grid, key_grid: Grid) -> int:
-    """The key at the place of a node."""
+    """The key at the position of a node."""
     row, column = divmod(node, grid[1])
     row, column = row * key_grid[0] // grid[0], column * key_grid[1] // grid[1]
     return row * key_grid[1] + column

@@ -18,15 +18,14 @@ from rga_reid.reports.ablation_stats import Evaluation
 from rga_reid.reports.ablation_tables import (
     AblationReport,
     _md,
-    cmc_figure,
     csv_table,
     escape_tex,
     latex,
-    learning_figure,
     load_published,
     markdown,
     score_table,
 )
+from rga_reid.reports.plots import cmc_figure, learning_figure
 
 EVIL = '<img src=x onerror="alert(1)">&_$%'
 
@@ -139,7 +138,7 @@ def test_markdown_keeps_its_columns(report: AblationReport) -> None:
     assert "![Curves](cmc.svg)" in text
     assert "<img" not in text.replace(r"\<img", "")
     assert text.endswith(
-        "## Runs that are not in the tables\n\n"
+        "## Runs missing from the tables\n\n"
         f"- failed: other seed 0: no {_md(EVIL)}\n- not finished: late seed 1\n"
     )
 
@@ -167,7 +166,7 @@ def test_latex_escapes(report: AblationReport) -> None:
         assert escape_tex(text) == "{}" + text
     assert escape_tex("a[9cm]*") == "a[9cm]*"
     text = latex(report)
-    assert "The last epoch of each run was tested, once." in text
+    assert "Each run was tested once, at its last epoch." in text
     assert r"onerror=\"alert" not in text
     assert r"\&\_\$\%" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
@@ -182,10 +181,10 @@ def test_what_is_not_known_is_blank(tmp_path: Path) -> None:
     )
     page = report_page(bare)
     assert "Curves" not in page
-    assert "gain and lose" not in page
+    assert "largest gains" not in page
     assert score_table(bare)[2] == ["b", "1", "60.0", "", "", "", "", "seed spread unknown"]
     assert len(write_report(bare, tmp_path)) == 4
-    assert "last epoch" not in page  # nobody knows which epoch other people tested
+    assert "last epoch" not in page  # unknown for other evaluations
 
 
 @pytest.mark.parametrize("names", [["_old"], ["_old", "new$"]])
@@ -212,10 +211,10 @@ def test_one_query_that_gains_is_one(report: AblationReport) -> None:
     assert base.queries is not None
     better = base.queries.assign(AP_step=base.queries.AP_step + (base.queries["query"] == 3) * 0.05)
     page = report_page(AblationReport("x", [base, replace(other, queries=better)], "base"))
-    assert "The one that gains most" in page
+    assert "Largest gain" in page
     assert "<b>+5.0</b>" in page
-    assert "lose" not in page.split("gain and lose most")[1].split("</p>")[1]
-    assert "The last epoch of each run was tested, once." in page
+    assert "Largest loss" not in page
+    assert "Each run was tested once, at its last epoch." in page
 
 
 def test_reports_of_nothing_are_refused() -> None:

@@ -30,12 +30,12 @@ async function numbers(reference) {
   return reference.values;
 }
 const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
-/** A number with so many digits: 0.1234, 1234, 1.234·10⁻⁵, −3.2. */
-function spoken(value, digits = 4) {
+/** Format a number to a number of digits: 0.1234, 1234, 1.234·10⁻⁵, −3.2. */
+function formatNumber(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value), sign = value < 0 ? "−" : "";
   if (size < 1e4 && size >= 1e-3) {
-    const plain = size.toPrecision(digits); // with an exponent where there are more digits before the point
+    const plain = size.toPrecision(digits); // has an exponent if the integer part has more digits
     return sign + (plain.includes("e") ? size.toFixed(0) : plain);
   }
   const [digit, power] = size.toExponential(digits - 1).split("e");
@@ -49,7 +49,7 @@ const range = (values) => {
 
 // ---------- symbols: G_s is G with the subscript s ----------
 const SUBSCRIPT = /(?<![A-Za-z])([A-Za-zΑ-ω]|softmax|max)_([A-Za-z0-9])(?![A-Za-z0-9])/g;
-/** Text as nodes to append, subscripts lowered. */
+/** Text as nodes to append, with subscripts. */
 function typeset(text) {
   const nodes = [];
   let done = 0;
@@ -62,7 +62,7 @@ function typeset(text) {
   return [...nodes, text.slice(done)];
 }
 
-// ---------- a relation matrix: whole, or exact at chosen nodes ----------
+// ---------- a relation matrix: complete, or exact at chosen nodes ----------
 async function ready(matrix) {
   if (matrix.ready) return matrix;
   const [picture, rows, columns] = await Promise.all([numbers(matrix.picture), numbers(matrix.rows), numbers(matrix.columns)]);
@@ -72,7 +72,7 @@ async function ready(matrix) {
 }
 const cell = (v, u, grid) => Math.min(grid[0] - 1, Math.floor(v * grid[0])) * grid[1] + Math.min(grid[1] - 1, Math.floor(u * grid[1]));
 const middle = (node, grid) => [(Math.floor(node / grid[1]) + 0.5) / grid[0], ((node % grid[1]) + 0.5) / grid[1]];
-/** The place of the node shown for (v, u): the node itself, or the nearest chosen one. */
+/** Index of the node shown for (v, u): the node itself, or the nearest chosen one. */
 function nearest(matrix, v, u) {
   if (matrix.whole) return cell(v, u, matrix.grid);
   let best = 0, least = Infinity;
@@ -117,7 +117,7 @@ function loadPhoto(photo) {
     image.src = photo.uri;
   });
 }
-/** Numbers as colours. With a power below 1, small numbers are told apart; 0 is left clear. */
+/** Values as colours. A power below 1 resolves small values and leaves 0 transparent. */
 function paint(values, grid, low, high, colours, start = 0, power = 1) {
   const canvas = document.createElement("canvas");
   canvas.width = grid[1]; canvas.height = grid[0];
@@ -167,14 +167,14 @@ function bar(id, low, high, colours, note = "") {
     holder.children[1].width = 128; holder.children[1].height = 1;
     holder.children[1].setAttribute("aria-hidden", "true");
   }
-  holder.children[0].textContent = spoken(low, 3);
-  holder.children[2].textContent = spoken(high, 3) + note;
+  holder.children[0].textContent = formatNumber(low, 3);
+  holder.children[2].textContent = formatNumber(high, 3) + note;
   if (holder.dataset.colours !== colours) {
     holder.children[1].getContext("2d").drawImage(paint(Float32Array.from({ length: 128 }, (_, k) => k), [1, 128], 0, 127, data.colours[colours]), 0, 0);
     holder.dataset.colours = colours;
   }
 }
-/** Where few numbers stand out far above the rest, as in a sharp softmax, colours follow the cube root. */
+/** Exponent of the colour scale: 1/3 if a few values exceed the rest by far, as in a sharp softmax. */
 function powerOf(values, low, high) {
   if (low < 0 || !(high > 0)) return 1;
   let sum = 0;

@@ -26,7 +26,7 @@ function drawMatrix(m) {
   bar("bar-matrix", m.drawn.low, m.drawn.high, m.drawn.colours, m.drawn.note);
   return context;
 }
-/** The row and the column of (v, u), through the dots that they are part of. */
+/** Draw lines through the row and the column of (v, u). */
 function lines(m, v, u) {
   const share = (cell(v, u, m.blocks) + 0.5) / m.picture.shape[0], keyShare = (cell(v, u, m.key_blocks) + 0.5) / m.picture.shape[1];
   const context = drawMatrix(m), side = context.canvas.width, style = getComputedStyle(document.documentElement);
@@ -36,14 +36,14 @@ function lines(m, v, u) {
   context.beginPath(); context.moveTo(keyShare * side, 0); context.lineTo(keyShare * side, side); context.stroke();
   context.setLineDash([]);
 }
-/** Text parts: strings, and [text, number id, number] for numbers that can be read back. */
-function tell(id, parts) {
+/** Show parts: [text], or [text, id, number] for a number that scripts can read. */
+function showParts(id, parts) {
   $(id).replaceChildren(...parts.map(([text, name, value]) => {
     const span = document.createElement("span");
     span.append(...typeset(text));
     if (name) {
       const number = document.createElement("b");
-      number.id = name; number.textContent = spoken(value); number.dataset.value = String(value);
+      number.id = name; number.textContent = formatNumber(value); number.dataset.value = String(value);
       span.append(" ", number);
     }
     return span;
@@ -65,18 +65,18 @@ function showPositions() {
   bar("bar-row", a, b, colours, rootNote(power)); bar("bar-column", a, b, colours, rootNote(power));
   $("fig-difference").hidden = !square;
   if (square) {
-    const difference = row.map((value, k) => value - column[k]), [l, h] = range(difference), most = Math.max(-l, h) || 1; // 0 is white, though all are 0
+    const difference = row.map((value, k) => value - column[k]), [l, h] = range(difference), most = Math.max(-l, h) || 1; // keeps 0 white if all values are 0
     all.push(overPhoto($("difference"), exhibit().photo, paint(difference, m.grid, -most, most, data.colours.diverging)));
     bar("bar-difference", -most, most, "diverging");
   }
   for (const context of all) { mark(context, v, u, m.grid, false); mark(context, ov, ou, m.grid, true); }
   lines(m, v, u);
-  const at = (n, grid) => `${Math.floor(n / grid[1]) + 1} down, ${(n % grid[1]) + 1} across`; // rows and columns are those of matrices
+  const at = (n, grid) => `${Math.floor(n / grid[1]) + 1} down, ${(n % grid[1]) + 1} across`; // "row" and "column" refer to matrices
   const parts = [[`○ point i: ${at(node, m.grid)}${state.held ? " (held)" : ""}`], [`□ point j: ${at(otherNode, m.grid)}`],
     [`${m.symbol}[i, j], i → j:`, "value-row", row[otherKey]], [`${m.symbol}[j, i], j → i:`, "value-column", column[otherNode]],
     ["sum of the row:", "value-sum", row.reduce((sum, value) => sum + value, 0)]];
   if (m.asymmetry !== null) parts.push(["asymmetry of the matrix:", "value-asymmetry", m.asymmetry]);
-  tell("readout", parts);
+  showParts("readout", parts);
   $("readout").dataset.node = node; $("readout").dataset.other = otherKey;
 }
 
@@ -92,13 +92,13 @@ function showChannels() {
   thumbnails("most", m, order.slice(0, 4), row, column);
   thumbnails("least", m, order.slice(-4).reverse(), row, column);
   lines(m, ...middle(channel, m.grid));
-  $("head-most").textContent = `Channels that ${channel} relates to most`;
-  $("head-least").textContent = `Channels that ${channel} relates to least`;
+  $("head-most").textContent = `Most related channels of ${channel}`;
+  $("head-least").textContent = `Least related channels of ${channel}`;
   const parts = [[`channel i: ${channel}, of 0 to ${m.size[0] - 1}`],
     [`${m.symbol}[i, ${order[0]}], its most related:`, "value-row", row[order[0]]], [`${m.symbol}[${order[0]}, i], the other way:`, "value-column", column[order[0]]],
     ["sum of the row:", "value-sum", row.reduce((sum, value) => sum + value, 0)]];
   if (m.asymmetry !== null) parts.push(["asymmetry of the matrix:", "value-asymmetry", m.asymmetry]);
-  tell("readout", parts);
+  showParts("readout", parts);
   $("readout").dataset.node = channel; $("readout").dataset.other = order[0];
 }
 function activation(m, channel) {
@@ -116,20 +116,20 @@ function thumbnails(id, m, channels, row, column) {
   }
   channels.forEach((channel, k) => {
     overPhoto(holder.children[k].firstChild, exhibit().photo, activation(m, channel));
-    describe(holder.children[k].firstChild, `where channel ${channel} fires`);
-    holder.children[k].lastChild.textContent = `channel ${channel}: i → it ${spoken(row[channel])}, it → i ${spoken(column[channel])}`;
+    describe(holder.children[k].firstChild, `activation of channel ${channel}`);
+    holder.children[k].lastChild.textContent = `channel ${channel}: i → it ${formatNumber(row[channel])}, it → i ${formatNumber(column[channel])}`;
   });
 }
 
-/** What a picture shows, for those who hear the page. */
+/** Name a picture for screen readers. */
 function describe(canvas, words) {
   canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", words);
 }
 
-/** The pictures and numbers of the chosen point or channel: all that a hover changes. */
+/** Redraw what a hover changes: pictures and numbers of the chosen point or channel. */
 function show() {
   if (!stage().matrices.length) return overPhoto($("photo"), exhibit().photo, null);
-  if (!matrix().ready) return; // chosen a moment ago: choose() shows it when it is unpacked
+  if (!matrix().ready) return; // still being unpacked: choose() shows it afterwards
   if (matrix().kind === "channels") showChannels(); else showPositions();
   showSame();
 }
@@ -142,12 +142,12 @@ function showSame() {
     const power = powerOf(values, a, b);
     const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power));
     mark(context, ...middle(nodeAt(m, place), m.grid), m.grid, false);
-    figure.numbers.textContent = `${spoken(a, 3)} to ${spoken(b, 3)}${rootNote(power)}`;
+    figure.numbers.textContent = `${formatNumber(a, 3)} to ${formatNumber(b, 3)}${rootNote(power)}`;
   }
 }
 
-// ---------- what a choice of photo, mechanism, stage or matrix changes ----------
-let drawn = Promise.resolve(); // what is applied on the chosen photo
+// ---------- choice of photo, module, stage and matrix ----------
+let drawn = Promise.resolve(); // the applied attention of the chosen photo
 async function choose() {
   const shown = exhibit(), words = shown.words, level = stage(), has = level.matrices.length > 0;
   state.matrix = Math.min(state.matrix, Math.max(0, level.matrices.length - 1));
@@ -170,7 +170,7 @@ async function choose() {
   if (has) {
     const m = matrix();
     await ready(m);
-    if (m !== matrix()) return; // another choice was made meanwhile
+    if (m !== matrix()) return; // the choice has changed
     captions(shown, m);
   }
   show();
@@ -178,24 +178,24 @@ async function choose() {
 }
 function captions(shown, m) {
   const { words } = shown, both = readsBoth(shown);
-  $("head-row").textContent = "What this point attends to";
-  $("head-column").textContent = "Who attends to it";
-  const heading = document.createElement("span"); // one item of a flexible line
+  $("head-row").textContent = both ? "Relations of this point to all" : "What this point takes from";
+  $("head-column").textContent = both ? "Relations of all to this point" : "Which points take from it";
+  const heading = document.createElement("span"); // one flex item
   heading.append(...typeset(`${m.symbol}: ${m.meaning}`));
   $("head-matrix").replaceChildren(heading);
-  $("cap-photo").textContent = m.kind === "channels" ? "Where the chosen channel fires: its activation map." :
-    m.whole ? "○ is the chosen point i, □ a second point j: move over the other pictures to place it." :
-    `A matrix of ${m.size[0]} × ${m.size[1]} nodes is too large for a page: rows are exact at the ${m.chosen.length} white points, and ○ jumps to the nearest.`;
+  $("cap-photo").textContent = m.kind === "channels" ? "Activation map of the chosen channel." :
+    m.whole ? "○ is the chosen point i, □ a second point j. Move over the other pictures to place j." :
+    `A matrix of ${m.size[0]} × ${m.size[1]} nodes is too large for this page. Rows are exact at the ${m.chosen.length} white points; ○ jumps to the nearest.`;
   $("cap-row").textContent = words.row_caption;
   $("cap-column").textContent = words.column_caption;
-  $("cap-difference").textContent = both ? "Orange: i thinks more of a place than the place thinks of i. Purple: the reverse. White: mutual. RGA learns from both." :
-    `Orange: i takes more from a place than it gives. Purple: the reverse. ${words.directions === "row only" ? "This mechanism uses the row alone." : ""}`;
-  const reach = m.reach < 0.9999 ? ` On average a row has ${spoken(100 * m.reach, 3)} % of entries that are not 0.` : m.name === "both_passes" ? " No entry is 0 any more: the passes together reach every place." : "";
-  const pooled = m.whole ? "Every number is shown." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} numbers.`;
-  $("cap-matrix").replaceChildren(...typeset(`${m.formula}. Row i (line) is what i ${both ? "thinks of" : "takes from"} each j; column i (dashed) the other direction. ${pooled}${reach}`));
+  $("cap-difference").textContent = both ? "Orange: the relation of i to a place exceeds that of the place to i. Purple: the reverse. White: equal. RGA uses both." :
+    `Orange: i takes more from a place than it gives. Purple: the reverse. ${words.directions === "row only" ? "This module uses the row alone." : ""}`;
+  const reach = m.reach < 0.9999 ? ` On average ${formatNumber(100 * m.reach, 3)} % of a row is not 0.` : m.name === "both_passes" ? " No entry is 0: together the passes reach every place." : "";
+  const pooled = m.whole ? "All values are shown." : `Pooled: each dot is the mean over a block of ${m.kind === "channels" ? "neighbouring channels" : "positions"}, ${m.picture.shape.join(" × ")} dots for ${m.size.join(" × ")} values.`;
+  $("cap-matrix").replaceChildren(...typeset(`${m.formula}. Row i (line): ${both ? "relation of i to each j" : "how much i takes from each j"}; column i (dashed): the other direction. ${pooled}${reach}`));
   const exact = m.whole ? "" : ` Exact rows for the ${m.chosen.length} most active channels of ${m.size[0]}.`;
-  $("cap-channels").textContent = (both ? "“i → it” is row i, what the chosen channel thinks of the other; “it → i” is column i, the other direction. RGA reads both, and weighs each channel by them." :
-    shown.mechanism === "cam" || shown.mechanism === "dual" ? "“i → it” is what the chosen channel takes from the other: shares that sum to 1. The sign favours channels that fire in other places than this one. Only rows are used." :
+  $("cap-channels").textContent = (both ? "“i → it” is row i, the relation of the chosen channel to the other; “it → i” is column i, the other direction. RGA computes the weight of each channel from both." :
+    shown.mechanism === "cam" || shown.mechanism === "dual" ? "“i → it” is how much the chosen channel takes from the other: weights that sum to 1. The minus sign favours channels that are active in other places. Only rows are used." :
     "“i → it” is row i of the matrix, “it → i” column i.") + exact;
 }
 function options(id, labels, chosen, pick, words = (text) => [text]) {
@@ -238,7 +238,7 @@ function flow() {
     };
     box.className = `box is-${step.kind}`;
     part("shape", `(${step.shape.join(", ")})`); part("symbol", ...typeset(step.symbol));
-    part("formula", ...typeset(step.formula || "from the stage before")); part("meaning", step.meaning);
+    part("formula", ...typeset(step.formula || "output of the previous layer")); part("meaning", step.meaning);
     if (step.inputs.length) {
       const from = part("from", "from ");
       step.inputs.forEach((name, k) => {
@@ -249,7 +249,7 @@ function flow() {
     }
     if (places.has(step.symbol)) {
       const button = document.createElement("button");
-      button.type = "button"; button.textContent = "look at it";
+      button.type = "button"; button.textContent = "show it";
       button.addEventListener("click", () => { state.matrix = places.get(step.symbol); choose(); $("look").scrollIntoView({ behavior: "smooth" }); });
       box.append(button);
     }
@@ -277,14 +277,14 @@ function same() {
   $("same-point").replaceChildren(...figures);
   $("same").hidden = !figures.length;
 }
-/** Whether two numbers look the same to four digits: colours between them would show rounding. */
-const even = (low, high) => spoken(low) === spoken(high);
+/** Whether two numbers are equal to four digits: colours between them would show rounding errors. */
+const even = (low, high) => formatNumber(low) === formatNumber(high);
 async function applied() {
   const { photo } = state;
   const table = document.createElement("tbody"), numbersOf = [...new Set(data.exhibits.flatMap((e) => e.stages.map((s) => s.stage)))].sort();
   $("applied").style.setProperty("--stages", numbersOf.length);
   const head = table.insertRow();
-  for (const text of ["Mechanism", ...numbersOf.map((number) => `after stage ${number}`)]) {
+  for (const text of ["Module", ...numbersOf.map((number) => `after stage ${number}`)]) {
     const name = document.createElement("th");
     name.scope = "col"; name.textContent = text;
     head.append(name);
@@ -300,16 +300,16 @@ async function applied() {
       const say = (text) => { const small = document.createElement("small"); small.textContent = text; place.append(small); };
       const weight = await numbers(level.attention), change = await numbers(level.change), channel = await numbers(level.channel_attention);
       const map = weight ?? (channel ? null : change), [low, high] = range(map ?? []);
-      if (map && !weight && high === 0) say("no change: γ or W starts at 0, so the block begins as the identity");
-      else if (map && even(low, high)) say(weight ? `every place has the weight ${spoken(low)}` : `every place changes by ${spoken(100 * low, 3)} %`);
+      if (map && !weight && high === 0) say("no change: γ or W is initialised to 0, so the module starts as the identity");
+      else if (map && even(low, high)) say(weight ? `every place has the weight ${formatNumber(low)}` : `every place changes by ${formatNumber(100 * low, 3)} %`);
       else if (map) {
         const canvas = document.createElement("canvas");
         describe(canvas, `${weight ? "weights" : "change"} over the photo, ${shown.label}, after stage ${number}`);
         overPhoto(canvas, shown.photo, paint(map, level.grid, weight ? low : 0, high, data.colours.sequential));
         place.append(canvas);
-        say(weight ? `weights ${spoken(low)} to ${spoken(high)}` : `change ${spoken(100 * low, 3)} to ${spoken(100 * high, 3)} %`);
+        say(weight ? `weights ${formatNumber(low)} to ${formatNumber(high)}` : `change ${formatNumber(100 * low, 3)} to ${formatNumber(100 * high, 3)} %`);
       }
-      if (channel && even(...range(channel))) say(`every channel has the weight ${spoken(channel[0])}`);
+      if (channel && even(...range(channel))) say(`every channel has the weight ${formatNumber(channel[0])}`);
       else if (channel) {
         const [low, high] = range(channel), strip = document.createElement("canvas");
         const ordered = Float32Array.from(channel).sort();
@@ -317,11 +317,11 @@ async function applied() {
         strip.className = "strip"; strip.width = ordered.length; strip.height = 1;
         strip.getContext("2d").drawImage(paint(ordered, [1, ordered.length], low, high, data.colours.sequential), 0, 0);
         place.append(strip);
-        say(`channels, sorted: ${spoken(low)} to ${spoken(high)}`);
+        say(`channels, sorted: ${formatNumber(low)} to ${formatNumber(high)}`);
       }
     }
   }
-  if (photo === state.photo) $("applied").replaceChildren(table); // no other was chosen meanwhile
+  if (photo === state.photo) $("applied").replaceChildren(table); // unless the choice has changed
 }
 
 // ---------- pointer, touch, keyboard ----------
