@@ -199,7 +199,7 @@ def test_a_tube_covers_its_area(slant):
         view = seen_from(0)
         seen = project([tube], view)
         canvas = np.zeros((150, 150, 3), np.float32)
-        draw(canvas, seen.placed(50, 50, 50), view)
+        draw(canvas, seen.place(50, 50, 50), view)
         magnified = seen.radius[0, 0] / 0.3
         assert canvas[:, :, 0].sum() == pytest.approx(50 * 30 * magnified**2 + caps, rel=0.01)
 
@@ -210,7 +210,7 @@ def test_the_side_that_faces_the_camera_is_the_one_that_is_seen():
     reds = {}
     for name, yaw in (("front", 0), ("left", np.pi / 2), ("back", np.pi), ("right", -np.pi / 2)):
         canvas = np.zeros((60, 60, 3), np.float32)
-        draw(canvas, project([tube], seen_from(yaw)).placed(50, 30, 55), seen_from(yaw))
+        draw(canvas, project([tube], seen_from(yaw)).place(50, 30, 55), seen_from(yaw))
         reds[name] = canvas[30, :, 0] > canvas[30, :, 2]
     assert reds["front"][30]
     assert not reds["back"].any()

@@ -1,4 +1,4 @@
-"""Who is seen where, and the files: folders, names and roles of Market-1501."""
+"""Plan the images of the synthetic data set and write them in the layout of Market-1501."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from pathlib import Path
 import numpy as np
 
 from rga_reid.data.synthetic.people import Person, random_person
-from rga_reid.data.synthetic.scenes import CAMERAS, SUPERSAMPLING, Sighting, Studio
+from rga_reid.data.synthetic.scenes import CAMERAS, SUPERSAMPLING, Sighting, Studio, paint_scene
 from rga_reid.errors import MAX_SEED, InputError, check_int, short_repr
 from rga_reid.files import atomic_folder
 from rga_reid.runtime import track
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 DISTRACTOR, JUNK = 0, -1  # pids
-MAX_IDENTITIES = 9999  # names have four digits
-SMALLEST_SIDE, LARGEST_SIDE = 16, 2048  # pixels
+MAX_IDENTITIES = 9999  # file names have four digits
+MIN_SIDE, MAX_SIDE = 16, 2048  # pixels
 
 IMAGES_PER_DISTRACTOR = 4
-BAD_BOX = 0.4  # how far a junk box misses its person, in box heights
-JUNK_WITHOUT_PERSON = 0.5  # share
+BAD_BOX = 0.4  # distance of a junk box from its person, in box heights
+JUNK_WITHOUT_PERSON = 0.5  # share of junk boxes
 PASSERS_BY = 24
 FRAMES_PER_SIGHTING, FRAMES_PER_SHOT = 90, 8
-USUAL_BOX = 1.9  # metres, height; sets the sharpness of the scenes
+USUAL_BOX = 1.9  # height in metres; sets the sharpness of the scenes
 
-_MOST = 2**31  # images or people
+_MAX_COUNT = 2**31  # images or people
 
-# independent random streams: what is drawn from one does not depend on how much was drawn from another
+# independent random streams: draws from one do not change the others
 _PEOPLE, _SIGHTINGS, _SHOTS, _SCENES = range(4)
 
 
 @dataclass(frozen=True)
 class SyntheticSettings:
-    """How large the data set is, and which one.
+    """Size and random seed of the data set.
 
     Args:
-        train_identities, test_identities: people; nobody is in both.
-        cameras_per_identity: fewest and most cameras that see a person.
-        images_per_camera: fewest and most images of a person by one camera.
-        distractors: gallery images of people who are in no query (pid 0).
-        junk: gallery images of background and of badly cropped people (pid -1).
+        train_identities, test_identities: number of people; nobody is in both splits.
+        cameras_per_identity: smallest and largest number of cameras that see a person.
+        images_per_camera: smallest and largest number of images of a person by one camera.
+        distractors: number of gallery images of people who are in no query (pid 0).
+        junk: number of gallery images of background and of badly cropped people (pid -1).
         size: (height, width) of the images.
-        seed: the same seed writes the same bytes.
+        seed: random seed; the same seed writes the same bytes.
 
     Raises:
-        InputError: a number outside its range, by name.
+        InputError: a number outside its range; the message names it.
     """
 
     train_identities: int = 128
@@ -62,7 +62,7 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         least = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0, "seed": 0}
         for name, low in least.items():
-            most = MAX_SEED if name == "seed" else _MOST
+            most = MAX_SEED if name == "seed" else _MAX_COUNT
             check_int(f"synthetic {name}", getattr(self, name), low, most)
         for name in ("cameras_per_identity", "images_per_camera", "size"):
             value = getattr(self, name)
@@ -77,16 +77,16 @@ class SyntheticSettings:
                 raise InputError(
                     f"synthetic {name}: expected 2 <= fewest <= most <= {highest}, got {few} and {many}"
                 )
-        if min(self.size) < SMALLEST_SIDE or max(self.size) > LARGEST_SIDE:
+        if min(self.size) < MIN_SIDE or max(self.size) > MAX_SIDE:
             raise InputError(
-                f"synthetic size: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, "
+                f"synthetic size: expected {MIN_SIDE} to {MAX_SIDE} pixels a side, "
                 f"got {short_repr(self.size)}"
             )
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to be taken; ``person`` is None for a box around nobody."""
+    """The plan of one image; ``person`` is None for a box without a person."""
 
     folder: str
     pid: int
@@ -97,7 +97,7 @@ class Shot:
 
     @property
     def name(self) -> str:
-        """``PPPP_cCsS_FFFFFF_BB.jpg``: pid, camera and sequence, frame, box (00 is a query)."""
+        """File name ``PPPP_cCsS_FFFFFF_BB.jpg``: pid, camera and sequence, frame, box (00 is a query)."""
         pid = str(JUNK) if self.pid == JUNK else f"{self.pid:04d}"
         return f"{pid}_c{self.camera + 1}s1_{self.frame:06d}_{'00' if self.folder == QUERY else '01'}.jpg"
 
@@ -111,9 +111,9 @@ def write_synthetic(
     camera; their other images are in ``bounding_box_test``, among distractors and junk.
 
     Args:
-        root: folder to make; its parent is made if need be.
-        settings: sizes and seed; by default a set for a demonstration, about 2,500 images.
-        overwrite: replace the folder that is there.
+        root: folder to make, with its parents.
+        settings: sizes and seed; by default a demonstration set of about 2,500 images.
+        overwrite: replace an existing folder.
 
     Raises:
         InputError: ``root`` exists and ``overwrite`` is false, or its parent cannot be written.
@@ -122,17 +122,17 @@ def write_synthetic(
     with atomic_folder(root, overwrite=overwrite) as folder:
         for name in (TRAIN, GALLERY, QUERY):
             (folder / name).mkdir()
-        shots = list(plan(settings))
-        studio = _studio(settings)
+        shots = list(plan_shots(settings))
+        studio = _make_studio(settings)
         for number, shot in track(enumerate(shots), "drawing people", len(shots)):
-            _take(studio, shot, np.random.default_rng([settings.seed, _SHOTS, number]), folder)
+            _take_shot(studio, shot, np.random.default_rng([settings.seed, _SHOTS, number]), folder)
 
 
-def plan(settings: SyntheticSettings) -> Iterator[Shot]:
-    """All shots: who is seen by which camera, when, and in which folder the image goes."""
+def plan_shots(settings: SyntheticSettings) -> Iterator[Shot]:
+    """Yield all shots: person, camera, time and folder of each image."""
     rng = np.random.default_rng([settings.seed, _SIGHTINGS])
-    people = _people(np.random.default_rng([settings.seed, _PEOPLE]))
-    frames = [0] * len(CAMERAS)  # the time, by camera
+    people = _iter_people(np.random.default_rng([settings.seed, _PEOPLE]))
+    frames = [0] * len(CAMERAS)  # current frame of each camera
 
     def sighting(camera: int) -> tuple[int, Sighting]:
         frames[camera] += FRAMES_PER_SIGHTING
@@ -161,24 +161,24 @@ def plan(settings: SyntheticSettings) -> Iterator[Shot]:
         yield Shot(GALLERY, JUNK, camera, frame, None if nobody else next(people), seen)
 
 
-def _take(studio: Studio, shot: Shot, rng: np.random.Generator, folder: Path) -> None:
+def _take_shot(studio: Studio, shot: Shot, rng: np.random.Generator, folder: Path) -> None:
     camera = CAMERAS[shot.camera]
     if shot.person is None:
-        image = studio.false_alarm(rng, camera)
+        image = studio.photograph_nobody(rng, camera)
     else:
         misplaced = BAD_BOX if shot.pid == JUNK else 0.0
-        image = studio.portrait(rng, camera, shot.person, shot.sighting, misplaced)
+        image = studio.photograph(rng, camera, shot.person, shot.sighting, misplaced)
     image.save(folder / shot.folder / shot.name, quality=camera.quality)
 
 
-def _people(rng: np.random.Generator) -> Iterator[Person]:
-    """An endless row of strangers."""
+def _iter_people(rng: np.random.Generator) -> Iterator[Person]:
+    """Yield random people without end."""
     while True:
         yield random_person(rng)
 
 
-def _studio(settings: SyntheticSettings) -> Studio:
+def _make_studio(settings: SyntheticSettings) -> Studio:
     rng = np.random.default_rng([settings.seed, _SCENES])
     pixels = SUPERSAMPLING * settings.size[0] / USUAL_BOX
-    scenes = {camera: camera.scene(rng, pixels) for camera in CAMERAS}
+    scenes = {camera: paint_scene(rng, pixels, camera) for camera in CAMERAS}
     return Studio(scenes, settings.size, [random_person(rng) for _ in range(PASSERS_BY)])

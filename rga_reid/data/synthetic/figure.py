@@ -1,6 +1,6 @@
-"""A person in a pose, as some twenty tubes around the bones.
+"""Build a person in a pose from about twenty tubes around the bones.
 
-Outlines are given in metres for a body of average build; they are the drawing.
+Outlines are in metres for a person of average build.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from rga_reid.data.synthetic.people import (
 )
 from rga_reid.data.synthetic.rendering import PLACES, Profile, Texture, Tube, outline, oval
 
-DRAWN_HEIGHT = 1.72  # of the person for whom the outlines are drawn, metres
+DRAWN_HEIGHT = 1.72  # metres, of the person that the outlines fit
 HIP_WIDTH = 0.165
 TORSO_DEPTH = 0.66
-WAIST = 0.75  # from the shoulders to the hips
+WAIST = 0.75  # place between the shoulders (0) and the hips (1)
 LEGS_BEHIND, LEGS_BEHIND_SKIRT = 0.25, 0.4
 ARM_ASIDE = 0.25
 
 SIDES = (("left", 1), ("right", -1))
 
 
-def figure(person: Person, textures: Mapping[str, Texture], pose: Pose) -> list[Tube]:
-    """The tubes of a person, in person coordinates (see ``anatomy``), in no order.
+def build_figure(person: Person, textures: Mapping[str, Texture], pose: Pose) -> list[Tube]:
+    """Return the tubes of a person, in the coordinates of ``skeleton``, in no order.
 
     Args:
-        textures: what ``dress`` returned for this person.
+        textures: result of ``dress`` for this person.
     """
     joints = skeleton(person.body, pose)
     drawing = _Drawing(person, textures, joints, person.body.height / DRAWN_HEIGHT)
     parts = [drawing.legs(), drawing.trunk(), drawing.arms(), drawing.bag()]
     tubes = [tube for part in parts for tube in part]
-    return tubes + head(person, textures, joints, drawing.scale * person.body.head)
+    return tubes + build_head(person, textures, joints, drawing.scale * person.body.head)
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class _Drawing:
 
     @property
     def stout(self) -> float:
-        """Metres of this body's width for one metre drawn."""
+        """Scale of widths: metres of this body for one metre of the outlines."""
         return self.scale * self.person.body.build
 
     def at(self, joint: str, offset: ArrayLike = (0, 0, 0)) -> Point:
-        """The place at an offset, in drawn metres, from a joint."""
+        """Return the point at an offset from a joint, in metres of the outlines."""
         return self.joints[joint] + self.scale * np.asarray(offset)
 
     def below_shoulders(self, trunks: float) -> Point:
-        """The place on the spine, and on beyond, so many trunk lengths below the shoulders."""
+        """Return the point on the line of the spine that many trunk lengths below the shoulders."""
         return self.joints["shoulders"] + trunks * (self.joints["pelvis"] - self.joints["shoulders"])
 
     def legs(self) -> Iterator[Tube]:
@@ -78,12 +78,12 @@ class _Drawing:
             yield Tube(heel, toe, shoe, self.textures["shoe"], 1.15, round_ends=True, behind=behind - 0.01)
 
     def _leg_outlines(self) -> tuple[Profile, Profile]:
-        """Of thigh and shank."""
+        """Return the outlines of thigh and shank."""
         wide = self.person.wide if self.person.bottom == "trousers" else 0.9
         ankle = 0.05 * wide if self.person.bottom == "trousers" else 0.036
         thigh = outline((0, 0.088), (0.5, 0.076), (1, 0.056 * wide))
         shank = outline((0, 0.053 * wide), (0.28, 0.06 * wide), (1, ankle))
-        if self.person.bottom == "shorts":  # they stand off the leg
+        if self.person.bottom == "shorts":  # wider than the leg
             covered = 2 * self.person.bottom_length > PLACES
             thigh *= 1 + covered * self.person.wide * outline((0, 0.1), (1, 0.25))
         return self.stout * thigh, self.stout * shank
@@ -100,7 +100,7 @@ class _Drawing:
             hem = self.at("pelvis") - np.array([0, person.bottom_length * leg, 0])
             yield Tube(self.below_shoulders(WAIST), hem, skirt, self.textures["skirt"], 0.85, behind=0.06)
 
-        # in trunk lengths below the shoulders, down to the hem; shoulders widen with their bones
+        # from the shoulders down to the hem; shoulders widen with their bones
         broad = person.body.shoulders / person.body.build
         torso = outline(
             (0, 0.055 / person.body.build),
@@ -118,7 +118,7 @@ class _Drawing:
         person = self.person
         stout = (self.scale + self.stout) / 2 * (1.12 if person.sleeve == 1 else 1)
         upper = stout * outline((0, 0.05), (0.3, 0.052), (1, 0.043))
-        if person.sleeve <= SHORT_SLEEVE:  # it stands off the arm
+        if person.sleeve <= SHORT_SLEEVE:  # wider than the arm
             upper *= 1 + 0.18 * (person.sleeve > PLACES * UPPER_ARM_SHARE)
         fore = stout * outline((0, 0.043), (0.3, 0.042), (1, 0.031))
         hand = self.scale * outline((0, 0.028), (0.5, 0.036), (1, 0.022))
@@ -153,17 +153,21 @@ HEAD_WIDTH, HEAD_DEPTH = 0.082, 1.2
 HAT_DEPTHS = {"cap": 0.095, "beanie": 0.115}
 
 
-def head(
+def build_head(
     person: Person, textures: Mapping[str, Texture], joints: Mapping[str, Point], size: float
 ) -> list[Tube]:
-    """Neck, head, hair and hat; ``size`` is the metres of this head for one metre drawn."""
+    """Return neck, head, hair and hat.
+
+    Args:
+        size: metres of this head for one metre of the outlines.
+    """
     up = joints["crown"] - joints["chin"]
     up = up / np.linalg.norm(up)
     back = np.array([0.0, 0.0, -1.0])
     crown, chin = joints["crown"] + 0.012 * size * up, joints["chin"] - 0.012 * size * up
 
     def at(down: float, backward: float = 0.0) -> Point:
-        """The place so far below the crown, and behind it."""
+        """Return the point that far below the crown, and behind it."""
         return crown + size * (backward * back - down * up)
 
     neck = size * outline((0, 0.052), (0.6, 0.055), (1, 0.07))
@@ -172,7 +176,7 @@ def head(
         Tube(chin + size * (0.06 * up + 0.02 * back), joints["shoulders"], neck, textures["skin"]),
         Tube(crown, chin, skull, textures["head"], HEAD_DEPTH, behind=-0.04),
     ]
-    for place, end, radius, depth, behind in _hair(person.hair_style):
+    for place, end, radius, depth, behind in _hair_tubes(person.hair_style):
         tubes.append(Tube(at(*place), at(*end), size * radius, textures["hair"], depth, behind=behind))
     if person.hat != "none":
         brow = HAT_DEPTHS[person.hat] - 0.025
@@ -187,8 +191,8 @@ def head(
 Place = tuple[float, float]  #: metres below the crown and behind it
 
 
-def _hair(style: str) -> Iterator[tuple[Place, Place, np.ndarray, float, float]]:
-    """Start, end, outline, depth, and how far behind it is drawn, of the hair that is not on the skull."""
+def _hair_tubes(style: str) -> Iterator[tuple[Place, Place, np.ndarray, float, float]]:
+    """Yield start, end, outline, depth and ``Tube.behind`` of the hair that is not on the skull."""
     hanging = outline((0, 0.03), (0.08, 0.072), (0.25, 0.1), (0.7, 0.1), (1, 0.075))
     if style == "short":
         cropped = outline((0, 0.039), (0.15, 0.07), (0.5, 0.087), (1, 0.087))

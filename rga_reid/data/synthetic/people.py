@@ -1,7 +1,7 @@
-"""Who walks by: bodies, hair, clothes and bags, drawn at random.
+"""Random people: bodies, poses, hair, clothes and bags.
 
 Colours come from short lists on purpose: many people share the colours of their clothes and differ in
-patterns, cuts and what they carry, so that colour alone does not tell them apart.
+patterns, cuts and bags, so that colour alone does not identify them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ OPEN_JACKETS, LONG_COATS, CONTRAST_SLEEVES, BOOTS, GLASSES = 0.2, 0.15, 0.2, 0.1
 
 @dataclass(frozen=True)
 class Garment:
-    """A piece of cloth; a pattern (see ``textures``) in a second colour."""
+    """A piece of cloth with a pattern (see ``PATTERNS``) in a second colour."""
 
     colour: Colour
     second: Colour
@@ -83,7 +83,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class Person:
-    """All that stays the same from camera to camera."""
+    """Everything about a person that is the same for all cameras."""
 
     body: Body
     skin: Colour
@@ -93,39 +93,39 @@ class Person:
     hat: str
     hat_colour: Colour
     top: Garment
-    sleeve: float  #: share of the arm that is covered, to the wrist
+    sleeve: float  #: covered share of the arm, to the wrist
     contrast_sleeves: bool  #: sleeves in the second colour
-    hem: float  #: the top's length below the shoulders, in trunk lengths
-    shirt: Colour | None  #: what an open jacket shows
+    hem: float  #: length of the top below the shoulders, in trunk lengths
+    shirt: Colour | None  #: colour of the shirt under an open jacket
     bottom: str  #: one of BOTTOMS
-    cloth: Garment  #: of the bottom
-    bottom_length: float  #: share of the leg that is covered, to the ankle
-    wide: float  #: how loose the bottom is, relative to the mean
+    cloth: Garment  #: cloth of the bottom
+    bottom_length: float  #: covered share of the leg, to the ankle
+    wide: float  #: width of the bottom, relative to the mean
     shoes: Colour
     boots: bool
     bag: str
     bag_colour: Colour
     bag_side: int  #: +1 left, -1 right
-    cloth_seed: int  #: of the folds
+    cloth_seed: int  #: random seed of the folds
 
 
 def random_person(rng: np.random.Generator) -> Person:
-    """Somebody."""
-    bottom = _one_of(rng, BOTTOMS)
+    """Return a random person."""
+    bottom = _choose(rng, BOTTOMS)
     open_jacket, long_coat = rng.random() < OPEN_JACKETS, rng.random() < LONG_COATS
     return Person(
         body=_random_body(rng),
-        skin=_one_of(rng, SKIN_COLOURS),
-        hair=_one_of(rng, HAIR_COLOURS),
-        hair_style=_one_of(rng, HAIR_STYLES),
+        skin=_choose(rng, SKIN_COLOURS),
+        hair=_choose(rng, HAIR_COLOURS),
+        hair_style=_choose(rng, HAIR_STYLES),
         glasses=bool(rng.random() < GLASSES),
-        hat=_one_of(rng, HATS),
-        hat_colour=_one_of(rng, HAT_COLOURS),
+        hat=_choose(rng, HATS),
+        hat_colour=_choose(rng, HAT_COLOURS),
         top=_random_garment(rng, TOP_COLOURS, ("plain",) if open_jacket else TOP_PATTERNS),
-        sleeve=1.0 if open_jacket or long_coat else _one_of(rng, SLEEVES),
+        sleeve=1.0 if open_jacket or long_coat else _choose(rng, SLEEVES),
         contrast_sleeves=bool(rng.random() < CONTRAST_SLEEVES),
-        hem=COAT_HEM if long_coat else _one_of(rng, SHIRT_HEMS),
-        shirt=_one_of(rng, TOP_COLOURS) if open_jacket else None,
+        hem=COAT_HEM if long_coat else _choose(rng, SHIRT_HEMS),
+        shirt=_choose(rng, TOP_COLOURS) if open_jacket else None,
         bottom=bottom,
         cloth=_random_garment(rng, BOTTOM_COLOURS, BOTTOM_PATTERNS),
         bottom_length={
@@ -134,11 +134,11 @@ def random_person(rng: np.random.Generator) -> Person:
             "skirt": rng.uniform(0.35, 0.75),
         }[bottom],
         wide=rng.uniform(0.85, 1.25),
-        shoes=_one_of(rng, SHOE_COLOURS),
+        shoes=_choose(rng, SHOE_COLOURS),
         boots=bool(rng.random() < BOOTS),
-        bag=_one_of(rng, BAGS),
-        bag_colour=_one_of(rng, BAG_COLOURS),
-        bag_side=_one_of(rng, (-1, 1)),
+        bag=_choose(rng, BAGS),
+        bag_colour=_choose(rng, BAG_COLOURS),
+        bag_side=_choose(rng, (-1, 1)),
         cloth_seed=int(rng.integers(2**31)),
     )
 
@@ -154,16 +154,16 @@ def _random_body(rng: np.random.Generator) -> Body:
 
 
 def _random_garment(rng: np.random.Generator, colours: Sequence[Colour], patterns: Sequence[str]) -> Garment:
-    colour = _one_of(rng, colours)
+    colour = _choose(rng, colours)
     return Garment(
         colour=colour,
-        second=_one_of(rng, [other for other in colours if other != colour]),
-        pattern=_one_of(rng, patterns),
+        second=_choose(rng, [other for other in colours if other != colour]),
+        pattern=_choose(rng, patterns),
         repeats=int(rng.integers(3, 7)),
     )
 
 
-def _one_of(rng: np.random.Generator, choices: Sequence[T]) -> T:
+def _choose(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -178,14 +178,14 @@ KNEE_SWING = 1.9  # bend of the swinging leg's knee, in strides
 KNEE_LEAD = 0.5  # the knee bends most this much before the leg passes under the body
 FOOT_FOLLOWS_SHANK = 0.65
 ARMS_OUT = 0.10
-SHOULDER_SLOPE = 0.32  # how far the joints lie below the base of the neck, in half widths
+SHOULDER_SLOPE = 0.32  # of the joints below the base of the neck, in half widths
 TWIST = 0.25  # of the shoulders against the stride
 HEAD_FORWARD = 0.012
 
 
 @dataclass(frozen=True)
 class Body:
-    """What clothes do not change: the height in metres, all else relative to the average."""
+    """The height of a body in metres, and its other proportions relative to the average."""
 
     height: float = 1.72
     build: float = 1.0
@@ -206,7 +206,10 @@ class Pose:
 
 
 def skeleton(body: Body, pose: Pose) -> dict[str, Point]:
-    """The joints by name (``left_knee``, ``chin``, ...), each ``(x, y, z)``; a foot stands at y = 0."""
+    """Return the joints by name (``left_knee``, ``chin``, ...), each ``(x, y, z)``; the lower foot is at y = 0.
+
+    x points to the person's left, y up and z forward, in metres.
+    """
     points = {"pelvis": np.zeros(3)}
     for side, out in (("left", 1), ("right", -1)):
         points |= _leg(body, pose, side, out)
@@ -217,8 +220,8 @@ def skeleton(body: Body, pose: Pose) -> dict[str, Point]:
     return {name: point - (0, ground, 0) for name, point in points.items()}
 
 
-def _swung(angle: float, out: float = 0.0) -> Point:
-    """The direction of a limb that hangs down, swung forward by ``angle`` and sideways by ``out``."""
+def _limb_direction(angle: float, out: float = 0.0) -> Point:
+    """Return the direction of a hanging limb, swung forward by ``angle`` and sideways by ``out``."""
     return np.array([sin(out), -cos(angle) * cos(out), sin(angle) * cos(out)])
 
 
@@ -228,11 +231,11 @@ def _leg(body: Body, pose: Pose, side: str, out: int) -> dict[str, Point]:
     thigh = pose.stride * sin(phase)
     shank = thigh - KNEE_REST - KNEE_SWING * pose.stride * max(0.0, cos(phase + KNEE_LEAD))
     foot = FOOT_FOLLOWS_SHANK * shank
-    forward, down = np.array([0.15 * out, sin(foot), cos(foot)]), _swung(foot)
+    forward, down = np.array([0.15 * out, sin(foot), cos(foot)]), _limb_direction(foot)
 
     hip = np.array([out * HIP * body.height * body.build, 0.0, 0.0])
-    knee = hip + THIGH * unit * _swung(thigh)
-    ankle = knee + SHANK * unit * _swung(shank)
+    knee = hip + THIGH * unit * _limb_direction(thigh)
+    ankle = knee + SHANK * unit * _limb_direction(shank)
     sole = ankle + ANKLE * body.height * down
     return {
         f"{side}_hip": hip,
@@ -262,9 +265,9 @@ def _arm(body: Body, pose: Pose, side: str, out: int, elbow_bend: float) -> dict
     shoulder = _trunk(body, pose)["shoulders"] + half_width * np.array(
         [out * cos(twist), -SHOULDER_SLOPE, sin(twist)]
     )
-    elbow = shoulder + UPPER_ARM * body.height * _swung(swing, out * ARMS_OUT)
-    wrist = elbow + FOREARM * body.height * _swung(swing + elbow_bend, out * ARMS_OUT / 2)
-    fingers = wrist + 0.75 * HAND * body.height * _swung(swing + elbow_bend + 0.1)
+    elbow = shoulder + UPPER_ARM * body.height * _limb_direction(swing, out * ARMS_OUT)
+    wrist = elbow + FOREARM * body.height * _limb_direction(swing + elbow_bend, out * ARMS_OUT / 2)
+    fingers = wrist + 0.75 * HAND * body.height * _limb_direction(swing + elbow_bend + 0.1)
     return {
         f"{side}_shoulder": shoulder,
         f"{side}_elbow": elbow,
@@ -279,19 +282,19 @@ def _phase(pose: Pose, out: int) -> float:
 
 DARK = (24, 22, 24)
 LIPS = (0.8, 0.58, 0.58)  # relative to the skin
-SEAM = 0.4  # how dark
+SEAM = 0.4  # darkness
 BOOT_TOP = 0.45  # along the shank
 
 
 def dress(person: Person) -> dict[str, Texture]:
-    """The textures by part: ``torso``, ``thigh``, ``head``, ..."""
+    """Return the textures by part: ``torso``, ``thigh``, ``head``, ..."""
     rng = np.random.default_rng(person.cloth_seed)
-    sleeve, leg = fabric(rng, _sleeve(person)), fabric(rng, _cloth(person.cloth))
-    upper_arm, forearm = _limb(sleeve, person.skin, person.sleeve, UPPER_ARM_SHARE)
+    sleeve, leg = fabric(rng, _sleeve_texture(person)), fabric(rng, _garment_texture(person.cloth))
+    upper_arm, forearm = _limb_textures(sleeve, person.skin, person.sleeve, UPPER_ARM_SHARE)
     covered = 0.0 if person.bottom == "skirt" else person.bottom_length
-    thigh, shank = _limb(leg, person.skin, covered, THIGH_SHARE)
+    thigh, shank = _limb_textures(leg, person.skin, covered, THIGH_SHARE)
     return {
-        "torso": fabric(rng, _torso(person)),
+        "torso": fabric(rng, _torso_texture(person)),
         "upper arm": upper_arm,
         "forearm": forearm,
         "skin": plain(person.skin),
@@ -300,19 +303,19 @@ def dress(person: Person) -> dict[str, Texture]:
         "shank": paint(shank, ALONG > BOOT_TOP, person.shoes) if person.boots else shank,
         "skirt": leg,
         "shoe": plain(person.shoes),
-        "head": _head(person),
+        "head": _head_texture(person),
         "hair": fabric(rng, plain(person.hair)),
         "hat": fabric(rng, plain(person.hat_colour)),
-        "bag": fabric(rng, _bag(person.bag_colour)),
+        "bag": fabric(rng, _bag_texture(person.bag_colour)),
     }
 
 
-def _cloth(garment: Garment) -> Texture:
+def _garment_texture(garment: Garment) -> Texture:
     return paint(plain(garment.colour), pattern(garment.pattern, garment.repeats), garment.second)
 
 
-def _torso(person: Person) -> Texture:
-    texture = _cloth(person.top)
+def _torso_texture(person: Person) -> Texture:
+    texture = _garment_texture(person.top)
     if person.shirt is not None:
         texture = paint(texture, (np.abs(AROUND) < 0.45) & (ALONG > 0.02), person.shirt)
     elif person.sleeve == 1:
@@ -329,22 +332,22 @@ def _torso(person: Person) -> Texture:
     return texture
 
 
-def _sleeve(person: Person) -> Texture:
+def _sleeve_texture(person: Person) -> Texture:
     top = person.top
     if person.contrast_sleeves and person.shirt is None:
         return plain(top.second)
     if top.pattern in ("bands", "pinstripes", "checks", "dots"):
-        return _cloth(Garment(top.colour, top.second, top.pattern, max(2, top.repeats // 2)))
+        return _garment_texture(Garment(top.colour, top.second, top.pattern, max(2, top.repeats // 2)))
     return plain(top.second if top.pattern == "yoke" else top.colour)
 
 
-def _limb(cloth: Texture, skin: Colour, covered: float, joint: float) -> tuple[Texture, Texture]:
-    """The two halves of an arm or a leg.
+def _limb_textures(cloth: Texture, skin: Colour, covered: float, joint: float) -> tuple[Texture, Texture]:
+    """Return the textures of the two halves of an arm or a leg.
 
     Args:
-        cloth: of the whole limb.
-        covered: share of the limb under cloth; a darker seam ends it.
-        joint: where the elbow or knee is, as a share of the limb.
+        cloth: texture of the whole limb.
+        covered: share of the limb under cloth, which ends in a darker seam.
+        joint: place of the elbow or knee, as a share of the limb.
     """
     upper = np.minimum(np.arange(ROWS) * joint, ROWS - 1).astype(int)
     lower = np.minimum(np.arange(ROWS) * (1 - joint) + joint * ROWS, ROWS - 1).astype(int)
@@ -355,7 +358,7 @@ def _limb(cloth: Texture, skin: Colour, covered: float, joint: float) -> tuple[T
     return cloth[upper], cloth[lower]
 
 
-def _head(person: Person) -> Texture:
+def _head_texture(person: Person) -> Texture:
     texture = plain(person.skin)
     eyes = (np.abs(np.abs(AROUND) - 0.42) < 0.16) & (np.abs(ALONG - 0.5) < 0.03)
     brows = (np.abs(np.abs(AROUND) - 0.42) < 0.24) & (np.abs(ALONG - 0.43) < 0.018)
@@ -376,7 +379,7 @@ def _head(person: Person) -> Texture:
     return paint(texture, hairline > ALONG, person.hair)
 
 
-def _bag(colour: Colour) -> Texture:
+def _bag_texture(colour: Colour) -> Texture:
     texture = plain(colour)
     pocket = (np.abs(ALONG - 0.7) < 0.2) & (np.abs(ACROSS) < 0.7)
     edge = (np.abs(ALONG - 0.5) < 0.02) & (np.abs(ACROSS) < 0.7)

@@ -1,4 +1,4 @@
-"""A small software renderer: tubes seen by a camera, drawn from back to front with soft edges."""
+"""A small software renderer: project tubes onto a camera and draw them back to front with soft edges."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Canvas = np.ndarray  #: (height, width, 3), RGB from 0 to 255
 Box = tuple[float, float, float, float]  #: left, top, right, bottom; y down
 
 SHADES = 64  # steps of the lookup tables across a tube
-THINNEST = 1e-3  # metres, of a radius
-SHORTEST = 1e-3  # pixels, of a tube seen from its end
-FAR_SHADE = 0.8  # what lies behind the middle of the body is darker by this share per metre
+MIN_RADIUS = 1e-3  # metres
+MIN_LENGTH = 1e-3  # pixels, of a tube seen from its end
+FAR_SHADE = 0.8  # parts behind the middle of the body are darker by this share per metre
 
-# at each step across a tube: the place, from -1 to 1, and how far the surface stands out there
+# at each step across a tube: the position from -1 to 1, and the height of the surface there
 _ACROSS = ((np.arange(SHADES) + 0.5) / SHADES * 2 - 1).astype(np.float32)
 _TOWARDS = np.sqrt(1 - _ACROSS**2)
 
 
 @dataclass(frozen=True)
 class View:
-    """How a camera sees a person.
+    """The view of a camera on a person.
 
     Args:
-        yaw: turn of the person about the vertical; 0 faces the camera, π shows the back.
-        pitch: how far the camera looks down.
-        distance: metres; a near camera shows more perspective.
-        light: direction the light comes from, ``(right, up, towards the camera)``; length 1.
-        ambient: light from everywhere, as a share.
+        yaw: rotation of the person about the vertical; 0 faces the camera, π shows the back.
+        pitch: angle at which the camera looks down.
+        distance: metres from the person.
+        light: unit vector towards the light, ``(right, up, towards the camera)``.
+        ambient: share of light from all directions.
     """
 
     yaw: float
@@ -46,17 +46,17 @@ class View:
 
 @dataclass(frozen=True)
 class Projection:
-    """n tubes on the image plane, furthest first; lengths in metres or, once placed, in pixels; y down."""
+    """n tubes on the image plane, farthest first; lengths in metres or, after ``place``, in pixels; y down."""
 
     tubes: tuple[Tube, ...]
     start: np.ndarray  #: (n, 2)
     end: np.ndarray  #: (n, 2)
     radius: np.ndarray  #: (n, STATIONS)
-    bulge: np.ndarray  #: (n,), how far the middle hangs below the edges, in radii
+    bulge: np.ndarray  #: (n,), distance of the middle below the edges, in radii
     nearness: np.ndarray  #: (n,), metres towards the camera
 
-    def placed(self, scale: float, x: float, y: float) -> Projection:
-        """The same, enlarged by ``scale`` about the point (0, 0), which moves to (x, y)."""
+    def place(self, scale: float, x: float, y: float) -> Projection:
+        """Return a copy enlarged by ``scale`` about the point (0, 0), which moves to (x, y)."""
         origin = np.array([x, y], np.float32)
         return replace(
             self,
@@ -65,8 +65,8 @@ class Projection:
             radius=self.radius * np.float32(scale),
         )
 
-    def extent(self) -> Box:
-        """The smallest box around all tubes."""
+    def bounding_box(self) -> Box:
+        """Return the smallest box around all tubes."""
         reach = self.radius.max(1)
         low, high = np.minimum(self.start, self.end), np.maximum(self.start, self.end)
         left, right = (low[:, 0] - reach).min(), (high[:, 0] + reach).max()
@@ -74,7 +74,7 @@ class Projection:
 
 
 def project(tubes: Sequence[Tube], view: View) -> Projection:
-    """Tubes as the camera sees them; the point on the ground below the person is (0, 0)."""
+    """Project tubes onto the image plane; the point on the ground below the person is (0, 0)."""
     turn, tilt = (cos(view.yaw), sin(view.yaw)), (cos(view.pitch), sin(view.pitch))
     ends = np.array([(tube.start, tube.end) for tube in tubes])  # (n, 2, 3)
     right = turn[0] * ends[:, :, 0] + turn[1] * ends[:, :, 2]
@@ -92,18 +92,18 @@ def project(tubes: Sequence[Tube], view: View) -> Projection:
         tubes=tuple(tubes[number] for number in order),
         start=places[order, 0].astype(np.float32),
         end=places[order, 1].astype(np.float32),
-        radius=np.maximum(radius[order], THINNEST).astype(np.float32),
+        radius=np.maximum(radius[order], MIN_RADIUS).astype(np.float32),
         bulge=(tilt[1] * half_depth / half_width)[order].astype(np.float32),
         nearness=nearness[order].astype(np.float32),
     )
 
 
 def draw(canvas: Canvas, projection: Projection, view: View) -> None:
-    """Draw tubes that are placed in pixels onto ``canvas``."""
+    """Draw tubes in pixels onto ``canvas``."""
     right, _, towards = view.light
     lit = np.maximum(0, right * _ACROSS + towards * _TOWARDS) / towards
     shade = np.repeat(view.ambient + (1 - view.ambient) * lit, 3).reshape(-1, 3)
-    # the texture column at each step across: the part of the surface that is turned to the camera
+    # the texture column at each step across: the part of the surface that faces the camera
     angles = np.arcsin(_ACROSS) + view.yaw
     around = ((angles / (2 * pi) + 0.5) * COLUMNS).astype(np.intp) % COLUMNS
     dimmed = 1 + FAR_SHADE * np.minimum(0, projection.nearness)
@@ -127,10 +127,10 @@ def draw(canvas: Canvas, projection: Projection, view: View) -> None:
 class Covered(NamedTuple):
     """The k pixels that a tube covers, each array of length k."""
 
-    pixel: np.ndarray  #: numbers on the canvas
+    pixel: np.ndarray  #: flat index on the canvas
     opacity: np.ndarray
-    row: np.ndarray  #: of the texture
-    step: np.ndarray  #: across the tube
+    row: np.ndarray  #: row of the texture
+    step: np.ndarray  #: step across the tube
 
 
 def _cover(
@@ -140,11 +140,11 @@ def _cover(
     radius: np.ndarray,
     bulge: float | None,
 ) -> Covered | None:
-    """Which pixels a tube covers, and with which part of its surface.
+    """Return the pixels that a tube covers, and the part of its surface on each; None if there are none.
 
     Args:
-        numbers: of the canvas's pixels, (height, width).
-        start, end, radius: in pixels.
+        numbers: flat indices of the canvas's pixels, (height, width).
+        start, end, radius: geometry of the tube, in pixels.
         bulge: see ``Projection``; None for a tube with round ends.
     """
     reach = float(radius.max()) + 1
@@ -155,7 +155,7 @@ def _cover(
     if left >= right or top >= bottom:
         return None
 
-    length = max(hypot(end[0] - start[0], end[1] - start[1]), SHORTEST)
+    length = max(hypot(end[0] - start[0], end[1] - start[1]), MIN_LENGTH)
     right_part, down_part = (end[0] - start[0]) / length, (end[1] - start[1]) / length
     dx = np.arange(left, right, dtype=np.float32) - start[0]
     dy = (np.arange(top, bottom, dtype=np.float32) - start[1])[:, None]
@@ -164,30 +164,32 @@ def _cover(
     overhang = reach if bulge is None else 1 + bulge * reach
     near = (np.abs(across) < reach) & (np.abs(along - length / 2) < length / 2 + overhang)
     along, across = along[near], across[near]
-    here = radius.take(_part(along, length, STATIONS))
-    step = _part(across + here, 2 * here, SHADES)
+    here = radius.take(_quantize(along, length, STATIONS))
+    step = _quantize(across + here, 2 * here, SHADES)
     if bulge is None:
         beyond = np.maximum(np.abs(along - length / 2) - length / 2, 0)
-        opacity = _soft(here - np.hypot(across, beyond))
+        opacity = _edge_opacity(here - np.hypot(across, beyond))
     else:
         along -= (bulge * down_part) * _TOWARDS.take(step) * here
-        opacity = _soft(here - np.abs(across)) * _soft(length / 2 - np.abs(along - length / 2))
-    return Covered(numbers[top:bottom, left:right][near], opacity, _part(along, length, ROWS), step)
+        opacity = _edge_opacity(here - np.abs(across)) * _edge_opacity(
+            length / 2 - np.abs(along - length / 2)
+        )
+    return Covered(numbers[top:bottom, left:right][near], opacity, _quantize(along, length, ROWS), step)
 
 
-def _part(place: np.ndarray, length: float | np.ndarray, count: int) -> np.ndarray:
-    """In which of ``count`` equal parts of ``length`` a place lies; the nearest if outside."""
+def _quantize(place: np.ndarray, length: float | np.ndarray, count: int) -> np.ndarray:
+    """Return which of ``count`` equal parts of ``length`` contains a place, or the nearest part."""
     return np.minimum(np.maximum(place * (count / length), 0), count - 1).astype(np.intp)
 
 
-def _soft(inside: np.ndarray) -> np.ndarray:
-    """Opacity at an edge: half a pixel from 0 to 1 on either side."""
+def _edge_opacity(inside: np.ndarray) -> np.ndarray:
+    """Return the opacity at an edge, which rises from 0 to 1 within half a pixel on either side."""
     return np.minimum(np.maximum(inside + 0.5, 0), 1)
 
 
 Profile = np.ndarray  #: (STATIONS,), half widths
 
-STATIONS = 32  # where a tube's half width is given, equally spaced from start to end
+STATIONS = 32  # points of a tube's outline, equally spaced from start to end
 PLACES = np.linspace(0, 1, STATIONS)
 
 
@@ -198,9 +200,9 @@ class Tube:
     Args:
         radius: half width at each station, metres.
         depth: front-to-back size relative to the width.
-        round_ends: ends are half spheres; otherwise cut straight.
-        behind: metres by which the tube is drawn as if it were further away (trousers under a coat).
-        aside: metres by which it is drawn as if it were further towards positive x (an arm).
+        round_ends: end in half spheres; otherwise the ends are flat.
+        behind: metres added to the distance for the drawing order (trousers under a coat).
+        aside: metres added to x for the drawing order (an arm).
     """
 
     start: Point
@@ -214,13 +216,13 @@ class Tube:
 
 
 def outline(*points: tuple[float, float]) -> Profile:
-    """The half widths of a shape drawn by ``(share of the length, half width)``, straight between them."""
+    """Return the half widths of a shape through points ``(share of the length, half width)``."""
     places, widths = zip(*points, strict=True)
     return np.interp(PLACES, places, widths)
 
 
 def oval(roundness: float) -> Profile:
-    """Half width 1 in the middle, 0 at both ends: 0.5 an ellipsoid, less a rounded box."""
+    """Return half widths of 1 in the middle and 0 at both ends; 0.5 is an ellipsoid, less a rounded box."""
     return np.maximum(0, 1 - (2 * PLACES - 1) ** 2) ** roundness
 
 
@@ -237,27 +239,27 @@ AROUND = (((np.arange(COLUMNS, dtype=np.float32) + 0.5) / COLUMNS * 2 - 1) * np.
 ACROSS = np.sin(AROUND)
 
 IN_FRONT = np.abs(AROUND) < pi / 2
-FOLDS = 0.10  # how much cloth varies in brightness
+FOLDS = 0.10  # variation of brightness by folds
 
 
 def rgb(colour: Colour) -> np.ndarray:
-    """A colour as float32 (3,)."""
+    """Return a colour as float32 (3,)."""
     return np.array(colour, np.float32)
 
 
 def plain(colour: Colour) -> Texture:
-    """One colour everywhere."""
+    """Return a texture of one colour."""
     return np.broadcast_to(rgb(colour), (ROWS, COLUMNS, 3)).copy()
 
 
 def paint(texture: Texture, mask: ArrayLike, colour: Colour) -> Texture:
-    """``texture`` with ``colour`` where ``mask`` is 1."""
+    """Return ``texture`` with ``colour`` where ``mask`` is 1."""
     weight = np.broadcast_to(np.asarray(mask, np.float32), (ROWS, COLUMNS))[:, :, None]
     return texture + weight * (rgb(colour) - texture)
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
-    """Smooth noise of that shape, roughly from -1 to 1, which varies over ``cell`` pixels (down, across)."""
+    """Return smooth noise, roughly from -1 to 1, that varies over ``cell`` pixels (down, across)."""
     height, width = shape
     rows, columns = max(2, round(height / cell[0])), max(2, round(width / cell[1]))
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
@@ -265,17 +267,17 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[f
 
 
 def fabric(rng: np.random.Generator, texture: Texture) -> Texture:
-    """``texture`` with the light and dark of folds."""
+    """Return ``texture`` with the light and shadow of folds."""
     folds = smooth_noise(rng, (ROWS, COLUMNS), (10, 8)) + smooth_noise(rng, (ROWS, COLUMNS), (24, 6))
     return texture * (1 + FOLDS * folds[:, :, None])
 
 
 def pattern(name: str, repeats: int) -> np.ndarray:
-    """The mask of a garment's second colour.
+    """Return the mask of a garment's second colour.
 
     Args:
         name: one of ``PATTERNS``.
-        repeats: how often the pattern repeats along the garment.
+        repeats: number of repetitions along the garment.
     """
     return np.broadcast_to(np.asarray(PATTERNS[name](repeats), np.float32), (ROWS, COLUMNS))
 

@@ -1,4 +1,4 @@
-"""Six cameras: where each hangs, what it looks at, and what its optics and electronics make of it."""
+"""Six cameras, the scenes before them, and the images that they take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import cos, exp, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from rga_reid.data.synthetic.figure import figure
+from rga_reid.data.synthetic.figure import build_figure
 from rga_reid.data.synthetic.people import Person, Pose, dress
 from rga_reid.data.synthetic.rendering import (
     Box,
@@ -39,13 +39,15 @@ class Camera:
 
     Args:
         pitch, distance: see ``View``.
-        headings: usual yaws of the people who come by.
-        ground, wall, wall_distance, bicycles: see ``paint_scene``.
+        headings: usual yaws of people in view.
+        ground, wall: surfaces of the scene.
+        wall_distance: metres from the people to the wall.
+        bicycles: number of bicycles that lean against the wall.
         light, ambient: see ``View``.
         exposure, cast, contrast: gain, gain per RGB channel, spread about mid-grey.
         blur: standard deviation in pixels of an image of ``BLUR_ROWS`` rows.
         noise: standard deviation in grey levels.
-        quality: of the JPEG files.
+        quality: quality of the JPEG files.
     """
 
     pitch: float
@@ -64,24 +66,11 @@ class Camera:
     noise: float
     quality: int
 
-    def scene(self, rng: np.random.Generator, pixels: float) -> Scene:
-        """Paint this camera's background with ``pixels`` per metre."""
-        return paint_scene(
-            rng,
-            pixels,
-            ground=self.ground,
-            wall=self.wall,
-            wall_distance=self.wall_distance,
-            bicycles=self.bicycles,
-            pitch=self.pitch,
-            camera_distance=self.distance,
-        )
-
     def develop(self, rng: np.random.Generator, canvas: Canvas, exposure: float = 1.0) -> Image.Image:
-        """The picture that this camera takes of a canvas, which is ``SUPERSAMPLING`` times as large.
+        """Return the image that this camera takes of a canvas, which is ``SUPERSAMPLING`` times as large.
 
         Args:
-            exposure: gain of this shot, besides the camera's own.
+            exposure: gain of this shot, in addition to the camera's.
         """
         sharp = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).reduce(SUPERSAMPLING)
         seen = sharp.filter(ImageFilter.GaussianBlur(self.blur * sharp.height / BLUR_ROWS))
@@ -98,32 +87,32 @@ FRONT, LEFT, BACK, RIGHT = 0.0, pi / 2, pi, 3 * pi / 2
 Array = np.ndarray  #: float32
 Surface = Callable[[np.random.Generator, Array, Array], Array]
 
-TONES = 64  # tiles after which the random tones repeat
+TONES = 64  # random tones repeat after so many tiles
 POSTER_COLOURS: tuple[Colour, ...] = ((152, 84, 78), (78, 100, 132), (190, 176, 116), (92, 120, 94))
 
 
 def paving(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """Grey slabs."""
     tone, joints = _tiles(rng, x, y, size=(0.6, 0.4), joint=0.025)
-    return _mixed(joints, (158, 152, 146), (108, 104, 102)) * (1 + 0.07 * tone + _noise(rng, x, 0.06))
+    return _mix(joints, (158, 152, 146), (108, 104, 102)) * (1 + 0.07 * tone + _noise(rng, x, 0.06))
 
 
 def red_bricks(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """A brick pavement."""
     tone, joints = _tiles(rng, x, y, size=(0.24, 0.12), joint=0.018)
-    return _mixed(joints, (168, 116, 98), (136, 122, 112)) * (1 + 0.14 * tone + _noise(rng, x, 0.05))
+    return _mix(joints, (168, 116, 98), (136, 122, 112)) * (1 + 0.14 * tone + _noise(rng, x, 0.05))
 
 
 def asphalt(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """A street with a painted line."""
     line = np.abs(y + 1.2) < 0.07
-    return _mixed(0.85 * line, (118, 118, 122), (206, 202, 190)) * (1 + _noise(rng, x, 0.12, 2))
+    return _mix(0.85 * line, (118, 118, 122), (206, 202, 190)) * (1 + _noise(rng, x, 0.12, 2))
 
 
 def grass(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """A lawn with a path where people walk."""
     blades = 0.5 + _noise(rng, x, 0.25, 2.5) + _noise(rng, x, 0.25, 22)
-    lawn = _mixed(blades[:, :, 0], (74, 100, 52), (128, 142, 78))
+    lawn = _mix(blades[:, :, 0], (74, 100, 52), (128, 142, 78))
     path = rgb((166, 156, 134)) * (1 + _noise(rng, x, 0.1))
     return np.where((np.abs(y - 0.1) < 0.7)[:, :, None], path, lawn)
 
@@ -132,19 +121,19 @@ def concrete(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """Large stained plates."""
     _, joints = _tiles(rng, x, y, size=(2.2, 1.8), joint=0.04)
     stains = _noise(rng, x, 0.08, 60) + _noise(rng, x, 0.05)
-    return _mixed(joints, (162, 160, 154), (112, 110, 106)) * (1 + stains)
+    return _mix(joints, (162, 160, 154), (112, 110, 106)) * (1 + stains)
 
 
 def polished(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """The chequered floor of a hall."""
     dark = (np.floor(x / 0.8) + np.floor(y / 0.8)) % 2
-    return _mixed(dark, (172, 166, 152), (130, 124, 116)) * (1 + _noise(rng, x, 0.03))
+    return _mix(dark, (172, 166, 152), (130, 124, 116)) * (1 + _noise(rng, x, 0.03))
 
 
 def brick_wall(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """Red bricks in light mortar."""
     tone, joints = _tiles(rng, x, y, size=(0.3, 0.1), joint=0.016)
-    return _mixed(joints, (144, 96, 82), (164, 150, 138)) * (1 + 0.16 * tone)
+    return _mix(joints, (144, 96, 82), (164, 150, 138)) * (1 + 0.16 * tone)
 
 
 def glass(rng: np.random.Generator, x: Array, y: Array) -> Array:
@@ -152,21 +141,21 @@ def glass(rng: np.random.Generator, x: Array, y: Array) -> Array:
     tone, frames = _tiles(rng, x, np.full_like(y, 0.5), size=(1.1, 9.0), joint=0.07)
     sky = 0.5 + _noise(rng, x, 0.3, 75) + 0.2 * tone
     sill = np.abs(y - 1.1) < 0.04
-    panes = _mixed(sky[:, :, 0], (64, 74, 84), (128, 142, 154))
+    panes = _mix(sky[:, :, 0], (64, 74, 84), (128, 142, 154))
     return np.where((frames | sill)[:, :, None], rgb((150, 150, 150)), panes)
 
 
 def hedge(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """Leaves up to a wavy edge, the sky above."""
     leaves = 0.5 + _noise(rng, x, 0.3, 4) + _noise(rng, x, 0.25, 18)
-    green = _mixed(leaves[:, :, 0], (50, 64, 40), (112, 138, 84))
+    green = _mix(leaves[:, :, 0], (50, 64, 40), (112, 138, 84))
     sky = np.clip((y - 1.7 - 0.2 * np.sin(3 * x)) / 0.3, 0, 1)[:, :, None]
     return green + sky * (rgb((186, 196, 204)) - green)
 
 
 def plaster(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """A light wall with a dark base and posters."""
-    colours = _mixed(y < 0.35, (178, 172, 156), (126, 122, 116)) * (1 + _noise(rng, x, 0.04, 8))
+    colours = _mix(y < 0.35, (178, 172, 156), (126, 122, 116)) * (1 + _noise(rng, x, 0.04, 8))
     for left in np.arange(x.min(), x.max(), 1.7):
         right = left + rng.uniform(0.5, 0.9)
         colour = POSTER_COLOURS[rng.integers(len(POSTER_COLOURS))]
@@ -178,33 +167,33 @@ def fence(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """Iron bars before something far away."""
     rails = (np.abs(y - 1.15) < 0.03) | (np.abs(y - 0.15) < 0.03)
     bars = (y < 1.2) & (rails | (x % 0.16 < 0.03))
-    behind = _mixed(0.5 + _noise(rng, x, 0.5, 40)[:, :, 0], (112, 122, 104), (176, 178, 170))
+    behind = _mix(0.5 + _noise(rng, x, 0.5, 40)[:, :, 0], (112, 122, 104), (176, 178, 170))
     return np.where(bars[:, :, None], rgb((58, 60, 62)), behind)
 
 
 def shelves(rng: np.random.Generator, x: Array, y: Array) -> Array:
     """The boxes in a shop."""
     tone, frames = _tiles(rng, x, y, size=(0.4, 0.45), joint=0.03)
-    boxes = _mixed(0.5 + 0.5 * tone[:, :, 0], (84, 76, 68), (166, 148, 116))
+    boxes = _mix(0.5 + 0.5 * tone[:, :, 0], (84, 76, 68), (166, 148, 116))
     return np.where(frames[:, :, None], rgb((52, 44, 40)), boxes)
 
 
-def _mixed(weight: Array, first: Colour, second: Colour) -> Array:
-    """``first`` where the weight (h, w) is 0, ``second`` where it is 1."""
+def _mix(weight: Array, first: Colour, second: Colour) -> Array:
+    """Return ``first`` where the weight (h, w) is 0 and ``second`` where it is 1."""
     return rgb(first) + np.asarray(weight, np.float32)[:, :, None] * (rgb(second) - rgb(first))
 
 
 def _tiles(
     rng: np.random.Generator, x: Array, y: Array, size: tuple[float, float], joint: float
 ) -> tuple[Array, Array]:
-    """Tiles, each row shifted by half a tile.
+    """Lay tiles, each row shifted by half a tile.
 
     Args:
-        size: (width, height), metres.
+        size: (width, height) in metres.
         joint: metres between tiles.
 
     Returns:
-        A random tone per tile, -1 to 1, (h, w, 1); the mask of the joints (h, w).
+        A random tone per tile from -1 to 1, (h, w, 1), and the mask of the joints (h, w).
     """
     width, height = size
     row, up = np.floor(y / height), y % height
@@ -216,17 +205,17 @@ def _tiles(
 
 
 def _noise(rng: np.random.Generator, like: Array, strength: float, cell: float = 2.5) -> Array:
-    """Noise (h, w, 1) for an array (h, w), varying over ``cell`` pixels."""
+    """Return noise (h, w, 1) for an array (h, w), varying over ``cell`` pixels."""
     height, width = like.shape
     return strength * smooth_noise(rng, (height, width), (cell, cell))[:, :, None]
 
 
-# the part of the image plane that a scene covers, in metres from where people stand
+# part of the image plane that a scene covers, in metres from the standing point
 SCENE_WIDTH, SCENE_ABOVE, SCENE_BELOW = 7.0, 3.0, 1.0
-HORIZON = 0.05  # metres on the image plane; ground nearer to the horizon than this is not painted
+HORIZON = 0.05  # metres on the image plane; the ground ends this far from the horizon
 SATURATION = 0.4  # streets are greyer than clothes
-PATCHES, PATCH_SIZE = 0.12, 0.8  # of light and shade: strength, and metres
-CORNER_SHADE, CORNER_SIZE = 0.35, 0.5  # of the ground before the wall: strength, and metres
+PATCHES, PATCH_SIZE = 0.12, 0.8  # patches of light and shade: strength, metres
+CORNER_SHADE, CORNER_SIZE = 0.35, 0.5  # shade on the ground before the wall: strength, metres
 BICYCLE_BEFORE_WALL = 0.5  # metres
 TYRE_COLOUR: Colour = (30, 30, 32)
 METAL_COLOUR: Colour = (140, 140, 142)
@@ -242,10 +231,11 @@ class Scene:
     pixels: float
 
     def crop(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
-        """The part inside ``box`` (left, top, right, bottom: metres, y down from the standing line).
+        """Return the part of the scene inside a box.
 
         Args:
-            box: moved back inside where it leaves the scene.
+            box: left, top, right, bottom in metres, y down from the standing line; moved inside if it
+                leaves the scene.
             size: (width, height) of the result.
         """
         width, height = (box[2] - box[0]) * self.pixels, (box[3] - box[1]) * self.pixels
@@ -255,28 +245,13 @@ class Scene:
         return self.picture.resize(size, Image.Resampling.BILINEAR, box=corners)
 
 
-def paint_scene(
-    rng: np.random.Generator,
-    pixels: float,
-    *,
-    ground: Surface,
-    wall: Surface,
-    wall_distance: float,
-    bicycles: int,
-    pitch: float,
-    camera_distance: float,
-) -> Scene:
-    """Paint what a camera with that pitch and distance (see ``View``) sees.
-
-    Args:
-        pixels: per metre of the image plane.
-        wall_distance: metres behind the people.
-        bicycles: how many lean against the wall.
-    """
+def paint_scene(rng: np.random.Generator, pixels: float, camera: Camera) -> Scene:
+    """Paint the background of a camera, with ``pixels`` per metre of the image plane."""
+    pitch, camera_distance, wall_distance = camera.pitch, camera.distance, camera.wall_distance
     columns = np.arange(round(SCENE_WIDTH * pixels), dtype=np.float32) / pixels - SCENE_WIDTH / 2
     rows = np.arange(round((SCENE_ABOVE + SCENE_BELOW) * pixels), dtype=np.float32) / pixels - SCENE_ABOVE
 
-    # where the ray through each row meets the ground, in metres towards the camera, and where the wall begins
+    # point where the ray through each row meets the ground, in metres towards the camera; foot of the wall
     falling = np.maximum(camera_distance * sin(pitch) + rows * cos(pitch), HORIZON)
     towards = np.maximum(rows * camera_distance / falling, -wall_distance)
     magnified = camera_distance / (camera_distance - cos(pitch) * towards)
@@ -286,7 +261,7 @@ def paint_scene(
     up = (wall_foot - rows) / (wall_magnified * cos(pitch))
 
     colours = np.empty((len(rows), len(columns), 3), np.float32)
-    for part, surface, heights in ((is_ground, ground, towards), (~is_ground, wall, up)):
+    for part, surface, heights in ((is_ground, camera.ground, towards), (~is_ground, camera.wall, up)):
         x = columns / magnified[part, None]
         colours[part] = surface(rng, x, np.broadcast_to(heights[part, None], x.shape))
     grey = colours.mean(2, keepdims=True)
@@ -296,17 +271,17 @@ def paint_scene(
     shade *= 1 - CORNER_SHADE * in_corner.astype(np.float32)[:, None]
     picture = Image.fromarray(np.clip(colours * shade[:, :, None], 0, 255).astype(np.uint8))
 
-    for _ in range(bicycles):
-        sprite = bicycle(rng, wall_magnified * pixels)
+    for _ in range(camera.bicycles):
+        sprite = draw_bicycle(rng, wall_magnified * pixels)
         left = round(rng.uniform(-0.05, 0.95) * picture.width)
         foot = round((SCENE_ABOVE + wall_foot + BICYCLE_BEFORE_WALL * sin(pitch)) * pixels)
         picture.paste(sprite, (left, foot - sprite.height), sprite)
     return Scene(picture, pixels)
 
 
-def bicycle(rng: np.random.Generator, pixels: float) -> Image.Image:
-    """A bicycle from the side, as RGBA on transparent ground."""
-    fine = 2 * pixels  # drawn twice as large, for soft edges
+def draw_bicycle(rng: np.random.Generator, pixels: float) -> Image.Image:
+    """Draw a bicycle from the side, as RGBA on a transparent ground."""
+    fine = 2 * pixels  # twice as large, for soft edges
     size = (round(BICYCLE_LENGTH * fine), round(BICYCLE_HEIGHT * fine))
     picture = Image.new("RGBA", size)
     pen = ImageDraw.Draw(picture)
@@ -330,13 +305,13 @@ def bicycle(rng: np.random.Generator, pixels: float) -> Image.Image:
     return picture.resize((size[0] // 2, size[1] // 2), Image.Resampling.BOX)
 
 
-# a detector's boxes, in heights of the person: size, then standard deviations of place and (log) size
+# boxes of a detector, in heights of the person: size, standard deviations of place and (log) size
 BOX_HEIGHT, BOX_SHIFT, BOX_ZOOM = 1.04, 0.035, 0.05
 
-# how often
+# probabilities
 STANDING, TELEPHONE, COMPANY = 0.12, 0.12, 0.15
 HIDDEN_BY_PERSON, HIDDEN_BY_POLE, HIDDEN_BY_BICYCLE = 0.06, 0.06, 0.05
-BICYCLE_ALONE = 0.4  # of the boxes around nobody
+BICYCLE_ALONE = 0.4  # in boxes without a person
 
 # standard deviations; turns in radians, places in metres, light as the logarithm of a gain
 TURN_BY_SIGHTING, TURN_BY_SHOT = 0.45, 0.2
@@ -347,12 +322,12 @@ LIGHT_BY_SIGHTING = 0.13
 COMPANY_DISTANCE = -1.5  # metres towards the camera
 SHADOW, SHADOW_SIZE = 0.45, (0.38, 0.12)  # share of the light taken; metres on the image plane
 POLE_COLOUR = (96, 98, 96)
-WARDROBES = 4  # whose textures are kept, besides those of the passers-by
+CACHED_PEOPLE = 4  # whose textures are kept, in addition to those of the passers-by
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """Somebody passing a camera: what the shots have in common."""
+    """A person passing a camera: what the shots have in common."""
 
     view: View
     place: float  #: metres from the left end of the scene
@@ -361,7 +336,7 @@ class Sighting:
 
     @classmethod
     def random(cls, rng: np.random.Generator, camera: Camera) -> Sighting:
-        """Somebody walking in one of the camera's usual directions."""
+        """Return a person who walks in one of the camera's usual directions."""
         heading = camera.headings[rng.integers(len(camera.headings))]
         view = View(
             yaw=heading + rng.normal(0, TURN_BY_SIGHTING),
@@ -375,12 +350,12 @@ class Sighting:
 
 
 class Studio:
-    """Takes photographs of one size.
+    """Take images of one size.
 
     Args:
         scenes: background by camera.
         size: (height, width) of the images.
-        passers_by: people who may get into the picture.
+        passers_by: people who may appear in the background.
     """
 
     def __init__(
@@ -389,9 +364,9 @@ class Studio:
         self.scenes = scenes
         self.height, self.width = SUPERSAMPLING * size[0], SUPERSAMPLING * size[1]
         self.passers_by = passers_by
-        self._dress = lru_cache(maxsize=WARDROBES + len(passers_by))(dress)
+        self._dress = lru_cache(maxsize=CACHED_PEOPLE + len(passers_by))(dress)
 
-    def portrait(
+    def photograph(
         self,
         rng: np.random.Generator,
         camera: Camera,
@@ -399,32 +374,32 @@ class Studio:
         sighting: Sighting,
         misplaced: float = 0.0,
     ) -> Image.Image:
-        """One image of a person; ``misplaced`` shifts the box by that many box heights, whichever way."""
+        """Take an image of a person; ``misplaced`` shifts the box by so many box heights in a random direction."""
         view = replace(sighting.view, yaw=sighting.view.yaw + rng.normal(0, TURN_BY_SHOT))
-        seen = project(self._posing(rng, person, sighting.stride), view)
-        box = self._detected(rng, seen.extent(), misplaced)
+        seen = project(self._pose(rng, person, sighting.stride), view)
+        box = self._detect(rng, seen.bounding_box(), misplaced)
         canvas = self._background(camera, box, sighting.place + rng.normal(0, STEP_BY_SHOT))
         self._cast_shadow(canvas, box)
         if rng.random() < COMPANY:
-            self._passer_by(rng, canvas, box, view, aside=(0.35, 0.75), nearer=COMPANY_DISTANCE)
+            self._add_passer_by(rng, canvas, box, view, aside=(0.35, 0.75), nearer=COMPANY_DISTANCE)
         self._draw(canvas, seen, box, view)
         self._hide(rng, canvas, box, view)
         return camera.develop(rng, canvas, sighting.exposure)
 
-    def false_alarm(self, rng: np.random.Generator, camera: Camera) -> Image.Image:
-        """A box around nobody."""
+    def photograph_nobody(self, rng: np.random.Generator, camera: Camera) -> Image.Image:
+        """Take an image of a box without a person."""
         height = rng.uniform(0.9, 2.2)
         width = height * self.width / self.height
         top = rng.uniform(-2.2, 0.4 - 0.6 * height)
         canvas = self._background(camera, (0, top, width, top + height), rng.uniform(0, SCENE_WIDTH - width))
         if rng.random() < BICYCLE_ALONE:
-            self._bicycle(rng, canvas)
+            self._add_bicycle(rng, canvas)
         return camera.develop(rng, canvas)
 
-    def _posing(self, rng: np.random.Generator, person: Person, stride: float) -> list[Tube]:
-        return figure(person, self._dress(person), _random_pose(rng, person, stride))
+    def _pose(self, rng: np.random.Generator, person: Person, stride: float) -> list[Tube]:
+        return build_figure(person, self._dress(person), _random_pose(rng, person, stride))
 
-    def _detected(self, rng: np.random.Generator, person: Box, misplaced: float) -> Box:
+    def _detect(self, rng: np.random.Generator, person: Box, misplaced: float) -> Box:
         left, top, right, bottom = person
         height = (bottom - top) * BOX_HEIGHT * exp(rng.normal(0, BOX_ZOOM))
         width = height * self.width / self.height
@@ -441,25 +416,25 @@ class Studio:
         return np.asarray(picture).astype(np.float32)
 
     def _pixels(self, box: Box) -> float:
-        """Pixels of the canvas per metre."""
+        """Return the pixels of the canvas per metre."""
         return self.height / (box[3] - box[1])
 
     def _draw(
         self, canvas: Canvas, seen: Projection, box: Box, view: View, x: float = 0.0, y: float = 0.0
     ) -> None:
-        """Draw what stands at the place (x, y) of the image plane."""
+        """Draw tubes at the point (x, y) of the image plane."""
         pixels = self._pixels(box)
-        draw(canvas, seen.placed(pixels, (x - box[0]) * pixels, (y - box[1]) * pixels), view)
+        draw(canvas, seen.place(pixels, (x - box[0]) * pixels, (y - box[1]) * pixels), view)
 
     def _cast_shadow(self, canvas: Canvas, box: Box) -> None:
-        """A soft dark patch on the ground where somebody stands."""
+        """Darken the ground softly around the standing point."""
         pixels = self._pixels(box)
         x = (np.arange(self.width, dtype=np.float32) / pixels + box[0]) / SHADOW_SIZE[0]
         y = (np.arange(self.height, dtype=np.float32) / pixels + box[1]) / SHADOW_SIZE[1]
         rows = np.abs(y) < 3
         canvas[rows] *= (1 - SHADOW * np.exp(-(x**2) - y[rows, None] ** 2))[:, :, None]
 
-    def _passer_by(
+    def _add_passer_by(
         self,
         rng: np.random.Generator,
         canvas: Canvas,
@@ -468,19 +443,19 @@ class Studio:
         aside: tuple[float, float],
         nearer: float,
     ) -> None:
-        """Somebody else, ``nearer`` metres towards the camera and to the left or right."""
+        """Draw another person, ``nearer`` metres towards the camera and to the left or right."""
         person = self.passers_by[int(rng.integers(len(self.passers_by)))]
         x = rng.choice((-1, 1)) * rng.uniform(*aside)
         scale = view.distance / (view.distance - nearer)
         view = replace(view, yaw=rng.uniform(0, 2 * pi))
-        seen = project(self._posing(rng, person, rng.uniform(0.2, 0.4)), view).placed(scale, 0, 0)
+        seen = project(self._pose(rng, person, rng.uniform(0.2, 0.4)), view).place(scale, 0, 0)
         self._draw(canvas, seen, box, view, x, scale * nearer * sin(view.pitch))
 
     def _hide(self, rng: np.random.Generator, canvas: Canvas, box: Box, view: View) -> None:
-        """Sometimes, put something before the person."""
+        """Sometimes draw an object or another person before the person."""
         chance = rng.random()
         if chance < HIDDEN_BY_PERSON:
-            self._passer_by(rng, canvas, box, view, aside=(0.35, 0.6), nearer=rng.uniform(0.5, 1))
+            self._add_passer_by(rng, canvas, box, view, aside=(0.35, 0.6), nearer=rng.uniform(0.5, 1))
         elif chance < HIDDEN_BY_PERSON + HIDDEN_BY_POLE:
             x, radius = rng.uniform(box[0], box[2]), rng.uniform(0.03, 0.07)
             top, foot = np.array([x, 3, 0.5]), np.array([x, -0.2, 0.5])
@@ -488,11 +463,11 @@ class Studio:
             facing = replace(view, yaw=0.0)
             self._draw(canvas, project([pole], facing), box, facing)
         elif chance < HIDDEN_BY_PERSON + HIDDEN_BY_POLE + HIDDEN_BY_BICYCLE:
-            self._bicycle(rng, canvas)
+            self._add_bicycle(rng, canvas)
 
-    def _bicycle(self, rng: np.random.Generator, canvas: Canvas) -> None:
-        """A bicycle at the lower edge, often cut by the sides."""
-        sprite = bicycle(rng, self.height / 2)
+    def _add_bicycle(self, rng: np.random.Generator, canvas: Canvas) -> None:
+        """Draw a bicycle at the lower edge, often cut by the sides."""
+        sprite = draw_bicycle(rng, self.height / 2)
         left = round(rng.uniform(-0.75, 0.75) * self.width)
         top = round(rng.uniform(1, 1.1) * self.height) - sprite.height
         picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
