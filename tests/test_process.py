@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from rga_reid.process import STOP_SIGNALS, LockedError, Stopped, defer_signals, handle_signals, hold_lock
+from rga_reid.process import (
+    STOP_SIGNALS,
+    LockedError,
+    Stopped,
+    defer_signals,
+    handle_signals,
+    hold_lock,
+    lock,
+)
 from rga_reid.runtime import run_main
 
 CHECKOUT = Path(__file__).parent.parent
@@ -50,11 +59,27 @@ def test_a_lock_can_be_waited_for_and_released_by_another_thread(tmp_path: Path)
     thread.join()
 
 
+def test_a_lock_that_a_child_inherits_outlives_its_parent(tmp_path: Path) -> None:
+    handle = lock(tmp_path / "lock", create=True)
+    assert handle is not None
+    assert lock(tmp_path / "lock") is None
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=[handle]) as child:
+        os.close(handle)  # as if this process had been killed
+        assert lock(tmp_path / "lock") is None
+        child.kill()
+    again = lock(tmp_path / "lock")
+    assert again is not None
+    os.close(again)
+
+
 def test_a_lock_does_not_follow_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("keep")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     with pytest.raises(OSError, match="link"), hold_lock(tmp_path / "link"):
         pass
+    with pytest.raises(OSError, match="link"):
+        lock(tmp_path / "link", create=True)
     assert (tmp_path / "mine").read_text() == "keep"
 
 
