@@ -1,8 +1,9 @@
-"""Thresholds and error rates against loops over all scores; collected pairs against loops over all pairs."""
+"""Thresholds and error rates equal loops over all scores, pair scores equal loops over all pairs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,18 +52,10 @@ def test_every_whole_number_of_false_matches_is_met() -> None:
 
 @pytest.mark.parametrize(
     ("rate", "message"),
-    [
-        (
-            0.0001,
-            r"0\.0001 cannot be measured on 5,000 impostor scores; .* 0\.0002 .* at least 10,000 scores",
-        ),
-        (0.0, r"false_match_rate: expected between 0 and 1, found 0\.0"),
-        (1, r"false_match_rate: expected between 0 and 1, found 1"),
-        (float("nan"), r"false_match_rate: expected between 0 and 1, found nan"),
-    ],
+    [(0.0001, "5,000 impostor scores; .* 10,000 scores"), (0.0, "0.0$"), (1, "1$"), (float("nan"), "nan$")],
 )
-def test_rates_that_cannot_be_had(rate: float, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_rates_that_cannot_be_measured(rate: float, message: str) -> None:
+    with pytest.raises(InputError, match=f"false_match_rate: .*{message}"):
         calibrate(*drawn()).threshold(rate)
 
 
@@ -107,15 +100,15 @@ def test_every_form_of_scores_gives_the_same() -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([], r"impostor_scores: expected numbers \(n,\), at least one, found float64 \(0,\)"),
-        ([[0.5]], r"impostor_scores: expected numbers .* found float64 \(1, 1\)"),
-        (["a"], r"impostor_scores: expected numbers"),
-        ([0.5, np.nan], r"impostor_scores: entry 1 is nan"),
-        ([-np.inf, 0], r"impostor_scores: entry 0 is -inf"),
+        ([], r"expected numbers \(n,\).* \(0,\)"),
+        ([[0.5]], r"expected numbers .* \(1, 1\)"),
+        (["a"], "expected numbers"),
+        ([0.5, np.nan], "entry 1 is nan"),
+        ([-np.inf, 0], "entry 0 is -inf"),
     ],
 )
 def test_bad_scores_are_named(scores: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"impostor_scores: {message}"):
         calibrate([0.5], scores)
 
 
@@ -157,7 +150,7 @@ def test_thresholds_on_the_grid() -> None:
 
 
 def images(seed: int, queries: int = 20, items: int = 90, columns: int = 16) -> dict[str, Any]:
-    """With junk, unknown identities and cameras, and files on both sides."""
+    """Draw images with junk, unknown identities and cameras, and files on both sides."""
     rng = np.random.default_rng(seed)
     case: dict[str, Any] = {}
     for side, count in (("query", queries), ("gallery", items)):
@@ -189,7 +182,7 @@ def naive_pairs(case: dict[str, Any]) -> tuple[list[float], list[float]]:
     return genuine, impostor
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_pairs_equal_the_naive_loop(seed: int) -> None:
     case = images(seed)
     found = pair_scores(**case, block_size=17 + seed)
@@ -206,20 +199,17 @@ def test_pairs_equal_the_naive_loop(seed: int) -> None:
     )
 
 
-def test_no_count_depends_on_blocks_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_count_depends_on_blocks_or_threads(
+    monkeypatch: pytest.MonkeyPatch, vary: Callable[[], Iterator[int]]
+) -> None:
     case = images(1, columns=600)
     expected = pair_scores(**case)
-    threads = torch.get_num_threads()
-    try:
-        for block_size, count, queries in ((3, 1, 7), (50, 2, 11)):
-            torch.set_num_threads(count)
-            monkeypatch.setattr(pairs, "_QUERIES", queries)
-            found = pair_scores(**case, block_size=block_size)
-            assert sorted(found.genuine) == sorted(expected.genuine)
-            every = np.arange(-(2**19), 2**19 + 1) / 2**19
-            np.testing.assert_array_equal(found.impostor.at_least(every), expected.impostor.at_least(every))
-    finally:
-        torch.set_num_threads(threads)
+    every = np.arange(-(2**19), 2**19 + 1) / 2**19
+    for block_size in vary():
+        monkeypatch.setattr(pairs, "_QUERIES", block_size)
+        found = pair_scores(**case, block_size=block_size)
+        assert sorted(found.genuine) == sorted(expected.genuine)
+        np.testing.assert_array_equal(found.impostor.at_least(every), expected.impostor.at_least(every))
 
 
 def test_an_error_within_its_bound_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +245,9 @@ def test_impostors_take_bounded_memory() -> None:
 
 
 def test_progress_ends_at_one() -> None:
-    told: list[float] = []
-    pair_scores(**images(0), progress=told.append)
-    assert told[-1] == 1
+    calls: list[float] = []
+    pair_scores(**images(0), progress=calls.append)
+    assert calls[-1] == 1
 
 
 GOOD: dict[str, Any] = {
@@ -271,16 +261,12 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query_pids": [1, 2]}, r"identities do not overlap"),
-        (
-            {"query_pids": [7, 7], "gallery_pids": [7, 7, None]},
-            r"expected pairs of two different people, found",
-        ),
-        ({"query_camids": [1, 2]}, r"gallery_camids: not given, but query_camids are"),
-        ({"query_features": np.zeros((2, 2), "f4")}, r"query_features: row 0 .* holds only zeros"),
-        ({"query_features": np.ones((2, 5), "f4")}, r"expected rows of one length, found 5 and 2"),
-        ({"block_size": 0}, r"block_size: expected a whole number of at least 1"),
-        ({"query_pids": None}, r"query_pids: expected 2 identities, found none"),
+        ({"query_pids": [1, 2]}, "identities do not overlap"),
+        ({"query_pids": [7, 7], "gallery_pids": [7, 7, None]}, "two different people"),
+        ({"query_camids": [1, 2]}, "gallery_camids: not given"),
+        ({"query_features": np.zeros((2, 2), "f4")}, r"query_features: row 0 .* zeros"),
+        ({"query_features": np.ones((2, 5), "f4")}, "5 and 2"),
+        ({"block_size": 0}, "block_size"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Protocols: what each removes, averages or draws."""
+"""Protocols: removed items, averaged queries and random galleries."""
 
 from __future__ import annotations
 
@@ -141,31 +141,28 @@ def test_single_shot_without_a_choice_is_the_plain_ranking() -> None:
 
 
 def test_single_shot_draws_all_galleries_equally_often() -> None:
-    """The mean over all possible galleries, against the mean over many draws."""
-    rng = np.random.default_rng(3)
-    gallery_pids, gallery_camids = np.array([1, 1, 1, 2, 2, 3, 3, 3]), np.array([1, 1, 0, 1, 1, 1, 1, 0])
+    """The mean over random galleries is that over all possible galleries."""
+    rng = np.random.default_rng(5)
+    gallery_pids, gallery_camids = np.array([1, 1, 1, 2, 2, 3]), np.array([1, 1, 0, 1, 1, 1])
     case = {
         "query_features": rng.standard_normal((3, 4)).astype(np.float32),
-        "gallery_features": rng.standard_normal((8, 4)).astype(np.float32),
+        "gallery_features": rng.standard_normal((6, 4)).astype(np.float32),
         "query_pids": [1, 2, 3],
         "gallery_pids": gallery_pids,
         "query_camids": [0, 0, 0],
         "gallery_camids": gallery_camids,
     }
-    choices = [np.flatnonzero((gallery_pids == pid) & (gallery_camids == 1)) for pid in (1, 2, 3)]
-    galleries = [sorted(draw) for draw in itertools.product(*choices)]
+    rows = [np.flatnonzero((gallery_pids == pid) & (gallery_camids == 1)) for pid in (1, 2, 3)]
+    galleries = [sorted(draw) for draw in itertools.product(*rows)]
     parts = ("features", "pids", "camids")
     exact = [
-        evaluate_ranking(**case | {f"gallery_{part}": case[f"gallery_{part}"][draw] for part in parts})
+        evaluate_ranking(**case | {f"gallery_{part}": case[f"gallery_{part}"][draw] for part in parts}).mAP
         for draw in galleries
     ]
-    assert len(exact) == 8
-    result = shots(SingleShot(repeats=400, seed=1), case)
-    tolerance = 4 * result.mAP_deviation / np.sqrt(400)
-    assert 0 < tolerance < 0.1
-    assert result.mAP == pytest.approx(np.mean([one.mAP for one in exact]), abs=tolerance)
-    possible = {round(one.mAP, 9) for one in exact}
-    assert {round(one.mAP, 9) for one in result.repeats} == possible
+    assert len({round(mAP, 9) for mAP in exact}) == 4
+    drawn = [round(one.mAP, 9) for one in shots(SingleShot(repeats=120, seed=1), case).repeats]
+    for mAP in exact:  # each 30 times, within 3 standard deviations
+        assert 30 - 3 * 4.8 < drawn.count(round(mAP, 9)) < 30 + 3 * 4.8
 
 
 def test_single_shot_ranks_each_camera_against_the_others() -> None:
@@ -196,10 +193,10 @@ def test_single_shot_is_reproducible() -> None:
     assert shots(SingleShot(1), case).mAP_deviation == 0
 
 
-def test_single_shot_tells_its_progress() -> None:
-    told: list[float] = []
-    shots(SingleShot(4), people(0), progress=told.append, metric="euclidean", block_size=30)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+def test_single_shot_reports_its_progress() -> None:
+    calls: list[float] = []
+    shots(SingleShot(4), people(0), progress=calls.append, metric="euclidean", block_size=30)
+    assert calls == [0.25, 0.5, 0.75, 1.0]
 
 
 # Bad input -------------------------------------------------------------------------------------------------
@@ -209,40 +206,39 @@ def test_single_shot_tells_its_progress() -> None:
 def test_cameras_are_needed(protocol: Any) -> None:
     case = people(0)
     without = {name: values for name, values in case.items() if "camids" not in name}
-    with pytest.raises(
-        InputError, match=r"query_camids: the protocol \w+ needs the camera of every image, row"
-    ):
+    with pytest.raises(InputError, match=rf"query_camids: .* {type(protocol).__name__} .* row"):
         evaluate_protocol(protocol, **without)
     cameras = case["gallery_camids"].astype(object)
-    cameras[np.flatnonzero(case["gallery_pids"] == -1)] = None  # nobody asks for junk
+    cameras[np.flatnonzero(case["gallery_pids"] == -1)] = None  # junk needs no camera
     evaluate_protocol(protocol, **case | {"gallery_camids": cameras})
     row = int(np.flatnonzero(case["gallery_pids"] == 3)[2])
     cameras[row] = None
-    with pytest.raises(InputError, match=rf"gallery_camids: .* row {row} has none"):
+    with pytest.raises(InputError, match=rf"gallery_camids: .* row {row} "):
         evaluate_protocol(protocol, **case | {"gallery_camids": cameras})
 
 
-def test_bad_input_is_named() -> None:
-    case = people(0)
-    with pytest.raises(InputError, match="repeats: expected a whole number of at least 1, got 0"):
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(InputError, match=r"repeats: .* 0$"):
         SingleShot(repeats=0)
-    with pytest.raises(InputError, match="seed: expected a whole number of at least 0, got -1"):
+    with pytest.raises(InputError, match=r"seed: .* -1$"):
         SingleShot(seed=-1)
-    for other in ("cuhk03_classic", SingleShot):  # its name, its class: no protocol, and not the plain one
-        with pytest.raises(InputError, match="protocol: expected one such as PROTOCOLS"):
-            evaluate_protocol(other, **case)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"rerank: not defined for galleries of one image"):
-        evaluate_protocol(SingleShot(2), **case, rerank=ReRanking())
-    with pytest.raises(InputError, match=r"no query has its person in another camera"):
-        evaluate_protocol(
-            SingleShot(2), **case | {"query_camids": np.ones(40, int), "gallery_camids": np.ones(160, int)}
-        )
-    with pytest.raises(InputError, match=r"every query is junk or of unknown identity"):
-        evaluate_protocol(MultiQuery(), **case | {"query_pids": np.full(40, -1)})
-    spoiled = case["query_features"].copy()
-    spoiled[5] = np.nan
-    with pytest.raises(InputError, match=r"query_features: row 5 holds NaN"):
-        evaluate_protocol(MultiQuery(), **case | {"query_features": spoiled})
+    for other in ("cuhk03_classic", SingleShot):  # the name and the class are not protocols
+        with pytest.raises(InputError, match="PROTOCOLS"):
+            evaluate_protocol(other, **people(0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "change", "message"),
+    [
+        (SingleShot(2), {"rerank": ReRanking()}, r"rerank: .*SingleShot"),
+        (SingleShot(2), {"query_camids": [1] * 40, "gallery_camids": [1] * 160}, "gallery_camids: no query"),
+        (MultiQuery(), {"query_pids": [-1] * 40}, "query_pids: every query is junk"),
+        (MultiQuery(), {"query_features": np.full((40, 16), np.nan)}, "query_features: row 0 .* NaN"),
+    ],
+)
+def test_bad_input_is_named(protocol: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate_protocol(protocol, **people(0) | change)
 
 
 def test_features_that_cancel_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Equality with a loop that is written straight from the definition, over many random cases."""
+"""The ranking equals a loop written from the definition, in many random cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.oracles import Labels, float64_distance, naive_ranking
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, str, Labels, int]:
-    """A small case with whatever can go wrong in a large one."""
+    """Draw a small case with everything that can go wrong in a large one."""
     rng = np.random.default_rng(seed)
     q, g, d = (
         int(rng.choice([1, 2, 6, 12])),
@@ -72,7 +72,7 @@ def check(result: RankingResult, expected: dict[str, Any]) -> None:
     assert result.to_frame()["first_match"].dropna().tolist() == expected["first"]
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 6))])
 def test_equals_the_naive_loop(part: int) -> None:
     compared = 0
     for seed in itertools.count(10_000 * part):
@@ -87,12 +87,12 @@ def test_equals_the_naive_loop(part: int) -> None:
         check(evaluate_ranking(query, gallery, metric=metric, **options), expected)
         check(evaluate_distances(distance, **options), expected)
         compared += 1
-        if compared == 100:
+        if compared == 120:
             break
 
 
 def test_the_cases_are_hard() -> None:
-    """The oracle disagrees with a float32 product, so equality with it is worth something."""
+    """A float32 product fails on some of the cases."""
     differ = 0
     for seed in range(300):
         query, gallery, metric, labels, max_rank = random_case(seed)
@@ -102,4 +102,6 @@ def test_the_cases_are_hard() -> None:
         expected = naive_ranking(float64_distance(query, gallery, metric), labels, max_rank)
         float32 = naive_ranking(-unit[0] @ unit[1].T, labels, max_rank)
         differ += expected is not None and expected["step"] != float32["step"]
-    assert differ >= 5
+        if differ == 5:
+            return
+    pytest.fail("the oracle agrees with float32 products")

@@ -1,8 +1,8 @@
-"""Re-ranking against the published code's numbers, and against a loop over dense matrices in float64."""
+"""Re-ranking equals the numbers of the published code, and a loop over dense matrices in float64."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,14 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, evaluate_distances, evaluate_ranking, re_ranked_distances
-from rga_reid.evaluation import match_ranks as counting
-from rga_reid.evaluation import rerank as reciprocal
-from rga_reid.evaluation import topk as highest
+from rga_reid.evaluation.rerank import SparseVectors
 from rga_reid.evaluation.similarity import METRICS
 from rga_reid.evaluation.topk import product_dtype
+from tests.evaluation.conftest import FIXTURES
 from tests.memory import measured
 from tests.oracles import naive_re_ranking, squared_distances
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 LABELS = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict[str, np.ndarray]:
-    with np.load(FIXTURES / "ranking.npz") as file:
-        return {name: file[name] for name in file.files}
 
 
 def clusters(seed: int, queries: int, items: int, columns: int = 24, people: int = 12) -> dict[str, Any]:
@@ -50,19 +42,19 @@ def test_distances_equal_the_published_code(reference: dict[str, Any]) -> None:
     kept = reference["gallery_pids"] != -1
     found = re_ranked_distances(reference["query_features"], reference["gallery_features"][kept])
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, reference["reranked_distance"], rtol=0, atol=1e-5)
+    with np.load(FIXTURES / "ranking.npz") as file:
+        np.testing.assert_allclose(found, file["reranked_distance"], rtol=0, atol=1e-5)
 
 
-def test_metrics_equal_the_published_code(reference: dict[str, Any]) -> None:
-    figures = json.loads((FIXTURES / "ranking.json").read_text())["reranked"]
-    inputs = {name: values for name, values in reference.items() if name != "reranked_distance"}
-    settings = ReRanking(figures["k1"], figures["k2"], figures["lambda_value"])
-    result = evaluate_ranking(**inputs, rerank=settings)
-    assert result.mAP == pytest.approx(figures["mAP"], abs=1e-6)
-    np.testing.assert_allclose(result.cmc, figures["cmc"], atol=1e-6)
+def test_metrics_equal_the_published_code(reference: dict[str, Any], figures: dict[str, Any]) -> None:
+    expected = figures["reranked"]
+    settings = ReRanking(expected["k1"], expected["k2"], expected["lambda_value"])
+    result = evaluate_ranking(**reference, rerank=settings)
+    assert result.mAP == pytest.approx(expected["mAP"], abs=1e-6)
+    np.testing.assert_allclose(result.cmc, expected["cmc"], atol=1e-6)
     assert result.to_dict()["reranked"] is True
-    expected = {"reranked": True, "k1": 20, "k2": 6, "lambda_value": 0.3}
-    assert {name: result.settings[name] for name in expected} == expected
+    recorded = {"reranked": True, "k1": 20, "k2": 6, "lambda_value": 0.3}
+    assert {name: result.settings[name] for name in recorded} == recorded
 
 
 # The definition --------------------------------------------------------------------------------------------
@@ -78,15 +70,15 @@ def test_metrics_equal_the_published_code(reference: dict[str, Any]) -> None:
         (7, 1, 0.2),
         (1, 1, 0.5),
         (3, 9, 0.1),
-        (99, 100, 0.3),
+        (59, 60, 0.3),
     ],
 )
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_equals_the_naive_loop(k1: int, k2: int, share: float, metric: Any) -> None:
-    case = clusters(k1 + k2, queries=20, items=80)
+    case = clusters(k1 + k2, queries=12, items=48)
     both = [case["query_features"], case["gallery_features"]]
-    expected = naive_re_ranking(squared_distances(np.concatenate(both), metric), 20, k1, k2, share)
-    for block_size in (7, 60, 4096):
+    expected = naive_re_ranking(squared_distances(np.concatenate(both), metric), 12, k1, k2, share)
+    for block_size in (7, 4096):
         found = re_ranked_distances(
             *both, k1=k1, k2=k2, lambda_value=share, metric=metric, block_size=block_size
         )
@@ -95,7 +87,7 @@ def test_equals_the_naive_loop(k1: int, k2: int, share: float, metric: Any) -> N
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_features_that_are_nearly_the_same(metric: Any) -> None:
-    """As those of a model that has collapsed: a float32 product could tell hardly any two apart."""
+    """Float32 products cannot separate the features of a collapsed model."""
     case = clusters(0, queries=20, items=80)
     both = [1 + np.float32(3e-3) * case[f"{side}_features"] for side in ("query", "gallery")]
     expected = naive_re_ranking(squared_distances(np.concatenate(both), metric), 20, 10, 4, 0.3)
@@ -108,7 +100,7 @@ def test_features_that_are_nearly_the_same(metric: Any) -> None:
 
 @pytest.mark.parametrize("copies", [2, 5, 60])
 def test_equal_rows_go_by_index(copies: int) -> None:
-    """Whole numbers: distances of equal and of different rows tie exactly, in the oracle too."""
+    """With integer features, distances tie exactly, also in the oracle."""
     rng = np.random.default_rng(copies)
     distinct = rng.integers(-2, 3, (max(2, 120 // copies), 6)).astype(np.float32)
     rows = distinct[rng.integers(0, len(distinct), 120)]
@@ -119,54 +111,61 @@ def test_equal_rows_go_by_index(copies: int) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_the_evaluation_ranks_by_these_distances(metric: Any) -> None:
-    for seed in range(3):
-        case = clusters(seed, queries=30, items=150)
-        case["gallery_pids"][::9] = -1  # junk is nobody's neighbour
-        kept = case["gallery_pids"] != -1
-        both = [case["query_features"], case["gallery_features"][kept]]
-        squares = squared_distances(np.concatenate(both), metric)
-        distances = naive_re_ranking(squares, 30, 20, 6, 0.3)
-        labels = {name: case[name] if "query" in name else case[name][kept] for name in LABELS}
-        expected = evaluate_distances(distances, **labels)
-        result = evaluate_ranking(**case, metric=metric, rerank=ReRanking(), block_size=1 + 30 * seed)
-        assert result.to_frame().equals(expected.to_frame())
-        assert result.gallery == kept.sum()
-        assert result.mAP > 1.02 * evaluate_ranking(**case, metric=metric).mAP
+@pytest.mark.parametrize(("metric", "block_size"), [("cosine", 7), ("euclidean", 31)])
+def test_the_evaluation_ranks_by_these_distances(metric: Any, block_size: int) -> None:
+    case = clusters(block_size, queries=20, items=100)
+    case["gallery_pids"][::9] = -1  # junk is not a neighbour
+    kept = case["gallery_pids"] != -1
+    both = [case["query_features"], case["gallery_features"][kept]]
+    squares = squared_distances(np.concatenate(both), metric)
+    distances = naive_re_ranking(squares, 20, 20, 6, 0.3)
+    labels = {name: case[name] if "query" in name else case[name][kept] for name in LABELS}
+    expected = evaluate_distances(distances, **labels)
+    result = evaluate_ranking(**case, metric=metric, rerank=ReRanking(), block_size=block_size)
+    assert result.to_frame().equals(expected.to_frame())
+    assert result.gallery == kept.sum()
+    assert result.mAP > 1.02 * evaluate_ranking(**case, metric=metric).mAP
 
 
-# Sameness and bounds ---------------------------------------------------------------------------------------
+def test_overlaps_are_the_same_by_pairs_and_by_blocks() -> None:
+    rng = np.random.default_rng(2)
+    dense = rng.random((30, 30)) * (rng.random((30, 30)) < 0.2)
+    dense[4] = 0
+    codes = np.flatnonzero(dense)
+    vectors = SparseVectors(30, codes, dense.ravel()[codes])
+    items, others = np.array([3, 4, 4, 29, 0]), np.array([7, 3, 20])
+    expected = np.minimum(dense[items][:, None], dense[others][None]).sum(axis=2)
+    place, sums = vectors.invert(others).overlaps(vectors, items)
+    found = np.zeros(15)
+    found[place] = sums
+    np.testing.assert_allclose(found.reshape(5, 3), expected, rtol=0, atol=1e-14)
+    pairs = vectors.overlap(np.repeat(items, 3), np.tile(others, 5))
+    assert pairs.tolist() == found.tolist()  # to the last bit
+
+
+# Exactness and memory --------------------------------------------------------------------------------------
 
 
 def close_calls() -> dict[str, Any]:
-    """Groups of rows that differ by less than a float32 product can tell, and repeat."""
-    case = clusters(3, queries=40, items=400, columns=600)
+    """Groups of rows that differ by less than the error of a float32 product, and repeat."""
+    case = clusters(3, queries=20, items=160, columns=600)
     rng = np.random.default_rng(0)
-    base = case["gallery_features"][:50]
-    near = base[rng.integers(0, 50, 400)] * (1 + 1e-6 * rng.standard_normal((400, 600)))
-    near[200:] = near[rng.integers(0, 200, 200)]
+    base = case["gallery_features"][:30]
+    near = base[rng.integers(0, 30, 160)] * (1 + 1e-6 * rng.standard_normal((160, 600)))
+    near[80:] = near[rng.integers(0, 80, 80)]
     return case | {"gallery_features": near.astype(np.float32)}
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_no_bit_depends_on_blocks_or_threads(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bit_depends_on_blocks_or_threads(metric: Any, vary: Callable[[], Iterator[int]]) -> None:
     case = close_calls()
     expected = evaluate_ranking(**case, metric=metric, rerank=ReRanking())
-    threads = torch.get_num_threads()
-    try:
-        for block_size, count, few in ((3, 1, 50), (61, 2, 999), (1000, 3, 2**19)):
-            torch.set_num_threads(count)
-            for module, name in ((counting, "_TILE"), (highest, "_PENDING"), (highest, "_STRIP")):
-                monkeypatch.setattr(module, name, few)
-            monkeypatch.setattr(reciprocal, "_ENTRIES", few)
-            result = evaluate_ranking(**case, metric=metric, rerank=ReRanking(), block_size=block_size)
-            assert result.to_frame().equals(expected.to_frame())
-    finally:
-        torch.set_num_threads(threads)
+    for block_size in vary():
+        result = evaluate_ranking(**case, metric=metric, rerank=ReRanking(), block_size=block_size)
+        assert result.to_frame().equals(expected.to_frame())
 
 
-def test_memory_maps_serve_as_they_are(tmp_path: Path) -> None:
+def test_every_form_of_features_gives_the_same(tmp_path: Path) -> None:
     case = clusters(0, 30, 200)
     expected = re_ranked_distances(case["query_features"], case["gallery_features"])
     np.save(tmp_path / "gallery.npy", case["gallery_features"])
@@ -178,23 +177,19 @@ def test_memory_maps_serve_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(re_ranked_distances(query, gallery), expected)
 
 
-@pytest.mark.parametrize("kind", ["all equal", "two rows", "many copies"])
-def test_degenerate_features_take_bounded_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((counting, "_TILE"), (highest, "_PENDING"), (highest, "_STRIP")):
-        monkeypatch.setattr(module, name, 2**14)
-    monkeypatch.setattr(counting, "_QUERIES", 64)
-    monkeypatch.setattr(reciprocal, "_ENTRIES", 2**14)
+@pytest.mark.parametrize("distinct", [1, 2, 150])
+def test_copies_take_bounded_memory(distinct: int, limit_memory: Callable[[int, int], None]) -> None:
+    limit_memory(2**14, 64)
     rng = np.random.default_rng(0)
-    distinct = rng.standard_normal(({"all equal": 1, "two rows": 2, "many copies": 150}[kind], 8))
-    rows = distinct.astype(np.float32)[rng.integers(0, len(distinct), 3300)]
-    pids = rng.integers(0, 20, 3300)
+    rows = rng.standard_normal((distinct, 8)).astype(np.float32)[rng.integers(0, distinct, 2000)]
+    pids = rng.integers(0, 20, 2000)
     with measured() as memory:
         result = evaluate_ranking(
-            rows[:300], rows[300:], pids[:300], pids[300:], rerank=ReRanking(), block_size=256
+            rows[:100], rows[100:], pids[:100], pids[100:], rerank=ReRanking(), block_size=256
         )
     assert 0 < result.mAP < 0.2
-    assert memory.peak < 40e6  # one float32 matrix of all items alone would take 44 MB
-    assert 0 < memory.largest_tensor < 11e6
+    assert memory.peak < 15e6  # one float32 matrix of all items would take 16 MB
+    assert 0 < memory.largest_tensor < 4e6
 
 
 def test_all_equal_rows_rank_in_gallery_order() -> None:
@@ -205,33 +200,26 @@ def test_all_equal_rows_rank_in_gallery_order() -> None:
 
 
 def test_progress_ends_at_one() -> None:
-    told: list[float] = []
-    evaluate_ranking(**clusters(0, 30, 200), rerank=ReRanking(), block_size=40, progress=told.append)
-    assert len(told) > 20
-    assert told == sorted(told)
-    assert told[-1] == 1
+    calls: list[float] = []
+    evaluate_ranking(**clusters(0, 30, 200), rerank=ReRanking(), block_size=40, progress=calls.append)
+    assert len(calls) > 20
+    assert calls == sorted(calls)
+    assert calls[-1] == 1
 
 
 # Bad input -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"k1": 0}, r"k1: expected a whole number of at least 1, got 0"),
-        ({"k2": -3}, r"k2: expected a whole number of at least 1, got -3"),
-        ({"k1": 2.5}, r"k1: expected a whole number of at least 1, got 2\.5"),
-        ({"k2": True}, r"k2: expected a whole number of at least 1, got True"),
-        ({"lambda_value": 1.5}, r"lambda_value: expected 0 to 1, found 1\.5"),
-        ({"lambda_value": np.nan}, r"lambda_value: expected 0 to 1, found nan"),
-    ],
+    ("setting", "value"),
+    [("k1", 0), ("k2", -3), ("k1", 2.5), ("k2", True), ("lambda_value", 1.5), ("lambda_value", np.nan)],
 )
-def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ReRanking(**settings)
+def test_bad_settings_are_named(setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{setting}: .* {value}$"):
+        ReRanking(**{setting: value})
 
 
-def spoiled(value: float) -> np.ndarray:
+def spoil(value: float) -> np.ndarray:
     features = clusters(0, 10, 30)["gallery_features"]
     features[4] = value
     return features
@@ -240,14 +228,14 @@ def spoiled(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k1": 40}, r"k1: expected at most 39, for 40 queries and gallery items together, found 40"),
-        ({"k1": 5, "k2": 41}, r"k2: expected at most 40, for 40 queries .* found 41"),
-        ({"gallery_features": spoiled(np.nan)}, r"gallery_features: row 4 holds NaN or infinity"),
-        ({"gallery_features": spoiled(0)}, r"gallery_features: row 4 holds only zeros"),
-        ({"query_features": np.ones((10, 3), "f4")}, r"expected rows of one length, found 3 and 24"),
-        ({"metric": "manhattan"}, r"metric: expected cosine or euclidean, got 'manhattan'"),
-        ({"block_size": 0}, r"block_size: expected a whole number of at least 1, got 0"),
-        ({"device": "nowhere"}, r"device 'nowhere': not available"),
+        ({"k1": 40}, "k1: .* 39, for 40 queries .* 40$"),
+        ({"k1": 5, "k2": 41}, "k2: .* 40, for 40 queries .* 41$"),
+        ({"gallery_features": spoil(np.nan)}, "gallery_features: row 4 .* NaN"),
+        ({"gallery_features": spoil(0)}, "gallery_features: row 4 .* zeros"),
+        ({"query_features": np.ones((10, 3), "f4")}, "3 and 24"),
+        ({"metric": "manhattan"}, "metric: .* 'manhattan'"),
+        ({"block_size": 0}, "block_size: .* 0$"),
+        ({"device": "nowhere"}, "device 'nowhere'"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
@@ -261,5 +249,5 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 def test_too_few_items_are_named_in_an_evaluation() -> None:
     case = clusters(0, 10, 30)
     case["gallery_pids"][:20] = -1
-    with pytest.raises(InputError, match=r"k1: expected at most 19, for 20 queries and gallery items"):
+    with pytest.raises(InputError, match=r"k1: .* 19, for 20 queries"):
         evaluate_ranking(**case, rerank=ReRanking(20))

@@ -1,17 +1,15 @@
-"""Query expansion against a loop over queries in float64."""
+"""Query expansion equals a loop over queries in float64."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import expand_queries
-from rga_reid.evaluation import query_expansion as expansion
-from rga_reid.evaluation import topk as highest
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -56,24 +54,16 @@ def test_opposite_items_have_no_weight() -> None:
 def test_queries_that_cancel_out_are_named() -> None:
     """With alpha 0 an opposite item weighs as much as any other."""
     query, gallery = np.array([[0, 1], [1, 0]], np.float32), np.array([[-1, 0]], np.float32)
-    with pytest.raises(InputError, match="query_features: row 1 and its neighbours cancel out"):
+    with pytest.raises(InputError, match="query_features: row 1"):
         expand_queries(query, gallery, k=1, alpha=0)
 
 
-def test_no_bit_depends_on_blocks_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bit_depends_on_blocks_or_threads(vary: Callable[[], Iterator[int]]) -> None:
     query, gallery = features(columns=600)
     gallery[:100] = gallery[:1] * (1 + 1e-7 * gallery[:100])  # closer together than a product can tell
     expected = expand_queries(query, gallery)
-    threads = torch.get_num_threads()
-    try:
-        for block_size, count, queries, few in ((3, 1, 7, 20), (64, 2, 29, 300)):
-            torch.set_num_threads(count)
-            monkeypatch.setattr(expansion, "_QUERIES", queries)
-            monkeypatch.setattr(highest, "_PENDING", few)
-            monkeypatch.setattr(highest, "_STRIP", few)
-            np.testing.assert_array_equal(expand_queries(query, gallery, block_size=block_size), expected)
-    finally:
-        torch.set_num_threads(threads)
+    for block_size in vary():
+        np.testing.assert_array_equal(expand_queries(query, gallery, block_size=block_size), expected)
 
 
 def test_it_helps_where_people_cluster() -> None:
@@ -86,22 +76,22 @@ def test_it_helps_where_people_cluster() -> None:
 
 
 def test_progress_ends_at_one() -> None:
-    told: list[float] = []
-    expand_queries(*features(), progress=told.append)
-    assert told[-1] == 1
+    calls: list[float] = []
+    expand_queries(*features(), progress=calls.append)
+    assert calls[-1] == 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, r"k: expected a whole number of at least 1, got 0"),
-        ({"k": 201}, r"k: expected at most 200, the number of gallery items, found 201"),
-        ({"alpha": -1}, r"alpha: expected a number from 0, found -1"),
-        ({"alpha": np.inf}, r"alpha: expected a number from 0, found inf"),
-        ({"block_size": 0}, r"block_size: expected a whole number of at least 1"),
-        ({"gallery_features": np.zeros((200, 20), "f4")}, r"gallery_features: row 0 .* holds only zeros"),
-        ({"query_features": np.full((3, 20), np.nan)}, r"query_features: row 0 .* holds NaN"),
-        ({"query_features": np.ones((3, 2))}, r"expected rows of one length, found 2 and 20"),
+        ({"k": 0}, "k: .* 0$"),
+        ({"k": 201}, "k: .* 200, .* 201$"),
+        ({"alpha": -1}, "alpha: .* -1$"),
+        ({"alpha": np.inf}, "alpha: .* inf$"),
+        ({"block_size": 0}, "block_size"),
+        ({"gallery_features": np.zeros((200, 20), "f4")}, "gallery_features: row 0 .* zeros"),
+        ({"query_features": np.full((3, 20), np.nan)}, "query_features: row 0 .* NaN"),
+        ({"query_features": np.ones((3, 2))}, "2 and 20"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

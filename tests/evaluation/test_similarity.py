@@ -1,4 +1,4 @@
-"""Approximate scores against exact ones, and exact ones against rational arithmetic."""
+"""Approximate scores are within their error of exact ones, which equal rational arithmetic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from rga_reid.evaluation import similarity as module
-from rga_reid.evaluation.similarity import CosineScores, EuclideanScores
+from rga_reid.evaluation.similarity import CosineScores, EuclideanScores, product_error
 
 CPU = torch.device("cpu")
 KINDS = [CosineScores, EuclideanScores]
@@ -20,7 +20,7 @@ KINDS = [CosineScores, EuclideanScores]
 def features(columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     query, gallery = rng.standard_normal((2, 20, columns)).astype(np.float32)
-    gallery[:10] = query[:10] * rng.uniform(0.1, 3, (10, 1))  # all terms of one sign: the worst case
+    gallery[:10] = query[:10] * rng.uniform(0.1, 3, (10, 1))  # all terms have one sign: the worst case
     gallery[10] *= 1e4
     return query, gallery
 
@@ -36,6 +36,13 @@ def test_the_bound_holds(kind: Any, columns: int, dtype: torch.dtype) -> None:
     assert approximate.dtype == dtype
     assert np.abs(approximate.double().numpy() - exact).max() < scores.error(dtype)
     assert scores.error(dtype) < 3e3 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("columns", [3, 2048])
+def test_the_bound_holds_for_products_of_unit_rows(columns: int) -> None:
+    query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in features(columns))
+    error = np.abs(query @ gallery.T - query.astype(np.float64) @ gallery.T.astype(np.float64)).max()
+    assert 0 < error < product_error(columns, torch.float32) < 1.1 * columns * 2**-24
 
 
 def test_exact_cosine_is_that_of_rational_arithmetic() -> None:
@@ -69,7 +76,7 @@ def test_an_exact_score_depends_on_its_two_rows_alone(kind: Any, monkeypatch: py
     together = scores.exact(*rows)
     alone = [scores.exact(rows[0][n : n + 1], rows[1][n : n + 1])[0] for n in range(400)]
     assert together.tolist() == alone
-    monkeypatch.setattr(module, "_MANY", 10)  # equal rows are looked for
+    monkeypatch.setattr(module, "_MANY", 10)  # search for equal rows
     monkeypatch.setattr(module, "_TEMPORARY", 3 * 700)
     assert scores.exact(*rows).tolist() == alone
     assert (together.reshape(20, 20)[:, 15:] == together.reshape(20, 20)[:, [3]]).all()
