@@ -74,7 +74,7 @@ def rename_arguments(**new_names: str) -> Callable[[_Function], _Function]:
 
 
 def renamed_method(old: str, new: str) -> Callable[..., Any]:
-    """Return a method that stands in for one that was renamed.
+    """Return a method that warns and calls the renamed one.
 
     Args:
         old: class and 1.0 name, such as ``Gallery.verify``.
@@ -86,12 +86,13 @@ def renamed_method(old: str, new: str) -> Callable[..., Any]:
         return getattr(self, new)(*args, **kwargs)
 
     method.__name__ = old.rpartition(".")[2]
+    method.renamed_to = new  # type: ignore[attr-defined]
     method.__doc__ = f"Call ``{new}``, its name now."
     return method
 
 
 def renamed_property(old: str, new: str) -> property:
-    """Return a property that stands in for one that was renamed, as ``renamed_method`` does for methods."""
+    """Return a property that warns and reads the renamed one; see ``renamed_method``."""
 
     def attribute(self: Any) -> Any:
         warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)

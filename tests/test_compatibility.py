@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rga_reid._deprecated import ALIASES, rename_arguments
+from rga_reid._deprecated import ALIASES, rename_arguments, renamed_method, renamed_property
 from rga_reid.commands import COMMANDS
 from rga_reid.commands._options import parse
 
@@ -49,7 +49,9 @@ def test_names_keep_their_arguments(package: str, name: str) -> None:
             fields = {*getattr(value, "__dataclass_fields__", ()), *getattr(value, "_fields", ())}
             assert [field for field in parameters if field not in fields and not hasattr(value, field)] == []
         elif parameters:
-            accepted = accepted_arguments(getattr(value, inner) if inner else value)
+            function = getattr(value, inner) if inner else value
+            function = getattr(value, getattr(function, "renamed_to", ""), function)
+            accepted = accepted_arguments(function)
             assert [one for one in parameters if one not in accepted] == [], inner
 
 
@@ -80,6 +82,21 @@ def test_renamed_arguments_warn() -> None:
         assert function(old=3) == 3
     with pytest.raises(TypeError, match="both"):
         function(old=3, new=4)
+
+
+def test_renamed_members_warn() -> None:
+    class Class:
+        size = 3
+        old_size = renamed_property("Class.old_size", "size")
+        old_add = renamed_method("Class.old_add", "add")
+
+        def add(self, number: int) -> int:
+            return self.size + number
+
+    with pytest.warns(DeprecationWarning, match="is now size"):
+        assert Class().old_size == 3
+    with pytest.warns(DeprecationWarning, match="is now add"):
+        assert Class().old_add(number=1) == 4
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -47,6 +47,10 @@ def is_code(raw: Any) -> bool:
     return inspect.isfunction(raw) or isinstance(raw, property | classmethod | staticmethod)
 
 
+def is_protocol(value: Any) -> bool:
+    return getattr(value, "_is_protocol", False)  # has no constructor
+
+
 CODE = {name: value for name, value in iter_public() if inspect.isclass(value) or is_code(value)}
 
 
@@ -77,7 +81,7 @@ def docstrings_with_class(name: str) -> str:
 
 
 def parameters_of(value: Any) -> list[str]:
-    if isinstance(value, property):
+    if isinstance(value, property) or is_protocol(value):
         return []
     return [name for name in inspect.signature(function_of(value)).parameters if name not in ("self", "cls")]
 
@@ -130,7 +134,7 @@ def misses_shape(name: str) -> bool:
 
 def misses_error(name: str) -> bool:
     """Return whether the code raises an error, or calls a helper that does, that the docstring omits."""
-    if name not in OWN:
+    if name not in OWN or is_protocol(OWN[name]):
         return False
     value = OWN[name]
     makers = (

@@ -92,7 +92,7 @@ def galleries(draw: Draw, material: Material) -> Case:
             changed["G/manifest.json"] = seal(manifest)
     valid = changed == files
     files = {**changed, "a.npz": material.read("g.npz"), "o.json": OLD, "o.html": OLD}
-    command = pick(draw, "info", "verify", "remove", "add", "compact", "query")
+    command = pick(draw, "info", "check", "remove", "add", "compact", "query")
     gallery = ["--gallery", "G", "--json", "o.json"]
     if command == "query":
         words = ["query", *gallery, "--image", material.path(QUERY_IMAGES[0]), "--where", "pid != 3"]

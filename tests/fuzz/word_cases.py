@@ -25,7 +25,7 @@ features --checkpoint model.safetensors --images people --out o.npz --batch-size
 gallery build --features g.npz --gallery G --index hnsw --hnsw-m 8
 gallery build --images people --checkpoint model.safetensors --gallery G --batch-size 2
 gallery info --gallery ivf --json o.json
-gallery verify --gallery ivfpq
+gallery check --gallery ivfpq
 data check set --fast
 test --checkpoint model.safetensors --data.root set --batch-size 4 --json o.json
 convert resnet18.pth o.safetensors --size 32 32 --last-stride 1
