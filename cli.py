@@ -1,4 +1,4 @@
-"""``python cli.py COMMAND ...`` from a checkout: the same program as the installed ``rga-reid``."""
+"""Run ``rga-reid`` from a checkout: ``python cli.py COMMAND ...``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Memory of a run without that of files which it maps."""
+"""Measure the memory of a run, without mapped files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from rga_reid.experiments.benchmark import return_memory, status
 
-_SAMPLED = 0.002  # seconds between two looks at the memory
+_INTERVAL = 0.002  # seconds between two measurements
 
 
 def peak_anonymous(run: Callable[[], object]) -> float:
-    """Growth of this process's anonymous memory during a run at its peak, in MiB (Linux, glibc).
+    """Return the peak growth of this process's anonymous memory during a run, in MiB (Linux, glibc).
 
-    Pages of mapped files are not counted. The kernel keeps no peak of this figure: it is sampled, every two
-    milliseconds or as often as the interpreter lets another thread run.
+    Pages of mapped files are not counted. The kernel does not record the peak of this figure, so it is sampled every
+    two milliseconds, or as often as the interpreter lets another thread run.
     """
     return_memory()
     before = peak = status("RssAnon")
@@ -22,7 +22,7 @@ def peak_anonymous(run: Callable[[], object]) -> float:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(_SAMPLED):
+        while not done.wait(_INTERVAL):
             peak = max(peak, status("RssAnon"))
 
     watcher = threading.Thread(target=watch)

@@ -1,4 +1,4 @@
-"""Made-up picture files."""
+"""Write synthetic image files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def draw(folder: Path, count: int) -> list[str]:
-    """Pictures as smooth as photographs: small noise enlarged, JPEG at quality 90."""
+    """Write images as smooth as photographs, enlarged small noise, as JPEG at quality 90; return their paths."""
     rng, paths = np.random.default_rng(0), []
     for number in range(count):
         noise = Image.fromarray(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8))

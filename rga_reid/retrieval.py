@@ -1,4 +1,4 @@
-"""The package of 1.0, which is now ``rga_reid.gallery`` and ``rga_reid.inference``."""
+"""Names of the 1.0 package, which is now ``rga_reid.gallery`` and ``rga_reid.inference``."""
 
 from rga_reid._deprecated import ALIASES, module_getattr
 
