@@ -1,10 +1,11 @@
-"""Runs changes of a gallery in processes that kill themselves when told to, for test_gallery_crashes.py.
+"""Changes of a gallery that can be stopped at every state that their files pass through.
 
-Reads a JSON object a line: ``operation``, ``folder``, ``kill_at``, the number of the event in rga_reid's own
-code (a call, a return, a call of anything else) at which the process gets SIGKILL, and ``watch``. Answers a
-JSON object a line: ``killed``, and if it was to watch ``points``, the events at which the files were not
-as at the event before: killing at any other event leaves the same files as killing at the last of these.
-Processes are forked, so that one import of torch and FAISS serves them all.
+``watch_states`` runs a change in this process and copies the folder whenever its files have changed: each copy is what
+SIGKILL would leave there. Run as a program, this module forks processes that kill themselves. It reads a JSON
+object a line: ``operation``, ``folder`` and ``kill_at``, the number of the event in the package's own code (a call, a
+return, a call of anything else) at which the process gets SIGKILL. It answers with a JSON object a line: the
+``child``, then ``killed`` and ``points``, the events at which the files had changed. Processes are forked, so that one
+import of torch and FAISS serves them all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -85,38 +87,74 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def on_disk(folder: Path) -> list[tuple[str, int, int, int]]:
-    """What is there; files are written anew or added to, so that size and time tell every change."""
+def list_files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Return what is there; files are replaced or appended to, so that size and time show every change."""
     found = []
-    for place, _, names in os.walk(folder):
+    for path, _, names in os.walk(folder):
         for name in (".", *names):
             with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(os.path.join(place, name))
+                status = os.lstat(os.path.join(path, name))
                 size = 0 if name == "." else status.st_size
-                found.append((os.path.join(place, name), status.st_ino, size, status.st_mtime_ns))
+                found.append((os.path.join(path, name), status.st_ino, size, status.st_mtime_ns))
     return found
 
 
-def run(operation: str, folder: Path, kill_at: int | None, watched: bool) -> list[int]:
-    """Run it, and tell at which events the files had changed."""
-    seen, points, last = 0, [], on_disk(folder.parent) if watched else []
+def run(operation: str, folder: Path, on_event: Callable[[int], None]) -> None:
+    """Run an operation; call ``on_event`` with the number of every event in the package's code."""
+    seen = 0
 
-    def watch(frame: Any, event: str, argument: object) -> None:
-        nonlocal seen, last
+    def profile(frame: Any, event: str, argument: object) -> None:
+        nonlocal seen
         if frame.f_code.co_filename.startswith(PACKAGE):
             seen += 1
-            if seen == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if watched and (now := on_disk(folder.parent)) != last:
-                points.append(seen)
-                last = now
+            on_event(seen)
 
-    signal.alarm(900)  # ends it where it hangs
-    sys.setprofile(watch)
+    sys.setprofile(profile)
     try:
         OPERATIONS[operation](folder)
     finally:
         sys.setprofile(None)
+
+
+def on_change(folder: Path, note: Callable[[int], object]) -> Callable[[int], None]:
+    """Return a function for ``run`` that calls ``note`` at the events at which the files have changed."""
+    last = list_files(folder.parent)
+
+    def compare(event: int) -> None:
+        nonlocal last
+        if (now := list_files(folder.parent)) != last:
+            note(event)
+            last = now
+
+    return compare
+
+
+def watch_states(operation: str, folder: Path, copies: Path) -> list[Path]:
+    """Run an operation; return copies of the folder at every state of its files."""
+    states: list[Path] = []
+
+    def copy(event: int) -> None:
+        if folder.exists():
+            states.append(copies / str(event))
+            shutil.copytree(folder, states[-1])
+
+    run(operation, folder, on_change(folder, copy))
+    return states
+
+
+def kill_or_watch(task: dict[str, Any]) -> list[int]:
+    """Run a task to its end or to its kill point; return the events at which files had changed."""
+    folder, points = Path(task["folder"]), list[int]()
+    signal.alarm(900)  # ends it if it hangs
+    if task["kill_at"] is None:
+        run(task["operation"], folder, on_change(folder, points.append))
+    else:
+
+        def kill(event: int) -> None:
+            if event == task["kill_at"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        run(task["operation"], folder, kill)
     return points
 
 
@@ -127,7 +165,7 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             try:
-                points = run(task["operation"], Path(task["folder"]), task["kill_at"], task["watch"])
+                points = kill_or_watch(task)
                 os.write(writer, json.dumps(points).encode())
                 os._exit(0)
             finally:

@@ -1,10 +1,10 @@
-"""Adding, removing and compacting, against a list that does the same."""
+"""Adding, removing and compacting, compared with a list that does the same."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, RemovalResult, segments
 from rga_reid.gallery import index as indexes
-from rga_reid.gallery import segments as contents
 from tests.folders import files_below
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
@@ -74,21 +73,7 @@ def test_all_may_go_and_others_come(make: Callable[..., Gallery], crowd: Callabl
     assert gallery.ids.tolist() == list(range(20, 40))
 
 
-def test_nothing_is_removed_if_anything_is_unknown(make: Callable[..., Gallery]) -> None:
-    gallery = make(50)
-    known = int(gallery.table["pid"][0])
-    for wrong, message in [
-        ({"pids": [known, 99]}, "pid 99: not in the gallery; nothing was removed"),
-        ({"pids": known, "paths": ["no.jpg"]}, "path no.jpg: not in the gallery"),
-        ({}, "expected pids or paths"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            gallery.remove(**wrong)
-    assert len(gallery) == 50
-    assert gallery.deletion_log == ()
-
-
-def test_removals_are_logged_by_time_pid_and_number(tmp_path: Path) -> None:
+def test_the_deletion_log_has_time_pid_and_number(tmp_path: Path) -> None:
     table = pd.DataFrame({"path": list("abcde"), "pid": [7, 7, 8, None, 9]})
     Gallery.build(np.eye(5), table).save(tmp_path / "gallery")
     gallery = Gallery.open(tmp_path / "gallery")
@@ -98,24 +83,8 @@ def test_removals_are_logged_by_time_pid_and_number(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(line["pid"], line["count"]) for line in lines] == [(7, 2), (None, 1), (9, 1)]
     assert {tuple(line) for line in lines} == {("time", "pid", "count")}
-    age = datetime.now(timezone.utc) - datetime.fromisoformat(lines[0]["time"])
-    assert 0 <= age.total_seconds() < 60
+    assert datetime.fromisoformat(lines[0]["time"]).utcoffset() == timedelta(0)
     assert len(Gallery.open(tmp_path / "gallery").deletion_log) == gallery.describe()["removals"] == 3
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ((np.ones((1, 31)), pd.DataFrame({"path": ["a"]})), "of dimension 31, but the gallery's have 32"),
-        ((np.ones((2, 32)), pd.DataFrame({"path": ["a"]})), "features: 2 rows, but the table has 1"),
-        ((np.zeros((1, 32)), pd.DataFrame({"path": ["a"]})), "row 0 holds only zeros"),
-    ],
-)
-def test_add_refuses(make: Callable[..., Gallery], rows: tuple, message: str) -> None:
-    gallery = make(5)
-    with pytest.raises(InputError, match=message):
-        gallery.add(*rows)
-    assert len(gallery) == 5
 
 
 def test_adding_no_rows_is_no_change(make: Callable[..., Gallery]) -> None:
@@ -153,7 +122,7 @@ def test_many_additions_leave_few_segments(crowd: Callable) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_segments_answer_as_one(monkeypatch: pytest.MonkeyPatch, crowd: Callable, kind: str) -> None:
-    """Whatever segments the images lie in, with an index or without: the order, the labels, the scores."""
+    """However the images are spread over segments, with or without an index."""
     for name in ("SEGMENT_ROWS", "INDEXED_ROWS"):
         monkeypatch.setattr(segments, name, 1100)
     wide = {"hnsw": {"ef_search": 1100}, "ivf": {"nprobe": 1100}, "ivfpq": {"nprobe": 1100, "refine": 50}}
@@ -179,14 +148,6 @@ def test_a_writer_starts_from_what_is_on_disk(tmp_path: Path, crowd: Callable) -
     assert (len(first), len(second)) == (12, 15)
     second.remove(paths="people/5/00000.jpg")  # which the other one added
     assert len(Gallery.open(tmp_path / "gallery")) == 14
-
-
-def test_what_is_built_stays_in_memory(tmp_path: Path, crowd: Callable) -> None:
-    gallery = Gallery.build(*crowd(10))
-    gallery.save(tmp_path / "gallery")
-    gallery.add(*crowd(2, seed=5))
-    assert (len(gallery), len(Gallery.open(tmp_path / "gallery"))) == (12, 10)
-    assert gallery.check() == 0
 
 
 class Model(RuleBasedStateMachine):
@@ -275,11 +236,11 @@ def test_any_sequence_of_changes(
     for module, name, value in [
         (segments, "SEGMENT_ROWS", 8),
         (segments, "INDEXED_ROWS", 8),
-        (contents, "SMALL_ROWS", 5),
+        (segments, "SMALL_ROWS", 5),
         (indexes, "MIN_ROWS", 4),
         (indexes, "_PER_CENTROID", 2),
         (indexes, "_EXACT_SHARE", 0),
     ]:
         monkeypatch.setattr(module, name, value)
     case = type("Case", (Model,), {"folder": tmp_path / "gallery", "settings": {"index": kind, **widest}})
-    run_state_machine_as_test(case, settings=settings(max_examples=10, stateful_step_count=12, deadline=None))
+    run_state_machine_as_test(case, settings=settings(max_examples=8, stateful_step_count=10, deadline=None))

@@ -1,4 +1,4 @@
-"""Writers that are killed, writers that meet, readers that read on."""
+"""Writers that are killed, writers that meet, readers during a write."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
+from rga_reid.gallery import gallery as builder
+from rga_reid.gallery import index as indexes
 from rga_reid.gallery.folder_store import orphaned_files, writing
 
 DRIVER = Path(__file__).parent / "killable.py"
-KILLS = 4  # of each operation; in the slow test one for every state that its files pass through
 CHANGES = ["overwrite", "stream over", "add", "remove", "compact"]
 BUILDS = ["save", "stream"]
+HANGS = 600  # seconds; only ends what would never end
 
 
 class Driver:
@@ -36,31 +38,26 @@ class Driver:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def start(self, operation: str, folder: Path, kill_at: int | None = None, watch: bool = False) -> int:
-        """Begin an operation; the id of its process."""
+    def start(self, operation: str, folder: Path, kill_at: int | None = None) -> int:
+        """Begin an operation; return the id of its process."""
         assert self._process.stdin is not None
-        task = {"operation": operation, "folder": str(folder), "kill_at": kill_at, "watch": watch}
+        task = {"operation": operation, "folder": str(folder), "kill_at": kill_at}
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        return self._answer()["child"]
+        return self.wait()["child"]
 
     def wait(self) -> dict[str, Any]:
-        return self._answer()
-
-    def run(
-        self, operation: str, folder: Path, kill_at: int | None = None, watch: bool = False
-    ) -> dict[str, Any]:
-        self.start(operation, folder, kill_at, watch)
-        return self.wait()
-
-    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
+
+    def run(self, operation: str, folder: Path, kill_at: int | None = None) -> dict[str, Any]:
+        self.start(operation, folder, kill_at)
+        return self.wait()
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
-    # one thread: OpenMP's threads do not outlive a fork
+    # one thread: OpenMP's threads do not survive a fork
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (DRIVER.parents[2], *filter(None, sys.path))))
     with subprocess.Popen(
@@ -72,15 +69,12 @@ def driver() -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="module")
-def killable() -> Any:
+def killable() -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location("killable", DRIVER)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        from rga_reid.gallery import gallery as builder
-        from rga_reid.gallery import index as indexes
-
         patch.setattr(builder, "SHARD_ROWS", builder.SHARD_ROWS)  # the module sets its own
         patch.setattr(indexes, "_SAMPLE", indexes._SAMPLE)
         spec.loader.exec_module(module)
@@ -98,45 +92,21 @@ def old(tmp_path_factory: pytest.TempPathFactory, killable: Any) -> Path:
     return folder
 
 
+@pytest.fixture
+def folder(tmp_path: Path, old: Path) -> Path:
+    """A copy of the old gallery."""
+    (tmp_path / "copy").mkdir()
+    return Path(shutil.copytree(old, tmp_path / "copy" / "gallery"))
+
+
 def state(gallery: Gallery, queries: np.ndarray) -> list[object]:
     matches = gallery.search(queries, 20, with_ids=True)
     table, found = gallery.table.to_dict("list"), matches.to_dict("list")
     return [gallery.ids.tolist(), table, found, len(gallery.deletion_log)]
 
 
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def kill_points(driver: Driver, operation: str, folder: Path, every: bool) -> list[int]:
-    """Events at which to kill; the operation is run to its end to know them."""
-    points = driver.run(operation, folder, watch=True)["points"]
-    assert len(points) > KILLS
-    return points if every else np.random.default_rng(0).choice(points, KILLS, replace=False).tolist()
-
-
-def check_changes(
-    driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str, every: bool
-) -> None:
-    queries = killable.people(3, 5)[0]
-    shutil.copytree(old, tmp_path / "new" / "gallery")
-    points = kill_points(driver, operation, tmp_path / "new" / "gallery", every)
-    after = state(Gallery.open(tmp_path / "new" / "gallery"), queries)
-    allowed = [state(Gallery.open(old), queries), after]
-    folder = tmp_path / "gallery"
-    for point in points:
-        shutil.copytree(old, folder)
-        assert driver.run(operation, folder, point)["killed"], point
-        check_changed(killable, folder, allowed, f"{operation}, killed at {point}")
-        shutil.rmtree(folder)
-
-
 def check_changed(killable: Any, folder: Path, allowed: list[list[object]], what: str) -> None:
-    """A change that was killed left one of the allowed states, and nothing in the way of the next writer."""
+    """Check that a killed change left one of the allowed states, and nothing in the way of the next writer."""
     queries = killable.people(3, 5)[0]
     survivor = Gallery.open(folder)
     assert survivor.check() >= 5
@@ -151,24 +121,13 @@ def check_changed(killable: Any, folder: Path, allowed: list[list[object]], what
     assert Gallery.open(folder).check() >= 5
 
 
-def check_builds(driver: Driver, killable: Any, tmp_path: Path, operation: str, every: bool) -> None:
-    queries = killable.people(3, 5)[0]
-    points = kill_points(driver, operation, tmp_path / "new" / "gallery", every)
-    after = state(Gallery.open(tmp_path / "new" / "gallery"), queries)
-    folder = tmp_path / "gallery"
-    for point in points:
-        assert driver.run(operation, folder, point)["killed"], point
-        check_built(killable, folder, operation, after, f"{operation}, killed at {point}")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def check_built(killable: Any, folder: Path, operation: str, after: list[object], what: str) -> None:
-    """A build that was killed left the new gallery, or nothing in the way of the same build again."""
+    """Check that a killed build left the new gallery, or nothing in the way of the same build again."""
     queries = killable.people(3, 5)[0]
     if (folder / "manifest.json").exists():
         assert state(Gallery.open(folder), queries) == after, what
-    else:  # nothing yet: the same again needs no cleaning by hand
-        with pytest.raises(InputError, match=r"missing; is this folder a gallery|found nothing"):
+    else:
+        with pytest.raises(InputError, match=r"missing|found nothing"):
             Gallery.open(folder)
         if operation == "save":
             killable.build(1100, 2).save(folder)
@@ -180,33 +139,51 @@ def check_built(killable: Any, folder: Path, operation: str, after: list[object]
         assert orphaned_files(folder) == []
 
 
-@pytest.mark.parametrize("operation", CHANGES)
-def test_a_killed_change_leaves_the_old_gallery_or_the_new(
-    driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str
+@pytest.mark.parametrize("operation", CHANGES + BUILDS)
+def test_every_state_of_the_files_is_the_old_gallery_or_the_new(
+    killable: Any, old: Path, folder: Path, tmp_path: Path, operation: str
 ) -> None:
-    check_changes(driver, killable, old, tmp_path, operation, every=False)
-
-
-@pytest.mark.parametrize("operation", BUILDS)
-def test_a_killed_build_leaves_no_gallery_or_the_new(
-    driver: Driver, killable: Any, tmp_path: Path, operation: str
-) -> None:
-    check_builds(driver, killable, tmp_path, operation, every=False)
+    """What SIGKILL would leave at any moment, without processes."""
+    queries = killable.people(3, 5)[0]
+    if operation in BUILDS:
+        shutil.rmtree(folder)
+    states = killable.watch_states(operation, folder, tmp_path / "states")
+    assert len(states) > 8
+    after = state(Gallery.open(folder), queries)
+    # the last ones are around the switch; of those before, some
+    for survivor in {*states[-3:], *states[:: max(1, len(states) // 4)]}:
+        what = f"{operation}, at {survivor.name}"
+        if operation in BUILDS:
+            check_built(killable, survivor, operation, after, what)
+        else:
+            check_changed(killable, survivor, [state(Gallery.open(old), queries), after], what)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", CHANGES + BUILDS)
 def test_killed_at_every_point(
-    driver: Driver, killable: Any, old: Path, tmp_path: Path, operation: str
+    driver: Driver, killable: Any, old: Path, folder: Path, operation: str
 ) -> None:
-    if operation in BUILDS:
-        check_builds(driver, killable, tmp_path, operation, every=True)
-    else:
-        check_changes(driver, killable, old, tmp_path, operation, every=True)
+    queries, change = killable.people(3, 5)[0], operation in CHANGES
+    if not change:
+        shutil.rmtree(folder)
+    points = driver.run(operation, folder)["points"]
+    assert len(points) > 8
+    after = state(Gallery.open(folder), queries)
+    for point in points:
+        shutil.rmtree(folder, ignore_errors=True)
+        if change:
+            shutil.copytree(old, folder)
+        assert driver.run(operation, folder, point)["killed"], point
+        what = f"{operation}, killed at {point}"
+        if change:
+            check_changed(killable, folder, [state(Gallery.open(old), queries), after], what)
+        else:
+            check_built(killable, folder, operation, after, what)
 
 
 def is_writing(process: int, folder: Path) -> bool:
-    """Stop a process where it is, and tell whether it holds the lock there."""
+    """Stop a process where it is; return whether it holds the lock there."""
     try:
         os.kill(process, signal.SIGSTOP)
         while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "TZX":
@@ -252,8 +229,7 @@ def test_200_kills_at_random_times_of_writes(
         kills += struck
         met |= {operation} if struck else set()
         if operation in CHANGES:
-            allowed = [before, after[operation]]
-            check_changed(killable, folder, allowed, f"{operation}, kill {kills}")
+            check_changed(killable, folder, [before, after[operation]], f"{operation}, kill {kills}")
         elif folder.exists():
             check_built(killable, folder, operation, after[operation], f"{operation}, kill {kills}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -265,65 +241,94 @@ def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> 
     """Finished shards are kept: of 1,200 images, 900 were written when the build failed at 1,000."""
     features, table = killable.people(1200, 2)
     folder = tmp_path / "gallery"
-    with pytest.raises(ZeroDivisionError), killable.GalleryBuilder(folder) as builder:
+    with pytest.raises(ZeroDivisionError), killable.GalleryBuilder(folder) as building:
         for first in range(0, 1000, 100):
-            builder.add(features[first : first + 100], table[first : first + 100])
+            building.add(features[first : first + 100], table[first : first + 100])
         raise ZeroDivisionError
-    wanted = "unfinished build"
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError, match="unfinished build"):
         killable.GalleryBuilder(folder)
-    with killable.GalleryBuilder(folder, resume=True) as builder:
-        assert builder.paths == set(table["path"][:900])
-        builder.add(features[900:], table[900:])
-        gallery = builder.finish()
+    with (
+        pytest.raises(InputError, match="pq_m"),
+        killable.GalleryBuilder(folder, index="ivfpq", pq_m=7, resume=True),
+    ):
+        pass  # the index is checked before anything is embedded
+    with killable.GalleryBuilder(folder, resume=True) as building:
+        assert building.paths == set(table["path"][:900])
+        building.add(features[900:], table[900:])
+        gallery = building.finish()
     expected = Gallery.build(features, table)
     pd.testing.assert_frame_equal(gallery.search(features[:5]), expected.search(features[:5]))
     assert gallery.ids.tolist() == list(range(1200))
     assert (gallery.check(), orphaned_files(folder)) == (3, [])
 
 
-def test_only_one_writer_at_a_time(driver: Driver, killable: Any, old: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "gallery"
-    shutil.copytree(old, folder)
-    holder = driver.start("hold", folder)
-    until = time.monotonic() + 120
-    while not (tmp_path / "held").exists():
-        assert time.monotonic() < until, "the lock was never held"
-        time.sleep(0.01)
+def writers(killable: Any, folder: Path) -> list[Callable[[], object]]:
     gallery = Gallery.open(folder)
-    changes: list[Callable[[], object]] = [
+    return [
         lambda: gallery.add(*killable.people(1, 6)),
         lambda: gallery.remove(pids=7),
         lambda: gallery.compact(),
         lambda: gallery.save(folder, overwrite=True),
         lambda: killable.stream(folder, overwrite=True),
     ]
-    for change in changes:
-        with pytest.raises(InputError, match="gallery: locked: another program is changing this gallery"):
+
+
+def test_only_one_writer_at_a_time(killable: Any, folder: Path) -> None:
+    changes = writers(killable, folder)
+    with writing(folder):
+        for change in changes:
+            with pytest.raises(InputError, match="gallery: locked"):
+                change()
+        assert len(Gallery.open(folder).search(killable.people(1, 6)[0])) == 10  # readers need no lock
+    changes[0]()
+    assert len(Gallery.open(folder)) == 1118
+
+
+@pytest.mark.slow
+def test_the_lock_goes_with_its_process(driver: Driver, killable: Any, folder: Path) -> None:
+    holder = driver.start("hold", folder)
+    until = time.monotonic() + HANGS
+    while not (folder.parent / "held").exists():
+        assert time.monotonic() < until, "the lock was never held"
+        time.sleep(0.01)
+    for change in writers(killable, folder):
+        with pytest.raises(InputError, match="gallery: locked"):
             change()
-    assert len(gallery.search(killable.people(1, 6)[0])) == 10  # readers need no lock
     os.kill(holder, signal.SIGKILL)
     assert driver.wait()["killed"]
-    gallery.add(*killable.people(1, 6))  # the lock went with its holder
+    Gallery.open(folder).add(*killable.people(1, 6))
 
 
-def test_readers_read_on_while_another_writes(
-    driver: Driver, killable: Any, old: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "gallery"
-    shutil.copytree(old, folder)
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_readers_continue_while_another_program_writes(driver: Driver, killable: Any, folder: Path) -> None:
     queries = killable.people(3, 5)[0]
     early, late = Gallery.open(folder), Gallery.open(folder)
     before = state(early, queries)
     child = driver.start("churn", folder)
-    opened, until = 0, time.monotonic() + 300
+    opened, until = 0, time.monotonic() + HANGS
     while is_alive(child):  # a new reader all the time
-        assert time.monotonic() < until, "the writer came to no end"
+        assert time.monotonic() < until, "the writer did not end"
         assert len(Gallery.open(folder).search(queries)) == 30
         opened += 1
-    assert not driver.wait()["killed"]  # it came to its end
+    assert not driver.wait()["killed"]
     assert opened > 1
-    assert not any((folder / "segments" / name).exists() for name in ("000001-0", "000002-0"))
     # one that has read its index, and one that reads it now, from files without a name
     assert state(early, queries) == state(late, queries) == before
     assert Gallery.open(folder).describe()["segments"] == 1
+
+
+def test_an_opened_gallery_stays_readable_when_its_files_are_gone(killable: Any, folder: Path) -> None:
+    queries = killable.people(3, 5)[0]
+    early, late = Gallery.open(folder), Gallery.open(folder)
+    before = state(early, queries)
+    killable.churn(folder)
+    assert not any((folder / "segments" / name).exists() for name in ("000001-0", "000002-0"))
+    assert state(early, queries) == state(late, queries) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
+from rga_reid.evaluation import ReRanking
 from rga_reid.gallery import Gallery
 from rga_reid.gallery import index as indexes
+from tests.oracles import naive_re_ranking, squared_distances
 
 COLUMNS = ["query", "rank", "score", "path", "pid", "camid"]
 
@@ -209,3 +212,40 @@ def test_describe_counts_labels() -> None:
     facts = Gallery.build(random_features(5), table).describe()
     assert (facts["identities"], facts["unlabelled"], facts["cameras"]) == (2, 1, [1, 3])
     assert facts["model"] is None
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw"])
+def test_the_shortlist_is_reranked_and_nothing_else(crowd: Callable, index: str) -> None:
+    features, table = crowd(1100)
+    gallery = Gallery.build(features, table, index=index)
+    queries, _ = crowd(6, seed=1)
+    plain = gallery.search(queries, 50, where="camid != 2", with_ids=True)
+    found = gallery.search(
+        queries, 20, where="camid != 2", rerank=ReRanking(k1=12), shortlist=50, with_ids=True
+    )
+    assert found["rank"].tolist() == list(range(1, 21)) * 6
+    changed = 0
+    for number, query in enumerate(queries):
+        shortlist = plain[plain["query"] == number]["id"].to_numpy()
+        squares = squared_distances(np.vstack([query[None], features[shortlist]]), "cosine")
+        distances = naive_re_ranking(squares, 1, 12, 6, 0.3)[0]
+        mine = found[found["query"] == number]
+        assert mine["id"].tolist() == shortlist[np.argsort(distances, kind="stable")[:20]].tolist()
+        changed += mine["id"].tolist() != shortlist[:20].tolist()
+    assert changed > 3
+    scores = plain.set_index(["query", "id"])["score"]
+    pd.testing.assert_series_equal(
+        found.set_index(["query", "id"])["score"],
+        scores.loc[list(zip(found["query"], found["id"], strict=True))],
+    )
+
+
+def test_few_images_are_all_neighbours(crowd: Callable) -> None:
+    features, table = crowd(5)
+    gallery = Gallery.build(features, table)
+    found = gallery.search(features[:2], 10, rerank=ReRanking())
+    assert found["path"].value_counts().tolist() == [2] * 5
+    assert found[found["rank"] == 1]["path"].tolist() == table["path"][:2].tolist()
+    assert len(gallery.search(features[:2], rerank=ReRanking(), where="camid == 99")) == 0
+    with pytest.raises(InputError, match="shortlist: "):
+        gallery.search(features[:2], 10, rerank=ReRanking(), shortlist=9)
