@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +26,22 @@ LIST_STORE = "tests.gallery.list_store.ListStore:"
 FINGERPRINT = ModelFingerprint("/models/a.ckpt", "0" * 64, (256, 128))
 
 
-@pytest.fixture(params=["folder", "class path"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["folder", "class path", pytest.param("milvus", marks=pytest.mark.slow)])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     name = uuid.uuid4().hex
-    return str(tmp_path / name) if request.param == "folder" else LIST_STORE + name
+    if request.param != "milvus":
+        yield str(tmp_path / name) if request.param == "folder" else LIST_STORE + name
+        return
+    from milvus_lite.server_manager import server_manager_instance
+
+    yield str(tmp_path / f"{name}.db")
+    server_manager_instance.release_server(str(tmp_path / f"{name}.db"))
 
 
 def test_stores_agree_with_a_gallery_in_memory(location: str, crowd: Callable) -> None:
     memory = Gallery.build(*crowd(60), model=FINGERPRINT)
     pids = sorted(memory.table["pid"].unique())[2:5]
+    memory.remove(paths="people/0/00003.jpg")
     memory.save(location)
     with pytest.raises(InputError, match="exists already"):
         memory.save(location)
