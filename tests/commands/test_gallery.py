@@ -1,32 +1,36 @@
-"""``gallery build`` and ``gallery info`` from the command line, with a tiny model."""
+"""``gallery``: build, add, remove, info, check and compact, with a tiny model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import rga_reid.models
+from rga_reid.commands import gallery as command
 from rga_reid.commands import main
 from rga_reid.gallery import Gallery
+from rga_reid.gallery import gallery as builder
+from rga_reid.gallery import index as indexes
+from rga_reid.inference import distributed
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
+    """Ten images: persons 0 to 4, by two cameras each."""
     folder = tmp_path / "people"
-    (folder / "lobby").mkdir(parents=True)
-    colours = {
-        "0001_c1s1_000001_00.jpg": "red",
-        "0002_c2s1_000001_00.jpg": "blue",
-        "lobby/visitor.png": "green",
-    }
-    for name, colour in colours.items():
-        Image.new("RGB", (8, 16), colour).save(folder / name)
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for row in range(10):
+        colour = tuple(map(int, generator.integers(0, 256, 3)))
+        Image.new("RGB", (8, 16), colour).save(folder / f"{row // 2:04d}_c{row % 2 + 1}s1_00000{row}_00.png")
     return folder
 
 
@@ -38,25 +42,29 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rga_reid.models, "load_model", refuse)
 
 
-def build(*words: object) -> int:
-    return main(["gallery", "build", *map(str, words), "--device", "cpu"])
+def gallery(action: str, folder: Path, *words: object) -> int:
+    return main(["gallery", action, "--gallery", str(folder), *map(str, words)])
 
 
-def test_an_index_that_does_not_fit_the_model_is_refused_before_images_are_embedded(
-    tmp_path: Path,
-    images: Path,
-    checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Callable[..., str],
-) -> None:
-    def embed(*_: object, **__: object) -> None:
-        raise AssertionError("images were embedded before the options were checked")
+@pytest.fixture
+def built(tmp_path: Path, images: Path, checkpoint: Path) -> Path:
+    assert gallery("build", tmp_path / "g", "--images", images, "--checkpoint", checkpoint) == 0
+    return tmp_path / "g"
 
-    monkeypatch.setattr("rga_reid.commands.gallery.embedded", embed)
-    place = tmp_path / "g"
-    words = ["--gallery", place, "--images", images, "--checkpoint", checkpoint, "--index", "ivfpq"]
-    assert "pq_m" in refused("gallery", "build", *map(str, words), "--pq-m", "5", "--device", "cpu")
-    assert not place.exists()
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    """1,500 images of 30 persons, in an .npz file."""
+    generator = np.random.default_rng(0)
+    pids = np.arange(1500) % 30
+    rows = generator.normal(size=(30, 16))[pids] + 0.5 * generator.normal(size=(1500, 16))
+    paths = np.array([f"{row}.jpg" for row in range(1500)])
+    np.savez(tmp_path / "f.npz", features=rows.astype(np.float32), paths=paths, pids=pids)
+    return tmp_path / "f.npz"
+
+
+def test_the_settings_are_those_of_the_library() -> None:
+    assert list(command.SETTINGS) == list(dict.fromkeys(sum(indexes.SETTINGS.values(), ())))
 
 
 def test_build_from_images(
@@ -66,164 +74,291 @@ def test_build_from_images(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
+    (images / "lobby").mkdir()
+    Image.new("RGB", (8, 16), "green").save(images / "lobby" / "visitor.png")
     monkeypatch.chdir(tmp_path)
-    facts = tmp_path / "facts.json"
-    words = ["--gallery", "gallery", "--images", "people", "--checkpoint", "model.ckpt", "--json", facts]
-    assert build(*words, "--batch-size", 2) == 0
+    words = ["--images", "people", "--checkpoint", "model.ckpt", "--json", "facts.json", "--device", "cpu"]
+    assert gallery("build", Path("g"), *words, "--batch-size", 2) == 0
     monkeypatch.chdir(images)  # the paths hold from any folder
-    table = Gallery.open(tmp_path / "gallery").table
-    assert table["path"].tolist() == [str(path) for path in sorted(images.rglob("*.*g"))]
-    assert table["pid"].tolist()[:2] == [1, 2]
-    assert table["camid"].isna().tolist() == [False, False, True]
-    written = json.loads(facts.read_text())
-    assert (written["count"], written["dimension"], written["identities"], written["cameras"]) == (
-        3,
-        3,
-        2,
-        [1, 2],
-    )
+    table = Gallery.open(tmp_path / "g").table
+    assert table["path"].tolist() == [str(path) for path in sorted(images.rglob("*.png"))]
+    assert table["pid"].tolist()[:4] == [0, 0, 1, 1]
+    assert table["camid"].isna().tolist() == [False] * 10 + [True]
+    written = json.loads((tmp_path / "facts.json").read_text())
+    assert (written["count"], written["dimension"], written["identities"]) == (11, 3, 5)
+    assert (written["cameras"], written["location"]) == ([1, 2], str(tmp_path / "g"))
     assert written["model"]["checkpoint"] == str(checkpoint)
     assert written["model"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert str(checkpoint) in capsys.readouterr().out
 
 
-def test_build_from_features_and_info(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    features = np.eye(4, dtype=np.float32)
-    paths = np.array([f"{row}.jpg" for row in range(4)])
-    np.savez(tmp_path / "f.npz", features=features, paths=paths, pids=np.array([3, 3, -1, 5]))
-    assert build("--gallery", tmp_path / "g", "--features", tmp_path / "f.npz") == 0
-    built = capsys.readouterr().out
-    facts = tmp_path / "info.json"
-    assert main(["gallery", "info", "--gallery", str(tmp_path / "g"), "--json", str(facts)]) == 0
-    assert capsys.readouterr().out == built
+def test_build_from_a_data_set(tmp_path: Path, tiny_market: Path, checkpoint: Path) -> None:
+    words = ["--data.root", tiny_market, "--data.dataset", "market1501", "--checkpoint", checkpoint]
+    assert gallery("build", tmp_path / "g", *words) == 0
+    table = Gallery.open(tmp_path / "g").table
+    assert {Path(path).parent.name for path in table["path"]} == {"bounding_box_test"}
+    assert sorted(table["pid"].unique()) == [-1, 0, 11, 12, 13, 14]
+    assert all(Path(path).is_absolute() for path in table["path"])
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
+def test_build_from_features_info_and_remove(
+    tmp_path: Path, features: Path, kind: str, capsys: pytest.CaptureFixture
+) -> None:
+    given = {"hnsw": ["--hnsw-m", 8, "--ef-search", 64], "ivf": ["--nlist", 20], "ivfpq": ["--pq-m", 2]}
+    settings, facts = given.get(kind, []), tmp_path / "facts.json"
+    assert gallery("build", tmp_path / "g", "--features", features, "--index", kind, *settings) == 0
+    printed = capsys.readouterr().out
+    assert gallery("info", tmp_path / "g", "--json", facts) == 0
+    assert capsys.readouterr().out == printed
     written = json.loads(facts.read_text())
-    assert (written["count"], written["identities"], written["model"]) == (4, 2, None)
+    assert (written["count"], written["identities"], written["model"]) == (1500, 30, None)
     assert written["bytes"] == sum(f.stat().st_size for f in (tmp_path / "g").rglob("*") if f.is_file())
-    assert Gallery.open(tmp_path / "g").table["path"].tolist() == paths.tolist()
+    if settings:
+        assert written["settings"][str(settings[0])[2:].replace("-", "_")] == settings[1]
+        assert 0.5 < written["recall_at_10"] <= 1
+        assert re.search(rf"recall@10 +{written['recall_at_10']:.3f}", printed)
+    assert gallery("remove", tmp_path / "g", "--pid", 3, 4) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("removed 100 images (")
+    assert "1 segment" in lines[1]
+    assert "1,400" in lines[1]
+    assert ("1 index" in lines[2]) == (kind != "flat")
 
 
-def test_options_of_an_action_are_named_as_they_are_typed(refused: Callable[..., str]) -> None:
-    assert "rga-reid gallery: info: --gallery is required" in refused("gallery", "info")
-    assert "did you mean --gallery?" in refused("gallery", "info", "--galery", "g")
-    told = refused("gallery", "build", "--gallery", "g", "--hnsw-m", "many")
-    assert "--hnsw-m: expected int, got many" in told
+def test_add_images(
+    built: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    refused: Callable[..., str],
+) -> None:
+    monkeypatch.setattr(distributed, "BLOCK_ROWS", 2)
+    for row in range(5):
+        Image.new("RGB", (8, 16), (10 * row, 99, 3)).save(images / f"0009_c{row + 1}s1_000001_00.png")
+    error = refused("gallery", "add", "--gallery", str(built), "--images", str(images))
+    assert "0000_c1s1_000000_00.png" in error
+    assert "9 more" in error
+    assert "--skip-known" in error
+    for _ in range(2):  # the second time nothing is new
+        assert gallery("add", built, "--images", images, "--skip-known", "--batch-size", 1) == 0
+        table = Gallery.open(built).table
+        assert table["pid"].tolist()[10:] == [9] * 5
+        assert table["camid"].tolist()[10:] == [1, 2, 3, 4, 5]
+    capsys.readouterr()
+    assert gallery("compact", built) == 0
+    assert re.search(r"compacted: \d segments? before, 1 now", capsys.readouterr().out)
+    assert gallery("check", built) == 0
+    assert "3 files" in capsys.readouterr().out
 
 
-def test_features_without_paths_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    np.savez(tmp_path / "f.npz", features=np.eye(4, dtype=np.float32), pids=np.arange(4))
-    assert build("--gallery", tmp_path / "g", "--features", tmp_path / "f.npz") == 2
-    assert "f.npz: expected an array 'paths'" in capsys.readouterr().err
-    assert not (tmp_path / "g").exists()
+def test_add_features(built: Path, tmp_path: Path, features: Path, refused: Callable[..., str]) -> None:
+    words = ["gallery", "add", "--features", str(features), "--gallery"]
+    assert "dimension 16" in refused(*words, str(built))
+    assert gallery("build", tmp_path / "other", "--features", features) == 0
+    assert "1,499 more" in refused(*words, str(tmp_path / "other"))
+    np.savez(tmp_path / "more.npz", features=np.eye(2, 16, dtype=np.float32), paths=np.array(["a", "0.jpg"]))
+    assert gallery("add", tmp_path / "other", "--features", tmp_path / "more.npz", "--skip-known") == 0
+    assert Gallery.open(tmp_path / "other").table["path"].tolist()[1500:] == ["a"]
 
 
-def test_overwrite(tmp_path: Path, images: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ["--gallery", tmp_path / "g", "--images", images, "--checkpoint", checkpoint]
-    assert build(*words) == 0
-    assert build(*words) == 2
-    assert "exists already" in capsys.readouterr().err
-    (images / "0001_c1s1_000001_00.jpg").unlink()
-    assert build(*words, "--overwrite") == 0
-    assert len(Gallery.open(tmp_path / "g")) == 2
+def test_add_refuses_another_model(
+    built: Path, images: Path, checkpoint: Path, refused: Callable[..., str]
+) -> None:
+    Image.new("RGB", (8, 16), (1, 2, 3)).save(images / "new.png")
+    checkpoint.write_bytes(b"trained further")
+    words = ["gallery", "add", "--gallery", str(built), "--images", str(images), "--skip-known"]
+    assert "another model" in refused(*words)
+    assert "another model" in refused(*words, "--checkpoint", str(checkpoint))
+    assert len(Gallery.open(built)) == 10
+
+
+def test_remove(
+    tmp_path: Path, built: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = "people/0003_c1s1_000006_00.png"  # the gallery has it as an absolute path
+    capsys.readouterr()
+    assert gallery("remove", built, "--pid", 0, 1, "--path", path, "--json", "facts.json") == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("removed 5 images (")
+    assert Gallery.open(built).table["pid"].tolist() == [2, 2, 3, 4, 4]
+    assert json.loads((tmp_path / "facts.json").read_text())["count"] == 5
+    assert (images / "0000_c1s1_000000_00.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--pid"),
+        (["--pid", "99"], "pid 99: "),
+        (["--pid", "1", "-7"], "pid -7: "),
+        (["--path", "no.png"], "no.png: "),
+        (["--pid", "one"], "--pid: "),
+        (["--pid", "1", "--json", "no/facts.json"], "no/facts.json"),
+    ],
+)
+def test_remove_refuses(built: Path, refused: Callable[..., str], words: list[str], message: str) -> None:
+    assert message in refused("gallery", "remove", "--gallery", str(built), *words)
+    assert len(Gallery.open(built)) == 10
+
+
+def test_overwrite(tmp_path: Path, built: Path, images: Path, refused: Callable[..., str]) -> None:
+    words = ["--images", images, "--checkpoint", tmp_path / "model.ckpt"]
+    assert "exists already" in refused("gallery", "build", "--gallery", str(built), *map(str, words))
+    next(images.iterdir()).unlink()
+    assert gallery("build", built, *words, "--overwrite") == 0
+    assert len(Gallery.open(built)) == 9
+
+
+def test_unreadable_images_are_refused_or_listed(
+    tmp_path: Path, images: Path, checkpoint: Path, capsys: pytest.CaptureFixture, refused: Callable[..., str]
+) -> None:
+    (images / "0007_c1s1_000001_00.png").write_bytes(b"no picture")
+    (images / "0008_c1s1_000001_00.png").touch()
+    words = ["--gallery", str(tmp_path / "g"), "--images", str(images)]
+    before = sorted(tmp_path.iterdir())
+    assert "0007_c1s1_000001_00.png" in refused("gallery", "build", *words, "--checkpoint", str(checkpoint))
+    assert sorted(tmp_path.iterdir()) == before
+    assert main(["gallery", "build", *words, "--checkpoint", str(checkpoint), "--skip-unreadable"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "2 unreadable images" in lines[0]
+    assert [Path(line.split(":")[0]).name[:4] for line in lines[1:]] == ["0007", "0008"]
+    assert len(Gallery.open(tmp_path / "g")) == 10
+    assert "0007" in refused("gallery", "add", *words, "--skip-known")
+    assert main(["gallery", "add", *words, "--skip-known", "--skip-unreadable"]) == 0
+
+
+def test_an_interrupted_build_is_resumed(
+    mean_colour: Any,
+    tmp_path: Path,
+    images: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
+    monkeypatch.setattr(builder, "SHARD_ROWS", 4)
+    models = [
+        mean_colour(fail_after=7),
+        mean_colour(),
+        mean_colour(),
+        mean_colour(fail_after=6),
+        mean_colour(),
+    ]
+    monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": models.pop(0))
+    words = ["--images", images, "--checkpoint", checkpoint, "--batch-size", 2]
+    assert gallery("build", tmp_path / "g", *words) == 130
+    again = ["gallery", "build", "--gallery", str(tmp_path / "g"), *map(str, words)]
+    assert "unfinished build" in refused(*again)
+    assert "manifest.json: missing" in refused("gallery", "info", "--gallery", str(tmp_path / "g"))
+    first = min(images.iterdir())
+    content = first.read_bytes()
+    first.unlink()
+    assert first.name in refused(*again, "--resume")
+    first.write_bytes(content)
+    checkpoint.write_bytes(b"trained further")
+    assert "another model" in refused(*again, "--resume")
+    checkpoint.write_bytes(b"weights")
+    assert gallery("build", tmp_path / "g", *words, "--resume") == 0  # embeds the six that are left
+    resumed = Gallery.open(tmp_path / "g")
+    assert gallery("build", tmp_path / "whole", *words) == 0
+    whole = Gallery.open(tmp_path / "whole")
+    assert resumed.table.equals(whole.table)
+    assert resumed.search(np.eye(3), 10).equals(whole.search(np.eye(3), 10))
+    assert resumed.model == whole.model
+    assert "exists already" in refused(*again, "--resume")
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["lock", "manifest.json", "segments"]
+
+
+IMAGES = ["--images", "{images}", "--checkpoint", "{ckpt}"]
 
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected one of --images DIR, --data.root DIR and --features FILE.npz"),
-        (["--images", "{images}", "--features", "f.npz"], "expected one of --images DIR"),
-        (["--images", "{images}", "--data.root", "{images}"], "expected one of --images DIR"),
-        (["--images", "{images}"], "images need --checkpoint"),
-        (["--features", "f.npz", "--checkpoint", "m.ckpt"], "--checkpoint goes with images"),
-        (["--features", "f.npz", "--resume"], "--resume goes with images"),
-        (["--images", "{images}", "--checkpoint", "{ckpt}", "--index", "tree"], "index: expected flat, hnsw"),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--nlist", "4"],
-            "index flat: unknown setting 'nlist'",
-        ),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--index", "hnsw", "--hnsw-m", "0"],
-            "hnsw_m: expected a whole number from 2",
-        ),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "{tmp}/no/x.db"],
-            "its folder does not exist",
-        ),
+        ([], "--images"),
+        (["--images", "{images}", "--features", "f.npz"], "--images"),
+        (["--images", "{images}", "--data.root", "{images}"], "--images"),
+        (["--images", "{images}"], "--checkpoint"),
+        (["--features", "f.npz", "--checkpoint", "m.ckpt"], "--checkpoint"),
+        (["--features", "f.npz", "--resume"], "--resume"),
+        (["--features", "{pathless}"], "'paths'"),
+        ([*IMAGES, "--index", "tree"], "index: "),
+        ([*IMAGES, "--nlist", "4"], "'nlist'"),
+        ([*IMAGES, "--index", "hnsw", "--hnsw-m", "0"], "hnsw_m: "),
+        ([*IMAGES, "--hnsw-m", "many"], "--hnsw-m: "),
+        ([*IMAGES, "--gallery", "{tmp}/no/x.db"], "x.db: "),
         (["--data.root", "{tmp}/none", "--checkpoint", "{ckpt}"], "none"),
-        (["--images", "{images}", "--checkpoint", "{tmp}/no.ckpt"], "no.ckpt: no such file"),
-        (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: expected a folder of images"),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--batch-size", "0"],
-            "--batch-size: expected a whole number of at least 1",
-        ),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--json", "{tmp}/no/f.json"],
-            "its folder does not exist",
-        ),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--json", "{tmp}"],
-            "is a folder, expected a file",
-        ),
-        (
-            ["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "{images}", "--overwrite"],
-            "is not part of a",
-        ),
-        (["--images", "{images}", "--checkpoint", "{ckpt}", "--gallery", "{images}"], "exists already"),
+        (["--images", "{images}", "--checkpoint", "{tmp}/no.ckpt"], "no.ckpt: "),
+        (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: "),
+        ([*IMAGES, "--batch-size", "0"], "--batch-size: "),
+        ([*IMAGES, "--json", "{tmp}/no/f.json"], "f.json: "),
+        ([*IMAGES, "--json", "{tmp}"], "expected a file"),
+        ([*IMAGES, "--gallery", "{images}", "--overwrite"], "not part of a gallery"),
+        ([*IMAGES, "--gallery", "{images}"], "exists already"),
+        ([*IMAGES, "--device", "abacus"], "abacus"),
+        ([*IMAGES, "--galery", "g"], "--gallery"),
     ],
 )
 def test_options_are_checked_before_the_model_is_loaded(
-    tmp_path: Path, images: Path, words: list[str], message: str, capsys: pytest.CaptureFixture
+    tmp_path: Path, images: Path, words: list[str], message: str, refused: Callable[..., str]
 ) -> None:
-    checkpoint = tmp_path / "m.ckpt"
+    checkpoint, pathless = tmp_path / "m.ckpt", tmp_path / "pathless.npz"
     checkpoint.write_bytes(b"weights")
+    np.savez(pathless, features=np.eye(4, dtype=np.float32), pids=np.arange(4))
     before = sorted(tmp_path.rglob("*"))
-    filled = [word.format(images=images, tmp=tmp_path, ckpt=checkpoint) for word in words]
-    assert build("--gallery", tmp_path / "g", *filled) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    filled = [word.format(images=images, tmp=tmp_path, ckpt=checkpoint, pathless=pathless) for word in words]
+    assert message in refused("gallery", "build", "--gallery", str(tmp_path / "g"), *filled)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.usefixtures("no_model")
-def test_an_unknown_device_is_refused(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture) -> None:
-    checkpoint = tmp_path / "m.ckpt"
-    checkpoint.write_bytes(b"weights")
-    words = [
-        "--gallery",
-        tmp_path / "g",
-        "--images",
-        images,
-        "--checkpoint",
-        checkpoint,
-        "--device",
-        "abacus",
-    ]
-    assert main(["gallery", "build", *map(str, words)]) == 2
-    assert "device 'abacus': not available" in capsys.readouterr().err
-
-
-def test_an_unreadable_image_leaves_no_gallery(
-    tmp_path: Path, images: Path, checkpoint: Path, capsys: pytest.CaptureFixture
+def test_an_index_that_does_not_fit_is_refused_before_images_are_embedded(
+    mean_colour: Any,
+    tmp_path: Path,
+    images: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
 ) -> None:
-    (images / "0003_c1s1_000001_00.jpg").write_bytes(b"no picture")
-    assert build("--gallery", tmp_path / "g", "--images", images, "--checkpoint", checkpoint) == 2
-    assert "0003_c1s1_000001_00.jpg" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.ckpt", "people"]
+    monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": mean_colour(fail_after=0))
+    words = ["--images", str(images), "--checkpoint", str(checkpoint), "--index", "ivfpq", "--pq-m", "5"]
+    assert "pq_m" in refused("gallery", "build", "--gallery", str(tmp_path / "g"), *words)
+    assert not (tmp_path / "g").exists()
 
 
-def test_info_of_a_damaged_gallery(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    np.savez(tmp_path / "f.npz", features=np.eye(4, dtype=np.float32), paths=np.array(list("abcd")))
-    assert build("--gallery", tmp_path / "g", "--features", tmp_path / "f.npz") == 0
-    vectors = next((tmp_path / "g").rglob("vectors.npy"))
+def test_info_and_check_of_a_damaged_gallery(built: Path, refused: Callable[..., str]) -> None:
+    (vectors,) = built.rglob("vectors.npy")
     content = bytearray(vectors.read_bytes())
     content[-1] ^= 1
     vectors.write_bytes(content)
-    capsys.readouterr()
-    assert main(["gallery", "info", "--gallery", str(tmp_path / "g")]) == 0
-    assert main(["gallery", "check", "--gallery", str(tmp_path / "g")]) == 2
-    assert "vectors.npy: damaged: its checksum differs" in capsys.readouterr().err
+    assert gallery("info", built) == 0
+    assert "vectors.npy: damaged" in refused("gallery", "check", "--gallery", str(built))
     vectors.unlink()
     for action in ("info", "check"):
-        assert main(["gallery", action, "--gallery", str(tmp_path / "g")]) == 2
-        assert "vectors.npy: missing from the gallery" in capsys.readouterr().err
+        assert "vectors.npy: missing" in refused("gallery", action, "--gallery", str(built))
+
+
+@pytest.mark.slow
+def test_the_commands_on_milvus_answer_as_on_a_folder(
+    tmp_path: Path, tiny_market: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    location, folder = str(tmp_path / "people.db"), str(tmp_path / "folder")
+    image, answers = str(next((tiny_market / "query").iterdir())), []
+    for number, name in enumerate((location, folder)):
+        words = ["--data.root", tiny_market, "--checkpoint", tiny_checkpoint, "--device", "cpu"]
+        assert gallery("build", Path(name), *words) == 0
+        assert gallery("remove", Path(name), "--pid", 12) == 0
+        for action in ("compact", "check"):
+            assert gallery(action, Path(name)) == 0
+        assert gallery("info", Path(name), "--json", tmp_path / "info.json") == 0
+        facts = json.loads((tmp_path / "info.json").read_text())
+        assert (facts["location"], facts["removals"], facts["bytes"] > 0) == (name, 1, True)
+        limits = ["--where", "pid >= 0", "--exclude-camera", "1", "--rerank", "--top-k", "4"]
+        out = ["--json", str(tmp_path / f"{number}.json"), "--html", str(tmp_path / "page.html")]
+        assert main(["query", "--gallery", name, "--image", image, *limits, *out, "--device", "cpu"]) == 0
+        answers.append(json.loads((tmp_path / f"{number}.json").read_text()))
+    assert answers[0] == answers[1]
+    assert len(answers[0][0]["matches"]) == 4
+    server_manager_instance.release_server(location)

@@ -1,4 +1,4 @@
-"""A disk that is full, in earnest: a small file system where one may be mounted, else a limit on files."""
+"""A full disk: a small file system where one may be mounted, otherwise a limit on the size of files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ KIB = 1024
 Room = Callable[[int], AbstractContextManager[None]]
 
 
+@pytest.mark.slow
 def test_the_old_gallery_stays(disk: tuple[Path, Room], crowd: Callable) -> None:
     """Changes that find no room: of many images, of a segment to be written again, of its index alone."""
     place, room = disk
@@ -54,6 +55,7 @@ def test_the_old_gallery_stays(disk: tuple[Path, Room], crowd: Callable) -> None
     assert Gallery.open(folder).check() >= 5
 
 
+@pytest.mark.slow
 def test_a_new_gallery_leaves_nothing(disk: tuple[Path, Room], crowd: Callable) -> None:
     place, room = disk
     with (
