@@ -7,7 +7,7 @@ turns, query batch by query batch, in one run. Where a gallery has one segment, 
 reads from that segment's file, so both search the same lists or graph (``--build-bare`` builds another). The
 bare IVF-PQ index is refined from stored vectors as the gallery's is. Memory is that of the build, with
 vectors in a mapped file (Linux, glibc). The JSON is written after each kind of index, with the machine that
-measured it, and ``--resume`` goes on from there. A million vectors of 512 numbers need about 7 GB of disk.
+measured it, and ``--resume`` continues from there. A million vectors of 512 numbers need about 7 GB of disk.
 
     python benchmarks/gallery.py --out gallery.json
     python benchmarks/gallery.py --out gallery.json --resume --indexes flat hnsw
@@ -120,7 +120,7 @@ def bare_index(vectors: np.ndarray, kind: str, settings: dict[str, int] | None) 
 
 
 def loaded_index(folder: Path, vectors: np.ndarray, kind: str, settings: dict[str, int] | None) -> Any:
-    """The index of a gallery's only segment as FAISS reads it; None if there is none, or there are more."""
+    """The index of a gallery's only segment as FAISS reads it; None if there is not exactly one."""
     files = list((folder / kind / "segments").glob("*/index.faiss"))
     if settings is None or len(files) != 1 or len(list((folder / kind / "segments").iterdir())) != 1:
         return None
@@ -142,7 +142,7 @@ class Count:
     bytes = 0
 
     def write(self, data: Any) -> int:
-        """As a file's."""
+        """Count the bytes; return their number."""
         self.bytes += len(data)
         return len(data)
 
@@ -276,7 +276,7 @@ def main() -> None:
 def finished(
     options: argparse.Namespace, settings: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """What ``--out`` holds: the machine that measured each kind, and results. Other options' are refused."""
+    """Read ``--out``: the machine of each kind, and results. Results of other options are refused."""
     if not options.out or not Path(options.out).exists():
         return {}, []
     content = json.loads(Path(options.out).read_text())

@@ -1,4 +1,4 @@
-"""Galleries of people: build, search and change them, on disk, in Milvus or in a store of your own."""
+"""Galleries of people: build, search and change them, on disk, in Milvus or in your own store."""
 
 from rga_reid.gallery.gallery import Gallery, GalleryBuilder
 from rga_reid.gallery.store import RemovalResult, VectorStore

@@ -1,4 +1,4 @@
-"""A vector store on disk: segments that never change, and a manifest that is replaced when all of them are there.
+"""A vector store on disk: segments that never change, and a manifest that is replaced once they are written.
 
 A process that is killed leaves the old gallery or the new one. The next writer removes the files that the killed
 one had begun; over a gallery that cannot be read, the next writer that succeeds does. Readers need no lock:
@@ -59,7 +59,7 @@ class FolderStore(SegmentStore):
     """A gallery in a folder. It shows the state that it opened or last wrote.
 
     Args:
-        folder: of the gallery.
+        folder: folder of the gallery.
 
     Raises:
         InputError: see ``read_gallery``.
@@ -115,7 +115,7 @@ class FolderStore(SegmentStore):
 
 
 class FolderDraft(SegmentStore):
-    """A new gallery in a folder. What is there stays until ``commit``.
+    """A new gallery in a folder. An old one stays until ``commit``.
 
     ``append`` writes the rows as they come, without an index and without keeping them in memory; ``commit``
     joins them to segments and builds the indexes.
@@ -161,7 +161,7 @@ class FolderDraft(SegmentStore):
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         copied = self.segments[: len(self.segments) - len(self._parts)]
-        if len(self._parts) > 1 or metadata.index.kind != "flat":  # one part is a segment as it is
+        if len(self._parts) > 1 or metadata.index.kind != "flat":  # one part is already a segment
             self._parts = [self._write(segment) for segment in repack(self._parts, metadata.index)]
         log = (*self._writer.deletions, *deletions)
         self._snapshot = Snapshot(metadata, (*copied, *self._parts), log)
@@ -199,12 +199,12 @@ def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool =
     """Check, before any work is done, that a gallery may be saved in a folder.
 
     Args:
-        folder: for the gallery.
+        folder: folder for the gallery.
         overwrite: a gallery may be there.
         resume: an unfinished build may be there.
 
     Raises:
-        InputError: something else is there.
+        InputError: the folder contains something else.
     """
     with _disk_errors(folder):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -261,7 +261,7 @@ class Writer:
     """The one program that may change a gallery folder, while it holds the lock.
 
     Args:
-        folder: of the gallery.
+        folder: folder of the gallery.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -270,7 +270,7 @@ class Writer:
         self.generation = 1 if old is None else old.generation + 1
         if old is None and (folder / UNFINISHED).exists():  # started while the gallery could be read
             self.generation = read_manifest(folder / UNFINISHED).generation
-        #: deletion log of the gallery that is there
+        #: deletion log of the old gallery
         self.deletions = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
         names = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())
         self._unused = (name for name in names if not name.exists())
@@ -314,8 +314,8 @@ def writing(
     """Hold the lock of a gallery folder, and leave nothing but a gallery in it.
 
     Args:
-        folder: of the gallery.
-        create: make the folder if there is none, and replace a damaged gallery.
+        folder: folder of the gallery.
+        create: create the folder if necessary, and replace a damaged gallery.
         keep: keep the unfinished build of the block, if it fails.
         resume: keep the unfinished build of an earlier block; otherwise it is removed.
 
@@ -363,8 +363,8 @@ def orphaned_files(folder: Path, old: Collection[Path] = ()) -> list[Path]:
     None where a segment that a manifest names is missing: it may be one of these files under another name.
 
     Args:
-        folder: of the gallery.
-        old: files that an unreadable manifest may name. They are left out as long as it is there.
+        folder: folder of the gallery.
+        old: files that an unreadable manifest may name. They are left out until it is replaced.
     """
     named = {folder / name for name in (MANIFEST, UNFINISHED, LOCK, SEGMENTS)}
     segments: set[Path] = set()
@@ -393,7 +393,7 @@ def check_folder(folder: Path, progress: Progress = ignore_progress) -> int:
     """Check every byte of every file of a gallery.
 
     Args:
-        folder: of the gallery.
+        folder: folder of the gallery.
         progress: called with the fraction of the bytes that is done.
 
     Returns:
@@ -483,7 +483,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _readable_manifest(folder: Path) -> Manifest | None:
-    """Read a manifest; None where there is none, or one that is damaged or of another version."""
+    """Read a manifest; return None if it is missing, damaged or of another version."""
     path = folder / MANIFEST
     if not path.exists():
         return None

@@ -50,7 +50,7 @@ class Gallery:
     """Images of people, searchable by appearance. Made by ``Gallery.build`` or ``Gallery.open``.
 
     A gallery that was built is in memory, and ``save`` writes a copy. One that was opened is on disk, in a
-    folder (FAISS), in Milvus or in a store of your own: ``add``, ``remove`` and ``compact`` have changed it there
+    folder (FAISS), in Milvus or in your own store: ``add``, ``remove`` and ``compact`` have changed it there
     when they return. A gallery in a folder searches the state that it opened or last wrote, whatever other
     programs write meanwhile.
 
@@ -81,7 +81,7 @@ class Gallery:
                 fewer than 1,024 images, all of them search exactly.
             model: fingerprint of the model that embedded the images, see ``ModelFingerprint.of``; None if
                 unknown.
-            settings: of the index, instead of those that follow from its size: ``hnsw_m``, ``ef_construction``,
+            settings: index settings, instead of automatic ones: ``hnsw_m``, ``ef_construction``,
                 ``ef_search``; ``nlist``, ``nprobe``; ``pq_m``, ``pq_bits``, ``refine``: see
                 docs/galleries.md.
 
@@ -118,12 +118,11 @@ class Gallery:
 
         Args:
             path: a folder that does not exist or is empty, or another location.
-            overwrite: replace the gallery that is there. Its deletion log is kept.
+            overwrite: replace an existing gallery. Its deletion log is kept.
 
         Raises:
             InputError: the folder exists, contains other files than those of a gallery (they are never
-                deleted), is being written by another program, or cannot be written. An old gallery stays as it
-                was.
+                deleted), is being written by another program, or cannot be written. An old gallery does not change.
         """
         metadata = self._store.metadata
         target = create_store(path, metadata.index, metadata.model, overwrite=overwrite)
@@ -375,13 +374,13 @@ class GalleryBuilder:
     """Builds a gallery at a location from batches of features. A context manager that holds the gallery's lock.
 
     Up to 8,192 rows are kept in memory, then written. ``finish`` joins what was written, builds the indexes and
-    switches to the new gallery at once; until then an old one stays as it is. Where a build failed or was
+    switches to the new gallery at once; until then an old one does not change. Where a build failed or was
     killed, ``resume`` continues from what it had written; any other write to the same gallery removes that.
 
     Args:
-        location: of the gallery, see ``Gallery.open``.
+        location: location of the gallery, see ``Gallery.open``.
         index, model, settings: see ``Gallery.build``.
-        overwrite: replace the gallery that is there, when this one is finished.
+        overwrite: replace an existing gallery when this one is finished.
         resume: continue the build that was interrupted there, if there is one.
 
     Raises:

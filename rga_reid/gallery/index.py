@@ -153,7 +153,7 @@ class Index:
         return self.load()
 
     def with_recall(self, vectors: np.ndarray) -> Index:
-        """Return this index with its recall@10, measured with up to 200 of its own rows as queries.
+        """Return this index with its recall@10, measured with up to 200 of its rows as queries.
 
         The rows are always the same ones. The query's own row does not count. A row counts as found if its
         score is at least that of the tenth row of exact search.

@@ -5,7 +5,7 @@
 | ``people``, ``./a.b:c`` | a folder, searched by FAISS |
 | ``people.db`` | Milvus Lite, embedded in this process |
 | ``milvus://HOST:PORT/COLLECTION`` | a collection on a Milvus server |
-| ``my_module.MyStore:NAME`` | a store of your own: a class (see ``StoreFactory``), and a name that it understands |
+| ``my_module.MyStore:NAME`` | your own store: a class (see ``StoreFactory``), and a name that it understands |
 
 A class is imported from where Python finds it: installed, or in a folder of ``PYTHONPATH``.
 """

@@ -86,7 +86,7 @@ class Manifest:
 
     Args:
         generation: number of this state, from 1; each change increments it.
-        metadata: of the gallery.
+        metadata: metadata of the gallery.
         segments: in the order of the images.
         log: name and record of the deletion log; None if nothing was ever removed.
     """
@@ -154,7 +154,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as text that ends with its own SHA-256, computed with zeros in its place."""
+    """Return a JSON object as text that ends with its own SHA-256, computed with zeros instead of it."""
     text = json.dumps({**value, "sha256": _NO_CHECKSUM}, indent=2) + "\n"
     before, _, after = text.rpartition(_NO_CHECKSUM)
     return (before + hashlib.sha256(text.encode()).hexdigest() + after).encode()

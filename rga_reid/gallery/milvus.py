@@ -55,11 +55,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class State:
-    """What note 0 says about a gallery.
+    """State of a gallery, as note 0 stores it.
 
     Args:
-        generation: number of the collection of its images; 0 if there is none yet.
-        metadata: of the gallery.
+        generation: number of the collection of its images; 0 before it is created.
+        metadata: metadata of the gallery.
     """
 
     generation: int
@@ -123,7 +123,7 @@ class MilvusStore(VectorStore):
         """Open a gallery.
 
         Raises:
-            InputError: there is none, or Milvus cannot be reached.
+            InputError: no gallery there, or Milvus cannot be reached.
         """
         server = MilvusServer(location)
         notes = server.notes(location.collection)
@@ -253,7 +253,7 @@ class MilvusStore(VectorStore):
 
     def delete(self, ids: np.ndarray) -> RemovalResult:
         if self._server.location.embedded:
-            # Milvus Lite keeps deleted rows in its files until it compacts them by rules of its own
+            # Milvus Lite keeps deleted rows in its files until it compacts them at times of its choice
             rewritten = self._rewrite(ids)
             return RemovalResult(len(ids), int(rewritten > 0), int(rewritten > 0), rewritten)
         self._server.delete(self._images, ids.tolist())
@@ -330,7 +330,7 @@ class MilvusStore(VectorStore):
 
 
 class MilvusDraft(MilvusStore):
-    """A new gallery in Milvus. What is there stays until ``commit``."""
+    """A new gallery in Milvus. An old one stays until ``commit``."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class MilvusURI:
     """A collection in Milvus.
 
     Args:
-        uri: of the server, or the path of an embedded one.
+        uri: address of the server, or path of an embedded one.
         collection: its name.
         embedded: whether the data are files of this machine.
     """
@@ -51,7 +51,7 @@ class MilvusURI:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What Milvus found for a query, in any order.
+    """Rows that Milvus found for a query, in any order.
 
     Args:
         ids: int64 ``(n,)``.
@@ -71,7 +71,7 @@ class MilvusServer:
 
     Args:
         location: only its ``uri`` matters here.
-        create: start an embedded one without data, if there is none.
+        create: create an embedded one if it does not exist.
 
     Raises:
         InputError: pymilvus is not installed, the server does not answer, or there is no such file.
@@ -220,10 +220,10 @@ class MilvusServer:
         """Yield all rows below an id, a block at a time, by increasing id.
 
         Args:
-            name: of the collection.
+            name: name of the collection.
             stop: larger than all ids.
             columns: in addition to ``id``.
-            dimension: of the vectors, if they are among the columns.
+            dimension: length of the vectors, if they are among the columns.
         """
         step = _rows_per_message(dimension) if dimension else LIMIT // 2
         for start in range(0, stop, step):

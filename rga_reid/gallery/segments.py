@@ -79,7 +79,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class NewSegment:
-    """What a new segment will contain. Its vectors are read block by block.
+    """Content of a new segment. Its vectors are read block by block.
 
     Args:
         ids, table: m rows, as in ``Segment``.
@@ -216,7 +216,7 @@ def check_size(path: Path, recorded: FileRecord) -> None:
 
 
 class _Output:
-    """A new file, measured and hashed as it is written, durable when its block ends."""
+    """A new file, measured and hashed while it is written, durable when its block ends."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._bytes, self._digest = path, 0, hashlib.sha256()

@@ -1,7 +1,7 @@
 """Vector stores: what a ``Gallery`` needs from the place that keeps its rows, and the values passed between them.
 
 ``FolderStore`` (FAISS), ``SegmentStore`` (FAISS, in memory) and ``MilvusStore`` are the stores of this package. A
-store of your own is a class with the methods of ``VectorStore`` and the two class methods of ``StoreFactory``. A
+user's store is a class with the methods of ``VectorStore`` and the two class methods of ``StoreFactory``. A
 location ``my_module.MyStore:NAME`` names it, see ``rga_reid.gallery.location``.
 """
 
@@ -36,7 +36,7 @@ def ignore_progress(fraction: float) -> None:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a store remembers about a gallery, apart from its rows.
+    """Metadata of a gallery.
 
     Args:
         dimension: d, length of a feature; 0 before the first row.
@@ -81,7 +81,7 @@ def deletion_records(pids: pd.Series) -> list[DeletionRecord]:
     """Return the lines of the deletion log for images that are deleted now: one for each person.
 
     Args:
-        pids: of the images, Int64, null where unknown.
+        pids: pids of the images, Int64, null where unknown.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     counts = pids.astype("Int64").value_counts(dropna=False, sort=False)
@@ -110,7 +110,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class RemovalResult:
-    """What a removal did."""
+    """Result of a removal."""
 
     images: int  #: images removed
     segments: int = 0  #: segments rewritten without them
@@ -205,7 +205,7 @@ class VectorStore(Protocol):
     @property
     @abstractmethod
     def metadata(self) -> Metadata:
-        """What was last committed."""
+        """Metadata as it was last committed."""
 
     @abstractmethod
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
@@ -246,8 +246,8 @@ class VectorStore(Protocol):
         """Make the changes permanent.
 
         Args:
-            metadata: what to remember from now on.
-            deletions: lines that are added to the deletion log.
+            metadata: new metadata of the gallery.
+            deletions: lines to append to the deletion log.
         """
 
     @abstractmethod
@@ -304,15 +304,15 @@ class VectorStore(Protocol):
         return {"settings": None, "recall_at_10": None, "segments": None}
 
     def size_on_disk(self) -> int | None:
-        """Return the bytes of all files; None if there are none, or none on this machine."""
+        """Return the bytes of all files on this machine; None without files."""
         return None
 
 
 class StoreFactory(Protocol):
-    """What a class of stores offers to be named in a location."""
+    """Class methods of a store that a location can name."""
 
     def open(self, name: Any, /) -> VectorStore:
-        """Open the store of that name; ``InputError`` if there is none."""
+        """Open the store of that name; ``InputError`` if it does not exist."""
 
     def create(
         self,
@@ -329,11 +329,11 @@ class StoreFactory(Protocol):
         Nothing is written before its transaction begins.
 
         Args:
-            name: of the store.
-            index, model: of the new gallery.
+            name: name of the store.
+            index, model: index and model of the new gallery.
             overwrite: a finished gallery may be replaced. Its deletion log is kept.
             resume: continue an unfinished one, whose rows are then there.
 
         Raises:
-            InputError: something is there that may not be replaced.
+            InputError: the location is in use and may not be replaced.
         """

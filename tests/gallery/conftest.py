@@ -13,7 +13,7 @@ Crowd = tuple[np.ndarray, pd.DataFrame]
 
 @pytest.fixture(scope="session")
 def crowd() -> Callable[..., Crowd]:
-    """Makes features of people, each near a centre of their own, and the table that describes them."""
+    """Makes features of people, each near its own centre, and the table that describes them."""
 
     def make(count: int, *, dimension: int = 32, people: int = 40, seed: int = 0) -> Crowd:
         centres = np.random.default_rng(99).normal(size=(people, dimension))

@@ -88,7 +88,7 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
 
 
 def list_files(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Return what is there; files are replaced or appended to, so that size and time show every change."""
+    """Return the state of all files. They are replaced or appended to, so size and time show every change."""
     found = []
     for path, _, names in os.walk(folder):
         for name in (".", *names):

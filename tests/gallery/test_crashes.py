@@ -143,7 +143,7 @@ def check_built(killable: Any, folder: Path, operation: str, after: list[object]
 def test_every_state_of_the_files_is_the_old_gallery_or_the_new(
     killable: Any, old: Path, folder: Path, tmp_path: Path, operation: str
 ) -> None:
-    """What SIGKILL would leave at any moment, without processes."""
+    """The states that SIGKILL would leave, without processes."""
     queries = killable.people(3, 5)[0]
     if operation in BUILDS:
         shutil.rmtree(folder)

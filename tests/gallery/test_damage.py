@@ -77,7 +77,7 @@ def test_all_damaged_files_are_named(gallery: Path) -> None:
 
 
 def test_vectors_that_are_not_of_length_1_are_named(gallery: Path) -> None:
-    """With a manifest that vouches for them, so only ``check`` can tell."""
+    """The manifest has their checksum, so only ``check`` finds them."""
     (file,) = gallery.rglob("vectors.npy")
     put(gallery, "vectors.npy", file.read_bytes()[:-4] + np.float32(7).tobytes())
     with pytest.raises(InputError, match=r"vectors.npy: .*length 1"):

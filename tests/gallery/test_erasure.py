@@ -22,26 +22,26 @@ def units(features: np.ndarray) -> np.ndarray:
 
 
 def traces(folder: Path, path: str, row: np.ndarray) -> dict[str, set[str]]:
-    """The files that tell of an image, and what in them does: raw bytes, decoded tables, FAISS's vectors."""
+    """Return where files contain an image: raw bytes, decoded tables, FAISS's vectors."""
     found: dict[str, set[str]] = {}
 
-    def tell(file: Path, what: str, told: object) -> None:
-        if told:
+    def note(file: Path, what: str, present: object) -> None:
+        if present:
             found.setdefault(file.name, set()).add(what)
 
     for file in (path for path in folder.rglob("*") if path.is_file()):
         content = file.read_bytes()
-        tell(file, "bytes", any(part.tobytes() in content for part in np.array_split(row, 4)))
-        tell(file, "path", path.encode() in content)
+        note(file, "bytes", any(part.tobytes() in content for part in np.array_split(row, 4)))
+        note(file, "path", path.encode() in content)
         if file.suffix == ".parquet":
-            tell(file, "table", path in pd.read_parquet(io.BytesIO(content))["path"].tolist())
+            note(file, "table", path in pd.read_parquet(io.BytesIO(content))["path"].tolist())
         if file.suffix == ".npy":
-            tell(file, "row", (np.load(file) @ row > 0.999).any())
+            note(file, "row", (np.load(file) @ row > 0.999).any())
         if file.suffix == ".faiss":
             index = faiss.read_index(str(file))
             if isinstance(index, faiss.IndexIVF):
                 index.make_direct_map()
-            tell(file, "decoded", (index.reconstruct_n(0, index.ntotal) @ row > 0.9).any())
+            note(file, "decoded", (index.reconstruct_n(0, index.ntotal) @ row > 0.9).any())
     return found
 
 
@@ -56,14 +56,14 @@ def centroids(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
-def test_no_file_tells_of_a_removed_person(tmp_path: Path, crowd: Callable, kind: str) -> None:
+def test_no_file_contains_a_removed_person(tmp_path: Path, crowd: Callable, kind: str) -> None:
     features, table = crowd(1500)
     late, names = crowd(2, seed=9)
     names["pid"] = [PERSON, PERSON + 1]
     folder = tmp_path / "gallery"
     Gallery.build(features, table, index=kind).save(folder)
     gallery = Gallery.open(folder)
-    gallery.add(late, names)  # the same person in a segment of its own
+    gallery.add(late, names)  # the same person in another segment
     people, rows = pd.concat([table, names], ignore_index=True), units(np.vstack([features, late]))
     mean = units(rows[people["pid"] == PERSON].mean(axis=0, keepdims=True))[0]
     expected = {"vectors.npy": {"bytes", "row"}, "table.parquet": {"table"}}
@@ -93,7 +93,7 @@ def test_no_file_tells_of_a_removed_person(tmp_path: Path, crowd: Callable, kind
 
 
 def test_what_a_killed_removal_left_goes_with_the_next_write(tmp_path: Path, crowd: Callable) -> None:
-    """Killed between the switch and the deletion: the old segment is there, but of no gallery."""
+    """Killed between the switch and the deletion: the old segment remains, but no manifest names it."""
     features, table = crowd(100)
     folder = tmp_path / "gallery"
     Gallery.build(features, table).save(folder)

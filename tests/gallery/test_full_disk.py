@@ -50,7 +50,7 @@ def test_the_old_gallery_stays(disk: tuple[Path, Room], crowd: Callable) -> None
         assert again.check() == 4
         found = again.search(crowd(3, seed=1)[0], 50, with_ids=True)
         np.testing.assert_array_equal(found.to_numpy(dtype=str), before.to_numpy(dtype=str))
-    gallery.remove(pids=3)  # with room, it goes on as if nothing had been
+    gallery.remove(pids=3)  # with room, everything works again
     gallery.add(*crowd(3, seed=4))
     assert Gallery.open(folder).check() >= 5
 

@@ -1,4 +1,4 @@
-"""What all vector stores do alike, galleries of 1.0, and locations."""
+"""Vector stores behave alike; galleries of 1.0 and locations."""
 
 from __future__ import annotations
 
