@@ -12,10 +12,10 @@ import rga_reid.models
 
 
 class MeanColour:
-    """The mean of each channel.
+    """Embed images as the mean of each channel.
 
     Args:
-        fail_after: images, after which it is interrupted.
+        fail_after: number of images after which it is interrupted.
     """
 
     size = (16, 8)
@@ -35,13 +35,13 @@ class MeanColour:
 
 @pytest.fixture
 def mean_colour() -> Any:
-    """The class of the tiny model."""
+    """Class of the tiny model."""
     return MeanColour
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that commands take for the tiny model."""
+    """A file that commands load as the tiny model."""
     monkeypatch.setattr(rga_reid.models, "load_model", lambda path, device="cpu": MeanColour())
     file = tmp_path / "model.ckpt"
     file.write_bytes(b"weights")

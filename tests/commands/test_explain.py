@@ -28,7 +28,7 @@ from rga_reid.models.embedding import uint8_batch
 Browse = Callable[..., AbstractContextManager[Any]]
 
 SHOWN = 1e-3  #: relative precision of the numbers, as the page states it
-PATIENCE = 120  # seconds: a busy machine may stand still for a while
+PATIENCE = 600  # seconds, to end a hang
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,7 @@ def no_complaints(browser: Any) -> None:
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.slow
 def test_hover_click_and_keys_show_the_numbers_of_relations(
     picture: Path, checkpoints: dict[str, Path], tmp_path: Path, browse: Browse
 ) -> None:
@@ -193,6 +194,7 @@ def test_hover_click_and_keys_show_the_numbers_of_relations(
         no_complaints(browser)
 
 
+@pytest.mark.slow
 def test_criss_cross_and_cam_in_the_browser(
     picture: Path, checkpoints: dict[str, Path], tmp_path: Path, browse: Browse
 ) -> None:
@@ -221,6 +223,7 @@ def test_criss_cross_and_cam_in_the_browser(
         no_complaints(browser)
 
 
+@pytest.mark.slow
 def test_large_matrices_are_exact_at_chosen_points(picture: Path, tmp_path: Path, browse: Browse) -> None:
     torch.manual_seed(0)
     checkpoint = tmp_path / "large.safetensors"
@@ -283,6 +286,25 @@ def test_the_page_needs_no_network_and_names_are_text(small_page: str) -> None:
     assert small_page.count("<script") == 2  # the data and the page's own code
     assert "script-src 'sha256-" in small_page
     assert "alert(1)" in small_page
+
+
+def test_smoke_in_the_browser(
+    picture: Path, checkpoints: dict[str, Path], small_page: str, tmp_path: Path, browse: Browse
+) -> None:
+    """The page opens on a phone, and a tap shows a number of ``relations``."""
+    (tmp_path / "page.html").write_text(small_page, encoding="utf-8")
+    model = load_model(checkpoints["rga"])
+    with torch.inference_mode():
+        relations = model.backbone.attention4.relations(inputs_of(model, picture)[4])
+    spatial = relations.matrices["spatial"][0]
+    with browse(tmp_path / "page.html", width=390, height=844) as browser:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        point_at(browser, "photo", 2, 1, (8, 4)).click().perform()
+        wait_for(browser, "node", 9)
+        point_at(browser, "row", 6, 3, (8, 4)).click().perform()
+        wait_for(browser, "other", 27)
+        assert number(browser, "value-row") == pytest.approx(float(spatial[9, 27]), rel=SHOWN)
+        no_complaints(browser)
 
 
 def held_data(page: str) -> dict[str, Any]:
@@ -359,38 +381,26 @@ def test_words_are_those_of_the_block_that_is_there(picture: Path, tmp_path: Pat
     assert held_data(text)["exhibits"][0]["mechanism"] == "nonlocal_dot_product"
 
 
-@pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])
-def test_figures_of_weights_alone(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(("attention", "kind"), [("pam", "png"), ("se", "pdf")])
+def test_figures(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str, kind: str
 ) -> None:
-    torch.manual_seed(0)
-    checkpoint = tmp_path / "se.safetensors"
-    save_model(build_model(depth=18, attention="se", stages=(3, 4), size=(64, 32)), checkpoint)
+    checkpoint = tmp_path / "model.safetensors"
+    save_model(build_model(depth=18, attention=attention, stages=(4,), size=(64, 32)), checkpoint)
     written = []
-    for day in ("1000000000", "1700000000"):  # what matplotlib takes for now: no file holds it
+    for day in ("1000000000", "1700000000"):  # matplotlib's clock: files must not contain the date
         monkeypatch.setenv("SOURCE_DATE_EPOCH", day)
-        words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / f"{day}{name}")]
-        assert main(["explain", "--image", str(picture), *words]) == 0
-        written.append((tmp_path / f"{day}{name}").read_bytes())
+        out = tmp_path / f"{day}.{kind}"
+        words = ["--image", str(picture), "--checkpoint", str(checkpoint), "--stage", "4", "--out", str(out)]
+        assert main(["explain", *words]) == 0
+        written.append(out.read_bytes())
     assert written[0] == written[1]
-    assert len(written[0]) > 10_000
-    if name.endswith("png"):
-        assert np.asarray(Image.open(io.BytesIO(written[0])).convert("L")).std() > 10
-    else:
-        assert len(re.findall(rb"/Type /Page\b", written[0])) == 2  # the weights, and the flow
-
-
-@pytest.mark.parametrize("name", ["figure.png", "figure.pdf"])
-def test_figures(picture: Path, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
-    out = tmp_path / name
-    words = ["--checkpoint", str(tiny_checkpoint), "--stage", "3", "--out", str(out)]
-    assert main(["explain", "--image", str(picture), *words]) == 0
-    if name.endswith("png"):
-        pixels = np.asarray(Image.open(out).convert("RGB"))
+    if kind == "png":
+        pixels = np.asarray(Image.open(io.BytesIO(written[0])).convert("L"))
         assert pixels.shape[0] > 500
         assert pixels.std() > 10
     else:
-        assert out.read_bytes().startswith(b"%PDF")
+        assert len(re.findall(rb"/Type /Page\b", written[0])) == 2  # the weights and the flow
 
 
 def test_bad_input_is_named(

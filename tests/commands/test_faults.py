@@ -68,7 +68,7 @@ def read_csv(file: Path) -> None:
 
 
 def verify_gallery(folder: Path) -> None:
-    assert Gallery.open(folder).verify() > 0
+    assert Gallery.open(folder).check() > 0
 
 
 READERS: dict[str, Callable[[Path], object]] = {

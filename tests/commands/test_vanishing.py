@@ -91,7 +91,7 @@ def test_gallery_build_resumes_without_the_image(
     assert main([*words, str(out), "--resume"]) == 0
     gallery = Gallery.open(out)
     assert gallery.table["path"].tolist() == [str(path) for path in images(folder)]
-    assert gallery.verify() > 0
+    assert gallery.check() > 0
 
 
 @pytest.mark.slow
