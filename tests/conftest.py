@@ -165,7 +165,8 @@ def documented(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     data, programs = place / "market", place / "programs"
     shutil.copytree(tiny_market, data)
     query = sorted((data / "query").glob("*.jpg"))[0]
-    shutil.copy(query, data / "query" / "0001_c1s1_001051_00.jpg")  # the query image that documents name
+    mirrored = Image.open(query).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(data / "query" / "0001_c1s1_001051_00.jpg")  # the query image that documents name
     programs.mkdir()
     (place / "small.yaml").write_text(_CARD)
     (programs / "rga-reid").write_text(_PROGRAM.format(card=place / "small.yaml", python=sys.executable))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
@@ -62,8 +61,6 @@ def _print(report: DataReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rga_reid.data.images import describe_skipped
-
     console = Console(markup=False, highlight=False, soft_wrap=True)
     keys = ("images", "identities", "junk", "distractors")
     counts = Table("split", title=sanitize(f"{report.title}: {report.root}"), title_justify="left")
@@ -94,8 +91,8 @@ def _print(report: DataReport) -> None:
         console.print(f"image size {height} x {width} (height x width): {images:,} images")
     if len(report.sizes) > 5:
         console.print(f"... and {len(report.sizes) - 5:,} other sizes")
-    if report.skipped:
-        console.print(sanitize(describe_skipped(Counter(report.skipped))))
+    for note in report.notes:
+        console.print(sanitize(note))
     for problem in report.problems[:_MAX_SHOWN]:
         console.print(sanitize(f"{problem.kind}: {problem}"))
     if len(report.problems) > _MAX_SHOWN:

@@ -10,8 +10,14 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
-from rga_reid.data.duplicates import describe_duplicate, find_duplicates
-from rga_reid.data.images import ImageError, display_path, map_in_threads, read_image
+from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
+from rga_reid.data.images import (
+    ImageError,
+    describe_skipped,
+    display_path,
+    map_in_threads,
+    read_image,
+)
 from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
 from rga_reid.data.records import Problem
 
@@ -40,7 +46,7 @@ class DataReport:
         matched_queries: queries with a gallery image of the same identity from another camera, or where
             cameras are unknown, any other gallery image.
         problems: everything that is wrong, each with its file.
-        skipped: suffix -> files that are not read as images.
+        notes: remarks that are not problems, such as skipped files.
         decoded: whether the images were decoded and compared, not only counted.
     """
 
@@ -52,7 +58,7 @@ class DataReport:
     sizes: dict[tuple[int, int], int]
     matched_queries: int
     problems: list[Problem]
-    skipped: dict[str, int]
+    notes: list[str]
     decoded: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class DataReport:
             ],
             "matched_queries": self.matched_queries,
             "problems": [asdict(problem) for problem in self.problems],
-            "skipped": self.skipped,
+            "notes": self.notes,
         }
 
 
@@ -107,11 +113,19 @@ def check_data(
 
     name = os.fspath(root)
     problems = scan.problems + faults
+    notes = [describe_skipped(scan.skipped)] if scan.skipped else []
     if not fast:
+        duplicates = find_duplicates(table[~table.junk], threads)
+        harmful = [rows for rows in duplicates if not is_never_ranked(rows)]
         problems += [
             Problem("duplicate", display_path(rows.path.iloc[0]), describe_duplicate(rows))
-            for rows in find_duplicates(table[~table.junk], threads)
+            for rows in harmful
         ]
+        if harmless := len(duplicates) - len(harmful):
+            notes.append(
+                f"{harmless:,} query images are in the gallery too, by the same path or of the same person and "
+                "camera: evaluation does not rank them"
+            )
     if {"query", "gallery"} <= counts.keys() and not matched:
         other = "another gallery image" if table.camid.isna().all() else "a gallery image from another camera"
         problems.append(Problem("match", name, f"no query has {other} of the same identity"))
@@ -127,7 +141,7 @@ def check_data(
         sizes=dict(sizes.most_common()),
         matched_queries=matched,
         problems=problems,
-        skipped=dict(scan.skipped),
+        notes=notes,
         decoded=not fast,
     )
 

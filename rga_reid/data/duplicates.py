@@ -39,25 +39,26 @@ def group_identical_files(paths: Sequence[str], threads: int = 2) -> list[list[s
 def find_duplicates(table: pd.DataFrame, threads: int = 2) -> list[pd.DataFrame]:
     """Return groups of rows that show the same file in two splits or under two pids.
 
-    An image that a table lists by the same path as query and gallery is not reported: evaluation never
-    ranks it for itself.
-
     Args:
-        table: columns ``path, pid, split``, without junk.
+        table: columns ``path, pid, camid, split``, without junk.
         threads: number of files read at the same time.
     """
     identical = group_identical_files(table.path.tolist(), threads)
     group_of = {path: number for number, paths in enumerate(identical) for path in paths}
     numbers = table.path.map(lambda path: group_of.get(path, path))
     repeated = table[numbers.duplicated(keep=False)]
-    return [rows for _, rows in repeated.groupby(numbers, sort=False) if _is_harmful(rows)]
+    groups = [rows for _, rows in repeated.groupby(numbers, sort=False)]
+    return [rows for rows in groups if rows.pid.nunique() > 1 or rows.split.nunique() > 1]
 
 
-def _is_harmful(rows: pd.DataFrame) -> bool:
-    splits = set(rows.split)
-    if rows.pid.nunique() > 1 or ("train" in splits and len(splits) > 1):
-        return True
-    return len(splits) > 1 and rows.path.nunique() > 1
+def is_never_ranked(rows: pd.DataFrame) -> bool:
+    """Return whether evaluation leaves out the matches of a group of ``find_duplicates``.
+
+    It never ranks an image for itself, or a gallery image of the query's person and camera.
+    """
+    if rows.pid.nunique() > 1 or "train" in set(rows.split):
+        return False
+    return rows.path.nunique() == 1 or (rows.camid.notna().all() and rows.camid.nunique() == 1)
 
 
 def describe_duplicate(rows: pd.DataFrame) -> str:

@@ -134,7 +134,7 @@ def test_a_broken_link_and_skipped_files(tmp_path: Path, fast: bool) -> None:
     report = check_data(tmp_path, "folders", fast=fast)
     (problem,) = report.problems
     assert (problem.kind, problem.where) == ("missing", str(tmp_path / "train" / "1" / "b.jpg"))
-    assert report.skipped == report.to_json()["skipped"] == {".heic": 1}
+    assert report.notes == report.to_json()["notes"] == ["skipped 1 file (.heic)"]
 
 
 def test_an_odd_name_and_the_missing_image(small: Path, card: Card) -> None:
@@ -175,6 +175,7 @@ def test_own_data_by_csv(small: Path, card: Card) -> None:
     report = check_data(file)
     assert report.counts == {"query": Counts(1, 1, 0, 0), "gallery": Counts(1, 1, 0, 0)}
     assert [problem.kind for problem in report.problems] == ["match"]  # never ranked for itself
+    assert len(report.notes) == 1
     assert report.to_json()["cameras"][0]["camid"] is None
     report = check_data(write_csv(small, "none.jpg,1,1,train", "none.jpg,x,1,train"))
     assert (report.counts, [problem.kind for problem in report.problems]) == ({}, ["missing", "line"])
@@ -194,6 +195,9 @@ def test_a_query_that_is_in_the_gallery_too(small: Path, how: str) -> None:
     assert (problem.kind, problem.where) == ("duplicate", str(small.parent / "set" / QUERY))
     assert "query, gallery, person 1" in problem.detail
     assert check_data(file, fast=True).problems == []
+    file = write_csv(small, f"set/{QUERY},1,1,query", f"{name},1,1,gallery", f"set/{MATCH},1,2,gallery")
+    report = check_data(file)  # of the same camera, it is never ranked
+    assert (report.problems, len(report.notes)) == ([], 1)
 
 
 def test_identical_files_in_train_or_of_two_persons(small: Path) -> None:
