@@ -52,10 +52,13 @@ def iter_nodes(node: ast.AST) -> Iterator[ast.AST]:
         yield from iter_nodes(child)
 
 
+TREES = {module: ast.parse(file.read_text(encoding="utf-8")) for module, file in MODULES.items()}
+
+
 def find_imports(module: str) -> set[str]:
     """Return the modules of the package that a module imports, including those imported in functions."""
     names = set()
-    for node in iter_nodes(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in iter_nodes(TREES[module]):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -193,8 +196,8 @@ def test_old_names_are_gone() -> None:
 def test_old_definitions_and_modules_are_gone() -> None:
     defined = {
         f"{module}.{node.name}"
-        for module, file in MODULES.items()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in OLD_DEFINITIONS
     }
     modules = {module for module in MODULES if module.rpartition(".")[2] in OLD_MODULES}

@@ -60,7 +60,7 @@ def function_of(value: Any) -> Any:
     return value.__func__ if isinstance(value, classmethod | staticmethod) else value
 
 
-#: Names with a docstring of their own; overriding methods may inherit it.
+#: Names that have a docstring; overriding methods may inherit one.
 OWN = {name: value for name, value in CODE.items() if function_of(value).__doc__ is not None}
 
 

@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 class Text(str):
-    """A default value that ``inspect`` prints as it is."""
+    """A default value that ``inspect`` prints without quotes."""
 
     __repr__ = str.__str__
 

@@ -25,7 +25,7 @@ def split_sections(text: str) -> list[str]:
 
 
 def find_facts(text: str) -> dict[str, list[str]]:
-    """Return what a translation leaves as it is."""
+    """Return what a translation must not change."""
     return {
         "numbers": NUMBER.findall(CODE.sub(" ", LINK.sub(" ", text))),
         "code": CODE.findall(text),

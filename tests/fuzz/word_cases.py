@@ -38,7 +38,7 @@ query --help
 gallery add --help
 """
 
-#: Where the files and folders that the lines name lie in the material, if not under their own name.
+#: Paths in the material of the files and folders that the lines name, if they differ.
 PLACES = {"image.jpg": QUERY_IMAGES[0], "people": "set/query"}
 FILES = {
     "model.safetensors",
