@@ -181,8 +181,8 @@ def pair_scores(
     """Score each query with each gallery item, see ``score_pairs``.
 
     Args:
-        query_features, gallery_features, query_pids, gallery_pids, query_camids, gallery_camids, junk_pids,
-            query_paths, gallery_paths: as for ``evaluate_ranking``.
+        query_features, gallery_features, query_pids, gallery_pids: as for ``evaluate_ranking``.
+        query_camids, gallery_camids, junk_pids, query_paths, gallery_paths: as for ``evaluate_ranking``.
         device, block_size, progress: as for ``score_pairs``.
     """
     query, gallery = label_pair(

@@ -185,8 +185,8 @@ def evaluate_distances(
     Args:
         distances: real numbers ``(q, g)``, smaller for a better match: an array (a memory map too) or a
             tensor. Compared without conversion; equal distances rank in gallery order.
-        query_pids, gallery_pids, query_camids, gallery_camids, average_precision, max_rank, junk_pids,
-            query_paths, gallery_paths: as for ``evaluate_ranking``.
+        query_pids, gallery_pids, query_camids, gallery_camids: as for ``evaluate_ranking``.
+        average_precision, max_rank, junk_pids, query_paths, gallery_paths: as for ``evaluate_ranking``.
         block_size: columns read at a time; changes no result.
         progress: called with the fraction of the work that is done.
 
