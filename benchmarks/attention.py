@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from rga_reid.attention import CAM, PAM, RGA, CrissCross, DualAttention, NonLocal
 from rga_reid.attention.trace import Trace
-from rga_reid.experiments.benchmark import in_fresh_processes, machine, peak_resident, run_interleaved
+from rga_reid.experiments.benchmark import (
+    describe_machine,
+    in_fresh_processes,
+    peak_resident,
+    run_interleaved,
+)
 from rga_reid.files import write_json
 
 STAGES = {1: (256, 64, 32), 2: (512, 32, 16), 3: (1024, 16, 8), 4: (2048, 16, 8)}  # ResNet-50, 256×128
@@ -164,7 +169,9 @@ def main() -> None:
                 flush=True,
             )
         if options.out:
-            write_json(options.out, {"machine": machine(), "options": vars(options), "results": results})
+            write_json(
+                options.out, {"machine": describe_machine(), "options": vars(options), "results": results}
+            )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pictures import draw
 
 from rga_reid.data import table_from_files
-from rga_reid.experiments.benchmark import in_fresh_processes, machine
+from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes
 from rga_reid.files import write_json
 from rga_reid.inference import embed as extraction
 from rga_reid.models import build_model
@@ -74,7 +74,7 @@ def main() -> None:
             print(results[-1], flush=True)
     if options.out:
         asked = {"batch": BATCH, "repeats": options.repeats}
-        write_json(options.out, {"machine": machine(), "options": asked, "results": results})
+        write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 
 if __name__ == "__main__":

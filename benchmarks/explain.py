@@ -34,7 +34,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
-from rga_reid.experiments.benchmark import machine
+from rga_reid.experiments.benchmark import describe_machine
 from rga_reid.files import write_json
 from rga_reid.models import build_model, save_model
 
@@ -182,7 +182,9 @@ def main() -> None:
             figures = [value for key, value in row.items() if key != "moves"]
             print(f"| {kind} | {' | '.join(map(str, figures))} |", flush=True)
     if options.out:
-        write_json(options.out, {"machine": machine(), "repeats": options.repeats, "results": results})
+        write_json(
+            options.out, {"machine": describe_machine(), "repeats": options.repeats, "results": results}
+        )
 
 
 if __name__ == "__main__":

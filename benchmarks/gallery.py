@@ -34,7 +34,7 @@ import pandas as pd
 from memory import peak_anonymous
 from synthetic import BLOCK
 
-from rga_reid.experiments.benchmark import in_fresh_processes, machine, turns
+from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, time_interleaved
 from rga_reid.files import write_json
 from rga_reid.gallery import Gallery
 from rga_reid.gallery.gallery import save_features
@@ -190,7 +190,7 @@ def measure(
     for batch in BATCHES:
         parts = [queries[first : first + batch] for first in range(0, QUERIES - batch + 1, batch)]
         first, second = cycle(parts), cycle(parts)
-        times = turns(
+        times = time_interleaved(
             [
                 lambda parts=first: bare.search(next(parts), TOP_K),
                 lambda parts=second: gallery.search(next(parts), TOP_K),
@@ -246,7 +246,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
-    facts = {**machine(), "faiss": faiss.__version__}
+    facts = {**describe_machine(), "faiss": faiss.__version__}
     left_out = ("out", "folder", "resume", "indexes")
     settings = {key: value for key, value in vars(options).items() if key not in left_out}
     machines, results = finished(options, settings) if options.resume else ({}, [])

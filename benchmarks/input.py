@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from rga_reid.data import cached_images
-from rga_reid.experiments.benchmark import machine, run_interleaved
+from rga_reid.experiments.benchmark import describe_machine, run_interleaved
 from rga_reid.files import write_json
 from rga_reid.training import IdentitySampler
 from rga_reid.training.augmentation import Augmentation, step_generator
@@ -76,7 +76,7 @@ def ways(paths: list[str], folder: Path) -> dict[str, Callable[[], int]]:
     augmentation = Augmentation()
 
     def sampler() -> IdentitySampler:
-        return IdentitySampler(pids, 16, 4, visits="image")
+        return IdentitySampler(pids, 16, 4, epoch="images")
 
     def uint8() -> int:
         return sum(len(images) for images, _ in ResumableLoader(decoded, sampler()))
@@ -117,7 +117,7 @@ def main() -> None:
     for way, row in results.items():
         print(f"| {way} | {row['images_per_second']:,.0f} | {row['of_per_image']:.1f} |")
     if options.out:
-        write_json(options.out, {"machine": machine(), "images": options.images, "results": results})
+        write_json(options.out, {"machine": describe_machine(), "images": options.images, "results": results})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from rga_reid.experiments.benchmark import return_memory, status
+from rga_reid.experiments.benchmark import read_status, release_memory
 
 _INTERVAL = 0.002  # seconds between two measurements
 
@@ -16,14 +16,14 @@ def peak_anonymous(run: Callable[[], object]) -> float:
     Pages of mapped files are not counted. The kernel does not record the peak of this figure, so it is sampled every
     two milliseconds, or as often as the interpreter lets another thread run.
     """
-    return_memory()
-    before = peak = status("RssAnon")
+    release_memory()
+    before = peak = read_status("RssAnon")
     done = threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(_INTERVAL):
-            peak = max(peak, status("RssAnon"))
+            peak = max(peak, read_status("RssAnon"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

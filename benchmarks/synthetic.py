@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from memory import peak_anonymous
 
-from rga_reid.experiments.benchmark import in_fresh_processes, machine, run_interleaved
+from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, run_interleaved
 from rga_reid.files import write_json
 
 BLOCK = 1024  # rows of the bare product at a time, on both sides: of 512 to 4096 the fastest
@@ -153,7 +153,7 @@ def main(description: str, runs: dict[str, Run], loop: Callable[[dict[str, Any],
                 print(f"| {name} | {row['what']} | {figures} |", flush=True)
     if options.out:
         settings = {key: value for key, value in vars(options).items() if key not in ("out", "folder")}
-        write_json(options.out, {"machine": machine(), "options": settings, "results": results})
+        write_json(options.out, {"machine": describe_machine(), "options": settings, "results": results})
 
 
 def _peak_memory(case: tuple[Run, Path, int]) -> float:

@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rga_reid.experiments.benchmark import machine
+from rga_reid.experiments.benchmark import describe_machine
 from rga_reid.files import write_json
 
 WARM_UP = 5  # steps
@@ -124,7 +124,7 @@ def main() -> None:
                 print(json.dumps(measured), flush=True)
     if options.out:
         asked = {"config": options.config, "steps": options.steps, "synthetic": options.root is None}
-        write_json(options.out, {"machine": machine(), "options": asked, "results": results})
+        write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,16 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import yaml
+
+from rga_reid.errors import InputError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 #: 1.0 package -> 1.0 name -> where it is now
 ALIASES: dict[str, dict[str, str]] = {
@@ -99,3 +105,131 @@ def renamed_property(old: str, new: str) -> property:
         return getattr(self, new)
 
     return property(attribute, doc=f"``{new}``, its name now.")
+
+
+#: 1.0 option of ``train`` -> its name now; ``init_args`` is left out of the names
+OPTIONS = {
+    "data.held_out": "data.val_fraction",
+    "data.held_out_seed": "data.val_seed",
+    "data.visits": "data.epoch",
+    "model.input_sizes": "model.resolution_schedule",
+}
+#: option -> 1.0 value -> its name now
+VALUES = {
+    "data.epoch": {"identity": "identities", "image": "images"},
+    "model.loss.triplets": {"pooled": "pre_neck", "embedded": "post_neck"},
+}
+
+
+def rename_option(name: str, value: Any = None, *, warn: bool = True) -> tuple[str, Any]:
+    """Return the current name and value of an option of ``train``, such as ``data.held_out``."""
+    new = OPTIONS.get(name.replace(".init_args", ""), name)
+    known = VALUES.get(new.replace(".init_args", ""), {})
+    new_value = known.get(value, value) if isinstance(value, str) else value
+    if warn and (new, new_value) != (name, value):
+        old, now = (name, new) if name != new else (f"{name} {value}", f"{new} {new_value}")
+        warnings.warn(f"{old} is now called {now}", FutureWarning, stacklevel=2)
+    return new, new_value
+
+
+def rename_options(options: Mapping[str, Any], section: str = "", *, warn: bool = True) -> dict[str, Any]:
+    """Return nested options of ``train`` with their current names.
+
+    Args:
+        options: a recipe, or a part of one.
+        section: where the part belongs, such as ``data``.
+        warn: false for what a program has written, which the user cannot change.
+
+    Raises:
+        InputError: an option is given by its old and its new name.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in options.items():
+        name = f"{section}.{key}" if section else str(key)
+        new, value = rename_option(name, value, warn=warn)
+        new_key = key if new == name else new.rpartition(".")[2]
+        if new_key in renamed or (new_key != key and new_key in options):
+            raise InputError(f"{name}: is the old name of {new}, which is given too")
+        renamed[new_key] = rename_options(value, name, warn=warn) if isinstance(value, Mapping) else value
+    return renamed
+
+
+def rename_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a ``train`` command line with the current names of options."""
+    renamed = list(words)
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if not option.startswith(("--data", "--model")):
+            continue
+        given = value if equals else words[number + 1] if number + 1 < len(words) else ""
+        if given.lstrip().startswith("{"):
+            try:
+                content = yaml.safe_load(given)
+            except yaml.YAMLError:
+                continue  # the parser reports it
+            renamed_content = rename_options(content, option[2:]) if isinstance(content, dict) else content
+            new, new_value = option, given
+            if renamed_content != content:
+                new_value = yaml.safe_dump(renamed_content, default_flow_style=True, width=10**6).strip()
+        else:
+            new, new_value = rename_option(option[2:], given)
+            new = f"--{new}"
+        if equals:
+            renamed[number] = f"{new}={new_value}"
+        else:
+            renamed[number] = new
+            if number + 1 < len(words):
+                renamed[number + 1] = new_value
+    return renamed
+
+
+def rename_option_arguments(
+    section: str,
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Return a decorator for a function that accepts the 1.0 names of its keyword arguments.
+
+    Args:
+        section: prefix of the arguments in ``OPTIONS``, such as ``data``.
+    """
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @functools.wraps(function)
+        def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            return function(*args, **rename_options(kwargs, section))
+
+        names = {old: new.rpartition(".")[2] for old, new in OPTIONS.items() if old.startswith(f"{section}.")}
+        wrapper.renamed_arguments = {old.rpartition(".")[2]: new for old, new in names.items()}  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+_DATASETS = ("market1501", "cuhk03_labeled", "cuhk03_detected", "msmt17")
+_ATTENTION = {"baseline": None} | {
+    name: name for name in ("rga_s", "rga_c", "pam", "cam", "dual", "nonlocal", "criss_cross", "se", "cbam")
+}
+_EMA = {"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.999}}
+
+#: name of a 1.0 recipe -> the recipe that replaces it, and options on top of that
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "released": ("market1501/rga_sc", {}),
+    "fast": ("market1501/rga_sc_fast", {}),
+    **{
+        f"{dataset}/{name}": (f"{dataset}/rga_sc", {"model": {"attention": attention}})
+        for dataset in _DATASETS
+        for name, attention in _ATTENTION.items()
+    },
+    **{
+        f"{dataset}/rga_sc_fast": ("market1501/rga_sc_fast", {"data": {"dataset": dataset}})
+        for dataset in _DATASETS[1:]
+    },
+    "market1501/rga_sc_accumulated": (
+        "market1501/rga_sc",
+        {"data": {"identities_per_batch": 8}, "trainer": {"accumulate_grad_batches": 2}},
+    ),
+    "market1501/rga_sc_averaged": ("market1501/rga_sc", {"trainer": {"callbacks": [_EMA]}}),
+    "market1501/rga_sc_bfloat16": ("market1501/rga_sc", {"trainer": {"precision": "bf16-mixed"}}),
+    "market1501/rga_sc_checkpointed": ("market1501/rga_sc", {"model": {"checkpointing": True}}),
+    "market1501/rga_sc_compiled": ("market1501/rga_sc", {"model": {"compile": True}}),
+    "market1501/rga_sc_float16": ("market1501/rga_sc", {"trainer": {"precision": "16-mixed"}}),
+}

@@ -1,10 +1,11 @@
-"""The bundled recipes parse, and the released one says what the released code does."""
+"""Bundled recipes: that of the released code, the names of version 1, merging."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from rga_reid._deprecated import RECIPES as OLD_RECIPES
+from rga_reid._deprecated import rename_options
 from rga_reid.commands._options import parse
 from rga_reid.commands.train import parser, prepare
 from rga_reid.errors import InputError
@@ -22,30 +25,10 @@ from rga_reid.training import Augmentation
 from rga_reid.training.augmentation import step_generator
 
 RECIPES = list_resources("configs")
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_bundled_recipes_parse(name: str) -> None:
-    options = parse(parser(), prepare(["--config", name]))
-    assert options is not None
-    assert options.trainer.max_epochs > 0
-
-
-DATASETS = ("market1501", "cuhk03_labeled", "cuhk03_detected", "msmt17")
-ATTENTION = {
-    "baseline": None,
-    "rga_s": "rga_s",
-    "rga_c": "rga_c",
-    "rga_sc": "rga",
-    "pam": "pam",
-    "cam": "cam",
-    "dual": "dual",
-    "nonlocal": "nonlocal",
-    "criss_cross": "criss_cross",
-    "cbam": "cbam",
-    "se": "se",
-}
-RELEASED = json.loads((Path(__file__).parent / "fixtures" / "training.json").read_text())
+FIXTURES = Path(__file__).parent / "fixtures"
+RELEASED = json.loads((FIXTURES / "training.json").read_text())
+#: resolved options of each recipe of version 1.0; all but the first as differences from it, "-" for missing ones
+VERSION_1 = json.loads((FIXTURES / "recipes_v1.json").read_text())
 
 
 def parsed(*words: str) -> Any:
@@ -54,41 +37,96 @@ def parsed(*words: str) -> Any:
     return options
 
 
+def test_bundled_recipes() -> None:
+    assert RECIPES == [
+        "cuhk03_detected/rga_sc",
+        "cuhk03_labeled/rga_sc",
+        "demo",
+        "market1501/cpu_scratch",
+        "market1501/rga_sc",
+        "market1501/rga_sc_8gpus",
+        "market1501/rga_sc_fast",
+        "msmt17/rga_sc",
+    ]
+    for name in RECIPES:
+        assert parsed(name).trainer.max_epochs > 0
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for key, value in flat.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        options = merge(options, value)
+    return options
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_recipes_of_version_1(name: str) -> None:
+    options = VERSION_1["released"] | VERSION_1[name]
+    missing = options.pop("-", [])
+    options = {key: value for key, value in options.items() if key not in missing}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read_recipe(name)
+    assert found == rename_options(nested(options), warn=False)
+    assert [warning.category for warning in caught] == ([FutureWarning] if name not in RECIPES else [])
+    if caught:
+        assert "--config" not in str(caught[0].message)
+        assert OLD_RECIPES[name][0] in str(caught[0].message)
+
+
+def test_old_recipe_as_base_and_old_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: market1501/pam\ndata: {visits: image, held_out: 0.1}\n")
+    with pytest.warns(FutureWarning):
+        options = read_recipe(str(recipe))
+    assert options["model"]["attention"] == "pam"
+    assert (options["data"]["epoch"], options["data"]["val_fraction"]) == ("images", 0.1)
+    assert not {"visits", "held_out"} & set(options["data"])
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "value"),
+    [
+        (["--data.visits", "image"], "data.epoch", "images"),
+        (["--data.visits=identity"], "data.epoch", "identities"),
+        (["--data.held_out_seed", "3"], "data.val_seed", 3),
+        (["--model.input_sizes", "[[0, 256, 128]]"], "model.resolution_schedule", [(0, 256, 128)]),
+        (["--model.loss.triplets", "embedded"], "model.loss.init_args.triplets", "post_neck"),
+        (["--model.loss.init_args.triplets=pooled"], "model.loss.init_args.triplets", "pre_neck"),
+        (["--model.loss", "{init_args: {triplets: embedded}}"], "model.loss.init_args.triplets", "post_neck"),
+    ],
+)
+def test_old_options_on_the_command_line(words: list[str], option: str, value: object) -> None:
+    with pytest.warns(FutureWarning, match=option.rpartition(".")[2]):
+        assert parsed("market1501/rga_sc", *words)[option] == value
+
+
 @pytest.fixture(scope="module")
 def released(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The parts of `market1501/rga_sc`, built as `train` builds them, for a small data set."""
+    """The objects of `market1501/rga_sc`, as `train` creates them, for a small data set."""
     root = tmp_path_factory.mktemp("recipes") / "market"
     shutil.copytree(tiny_market, root)  # the recipe keeps its image cache there
     words = ["--data.root", str(root), "--data.identities_per_batch", "4", "--model.weights", "null"]
+    words += ["--model.depth", "18", "--model.stages", "[3]"]
     return parser().instantiate(parsed("market1501/rga_sc", *words, "--model.size", "[64, 32]"))
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize(("name", "attention"), ATTENTION.items())
-def test_variants_differ_from_the_released_recipe_in_their_name_only(
-    dataset: str, name: str, attention: str | None
-) -> None:
-    """Read, not parsed: each file adds the attention and the data set to the same base."""
-    expected = read_recipe("released")
-    expected["model"]["attention"] = attention
-    expected["data"]["dataset"] = dataset
-    assert read_recipe(f"{dataset}/{name}") == expected
-
-
-def test_released_recipe_says_what_the_released_code_does() -> None:
+def test_released_options() -> None:
     options = parsed("market1501/rga_sc")
     assert (options.model.depth, options.model.attention, options.model.weights) == (50, "rga", "imagenet")
     assert options.model.last_stride == 1
     assert tuple(options.model.stages) == (1, 2, 3, 4)
     assert tuple(options.model.size) == tuple(options.data.size) == (256, 128)
     assert (options.data.identities_per_batch, options.data.images_per_identity) == (16, 4)
-    assert options.data.held_out == 0
+    assert options.data.val_fraction == 0
     assert options.trainer.max_epochs == 600
     assert options.trainer.gradient_clip_val is None
-    assert list(options.model.input_sizes) == []
+    assert list(options.model.resolution_schedule) == []
 
 
-def test_released_learning_rate_of_every_epoch(released: Any) -> None:
+def test_released_learning_rates(released: Any) -> None:
     optimizer = released.model.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is torch.optim.Adam  # AdamW would decouple the weight decay
     assert optimizer.defaults["weight_decay"] == 5e-4
@@ -96,13 +134,10 @@ def test_released_learning_rate_of_every_epoch(released: Any) -> None:
     rate = optimizer.defaults["lr"]
     rates = [rate * released.model.schedule.factor(epoch, 600) for epoch in range(600)]
     assert rates == pytest.approx(RELEASED["schedule_learning_rate_by_epoch"], rel=1e-6)
-    chosen = {0: 8e-6, 1: 4.76e-5, 10: 4.04e-4, 19: 7.604e-4, 20: 8e-4, 79: 8e-4, 80: 4e-4, 120: 2e-4}
-    assert {epoch: rates[epoch] for epoch in chosen} == pytest.approx(chosen, rel=1e-6)
-    assert rates[360] == rates[599] == pytest.approx(3.125e-6)
 
 
-def test_released_visits(released: Any) -> None:
-    """An epoch shows each identity once, with as many images as a group holds; a rest is dropped."""
+def test_released_epoch(released: Any) -> None:
+    """It shows each identity once; identities that do not fill a batch are dropped."""
     released.data.setup("fit")
     table = released.data.train_table
     rows = [row for batch in released.data.train_dataloader().sampler for row in batch]
@@ -113,7 +148,7 @@ def test_released_visits(released: Any) -> None:
 
 
 def test_released_augmentation(released: Any) -> None:
-    wanted = Augmentation(
+    expected = Augmentation(
         crop_probability=0.5,
         crop_scale=1.125,
         flip_probability=0.5,
@@ -121,11 +156,11 @@ def test_released_augmentation(released: Any) -> None:
         erase_area=(0.02, 0.4),
         erase_aspect=0.3,
     )
-    assert released.model.augmentation == wanted
+    assert released.model.augmentation == expected
     assert released.model.model.mean == (0.485, 0.456, 0.406)
     assert released.model.model.std == (0.229, 0.224, 0.225)
-    # erased pixels are 0 after normalisation, the mean, not black
-    always = dataclasses.replace(wanted, erase_probability=1.0)
+    # erased pixels are 0 after normalisation: the mean, not black
+    always = dataclasses.replace(expected, erase_probability=1.0)
     white = torch.full((8, 3, 64, 32), 255, dtype=torch.uint8)
     done = always(white, (64, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), step_generator(0))
     assert {round(float(value), 2) for value in done[:, 0].unique()} == {0.0, round(0.515 / 0.229, 2)}
@@ -134,64 +169,37 @@ def test_released_augmentation(released: Any) -> None:
 def test_released_losses(released: Any) -> None:
     loss = released.model.loss
     assert loss.cross_entropy.label_smoothing == 0.1
-    assert (loss.triplets, loss.triplet.loss.margin) == ("pooled", 0.3)
+    assert (loss.triplets, loss.triplet.loss.margin) == ("pre_neck", 0.3)
     features, labels = torch.randn(8, 4), torch.arange(4).repeat_interleave(2)
     one, two = (
         loss(TrainingOutput(features, torch.randn(8, 4), torch.zeros(8, 4)), labels)["triplet"] for _ in "ab"
     )
-    assert one == two  # features behind the neck do not enter
+    assert one == two  # features after the neck are not used
     assert loss(TrainingOutput(2 * features, features, torch.zeros(8, 4)), labels)["triplet"] != one
 
 
-def test_the_fast_recipe_is_labelled_untested() -> None:
-    assert "UNTESTED" in find_resource("configs", "fast").read_text(encoding="utf-8")
-    options = parsed("msmt17/rga_sc_fast")
-    assert (options.model.attention, options.data.dataset) == ("rga", "msmt17")
-    assert options.trainer.precision == "bf16-mixed"
-
-
-@pytest.mark.parametrize(
-    ("name", "option", "value"),
-    [
-        ("accumulated", "trainer.accumulate_grad_batches", 2),
-        ("checkpointed", "model.checkpointing", True),
-        ("compiled", "model.compile", True),
-        ("float16", "trainer.precision", "16-mixed"),
-        ("bfloat16", "trainer.precision", "bf16-mixed"),
-        ("8gpus", "trainer.sync_batchnorm", True),
-    ],
-)
-def test_recipes_of_one_option(name: str, option: str, value: object) -> None:
-    assert parsed(f"market1501/rga_sc_{name}")[option] == value
+def test_untested_recipes_say_so() -> None:
+    for name in ("market1501/rga_sc_fast", "market1501/rga_sc_8gpus"):
+        assert "UNTESTED" in find_resource("configs", name).read_text(encoding="utf-8")
 
 
 def test_command_line_overrides_recipe_overrides_base(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: {depth: 34, last_stride: 2}\ntrainer: {max_epochs: 7}\n")
     (tmp_path / "mine.yaml").write_text("base: base.yaml\nmodel: {depth: 18}\n")
-    words = prepare(["--config", str(tmp_path / "mine.yaml"), "--trainer.max_epochs", "3"])
-    options = parse(parser(), words)
-    assert options is not None
+    options = parsed(str(tmp_path / "mine.yaml"), "--trainer.max_epochs", "3")
     assert (options.model.depth, options.model.last_stride, options.trainer.max_epochs) == (18, 2, 3)
+    options = parsed("market1501/cpu_scratch", "--model.attention", "pam")
+    assert options.model.attention == "pam"  # in place of a class with options
 
 
-def test_a_mechanism_by_name_replaces_one_with_options() -> None:
-    options = parse(parser(), prepare(["--config", "market1501/cpu_scratch", "--model.attention", "pam"]))
-    assert options is not None
-    assert options.model.attention == "pam"
+def test_merge_replaces_classes_and_lists() -> None:
+    base = {"a": {"class_path": "x", "init_args": {"p": 1}}, "b": {"c": 1, "d": [1, 2]}}
+    override = {"a": {"class_path": "y"}, "b": {"d": [3]}}
+    assert merge(base, override) == {"a": {"class_path": "y"}, "b": {"c": 1, "d": [3]}}
+    assert base["b"] == {"c": 1, "d": [1, 2]}
 
 
-def test_base_by_bundled_name() -> None:
-    assert read_recipe("demo")["model"]["depth"] == read_recipe("market1501/cpu_scratch")["model"]["depth"]
-
-
-def test_merge_replaces_classes_whole_and_lists_whole() -> None:
-    below = {"a": {"class_path": "x", "init_args": {"p": 1}}, "b": {"c": 1, "d": [1, 2]}}
-    above = {"a": {"class_path": "y"}, "b": {"d": [3]}}
-    assert merge(below, above) == {"a": {"class_path": "y"}, "b": {"c": 1, "d": [3]}}
-    assert below["b"] == {"c": 1, "d": [1, 2]}
-
-
-def test_circular_bases_are_refused(tmp_path: Path) -> None:
+def test_circular_base(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml")
     (tmp_path / "b.yaml").write_text("base: a.yaml")
     with pytest.raises(InputError, match="its own base"):
@@ -199,12 +207,12 @@ def test_circular_bases_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("section", ["model", "data", "trainer", "test"])
-@pytest.mark.parametrize("value", [[{"a": 1}], "text", 3, True])
-def test_a_section_that_is_none_is_refused(tmp_path: Path, section: str, value: object) -> None:
-    """The parser of options would leave it out, and train with what it has by default."""
+def test_section_that_is_not_a_mapping(tmp_path: Path, section: str) -> None:
+    """The option parser would ignore it, and train with the defaults."""
     file = tmp_path / "a.yaml"
-    file.write_text(yaml.safe_dump({section: value}))
-    with pytest.raises(InputError, match=rf"a\.yaml: {section}: expected a mapping of options, got "):
-        read_recipe(str(file))
+    for value in ([{"a": 1}], "text", 3, True):
+        file.write_text(yaml.safe_dump({section: value}))
+        with pytest.raises(InputError, match=rf"a\.yaml: {section}"):
+            read_recipe(str(file))
     file.write_text(yaml.safe_dump({section: None}))
     assert read_recipe(str(file)) == {section: None}

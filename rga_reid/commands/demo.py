@@ -1,4 +1,4 @@
-"""The whole story on the built-in synthetic set."""
+"""Run all steps on the built-in synthetic data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rga_reid.files import DiskError, make_folder, require_new, write_text
 if TYPE_CHECKING:
     from rga_reid.experiments.demo import DemoResult
 
-MARKER = ".rga-reid-demo"  # in a folder that a demo may clear
+MARKER = ".rga-reid-demo"  # in a folder made by a demo, which another demo may clear
 FOLDERS = ("data", "model", "gallery", "report")
 FILES = ("query.html", "explain.html", "metrics.json")
 
@@ -25,19 +25,19 @@ def parser() -> ArgumentParser:
     """Options of ``demo``."""
     options = new_parser(
         "demo",
-        "Draw a synthetic data set, train on it, test, build a gallery, query it, explain and report. "
-        "Downloads nothing; takes some minutes on two CPU cores.",
+        "Generate a synthetic data set, train on it, test, build a gallery, query it, explain and report. "
+        "Downloads nothing; takes a few minutes on two CPU cores.",
     )
-    options.add_argument("--out", metavar="DIR", default="demo", help="folder for everything it makes")
+    options.add_argument("--out", metavar="DIR", default="demo", help="folder for all results")
     options.add_argument("--config", default="demo", help="recipe to train with")
     options.add_argument("--epochs", type=int, help="train for this many epochs instead of the recipe's")
-    options.add_argument("--seed", type=int, default=0, help="of everything random")
-    options.add_argument("--overwrite", action="store_true", help="replace the demo that is there")
+    options.add_argument("--seed", type=int, default=0, help="random seed")
+    options.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
     return options
 
 
 def run(options: Namespace) -> None:
-    """Check the folder, then draw, train, test, index, ask, explain and report."""
+    """Check the folder, then generate data, train, test, build a gallery, query, explain and report."""
     out = Path(options.out)
     require_new(out, overwrite=options.overwrite)
     check_int("--seed", options.seed, 0, MAX_SEED)
@@ -61,36 +61,36 @@ def run(options: Namespace) -> None:
     assert settings is not None  # no --help among the words
     if options.epochs is not None:
         _shorten(settings, options.epochs)
-    say(f"data: drawing pedestrians into {root}")
-    _clear(out)  # now that nothing is wrong with the options
-    demo.draw(root, options.seed)
-    say("train: ResNet-18 with relation-aware global attention (RGA-SC)")
+    print_step(f"data: rendering pedestrians into {root}")
+    clear(out)  # after all options are checked
+    demo.make_data(root, options.seed)
+    print_step("train: ResNet-18 with relation-aware global attention (RGA-SC)")
     checkpoint = train.fit_recipe(settings)
-    result = demo.tell(out, root, checkpoint, options.seed, say)
+    result = demo.run_demo(out, root, checkpoint, options.seed, print_step)
     _print(result, time.monotonic() - started)
 
 
-def say(step: str) -> None:
-    """Tell the reader where the story is."""
+def print_step(step: str) -> None:
+    """Print the name of a step before it starts."""
     print(f"== {step}", flush=True)
 
 
 def _shorten(settings: Namespace, epochs: int) -> None:
-    """Train for so many epochs, and see images of each size for the same share of them as in the recipe."""
-    asked = settings.trainer.max_epochs
-    whole = asked if asked and asked > 0 else epochs
-    settings.model.input_sizes = [
-        (epoch * epochs // whole, *size) for epoch, *size in settings.model.input_sizes
+    """Set the number of epochs, and scale the resolution schedule to it."""
+    before = settings.trainer.max_epochs
+    before = before if before and before > 0 else epochs
+    settings.model.resolution_schedule = [
+        (epoch * epochs // before, *size) for epoch, *size in settings.model.resolution_schedule
     ]
     settings.trainer.max_epochs = epochs
 
 
-def _clear(out: Path) -> None:
-    """Remove what an earlier demo made, and nothing else that lies in its folder."""
-    made = [out / name for name in (*FOLDERS, *FILES) if (out / name).exists()]
-    if made and not (out / MARKER).is_file():
+def clear(out: Path) -> None:
+    """Remove the results of an earlier demo, and no other files."""
+    existing = [out / name for name in (*FOLDERS, *FILES) if (out / name).exists()]
+    if existing and not (out / MARKER).is_file():
         raise InputError(
-            f"--out: {made[0]} would be replaced, but was not made by a demo; choose another folder, or "
+            f"--out: {existing[0]} would be replaced, but was not made by a demo; choose another folder, or "
             "delete it"
         )
     for name in FOLDERS:
@@ -103,7 +103,7 @@ def _clear(out: Path) -> None:
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     make_folder(out)
-    write_text(out / MARKER, "What a demo made lies here; the next one with --overwrite replaces it.\n")
+    write_text(out / MARKER, "Results of rga-reid demo, which --overwrite replaces.\n")
 
 
 def _print(result: DemoResult, seconds: float) -> None:
@@ -112,7 +112,7 @@ def _print(result: DemoResult, seconds: float) -> None:
 
     from rga_reid.experiments.demo import MODEL
 
-    table = Table("percent", title="Synthetic test identities, none seen in training", title_justify="left")
+    table = Table("percent", title="Synthetic test identities, not seen in training", title_justify="left")
     for heading in ("mAP (step)", "mAP (trapezoid)", "mINP", "rank-1", "rank-5"):
         table.add_column(heading, justify="right")
     for name, ranking in (("colour histogram", result.histogram), (MODEL, result.model)):
@@ -121,12 +121,12 @@ def _print(result: DemoResult, seconds: float) -> None:
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print("To open in a browser:")
-    console.print(f"  {result.page}  people, each with the ten best matches")
-    console.print(f"  {result.relations}  what attention relates to what: point at the photo")
-    console.print(f"  {result.report}  both tests compared; the queries that gain and lose most")
-    console.print("And besides:")
+    console.print(f"  {result.page}  queries with their ten best matches")
+    console.print(f"  {result.relations}  relations between positions: point at the photo")
+    console.print(f"  {result.report}  comparison of both tests; queries that gain and lose most")
+    console.print("Other files:")
     console.print(f"  metrics     {result.metrics}")
     console.print(f"  gallery     {result.gallery}")
     console.print(f"  checkpoint  {result.checkpoint}")
     console.print(f"  data set    {result.data}")
-    console.print(f"It took {seconds / 60:.1f} minutes.")
+    console.print(f"Done in {seconds / 60:.1f} minutes.")

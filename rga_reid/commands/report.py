@@ -1,4 +1,4 @@
-"""``report``: compare finished runs and evaluations."""
+"""Compare finished runs and evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rga_reid.files import require_new, write_json
 if TYPE_CHECKING:
     from rga_reid.reports.ablation_tables import AblationReport
 
-#: What a report writes into its folder: no other output may take these names.
+#: files of a report in its folder, which no other output may replace
 FILES = ("report.html", "report.md", "report.csv", "report.tex", "learning.svg", "cmc.svg")
 
 
@@ -23,51 +23,56 @@ def parser() -> ArgumentParser:
     """Options of ``report``."""
     options = new_parser(
         "report",
-        "Compare finished runs: folders of `ablate`, folders of `train` with the metrics of `test` in them "
-        "as test.json, JSON files of `test` and `evaluate`. What a place does not tell is left blank.",
+        "Compare finished runs: folders of `ablate`, folders of `train` with the metrics of `test` in "
+        "test.json, JSON files of `test` and `evaluate`. Missing values are left blank.",
     )
     options.add_argument("places", metavar="DIR", nargs="+", help="folders and JSON files")
     options.add_argument("--out", metavar="DIR", default="report", help="folder for the report")
     options.add_argument(
         "--baseline",
         metavar="NAME",
-        help="what others are compared with (default: the plan's or first)",
+        help="run that others are compared with (default: that of the plan, or the first)",
     )
     options.add_argument("--title", default="Comparison of runs", help="heading of the report")
-    options.add_argument("--published", metavar="DATASET", help="show published figures on this data set too")
-    options.add_argument("--no-photos", action="store_true", help="without pictures of people")
-    options.add_argument("--json", metavar="FILE", help="write the table there as JSON")
-    options.add_argument("--overwrite", action="store_true", help="replace the report that is there")
+    options.add_argument("--published", metavar="DATASET", help="show published results on this data set")
+    options.add_argument("--no-photos", action="store_true", help="write a report without images of people")
+    options.add_argument("--json", metavar="FILE", help="write the table as JSON")
+    options.add_argument("--overwrite", action="store_true", help="replace an existing report")
     return options
 
 
 def run(options: Namespace) -> None:
-    """Read, compare, write."""
+    """Read the runs, compare them and write the report."""
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in FILES]})
     require_new(options.out, overwrite=options.overwrite)
-    from rga_reid.experiments.results import read_evaluations, read_kept_plan, run_conditions, unfinished_runs
+    from rga_reid.experiments.results import (
+        list_unfinished_runs,
+        read_evaluations,
+        read_plan_summary,
+        run_conditions,
+    )
     from rga_reid.reports.ablation_tables import AblationReport, load_published
 
     published = load_published(options.published)
     evaluations = read_evaluations(options.places)
-    places = [Path(place) for place in options.places]
+    paths = [Path(path) for path in options.places]
     names = {one.name for one in evaluations}
-    kept = read_kept_plan(places[0]).get("baseline")
-    failures, missing = unfinished_runs(places)
+    planned = read_plan_summary(paths[0]).get("baseline")
+    failures, missing = list_unfinished_runs(paths)
     report = AblationReport(
         options.title,
         evaluations,
-        options.baseline or (kept if kept in names else evaluations[0].name),
+        options.baseline or (planned if planned in names else evaluations[0].name),
         failures=failures,
         missing=missing,
         published=published,
-        conditions=run_conditions(places[0]) if len(places) == 1 else "",
-        planned_baseline="" if options.baseline else kept or "",
+        conditions=run_conditions(paths[0]) if len(paths) == 1 else "",
+        planned_baseline="" if options.baseline else planned or "",
     )
-    finish(report, Path(options.out), photos=not options.no_photos, json=options.json)
+    write_and_print(report, Path(options.out), photos=not options.no_photos, json=options.json)
 
 
-def finish(report: AblationReport, out: Path, *, photos: bool, json: str | None) -> None:
+def write_and_print(report: AblationReport, out: Path, *, photos: bool, json: str | None) -> None:
     """Write the files of a report and print its table."""
     from dataclasses import asdict
 
@@ -80,8 +85,8 @@ def finish(report: AblationReport, out: Path, *, photos: bool, json: str | None)
     page = write_report(report, out, photos=photos)[0]
     if json is not None:
         write_json(json, {"baseline": report.baseline, "variants": [asdict(row) for row in report.rows]})
-    kept = (0, 1, 2, 4, 6, 7)  # what fits into 80 columns; the files have all
-    head, *lines = ([line[column] for column in kept] for line in score_table(report))
+    columns = (0, 1, 2, 4, 6, 7)  # those that fit into 80 characters; the files have all
+    head, *lines = ([line[column] for column in columns] for line in score_table(report))
     table = Table(title=sanitize(report.title), title_justify="left")
     for heading in head:
         table.add_column(heading, overflow="fold")

@@ -21,21 +21,23 @@ def parser() -> ArgumentParser:
     options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     options.add_argument("--data.root", metavar="DIR", required=True, help="data set, or a CSV file")
     options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
-    options.add_argument("--flip", action="store_true", help="average each feature with its mirror image's")
-    options.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
+    options.add_argument(
+        "--flip", action="store_true", help="average the features of each image and its mirror image"
+    )
+    options.add_argument("--rerank", action="store_true", help="re-rank with k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
     add_device_option(options)
-    options.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
+    options.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     options.add_argument(
         "--html",
         metavar="FILE",
-        help="write a page there: the worst, middling and best queries, and the feature space",
+        help="write a page with the worst, median and best queries, and the feature space",
     )
     return options
 
 
 def run(options: Namespace) -> None:
-    """Check the files, embed, rank, print."""
+    """Embed and rank the test images, and print the metrics."""
     from rga_reid.data import load_card, read_table
     from rga_reid.devices import choose_device
     from rga_reid.evaluation import ReRanking
@@ -59,8 +61,8 @@ def run(options: Namespace) -> None:
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    with progress_bar("ranking") as moved, rename_rerank_error():
-        result = rank_test_images(features, table, **protocol, progress=moved)
+    with progress_bar("ranking") as progress, rename_rerank_error():
+        result = rank_test_images(features, table, **protocol, progress=progress)
     if options.json is not None:
         write_json(options.json, result.to_dict())
     if options.html is not None:
@@ -68,8 +70,7 @@ def run(options: Namespace) -> None:
 
         order = ", re-ranked" if options.rerank else ""
         data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"
-        tested = f"{Path(options.checkpoint).name} on {data}{order}"
-        note = f"{tested}. Scores are cosine similarities: 1 is identical."
+        note = f"{Path(options.checkpoint).name} on {data}{order}. Scores are cosine similarities."
         write_text(options.html, ranking_page(features, table, result, **protocol, title="Test", note=note))
     print_ranking(result)
     if options.html is not None:

@@ -1,4 +1,4 @@
-"""What an ablation compares: variants of a recipe, each with its seeds. A plan is a short YAML file."""
+"""Plan of an ablation: variants of a recipe and their seeds, read from a short YAML file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rga_reid._deprecated import rename_options
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import MAX_SEED, InputError, check_int, did_you_mean, short_repr
 from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, relative_to
 from rga_reid.inputs import truncate
 
-_DEEPEST = 20  # dots in the name of an option
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is its folder's
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is the name of its folder
 _PLAN_KEYS = (
     "title",
     "recipe",
@@ -31,12 +31,12 @@ _VARIANT_KEYS = ("name", "recipe", "overrides", "seeds")
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that is compared.
+    """One of the models that an ablation compares.
 
     Args:
-        name: in file-name letters.
-        recipe: options of ``train``, nested, complete.
-        seeds: one run each.
+        name: letters, digits, ``_``, ``.`` and ``-``.
+        recipe: complete options of ``train``, nested.
+        seeds: random seeds, one run for each.
     """
 
     name: str
@@ -62,9 +62,9 @@ class Plan:
         title: heading of the report.
         variants: in the order of the report.
         baseline: name of the variant that the others are compared with.
-        flip: average each feature with its mirror image's in the test.
-        synthetic: the data set to draw where none is given.
-        published: data set whose published figures stand beside the measured ones.
+        flip: test with horizontal-flip augmentation.
+        synthetic: settings of the synthetic data set, which is generated unless a data set is given.
+        published: data set whose published results are shown beside the measured ones.
     """
 
     title: str
@@ -78,47 +78,47 @@ class Plan:
         names = [variant.name for variant in self.variants]
         if not names:
             raise InputError("variants: expected at least one, got an empty list")
-        folders = [name.lower() for name in names]  # where upper and lower case are one
+        folders = [name.lower() for name in names]  # some file systems ignore case
         for number, name in enumerate(folders):
             if name in folders[:number]:
-                raise InputError(f"variants[{number}].name: {names[number]!r} stands there twice")
+                raise InputError(f"variants[{number}].name: {names[number]!r} is not unique")
         if self.baseline not in names:
             known = truncate(", ".join(names))
             raise InputError(f"baseline: expected one of {known}, got {short_repr(self.baseline)}")
 
     def order(self) -> list[tuple[Variant, int]]:
-        """The runs in the order they are made: each variant's first seed, then each one's second, ..."""
+        """Return the runs in order: the first seed of each variant, then the second of each, and so on."""
         rounds = max(len(variant.seeds) for variant in self.variants)
         return [(v, v.seeds[n]) for n in range(rounds) for v in self.variants if n < len(v.seeds)]
 
 
 def read_plan(name: str) -> Plan:
-    """The plan of a bundled name (``ablations/demo``) or a YAML file; docs/ablation.md describes its keys.
+    """Read a plan by its bundled name (``ablations/demo``) or path; docs/ablation.md describes the keys.
 
     Raises:
-        InputError: an unknown name or recipe, an unknown key, a value that does not fit, two variants of one
-            name, no variant. The message names the file and the key.
+        InputError: an unknown name, recipe or key, an invalid value, no variant, or two variants with the
+            same name. The message names the file and the key.
     """
     path, content = read_mapping(name, what="plan")
     try:
         _check_keys(content, _PLAN_KEYS, ("variants",))
-        items = _typed(content, "variants", list, "a list of variants", [])
-        variants = [_variant(item, number, content, path) for number, item in enumerate(items)]
+        items = _get(content, "variants", list, "a list of variants", [])
+        variants = [_parse_variant(item, number, content, path) for number, item in enumerate(items)]
         first = variants[0].name if variants else ""
         synthetic = content.get("synthetic")
         return Plan(
             title=str(content.get("title", f"Ablation {path.stem}")),
             variants=tuple(variants),
             baseline=content.get("baseline", first),
-            flip=_typed(content, "flip", bool, "true or false", False),
-            synthetic=None if synthetic is None else _synthetic(synthetic),
-            published=_typed(content, "published", str, "the name of a data set", None),
+            flip=_get(content, "flip", bool, "true or false", False),
+            synthetic=None if synthetic is None else _parse_synthetic(synthetic),
+            published=_get(content, "published", str, "the name of a data set", None),
         )
     except InputError as error:
         raise InputError(f"plan {path}: {error}") from None
 
 
-def _variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Variant:
+def _parse_variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Variant:
     key = f"variants[{number}]"
     if not isinstance(item, dict):
         raise InputError(f"{key}: expected a mapping with a name, got {short_repr(item)}")
@@ -127,37 +127,35 @@ def _variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Var
         recipe = item.get("recipe", plan.get("recipe"))
         if not isinstance(recipe, str):
             raise InputError(
-                f"recipe: expected a recipe's name, here or for all variants, got {short_repr(recipe)}"
+                f"recipe: expected the name of a recipe, here or in the plan, got {short_repr(recipe)}"
             )
         seeds = item.get("seeds", plan.get("seeds", [0]))
         if not isinstance(seeds, list):
             raise InputError(f"seeds: expected a list of whole numbers, got {short_repr(seeds)}")
         options = read_recipe(relative_to(path, recipe))
         for overrides in (plan.get("overrides"), item.get("overrides")):
-            options = merge(options, _nested(overrides))
+            options = merge(options, _parse_overrides(overrides))
         check_sections(options)
         return Variant(item["name"], options, tuple(seeds))
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
 
 
-def _nested(overrides: Any) -> dict[str, Any]:
-    """``{"trainer.max_epochs": 9}`` as a recipe writes it, ``{"trainer": {"max_epochs": 9}}``."""
+def _parse_overrides(overrides: Any) -> dict[str, Any]:
+    """Return ``{"trainer.max_epochs": 9}`` as a recipe has it, ``{"trainer": {"max_epochs": 9}}``."""
     if overrides is None:
         return {}
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
         raise InputError(f"overrides: expected a mapping of options, got {short_repr(overrides)}")
     nested: dict[str, Any] = {}
     for key, value in overrides.items():
-        if key.count(".") > _DEEPEST:
-            raise InputError(f"overrides: expected an option's name, got {short_repr(key)}")
         for part in reversed(key.split(".")):
             value = {part: value}
-        nested = merge(nested, value)
+        nested = merge(nested, rename_options(value))
     return nested
 
 
-def _synthetic(value: Any) -> SyntheticSettings:
+def _parse_synthetic(value: Any) -> SyntheticSettings:
     known = tuple(SyntheticSettings.__dataclass_fields__)
     try:
         if not isinstance(value, dict):
@@ -178,10 +176,10 @@ def _check_keys(value: Mapping[str, Any], known: Sequence[str], needed: Sequence
             raise InputError(f"{truncate(key)}: unknown key{hint}")
     for key in needed:
         if key not in value:
-            raise InputError(f"{key}: this key is missing")
+            raise InputError(f"{key}: missing key")
 
 
-def _typed(value: Mapping[str, Any], key: str, kind: type, expected: str, default: Any = None) -> Any:
+def _get(value: Mapping[str, Any], key: str, kind: type, expected: str, default: Any = None) -> Any:
     found = value.get(key, default)
     if found is not default and not isinstance(found, kind):
         raise InputError(f"{key}: expected {expected}, got {short_repr(found)}")

@@ -1,6 +1,6 @@
-"""The test of one run of an ablation: ``python -m rga_reid.experiments.ablation_worker FOLDER``.
+"""Test one run of an ablation: ``python -m rga_reid.experiments.ablation_worker FOLDER``.
 
-The last epoch is tested, once: nothing here chooses between checkpoints.
+The last epoch is tested; no checkpoint is chosen on test images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
-from rga_reid.experiments import ablation as files
+from rga_reid.experiments import ablation
 from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
 from rga_reid.files import write_json, write_table
 from rga_reid.inputs import is_number, read_json
@@ -25,27 +25,27 @@ from rga_reid.runtime import run_main
 
 
 def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
-    """Test the last epoch of a run and write its result, the result's file last."""
-    checkpoint = folder / files.TRAIN / files.LAST
+    """Test the last epoch of a run and write its tables, then its result."""
+    checkpoint = folder / ablation.TRAIN / ablation.LAST
     device = choose_device()
     model = load_model(checkpoint, device)
     parameters, macs = total_costs(model.backbone)
-    junk = load_card(card).junk_pids
-    tested = FlipTTA(model) if flip else model
-    features, table = embed_test_images(tested, read_table(root, card), device=device)
-    result = rank_test_images(features, table, junk_pids=junk)
-    write_table(folder / files.QUERIES, result.to_frame())
-    write_table(folder / files.RANKED, tabulate_top_matches(features, table, junk_pids=junk))
-    asked, trained = (read_json(folder / name) for name in (files.ASKED, files.TRAINED))
+    junk_pids = load_card(card).junk_pids
+    embedder = FlipTTA(model) if flip else model
+    features, table = embed_test_images(embedder, read_table(root, card), device=device)
+    result = rank_test_images(features, table, junk_pids=junk_pids)
+    write_table(folder / ablation.QUERIES, result.to_frame())
+    write_table(folder / ablation.RANKED, tabulate_top_matches(features, table, junk_pids=junk_pids))
+    settings, trained = (read_json(folder / name) for name in (ablation.SETTINGS, ablation.TRAINED))
     write_json(
-        folder / files.RESULT,
+        folder / ablation.RESULT,
         {
-            "variant": asked["variant"],
-            "seed": asked["seed"],
+            "variant": settings["variant"],
+            "seed": settings["seed"],
             "metrics": result.to_dict(),
             "parameters": parameters,
             "macs": macs,
-            "training_seconds": read_seconds(read_torch(checkpoint)),
+            "training_seconds": read_training_seconds(read_torch(checkpoint)),
             "runs_side_by_side": trained["runs_side_by_side"],
             "flip": flip,
             "device": device.type,
@@ -54,25 +54,25 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     )
 
 
-def read_seconds(checkpoint: dict[str, Any]) -> float | None:
-    """How long the training took, without interruptions, if Lightning's Timer was among the callbacks."""
+def read_training_seconds(checkpoint: dict[str, Any]) -> float | None:
+    """Return the training time without interruptions, which Lightning's Timer saves; None without one."""
     callbacks = checkpoint.get("callbacks")
     for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if str(name).startswith("Timer"):
-            elapsed = state.get("time_elapsed") if isinstance(state, dict) else None  # or of another Timer
+            elapsed = state.get("time_elapsed") if isinstance(state, dict) else None
             seconds = elapsed.get("train") if isinstance(elapsed, dict) else None
             return float(seconds) if is_number(seconds) and seconds >= 0 else None
     return None
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("folder", type=Path)
-    options.add_argument("--root", required=True)
-    options.add_argument("--card", required=True)
-    options.add_argument("--flip", action="store_true")
-    asked = options.parse_args()
-    evaluate_run(asked.folder, asked.root, asked.card, flip=asked.flip)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--card", required=True)
+    parser.add_argument("--flip", action="store_true")
+    options = parser.parse_args()
+    evaluate_run(options.folder, options.root, options.card, flip=options.flip)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Times that are fair to each other, the memory of a run, and the machine."""
+"""Measure time and memory of models, and describe the machine."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ Result = TypeVar("Result")
 
 
 def run_interleaved(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[float]:
-    """Median seconds of each run, see ``turns``."""
-    return [statistics.median(measured) for measured in turns(runs, repeats, warm_up)]
+    """Return the median seconds of each function, see ``time_interleaved``."""
+    return [statistics.median(seconds) for seconds in time_interleaved(runs, repeats, warm_up)]
 
 
-def turns(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True) -> list[list[float]]:
-    """Seconds of each run; they take turns, so that a slow spell of the machine meets all of them.
+def time_interleaved(
+    runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = True
+) -> list[list[float]]:
+    """Return the seconds of each call. Functions take turns, so that other load affects all of them.
 
     Args:
-        runs: what is timed.
-        repeats: turns of each.
-        warm_up: take one turn more, the first, that does not count.
+        runs: functions to time.
+        repeats: calls of each.
+        warm_up: call each function once before.
     """
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(-int(warm_up), repeats):
@@ -53,15 +55,15 @@ def turns(runs: Sequence[Callable[[], object]], repeats: int, warm_up: bool = Tr
 
 
 def in_fresh_processes(function: Callable[[Case], Result], cases: Sequence[Case]) -> list[Result]:
-    """``function(case)``, each in a process of its own, one after the other."""
+    """Return ``function(case)`` for each case, each in a new process, one after another."""
     results: list[Result] = []
     context = multiprocessing.get_context("spawn")
-    for case in cases:  # an executor, unlike a pool, tells when the system has killed its process
+    for case in cases:  # an executor, unlike a pool, raises if the process is killed
         before = multiprocessing.active_children()
         with ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupts) as executor:
             try:
                 results.append(executor.submit(function, case).result())
-            except BaseException:  # nobody waits for it any more: Ctrl-C, for one
+            except BaseException:  # such as Ctrl-C
                 for process in set(multiprocessing.active_children()).difference(before):
                     process.terminate()
                 raise
@@ -69,35 +71,35 @@ def in_fresh_processes(function: Callable[[Case], Result], cases: Sequence[Case]
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C is for the process that waits, which ends this one."""
+    """Leave Ctrl-C to the waiting process, which ends this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def peak_resident(run: Callable[[], object]) -> float:
-    """Growth of this process's peak resident set during a run, in MiB (Linux, glibc)."""
-    return_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
+    """Return the growth of the peak resident set during a call, in MiB (Linux, glibc)."""
+    release_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = read_status("VmRSS")
     run()
-    return (status("VmHWM") - before) / 1024
+    return (read_status("VmHWM") - before) / 1024
 
 
-def return_memory() -> None:
-    """Return to the system what earlier runs have freed."""
+def release_memory() -> None:
+    """Return freed memory to the system."""
     gc.collect()
     return_freed_memory()
 
 
-def status(field: str) -> int:
-    """A figure of this process, in KiB."""
+def read_status(field: str) -> int:
+    """Return a field of /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/self/status: no {field}")
 
 
-def machine() -> dict[str, Any]:
-    """Where the figures were measured."""
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -110,60 +112,63 @@ def machine() -> dict[str, Any]:
     }
 
 
-MEASURED = "measured.json"
-_TURNS = 31  # of each model; the median counts
+MEASUREMENTS = "measured.json"
+_TURNS = 31  # calls of each model, for the latency
 _BATCH = 32  # images, for the memory
 
 
 def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, float]]:
-    """Latency and memory of each model, on the device that ``test`` would use.
+    """Measure latency and memory of each model, on the device that ``test`` would use.
 
-    The models take turns in one process, so that a slow spell of the machine meets all of them; memory is
-    measured in a process for each. What was measured before is kept if it was on this device, and of models
-    of the same build.
+    Latencies are measured in one process, interleaved; memory in one process per model. Earlier results in
+    ``out`` are returned if the device and the configurations of the models are the same.
 
     Args:
-        checkpoints: by the name of the variant.
-        out: folder of the file that keeps the figures.
+        checkpoints: checkpoint of each variant.
+        out: folder of the file with the results.
 
     Returns:
-        By the name: ``latency_ms``, median of a forward pass of one image in milliseconds, and
-        ``memory_mib``, growth of the memory at its peak while 32 images pass.
+        For each variant ``latency_ms``, the median of a forward pass of one image in milliseconds, and
+        ``memory_mib``, the peak growth of memory for a batch of 32 images.
     """
-    file = out / MEASURED
+    file = out / MEASUREMENTS
     device = choose_device()
-    named = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
-    conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS, **named}
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    conditions = {"latency_images": 1, "memory_images": _BATCH, "turns": _TURNS, "device": device_name}
     builds = {name: load_model(path).config for name, path in checkpoints.items()}
     if file.is_file():
-        kept = read_json(file)
-        if json.dumps([kept.get("builds"), kept.get("conditions")]) == json.dumps([builds, conditions]):
-            return kept["models"]
+        earlier = read_json(file)
+        if json.dumps([earlier.get("builds"), earlier.get("conditions")]) == json.dumps([builds, conditions]):
+            return earlier["models"]
     names, paths = list(checkpoints), [str(path) for path in checkpoints.values()]
-    (latencies,) = in_fresh_processes(_latencies, [paths])
-    memory = in_fresh_processes(_memory, paths)
+    (latencies,) = in_fresh_processes(_measure_latencies, [paths])
+    memory = in_fresh_processes(_measure_memory, paths)
     models = {
         name: {"latency_ms": round(latency, 3), "memory_mib": round(mebibytes, 1)}
         for name, latency, mebibytes in zip(names, latencies, memory, strict=True)
     }
-    write_json(file, {"models": models, "builds": builds, "conditions": conditions, "machine": machine()})
+    write_json(
+        file, {"models": models, "builds": builds, "conditions": conditions, "machine": describe_machine()}
+    )
     return models
 
 
-def _latencies(paths: list[str]) -> list[float]:
+def _measure_latencies(paths: list[str]) -> list[float]:
     device = choose_device()
     models = [load_model(path, device) for path in paths]
     with torch.inference_mode():
-        seconds = run_interleaved([partial(_forward, model, _images(model, 1)) for model in models], _TURNS)
+        seconds = run_interleaved(
+            [partial(_forward, model, _random_images(model, 1)) for model in models], _TURNS
+        )
     return [1e3 * one for one in seconds]
 
 
-def _memory(path: str) -> float:
+def _measure_memory(path: str) -> float:
     device = choose_device()
     model = load_model(path, device)
     with torch.inference_mode():
-        _forward(model, _images(model, 2))  # libraries set themselves up
-        run = partial(_forward, model, _images(model, _BATCH))
+        _forward(model, _random_images(model, 2))  # loads libraries
+        run = partial(_forward, model, _random_images(model, _BATCH))
         if device.type != "cuda":
             return peak_resident(run)
         torch.cuda.reset_peak_memory_stats()
@@ -172,7 +177,7 @@ def _memory(path: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _images(model: EmbeddingModel, count: int) -> Tensor:
+def _random_images(model: EmbeddingModel, count: int) -> Tensor:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, 3, *model.size, generator=generator).to(device)

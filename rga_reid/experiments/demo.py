@@ -1,4 +1,4 @@
-"""The whole story on the synthetic set: draw, train, test, index, ask, explain, report; pages to look at."""
+"""Demo on the synthetic data set: test, gallery, query, explain and report of a trained model."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 PAGE_QUERIES = 12
 MODEL = "ResNet-18 + RGA-SC"
-_CONDITIONS = "Parameters and multiply-accumulates are the backbone's, for one image."
+_CONDITIONS = "Parameters and multiply-accumulates of the backbone, for one image."
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured, and where it left what can be opened."""
+    """Metrics of the demo, and the files it has written."""
 
     histogram: RankingResult
     model: RankingResult
@@ -46,31 +46,31 @@ class DemoResult:
     metrics: Path
 
 
-def draw(root: Path, seed: int) -> None:
-    """Draw the synthetic data set into the new folder ``root``."""
+def make_data(root: Path, seed: int) -> None:
+    """Generate the synthetic data set in the new folder ``root``."""
     write_synthetic(root, SyntheticSettings(seed=seed))
 
 
-def tell(
-    out: Path, root: Path, checkpoint: Path, seed: int, say: Callable[[str], None] = lambda step: None
+def run_demo(
+    out: Path, root: Path, checkpoint: Path, seed: int, report_step: Callable[[str], None] = lambda step: None
 ) -> DemoResult:
-    """Test the trained model beside a colour histogram, build a gallery, query it, write the pages.
+    """Test the trained model and a colour histogram, build and query a gallery, write the pages.
 
     Args:
         out: folder of the demo.
-        root: data set of ``draw``.
-        checkpoint: what was trained on it.
-        seed: of the choice of queries.
-        say: told each step before it begins.
+        root: data set made by ``make_data``.
+        checkpoint: model trained on it.
+        seed: random seed for the choice of queries.
+        report_step: called with the name of each step before it starts.
     """
     table = read_table(root)
-    say("test: a colour histogram, for comparison")
-    histogram, plain = _tested("colour histogram", ColourHistogram(), table)
-    say("test: the trained model")
+    report_step("test: a colour histogram, as a baseline")
+    histogram, plain = _evaluate("colour histogram", ColourHistogram(), table)
+    report_step("test: the trained model")
     model = load_model(checkpoint)
-    result, trained = _tested(MODEL, model, table)
+    result, trained = _evaluate(MODEL, model, table)
 
-    say("gallery: build and query")
+    report_step("gallery: build and query")
     gallery = Gallery.build(
         *extract_features(model, table[table.split == "gallery"]),
         model=ModelFingerprint.of(model, checkpoint),
@@ -80,19 +80,19 @@ def tell(
     queries = queries.sample(min(PAGE_QUERIES, len(queries)), random_state=seed).reset_index(drop=True)
     features, _ = extract_features(model, queries)
     page = out / "query.html"
-    write_text(page, _page(queries, gallery.search(features, 10)))
+    write_text(page, _query_page(queries, gallery.search(features, 10)))
 
-    say("explain: what its attention relates to what")
+    report_step("explain: relations between positions in the attention modules")
     relations = out / "explain.html"
     exhibits = explain([queries.path[0]], checkpoints=[checkpoint])
-    note = f"{exhibits[0].model}, trained on the synthetic set. The pedestrian is drawn by code."
+    note = f"{exhibits[0].model}, trained on the synthetic data set. The pedestrian is a rendered figure."
     write_text(relations, explorer_page(exhibits, note=note))
 
-    say("report: the two tests side by side")
+    report_step("report: comparison of the two tests")
     parameters, macs = total_costs(model.backbone)
     trained = replace(trained, curve=read_curve(checkpoint.parent), parameters=parameters, macs=macs)
     report = AblationReport(
-        "A trained model beside a colour histogram", [plain, trained], plain.name, conditions=_CONDITIONS
+        "A trained model and a colour histogram", [plain, trained], plain.name, conditions=_CONDITIONS
     )
     pages = write_report(report, out / "report")
 
@@ -103,16 +103,16 @@ def tell(
     )
 
 
-def _tested(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingResult, Evaluation]:
-    """The test of a model, and the same as a report takes it."""
-    features, tested = embed_test_images(model, table)
-    result = rank_test_images(features, tested)
+def _evaluate(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingResult, Evaluation]:
+    """Test a model; return the result, also in the form that reports use."""
+    features, test_table = embed_test_images(model, table)
+    result = rank_test_images(features, test_table)
     metrics = {key: float(value) for key, value in result.to_dict().items() if key in METRICS}
-    ranked = tabulate_top_matches(features, tested)
+    ranked = tabulate_top_matches(features, test_table)
     return result, Evaluation(name, None, metrics, tuple(result.cmc), result.to_frame(), ranked)
 
 
-def _page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
+def _query_page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
     pictures = [Picture(row.path, int(row.pid), int(row.camid)) for row in queries.itertuples()]
     lists: list[list[Match]] = [[] for _ in pictures]
     for row in matches.itertuples():
@@ -120,7 +120,7 @@ def _page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
             Match(row.path, int(row.pid), int(row.camid), rank=int(row.rank), score=float(row.score))
         )
     note = (
-        "Synthetic pedestrians, drawn by code. None of these people was seen in training. Person 0 is not "
-        "one person: these are passers-by, whom no query asks for."
+        "Synthetic pedestrians, not seen in training. Person 0 stands for all distractors: people whom no "
+        "query shows."
     )
     return ranked_page(pictures, lists, title="Who is this?", note=note)

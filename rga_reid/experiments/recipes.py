@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from rga_reid._deprecated import RECIPES, rename_options
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import read_yaml
 from rga_reid.resources import find_resource
@@ -14,28 +17,31 @@ _SECTIONS = ("model", "data", "trainer", "test")
 
 
 def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The options of a recipe; those of the recipe that its key ``base`` names lie beneath them.
+    """Return the options of a recipe, merged over those of its ``base``.
 
-    Mappings are merged key by key, anything else replaces what it overrides. A mapping with a
-    ``class_path`` replaces the one beneath it whole: options of another class would make no sense.
+    Mappings are merged key by key; any other value replaces the one of the base. A mapping with a
+    ``class_path`` replaces the whole value, because options of another class would not fit.
 
     Args:
-        name: of a bundled recipe (``market1501/rga_sc``) or the path of a YAML file. ``base`` is a name,
-            or a path relative to the file it stands in.
+        name: bundled recipe (``market1501/rga_sc``), or path of a YAML file. ``base`` is a bundled name, or a
+            path relative to the file that names it.
 
     Raises:
-        InputError: unknown recipe, not a YAML mapping, a section that is none, or a recipe that is its own
-            base.
+        InputError: unknown recipe, not a YAML mapping, a section that is not a mapping, or a recipe that is
+            its own base.
     """
+    if name in RECIPES:
+        name, options = RECIPES[name]
+        warnings.warn(f"this recipe is now {describe_recipe(name, options)}", FutureWarning, stacklevel=2)
+        return merge(read_recipe(name, _seen=_seen), deepcopy(options))
     path, content = read_mapping(name)
     if path in _seen:
         raise InputError(f"recipe {path}: is its own base")
     if "variants" in content:
-        raise InputError(
-            f"recipe {path}: expected options of train, found a plan of ablate (it has variants)"
-        )
+        raise InputError(f"recipe {path}: expected options of train, found a plan of ablate (with variants)")
     try:
         check_sections(content)
+        content = rename_options(content)
     except InputError as error:
         raise InputError(f"recipe {path}: {error}") from None
     base: str | None = content.pop("base", None)
@@ -44,17 +50,25 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_recipe(relative_to(path, str(base)), _seen=(*_seen, path)), content)
 
 
+def describe_recipe(name: str, options: Mapping[str, Any]) -> str:
+    """Return a recipe with options as the words of a command line."""
+    words = [name]
+    for section, values in options.items():
+        words += [f"--{section}.{key} {'null' if value is None else value}" for key, value in values.items()]
+    return " ".join(words)
+
+
 def read_mapping(name: str, *, what: str = "recipe") -> tuple[Path, dict[str, Any]]:
-    """The file that a bundled name or a path means, and the mapping that it holds.
+    """Return the path and the content of a recipe or a plan.
 
     Args:
-        name: bundled, or a path.
-        what: it should be: the messages begin with it.
+        name: bundled name, or path of a YAML file.
+        what: ``recipe`` or ``plan``; error messages begin with it.
 
     Raises:
         InputError: unknown name, no such file, not a YAML mapping.
     """
-    path = _locate(name, what)
+    path = _find_file(name, what)
     content = read_yaml(path, what=what)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{what} {path}: expected a mapping of options, got {type(content).__name__}")
@@ -62,33 +76,33 @@ def read_mapping(name: str, *, what: str = "recipe") -> tuple[Path, dict[str, An
 
 
 def check_sections(options: Mapping[str, Any]) -> None:
-    """Refuse a section of options that is anything else: the parser would pass over it without a word.
+    """Refuse a section that is not a mapping, which the option parser would ignore.
 
     Raises:
-        InputError: the message names the section.
+        InputError: naming the section.
     """
     for section in _SECTIONS:
-        found = options.get(section)
-        if found is not None and not isinstance(found, dict):
-            raise InputError(f"{section}: expected a mapping of options, got {short_repr(found)}")
+        value = options.get(section)
+        if value is not None and not isinstance(value, dict):
+            raise InputError(f"{section}: expected a mapping of options, got {short_repr(value)}")
 
 
 def relative_to(file: Path, name: str) -> str:
-    """A recipe's name as the YAML file ``file`` means it: paths are relative to the folder it stands in."""
-    beside = file.parent / name
-    return str(beside) if beside.suffix in (".yaml", ".yml") else name
+    """Resolve the name of a recipe in the YAML file ``file``: paths are relative to its folder."""
+    path = file.parent / name
+    return str(path) if path.suffix in (".yaml", ".yml") else name
 
 
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``; neither is changed."""
-    merged = dict(below)
-    for key, value in above.items():
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Return ``override`` merged over ``base``; neither is changed."""
+    merged = dict(base)
+    for key, value in override.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and "class_path" not in value
         merged[key] = merge(merged[key], value) if nested else value
     return merged
 
 
-def _locate(name: str, what: str) -> Path:
+def _find_file(name: str, what: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Training: the room that knows Lightning."""
+"""Training with Lightning: data module, module, losses, schedules, callbacks and ``fit``."""
 
 from rga_reid.training.augmentation import Augmentation
 from rga_reid.training.callbacks import EMA

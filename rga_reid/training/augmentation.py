@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on the device, each image with parameters of its own.
+"""Augmentation of batches on the device, with separate random parameters for each image.
 
-torchvision.transforms.v2 draws one set of parameters for a batch; here crop, flip and erasing are drawn per
-image and applied to the batch as products: a resampling matrix for each axis, and a mask.
+torchvision.transforms.v2 draws one set of parameters per batch. Here crop, flip and erasing are drawn per image
+and applied to the whole batch: resampling as a matrix product for each axis, erasing as a mask.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from torch import Tensor
 
 from rga_reid.errors import InputError
 
-_MOST_ENLARGED = 100
-_ATTEMPTS = 32  # draws of an erasing rectangle; one fits in far fewer
+_MAX_CROP_SCALE = 100
+_ATTEMPTS = 32  # draws of an erasing rectangle, far more than one needs to fit
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of the released RGA code, as probabilities and ranges.
+    """Random crop, flip and erasing, by default as in the released RGA code.
 
     Args:
-        crop_probability: of resizing to ``crop_scale`` times the size and cropping at a random place.
-        crop_scale: 1.125 leaves a shift of up to an eighth of the image.
-        flip_probability: of a horizontal flip.
-        erase_probability: of replacing a random rectangle (Zhong et al., AAAI 2020, arXiv 1708.04896)
-            by 0, which is the mean, after normalisation.
-        erase_area: range of the rectangle's share of the image.
+        crop_probability: probability of resizing to ``crop_scale`` times the size and cropping at a random
+            position.
+        crop_scale: 1.125 shifts by up to an eighth of the image.
+        flip_probability: probability of a horizontal flip.
+        erase_probability: probability of random erasing (Zhong et al., AAAI 2020, arXiv 1708.04896), which
+            sets a rectangle to 0 after normalisation, the mean colour.
+        erase_area: range of the area of the rectangle, as a fraction of the image.
         erase_aspect: smallest height / width of the rectangle; the largest is its inverse.
 
     Raises:
-        InputError: a value outside of its range.
+        InputError: a value outside its range.
     """
 
     crop_probability: float = 0.5
@@ -47,9 +48,9 @@ class Augmentation:
         for name in ("crop_probability", "flip_probability", "erase_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augmentation {name}: expected 0 to 1, got {getattr(self, name)}")
-        if not 1 <= self.crop_scale <= _MOST_ENLARGED:
+        if not 1 <= self.crop_scale <= _MAX_CROP_SCALE:
             raise InputError(
-                f"augmentation crop_scale: expected 1 to {_MOST_ENLARGED}, got {self.crop_scale}"
+                f"augmentation crop_scale: expected 1 to {_MAX_CROP_SCALE}, got {self.crop_scale}"
             )
         if not 0 < self.erase_area[0] <= self.erase_area[1] < 1:
             raise InputError(f"augmentation erase_area: expected 0 < low <= high < 1, got {self.erase_area}")
@@ -64,32 +65,32 @@ class Augmentation:
         std: Sequence[float],
         generator: torch.Generator,
     ) -> Tensor:
-        """uint8 ``(n, 3, h, w)`` to normalised float ``(n, 3, H, W)`` of ``size``, on the same device.
+        """Return the augmented batch as normalised float ``(n, 3, H, W)``, on the same device.
 
         Args:
-            images: a batch; what is made smaller is resized with antialiasing.
-            size: (H, W) wanted.
-            mean, std: RGB, on the scale 0 to 1.
-            generator: of the CPU; the same state gives the same batch on every device.
+            images: uint8 ``(n, 3, h, w)``; downsampling uses antialiasing.
+            size: (H, W) of the result.
+            mean, std: RGB statistics on the scale 0 to 1.
+            generator: CPU generator; the same state gives the same batch on every device.
         """
         n, (height, width) = len(images), size
         down, across = (
             table[rows].to(images.device)
-            for table, rows in self._resampling(images.shape[-2:], size, n, generator)
+            for table, rows in self._draw_resampling(images.shape[-2:], size, n, generator)
         )
         with torch.autocast(images.device.type, enabled=False):  # it would round to bfloat16
             x = images.permute(0, 2, 1, 3).float().flatten(2)  # (n, h, 3 w)
             x = (down @ x).view(n, -1, images.shape[-1]) @ across.transpose(1, 2)  # (n, 3 H, W)
         x = x.view(n, height, 3, width).transpose(1, 2)
         centre, scale = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
-        # in place: fresh memory costs more than the arithmetic
+        # in place: allocating memory takes longer than the arithmetic
         x.sub_(centre).div_(scale)
-        return x.masked_fill_(self._erased(n, height, width, generator).to(x.device), 0)
+        return x.masked_fill_(self._draw_erased(n, height, width, generator).to(x.device), 0)
 
-    def _resampling(
+    def _draw_resampling(
         self, source: Sequence[int], size: Sequence[int], n: int, generator: torch.Generator
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each axis: a resizing matrix, and which of its rows make each image, ``(n, length)``."""
+        """Draw crops and flips; return for each axis a resizing matrix and its rows for each image."""
         draw = torch.rand(4, n, generator=generator)
         cropped, flipped = (
             (draw[i] < p)[:, None] for i, p in ((0, self.crop_probability), (3, self.flip_probability))
@@ -98,14 +99,14 @@ class Augmentation:
         for length, wanted, place in zip(source, size, (draw[2], draw[1]), strict=True):
             enlarged = round(self.crop_scale * wanted)
             table = torch.cat([make_resize(length, wanted), make_resize(length, enlarged)])
-            # the enlarged ones come second
+            # rows of the enlarged image come second
             start = wanted + (place[:, None] * (enlarged - wanted + 1)).floor()
             found.append((table, (torch.arange(wanted) + torch.where(cropped, start, 0)).long()))
         (down, rows), (across, columns) = found
         return [(down, rows), (across, torch.where(flipped, columns.flip(1), columns))]
 
-    def _erased(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """True where a pixel is erased: bool ``(n, 1, H, W)``."""
+    def _draw_erased(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Draw the mask of erased pixels, bool ``(n, 1, H, W)``."""
         draw = torch.rand(4, n, _ATTEMPTS, generator=generator)
         chosen = torch.rand(n, generator=generator) < self.erase_probability
         low, high = self.erase_area
@@ -124,22 +125,21 @@ class Augmentation:
 
 
 def make_resize(length: int, wanted: int) -> Tensor:
-    """Bilinear resizing of one axis, as of PIL and torch, as a matrix ``(wanted, length)``; rows sum to 1.
+    """Return bilinear resizing of one axis, as in PIL and torch, as a matrix ``(wanted, length)``.
 
-    Where the result has fewer pixels the interpolating triangle is wider, against aliasing.
+    Rows sum to 1. Downsampling widens the interpolation kernel to prevent aliasing.
     """
     step = length / wanted
     centre = (torch.arange(wanted) + 0.5) * step - 0.5
     distance = (centre[:, None] - torch.arange(length)).abs()
-    # beyond the border there are no pixels: those inside share their weight
+    # weights of pixels beyond the border are distributed over those inside
     return F.normalize((1 - distance / max(step, 1)).relu(), p=1, dim=1)
 
 
 def step_generator(*numbers: int) -> torch.Generator:
-    """A CPU generator for one step: (seed, step, rank, ...) always give the same draws.
+    """Return a CPU generator that depends on the numbers only, such as seed, epoch, step and rank.
 
-    Random numbers that depend on nothing but the step's number make a resumed run equal to one that was
-    never interrupted, without saving any generator's state.
+    Thus a resumed run draws the same as an uninterrupted one, without saving the state of a generator.
     """
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:

@@ -1,22 +1,23 @@
-"""The exponential moving average of the weights (EMA): what is validated and saved for testing."""
+"""Lightning callbacks: EMA, replacing an earlier run, NaN guard, checkpoints, one line per epoch."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rga_reid.errors import InputError, check_int
-from rga_reid.files import atomic_file, make_folder, write_text
+from rga_reid.files import atomic_file, make_folder, sync, write_text
 from rga_reid.process import defer_signals
 
 if TYPE_CHECKING:
@@ -24,19 +25,25 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
+LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.yaml"
+TEST = "test.json"  # metrics of the checkpoint, written by `train --test.root`
+CSV, TENSORBOARD = "csv", "tensorboard"
+NON_FINITE = "not_finite*.pt"  # * is -rank1 and so on for processes other than the first
+_PENDING = ".beginning"  # exists until the first training step
+
 
 class EMA(WeightAveraging):
-    """w̄ ← decay · w̄ + (1 − decay) · w after every so many steps, of weights and buffers; counters are copied.
+    """Exponential moving average of weights and buffers: w̄ ← decay · w̄ + (1 − decay) · w.
 
-    Lightning's ``EMAWeightAveraging`` averages one tensor after the other and makes new ones on the way; here
-    torch's own function goes over all of them in place, for a quarter of the time.
+    Integer buffers are copied. Updates all tensors in place with torch's multi-tensor function, which takes a
+    quarter of the time of Lightning's ``EMAWeightAveraging``.
 
     Args:
-        decay: 0 to 1; an average every n steps with decay dⁿ forgets as fast as one every step with d.
-        update_every_n_steps: n, for an nth of the time.
+        decay: from 0 to 1.
+        update_every_n_steps: update only after every n-th step; decayⁿ forgets as fast as decay at every step.
 
     Raises:
-        InputError: a decay outside 0 to 1, a number of steps below 1.
+        InputError: ``decay`` outside 0 to 1, or ``update_every_n_steps`` below 1.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
@@ -46,179 +53,220 @@ class EMA(WeightAveraging):
         self.update_every_n_steps = check_int("EMA update_every_n_steps", update_every_n_steps)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Whether the step that was taken is one of every so many."""
+        """Return whether to update after this step."""
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
 
 def _average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
-    of_numbers = get_ema_multi_avg_fn(decay)
+    average_floats = get_ema_multi_avg_fn(decay)
 
     def update(averages: Tensors, values: Tensors, updates: Any) -> None:
         if averages[0].is_floating_point():
-            of_numbers(averages, values, updates)
-        else:  # an average of counters would be cut off at each update, and never count
+            average_floats(averages, values, updates)
+        else:  # the average of a counter would be truncated at every update and never grow
             for average, value in zip(averages, values, strict=True):
                 average.copy_(value)
 
     return update
 
 
-_EARLIER = ".earlier-"  # before the name of a version of the logs that may come back
-#: In the folder of a run that has not begun, seen by all its processes. It holds the configuration, so that a
-#: disk without room is found at once, before loggers write in threads of theirs.
-_MARK = ".beginning"
-
-
 class DeferredOverwrite(Callback):
-    """Replaces what an earlier run left when the first step is due, and not before.
+    """Remove the earlier run in a folder at the first training step of the new run, not before.
 
-    Until then images are decoded and options meet the data, and anything may turn out to be wrong. A run
-    that does not begin leaves its folder as it found it.
+    Until then, options, data or memory may turn out to be wrong. If the run does not reach its first step, its
+    own log folders are removed and the earlier run stays.
 
     Args:
-        folder: of the run.
-        logs: folders of logs, each with versions ``version_N``.
-        replaced: files of an earlier run that go, and with them all versions of its logs; None for a run that
-            goes on with them.
-        config: a file, and its text, that tell how the run was made.
+        folder: folder of the run.
+        overwrite: remove checkpoints, logs and test results of an earlier run.
+        config: YAML text for ``config.yaml``.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        logs: Sequence[Path],
-        *,
-        replaced: Sequence[Path] | None,
-        config: tuple[Path, str] | None,
-    ) -> None:
-        self.folder, self.logs, self.replaced, self.config = folder, logs, replaced, config
+    def __init__(self, folder: Path, *, overwrite: bool, config: str | None) -> None:
+        self.folder, self.config = folder, config
+        names = (LAST, BEST, TEST, NON_FINITE)
+        self.earlier_files = [file for name in names for file in folder.glob(name)] if overwrite else []
+        self.earlier_logs = self._logs()
+        self.overwrite = overwrite
 
     @property
-    def begun(self) -> bool:
-        """Whether the first step was due, in whichever process."""
-        return not (self.folder / _MARK).exists()
+    def started(self) -> bool:
+        """Whether the first training step was reached, in any process."""
+        return not (self.folder / _PENDING).exists()
 
     @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Around the run, in the process that writes.
+    def restore_on_failure(self) -> Iterator[None]:
+        """Remove the logs of this run after the block if it was not started; use in the first process only.
 
         Raises:
-            DiskError: the folder cannot be made, or has no room.
+            DiskError: the folder cannot be created, or the disk is full.
         """
-        places = [*self.logs, self.folder, *self.folder.parents]
-        made = [place for place in places if not place.exists()]
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         make_folder(self.folder)
-        self._tidy()
-        write_text(self.folder / _MARK, "" if self.config is None else self.config[1])
-        kept = {version for log in self.logs for version in log.glob("version_*")}
+        write_text(self.folder / _PENDING, self.config or "")  # finds a full disk before the loggers do
         try:
-            if self.replaced is not None:
-                for version in kept:  # loggers count on from the versions that are there
-                    os.replace(version, _earlier(version))
             yield
         finally:
-            if not self.begun:
+            if not self.started:
                 with defer_signals():
-                    self._put_back(kept, made)
+                    for log in self._logs() - self.earlier_logs:
+                        _remove(log)
+                    (self.folder / _PENDING).unlink()
+                    for path in (self.folder / CSV, self.folder / TENSORBOARD, *missing):
+                        with suppress(OSError):  # missing, or not empty
+                            path.rmdir()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        mark = self.folder / _MARK
         if self.config is None:
-            mark.unlink()
+            (self.folder / _PENDING).unlink()
         else:
-            os.replace(mark, self.config[0])
-        for file in self.replaced or ():
-            file.unlink(missing_ok=True)
-        for log in self.logs:
-            for version in log.glob(f"{_EARLIER}version_*"):
-                _remove(version)
+            os.replace(self.folder / _PENDING, self.folder / CONFIG)
+        if self.overwrite:
+            for path in (*self.earlier_files, *self.earlier_logs):
+                _remove(path)
 
-    def _tidy(self) -> None:
-        """Put right what a run left that was killed: before it began, or while it removed the earlier one."""
-        for log in self.logs:
-            for earlier in log.glob(f"{_EARLIER}version_*"):
-                version = earlier.with_name(earlier.name.removeprefix(_EARLIER))
-                if self.begun:
-                    _remove(earlier)
-                    continue
-                if os.path.lexists(version):
-                    _remove(version)
-                os.replace(earlier, version)
-
-    def _put_back(self, kept: set[Path], made: Sequence[Path]) -> None:
-        for log in self.logs:
-            for version in set(log.glob("version_*")) - (kept if self.replaced is None else set()):
-                _remove(version)
-        for version in kept:
-            if os.path.lexists(_earlier(version)):
-                os.replace(_earlier(version), version)
-        (self.folder / _MARK).unlink()
-        for place in made:
-            with suppress(OSError):  # it was not made, or holds something now
-                place.rmdir()
+    def _logs(self) -> set[Path]:
+        return {path for name in (CSV, TENSORBOARD) for path in (self.folder / name).glob("version_*")}
 
 
-def _earlier(version: Path) -> Path:
-    return version.with_name(_EARLIER + version.name)
-
-
-def _remove(version: Path) -> None:
-    if version.is_dir() and not version.is_symlink():
-        shutil.rmtree(version)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        version.unlink()
+        path.unlink(missing_ok=True)
 
 
-BATCHES = "not_finite*.pt"  #: in the run's folder; where another process wrote it with -rank1 and so on
+class NonFiniteError(InputError):
+    """Loss, weights or features are NaN or infinite; the message names the file with the batch."""
 
 
-class NotFiniteError(InputError):
-    """A loss, weights or features hold NaN or infinity; the message names the file of the batch."""
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether tensors have neither NaN nor infinite values."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def find_non_finite(
+def save_non_finite(
     what: str,
     trainer: pl.Trainer,
     batch: tuple[Tensor, Tensor],
-    number: int,
+    batch_index: int,
     losses: Mapping[str, Tensor] | None = None,
-) -> NotFiniteError:
-    """Save a batch, and say so in an error that is to be raised.
+) -> NonFiniteError:
+    """Save the last training batch and return the error to raise.
 
-    The file, which ``torch.load(..., weights_only=True)`` reads, holds ``images`` (uint8, (n, 3, h, w)),
-    ``labels`` (n,), ``paths`` (of the images, where the data tell them), ``epoch`` and ``batch`` (both from
-    0), ``step`` (of the optimizer) and the ``losses``, as far as they are known.
+    The file has ``images`` (uint8, (n, 3, h, w)), ``labels`` (n,), ``paths`` of the images if known, ``epoch``
+    and ``batch`` (both from 0), ``step`` of the optimizer and ``losses``. ``torch.load(...,
+    weights_only=True)`` reads it.
 
     Args:
-        what: is not finite, in words.
-        trainer: of the run.
-        batch: the last one that was trained on.
-        number: of the batch in its epoch, from 0.
-        losses: of the batch.
+        what: start of the message, such as ``the loss is nan``.
+        trainer: trainer of the run.
+        batch: images and labels.
+        batch_index: number of the batch in its epoch, from 0.
+        losses: losses of the batch.
     """
     epoch, rank = trainer.current_epoch, trainer.global_rank
     data: ReIDData | Any = getattr(trainer, "datamodule", None)
     content = {
         "images": batch[0].cpu(),
         "labels": batch[1].cpu(),
-        "paths": data.paths_of(epoch, number) if hasattr(data, "paths_of") else None,
+        "paths": data.batch_paths(epoch, batch_index) if hasattr(data, "batch_paths") else None,
         "epoch": epoch,
-        "batch": number,
+        "batch": batch_index,
         "step": trainer.global_step,
         "losses": {name: float(value.detach()) for name, value in (losses or {}).items()},
     }
-    process = f"-rank{rank}" if rank else ""
-    file = Path(trainer.default_root_dir) / BATCHES.replace("*", process)
+    file = Path(trainer.default_root_dir) / NON_FINITE.replace("*", f"-rank{rank}" if rank else "")
     with atomic_file(file) as temporary:
         torch.save(content, temporary)
-    return NotFiniteError(
-        f"training: {what} in epoch {epoch + 1}, batch {number + 1}, which is saved in {file}; try a smaller "
-        "learning rate, --trainer.gradient_clip_val, or --trainer.precision 32"
+    return NonFiniteError(
+        f"training: {what} in epoch {epoch + 1}, batch {batch_index + 1}, which is saved in {file}; try a "
+        "smaller learning rate, --trainer.gradient_clip_val, or --trainer.precision 32"
     )
 
 
-def check_all_finite(tensors: Any) -> bool:
-    """Whether no number of some tensors is NaN or infinite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+class FolderCheckpoint(ModelCheckpoint):
+    """Keep one checkpoint in the folder of the run, and its best score even if the folder is moved.
+
+    Args:
+        file: path of the checkpoint.
+        at_epoch_end: save after each epoch rather than after each validation.
+        options: options of ``ModelCheckpoint``.
+    """
+
+    def __init__(self, file: Path, *, at_epoch_end: bool, **options: Any) -> None:
+        super().__init__(
+            dirpath=file.parent,
+            filename=file.stem,
+            enable_version_counter=False,
+            save_on_train_epoch_end=at_epoch_end,
+            **options,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score, which Lightning would drop if the folder has been moved."""
+        folder = os.fspath(self.dirpath or "")
+
+        def moved(path: str) -> str:
+            return os.path.join(folder, os.path.basename(path)) if path else path
+
+        state = {**state_dict, "dirpath": self.dirpath}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = moved(state.get(name, ""))
+        models = state.get("best_k_models", {})
+        state["best_k_models"] = {moved(path): score for path, score in models.items()}
+        if os.path.isfile(state["best_model_path"]):  # a score without its weights does not count
+            super().load_state_dict(state)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Write checkpoints atomically: a killed run leaves the old file or the new one, complete."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        make_folder(Path(path).parent)
+        with atomic_file(path) as temporary:
+            with open(temporary, "wb") as file:  # given a path, torch writes its name into the checkpoint
+                torch.save(checkpoint, file)
+            sync(temporary)
+
+
+class StepCheckpoint(Callback):
+    """Save a checkpoint every ``every`` optimizer steps, except at the end of an epoch."""
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        stepped = done % trainer.accumulate_grad_batches == 0  # no accumulated gradients would be lost
+        if stepped and trainer.global_step % self.every == 0 and done < trainer.num_training_batches:
+            trainer.save_checkpoint(self.file)
+
+
+class EpochLines(Callback):
+    """Print one line per epoch, in place of a progress bar.
+
+    If standard output fails, the training stops after this epoch's checkpoint, and ``error`` is set.
+    """
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # none with max_steps
+        try:
+            print(f"epoch {trainer.current_epoch + 1}{epochs}  {values}", flush=True)
+        except OSError as error:
+            if trainer.world_size > 1:  # the other processes would wait for this one
+                raise
+            self.error, trainer.should_stop = error, True

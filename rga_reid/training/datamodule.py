@@ -1,4 +1,4 @@
-"""The DataModule: training images decoded once, P x K batches, held-out identities."""
+"""Lightning DataModule: decoded training images, P x K batches, validation identities."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rga_reid._deprecated import rename_option_arguments
 from rga_reid.data import cached_images, read_training, table_digest
 from rga_reid.errors import InputError, check_int
 from rga_reid.training.sampler import IdentitySampler
 
+_VAL_BATCH = 256
+
 
 class DecodedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Some rows of uint8 images ``(n, 3, H, W)``, each with a number; indexed by a list of rows at once."""
+    """Rows of uint8 images ``(n, 3, H, W)``, each with a number; indexed by a list of rows."""
 
     def __init__(self, images: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> None:
         self.images, self.rows, self.numbers = images, rows, torch.from_numpy(numbers)
@@ -33,14 +36,14 @@ class DecodedImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader that goes on in the middle of an epoch, where the checkpoint that it is told of was saved."""
+    """Data loader that can continue in the middle of an epoch."""
 
     def __init__(self, dataset: Dataset[Any], sampler: IdentitySampler, limit: int | float = 1.0) -> None:
-        # images lie decoded in memory: a worker process would only copy them
+        # no workers: they would only copy decoded images
         super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=0)
         self.batches = sampler
         self.position = 0
-        most = limit if isinstance(limit, int) else int(limit * len(sampler))  # as the trainer counts it
+        most = limit if isinstance(limit, int) else int(limit * len(sampler))  # as Lightning counts
         self.steps = max(1, min(most, len(sampler)))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -57,29 +60,32 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class ReIDData(pl.LightningDataModule):
-    """Training data of cards, CSV files or folders of identities.
+    """Training data from data set cards, CSV files or folders of identities.
 
     Args:
         root: folder of the data set, or a CSV file with the columns path, pid, camid, split; or a list of
-            them, which are trained on together, their identities kept apart.
-        dataset: name of a card in ``datasets/``, or the path of one's own; a list for a list of roots, unless
-            one serves all.
-        size: (H, W) that images are decoded to, unless all are smaller; taken from the model.
-        identities_per_batch: P, people in a batch of one process.
-        images_per_identity: K, images of each of them.
-        visits: ``identity`` or ``image``, see ``IdentitySampler``.
-        held_out: share of the *training* identities that is kept from training and ranked after each
-            validation, to choose a checkpoint by. 0 trains on all of them and keeps the last epoch.
-        held_out_seed: of the choice of these identities: runs of several ``--seed`` are ranked on the same.
-        cache: keep decoded images in ``memory``, or in a ``file`` in the folder of the (first) data set, for
-            later runs too. ``memory`` falls back on the file where memory is short, and says so, and where
-            several processes train.
-        seed: of the sampler; taken from ``--seed``.
+            them, which are joined, with separate identities.
+        dataset: name of a card in ``datasets/``, or path of a card; a list for a list of roots, unless all
+            have the same card.
+        size: (H, W) that larger images are decoded to; taken from the model.
+        identities_per_batch: P, identities in the batch of one process.
+        images_per_identity: K, images of each identity.
+        epoch: ``identities`` shows each identity once per epoch, ``images`` all images; see
+            ``IdentitySampler``.
+        val_fraction: fraction of the *training* identities that is held out for validation, to choose the
+            best checkpoint. 0 trains on all identities and keeps the last epoch.
+        val_seed: random seed for the choice of these identities, so that runs with different ``--seed`` are
+            validated on the same ones.
+        cache: keep decoded images in ``memory``, or in a ``file`` in the folder of the (first) data set, which
+            later runs use again. A file is also used if memory is short or several processes train.
+        seed: random seed of the sampler; taken from ``--seed``.
 
     Raises:
-        InputError: a root that does not fit the card; fewer identities than one batch needs.
+        InputError: the root does not fit the card; fewer identities than one batch needs; the validation
+            identities cannot be ranked.
     """
 
+    @rename_option_arguments("data")
     def __init__(
         self,
         root: list[str] | str = "data/market1501",
@@ -87,42 +93,37 @@ class ReIDData(pl.LightningDataModule):
         size: tuple[int, int] = (256, 128),
         identities_per_batch: int = 16,
         images_per_identity: int = 4,
-        visits: Literal["identity", "image"] = "identity",
-        held_out: float = 0.0,
-        held_out_seed: int = 0,
+        epoch: Literal["identities", "images"] = "identities",
+        val_fraction: float = 0.0,
+        val_seed: int = 0,
         cache: Literal["memory", "file"] = "memory",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= held_out < 1:
-            raise InputError(
-                f"held_out: expected a share of the training identities, from 0 to below 1, got {held_out}"
-            )
-        check_int("held_out_seed", held_out_seed, 0)
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"data.val_fraction: expected from 0 to below 1, got {val_fraction}")
+        check_int("data.val_seed", val_seed, 0)
         roots, cards = ([item] if isinstance(item, str) else list(item) for item in (root, dataset))
         self.table = read_training(roots, cards)
         pids = np.sort(self.table.pid.unique().astype(np.int64))
-        kept_out = np.random.default_rng(held_out_seed).permutation(pids)[: round(held_out * len(pids))]
-        self._outside = self.table.pid.isin(kept_out).to_numpy()
-        self.train_table = self.table[~self._outside].reset_index(drop=True)
-        self.held_out: pd.DataFrame = self.table[self._outside].reset_index(drop=True)
+        val_pids = np.random.default_rng(val_seed).permutation(pids)[: round(val_fraction * len(pids))]
+        self._in_val = self.table.pid.isin(val_pids).to_numpy()
+        self.train_table = self.table[~self._in_val].reset_index(drop=True)
+        self.val_table: pd.DataFrame = self.table[self._in_val].reset_index(drop=True)
         self.size, self.seed, self.cache = size, seed, cache
         self._resumed = {"position": 0}
         self._loader: ResumableLoader | None = None
         first = Path(roots[0]).absolute()
-        self.beside = first if first.is_dir() else first.parent
+        self.cache_folder = first if first.is_dir() else first.parent
         self.batch: dict[str, Any] = {
             "identities": identities_per_batch,
             "images": images_per_identity,
-            "visits": visits,
+            "epoch": epoch,
             "seed": seed,
         }
-        IdentitySampler(self.train_table.pid.to_numpy(), **self.batch)  # too few identities: say so now
-        if held_out and not _can_be_ranked(self.held_out):
-            raise InputError(
-                "held_out: no held-out identity has images of two cameras (or two images, where no camera is "
-                "known) to rank; give a larger share"
-            )
+        IdentitySampler(self.train_table.pid.to_numpy(), **self.batch)  # raises if identities are too few
+        if val_fraction and not _can_be_ranked(self.val_table):
+            raise InputError(f"data.val_fraction: {self._why_not_ranked()}")
 
     @property
     def classes(self) -> int:
@@ -131,7 +132,7 @@ class ReIDData(pl.LightningDataModule):
 
     @property
     def statistics(self) -> dict[str, int]:
-        """What a model was trained on, for its checkpoint."""
+        """Counts of training data, which checkpoints keep."""
         return {
             "images": len(self.train_table),
             "identities": self.classes,
@@ -141,84 +142,97 @@ class ReIDData(pl.LightningDataModule):
 
     @cached_property
     def digest(self) -> str:
-        """Tells the training images from others, see ``table_digest``."""
+        """Digest of the training images, see ``table_digest``."""
         return table_digest(self.train_table)
 
     def prepare_data(self) -> None:
-        """Fill the file of decoded images in one process, before the others look for it."""
-        if self._where == "file":
+        """Write the file of decoded images in one process, before the others read it."""
+        if self._cache_place == "file":
             self._decode()
 
     def setup(self, stage: str) -> None:
-        """Decode the training images, once; labels are the pids numbered from 0 in rising order."""
+        """Decode the training images once; labels number the pids from 0 in ascending order."""
         if stage != "fit" or hasattr(self, "train_images"):
             return
         images = self._decode()
         _, labels = np.unique(self.train_table.pid.to_numpy(dtype=np.int64), return_inverse=True)
-        self.train_images = DecodedImages(images, np.flatnonzero(~self._outside), labels)
-        if len(self.held_out):
-            rows = np.flatnonzero(self._outside)
-            self.held_out_images = DecodedImages(images, rows, np.arange(len(rows)))
+        self.train_images = DecodedImages(images, np.flatnonzero(~self._in_val), labels)
+        if len(self.val_table):
+            rows = np.flatnonzero(self._in_val)
+            self.val_images = DecodedImages(images, rows, np.arange(len(rows)))
 
     @property
-    def _where(self) -> Literal["memory", "file"]:
-        """Processes of one machine share the pages of one file; each would decode and hold its own images."""
-        return "file" if _place(self.trainer)[1] > 1 else self.cache
+    def _cache_place(self) -> Literal["memory", "file"]:
+        """Where decoded images are kept: several processes share a file rather than decode each."""
+        return "file" if _rank_and_world_size(self.trainer)[1] > 1 else self.cache
 
     def _decode(self) -> np.ndarray:
-        return cached_images(self.table.path.tolist(), self.size, where=self._where, beside=self.beside)
+        paths = self.table.path.tolist()
+        return cached_images(paths, self.size, where=self._cache_place, beside=self.cache_folder)
 
-    def _sampler(self) -> IdentitySampler:
-        rank, world_size = _place(self.trainer)
+    def _make_sampler(self) -> IdentitySampler:
+        rank, world_size = _rank_and_world_size(self.trainer)
         return IdentitySampler(
             self.train_table.pid.to_numpy(), **self.batch, rank=rank, world_size=world_size
         )
 
-    def paths_of(self, epoch: int, batch: int) -> list[str]:
-        """Image files of a training batch of this process, by the numbers of epoch and batch, from 0."""
-        sampler = self._sampler()
+    def batch_paths(self, epoch: int, batch: int) -> list[str]:
+        """Return the image files of a training batch of this process; epoch and batch count from 0."""
+        sampler = self._make_sampler()
         sampler.set_epoch(epoch)
         sampler.start = batch
         return self.train_table.path.iloc[next(iter(sampler))].tolist()
 
     def train_dataloader(self) -> ResumableLoader:
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        self._loader = ResumableLoader(self.train_images, self._sampler(), limit)
+        self._loader = ResumableLoader(self.train_images, self._make_sampler(), limit)
         self._loader.load_state_dict(self._resumed)
         self._resumed = {"position": 0}
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
-        place = self._resumed if self._loader is None else self._loader.state_dict()
-        return {**place, "images": self.digest, "batch": self.batch, "processes": _place(self.trainer)[1]}
+        position = self._resumed if self._loader is None else self._loader.state_dict()
+        processes = _rank_and_world_size(self.trainer)[1]
+        return {**position, "images": self.digest, "batch": self.batch, "processes": processes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        processes = _place(self.trainer)[1]
+        processes = _rank_and_world_size(self.trainer)[1]
         if state["position"] and state.get("processes", processes) != processes:
             raise InputError(
-                f"--resume: the run was interrupted within an epoch on {state['processes']} processes, and "
-                f"can go on with as many only, not with {processes}"
+                f"--resume: the run was interrupted within an epoch on {state['processes']} processes and "
+                f"cannot continue on {processes}"
             )
-        # Lightning would tell the loader, but forgets it where the number of steps was asked for before
+        # Lightning would restore the loader, but not if the number of steps was needed before
         self._resumed = {"position": state["position"]}
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        if self.held_out.empty:  # fast_dev_run validates whatever the limits say
+        if self.val_table.empty:  # fast_dev_run validates whatever the limits are
             return []
-        rank, world_size = _place(self.trainer)
-        # as many in each process, which must take the same number of passes: some come twice
-        each = -(-len(self.held_out) // world_size)
-        rows = [(rank + number * world_size) % len(self.held_out) for number in range(each)]
-        batches = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-        return DataLoader(self.held_out_images, batch_size=None, sampler=batches, num_workers=0)
+        rank, world_size = _rank_and_world_size(self.trainer)
+        # the same number on each process, as collective calls need; some images are repeated
+        count = -(-len(self.val_table) // world_size)
+        rows = [(rank + number * world_size) % len(self.val_table) for number in range(count)]
+        batches = [rows[start : start + _VAL_BATCH] for start in range(0, len(rows), _VAL_BATCH)]
+        return DataLoader(self.val_images, batch_size=None, sampler=batches, num_workers=0)
+
+    def _why_not_ranked(self) -> str:
+        """Explain why no validation query has a match, and what helps."""
+        if _can_be_ranked(self.table):
+            return f"none of the {self.val_table.pid.nunique()} validation identities has {_MATCH}; use more"
+        cameras = self.table.camid.dropna().unique()
+        found = f"all images are from camera {cameras[0]}" if len(cameras) == 1 else "no identity has them"
+        return f"validation needs {_MATCH}, but {found}; use 0, or remove the cameras from the table"
+
+
+_MATCH = "images from two cameras, or two images of unknown camera"
 
 
 def _can_be_ranked(table: pd.DataFrame) -> bool:
-    """Whether an identity has two images that a query can find, not known to be of one camera."""
+    """Return whether an identity has two images that are not known to be from the same camera."""
     people = table.groupby("pid").camid
     size, known, cameras = people.size(), people.count(), people.nunique()
     return bool(((cameras >= 2) | ((size >= 2) & (known < size))).any())
 
 
-def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
+def _rank_and_world_size(trainer: pl.Trainer | None) -> tuple[int, int]:
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

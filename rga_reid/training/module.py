@@ -1,10 +1,11 @@
-"""The LightningModule: model, losses, optimizer and schedule. Nothing else in the package trains."""
+"""LightningModule: model, losses, optimizer and schedule."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rga_reid._deprecated import rename_option_arguments
 from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation import LabelledFeatures, evaluate_features
 from rga_reid.inputs import truncate
@@ -24,7 +26,7 @@ from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.embedding import uint8_batch
 from rga_reid.models.resnet import MAX_SIDE, MIN_SIDE, STAGES
 from rga_reid.training.augmentation import Augmentation, step_generator
-from rga_reid.training.callbacks import check_all_finite, find_non_finite
+from rga_reid.training.callbacks import all_finite, save_non_finite
 from rga_reid.training.losses import ReIDLoss
 from rga_reid.training.schedules import Schedule, WarmupStep
 
@@ -32,39 +34,41 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
 def adam(parameters: Iterable[Any]) -> Optimizer:
-    """Adam with the released RGA code's settings: rate 8e-4, coupled weight decay 5e-4."""
+    """Make the optimizer of the released RGA code: Adam, learning rate 8e-4, coupled weight decay 5e-4."""
     return torch.optim.Adam(parameters, lr=8e-4, weight_decay=5e-4)
 
 
 class ReIDModule(pl.LightningModule):
-    """Trains an ``EmbeddingModel`` on batches ``(uint8 images, labels)``.
+    """Train an ``EmbeddingModel`` on batches ``(uint8 images, labels)``.
 
     Args:
-        classes: training identities; taken from the data set.
-        depth: of the ResNet: 18, 34, 50 or 101.
-        attention: after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal, criss_cross, se, cbam; a
-            class path with options; null for none.
-        stages: those that it follows, of 1 to 4.
-        last_stride: of the last stage, 1 or 2: 1 makes its map twice as high and wide.
-        weights: of the ResNet: imagenet (torchvision's, downloaded once), a file, or null for random ones.
+        classes: number of training identities; taken from the data set.
+        depth: depth of the ResNet: 18, 34, 50 or 101.
+        attention: attention module after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal,
+            criss_cross, se, cbam; a class path with options; null for none.
+        stages: stages followed by an attention module, of 1 to 4.
+        last_stride: stride of the last stage, 1 or 2; 1 doubles the height and width of its map.
+        weights: initial weights of the ResNet: imagenet (torchvision, downloaded once), a file, or null for
+            random ones.
         size: height and width of the images, in pixels.
-        stripes: embed this many horizontal parts too; 0 for none. See ``build_model`` for all of these.
-        loss: label smoothing and triplet margin.
-        augmentation: drawn per image, on the device.
-        optimizer: class path and options; Adam as in the released RGA code by default.
-        schedule: of the learning rate.
-        input_sizes: rows (epoch, H, W): train on images of this size from this epoch on, the last row at
-            ``size``; smaller ones first save time. Validation is always at ``size``.
-        checkpointing: compute the activations of a stage again in the backward pass: the same gradients, less
-            memory, more time.
-        compile: let torch.compile make kernels for the model; the first steps take minutes.
-        channels_last: keep weights as (n, H, W, C) in memory, which images follow: faster convolutions.
-        seed: of the augmentation; taken from ``--seed``.
+        stripes: number of horizontal stripes that are embedded in addition to the whole image.
+        loss: loss function.
+        augmentation: augmentation, drawn per image on the device.
+        optimizer: class path and options; by default Adam as in the released RGA code.
+        schedule: schedule of the learning rate.
+        resolution_schedule: rows (epoch, H, W): train on images of this size from this epoch on. The last row
+            has the model's ``size``; smaller images first save time. Validation always uses ``size``.
+        checkpointing: recompute activations in the backward pass: same gradients, less memory, more time.
+        compile: compile the model with torch.compile; the first steps take minutes.
+        channels_last: keep weights and activations in channels-last memory format, which is faster.
+        seed: random seed of augmentation and dropout; taken from ``--seed``.
 
     Raises:
-        InputError: sizes that do not end in the model's; an optimizer that cannot be made.
+        InputError: a ``resolution_schedule`` that does not end with ``size``; an optimizer that cannot be
+            made.
     """
 
+    @rename_option_arguments("model")
     def __init__(
         self,
         classes: int = 0,
@@ -79,26 +83,23 @@ class ReIDModule(pl.LightningModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         optimizer: OptimizerFactory = adam,
         schedule: Schedule = WarmupStep(),  # noqa: B008 (frozen)
-        input_sizes: Sequence[tuple[int, int, int]] = (),
+        resolution_schedule: Sequence[tuple[int, int, int]] = (),
         checkpointing: bool = False,
         compile: bool = False,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # Gradients through many sigmoids fall below 1e-38, where a CPU is several times slower. Threads take
-        # this setting over from the one that starts them, so it stands before the first parallel work.
-        torch.set_flush_denormal(True)
         height, width = size
-        for epoch, *sides in input_sizes:
+        for epoch, *sides in resolution_schedule:
             if epoch < 0 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
                 raise InputError(
-                    f"input_sizes: expected epochs from 0, and sides of {MIN_SIDE} to {MAX_SIDE} pixels, got "
-                    f"{short_repr((epoch, *sides))}"
+                    f"resolution_schedule: expected epochs from 0, and sides of {MIN_SIDE} to {MAX_SIDE} "
+                    f"pixels, got {short_repr((epoch, *sides))}"
                 )
-        self.input_sizes = {0: (height, width), **{epoch: (h, w) for epoch, h, w in input_sizes}}
-        if self.input_sizes[max(self.input_sizes)] != (height, width):
-            raise InputError(f"input_sizes: the last one must be the model's size {height}x{width}")
+        self.resolutions = {0: (height, width), **{epoch: (h, w) for epoch, h, w in resolution_schedule}}
+        if self.resolutions[max(self.resolutions)] != (height, width):
+            raise InputError(f"resolution_schedule: must end with the model's size {height}x{width}")
         self.model = build_model(
             classes=classes,
             depth=depth,
@@ -119,23 +120,23 @@ class ReIDModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self._validation: list[tuple[Tensor, Tensor]] = []
         self._last: tuple[tuple[Tensor, Tensor], int] | None = None  # batch and its number
-        self._make_optimizer()  # a wrong option is told before anything is trained
+        self._make_optimizer()  # raises for wrong options before training
 
     def _make_optimizer(self) -> Optimizer:
         try:
             return self.optimizer([p for p in self.model.parameters() if p.requires_grad])
-        except Exception as error:  # one of the recipe's choice may fail in any way
+        except Exception as error:  # any class may be given
             raise InputError(f"optimizer: {truncate(error)}") from None
 
     def configure_optimizers(self) -> Any:
         optimizer, trainer = self._make_optimizer(), self.trainer
         steps = self._steps_per_epoch()
         if not math.isfinite(trainer.estimated_stepping_batches):
-            raise InputError("trainer: the schedule needs the run's length: give max_epochs or max_steps")
+            raise InputError("trainer: the schedule needs the length of the run: set max_epochs or max_steps")
         epochs = self._epochs()
         if _unscales(optimizer) and _scaler(trainer) is not None and trainer.gradient_clip_val:
             raise InputError(
-                "optimizer: a fused one cannot clip gradients in float16; give fused: false, precision "
+                "optimizer: a fused optimizer cannot clip gradients in float16; use fused: false, precision "
                 "bf16-mixed or no gradient_clip_val"
             )
 
@@ -149,15 +150,15 @@ class ReIDModule(pl.LightningModule):
 
     def _steps_per_epoch(self) -> int:
         try:
-            self.trainer.fit_loop.setup_data()  # which tells the number of batches; done once
+            self.trainer.fit_loop.setup_data()  # sets the number of batches; done once
         except InputError:
             raise
-        except ValueError as error:  # Lightning's, about options that do not go with that number
+        except ValueError as error:  # Lightning's, about options that do not fit the number of batches
             raise InputError(f"trainer: {truncate(error)}") from None
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def _epochs(self) -> float:
-        """The length of the training, however it is given; it may end within an epoch."""
+        """Return the length of the training in epochs, which may end within an epoch."""
         return self.trainer.estimated_stepping_batches / self._steps_per_epoch()
 
     def configure_gradient_clipping(
@@ -166,10 +167,10 @@ class ReIDModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients; for fused optimizers too, unless they are scaled.
+        """Clip gradients, also for fused optimizers if gradients are not scaled.
 
-        Lightning refuses that in every mixed precision, since a fused optimizer takes the scale out of the
-        gradients in its own step, after clipping; but only float16 has a scale.
+        Lightning refuses fused optimizers in every mixed precision, because they unscale gradients in their
+        step, after clipping. But only float16 scales gradients.
         """
         plugin = self.trainer.precision_plugin
         if _unscales(optimizer) and _scaler(self.trainer) is None:
@@ -183,33 +184,32 @@ class ReIDModule(pl.LightningModule):
         self.model.backbone.set_input_size(self.input_size)
 
     def on_fit_start(self) -> None:
-        epochs, first = self._epochs(), max(self.input_sizes)
-        tried = getattr(self.trainer, "fast_dev_run", False)  # of one step: it goes nowhere
-        if epochs <= first and self.trainer.is_global_zero and not tried:
+        epochs, first = self._epochs(), max(self.resolutions)
+        trial = getattr(self.trainer, "fast_dev_run", False)
+        if epochs <= first and self.trainer.is_global_zero and not trial:
             height, width = self.model.size
             print(
-                f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin "
-                f"with epoch {first}, counted from 0: give model.input_sizes that go with its length",
+                f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin with "
+                f"epoch {first}, counted from 0: adapt model.resolution_schedule",
                 file=sys.stderr,
             )
 
     def on_fit_end(self) -> None:
-        self._set_input_size(self.model.size)  # the model is whole, whenever the training ends
+        self._set_input_size(self.model.size)  # the training may end during smaller images
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
-        # here, not at an epoch's start: a resumed epoch has none, and validation may come in its middle
-        self._set_input_size(self.input_sizes[max(e for e in self.input_sizes if e <= self.current_epoch)])
-        # not the optimizer's step: batches whose gradients are accumulated differ too
+        # not at the start of an epoch: a resumed epoch has none, and validation may interrupt it
+        self._set_input_size(self.resolutions[max(e for e in self.resolutions if e <= self.current_epoch)])
+        # not from the optimizer's step, which is the same for accumulated batches
         generator = step_generator(self.seed, self.current_epoch, batch_index, self.global_rank)
         model = self.model
         x = self.augmentation(images, self.input_size, model.mean, model.std, generator)
-        # what a model draws itself (dropout) hangs on the step alone, too
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        losses = self.loss(model(x), labels)
+        with _fork_rng(int(torch.randint(2**62, (), generator=generator)), x.device):  # dropout
+            losses = self.loss(model(x), labels)
         self._last = batch, batch_index
         if not torch.isfinite(losses["loss"]):
-            raise find_non_finite(f"the loss is {losses['loss'].item()}", self.trainer, *self._last, losses)
+            raise save_non_finite(f"the loss is {losses['loss'].item()}", self.trainer, *self._last, losses)
         self.log_dict(losses, prog_bar=True, batch_size=len(images))
         return losses["loss"]
 
@@ -223,8 +223,8 @@ class ReIDModule(pl.LightningModule):
         self._validation.append((features.float().cpu(), rows.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Rank the held-out identities: each (identity, camera) asks once, against all the others."""
-        table = self.trainer.datamodule.held_out  # type: ignore[attr-defined]
+        """Rank the validation images, with one query for each camera of each identity."""
+        table = self.trainer.datamodule.val_table  # type: ignore[attr-defined]
         features = torch.cat([features for features, _ in self._validation])
         rows = torch.cat([rows for _, rows in self._validation])
         self._validation = []
@@ -234,31 +234,42 @@ class ReIDModule(pl.LightningModule):
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
         if self.trainer.sanity_checking:
             return
-        if self._last is not None and not check_all_finite([features]):
-            raise find_non_finite("features of held-out images are not finite", self.trainer, *self._last)
-        seen, first = np.unique(rows.numpy(), return_index=True)  # fewer than all, if validation was limited
+        if self._last is not None and not all_finite([features]):
+            raise save_non_finite("features of validation images are not finite", self.trainer, *self._last)
+        seen, first = np.unique(rows.numpy(), return_index=True)  # not all, with limit_val_batches
         table, ranked = table.iloc[seen], features.numpy()[first]
-        asks = (~table.duplicated(["pid", "camid"])).to_numpy()
-        query = LabelledFeatures.from_table(ranked[asks], table[asks], name="query")
+        is_query = (~table.duplicated(["pid", "camid"])).to_numpy()
+        query = LabelledFeatures.from_table(ranked[is_query], table[is_query], name="query")
         result = evaluate_features(query, LabelledFeatures.from_table(ranked, table, name="gallery"))
         self.log_dict(
             {"val_mAP": result.mAP, "val_rank1": result.rank(1)}, prog_bar=True, sync_dist=False, batch_size=1
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # a finite loss may have led to a step that broke the weights: the checkpoint before is the better one
-        if self._last is not None and not check_all_finite(self.parameters()):
-            raise find_non_finite("weights are not finite after a step", self.trainer, *self._last)
+        # a step may break the weights though its loss is finite: keep the previous checkpoint
+        if self._last is not None and not all_finite(self.parameters()):
+            raise save_non_finite("weights are not finite after a step", self.trainer, *self._last)
         checkpoint[CONFIG_KEY] = self.model.config
         data = getattr(self.trainer, "datamodule", None)
-        checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # one's own data may tell nothing
+        checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # not in a user's data module
+
+
+@contextmanager
+def _fork_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the random generators of CPU and device inside the block, and restore them after it."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def _scaler(trainer: pl.Trainer) -> Any:
-    """What scales the loss, in float16; None elsewhere."""
+    """Return the loss scaler of float16; None for other precisions."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _unscales(optimizer: Optimizer) -> bool:
-    """Whether its step divides gradients by the scale itself, as fused ones do; Lightning looks there."""
+    """Return whether the optimizer's step unscales gradients itself, as fused ones do."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor on the optimizer's rate at a point in time, counted in epochs."""
+"""Learning-rate schedules: factors on the rate of the optimizer as functions of the epoch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from rga_reid.errors import InputError
 
 
 class Schedule(ABC):
-    """A function of time; it keeps no state, so a resumed run needs none."""
+    """Learning-rate schedule without state, so that resuming needs none."""
 
     @abstractmethod
     def factor(self, epoch: float, epochs: float) -> float:
-        """What the learning rate is multiplied by.
+        """Return the factor on the learning rate.
 
         Args:
-            epoch: epochs passed, with a fraction: 2.5 is the middle of the third epoch.
-            epochs: epochs in the whole run, with a fraction if it is so many steps long.
+            epoch: epochs passed: 2.5 is the middle of the third epoch.
+            epochs: length of the run in epochs; a fraction if the run is limited by ``max_steps``.
         """
 
 
 @dataclass(frozen=True)
 class WarmupStep(Schedule):
-    """Linear warm-up, then a factor ``gamma`` at each milestone, once an epoch (the released RGA code).
+    """Linear warm-up, then steps at milestones, constant within an epoch (as in the released RGA code).
 
     Args:
-        warmup_epochs: epochs of the rise from ``start`` to 1.
-        start: factor of epoch 0.
-        milestones: epochs at which the rate falls.
-        gamma: what the rate is multiplied by at each milestone.
+        warmup_epochs: epochs from the factor ``start`` to 1.
+        start: factor in epoch 0.
+        milestones: epochs at which the rate is multiplied by ``gamma``, in increasing order.
+        gamma: factor at each milestone.
 
     Raises:
-        InputError: numbers that are not finite; milestones that do not rise.
+        InputError: numbers that are not finite, or milestones that are not in order.
     """
 
     warmup_epochs: int = 20
@@ -45,7 +45,7 @@ class WarmupStep(Schedule):
         if not all(math.isfinite(value) for value in (self.warmup_epochs, self.start, self.gamma)):
             raise InputError(f"schedule: expected finite numbers, got {self}")
         if list(self.milestones) != sorted(self.milestones):
-            raise InputError(f"milestones: expected a rising list of epochs, got {list(self.milestones)}")
+            raise InputError(f"milestones: expected epochs in increasing order, got {list(self.milestones)}")
 
     def factor(self, epoch: float, epochs: float) -> float:
         whole = math.floor(epoch)
@@ -56,15 +56,15 @@ class WarmupStep(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Cosine rise, then cosine fall, every step (Smith and Topin, arXiv 1708.07120).
+    """Cosine rise, then cosine fall, changed at every step (Smith and Topin, arXiv 1708.07120).
 
     Args:
-        rise: share of the run in which the rate rises.
-        start: factor of the first step.
+        rise: fraction of the run in which the rate rises.
+        start: factor at the first step.
         end: factor after the last step.
 
     Raises:
-        InputError: ``rise`` is not between 0 and 1; numbers that are not finite.
+        InputError: ``rise`` is not between 0 and 1, or numbers are not finite.
     """
 
     rise: float = 0.15
@@ -75,7 +75,7 @@ class OneCycle(Schedule):
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise InputError(f"schedule: expected finite numbers, got {self}")
         if not 0 < self.rise < 1:
-            raise InputError(f"rise: expected a share between 0 and 1, got {self.rise}")
+            raise InputError(f"rise: expected a fraction between 0 and 1, got {self.rise}")
 
     def factor(self, epoch: float, epochs: float) -> float:
         passed = min(epoch / epochs, 1.0)

@@ -1,11 +1,10 @@
-"""A session of an ablation whose runs are small scripts instead of trainings.
+"""An ablation whose runs are small scripts instead of trainings.
 
     python session.py OUT [RUNS]
 
-Each run counts to five in its folder from where it was: that is its training. At the number in the file
-``stop`` of its variant's folder it waits until that file is gone. A variant named ``bad`` fails at two, one
-named ``dies`` is killed there, one named ``odd`` fails with words like the log's own. RUNS are such as
-``a:0,b:1``.
+Each run counts to five in its folder, from where it was interrupted. At the number in the file ``stop`` of its
+variant's folder it waits until that file is removed. A variant named ``bad`` fails at two, ``dies`` is killed
+there, and ``odd`` fails with text like the log's headings. RUNS are such as ``a:0,b:1``.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ folder = pathlib.Path(sys.argv[1])
 """
 
 
-class Counting(Run):
+class CountingRun(Run):
     def commands(self) -> list[tuple[str, list[str]]]:
         words = [sys.executable, "-c"]
         trained = (self.folder / TRAINED).is_file()
@@ -56,7 +55,7 @@ def runs(out: Path, names: str = "a:0,b:0,a:1", recipe: dict[str, object] | None
     data = DataSource("nowhere", "market1501", "0")
     pairs = [name.split(":") for name in names.split(",")]
     return [
-        Counting(name, int(seed), recipe or {"trainer": {}}, data, False, out / name / f"seed-{seed}")
+        CountingRun(name, int(seed), recipe or {"trainer": {}}, data, False, out / name / f"seed-{seed}")
         for name, seed in pairs
     ]
 
@@ -64,16 +63,16 @@ def runs(out: Path, names: str = "a:0,b:0,a:1", recipe: dict[str, object] | None
 def session(
     out: Path,
     names: str = "a:0,b:0,a:1",
-    tell: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[Progress], None] = lambda progress: None,
     **options: object,
 ) -> tuple[Outcome, list[Progress]]:
-    told: list[Progress] = []
+    seen: list[Progress] = []
 
-    def hear(progress: Progress) -> None:
-        told.append(progress)
-        tell(progress)
+    def watch(progress: Progress) -> None:
+        seen.append(progress)
+        report(progress)
 
-    return make_runs(runs(out, names), tell=hear, **options), told  # type: ignore[arg-type]
+    return make_runs(runs(out, names), report=watch, **options), seen  # type: ignore[arg-type]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The demo's story, told with a small data set and an untrained model."""
+"""The demo with a small data set."""
 
 from __future__ import annotations
 
@@ -32,33 +32,31 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "starts"), [(12, [0, 9]), (24, [0, 18]), (3, [0, 2]), (1, [0, 0])])
-def test_fewer_epochs_end_on_images_of_full_size_too(
+def test_shorter_demo_ends_with_full_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, starts: list[int]
 ) -> None:
-    settings = []
+    seen = []
 
     def stop(options: Namespace) -> None:
-        settings.append(options)
+        seen.append(options)
         raise InputError("seen")
 
-    monkeypatch.setattr(demo, "draw", lambda root, seed: None)
+    monkeypatch.setattr(demo, "make_data", lambda root, seed: None)
     monkeypatch.setattr(train, "fit_recipe", stop)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--epochs", str(epochs)]) == 2
-    (asked,) = settings
-    assert asked.trainer.max_epochs == epochs
-    sizes = [list(size) for size in asked.model.input_sizes]
+    (settings,) = seen
+    assert settings.trainer.max_epochs == epochs
+    sizes = [list(size) for size in settings.model.resolution_schedule]
     assert sizes == [[starts[0], 64, 32], [starts[1], 96, 48]]
     assert max(starts) < epochs
 
 
 @pytest.mark.usefixtures("small")
-def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
-        "base: demo\nmodel: {size: [64, 32], input_sizes: []}\n"
+        "base: demo\nmodel: {size: [32, 32], stages: [3, 4], resolution_schedule: []}\n"
         "data: {identities_per_batch: 2, images_per_identity: 2}\n"
     )
     assert main(["demo", "--out", str(out), "--config", str(recipe), "--epochs", "1"]) == 0
@@ -68,7 +66,7 @@ def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"colour histogram", "model"}
     assert metrics["model"]["valid_queries"] == 6
-    assert len(Gallery.open(out / "gallery")) == metrics["model"]["gallery"] + 2  # and the junk
+    assert len(Gallery.open(out / "gallery")) == metrics["model"]["gallery"] + 2  # with the junk image
     page = (out / "query.html").read_text(encoding="utf-8")
     assert page.count("<img") >= 3 * 2
     assert "correct" in page
@@ -83,42 +81,29 @@ def test_demo_trains_tests_and_leaves_a_gallery_and_a_page(
     assert "rga, untrained" in explained
 
 
-def test_demo_folder_that_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine.txt").write_text("keep")
-    assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "mine.txt").read_text() == "keep"
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seed", "-1"], "--seed: expected a whole number from 0 to 4294967295, got -1"),
-        (["--epochs", "0"], "--epochs: expected a whole number of at least 1, got 0"),
+        (["--seed", "-1"], "--seed"),
+        (["--epochs", "0"], "--epochs"),
         (["--config", "dmeo"], "did you mean demo?"),
+        ([], "was not made by a demo"),
     ],
 )
-def test_a_demo_is_not_removed_for_wrong_options(
+def test_refused_demo_removes_nothing(
     tmp_path: Path, refused: Callable[..., str], words: list[str], message: str
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "metrics.json").write_text("{}")
+    assert "--overwrite" in refused("demo", "--out", str(tmp_path), *words)
     assert message in refused("demo", "--out", str(tmp_path), "--overwrite", *words)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "metrics.json"}
 
 
-def test_overwriting_a_demo_keeps_what_is_not_its_own(tmp_path: Path) -> None:
-    command._clear(tmp_path / "new")
+def test_overwritten_demo_keeps_other_files(tmp_path: Path) -> None:
+    command.clear(tmp_path / "new")
     (tmp_path / "new" / "mine.txt").write_text("keep")
     for name in ("data", "report"):
         (tmp_path / "new" / name).mkdir()
-    command._clear(tmp_path / "new")
+    command.clear(tmp_path / "new")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"mine.txt", command.MARKER}
-
-
-def test_folders_that_no_demo_made_are_left_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.txt").write_text("keep")
-    assert "was not made by a demo" in refused("demo", "--out", str(tmp_path), "--overwrite")
-    assert (tmp_path / "data" / "mine.txt").read_text() == "keep"
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -29,7 +29,7 @@ from tests.states import assert_equal, numbers_of
 ROOT = Path(__file__).parents[2]
 RECIPE: dict[str, Any] = {
     "model": {"depth": 18, "attention": "rga", "weights": None, "size": [64, 32]},
-    "data": {"identities_per_batch": 2, "images_per_identity": 2, "held_out": 0.25},
+    "data": {"identities_per_batch": 2, "images_per_identity": 2, "val_fraction": 0.25},
     "trainer": {
         "accelerator": "cpu",
         "max_epochs": 1,

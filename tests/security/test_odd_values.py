@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from rga_reid.errors import InputError
-from rga_reid.experiments.ablation_worker import read_seconds
+from rga_reid.experiments.ablation_worker import read_training_seconds
 from rga_reid.gallery import Gallery
 from rga_reid.models.checkpoints import CONFIG_KEY
 from tests.fuzz.harness import run
@@ -70,7 +70,7 @@ def test_options(material: Material, words: list[str], told: str) -> None:
         ("model.attention", "\x1b[2J"),
         ("model.loss.margin", NAN),
         ("model.augmentation.crop_scale", 1e9),
-        ("model.input_sizes", [[0, HUGE, 32]]),
+        ("model.resolution_schedule", [[0, HUGE, 32]]),
         ("model.optimizer", {"class_path": "rga_reid.errors.short_repr"}),
         ("data.identities_per_batch", -1),
         ("trainer.max_epochs", LONG),
@@ -143,17 +143,17 @@ def test_calibrations(material: Material, tmp_path: Path, value: Any) -> None:
 
 def test_time_of_a_training() -> None:
     def told(value: Any) -> float | None:
-        return read_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}})
+        return read_training_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}})
 
     assert told(2) == 2
     assert all(told(value) is None for value in (10**400, "soon", None, []))
-    assert read_seconds({"callbacks": {"Timer": [10**400]}}) is None
+    assert read_training_seconds({"callbacks": {"Timer": [10**400]}}) is None
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), -1.0, torch.zeros(3), True])
 def test_time_of_a_training_that_is_no_number(value: Any) -> None:
-    assert read_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}}) is None
-    assert read_seconds({"callbacks": {"Timer": torch.zeros(3)}}) is None
+    assert read_training_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": value}}}}) is None
+    assert read_training_seconds({"callbacks": {"Timer": torch.zeros(3)}}) is None
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "a\udfff"])

@@ -20,7 +20,7 @@ from rga_reid.data import load_card, read_table
 from rga_reid.data.cache import FOLDER, cached_images
 from rga_reid.data.cuhk03 import unpack
 from rga_reid.errors import InputError
-from rga_reid.experiments.ablation import _environment, lock_run, program
+from rga_reid.experiments.ablation import _environment, lock_run, python_module
 from rga_reid.inference.feature_files import read_features
 from rga_reid.resources import find_resource
 from tests.folders import files_below
@@ -195,7 +195,7 @@ def test_runs_of_an_ablation_import_nothing_from_where_they_are_started(tmp_path
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "."):
         done = subprocess.run(
-            program("rga_reid.commands", ["--version"]),
+            python_module("rga_reid.commands", ["--version"]),
             cwd=tmp_path / folder,
             env=_environment(0, 1, []),
             capture_output=True,

@@ -1,6 +1,6 @@
-"""Which operations of a training step have no order of their own on CUDA: what docs/reproducibility.md names.
+"""Operations of a training step that are not deterministic on CUDA, which docs/reproducibility.md lists.
 
-The list is that of ``torch.use_deterministic_algorithms``. There need be no GPU: the operations are recorded.
+The list is that of ``torch.use_deterministic_algorithms``. No GPU is needed, as the operations are recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SWITCHES = {  # to another algorithm
 
 
 class Recorder(TorchDispatchMode):
-    """Collects the names of all operations, of the backward pass too."""
+    """Collect the names of all operations, including those of the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class Recorder(TorchDispatchMode):
 
 
 def operations(attention: str | None, **options: Any) -> set[str]:
-    """Of a training step: augmentation, model, losses, gradients, optimizer."""
+    """Return the operations of a training step: augmentation, model, losses, gradients, optimizer."""
     torch.manual_seed(0)
     module = ReIDModule(3, depth=18, attention=attention, weights=None, size=(64, 32), **options)
     images = torch.randint(0, 256, (6, 3, 80, 40), dtype=torch.uint8)
     optimizer = module.optimizer([p for p in module.parameters() if p.requires_grad])
     with Recorder() as recorder:
-        model, size = module.model, module.input_sizes[0]
+        model, size = module.model, module.resolutions[0]
         model.backbone.set_input_size(size)
         x = module.augmentation(images, size, model.mean, model.std, torch.Generator().manual_seed(0))
         losses = module.loss(model(x), torch.arange(6) // 2)
@@ -63,9 +63,9 @@ def operations(attention: str | None, **options: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("attention", [None, *ATTENTION_MODULES])
-def test_what_a_training_step_does(attention: str | None) -> None:
+def test_operations_of_a_training_step(attention: str | None) -> None:
     names = operations(attention)
-    assert {"convolution_backward", "bmm", "addcdiv_"} <= names  # all was recorded
+    assert {"convolution_backward", "bmm", "addcdiv_"} <= names
     assert names & RAISES == set()
     found = names & SWITCHES
     text = DOCUMENT.read_text(encoding="utf-8")
@@ -75,8 +75,8 @@ def test_what_a_training_step_does(attention: str | None) -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTION_MODULES)
-def test_who_takes_the_fused_kernel(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU only, so that a record of a step on a CPU does not tell."""
+def test_modules_with_the_fused_attention_kernel(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is used on GPUs only, so that a record of a step on a CPU does not show it."""
     fused, taken = torch.nn.functional.scaled_dot_product_attention, []
 
     def noted(*args: Any, **options: Any) -> torch.Tensor:
@@ -84,15 +84,15 @@ def test_who_takes_the_fused_kernel(attention: str, monkeypatch: pytest.MonkeyPa
         return fused(*args, **options)
 
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", noted)
-    with torch.device("meta"):  # no CPU, and no GPU either
+    with torch.device("meta"):  # not a CPU
         ATTENTION_MODULES[attention](64, (16, 8))(torch.empty(2, 64, 16, 8))
     lines = DOCUMENT.read_text(encoding="utf-8").split("\n")
     (row,) = (line for line in lines if line.startswith("| gradient of `scaled_dot_product_attention`"))
     assert (f"`{attention}`" in row) == bool(taken)
 
 
-def test_rga_at_another_size_than_its_own() -> None:
-    """Its weights over positions are interpolated, whose gradient adds up in any order."""
-    names = operations("rga", input_sizes=[(0, 48, 32), (3, 64, 32)])
+def test_rga_at_another_size() -> None:
+    """Its weights over positions are interpolated, with a gradient that is not deterministic."""
+    names = operations("rga", resolution_schedule=[(0, 48, 32), (3, 64, 32)])
     assert names & RAISES == {"_upsample_bilinear2d_aa_backward"}
     assert "`_upsample_bilinear2d_aa_backward`" in DOCUMENT.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Losses against numbers of the released code."""
+"""Losses against values of the released code, and against their definitions in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE = json.loads((Path(__file__).parent.parent / "fixtures" / "training.js
 
 
 def naive_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float | None) -> float:
-    """Loop over anchors in float64."""
+    """Compute the loss with a loop over anchors in float64."""
     losses = []
     for i, anchor in enumerate(features.double()):
         distances = [
@@ -51,7 +51,7 @@ def test_triplet_is_the_released_one() -> None:
 def test_cross_entropy_is_the_released_one() -> None:
     given = REFERENCE["cross_entropy_label_smoothing"]
     logits, labels = torch.tensor(given["logits"]), torch.tensor(given["targets"])
-    # distinct features of distinct labels far apart: the triplet part is 0
+    # features of different labels are far apart, so the triplet loss is 0
     features = 1000.0 * torch.nn.functional.one_hot(labels, int(labels.max()) + 1).float()
     losses = ReIDLoss(given["epsilon"])(TrainingOutput(features, features, logits), labels)
     assert float(losses["cross_entropy"]) == pytest.approx(given["loss"], rel=1e-5)
@@ -71,22 +71,22 @@ def test_cross_entropy_is_the_mean_over_the_parts() -> None:
     assert float(found["triplet"]) == float(each[0]["triplet"])
 
 
-@pytest.mark.parametrize("triplets", ["pooled", "embedded"])
-def test_the_loss_is_the_sum_of_both_and_both_have_gradients(triplets: Literal["pooled", "embedded"]) -> None:
+@pytest.mark.parametrize("triplets", ["pre_neck", "post_neck"])
+def test_sum_and_gradients(triplets: Literal["pre_neck", "post_neck"]) -> None:
     generator = torch.Generator().manual_seed(3)
-    logits, features, embedded = (
+    logits, pre_neck, post_neck = (
         torch.randn(8, n, generator=generator, requires_grad=True) for n in (6, 12, 12)
     )
     labels = torch.arange(4).repeat_interleave(2)
-    losses = ReIDLoss(0.1, triplets=triplets)(TrainingOutput(features, embedded, logits), labels)
-    compared = embedded.double() / embedded.double().norm(dim=1, keepdim=True)
-    compared = features if triplets == "pooled" else compared
+    losses = ReIDLoss(0.1, triplets=triplets)(TrainingOutput(pre_neck, post_neck, logits), labels)
+    compared = post_neck.double() / post_neck.double().norm(dim=1, keepdim=True)
+    compared = pre_neck if triplets == "pre_neck" else compared
     smooth = 0.9 * torch.nn.functional.one_hot(labels, 6) + 0.1 / 6
     cross_entropy = -(smooth * logits.double().log_softmax(dim=1)).sum(dim=1).mean()
     expected = float(cross_entropy) + naive_triplet(compared.detach(), labels, 0.3)
     assert float(losses["loss"]) == pytest.approx(expected, rel=1e-5)
     losses["loss"].backward()
-    given, other = (features, embedded) if triplets == "pooled" else (embedded, features)
+    given, other = (pre_neck, post_neck) if triplets == "pre_neck" else (post_neck, pre_neck)
     assert logits.grad is not None
     assert given.grad is not None
     assert given.grad.abs().max() > 1e-3
@@ -95,11 +95,9 @@ def test_the_loss_is_the_sum_of_both_and_both_have_gradients(triplets: Literal["
 
 def test_losses_are_computed_in_float32_under_autocast() -> None:
     generator = torch.Generator().manual_seed(4)
-    given = [
-        torch.randn(8, n, generator=generator).bfloat16() for n in (4, 4, 3)
-    ]  # as a network gives them there
+    given = [torch.randn(8, n, generator=generator).bfloat16() for n in (4, 4, 3)]
     labels = torch.arange(4).repeat_interleave(2) % 3
-    for loss in (ReIDLoss(), ReIDLoss(triplets="embedded")):
+    for loss in (ReIDLoss(), ReIDLoss(triplets="post_neck")):
         expected = loss.double()(TrainingOutput(*(value.double() for value in given)), labels)["loss"]
         with torch.autocast("cpu", torch.bfloat16):
             found = loss.float()(TrainingOutput(*given), labels)["loss"]
@@ -107,18 +105,19 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("margin", [0.3, None])
-def test_triplets_of_embedded_features_go_by_direction(margin: float | None) -> None:
+def test_post_neck_features_are_normalised() -> None:
     generator = torch.Generator().manual_seed(2)
-    pooled, embedded = torch.randn(2, 12, 5, generator=generator)
+    pre_neck, post_neck = torch.randn(2, 12, 5, generator=generator)
     labels = torch.arange(4).repeat_interleave(3)
-    unit = embedded.double() / embedded.double().norm(dim=1, keepdim=True)
-    for length in (0.01, 1.0, 100.0):
-        output = TrainingOutput(pooled, length * embedded, torch.zeros(12, 4))
-        loss = ReIDLoss(margin=margin, triplets="embedded")(output, labels)["triplet"]
-        assert float(loss) == pytest.approx(naive_triplet(unit, labels, margin), rel=1e-4)
+    unit = post_neck.double() / post_neck.double().norm(dim=1, keepdim=True)
+    for length in (0.01, 100.0):
+        output = TrainingOutput(pre_neck, length * post_neck, torch.zeros(12, 4))
+        loss = ReIDLoss(margin=None, triplets="post_neck")(output, labels)["triplet"]
+        assert float(loss) == pytest.approx(naive_triplet(unit, labels, None), rel=1e-4)
 
 
-def test_unknown_triplets_are_refused() -> None:
-    with pytest.raises(InputError, match="triplets: expected pooled or embedded, got 'both'"):
+def test_triplets_option() -> None:
+    with pytest.raises(InputError, match="triplets"):
         ReIDLoss(triplets="both")  # type: ignore[arg-type]
+    with pytest.warns(FutureWarning, match="post_neck"):
+        assert ReIDLoss(triplets="embedded").triplets == "post_neck"  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Two processes against one: the same metrics of held-out identities, the same images in a step."""
+"""Training in two processes: same validation metrics as in one, same images in a step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Metrics(pl.Callback):
-    """Keeps what was logged, and the labels of each training step; holds the running statistics still."""
+    """Keep logged values and the labels of each training step; freeze the running statistics."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -51,14 +51,14 @@ class Metrics(pl.Callback):
 
 
 def still(parameters: Any) -> torch.optim.Optimizer:
-    """Learns nothing: all processes rank with the weights that the seed drew."""
+    """Return an optimizer that does not change the initial weights."""
     return torch.optim.SGD(parameters, lr=0.0)
 
 
 def train(root: Path, out: Path, identities: int, trainer: dict[str, Any]) -> Metrics:
     torch.manual_seed(0)
     batch = {"identities_per_batch": identities, "images_per_identity": 2}
-    data = ReIDData(str(root), size=(64, 32), held_out=0.5, **batch)
+    data = ReIDData(str(root), size=(64, 32), val_fraction=0.5, **batch)
     model = {"depth": 18, "attention": None, "weights": None, "size": (64, 32)}
     metrics = Metrics()
     settings = {**SETTINGS, **trainer, "callbacks": [metrics]}
@@ -69,18 +69,17 @@ def train(root: Path, out: Path, identities: int, trainer: dict[str, Any]) -> Me
 def one_of_two(rank: int, port: int, root: str, out: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    os.environ |= {"LOCAL_RANK": str(rank)}  # as Lightning sets it before a process begins
+    os.environ |= {"LOCAL_RANK": str(rank)}  # as Lightning does
     rank_zero_only.rank = rank
     strategy = DDPStrategy(process_group_backend="gloo")
     metrics = train(Path(root), Path(out) / "two", 2, {"devices": 2, "strategy": strategy})
     torch.save({"values": metrics.values, "steps": metrics.steps}, Path(out) / f"rank{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_measures(tiny_market: Path, tmp_path: Path) -> None:
-    tiny_market = shutil.copytree(
-        tiny_market, tmp_path / "market"
-    )  # processes share decoded images in a file
-    """Four training identities, 2 x 2 on each process; four held out, 24 images, half on each process."""
+    """Four identities are trained, 2 x 2 on each process; 24 images of four others are ranked."""
+    tiny_market = shutil.copytree(tiny_market, tmp_path / "market")  # decoded images are kept there
     multiprocessing.spawn(one_of_two, (free_port(), str(tiny_market), str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     one = train(tiny_market, tmp_path / "one", 4, {"devices": 1})
@@ -95,7 +94,7 @@ def test_two_processes_measure_what_one_measures(tiny_market: Path, tmp_path: Pa
 
 
 def test_statistics_of_rga_follow_synchronised_batch_norm() -> None:
-    """Lightning's sync_batchnorm exchanges the modules; RGA's fast path must go through them."""
+    """Lightning's sync_batchnorm replaces modules, which the fast path of RGA must use."""
     torch.manual_seed(0)
     plain = RGA(16, (8, 4)).train()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(RGA(16, (8, 4)))
@@ -112,11 +111,12 @@ def test_statistics_of_rga_follow_synchronised_batch_norm() -> None:
     assert torch.allclose(converted.eval()(x), plain.eval()(x), atol=1e-5)
 
 
-def test_the_command_trains_in_two_processes(tiny_market: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_command_in_two_processes(tiny_market: Path, tmp_path: Path) -> None:
     root, out = shutil.copytree(tiny_market, tmp_path / "market"), tmp_path / "run"
     recipe = {
         "model": {"depth": 18, "attention": None, "weights": None, "size": [64, 32]},
-        "data": {"identities_per_batch": 2, "images_per_identity": 2, "held_out": 0.25},
+        "data": {"identities_per_batch": 2, "images_per_identity": 2, "val_fraction": 0.25},
         "trainer": {**SETTINGS, "max_epochs": 2, "devices": 2, "strategy": "ddp"},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,44 +13,42 @@ from rga_reid.training import IdentitySampler
 
 COUNTS = {3: 1, 5: 2, 7: 4, 8: 9, 9: 17, 11: 40, 12: 6, 20: 5}
 PIDS = np.array([pid for pid, count in COUNTS.items() for _ in range(count)])
+Epoch = Literal["identities", "images"]
 
 
-def groups(batch: list[int], images: int) -> list[list[int]]:
+def split_groups(batch: list[int], images: int) -> list[list[int]]:
     return [batch[start : start + images] for start in range(0, len(batch), images)]
 
 
-@pytest.mark.parametrize("visits", ["identity", "image"])
-def test_a_batch_holds_k_images_of_each_of_p_identities(visits: str) -> None:
-    sampler = IdentitySampler(PIDS, 3, 4, visits=visits)  # type: ignore[arg-type]
+@pytest.mark.parametrize("epoch", ["identities", "images"])
+def test_batches(epoch: Epoch) -> None:
+    sampler = IdentitySampler(PIDS, 3, 4, epoch=epoch)
     batches = list(sampler)
     assert len(batches) == len(sampler) > 0
     for batch in batches:
-        found = [PIDS[group] for group in groups(batch, 4)]
-        assert all(len(set(pids)) == 1 for pids in found)
-        assert len({pids[0] for pids in found}) == len(found) == 3
-        for group in groups(batch, 4):
-            available = COUNTS[int(PIDS[group[0]])]
-            assert len(set(group)) == min(4, available)  # repeats only where there are too few
+        groups = split_groups(batch, 4)
+        pids = [set(PIDS[group]) for group in groups]
+        assert all(len(one) == 1 for one in pids)
+        assert len(set.union(*pids)) == len(groups) == 3
+        for group in groups:  # repeats only if there are too few images
+            assert len(set(group)) == min(4, COUNTS[int(PIDS[group[0]])])
 
 
-def test_each_identity_once_an_epoch() -> None:
+def test_each_identity_once_per_epoch() -> None:
     batches = list(IdentitySampler(PIDS, 4, 2))
-    visited = Counter(int(PIDS[group[0]]) for batch in batches for group in groups(batch, 2))
-    assert visited == dict.fromkeys(COUNTS, 1)
-    assert len(list(IdentitySampler(PIDS, 3, 2))) == 2  # the rest of 8 = 3 + 3 + 2 is dropped
+    visits = Counter(int(PIDS[group[0]]) for batch in batches for group in split_groups(batch, 2))
+    assert visits == dict.fromkeys(COUNTS, 1)
+    assert len(list(IdentitySampler(PIDS, 3, 2))) == 2  # 8 = 3 + 3, and 2 are dropped
 
 
-def test_visits_by_image_show_nothing_twice_before_all_is_shown() -> None:
-    sampler = IdentitySampler(PIDS, 2, 4, visits="image")
+def test_no_image_twice_before_all_are_shown() -> None:
+    sampler = IdentitySampler(PIDS, 2, 4, epoch="images")
     shown = Counter(row for batch in sampler for row in batch if COUNTS[int(PIDS[row])] >= 4)
     assert max(shown.values()) == 1
-    visited = Counter(int(PIDS[group[0]]) for batch in sampler for group in groups(batch, 4))
-    assert all(times <= max(1, COUNTS[pid] // 4) for pid, times in visited.items())
-    assert sum(visited.values()) >= sum(max(1, count // 4) for count in COUNTS.values()) * 0.6
 
 
 def most_steps(visits: list[int], step: int) -> int:
-    """By taking those with the most visits left, again and again, which no other order can beat."""
+    """Count steps greedily: no order beats taking the identities with the most visits left."""
     steps = 0
     while sum(left > 0 for left in visits) >= step:
         visits = sorted(visits, reverse=True)
@@ -59,51 +58,50 @@ def most_steps(visits: list[int], step: int) -> int:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_all_epochs_have_the_most_steps_that_there_can_be(world_size: int) -> None:
+def test_as_many_steps_as_possible(world_size: int) -> None:
     random = np.random.default_rng(0)
-    drawn = [random.integers(1, 30, random.integers(6, 20)).tolist() for _ in range(40)]
+    drawn = [random.integers(1, 30, random.integers(6, 20)).tolist() for _ in range(20)]
     for counts in ([8, 4, 4, 4], [40, 4, 4, 4], [4] * 9, *drawn):
         pids = np.repeat(np.arange(len(counts)), counts)
-        sampler = IdentitySampler(pids, 2, 4, visits="image", world_size=world_size)
+        sampler = IdentitySampler(pids, 2, 4, epoch="images", world_size=world_size)
         assert len(sampler) == most_steps([max(1, count // 4) for count in counts], 2 * world_size)
-        for epoch in range(20):
+        for epoch in range(5):
             sampler.set_epoch(epoch)
             batches = list(sampler)
             assert len(batches) == len(sampler)
             assert all(len(set(pids[batch])) == 2 for batch in batches)
-            visited = Counter(int(pids[group[0]]) for batch in batches for group in groups(batch, 4))
-            assert all(times <= max(1, counts[pid] // 4) for pid, times in visited.items())
+            visits = Counter(int(pids[group[0]]) for batch in batches for group in split_groups(batch, 4))
+            assert all(times <= max(1, counts[pid] // 4) for pid, times in visits.items())
 
 
-def test_the_same_seed_and_epoch_give_the_same_batches() -> None:
-    def epoch(seed: int, number: int) -> list[list[int]]:
+def test_draws_depend_on_seed_and_epoch() -> None:
+    def draw(seed: int, epoch: int) -> list[list[int]]:
         sampler = IdentitySampler(PIDS, 3, 4, seed=seed)
-        sampler.set_epoch(number)
+        sampler.set_epoch(epoch)
         return list(sampler)
 
-    assert epoch(0, 0) == epoch(0, 0)
-    assert epoch(0, 0) != epoch(0, 1)
-    assert epoch(0, 0) != epoch(1, 0)
+    assert draw(0, 0) == draw(0, 0)
+    assert draw(0, 0) != draw(0, 1)
+    assert draw(0, 0) != draw(1, 0)
 
 
-@pytest.mark.parametrize("visits", ["identity", "image"])
-def test_processes_share_a_step_without_sharing_an_identity(visits: str) -> None:
-    ranks = [
-        list(IdentitySampler(PIDS, 2, 4, visits=visits, rank=rank, world_size=3))  # type: ignore[arg-type]
-        for rank in range(3)
-    ]
+@pytest.mark.parametrize("epoch", ["identities", "images"])
+def test_processes_share_no_identity_in_a_step(epoch: Epoch) -> None:
+    ranks = [list(IdentitySampler(PIDS, 2, 4, epoch=epoch, rank=rank, world_size=3)) for rank in range(3)]
     assert len({len(batches) for batches in ranks}) == 1
     for step in zip(*ranks, strict=True):
-        pids = [int(PIDS[group[0]]) for batch in step for group in groups(batch, 4)]
-        assert len(set(pids)) == 6
+        assert len({int(pid) for batch in step for pid in PIDS[batch]}) == 6
 
 
-def test_too_few_identities_are_refused() -> None:
-    with pytest.raises(InputError, match=r"9 identities are needed .* has 8"):
-        IdentitySampler(PIDS, 9, 4)
-    with pytest.raises(InputError, match=r"10 identities are needed for one step \(5 x 2 processes\)"):
-        IdentitySampler(PIDS, 5, 4, world_size=2)
-    with pytest.raises(InputError, match="at least 2 identities x 2 images"):
-        IdentitySampler(PIDS, 5, 1)
-    with pytest.raises(InputError, match="visits: expected identity or image, got 'camera'"):
-        IdentitySampler(PIDS, visits="camera")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"identities": 9}, "identities_per_batch: .* 9 identities .* has 8"),
+        ({"identities": 5, "world_size": 2}, r"10 identities \(5 x 2 processes\)"),
+        ({"images": 1}, "at least 2 identities x 2 images"),
+        ({"epoch": "cameras"}, "epoch: .*'cameras'"),
+    ],
+)
+def test_invalid_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        IdentitySampler(PIDS, **options)  # type: ignore[arg-type]

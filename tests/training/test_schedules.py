@@ -1,4 +1,4 @@
-"""Schedules against the released recipe's figures and formulas."""
+"""Schedules against the learning rates of the released code, and against their formulas."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rga_reid.training import OneCycle, WarmupStep
 REFERENCE = json.loads((Path(__file__).parent.parent / "fixtures" / "training.json").read_text())
 
 
-def test_warmup_step_is_the_released_schedule_in_each_of_its_600_epochs() -> None:
+def test_warmup_step_is_the_released_schedule() -> None:
     published = REFERENCE["schedule_learning_rate_by_epoch"]
     assert len(published) == 600
     ours = [8e-4 * WarmupStep().factor(epoch, 600) for epoch in range(600)]
     assert ours == pytest.approx(published, rel=1e-6)
 
 
-def test_warmup_step_changes_at_whole_epochs_only() -> None:
+def test_warmup_step_is_constant_within_an_epoch() -> None:
     schedule = WarmupStep()
     assert schedule.factor(7.99, 600) == schedule.factor(7, 600)
     assert schedule.factor(8.0, 600) > schedule.factor(7.99, 600)
 
 
-def test_one_cycle_rises_and_falls_as_a_cosine() -> None:
+def test_one_cycle() -> None:
     schedule = OneCycle(rise=0.25, start=0.1, end=0.01)
     assert schedule.factor(0, 100) == pytest.approx(0.1)
     assert schedule.factor(12.5, 100) == pytest.approx(0.55)
@@ -38,7 +38,7 @@ def test_one_cycle_rises_and_falls_as_a_cosine() -> None:
     assert schedule.factor(101, 100) == pytest.approx(0.01)
 
 
-def test_wrong_settings_are_refused() -> None:
+def test_invalid_settings() -> None:
     with pytest.raises(InputError, match="milestones"):
         WarmupStep(milestones=(20, 10))
     with pytest.raises(InputError, match="rise"):
