@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 import torch
 import yaml
 
-from rga_reid._deprecated import RECIPES as OLD_RECIPES
-from rga_reid._deprecated import rename_options
 from rga_reid.commands._options import parse
 from rga_reid.commands.train import parser, prepare
 from rga_reid.errors import InputError
@@ -27,8 +24,6 @@ from rga_reid.training.augmentation import step_generator
 RECIPES = list_resources("configs")
 FIXTURES = Path(__file__).parent / "fixtures"
 RELEASED = json.loads((FIXTURES / "training.json").read_text())
-#: resolved options of each recipe of version 1.0; all but the first as differences from it, "-" for missing ones
-VERSION_1 = json.loads((FIXTURES / "recipes_v1.json").read_text())
 
 
 def parsed(*words: str) -> Any:
@@ -50,57 +45,6 @@ def test_bundled_recipes() -> None:
     ]
     for name in RECIPES:
         assert parsed(name).trainer.max_epochs > 0
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for key, value in flat.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        options = merge(options, value)
-    return options
-
-
-@pytest.mark.parametrize("name", VERSION_1)
-def test_recipes_of_version_1(name: str) -> None:
-    options = VERSION_1["released"] | VERSION_1[name]
-    missing = options.pop("-", [])
-    options = {key: value for key, value in options.items() if key not in missing}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = read_recipe(name)
-    assert found == rename_options(nested(options), warn=False)
-    assert [warning.category for warning in caught] == ([FutureWarning] if name not in RECIPES else [])
-    if caught:
-        assert "--config" not in str(caught[0].message)
-        assert OLD_RECIPES[name][0] in str(caught[0].message)
-
-
-def test_old_recipe_as_base_and_old_options(tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("base: market1501/pam\ndata: {visits: image, held_out: 0.1}\n")
-    with pytest.warns(FutureWarning):
-        options = read_recipe(str(recipe))
-    assert options["model"]["attention"] == "pam"
-    assert (options["data"]["epoch"], options["data"]["val_fraction"]) == ("images", 0.1)
-    assert not {"visits", "held_out"} & set(options["data"])
-
-
-@pytest.mark.parametrize(
-    ("words", "option", "value"),
-    [
-        (["--data.visits", "image"], "data.epoch", "images"),
-        (["--data.visits=identity"], "data.epoch", "identities"),
-        (["--data.held_out_seed", "3"], "data.val_seed", 3),
-        (["--model.input_sizes", "[[0, 256, 128]]"], "model.resolution_schedule", [(0, 256, 128)]),
-        (["--model.loss.triplets", "embedded"], "model.loss.init_args.triplets", "post_neck"),
-        (["--model.loss.init_args.triplets=pooled"], "model.loss.init_args.triplets", "pre_neck"),
-        (["--model.loss", "{init_args: {triplets: embedded}}"], "model.loss.init_args.triplets", "post_neck"),
-    ],
-)
-def test_old_options_on_the_command_line(words: list[str], option: str, value: object) -> None:
-    with pytest.warns(FutureWarning, match=option.rpartition(".")[2]):
-        assert parsed("market1501/rga_sc", *words)[option] == value
 
 
 @pytest.fixture(scope="module")

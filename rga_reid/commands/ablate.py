@@ -175,7 +175,7 @@ def _measure(outcome: Outcome, out: Path) -> None:
 
 def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None:
     from rga_reid.commands.report import write_and_print
-    from rga_reid.experiments.results import add_measurements, read_run, run_conditions
+    from rga_reid.experiments.results import add_measurements, describe_conditions, read_run
     from rga_reid.reports.ablation_tables import AblationReport, load_published
 
     order = {variant.name: number for number, variant in enumerate(plan.variants)}
@@ -189,7 +189,7 @@ def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None
         failures=[(run.name, run.failure_reason()) for run in outcome.failed],
         missing=[run.name for run in (*outcome.locked, *outcome.remaining)],
         published=load_published(plan.published),
-        conditions=run_conditions(out),
+        conditions=describe_conditions(out),
         planned_baseline=plan.baseline,
     )
     write_and_print(report, out, photos=not options.no_photos, json=options.json)

@@ -46,10 +46,10 @@ def run(options: Namespace) -> None:
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in FILES]})
     require_new(options.out, overwrite=options.overwrite)
     from rga_reid.experiments.results import (
+        describe_conditions,
         list_unfinished_runs,
         read_evaluations,
         read_plan_summary,
-        run_conditions,
     )
     from rga_reid.reports.ablation_tables import AblationReport, load_published
 
@@ -66,7 +66,7 @@ def run(options: Namespace) -> None:
         failures=failures,
         missing=missing,
         published=published,
-        conditions=run_conditions(paths[0]) if len(paths) == 1 else "",
+        conditions=describe_conditions(paths[0]) if len(paths) == 1 else "",
         planned_baseline="" if options.baseline else planned or "",
     )
     write_and_print(report, Path(options.out), photos=not options.no_photos, json=options.json)

@@ -145,24 +145,24 @@ def add_measurements(evaluations: Iterable[Evaluation], out: Path) -> list[Evalu
     file = out / MEASUREMENTS
     models = _get_mapping(_read_object(file), "models", file) if file.is_file() else {}
 
-    def measured(one: Evaluation) -> Evaluation:
-        if one.name not in models:
-            return one
-        facts = _get_mapping(models, one.name, file)
+    def add(evaluation: Evaluation) -> Evaluation:
+        if evaluation.name not in models:
+            return evaluation
+        facts = _get_mapping(models, evaluation.name, file)
         latency, memory = (_get_number(facts, key, file) for key in ("latency_ms", "memory_mib"))
-        return replace(one, latency_ms=latency, memory_mib=memory)
+        return replace(evaluation, latency_ms=latency, memory_mib=memory)
 
-    return [measured(one) for one in evaluations]
+    return [add(evaluation) for evaluation in evaluations]
 
 
-def run_conditions(out: Path) -> str:
+def describe_conditions(out: Path) -> str:
     """Describe how the numbers of an ablation were measured, or return ""."""
     file = out / MEASUREMENTS
     if not file.is_file():
         return ""
     kept = _read_object(file)
-    how, machine = _get_mapping(kept, "conditions", file), _get_mapping(kept, "machine", file)
-    facts = {key: truncate(value) for key, value in {**machine, **how}.items()}
+    conditions, machine = _get_mapping(kept, "conditions", file), _get_mapping(kept, "machine", file)
+    facts = {key: truncate(value) for key, value in {**machine, **conditions}.items()}
     try:
         where = facts["device"] if facts["device"] != "cpu" else "{processor}, {cores} cores".format(**facts)
         return (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rga_reid._deprecated import rename_option_arguments
+from rga_reid._deprecated import rename_option_arguments, renamed_method
 from rga_reid.data import cached_images, read_training, table_digest
 from rga_reid.errors import InputError, check_int
 from rga_reid.training.sampler import IdentitySampler
@@ -182,6 +182,8 @@ class ReIDData(pl.LightningDataModule):
         sampler.set_epoch(epoch)
         sampler.start = batch
         return self.train_table.path.iloc[next(iter(sampler))].tolist()
+
+    paths_of = renamed_method("ReIDData.paths_of", "batch_paths")
 
     def train_dataloader(self) -> ResumableLoader:
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches

@@ -72,7 +72,7 @@ def call_each(function: Callable[[Any], Any], cases: list[Any]) -> list[Any]:
     return [function(case) for case in cases]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def in_this_process() -> Iterator[None]:
     """Make runs and measurements without other processes."""
     with pytest.MonkeyPatch.context() as patch:
@@ -95,9 +95,7 @@ def write_plan(folder: Path, **changes: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def ablated(
-    in_this_process: None, tiny_market: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, int]:
+def ablated(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The folder of an ablation with one good and one broken variant, and its exit code."""
     folder = tmp_path_factory.mktemp("ablation")
     words = ["--config", write_plan(folder), "--data.root", str(tiny_market), "--out", str(folder / "out")]

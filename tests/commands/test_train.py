@@ -92,7 +92,7 @@ def test_best_checkpoint_has_the_highest_validation_map(
         value = next(values)
         return SimpleNamespace(mAP=value, rank=lambda k: 1 - value)
 
-    monkeypatch.setattr("rga_reid.training.module.evaluate_ranking", ranked)
+    monkeypatch.setattr("rga_reid.training.module.evaluate_features", ranked)
     out = tmp_path / "run"
     assert main(small_run("--data.val_fraction", "0.4", "--trainer.max_epochs", "3")) == 0
     assert f"trained: {out / 'best.ckpt'}" in capsys.readouterr().out
@@ -220,7 +220,6 @@ def test_output_folder(small_run: Words, tiny_market: Path, tmp_path: Path, refu
         (["--model.loss.rate", "1"], "--model.loss.rate"),
         (["--model.loss", "os.system"], "--model.loss: expected ReIDLoss or None, got os.system"),
         (["--model.optimizer.lr", "-1"], "optimizer"),
-        (["--data.held_out", "0.1", "--data.val_fraction", "1"], "val_fraction"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -251,7 +250,6 @@ def test_invalid_recipes(tmp_path: Path, refused: Refused) -> None:
         ("- 1\n- 2\n", "a mapping"),
         ("a: [", "not valid YAML"),
         ("base: bad.yaml", "its own base"),
-        ("data: {held_out: 0.1, val_fraction: 0.2}", "data.held_out"),
         ("model: {dept: 18}", "dept"),
     ]:
         bad.write_text(text)
@@ -324,23 +322,3 @@ def test_next_command(
     printed = capsys.readouterr().out
     assert f"{test} {people}" not in printed
     assert "query" in printed.splitlines()[-1]
-
-
-def test_old_options(small_run: Words, tmp_path: Path) -> None:
-    old = {
-        "model": {
-            "input_sizes": [[0, 32, 32], [1, 64, 32]],
-            "loss": {"class_path": "rga_reid.training.ReIDLoss", "init_args": {"triplets": "embedded"}},
-        },
-        "data": {"visits": "image", "held_out_seed": 2},
-    }
-    with pytest.warns(FutureWarning, match="data.val_fraction"):
-        assert main(small_run("--data.held_out", "0.25", **old)) == 0
-    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["data"]["val_fraction"], config["data"]["val_seed"]) == (0.25, 2)
-    assert config["data"]["epoch"] == "images"
-    assert config["model"]["resolution_schedule"] == [[0, 32, 32], [1, 64, 32]]
-    assert config["model"]["loss"]["init_args"]["triplets"] == "post_neck"
-    (tmp_path / "config").mkdir()
-    saved = tmp_path / "run" / "config.yaml"
-    assert main(["train", "--config", str(saved), "--out", str(tmp_path / "again")]) == 0

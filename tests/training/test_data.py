@@ -89,12 +89,3 @@ def test_resume_within_an_epoch_needs_as_many_processes(tiny_market: Path) -> No
     data.load_state_dict(state)  # at the start of an epoch, any number is possible
     with pytest.raises(InputError, match=r"--resume: .* 2 processes"):
         data.load_state_dict({**state, "position": 3})
-
-
-def test_old_names_of_arguments(tiny_market: Path) -> None:
-    with pytest.warns(FutureWarning, match="val_fraction"):
-        old = ReIDData(str(tiny_market), visits="image", held_out=0.5, held_out_seed=1, **BATCH)  # type: ignore[call-arg]
-    new = ReIDData(str(tiny_market), epoch="images", val_fraction=0.5, val_seed=1, **BATCH)
-    assert old.batch == new.batch
-    assert old.val_table.equals(new.val_table)
-    assert ReIDData(str(tiny_market), "market1501", (64, 32), 2, 2, "images", 0.5, 1).batch == new.batch

@@ -119,5 +119,3 @@ def test_post_neck_features_are_normalised() -> None:
 def test_triplets_option() -> None:
     with pytest.raises(InputError, match="triplets"):
         ReIDLoss(triplets="both")  # type: ignore[arg-type]
-    with pytest.warns(FutureWarning, match="post_neck"):
-        assert ReIDLoss(triplets="embedded").triplets == "post_neck"  # type: ignore[arg-type]

@@ -191,11 +191,3 @@ def test_steps_follow_the_recipe(
     assert len(set(first)) == len(first) == 4  # other random numbers in each step
     assert train("two", 0) == first
     assert not set(train("three", 1)) & set(first)
-
-
-def test_old_names_of_arguments(small_network: None) -> None:
-    with pytest.warns(FutureWarning, match="resolution_schedule"):
-        old = module(input_sizes=[(0, 32, 32), (3, 64, 32)])
-    assert old.resolutions == {0: (32, 32), 3: (64, 32)}
-    with pytest.raises(InputError, match="resolution_schedule"):
-        module(resolution_schedule=[(0, 64, 32), (3, 32, 32)])

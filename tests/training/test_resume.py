@@ -164,15 +164,3 @@ def test_other_runs_are_not_resumed(
     error = refused(*resume)
     assert "holds another model" in error
     assert "model.extra" in error
-
-
-def test_a_run_of_version_1_is_resumed(small_run: Words, tmp_path: Path) -> None:
-    """Its checkpoint describes batches by the old names."""
-    words = small_run(data=CHANGES["data"], trainer={"max_epochs": 1})
-    assert main(words) == 0
-    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    batch = content["ReIDData"]["batch"]
-    batch["visits"] = {"images": "image"}[batch.pop("epoch")]
-    torch.save(content, tmp_path / "run" / "last.ckpt")
-    assert main([*words, "--resume", "--trainer.max_epochs", "2"]) == 0
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 1

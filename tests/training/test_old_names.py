@@ -1,0 +1,157 @@
+"""Options, arguments, values and recipes of version 1 still work, with a warning."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rga_reid._deprecated import RECIPES as OLD_RECIPES
+from rga_reid._deprecated import rename_options
+from rga_reid.commands import main
+from rga_reid.commands._options import parse
+from rga_reid.commands.train import parser, prepare
+from rga_reid.errors import InputError
+from rga_reid.experiments.ablation import DataSource, Run
+from rga_reid.experiments.recipes import merge, read_recipe
+from rga_reid.resources import list_resources
+from rga_reid.training import IdentitySampler, ReIDData, ReIDLoss, ReIDModule
+
+#: resolved options of each recipe of version 1.0; all but the first as differences from it, "-" for missing ones
+VERSION_1 = json.loads((Path(__file__).parents[1] / "fixtures" / "recipes_v1.json").read_text())
+BATCH: dict[str, Any] = {"identities_per_batch": 2, "images_per_identity": 2}
+
+
+def parsed(*words: str) -> Any:
+    options = parse(parser(), prepare(["--config", *words]))
+    assert options is not None
+    return options
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for key, value in flat.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        options = merge(options, value)
+    return options
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_recipes_of_version_1(name: str) -> None:
+    options = VERSION_1["released"] | VERSION_1[name]
+    missing = options.pop("-", [])
+    options = {key: value for key, value in options.items() if key not in missing}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read_recipe(name)
+    assert found == rename_options(nested(options), warn=False)
+    assert [warning.category for warning in caught] == (
+        [FutureWarning] if name not in list_resources("configs") else []
+    )
+    if caught:
+        assert "--config" not in str(caught[0].message)
+        assert OLD_RECIPES[name][0] in str(caught[0].message)
+
+
+def test_old_recipe_as_base_and_old_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: market1501/pam\ndata: {visits: image, held_out: 0.1}\n")
+    with pytest.warns(FutureWarning):
+        options = read_recipe(str(recipe))
+    assert options["model"]["attention"] == "pam"
+    assert (options["data"]["epoch"], options["data"]["val_fraction"]) == ("images", 0.1)
+    assert not {"visits", "held_out"} & set(options["data"])
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "value"),
+    [
+        (["--data.visits", "image"], "data.epoch", "images"),
+        (["--data.visits=identity"], "data.epoch", "identities"),
+        (["--data.held_out_seed", "3"], "data.val_seed", 3),
+        (["--model.input_sizes", "[[0, 256, 128]]"], "model.resolution_schedule", [(0, 256, 128)]),
+        (["--model.loss.triplets", "embedded"], "model.loss.init_args.triplets", "post_neck"),
+        (["--model.loss.init_args.triplets=pooled"], "model.loss.init_args.triplets", "pre_neck"),
+        (["--model.loss", "{init_args: {triplets: embedded}}"], "model.loss.init_args.triplets", "post_neck"),
+    ],
+)
+def test_old_options_on_the_command_line(words: list[str], option: str, value: object) -> None:
+    with pytest.warns(FutureWarning, match=option.rpartition(".")[2]):
+        assert parsed("market1501/rga_sc", *words)[option] == value
+
+
+def test_arguments_of_the_data_module(tiny_market: Path) -> None:
+    with pytest.warns(FutureWarning, match="val_fraction"):
+        old = ReIDData(str(tiny_market), visits="image", held_out=0.5, held_out_seed=1, **BATCH)  # type: ignore[call-arg]
+    new = ReIDData(str(tiny_market), epoch="images", val_fraction=0.5, val_seed=1, **BATCH)
+    assert old.batch == new.batch
+    assert old.val_table.equals(new.val_table)
+    assert ReIDData(str(tiny_market), "market1501", (64, 32), 2, 2, "images", 0.5, 1).batch == new.batch
+
+
+def test_arguments_of_the_module(small_network: None) -> None:
+    with pytest.warns(FutureWarning, match="resolution_schedule"):
+        old = ReIDModule(4, weights=None, size=(64, 32), input_sizes=[(0, 32, 32), (3, 64, 32)])
+    assert old.resolutions == {0: (32, 32), 3: (64, 32)}
+
+
+def test_arguments_of_the_sampler_and_the_loss() -> None:
+    with pytest.warns(FutureWarning, match="epoch"):
+        sampler = IdentitySampler([1, 1, 1, 1, 2, 2], 2, 2, visits="image")  # type: ignore[call-arg]
+    assert list(sampler) == list(IdentitySampler([1, 1, 1, 1, 2, 2], 2, 2, epoch="images"))
+    with pytest.warns(FutureWarning, match="post_neck"):
+        assert ReIDLoss(triplets="embedded").triplets == "post_neck"  # type: ignore[arg-type]
+
+
+def test_a_run_of_version_1_is_resumed(small_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Its checkpoint describes batches by the old names."""
+    words = small_run(data={"epoch": "images", "val_fraction": 0.25}, trainer={"max_epochs": 1})
+    assert main(words) == 0
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    batch = content["ReIDData"]["batch"]
+    batch["visits"] = {"images": "image"}[batch.pop("epoch")]
+    torch.save(content, tmp_path / "run" / "last.ckpt")
+    assert main([*words, "--resume", "--trainer.max_epochs", "2"]) == 0
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_options(small_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    old = {
+        "model": {
+            "input_sizes": [[0, 32, 32], [1, 64, 32]],
+            "loss": {"class_path": "rga_reid.training.ReIDLoss", "init_args": {"triplets": "embedded"}},
+        },
+        "data": {"visits": "image", "held_out_seed": 2},
+    }
+    with pytest.warns(FutureWarning, match="data.val_fraction"):
+        assert main(small_run("--data.held_out", "0.25", **old)) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["data"]["val_fraction"], config["data"]["val_seed"]) == (0.25, 2)
+    assert config["data"]["epoch"] == "images"
+    assert config["model"]["resolution_schedule"] == [[0, 32, 32], [1, 64, 32]]
+    assert config["model"]["loss"]["init_args"]["triplets"] == "post_neck"
+    saved = tmp_path / "run" / "config.yaml"
+    assert main(["train", "--config", str(saved), "--out", str(tmp_path / "again")]) == 0
+
+
+def test_old_and_new_name_together(small_run: Callable[..., list[str]], refused: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match=r"data\.held_out"):
+        rename_options({"data": {"held_out": 0.1, "val_fraction": 0.2}})
+    with pytest.warns(FutureWarning):
+        assert "val_fraction" in refused(*small_run("--data.held_out", "0.1", "--data.val_fraction", "1"))
+
+
+def test_settings_of_an_ablation_run(tmp_path: Path) -> None:
+    data = DataSource("nowhere", "market1501", "0")
+    run = Run("a", 0, {"data": {"val_fraction": 0.1}}, data, False, tmp_path / "seed-0")
+    run.prepare()
+    file = run.folder / "run.json"
+    file.write_text(file.read_text().replace("val_fraction", "held_out"))
+    run.check()
