@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from rga_reid.data import ImageError
+    from rga_reid.evaluation import LabelledFeatures
     from rga_reid.gallery import Gallery
     from rga_reid.inference.embed import Embedder
 
@@ -51,29 +52,29 @@ def read_gallery_features(file: str) -> tuple[np.ndarray, pd.DataFrame]:
     return features, table
 
 
-def read_query_and_gallery(query: str, gallery: str) -> dict[str, Any]:
-    """Read two labelled feature files, as keyword arguments of ``evaluate_ranking`` and its like.
+def read_query_and_gallery(query: str, gallery: str) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Read two labelled feature files.
 
     Raises:
         InputError: not a feature file, no identities, or cameras in one of the files only.
     """
+    from rga_reid.evaluation import LabelledFeatures
+
     for option, path in (("--query", query), ("--gallery", gallery)):
         if not path:
             raise InputError(f"{option}: expected a file of features, got an empty name")
-    sides = {"query": _read_labelled(query), "gallery": _read_labelled(gallery)}
-    has_cameras = ["camid" in table for _, table in sides.values()]
+    sides = (
+        LabelledFeatures.from_table(*_read_labelled(query), name="query"),
+        LabelledFeatures.from_table(*_read_labelled(gallery), name="gallery"),
+    )
+    has_cameras = [side.camids is not None for side in sides]
     if len(set(has_cameras)) > 1:
         given, missing = (query, gallery) if has_cameras[0] else (gallery, query)
         raise InputError(
             f"{missing}: expected {_label_place(missing, 'camid')}, as {given} has cameras; "
             "give cameras in both files or in neither"
         )
-    arguments: dict[str, Any] = {}
-    for side, (features, table) in sides.items():
-        arguments[f"{side}_features"] = features
-        for column in ("pid", "camid", "path"):
-            arguments[f"{side}_{column}s"] = table.get(column)
-    return arguments
+    return sides
 
 
 def _read_labelled(path: str) -> tuple[np.ndarray, pd.DataFrame]:

@@ -1,8 +1,9 @@
-"""``evaluate``: the metrics of re-identification for features of any model."""
+"""``evaluate``: compute re-identification metrics for the features of any model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from rga_reid.evaluation import RankingResult, RepeatedResult
+    from rga_reid.evaluation import LabelledFeatures, RankingResult, RepeatedResult
 
-#: ``evaluation.PROTOCOLS``, which --help does not import: it brings torch
+#: names of ``evaluation.PROTOCOLS``, which --help does not import because that imports torch
 PROTOCOLS = ("market1501", "multi_query", "cuhk03", "cuhk03_classic", "msmt17", "no_cameras")
 
 
@@ -34,41 +35,43 @@ def parser() -> ArgumentParser:
     """Options of ``evaluate``."""
     command = new_parser(
         "evaluate",
-        "Rank a gallery for each query by their features, and compare with the true identities in the "
-        f"protocol of Market-1501. {FEATURE_FILES} Without cameras nothing is removed from the gallery but the "
-        "query's own file, known by its path.",
+        "Rank a gallery for each query by features and compute mAP, mINP and CMC in the protocol of "
+        f"Market-1501. {FEATURE_FILES} Without cameras, only the query's own file is removed from the gallery; "
+        "it is recognised by its path.",
     )
     add_feature_files(command)
     command.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="the protocol of a data set, which needs the camera of every image (default: that of "
-        "Market-1501, with cameras as far as they are known)",
+        help="protocol of a data set, which needs the camera of every image (default: the protocol of "
+        "Market-1501 with the cameras that are known)",
     )
     command.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
     command.add_argument(
         "--query-expansion",
         action="store_true",
-        help="first move each query towards its nearest gallery items (alpha query expansion)",
+        help="first move each query towards its 10 nearest gallery items (alpha query expansion)",
     )
     command.add_argument(
-        "--metric", choices=["cosine", "euclidean"], default="cosine", help="how features are compared"
+        "--metric", choices=["cosine", "euclidean"], default="cosine", help="similarity of features"
     )
     command.add_argument(
         "--average-precision",
         choices=["step", "trapezoid"],
         default="step",
-        help="the rule whose mean stands first in the table (the table and the JSON file have both)",
+        help="rule of the first mAP in the table (the table and the JSON file have both)",
     )
     command.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve")
-    command.add_argument("--device", default="cpu", help="where the products are computed, such as cuda")
-    command.add_argument("--json", metavar="FILE", help="write the metrics there as JSON")
-    command.add_argument("--per-query", metavar="FILE", help="write a row per query there: .csv or .parquet")
+    command.add_argument("--device", default="cpu", help="device of the computation, such as cuda")
+    command.add_argument("--json", metavar="FILE", help="write the metrics to this file as JSON")
+    command.add_argument(
+        "--per-query", metavar="FILE", help="write one row per query to this file, .csv or .parquet"
+    )
     return command
 
 
 def run(options: Namespace) -> None:
-    """Evaluate, print the metrics and write the files asked for."""
+    """Evaluate, print the metrics and write the requested files."""
     check_outputs(
         options, {"json": (), "per_query": (".csv", ".parquet")}, label_files(options, "query", "gallery")
     )
@@ -78,12 +81,13 @@ def run(options: Namespace) -> None:
         for option in ("rerank", "query_expansion"):
             if options[option]:
                 name = option.replace("_", "-")
-                raise InputError(f"--{name}: not defined for cuhk03_classic, which draws its galleries")
+                raise InputError(f"--{name}: not defined for cuhk03_classic, which draws random galleries")
 
     check_int("--max-rank", options.max_rank)
     check_device(options.device)
+    query, gallery = read_query_and_gallery(options.query, options.gallery)
     with rename_rerank_error():
-        result = _evaluate(options, read_query_and_gallery(options.query, options.gallery))
+        result = _evaluate(options, query, gallery)
     metrics = result.to_dict()
     if options.protocol is not None:
         metrics["protocol"] = options.protocol
@@ -94,37 +98,55 @@ def run(options: Namespace) -> None:
     print_ranking(result)
 
 
-def _evaluate(options: Namespace, inputs: dict[str, Any]) -> RankingResult | RepeatedResult:
-    from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_protocol, evaluate_ranking
+def _evaluate(
+    options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures
+) -> RankingResult | RepeatedResult:
+    from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_features
     from rga_reid.evaluation.rerank import TooFewItemsError
 
+    evaluate = evaluate_features if options.protocol is None else PROTOCOLS[options.protocol].evaluate
+    neighbours = _neighbours(gallery) if options.query_expansion else None
     try:
-        if options.query_expansion:
-            inputs["query_features"] = _expanded(options, inputs)
-        settings = {
-            "metric": options.metric,
-            "average_precision": options.average_precision,
-            "max_rank": options.max_rank,
-            "rerank": ReRanking() if options.rerank else None,
-            "device": options.device,
-        }
-        with progress_bar("ranking") as moved:
-            if options.protocol is None:
-                return evaluate_ranking(**inputs, **settings, progress=moved)
-            return evaluate_protocol(PROTOCOLS[options.protocol], **inputs, **settings, progress=moved)
+        if neighbours is not None:
+            query = _expand(query, neighbours, options.device)
+        with progress_bar("ranking") as update:
+            return evaluate(
+                query,
+                gallery,
+                metric=options.metric,
+                average_precision=options.average_precision,
+                max_rank=options.max_rank,
+                rerank=ReRanking() if options.rerank else None,
+                device=options.device,
+                progress=update,
+            )
     except TooFewItemsError:
         raise
     except InputError as error:
         raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
 
 
-def _expanded(options: Namespace, inputs: dict[str, Any]) -> np.ndarray:
+def _neighbours(gallery: LabelledFeatures) -> np.ndarray:
+    """Return the gallery features that can join a query: those that are not junk."""
+    from rga_reid.evaluation.query_expansion import NEIGHBOURS
+
+    junk = (gallery.pids == -1).fillna(False).to_numpy(dtype=bool)
+    found = len(gallery) - int(junk.sum())
+    if found < NEIGHBOURS:
+        raise InputError(
+            f"--query-expansion: expected at least {NEIGHBOURS} gallery images without junk, found {found}; "
+            "leave out --query-expansion"
+        )
+    return gallery.features[~junk] if junk.any() else gallery.features
+
+
+def _expand(query: LabelledFeatures, neighbours: np.ndarray, device: str) -> LabelledFeatures:
     from rga_reid.evaluation import expand_queries
 
-    junk = (inputs["gallery_pids"] == -1).fillna(False).to_numpy(dtype=bool)
-    gallery = inputs["gallery_features"][~junk] if junk.any() else inputs["gallery_features"]
-    with progress_bar("query expansion") as moved:
-        return expand_queries(inputs["query_features"], gallery, device=options.device, progress=moved)
+    with progress_bar("query expansion") as update:
+        return replace(
+            query, features=expand_queries(query.features, neighbours, device=device, progress=update)
+        )
 
 
 def _per_query(result: RankingResult | RepeatedResult) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._options import add_device_option, new_parser, rename_rerank_error
 from rga_reid.commands._output import check_outputs, print_ranking
-from rga_reid.errors import check_int
+from rga_reid.errors import check_int, sanitize
 from rga_reid.runtime import progress_bar
 
 
@@ -41,7 +41,11 @@ def run(options: Namespace) -> None:
     from rga_reid.data import load_card, read_table
     from rga_reid.devices import choose_device
     from rga_reid.evaluation import ReRanking
-    from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images
+    from rga_reid.experiments.evaluate_model import (
+        describe_identical_files,
+        embed_test_images,
+        rank_test_images,
+    )
     from rga_reid.files import write_json, write_text
     from rga_reid.models import FlipTTA, load_model
 
@@ -54,6 +58,7 @@ def run(options: Namespace) -> None:
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
+    everything = table
     features, table = embed_test_images(
         FlipTTA(model) if options.flip else model, table, batch_size=options.batch_size, device=device
     )
@@ -73,5 +78,8 @@ def run(options: Namespace) -> None:
         note = f"{Path(options.checkpoint).name} on {data}{order}. Scores are cosine similarities."
         write_text(options.html, ranking_page(features, table, result, **protocol, title="Test", note=note))
     print_ranking(result)
+    warning = describe_identical_files(everything, protocol["junk_pids"])
+    if warning is not None:
+        print(sanitize(warning))
     if options.html is not None:
         print(options.html)

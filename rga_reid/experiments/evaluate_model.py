@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.data.duplicates import describe_duplicate, find_duplicates
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, evaluate_features, top_matches
 from rga_reid.evaluation.metrics import RANKS
@@ -122,6 +123,23 @@ def tabulate_top_matches(
             "score": np.concatenate([ranked.scores for ranked in lists]),
             **gallery.table[["path", "pid", "camid"]].iloc[found].reset_index(drop=True),
         }
+    )
+
+
+def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int] = (-1,)) -> str | None:
+    """Return a warning about files of the same content that falsify a test, or None if there are none.
+
+    Args:
+        table: images of all splits, as from ``read_table``.
+        junk_pids: identities to leave out.
+    """
+    groups = find_duplicates(table[~table.pid.isin(list(junk_pids))])
+    if not groups:
+        return None
+    count = "1 image occurs" if len(groups) == 1 else f"{len(groups):,} images occur"
+    return (
+        f"warning: {count} in two splits or under two identities, such as {groups[0].path.iloc[0]}, "
+        f"{describe_duplicate(groups[0])}; rga-reid data check lists all"
     )
 
 
