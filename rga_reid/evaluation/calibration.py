@@ -160,7 +160,7 @@ class PairScores:
     """Cosines of pairs of images."""
 
     genuine: np.ndarray  #: float64 (pairs,): scores of all pairs of one person
-    impostor: CosineCounts  #: of the pairs of two people, of which there may be billions
+    impostor: CosineCounts  #: counts of all pairs of two people, which may be billions
 
 
 def pair_scores(
@@ -216,8 +216,8 @@ def score_pairs(
     camera, the query's own file, junk, and images of unknown identity are left out.
 
     Scores are float64 dot products of the float32 rows scaled to length 1. All genuine scores are kept.
-    Impostor scores are counted in the cells of a grid: by products in float64, and exactly where a product
-    lies within its error of an edge of the grid. So memory does not grow with the number of impostor pairs,
+    Impostor scores are counted in the cells of a grid: by products in float64, and exactly where a product is
+    within its error of an edge of the grid. So memory does not grow with the number of impostor pairs,
     and no count depends on the block size, the number of threads or the device.
 
     Args:

@@ -125,21 +125,24 @@ def feature_pair(query_features: Any, gallery_features: Any) -> tuple[np.ndarray
     return query, gallery
 
 
-def feature_matrix(values: Any, name: str) -> np.ndarray:
+def feature_matrix(
+    values: Any, name: str, *, allow_integers: bool = False, allow_empty: bool = False
+) -> np.ndarray:
     """Return a feature matrix as an array, without a copy if possible (a memory map remains one).
 
     Args:
-        values: floating-point numbers ``(n, d)``, an array or a tensor on any device.
-        name: of the argument, for error messages.
+        values: numbers ``(n, d)``, an array or a tensor on any device.
+        name: what error messages call them.
+        allow_integers: accept integers, not only floating-point numbers.
+        allow_empty: accept a matrix of 0 rows.
 
     Raises:
-        InputError: not a matrix, an empty matrix, or not of a floating-point type.
+        InputError: not a matrix, an empty matrix, or another type of numbers.
     """
     matrix = as_array(values)
-    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
-        raise InputError(
-            f"{name}: expected a matrix (n, d) of floating-point numbers, got {matrix.dtype} {matrix.shape}"
-        )
+    kinds, expected = ("fiu", "numbers") if allow_integers else ("f", "floating-point numbers")
+    if matrix.ndim != 2 or matrix.dtype.kind not in kinds or 0 in matrix.shape[allow_empty:]:
+        raise InputError(f"{name}: expected a matrix (n, d) of {expected}, got {matrix.dtype} {matrix.shape}")
     return matrix
 
 
@@ -173,7 +176,7 @@ def reject_rows(wrong: np.ndarray, name: str, what: str, first_row: int = 0) -> 
 
     Args:
         wrong: bool ``(n,)``.
-        name: of the argument.
+        name: what the error message calls them.
         what: content of such a row.
         first_row: number of the first row, for a block of a larger matrix.
     """
@@ -217,7 +220,7 @@ def whole_number_column(values: Any, length: int, name: str) -> pd.Series:
         values: ``length`` whole numbers, null (None, NaN, NA or masked) where unknown: a list, an array, a
             tensor, a masked or pandas array.
         length: number of values expected.
-        name: of the argument, for error messages.
+        name: what error messages call them.
 
     Raises:
         InputError: another length, or a value that is not a whole number.
@@ -242,7 +245,7 @@ def whole_number_column(values: Any, length: int, name: str) -> pd.Series:
         raise InputError(f"{name}: expected whole numbers of 64 bits, null where unknown") from None
 
 
-def path_column(values: Iterable[Any], length: int, name: str) -> pd.Series:
+def path_column(values: Iterable[Any], length: int, name: str, *, allow_null: bool = True) -> pd.Series:
     """Return paths as a series of strings, null where unknown, rows numbered from 0.
 
     Raises:
@@ -252,6 +255,8 @@ def path_column(values: Iterable[Any], length: int, name: str) -> pd.Series:
         paths = values.astype("str").reset_index(drop=True)  # quick for millions of strings
     else:
         paths = pd.Series([_as_path(value, row, name) for row, value in enumerate(values)], dtype="str")
+    if not allow_null and paths.hasnans:
+        raise InputError(f"{name}: row {int(paths.isna().argmax())}: expected a path, got none")
     _check_length(len(paths), length, name)
     return paths
 
@@ -275,7 +280,7 @@ def label_table(length: int, pids: Any, camids: Any, paths: Any, *, prefix: str 
     Args:
         length: number of rows.
         pids, camids, paths: as for ``LabelledFeatures``.
-        prefix: of the arguments in error messages.
+        prefix: beginning of the argument names in error messages.
 
     Returns:
         Columns ``path``, ``pid`` and ``camid``, null where unknown, and ``file``: equal for paths of the same

@@ -59,7 +59,7 @@ class Relevance:
 
     @property
     def has_cameras(self) -> bool:
-        """Whether any camera is known on each side."""
+        """True if a camera is known on each side."""
         return bool((self._query_camids >= 0).any() and (self._gallery_camids >= 0).any())
 
     def query_blocks(

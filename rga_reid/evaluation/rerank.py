@@ -147,7 +147,7 @@ class ReRankedScores:
         query, gallery: features ``(q, d)`` and ``(g, d)``, already checked.
         gallery_rows: rows of the gallery to rank, ascending.
         metric: how features are compared.
-        settings: of the re-ranking.
+        settings: parameters of the re-ranking.
         device: device of the products.
         block_size: rows held on the device at a time during the search for neighbours.
         progress: called with the fraction of that search that is done.

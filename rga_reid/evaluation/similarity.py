@@ -75,7 +75,7 @@ def tiles(
         scores: computes the scores.
         query_rows, gallery_rows: row numbers; all queries are prepared at once.
         block_size: gallery rows prepared at a time.
-        dtype: of the scores; ``scores.dtype`` by default.
+        dtype: type of the scores; ``scores.dtype`` by default.
         size: scores of a tile.
 
     Yields:

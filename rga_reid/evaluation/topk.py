@@ -50,7 +50,7 @@ class TopK:
         count: entries wanted of each row; a row with fewer candidates has fewer.
         error: bound on ``abs(approximate - exact)``; infinite to score all candidates exactly.
         exact: computes the scores of pairs (row, column), float64.
-        dtype: of the approximate scores, float32 or float64.
+        dtype: type of the approximate scores, float32 or float64.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data.duplicates import describe_duplicate, find_duplicates
+from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, evaluate_features, top_matches
 from rga_reid.evaluation.metrics import RANKS
@@ -133,7 +133,8 @@ def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int] = (-1
         table: images of all splits, as from ``read_table``.
         junk_pids: identities to leave out.
     """
-    groups = find_duplicates(table[~table.pid.isin(list(junk_pids))])
+    duplicates = find_duplicates(table[~table.pid.isin(list(junk_pids))])
+    groups = [rows for rows in duplicates if not is_never_ranked(rows)]
     if not groups:
         return None
     count = "1 image occurs" if len(groups) == 1 else f"{len(groups):,} images occur"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation.features import as_array
+from rga_reid.evaluation.features import feature_matrix, path_column, reject_rows, whole_number_column
 from rga_reid.models.checkpoints import ModelFingerprint, is_same_model
 
 _BLOCK = 4096  # rows normalised at a time
@@ -69,12 +68,11 @@ def normalize_rows(features: Any, *, name: str = "features", first_row: int = 0)
     Raises:
         InputError: not a matrix of real numbers; a row that is all zeros, or contains NaN or infinity.
     """
-    exact = _matrix(features, name).astype(np.float64)
+    exact = feature_matrix(features, name, allow_integers=True, allow_empty=True).astype(np.float64)
     # scaled by the largest entry first, so that no square overflows or vanishes
     largest = np.abs(exact).max(axis=1, keepdims=True)
-    for wrong, what in ((~np.isfinite(largest), "NaN or infinity"), (largest == 0, "only zeros")):
-        if wrong.any():
-            raise InputError(f"{name}: row {first_row + int(np.argmax(wrong))} holds {what}")
+    reject_rows(~np.isfinite(largest), name, "NaN or infinity", first_row)
+    reject_rows(largest == 0, name, "only zeros", first_row)
     exact /= largest
     exact /= np.sqrt((exact * exact).sum(axis=1, keepdims=True))
     return np.ascontiguousarray(exact, dtype=np.float32)
@@ -114,29 +112,11 @@ def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
     if "path" not in table.columns:
         found = ", ".join(map(str, table.columns)) or "none"
         raise InputError(f"{name}: expected a column 'path', found {found}")
-    kept = pd.DataFrame({"path": _path_column(table["path"], name)})
+    kept = pd.DataFrame({"path": path_column(table["path"], len(table), name, allow_null=False)})
     for column in ("pid", "camid"):
-        values = table[column].array if column in table.columns else [pd.NA] * len(kept)
-        try:
-            kept[column] = pd.array(values, dtype="Int64")
-        except (TypeError, ValueError, OverflowError):
-            raise InputError(
-                f"{name}: column '{column}': expected whole numbers, null where unknown, "
-                f"got {table[column].dtype}"
-            ) from None
+        values = table[column] if column in table.columns else [pd.NA] * len(kept)
+        kept[column] = whole_number_column(values, len(kept), f"{name}: column '{column}'")
     return kept
-
-
-def _path_column(paths: pd.Series, name: str) -> pd.Series:
-    """Return paths as strings, numbered from 0."""
-    if pd.api.types.infer_dtype(paths, skipna=False) == "string" and not paths.hasnans:
-        return paths.astype("str").reset_index(drop=True)  # no loop over a million strings
-    texts = []
-    for row, value in enumerate(paths):
-        if not isinstance(value, str | os.PathLike):
-            raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
-        texts.append(os.fspath(value))
-    return pd.Series(texts, dtype="str")
 
 
 def match_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
@@ -152,7 +132,10 @@ def match_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataF
     Raises:
         InputError: they do not fit together, or one of them is invalid.
     """
-    kept, matrix = gallery_table(table), _matrix(features, "features")
+    kept, matrix = (
+        gallery_table(table),
+        feature_matrix(features, "features", allow_integers=True, allow_empty=True),
+    )
     require_row_each(len(matrix), kept)
     vectors = np.empty(matrix.shape, np.float32)
     for rows, block in normalized_blocks(matrix):
@@ -164,11 +147,3 @@ def require_row_each(count: int, table: pd.DataFrame) -> None:
     """Refuse a number of features that differs from the number of rows of their table."""
     if count != len(table):
         raise InputError(f"features: {count} rows, but the table has {len(table)}")
-
-
-def _matrix(features: Any, name: str) -> np.ndarray:
-    """Return real numbers ``(n, d)`` as an array, without a copy where that is possible."""
-    matrix = as_array(features)
-    if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected a matrix (n, d) of numbers, got {matrix.dtype} {matrix.shape}")
-    return matrix
