@@ -1,9 +1,9 @@
-"""Time and memory of an exact ranking, on this machine, with synthetic features.
+"""Measure time and memory of an exact ranking on this machine, with synthetic features.
 
-``evaluate_ranking`` against the bare matrix product of queries and gallery, block by block, that any ranking
-needs; and against a loop that sorts the gallery for each query (some of them, extrapolated). What is
-compared is interleaved in one run, and medians are reported; memory is the growth of a fresh process's
-anonymous memory (Linux, glibc): the features lie in memory maps.
+Compares ``evaluate_ranking`` with the bare matrix product of queries and gallery, block by block, that any
+ranking needs, and with a loop that sorts the gallery for each query (extrapolated from some queries). The
+runs are interleaved, and medians are reported. Memory is the growth of anonymous memory in a fresh process
+(Linux, glibc); the features are memory maps.
 
     python benchmarks/ranking.py --sizes market1501 msmt17 market1501_500k --out ranking.json
 """
@@ -21,17 +21,17 @@ from rga_reid.evaluation import evaluate_ranking
 
 
 def product(inputs: dict[str, Any]) -> None:
-    """Queries with the gallery."""
+    """Multiply the queries with the gallery."""
     bare_product([inputs["query_features"]], [inputs["gallery_features"]])
 
 
 def ranking(inputs: dict[str, Any]) -> None:
-    """What is measured."""
+    """Run the function to measure."""
     evaluate_ranking(**inputs)
 
 
 def sorted_loop(inputs: dict[str, Any], sample: int) -> float:
-    """Seconds to sort the gallery for every query and walk down the list, from the first of them."""
+    """Estimate the seconds to sort the gallery and walk down the list for every query."""
     gallery = torch.from_numpy(np.array(inputs["gallery_features"]))
     start = time.perf_counter()
     for query in range(sample):

@@ -1,10 +1,9 @@
-"""Time and memory of an evaluation with re-ranking, on this machine, with synthetic features.
+"""Measure time and memory of an evaluation with re-ranking on this machine, with synthetic features.
 
-``evaluate_ranking(..., rerank=ReRanking())`` against the bare matrix product of all images, queries and
-gallery together, block by block, that the published way begins with; and against a loop that sorts all images
-for each image, which is the second step of that way (some of them, extrapolated). What is compared is
-interleaved in one run, and medians are reported; memory is the growth of a fresh process's anonymous memory
-(Linux, glibc): the features lie in memory maps.
+Compares ``evaluate_ranking(..., rerank=ReRanking())`` with the first two steps of the published code: the
+bare matrix product of all images, queries and gallery together, block by block; and a loop that sorts all
+images for each image (extrapolated from some images). The runs are interleaved, and medians are reported.
+Memory is the growth of anonymous memory in a fresh process (Linux, glibc); the features are memory maps.
 
     python benchmarks/reranking.py --sizes market1501 msmt17 --repeats 3 --out reranking.json
 """
@@ -22,18 +21,18 @@ from rga_reid.evaluation import ReRanking, evaluate_ranking
 
 
 def product(inputs: dict[str, Any]) -> None:
-    """All images with all."""
+    """Multiply all images with all."""
     sides = [inputs["query_features"], inputs["gallery_features"]]
     bare_product(sides, sides)
 
 
 def re_ranking(inputs: dict[str, Any]) -> None:
-    """What is measured."""
+    """Run the function to measure."""
     evaluate_ranking(**inputs, rerank=ReRanking())
 
 
 def sorted_loop(inputs: dict[str, Any], sample: int) -> float:
-    """Seconds to sort all images for every image, from the first of them."""
+    """Estimate the seconds to sort all images for every image."""
     items = torch.from_numpy(np.concatenate([inputs["query_features"], inputs["gallery_features"]]))
     start = time.perf_counter()
     for row in items[:sample]:

@@ -1,6 +1,6 @@
-"""Measurements on features as a trained model might give them: people in clusters, and strangers.
+"""Measure functions on features like those of a trained model: clusters of people, and distractors.
 
-The features lie in memory maps, in a temporary folder, so that no anonymous memory is theirs.
+The features are memory maps in a temporary folder, so that they take no anonymous memory.
 """
 
 from __future__ import annotations
@@ -20,32 +20,25 @@ from memory import peak_anonymous
 from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, run_interleaved
 from rga_reid.files import write_json
 
-BLOCK = 1024  # rows of the bare product at a time, on both sides: of 512 to 4096 the fastest
-LEFT = 4096  # rows of its left side that are held
+BLOCK = 1024  # rows of the bare product at a time, on both sides; the fastest of 512 to 4096
+LEFT = 4096  # rows of its left side held at a time
 
 Run: TypeAlias = Callable[[dict[str, Any]], object]  #: of inputs from ``read_features``
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a data set is.
-
-    Args:
-        queries, items: images of each side.
-        strangers: of the items, the last, those of people nobody asks for.
-        people: identities.
-        cameras: of both sides.
-    """
+    """Size of a data set."""
 
     queries: int
-    items: int
-    strangers: int
+    items: int  #: gallery images
+    distractors: int  #: gallery images, at the end, of people who are not among the queries
     people: int
     cameras: int
 
 
 SIZES = {
-    "tiny": Size(60, 500, 100, 12, 3),  # to see that a script runs
+    "tiny": Size(60, 500, 100, 12, 3),  # to check that a script runs
     "market1501": Size(3368, 15913, 2798, 750, 6),
     "msmt17": Size(11659, 82161, 0, 3060, 15),
     "market1501_500k": Size(3368, 515913, 502798, 750, 6),
@@ -53,16 +46,16 @@ SIZES = {
 
 
 def write_features(folder: Path, name: str, columns: int, seed: int = 0) -> None:
-    """Draw features and labels of a size in ``SIZES`` and write them below ``folder``.
+    """Draw features and labels of a size in ``SIZES`` and write them to ``folder``.
 
-    A person is a random direction, a picture of the person is that direction and noise: about as near to its
-    kind as to the nearest others, so that a ranking has something to get wrong.
+    A person is a random direction, an image of the person is that direction plus noise. The noise is large
+    enough for wrong matches.
     """
     size, rng = SIZES[name], np.random.default_rng(seed)
     centres = rng.standard_normal((size.people, columns), np.float32)
-    for side, count, strangers in (("query", size.queries, 0), ("gallery", size.items, size.strangers)):
+    for side, count, distractors in (("query", size.queries, 0), ("gallery", size.items, size.distractors)):
         pids = rng.integers(1, size.people + 1, count)
-        pids[count - strangers :] = 0
+        pids[count - distractors :] = 0
         labels = {"pids": pids, "camids": rng.integers(0, size.cameras, count)}
         np.savez(folder / f"{side}.npz", **labels)
         rows = np.lib.format.open_memmap(folder / f"{side}.npy", "w+", np.float32, (count, columns))
@@ -74,7 +67,7 @@ def write_features(folder: Path, name: str, columns: int, seed: int = 0) -> None
 
 
 def read_features(folder: Path) -> dict[str, Any]:
-    """The features of a folder, as ``evaluate_ranking`` takes them; memory maps."""
+    """Return the features of a folder as arguments of ``evaluate_ranking``; they are memory maps."""
     inputs: dict[str, Any] = {}
     for side in ("query", "gallery"):
         inputs[f"{side}_features"] = np.load(folder / f"{side}.npy", mmap_mode="r")
@@ -84,7 +77,7 @@ def read_features(folder: Path) -> dict[str, Any]:
 
 
 def bare_product(left: list[np.ndarray], right: list[np.ndarray]) -> None:
-    """The float32 product of all rows on the left with all on the right, block by block, nothing kept."""
+    """Multiply all rows on the left with all on the right in float32, block by block, keeping nothing."""
     for rows in left:
         for start in range(0, len(rows), LEFT):
             held = torch.from_numpy(np.array(rows[start : start + LEFT])).split(BLOCK)
@@ -102,7 +95,7 @@ def measure(
     loop: Callable[[dict[str, Any], int], float],
     options: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of results for one size. The first of the runs is what the others are compared to."""
+    """Yield rows of results for one size. Times are relative to the first of the runs."""
     torch.set_num_threads(options.threads)
     inputs = read_features(folder)
     seconds = run_interleaved(
@@ -126,19 +119,19 @@ def main(description: str, runs: dict[str, Run], loop: Callable[[dict[str, Any],
     """Measure, print a table and write JSON.
 
     Args:
-        description: of the script.
-        runs: what is measured, by name; functions of a module, as they are sent to other processes.
-        loop: estimates the seconds of the plain way for all images, from a sample of so many.
+        description: text for --help.
+        runs: functions to measure, by name; functions of a module, as they are sent to other processes.
+        loop: estimates the seconds of the plain method for all images from a sample of this size.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", help="write the results there as JSON")
+    parser.add_argument("--out", help="write the results to this file as JSON")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--sizes", nargs="+", default=["market1501"], choices=SIZES)
     parser.add_argument("--columns", type=int, default=2048, help="length of a feature")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sample", type=int, default=100, help="images of the loop")
     parser.add_argument(
-        "--folder", help="for the features, while they are needed (default: that of the system)"
+        "--folder", help="folder for temporary files of features (default: that of the system)"
     )
     options = parser.parse_args()
     results = []
