@@ -1,13 +1,12 @@
-"""What `rga-reid train` adds to the work of a training step, and how long it takes to the first step (CPU).
+"""Measure the overhead of `rga-reid train` over the work of a training step, and the time to the first step (CPU).
 
-A run of `train` in a process of its own, whose steps are watched: of the time from the start of one step to
-the start of the next, the share that is neither forward pass with the loss nor backward pass nor optimizer
-(with gradient clipping) is overhead: loading, augmentation, logging, moving averages, Lightning itself. The
-start is counted from the start of the process, with a warm cache of decoded images: a first run fills it, and
-is not counted.
+A separate process runs `train` with hooks. The overhead is the part of the time from the start of one step to the start
+of the next that is not spent in the forward pass with the loss, the backward pass, and the optimizer with gradient
+clipping: loading, augmentation, logging, moving averages, Lightning. The time to the first step counts from the start
+of the process, with a cache of decoded images from an earlier run.
 
     python benchmarks/training.py --root DIR --out training.json        # Market-1501
-    python benchmarks/training.py                                       # the synthetic set, drawn first
+    python benchmarks/training.py                                       # the synthetic data set
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from rga_reid.files import write_json
 WARM_UP = 5  # steps
 
 
-def watched(words: list[str]) -> None:
-    """Train, say when the first step starts, and print the seconds of the steps' parts."""
+def train_with_hooks(words: list[str]) -> None:
+    """Train, print when the first step starts, and print the times of the parts of all steps."""
     from rga_reid.commands import main
     from rga_reid.training import ReIDModule
 
@@ -63,9 +62,9 @@ def watched(words: list[str]) -> None:
 
 
 def train(words: list[str]) -> dict[str, float]:
-    """One watched run: seconds to the first step, and of a step."""
+    """Run `train` once; return the seconds to the first step and the milliseconds per step."""
     begin = time.monotonic()
-    command = [sys.executable, __file__, "--watched", *words]
+    command = [sys.executable, __file__, "--hooks", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first, lines = 0.0, []
@@ -78,7 +77,7 @@ def train(words: list[str]) -> dict[str, float]:
     marks = json.loads(next(line for line in reversed(lines) if line.startswith("[[")))
     starts = [number for number, (name, _) in enumerate(marks) if name == "step"][WARM_UP:]
     steps = [dict(marks[one : other + 1][::-1]) | {"end": marks[other][1]} for one, other in pairwise(starts)]
-    steps = [step for step in steps if "epoch" not in step]  # the end of an epoch is no part of a step
+    steps = [step for step in steps if "epoch" not in step]  # without those at the end of an epoch
 
     def mean(begin: str, end: str) -> float:
         return 1e3 * sum(step[end] - step[begin] for step in steps) / len(steps)
@@ -100,11 +99,11 @@ def train(words: list[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--root", help="data set in Market-1501's layout; a synthetic one by default")
+    parser.add_argument("--root", help="data set in Market-1501's layout; by default a synthetic one")
     parser.add_argument("--config", default="market1501/cpu_scratch")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", help="write the results there as JSON")
+    parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -128,7 +127,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--watched"]:
-        watched(sys.argv[2:])
+    if sys.argv[1:2] == ["--hooks"]:
+        train_with_hooks(sys.argv[2:])
     else:
         main()

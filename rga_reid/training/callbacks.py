@@ -91,7 +91,7 @@ class DeferredOverwrite(Callback):
 
     @property
     def started(self) -> bool:
-        """Whether the first training step was reached, in any process."""
+        """True once the first training step was reached, in any process."""
         return not (self.folder / _PENDING).exists()
 
     @contextmanager

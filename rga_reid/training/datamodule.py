@@ -163,7 +163,7 @@ class ReIDData(pl.LightningDataModule):
 
     @property
     def _cache_place(self) -> Literal["memory", "file"]:
-        """Where decoded images are kept: several processes share a file rather than decode each."""
+        """Place of decoded images: several processes share a file rather than decode each."""
         return "file" if _rank_and_world_size(self.trainer)[1] > 1 else self.cache
 
     def _decode(self) -> np.ndarray:

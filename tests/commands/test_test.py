@@ -1,4 +1,4 @@
-"""``test`` with its page, and what it refuses before any work."""
+"""The command `test`: metrics, page, refused options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rga_reid.reports import plots as feature_space
 from tests.oracles import float64_distance, naive_ranking, naive_re_ranking, squared_distances
 
 
-def test_page_beside_the_metrics(
+def test_page_and_metrics(
     tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, metrics = tmp_path / "page.html", tmp_path / "metrics.json"
@@ -32,15 +32,14 @@ def test_page_beside_the_metrics(
     assert metrics.is_file()
 
 
-def test_a_set_too_small_to_re_rank(
+def test_data_set_too_small_to_rerank(
     tiny_market: Path, tiny_checkpoint: Path, refused: Callable[..., str]
 ) -> None:
     words = ["test", "--checkpoint", str(tiny_checkpoint), "--data.root", str(tiny_market), "--rerank"]
-    told = refused(*words, "--device", "cpu")
-    assert "error: --rerank: expected at least 21 query and gallery images together, found 17" in told
+    assert "--rerank: expected at least 21" in refused(*words, "--device", "cpu")
 
 
-def test_bad_output_and_missing_library_are_refused_first(
+def test_output_and_library_are_checked_first(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["test", "--checkpoint", "gone.ckpt", "--data.root", str(tmp_path), "--html"]
@@ -51,7 +50,7 @@ def test_bad_output_and_missing_library_are_refused_first(
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of enough people to re-rank."""
+    """A data set with enough people to re-rank."""
     root = tmp_path_factory.mktemp("crowd") / "market"
     settings = SyntheticSettings(
         train_identities=2,

@@ -254,9 +254,9 @@ def test_invalid_recipes(tmp_path: Path, refused: Refused) -> None:
     ]:
         bad.write_text(text)
         assert message in refused("train", "--config", str(bad))
-    told = refused("demo", "--config", str(bad), "--out", str(tmp_path / "demo"))
-    assert f"--config {bad}" in told
-    assert "dept" in told
+    error = refused("demo", "--config", str(bad), "--out", str(tmp_path / "demo"))
+    assert f"--config {bad}" in error
+    assert "dept" in error
     bad.write_text("title: two\nvariants: [{name: one}]")
     for command in ("train", "demo"):
         assert "plan of ablate" in refused(command, "--config", str(bad), "--out", str(tmp_path / "demo"))
