@@ -23,7 +23,10 @@ Result = TypeVar("Result")
 ALIASES: dict[str, dict[str, str]] = {
     "rga_reid.attention": {"MECHANISMS": "rga_reid.attention.ATTENTION_MODULES"},
     "rga_reid.evaluation": {"NoCameras": "rga_reid.evaluation.IgnoreCameras"},
-    "rga_reid.models": {"Mirrored": "rga_reid.models.FlipTTA"},
+    "rga_reid.models": {
+        "Mirrored": "rga_reid.models.FlipTTA",
+        "Published": "rga_reid.models.ConvertedModel",
+    },
     "rga_reid.retrieval": {
         "Erasure": "rga_reid.gallery.RemovalResult",
         "Gallery": "rga_reid.gallery.Gallery",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -76,6 +77,32 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except OSError as error:
         raise ImageError(path, "unreadable", f"cannot read this file ({error.strerror or error})") from None
     return _to_rgb(image, path)
+
+
+def normalise_image(source: bytes | Image.Image, name: str = "image") -> Image.Image:
+    """Return an encoded or PIL image as 8-bit RGB, upright, by the rules of ``read_image``.
+
+    Args:
+        source: content of an image file, or a PIL image, which is not changed.
+        name: how error messages name the image.
+
+    Raises:
+        ImageError: see ``read_image``.
+    """
+    if isinstance(source, bytes):
+        image: Image.Image = _open(io.BytesIO(source), name)
+        _load(image, name)
+        return _to_rgb(image, name)
+    try:
+        source.load()
+    except Exception as error:  # PIL decodes an opened file here
+        raise _damaged(error, name) from None
+    try:
+        image = ImageOps.exif_transpose(source)
+    except Exception:  # the EXIF block is damaged, but the pixels are complete
+        image = source.copy()
+    image.format = source.format
+    return _to_rgb(image, name)
 
 
 def decode(

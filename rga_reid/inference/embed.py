@@ -1,4 +1,4 @@
-"""Images to features: files are decoded while the model works on the batch before."""
+"""Embed image files; the next batch is decoded while the model works on the current one."""
 
 from __future__ import annotations
 
@@ -16,53 +16,55 @@ from rga_reid.data import ImageError, decode
 from rga_reid.errors import InputError, check_int
 from rga_reid.runtime import keep_freed_memory, track
 
+PathLike = str | os.PathLike[str]
+
 
 class Embedder(Protocol):
-    """What turns images into features: an ``EmbeddingModel``, a ``ColourHistogram`` or one's own."""
+    """An ``EmbeddingModel``, a ``ColourHistogram`` or any class with the same interface."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the images it works on, in pixels."""
+        """(H, W) of the input images in pixels."""
 
     @property
     def dimension(self) -> int:
-        """d, length of a feature."""
+        """Length d of a feature."""
 
     def embed(
         self, images: Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
     ) -> Tensor:
-        """uint8 ``(n, 3, H, W)`` to float32 ``(n, d)`` on the CPU, rows L2-normalised."""
+        """Embed uint8 ``(n, 3, H, W)`` as float32 ``(n, d)`` on the CPU, rows L2-normalised."""
 
 
 def extract_features(
     model: Embedder,
-    table_or_paths: pd.DataFrame | Sequence[str | os.PathLike[str]],
+    table_or_paths: pd.DataFrame | PathLike | Sequence[PathLike],
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """Embed image files, with no more than two batches of pixels in memory.
+    """Embed image files, holding at most two batches of pixels in memory.
 
     Args:
         model: see ``Embedder``.
-        table_or_paths: a table with a ``path`` column, or a list of n image files.
+        table_or_paths: a table with a column ``path``, an image file, or a list of n image files.
         batch_size: images in one forward pass.
-        device: where the model runs; by default where it is.
+        device: device to run on; by default the model's current one.
 
     Returns:
-        float32 ``(n, d)``, rows L2-normalised, and the table, its rows numbered from 0 (a table of one column
-        ``path`` for a list of files).
+        Features, float32 ``(n, d)`` with L2-normalised rows, and the table with its rows numbered from 0 (for
+        files, a table with the column ``path`` only).
 
     Raises:
-        InputError: a file that is not an image (the message names it), a table without ``path``, a batch size
-            below 1.
+        InputError: a file is not an image (the message names it) or its feature is NaN or infinite; the table
+            has no column ``path``; the batch size is below 1.
     """
-    table = _as_table(table_or_paths)
+    table = _to_table(table_or_paths)
     batches = stream_features(model, table, batch_size, device)
     return collect(batches, len(table), model.dimension), table
 
 
 def collect(batches: Iterable[tuple[np.ndarray, pd.DataFrame]], count: int, dimension: int) -> np.ndarray:
-    """The features of up to ``count`` images in one matrix; rows left over are arbitrary."""
+    """Return the features of up to ``count`` images as one matrix; remaining rows are arbitrary."""
     features, done = np.empty((count, dimension), np.float32), 0
     for batch, _ in batches:
         features[done : done + len(batch)] = batch
@@ -83,16 +85,16 @@ def stream_features(
     Args:
         model, batch_size, device: see ``extract_features``.
         table: n rows with a column ``path``.
-        refused: takes the errors of files that are not images, whose rows are then left out.
+        refused: collects the errors of unreadable images, whose rows are then skipped.
 
     Yields:
-        Features of a batch, float32 ``(b, d)``, rows L2-normalised, and their b rows of the table.
+        Features of a batch, float32 ``(b, d)`` with L2-normalised rows, and the b rows of the table.
 
     Raises:
-        InputError: see ``extract_features``; a file that is not an image, if ``refused`` does not take it.
+        InputError: see ``extract_features``; an unreadable image, unless ``refused`` is given.
     """
     check_int("batch_size", batch_size)
-    table = _as_table(table)
+    table = _to_table(table)
     starts = range(0, len(table), batch_size)
 
     def read(start: int) -> tuple[np.ndarray, pd.DataFrame]:
@@ -102,20 +104,30 @@ def stream_features(
         if refused is None or not errors:
             return images, rows
         refused.extend(errors[row] for row in sorted(errors))
-        whole = np.array([row not in errors for row in range(len(rows))])
-        return images[whole], rows[whole]
+        readable = np.array([row not in errors for row in range(len(rows))])
+        return images[readable], rows[readable]
 
     with keep_freed_memory(), ThreadPoolExecutor(max_workers=1) as reader:
-        coming = reader.submit(read, 0)
+        upcoming = reader.submit(read, 0)
         for start in track(starts, "embedding", len(starts)):
-            images, rows = coming.result()
-            coming = reader.submit(read, start + batch_size)
+            images, rows = upcoming.result()
+            upcoming = reader.submit(read, start + batch_size)
             if len(rows):
-                embedded = model.embed(torch.from_numpy(images), batch_size=batch_size, device=device)
-                yield embedded.numpy(), rows
+                features = model.embed(torch.from_numpy(images), batch_size=batch_size, device=device).numpy()
+                _require_finite(features, rows)
+                yield features, rows
 
 
-def _as_table(table_or_paths: pd.DataFrame | Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
+def _require_finite(features: np.ndarray, rows: pd.DataFrame) -> None:
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        path = rows["path"].iloc[int(np.argmin(finite))]
+        raise InputError(f"{path}: the model gives a feature with NaN or infinite values")
+
+
+def _to_table(table_or_paths: pd.DataFrame | PathLike | Sequence[PathLike]) -> pd.DataFrame:
+    if isinstance(table_or_paths, str | os.PathLike):
+        table_or_paths = [table_or_paths]
     if not isinstance(table_or_paths, pd.DataFrame):
         return pd.DataFrame({"path": pd.Series([os.fspath(path) for path in table_or_paths], dtype="str")})
     if "path" not in table_or_paths.columns:

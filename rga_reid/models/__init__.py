@@ -5,16 +5,16 @@ from rga_reid.models.analysis import count_costs
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.checkpoints import fingerprint, load_model, save_model
 from rga_reid.models.colour_histogram import ColourHistogram
-from rga_reid.models.convert import Published, read_official_rga, read_published
+from rga_reid.models.convert import ConvertedModel, read_official_rga, read_published
 from rga_reid.models.embedding import EmbeddingModel, FlipTTA, TrainingOutput
 from rga_reid.models.export import export_model
 from rga_reid.models.resnet import ResNet, count_parameters
 
 __all__ = [
     "ColourHistogram",
+    "ConvertedModel",
     "EmbeddingModel",
     "FlipTTA",
-    "Published",
     "ResNet",
     "TrainingOutput",
     "build_model",

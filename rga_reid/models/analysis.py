@@ -1,4 +1,4 @@
-"""What the attention of a model does with one picture: its relations after every stage, as values."""
+"""Analyse models: the attention after each stage for one picture, and the cost of each part."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rga_reid.models.resnet import STAGES, ResNet, Size, count_parameters
 
 @dataclass(frozen=True, eq=False)
 class StageCapture:
-    """One mechanism after one stage, on one picture. Tensors keep their batch axis, of length 1.
+    """The attention module after one stage, on one picture. Tensors keep their batch axis of length 1.
 
     Args:
         stage: from 1 to 4.
-        mechanism: short name, as in ``ATTENTION_MODULES``, or the name of a class that is not listed there.
+        mechanism: short name as in ``ATTENTION_MODULES``, or the class name of another module.
         matrices, weights, flow, output: as in ``Relations``; ``flow[0]`` is the input map.
     """
 
@@ -36,15 +36,15 @@ class StageCapture:
 
     @property
     def x(self) -> Tensor:
-        """The map that went in, (1, C, H, W)."""
+        """The input map, (1, C, H, W)."""
         return self.flow[0].tensor
 
 
 def attention_name(module: nn.Module) -> str:
-    """Short name of a module of attention.
+    """Return the short name of an attention module.
 
-    Options that change what the matrix means are part of it: ``rga_s`` for an RGA without its channel part,
-    ``nonlocal_dot_product`` for a non-local block of another mode than the usual one.
+    It includes options that change the meaning of the matrix: ``rga_s`` for an RGA without its channel part,
+    ``nonlocal_dot_product`` for a non-local block of a mode other than the default.
     """
     if isinstance(module, RGA) and not (module.spatial and module.channel):
         return "rga_s" if module.spatial else "rga_c"
@@ -56,11 +56,11 @@ def attention_name(module: nn.Module) -> str:
 
 @torch.inference_mode()
 def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
-    """Run one picture through the model and keep what each module of attention saw and thought.
+    """Run one picture through the model and capture the trace of each attention module.
 
     Args:
-        model: put in evaluation mode for the run, and back.
-        pixels: uint8 ``(1, 3, h, w)``; resized to the model's size if it has another.
+        model: put in evaluation mode during the run.
+        pixels: uint8 ``(1, 3, h, w)``; resized to the model's size if necessary.
 
     Raises:
         InputError: the model has no attention, or attention without ``relations``.
@@ -78,8 +78,8 @@ def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
     ]
     try:
         with eval_mode(model):
-            where = next(model.parameters()).device
-            model.backbone(model.normalise(uint8_batch(pixels, model.size, where)))
+            device = next(model.parameters()).device
+            model.backbone(model.normalise(uint8_batch(pixels, model.size, device)))
             return [_capture(stage, modules[stage], x) for stage, x in sorted(inputs.items())]
     finally:
         for handle in handles:
@@ -102,16 +102,16 @@ def untrained_model(
     seed: int = 0,
     **build: Any,
 ) -> EmbeddingModel:
-    """A network with random weights whose batch norms take their statistics from ``pixels``.
+    """Return a network with random weights whose batch norms take their statistics from ``pixels``.
 
-    Without statistics the activations of a random network grow from block to block until every softmax is
-    a spike. Equal seeds give equal backbones whatever the attention. The random state is left as it was.
+    Without statistics, the activations of a random network grow from block to block until every softmax is
+    a spike. Equal seeds give equal backbones whatever the attention. The global random state is not changed.
 
     Args:
         attention: as in ``build_model``.
         pixels: uint8 ``(n, 3, h, w)``.
-        seed: of the weights, and of dropout while statistics are taken.
-        build: what else ``build_model`` takes.
+        seed: seed of the weights, and of dropout while statistics are computed.
+        build: other arguments of ``build_model``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -119,9 +119,9 @@ def untrained_model(
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
-            norm.momentum = 1.0  # the statistics of this one batch
+            norm.momentum = 1.0  # statistics of this batch alone
         model.train()
-        model.backbone(model.normalise(uint8_batch(pixels, model.size)))  # dropout draws, too
+        model.backbone(model.normalise(uint8_batch(pixels, model.size)))  # dropout uses the seed too
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return model.eval()
@@ -131,15 +131,15 @@ _STEM = ("conv1", "bn1")
 
 
 def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
-    """Parameters and multiply-accumulates of a backbone for one image.
+    """Count parameters and multiply-accumulates of a backbone for one image.
 
-    Counted are the convolutions and matrix products that ``forward`` really does in evaluation, by torch's
-    own counter, on tensors without memory. Element-wise work and sums are not counted, as is the custom.
+    torch's counter sees the convolutions and matrix products that ``forward`` performs in evaluation, on tensors
+    without memory. As usual, element-wise operations and sums are not counted.
 
     Args:
-        backbone: in any mode, on any device; left as it is.
-        size: (H, W) of the image in pixels; the backbone's own by default. Attention tied to a map size is
-            interpolated to another one, as ``set_input_size`` does.
+        backbone: in any mode, on any device; not changed.
+        size: (H, W) of the image in pixels; by default the backbone's. Attention tied to a map size is
+            interpolated as by ``set_input_size``.
 
     Returns:
         Columns ``part``, ``parameters``, ``macs``: a row each for ``stem``, ``stage 1``, ``attention 1``
@@ -177,6 +177,6 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
 
 
 def total_costs(backbone: ResNet) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of a whole backbone for one image, see ``count_costs``."""
+    """Return parameters and multiply-accumulates of a whole backbone, see ``count_costs``."""
     total = count_costs(backbone).iloc[-1]
     return int(total["parameters"]), int(total["macs"])

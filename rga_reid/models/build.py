@@ -1,4 +1,4 @@
-"""A model from plain values: what recipes and checkpoints hold."""
+"""Build a model from the plain values in recipes and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rga_reid import attention as mechanisms
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import truncate
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
@@ -19,7 +19,7 @@ from rga_reid.models.resnet import STAGES, AttentionFactory, ResNet
 
 AttentionChoice = str | Mapping[str, Any] | None
 
-#: Keys of ``model.config``: what a checkpoint may say of its model; not where weights come from.
+#: keys of ``model.config``, which a checkpoint may set; the source of pretrained weights is not among them
 CONFIG = frozenset(
     {"depth", "attention", "stages", "last_stride", "size", "stem_pool", "stripes", "mean", "std"}
 )
@@ -39,7 +39,7 @@ def build_model(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> EmbeddingModel:
-    """Build an ``EmbeddingModel`` and note in ``model.config`` how to build it again.
+    """Build an ``EmbeddingModel`` and store in ``model.config`` how to build it again.
 
     Args:
         classes: training identities; 0 for inference only.
@@ -52,8 +52,8 @@ def build_model(
         The model, in training mode: images ``(n, 3, H, W)`` to features, see ``EmbeddingModel``.
 
     Raises:
-        InputError: an unknown attention or option, as for ``ResNet`` and ``EmbeddingModel``; weights that
-            cannot be had or do not fit.
+        InputError: an unknown attention or option, as for ``ResNet`` and ``EmbeddingModel``; weights that are
+            unavailable or do not fit.
     """
     height, width = size
     backbone = ResNet(
@@ -74,13 +74,12 @@ def build_model(
 
 
 def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> AttentionFactory | None:
-    """The callable ``(in_channels, size) -> Module`` that a recipe or a checkpoint names.
+    """Return the callable ``(in_channels, size) -> Module`` that a recipe or a checkpoint names.
 
     Args:
         choice: see ``build_model``.
-        trusted: false for a choice read from a checkpoint: then only mechanisms of ``rga_reid.attention``
-            and classes of other modules that the program has already imported are used, so that a file cannot
-            import what it likes.
+        trusted: False for a choice read from a checkpoint. Then only ``rga_reid.attention`` and modules that the
+            program has already imported are used, so that a file cannot import arbitrary code.
 
     Raises:
         InputError: an unknown name, class path or option.
@@ -88,13 +87,13 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
     if choice is None:
         return None
     name, options = _name_and_options(choice)
-    if name in mechanisms.ATTENTION_MODULES:
-        factory: Any = mechanisms.ATTENTION_MODULES[name]
+    if name in ATTENTION_MODULES:
+        factory: Any = ATTENTION_MODULES[name]
     elif "." in name:
         factory = _import_class(name, trusted)
     else:
-        known = ", ".join(mechanisms.ATTENTION_MODULES)
-        raise InputError(f"attention: unknown mechanism {short_repr(name)}; known: {known}, or a class path")
+        known = ", ".join(ATTENTION_MODULES)
+        raise InputError(f"attention: unknown module {short_repr(name)}; known: {known}, or a class path")
     try:
         inspect.signature(factory).bind(1, (1, 1), **options)
     except TypeError as error:
@@ -103,10 +102,9 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
 
 
 def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
-    whole = {"class_path": choice} if isinstance(choice, str) else choice
-    if isinstance(whole, Mapping) and set(whole) <= {"class_path", "init_args"}:
-        name, options = whole.get("class_path"), whole.get("init_args")
-        options = {} if options is None else options
+    mapping = {"class_path": choice} if isinstance(choice, str) else choice
+    if isinstance(mapping, Mapping) and set(mapping) <= {"class_path", "init_args"}:
+        name, options = mapping.get("class_path"), mapping.get("init_args") or {}
         if (
             isinstance(name, str)
             and isinstance(options, Mapping)
@@ -119,22 +117,22 @@ def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
 def _import_class(path: str, trusted: bool) -> type[nn.Module]:
     module_name, _, class_name = path.rpartition(".")
     shown = truncate(path)
-    if not trusted and not _is_mechanism(module_name) and module_name not in sys.modules:
+    if not trusted and not _is_attention(module_name) and module_name not in sys.modules:
         raise InputError(
             f"attention {shown}: named by a checkpoint but not part of rga_reid.attention; import "
             f"{truncate(module_name)} first"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # a module may fail in any way
+    except Exception as error:  # a module may raise anything
         raise InputError(f"attention {shown}: cannot import it ({truncate(error)})") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"attention {shown}: expected a torch.nn.Module class, got {short_repr(found)}")
-    if not trusted and found.__module__.split(".")[0] == "rga_reid" and not _is_mechanism(found.__module__):
-        # others make models of what they are told, and would import what that names
-        raise InputError(f"attention {shown}: named by a checkpoint, but no mechanism of rga_reid.attention")
+    if not trusted and found.__module__.split(".")[0] == "rga_reid" and not _is_attention(found.__module__):
+        # other classes here build models from their arguments, which could name a module to import
+        raise InputError(f"attention {shown}: named by a checkpoint but not part of rga_reid.attention")
     return found
 
 
-def _is_mechanism(module_name: str) -> bool:
+def _is_attention(module_name: str) -> bool:
     return f"{module_name}.".startswith("rga_reid.attention.")

@@ -1,18 +1,19 @@
-"""Reading and writing models. Nothing is unpickled: a file from a stranger cannot run code."""
+"""Load and save models. Nothing is unpickled, so an untrusted file cannot run code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, short_repr
@@ -22,9 +23,9 @@ from rga_reid.models.build import CONFIG, build_model, resolve_attention
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.weights import check_state, diff_state_dicts, read_safetensors, read_torch
 
-CONFIG_KEY = "rga_reid_model"  #: where a Lightning checkpoint and a safetensors header keep ``model.config``
-DATA_KEY = "rga_reid_data"  #: where they keep what the model was trained on (``trained_on``)
-PREFIX = "model."  #: of the model's keys in a Lightning checkpoint
+CONFIG_KEY = "rga_reid_model"  #: key of ``model.config`` in a Lightning checkpoint and a safetensors header
+DATA_KEY = "rga_reid_data"  #: key of ``model.trained_on``
+PREFIX = "model."  #: prefix of the model's keys in a Lightning checkpoint
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> EmbeddingModel:
@@ -32,92 +33,97 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 
     Args:
         path: a Lightning ``.ckpt`` of ``rga-reid train``, or a ``.safetensors`` of ``save_model``.
-        device: where the model is put.
+        device: device of the model.
 
     Raises:
-        InputError: no such file, not a checkpoint, a pickle, or a checkpoint of another program; a device
-            that is not there.
+        InputError: the file is missing, not a checkpoint, a pickle, a checkpoint of another program, or has
+            NaN or infinite weights; the device is unavailable.
     """
-    file, place = Path(path), choose_device(device)
+    file, chosen = Path(path), choose_device(device)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
     unknown = [key for key in config if key not in CONFIG]
     if unknown:
-        raise InputError(f"{file}: the model it names has an unknown setting {short_repr(unknown[0])}")
+        raise InputError(f"{file}: the model configuration has an unknown setting {short_repr(unknown[0])}")
     try:
         resolve_attention(config.get("attention"), trusted=False)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     model = build_with_state(file, config, state)
     model.trained_on = trained_on
-    return model.to(place)
+    return model.to(chosen)
 
 
 def build_with_state(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:
-    """The model of ``config`` with the weights of ``state``, in evaluation mode, without its classifier.
+    """Return the model of ``config`` with the weights of ``state``, in evaluation mode, without classifier.
 
     Raises:
-        InputError: a key too few or too many (the classifier's may be there), or another shape.
+        InputError: a missing or unknown key (except the classifier's), another shape, or a value that is NaN
+            or infinite.
     """
     state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-    # shapes without numbers: a file cannot ask for a model larger than itself
-    with _of_its_choice(file), torch.device("meta"):
+    # built without memory first, so that a file cannot ask for a model larger than itself
+    with _explain_failure(file), torch.device("meta"):
         expected = build_model(**config).state_dict()
     wrong = diff_state_dicts(expected, state)
     if wrong:
-        raise InputError(f"{file}: the weights do not fit the model they name ({wrong})")
-    with _of_its_choice(file):
+        raise InputError(f"{file}: the weights do not fit the model configuration ({wrong})")
+    with _explain_failure(file):
         model = build_model(**config)
         model.load_state_dict(state)
+    for key, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{file}: {key} contains NaN or infinite values")
     return model.eval()
 
 
 @contextmanager
-def _of_its_choice(file: Path) -> Iterator[None]:
-    """Tell in one line what a model of a file's choice fails of: that may be anything."""
+def _explain_failure(file: Path) -> Iterator[None]:
+    """Turn any failure to build a model of an untrusted configuration into one line."""
     try:
         yield
     except Exception as error:
-        raise InputError(f"{file}: the weights do not fit the model they name ({truncate(error)})") from None
+        raise InputError(
+            f"{file}: the weights do not fit the model configuration ({truncate(error)})"
+        ) from None
 
 
 def save_model(model: EmbeddingModel, path: str | os.PathLike[str]) -> None:
-    """Write weights (not the classifier's), configuration and ``trained_on`` as ``.safetensors``, atomically.
+    """Write weights (without classifier), configuration and ``trained_on`` as ``.safetensors``, atomically.
 
     Args:
-        model: made by ``build_model``, or loaded.
-        path: of the file; ``load_model`` reads it where its name ends in ``.safetensors``.
+        model: from ``build_model`` or ``load_model``.
+        path: file to write; ``load_model`` reads it if its name ends in ``.safetensors``.
 
     Raises:
         InputError: the model has no ``config``, or the file cannot be written.
     """
     if model.config is None:
-        raise InputError("save_model: this model has no config; make it with build_model")
+        raise InputError("save_model: this model has no config; create it with build_model")
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("classifier.")}
     with atomic_file(path) as temporary:
         metadata = {CONFIG_KEY: json.dumps(model.config), DATA_KEY: json.dumps(model.trained_on)}
         save_file(state, temporary, metadata=metadata)
-        _order_metadata(temporary)
+        _sort_metadata(temporary)
 
 
-def _order_metadata(file: Path) -> None:
-    """Sort the metadata in a safetensors header, which come in an order of chance: files would differ.
+def _sort_metadata(file: Path) -> None:
+    """Sort the metadata of a safetensors header, whose order is random: equal models give equal files.
 
-    The format: 8 bytes with the header's length, the header as JSON filled up with spaces, the tensors.
+    The format: 8 bytes with the header's length, the header as JSON padded with spaces, the tensors.
     """
     with open(file, "r+b") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) > length:
-            raise RuntimeError(f"safetensors: a header of {length} bytes, sorted it has {len(text)}")
+        assert len(text) <= length, "safetensors: the sorted header is longer"
         opened.seek(8)
         opened.write(text.ljust(length))
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hex: tells whether a gallery was made with this checkpoint.
+    """Return the SHA-256 of a file, in hex.
 
     Raises:
         OSError: the file cannot be read.
@@ -131,17 +137,18 @@ def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, 
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
-    if not _json_can_hold(config):
-        raise InputError(f"{file}: {CONFIG_KEY}: expected numbers, texts and lists of them")
-    told = content.get(DATA_KEY)  # of anybody's DataModule
-    trained_on = told if isinstance(told, dict) and _json_can_hold(told) else None
+    if not _is_json(config):
+        raise InputError(f"{file}: {CONFIG_KEY}: expected JSON values")
+    trained_on = content.get(DATA_KEY)  # a user's DataModule may store anything here
+    if not isinstance(trained_on, dict) or not _is_json(trained_on):
+        trained_on = None
     state = check_state(file, state)
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return config, trained_on, own
 
 
-def _json_can_hold(value: Any) -> bool:
-    """Whether JSON can hold a value."""
+def _is_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -163,13 +170,17 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """The checkpoint that embedded a gallery, and how it prepares an image.
+    """Identity of the model that embedded a gallery: its weights and how it prepares an image.
+
+    A checkpoint and its safetensors export have the same weights, so they are the same model. Fingerprints
+    written by version 1 have no hash of the weights: they match the same file only.
 
     Args:
         checkpoint: absolute path of the checkpoint.
-        sha256: of the checkpoint file, in hex.
+        sha256: SHA-256 of the checkpoint file, in hex.
         size: (H, W) of the model's input in pixels.
-        mean, std: of the RGB channels, on the scale 0 to 1; None for a model that does not normalise.
+        mean, std: normalisation of the RGB channels on the scale 0 to 1; None for a model without one.
+        weights: SHA-256 of weights and configuration, in hex; None if unknown.
     """
 
     checkpoint: str
@@ -177,13 +188,15 @@ class ModelFingerprint:
     size: tuple[int, int]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    weights: str | None = None
 
     @classmethod
     def of(cls, model: Any, checkpoint: str | os.PathLike[str]) -> ModelFingerprint:
-        """The record of a model that was loaded from ``checkpoint``.
+        """Return the fingerprint of a model that was loaded from ``checkpoint``.
 
         Args:
             model: has ``size``, and ``mean`` and ``std`` if it normalises.
+            checkpoint: path of the file.
 
         Raises:
             InputError: the checkpoint cannot be read.
@@ -195,32 +208,45 @@ class ModelFingerprint:
             size=(int(model.size[0]), int(model.size[1])),
             mean=None if mean is None else tuple(map(float, mean)),
             std=None if std is None else tuple(map(float, std)),
+            weights=hash_weights(model) if isinstance(model, nn.Module) else None,
         )
 
     @classmethod
     def from_json(cls, value: Any) -> ModelFingerprint:
-        """The record that ``to_json`` wrote.
+        """Return the fingerprint that ``to_json`` wrote, in this version or in version 1.
 
         Raises:
             ValueError, TypeError, KeyError: a value of another form.
         """
         mean, std = (None if value[key] is None else tuple(map(float, value[key])) for key in ("mean", "std"))
         height, width = map(int, value["size"])
-        return cls(str(value["checkpoint"]), str(value["sha256"]), (height, width), mean, std)
+        weights = value.get("weights")
+        return cls(
+            checkpoint=str(value["checkpoint"]),
+            sha256=str(value["sha256"]),
+            size=(height, width),
+            mean=mean,
+            std=std,
+            weights=None if weights is None else str(weights),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object."""
+        """Return the fingerprint as a JSON object."""
         return asdict(self)
 
     def is_same(self, other: ModelFingerprint) -> bool:
-        """Whether both have the same weights and preprocessing, wherever the files lie."""
-        return replace(other, checkpoint=self.checkpoint) == self
+        """Return whether both have the same weights and preprocessing, wherever their files are."""
+        if (self.size, self.mean, self.std) != (other.size, other.mean, other.std):
+            return False
+        if self.weights is not None and other.weights is not None:
+            return self.weights == other.weights
+        return self.sha256 == other.sha256
 
     def find_checkpoint(self, given: str | os.PathLike[str] | None = None) -> Path:
-        """The checkpoint to embed queries with: ``given``, or else the one that is remembered.
+        """Return the checkpoint to embed queries with: ``given``, or else the recorded one.
 
         Raises:
-            InputError: it is missing, or not byte for byte the one that the gallery was built with.
+            InputError: the file is missing, or holds another model.
         """
         file = Path(self.checkpoint if given is None else given)
         if not file.is_file():
@@ -228,17 +254,31 @@ class ModelFingerprint:
                 "; the gallery was built with it: if it has moved, give --checkpoint" if given is None else ""
             )
             raise InputError(f"{file}: no such checkpoint{hint}")
-        if _fingerprint(file) != self.sha256:
-            found = "has another content" if given is not None else "has changed since"
-            raise InputError(
-                f"{file}: the gallery was built with another model: "
-                f"{self.checkpoint}, SHA-256 {self.sha256[:12]}...; this file {found}"
-            )
-        return file
+        if _fingerprint(file) == self.sha256:
+            return file
+        if self.weights is not None and self.is_same(ModelFingerprint.of(load_model(file), file)):
+            return file
+        found = "holds another one" if given is not None else "has changed since"
+        raise InputError(
+            f"{file}: the gallery was built with another model, {self.checkpoint} "
+            f"(SHA-256 {self.sha256[:12]}...); this file {found}"
+        )
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's weights and configuration, in hex, without its classifier."""
+    config = getattr(model, "config", None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for key, value in sorted(model.state_dict().items()):
+        if not key.startswith("classifier."):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{key} {array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def is_same_model(one: ModelFingerprint | None, other: ModelFingerprint | None) -> bool:
-    """Whether two records, or two unknown models, are of one."""
+    """Return whether two fingerprints are of the same model, or both unknown."""
     return one == other or (one is not None and other is not None and one.is_same(other))
 
 

@@ -1,8 +1,8 @@
-"""The classic baseline without learning: one colour histogram per horizontal stripe of the image.
+"""A baseline without learning: one colour histogram per horizontal stripe of the image.
 
 The 166 colours are those of Smith and Chang (VisualSEEk, ACM Multimedia 1996): 18 hues × 3 saturations ×
-3 values, and 4 greys, for which hue means nothing. Pixels near the sides, mostly background, count less, as
-in Comaniciu, Ramesh and Meer (CVPR 2000). Features are square roots of frequencies, so that the cosine of two
+3 values, and 4 greys, which have no hue. Pixels near the sides, mostly background, count less, as in
+Comaniciu, Ramesh and Meer (CVPR 2000). Features are square roots of frequencies, so that the cosine of two
 images is the mean Bhattacharyya coefficient of their stripes.
 """
 
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rga_reid.errors import InputError, check_int
-from rga_reid.models.embedding import Images, uint8_batch
+from rga_reid.errors import InputError
+from rga_reid.models.embedding import ChannelOrder, Images, iter_batches
 
 STRIPES = 8
 HUES, SATURATIONS, VALUES, GREYS = 18, 3, 3, 4
@@ -24,13 +24,13 @@ GREY_BELOW = 5  #: a pixel is grey where its saturation is below 1 / GREY_BELOW
 
 
 class ColourHistogram:
-    """Images to histograms, with the interface of ``EmbeddingModel``.
+    """Embed images as colour histograms, with the interface of ``EmbeddingModel``.
 
     Args:
-        size: (H, W) that images are resized to; at least one row per stripe.
+        size: (H, W) of the resized images; at least one row per stripe.
 
     Raises:
-        InputError: a smaller size.
+        InputError: ``size`` has fewer rows than stripes.
     """
 
     def __init__(self, size: tuple[int, int] = (128, 64)) -> None:
@@ -45,30 +45,30 @@ class ColourHistogram:
         *,
         batch_size: int = 64,
         device: str | torch.device | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Tensor:
-        """Histograms of images.
+        """Return the histograms of images.
 
         Args:
-            images: uint8 ``(n, 3, H, W)`` of any size, or a list of PIL images or of paths.
-            batch_size: images worked on at a time.
+            images, channel_order: as for ``EmbeddingModel.embed``.
+            batch_size: images processed at a time.
             device: not used; pixels are counted on the CPU.
 
         Returns:
             float32 ``(n, dimension)``, rows L2-normalised.
 
         Raises:
-            InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1.
+            InputError: see ``EmbeddingModel.embed``.
         """
-        check_int("batch_size", batch_size)
         rows = [torch.empty(0, self.dimension)]
-        for start in range(0, len(images), batch_size):
-            rows.append(self._histograms(uint8_batch(images[start : start + batch_size], self.size)))
+        for batch in iter_batches(images, self.size, batch_size, channel_order=channel_order):
+            rows.append(self._histograms(batch))
         return torch.cat(rows)
 
     def _histograms(self, images: Tensor) -> Tensor:
         n, _, height, width = images.shape
         stripes = torch.arange(height) * STRIPES // height
-        histogram = torch.arange(n)[:, None] * STRIPES + stripes  # (n, H): which one a row belongs to
+        histogram = torch.arange(n)[:, None] * STRIPES + stripes  # (n, H): number of each row's histogram
         bins = histogram[:, :, None] * COLOURS + colour_indices(images)
         side = (torch.arange(width, dtype=torch.float64) + 0.5) / width * 2 - 1  # -1 to 1
         weights = (1 - side**2).square().expand(n, height, width)
@@ -77,10 +77,10 @@ class ColourHistogram:
 
 
 def colour_indices(images: Tensor) -> Tensor:
-    """Which of the ``COLOURS`` each pixel is: uint8 ``(n, 3, H, W)`` to int32 ``(n, H, W)``.
+    """Return the index of each pixel's colour: uint8 ``(n, 3, H, W)`` to int32 ``(n, H, W)``.
 
-    Integer arithmetic throughout, so that no rounding decides about a pixel on the edge of two bins. Hue bins
-    are centred: the first holds red on both sides of 0°.
+    All arithmetic is in integers, so that rounding never decides about a pixel on the edge of two bins. Hue
+    bins are centred: the first holds red on both sides of 0°.
     """
     red, green, blue = images.int().unbind(1)
     value, lowest = images.int().amax(1), images.int().amin(1)

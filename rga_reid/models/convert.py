@@ -1,7 +1,7 @@
-"""Published checkpoints of other programs as models of this package.
+"""Convert checkpoints of other programs: the released RGA code, torchvision, torchreid and fast-reid.
 
-Told apart by their keys: the released RGA code, torchvision's, torchreid's and fast-reid's ResNets. What a
-file holds and a model here does not need is listed; what it needs and this package has not is refused.
+The program is recognised by the keys. Tensors that the model here does not need are listed; a checkpoint that needs
+parts which this package does not have is refused.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from rga_reid.errors import InputError
 from rga_reid.inputs import truncate
 from rga_reid.models.checkpoints import build_with_state
 from rga_reid.models.embedding import EmbeddingModel
-from rga_reid.models.resnet import STAGES, Size
-from rga_reid.models.weights import SHOWN, read_tensors
+from rga_reid.models.resnet import ARCHITECTURES, STAGES, BasicBlock, Size
+from rga_reid.models.weights import list_keys, read_tensors
 
 State = dict[str, Tensor]
 
-_BLOCKS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50, (3, 4, 23, 3): 101}  # blocks per stage; 34 has those of 50
 _STEM = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
-_PREPROCESSING = {"pixel_mean": "mean", "pixel_std": "std"}  # of fast-reid, on the scale 0 to 255
-_MISSING_PARTS = {  # of fast-reid: what a key holds, and what it stands for
+_PREPROCESSING = {"pixel_mean": "mean", "pixel_std": "std"}  # fast-reid, on the scale 0 to 255
+_UNSUPPORTED = {  # fast-reid: part of a key and its meaning
     "heads.pool_layer.p": "generalised-mean pooling",
     ".NL_": "non-local blocks inside the stages",
     ".IN.": "instance-batch normalisation (IBN)",
@@ -37,12 +36,12 @@ _MISSING_PARTS = {  # of fast-reid: what a key holds, and what it stands for
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published checkpoint, read.
+class ConvertedModel:
+    """A checkpoint of another program, converted.
 
     Args:
         model: in evaluation mode, without a classifier.
-        source: the program that wrote the file.
+        source: program that wrote the file.
         unused: keys of the file that the model does not need, sorted.
     """
 
@@ -53,7 +52,7 @@ class Published:
 
 def read_published(
     path: str | os.PathLike[str], *, size: Sequence[int] | None = None, last_stride: int | None = None
-) -> Published:
+) -> ConvertedModel:
     """Read a checkpoint of the released RGA code, torchvision, torchreid or fast-reid. Nothing is unpickled.
 
     Args:
@@ -61,78 +60,75 @@ def read_published(
             with or without the prefix ``module.``.
         size: (H, W) in pixels of the images it was trained on; 256×128 by default, but see
             ``read_official_rga``.
-        last_stride: stride of stage 4, which no file tells; by default 1 for fast-reid, 2 for torchvision and
-            torchreid, as these build it.
+        last_stride: stride of stage 4, which the weights do not determine; by default 1 for fast-reid, 2 for
+            torchvision and torchreid.
 
     Raises:
-        InputError: not a checkpoint of these, or one with parts that this package does not have.
+        InputError: not a checkpoint of these programs, or one with unsupported parts, or with NaN or infinite
+            weights.
     """
     file = Path(path)
     state = {key.removeprefix("module."): value for key, value in read_tensors(file).items()}
     if any(key.startswith("backbone.rga_att") for key in state):
         unused = tuple(sorted(key for key in state if key.startswith("cls.")))
-        return Published(convert_official_rga(file, state, size), "the released RGA code", unused)
-    source, config, own = _read(file, state)
+        return ConvertedModel(convert_official_rga(file, state, size), "the released RGA code", unused)
+    source, config, names = _recognise(file, state)
     config |= {"attention": None, "size": tuple(size or (256, 128))}
     if last_stride is not None:
         config["last_stride"] = last_stride
-    used = {key for key, _ in own.values()} | _PREPROCESSING.keys()
-    weights = {name: value for name, (_, value) in own.items()}
+    weights = {ours: state[theirs] for ours, theirs in names.items()}
     if "neck.weight" not in weights:
-        weights |= _neutral_neck(512 if config["depth"] < 50 else 2048)
-    return Published(build_with_state(file, config, weights), source, tuple(sorted(state.keys() - used)))
+        weights |= _identity_neck(512 if config["depth"] < 50 else 2048)
+    unused = tuple(sorted(state.keys() - set(names.values()) - _PREPROCESSING.keys()))
+    return ConvertedModel(build_with_state(file, config, weights), source, unused)
 
 
-def _read(file: Path, state: State) -> tuple[str, dict[str, Any], dict[str, tuple[str, Tensor]]]:
-    """Program, model config, and our name -> (theirs, tensor)."""
+def _recognise(file: Path, state: State) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return the program, the model config, and the file's name of each of our tensors."""
     if any(key.startswith("backbone.layer4.") for key in state):
-        for part, name in _MISSING_PARTS.items():
+        for part, meaning in _UNSUPPORTED.items():
             found = [key for key in state if part in key]
             if found:
                 raise InputError(
-                    f"{file}: a fast-reid model with {name} ({found[0]}), which is not supported"
+                    f"{file}: a fast-reid model with {meaning} ({found[0]}), which is not supported"
                 )
-        neck = {key: value for key, value in state.items() if key.startswith("heads.bottleneck.")}
-        if any(value.ndim > 1 for value in neck.values()):
+        neck = [key for key in state if key.startswith("heads.bottleneck.")]
+        if any(state[key].ndim > 1 for key in neck):
             raise InputError(f"{file}: a fast-reid model with a reduced embedding, which is not supported")
-        own = {key: (key, value) for key, value in state.items() if key.startswith("backbone.")}
-        own |= {f"neck.{key.rpartition('.')[2]}": (key, value) for key, value in neck.items()}
+        names = {key: key for key in state if key.startswith("backbone.")}
+        names |= {f"neck.{key.rpartition('.')[2]}": key for key in neck}
         config = {"depth": _depth(file, state, "backbone."), "last_stride": 1, "stem_pool": "ceil"}
         for key, name in _PREPROCESSING.items():
             if key in state:
                 config[name] = [float(value) / 255 for value in state[key].ravel()]
-        return "fast-reid", config, own
+        return "fast-reid", config, names
     if "layer4.0.conv1.weight" in state:
         if any(key.startswith("fc.0.") for key in state):
             raise InputError(f"{file}: a torchreid model with a layer after pooling (fc.0), not supported")
-        own = {f"backbone.{key}": (key, value) for key, value in state.items() if key.startswith(_STEM)}
+        names = {f"backbone.{key}": key for key in state if key.startswith(_STEM)}
         source = "torchreid" if "classifier.weight" in state else "torchvision"
-        return source, {"depth": _depth(file, state, ""), "last_stride": 2}, own
+        return source, {"depth": _depth(file, state, ""), "last_stride": 2}, names
     raise InputError(
         f"{file}: expected a checkpoint of the released RGA code, or a ResNet of torchvision, torchreid or "
-        f"fast-reid, found {len(state)} tensors: {_named(state) or 'none'}"
+        f"fast-reid, found {len(state)} tensors: {list_keys(sorted(state)) or 'none'}"
     )
-
-
-def _named(state: State) -> str:
-    return ", ".join(truncate(key, 80) for key in sorted(state)[:SHOWN])
 
 
 def _depth(file: Path, state: State, prefix: str) -> int:
-    blocks = tuple(
+    counts = tuple(
         len({key.removeprefix(stage).split(".")[0] for key in state if key.startswith(stage)})
         for stage in (f"{prefix}layer{number}." for number in STAGES)
     )
-    if blocks not in _BLOCKS:
-        raise InputError(
-            f"{file}: a ResNet with {blocks} blocks in its stages, expected one of {list(_BLOCKS)}"
-        )
-    depth = _BLOCKS[blocks]
-    return 34 if depth == 50 and f"{prefix}layer1.0.conv3.weight" not in state else depth
+    basic = f"{prefix}layer1.0.conv3.weight" not in state
+    for depth, (block, expected) in ARCHITECTURES.items():
+        if counts == expected and basic == (block is BasicBlock):
+            return depth
+    known = sorted({expected for _, expected in ARCHITECTURES.values()})
+    raise InputError(f"{file}: a ResNet with {counts} blocks in its stages, expected one of {known}")
 
 
-def _neutral_neck(channels: int) -> State:
-    """A neck that changes no direction, for a model that has none: features are compared by their cosine."""
+def _identity_neck(channels: int) -> State:
+    """Return a neck that keeps the direction of features, which are compared by their cosine."""
     zeros, ones = torch.zeros(channels), torch.ones(channels)
     neck = {"weight": ones, "bias": zeros, "running_mean": zeros, "running_var": ones}
     return {f"neck.{name}": value.clone() for name, value in neck.items()} | {
@@ -140,22 +136,21 @@ def _neutral_neck(channels: int) -> State:
     }
 
 
-_OURS = {"backbone.rga_att": "backbone.attention", "feat_bn.": "neck.", "cls.": "classifier."}
+_RENAMED = {"backbone.rga_att": "backbone.attention", "feat_bn.": "neck.", "cls.": "classifier."}
 _KINDS = {(True, True): "rga", (True, False): "rga_s", (False, True): "rga_c"}
-_STRIDE = 4  # of the maps after stage 1
+_STRIDE = 4  # pixels per position after stage 1
 
 
 def read_official_rga(path: str | os.PathLike[str], *, size: Sequence[int] | None = None) -> EmbeddingModel:
     """Load a checkpoint of the released code: a ResNet-50 with RGA-S, RGA-C or RGA-SC after each stage.
 
-    Which of the three it is, and how many positions its maps have, follows from keys and shapes.
+    The kind of RGA and the number of positions of its maps follow from keys and shapes.
 
     Args:
-        path: a file of ``torch.save``: the state_dict, or a dictionary with it under the key ``state_dict``;
-            keys with or without the prefix ``module.``; a classifier of any number of classes. Nothing is
-            unpickled.
-        size: (H, W) in pixels of the images it was trained on. The number of positions fits many sizes; by
-            default the one with H = 2W is taken.
+        path: a file of ``torch.save``: the state_dict, or a dictionary with the key ``state_dict``; keys with or
+            without the prefix ``module.``; a classifier of any number of classes. Nothing is unpickled.
+        size: (H, W) in pixels of the images it was trained on. The number of positions fits many sizes; the
+            default is the one with H = 2W.
 
     Returns:
         The model in evaluation mode, without its classifier.
@@ -169,8 +164,8 @@ def read_official_rga(path: str | os.PathLike[str], *, size: Sequence[int] | Non
 def convert_official_rga(
     file: Path, content: Mapping[str, Tensor], size: Sequence[int] | None
 ) -> EmbeddingModel:
-    """The model of what ``read_official_rga`` reads from a file."""
-    state = {_renamed(key.removeprefix("module.")): value for key, value in content.items()}
+    """Return the model of the state_dict that ``read_official_rga`` reads."""
+    state = {_rename(key.removeprefix("module.")): value for key, value in content.items()}
     spatial, channel = (
         state.get(f"backbone.attention1.{name}.0.weight") for name in ("gg_spatial", "theta_channel")
     )
@@ -189,15 +184,15 @@ def convert_official_rga(
     return build_with_state(file, config, state)
 
 
-def _renamed(key: str) -> str:
-    for theirs, ours in _OURS.items():
+def _rename(key: str) -> str:
+    for theirs, ours in _RENAMED.items():
         if key.startswith(theirs):
             return ours + key[len(theirs) :]
     return key
 
 
 def _positions(spatial: Tensor | None, channel: Tensor | None) -> int:
-    """Positions of the maps after stage 1: gg takes two relations for each, θ of the channels one value."""
+    """Return the positions of the maps after stage 1: gg takes two values for each, θ of the channels one."""
     if spatial is not None:
         return spatial.shape[1] // 2
     assert channel is not None
@@ -209,8 +204,8 @@ def _input_size(file: Path, positions: int, size: Sequence[int] | None) -> Size:
         width = math.isqrt(positions // 2)
         if 2 * width * width != positions:
             raise InputError(
-                f"{file}: its maps have {positions} positions after stage 1, which no image twice as high as "
-                "wide gives; say the size (height, width) it was trained on"
+                f"{file}: its maps have {positions} positions after stage 1, which fits no image twice as high "
+                "as wide; give the size (height, width) it was trained on"
             )
         return 2 * width * _STRIDE, width * _STRIDE
     height, width = size
@@ -218,6 +213,6 @@ def _input_size(file: Path, positions: int, size: Sequence[int] | None) -> Size:
     if given != positions:
         raise InputError(
             f"{file}: its maps have {positions} positions after stage 1, but images of {height}x{width} "
-            f"give {given}; say the size (height, width) it was trained on"
+            f"have {given}; give the size (height, width) it was trained on"
         )
     return height, width

@@ -1,42 +1,57 @@
-"""Backbone, average pool, BNNeck: images in, embeddings out.
+"""Backbone, average pooling and BNNeck: images in, embeddings out.
 
-The head of the released RGA code and of Luo et al. (Bag of Tricks, arXiv 1903.07071, section 3.6):
-metric losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0. Beside the
-mean of the whole map there may be the means of horizontal stripes, each with a classifier of its own (PCB:
-Sun et al., ECCV 2018, arXiv 1711.09349, section 3.1).
+The head is that of the released RGA code and of Luo et al. (Bag of Tricks, arXiv 1903.07071, section 3.6): metric
+losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0. Horizontal stripes of the
+last map can be pooled in addition to the whole, each with its own classifier (PCB: Sun et al., ECCV 2018,
+arXiv 1711.09349, section 3.1).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from rga_reid.data import read_image
-from rga_reid.data.images import to_pixels
+from rga_reid._deprecated import rename_arguments, renamed_property
+from rga_reid.data.images import normalise_image, read_image, to_pixels
 from rga_reid.devices import choose_device
-from rga_reid.errors import InputError, check_int, short_repr
+from rga_reid.errors import InputError, check_choice, check_int, short_repr
 from rga_reid.inputs import is_number
 from rga_reid.models.resnet import ResNet, Size
 
-MAX_STRIPES = 64  #: of a map with as many rows, a sixteenth or a 32nd of the image's
+MAX_STRIPES = 64  #: the last map has a sixteenth or a 32nd of the image's rows
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+PathLike = str | os.PathLike[str]
+#: one image: a path, the content of a file, a PIL image or a uint8 array (H, W, 3)
+ImageInput = PathLike | bytes | Image.Image | np.ndarray
+#: one image or several; a tensor is always a batch, uint8 (n, 3, H, W)
+Images = Tensor | ImageInput | Sequence[ImageInput]
+ChannelOrder = Literal["rgb", "bgr"]
+
 
 class TrainingOutput(NamedTuple):
-    """What a model in training returns."""
+    """Output of a model in training mode."""
 
-    features: Tensor  #: (n, d), pooled, before the neck
-    embedded: Tensor  #: (n, d), after the neck: what retrieval compares
-    #: (n, classes), of ``embedded``, for cross-entropy; with stripes (n, 1 + stripes, classes)
+    pre_neck: Tensor  #: pooled features (n, d) before the neck
+    post_neck: Tensor  #: features (n, d) after the neck, which retrieval compares
+    #: (n, classes) for cross-entropy, computed from ``post_neck``; with stripes (n, 1 + stripes, classes)
     logits: Tensor
+
+    features = renamed_property("TrainingOutput.features", "pre_neck")  # type: ignore[misc]
+    embedded = renamed_property("TrainingOutput.embedded", "post_neck")  # type: ignore[misc]
+
+
+# the constructor takes the old names too
+TrainingOutput.__new__ = rename_arguments(features="pre_neck", embedded="post_neck")(TrainingOutput.__new__)  # type: ignore[method-assign]
 
 
 class PartClassifier(nn.Module):
@@ -46,25 +61,25 @@ class PartClassifier(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, parts, channels))
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        """Logits of each part."""
-        parts = embedded.unflatten(1, self.weight.shape[1:])
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return the logits of each part."""
+        parts = embeddings.unflatten(1, self.weight.shape[1:])
         return torch.einsum("npc,kpc->npk", parts, self.weight)
 
 
 class EmbeddingModel(nn.Module):
-    """A re-identification model that holds its own preprocessing.
+    """A re-identification model that includes its preprocessing.
 
     Args:
         backbone: ``(n, 3, H, W) -> (n, C, h, w)`` with the attributes ``channels`` and ``size``.
-        classes: number of training identities; 0 leaves the classifier out (inference only).
-        stripes: horizontal stripes of the last map that are pooled beside the whole; d = C (1 + stripes).
-        mean, std: of the RGB channels, on the scale 0 to 1, that the backbone expects taken out.
-        config: how to build this model again (see ``build_model``); stored in checkpoints.
+        classes: number of training identities; 0 omits the classifier (inference only).
+        stripes: horizontal stripes of the last map to pool in addition to the whole map; d = C (1 + stripes).
+        mean, std: normalisation of the RGB channels, on the scale 0 to 1.
+        config: settings that rebuild this model (see ``build_model``); stored in checkpoints.
 
     Raises:
-        InputError: ``mean`` or ``std`` is not three finite numbers, a ``std`` is not above 0, or ``stripes``
-            is no number from 0 to 64.
+        InputError: ``mean`` or ``std`` is not three finite numbers, ``std`` is not positive, or ``stripes`` is
+            not an integer from 0 to 64.
     """
 
     def __init__(
@@ -80,16 +95,16 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(map(is_number, values)):
-                raise InputError(
-                    f"{name}: expected three numbers, of red, green and blue, got {short_repr(values)}"
-                )
+                raise InputError(f"{name}: expected three numbers (R, G, B), got {short_repr(values)}")
         if not all(value > 0 for value in std):
-            raise InputError(f"std: expected numbers above 0, got {short_repr(std)}")
-        self.backbone = backbone
+            raise InputError(f"std: expected positive numbers, got {short_repr(std)}")
         if type(stripes) is not int or not 0 <= stripes <= MAX_STRIPES:
-            raise InputError(f"stripes: expected 0 or more, at most {MAX_STRIPES}, got {short_repr(stripes)}")
+            raise InputError(
+                f"stripes: expected an integer from 0 to {MAX_STRIPES}, got {short_repr(stripes)}"
+            )
         if stripes > 1 and stripes > (rows := backbone.map_sizes(backbone.size)[-1][0]):
             raise InputError(f"stripes: expected at most {rows}, the rows of the last map, got {stripes}")
+        self.backbone = backbone
         self.stripes = stripes
         self.dimension = backbone.channels * (1 + stripes)
         self.neck = nn.BatchNorm1d(self.dimension)
@@ -104,29 +119,29 @@ class EmbeddingModel(nn.Module):
         self.size: Size = (backbone.size[0], backbone.size[1])
         self.mean, self.std = tuple(mean), tuple(std)
         self.config = config
-        #: counts of the training data, where a checkpoint tells
+        #: statistics of the training data, if the checkpoint has them
         self.trained_on: dict[str, Any] | None = None
 
     def forward(self, images: Tensor) -> Any:
-        """Normalised float images ``(n, 3, H, W)``.
+        """Embed normalised float images ``(n, 3, H, W)``.
 
         Returns:
-            In training ``TrainingOutput``; in evaluation the feature after the neck ``(n, d)``, not
+            In training a ``TrainingOutput``; in evaluation the features after the neck ``(n, d)``, not
             L2-normalised.
 
         Raises:
-            RuntimeError: in training, of a model without a classifier.
+            RuntimeError: the model is in training mode and has no classifier.
         """
-        features = self._pool(self.backbone(images))
-        embedded = self.neck(features)
+        pre_neck = self._pool(self.backbone(images))
+        post_neck = self.neck(pre_neck)
         if not self.training:
-            return embedded
+            return post_neck
         if self.classifier is None:
-            raise RuntimeError("this model was built without a classifier: it is for inference only")
-        return TrainingOutput(features, embedded, self.classifier(embedded))
+            raise RuntimeError("this model has no classifier: it is for inference only")
+        return TrainingOutput(pre_neck, post_neck, self.classifier(post_neck))
 
     def _pool(self, x: Tensor) -> Tensor:
-        """The last map ``(n, C, h, w)`` to ``(n, d)``: the whole first, then the stripes from the top."""
+        """Pool the last map ``(n, C, h, w)`` to ``(n, d)``: the whole map, then the stripes from the top."""
         whole = x.mean((2, 3))
         if not self.stripes:
             return whole
@@ -134,7 +149,7 @@ class EmbeddingModel(nn.Module):
         return torch.cat([whole, stripes.transpose(1, 2).flatten(1)], 1)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``(n, 3, H, W)`` of the model's size to the float images that ``forward`` takes."""
+        """Return the float images that ``forward`` takes, given uint8 ``(n, 3, H, W)`` of the model's size."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1) * 255
         return (images.float() - mean) / std
@@ -145,36 +160,40 @@ class EmbeddingModel(nn.Module):
         *,
         batch_size: int = 64,
         device: str | torch.device | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Tensor:
         """Embed images for retrieval.
 
+        The same picture gives the same embedding as a path, as the content of its file and as a PIL image: EXIF
+        rotation, 16-bit values and transparency are handled as in ``rga_reid.data.read_image``.
+
         Args:
-            images: uint8 ``(n, 3, H, W)`` of any size, or a list of PIL images or of paths.
+            images: one image or a list of images, each a path, the content of an image file (``bytes``), a
+                PIL image or a uint8 array ``(H, W, 3)``, of any size; or a uint8 tensor ``(n, 3, H, W)``.
             batch_size: images in one forward pass.
-            device: where to run; the model moves there and stays. By default where it is.
+            device: device to run on; the model moves there and stays. By default its current device.
+            channel_order: order of the channels in arrays and tensors; ``bgr`` for images read by OpenCV.
 
         Returns:
-            float32 ``(n, d)`` on the CPU, rows L2-normalised; no gradient leads back from it.
+            float32 ``(n, d)`` on the CPU, rows L2-normalised, without gradient.
 
         Raises:
-            InputError: a file that is not an image; a tensor of another type or shape; a batch size below 1;
-                a device that is not there.
+            InputError: an unreadable image; an array or tensor of another type or shape; a batch size below 1;
+                an unavailable device.
         """
-        check_int("batch_size", batch_size)
         if device is not None:
             self.to(choose_device(device))
-        where = next(self.parameters()).device
+        current = next(self.parameters()).device
         rows = [torch.empty(0, self.dimension)]
         with eval_mode(self), torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                batch = uint8_batch(images[start : start + batch_size], self.size, where)
+            for batch in iter_batches(images, self.size, batch_size, current, channel_order):
                 rows.append(F.normalize(self(self.normalise(batch)).float()).cpu())
-        return torch.cat(rows)  # out here, as autograd would refuse a tensor of inference mode
+        return torch.cat(rows)  # outside inference mode: autograd refuses its tensors
 
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, and each of its parts back into its own: some may be frozen."""
+    """Put a module in evaluation mode and restore the mode of each submodule: some may be frozen."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -184,66 +203,114 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-Images = Tensor | Sequence[Image.Image | str | Path]
-
-
-def uint8_batch(images: Images, size: tuple[int, int], device: str | torch.device = "cpu") -> Tensor:
-    """Pixels of a batch, resized bilinearly with antialiasing where they have another size.
+def iter_batches(
+    images: Images,
+    size: tuple[int, int],
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    channel_order: ChannelOrder = "rgb",
+) -> Iterator[Tensor]:
+    """Yield images in uint8 batches ``(n, 3, H, W)`` of at most ``batch_size``.
 
     Args:
-        images: uint8 ``(n, 3, h, w)``, or a list of PIL images or of paths, each of any size.
-        size: (H, W) wanted.
-        device: where the result lies; tensors are resized there.
+        images, channel_order: as for ``EmbeddingModel.embed``.
+        size: (H, W) of the result; images of another size are resized bilinearly with antialiasing.
+        batch_size: images per batch.
+        device: device of the result.
+
+    Raises:
+        InputError: see ``EmbeddingModel.embed``.
+    """
+    check_int("batch_size", batch_size)
+    check_choice("channel_order", channel_order, ("rgb", "bgr"))
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        images = list(images)
+    elif isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+        images = [images]
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        yield uint8_batch(batch, size, device, channel_order=channel_order, first=start)
+
+
+def uint8_batch(
+    images: Tensor | Sequence[ImageInput],
+    size: tuple[int, int],
+    device: str | torch.device = "cpu",
+    *,
+    channel_order: ChannelOrder = "rgb",
+    first: int = 0,
+) -> Tensor:
+    """Return images as one batch, resized bilinearly with antialiasing where they have another size.
+
+    Args:
+        images, channel_order: as for ``EmbeddingModel.embed``, but not a single image.
+        size: (H, W) of the result.
+        device: device of the result; tensors are resized there.
+        first: number of the first image in error messages.
 
     Returns:
         uint8 ``(n, 3, H, W)``.
 
     Raises:
-        InputError: a file that is not an image; a tensor of another type or shape.
+        InputError: see ``EmbeddingModel.embed``.
     """
     if not isinstance(images, Tensor):
-        return torch.stack([_read(image, size) for image in images]).to(device)
+        names = (f"images[{row}]" for row in range(first, first + len(images)))
+        pixels = [
+            _read_pixels(image, size, channel_order, name) for image, name in zip(images, names, strict=True)
+        ]
+        return torch.from_numpy(np.stack(pixels)).to(device)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise InputError(
             f"images: expected a uint8 tensor (n, 3, H, W), got {images.dtype} {tuple(images.shape)}"
         )
     images = images.to(device)
-    if tuple(images.shape[2:]) == tuple(size):
-        return images
-    resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    if tuple(images.shape[2:]) != tuple(size):
+        resized = F.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True)
+        images = resized.round().clamp(0, 255).to(torch.uint8)
+    return images.flip(1) if channel_order == "bgr" else images
 
 
-def _read(image: Image.Image | str | Path, size: tuple[int, int]) -> Tensor:
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-    return torch.from_numpy(to_pixels(picture, size).copy())
+def _read_pixels(image: ImageInput, size: Size, channel_order: ChannelOrder, name: str) -> np.ndarray:
+    """Return one image as uint8 ``(3, H, W)`` of ``size``."""
+    if isinstance(image, str | os.PathLike):
+        return to_pixels(read_image(image), size)
+    if isinstance(image, bytes | Image.Image):
+        return to_pixels(normalise_image(image, name), size)
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            f"{name}: expected a path, bytes, a PIL image or a uint8 array (H, W, 3), got "
+            f"{type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"{name}: expected a uint8 array (H, W, 3), got {image.dtype} {image.shape}")
+    if channel_order == "bgr":
+        image = image[:, :, ::-1]
+    return to_pixels(Image.fromarray(np.ascontiguousarray(image)), size)
 
 
 class FlipTTA:
-    """Embeds an image as the normalised sum of its embedding and that of its mirror image.
+    """Embed an image as the normalised sum of its embedding and that of its mirror image.
 
     Args:
-        model: what embeds both.
+        model: model that embeds both.
     """
 
     def __init__(self, model: EmbeddingModel) -> None:
         self.model, self.size, self.dimension = model, model.size, model.dimension
 
     def embed(
-        self, images: Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
+        self,
+        images: Images,
+        *,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Tensor:
-        """Embed images, twice.
-
-        Args:
-            images: uint8 tensor ``(n, 3, H, W)``.
-            batch_size, device: see ``EmbeddingModel.embed``.
-
-        Returns:
-            float32 ``(n, d)`` on the CPU, rows L2-normalised.
-
-        Raises:
-            InputError: a tensor of another type or shape.
-        """
-        straight = self.model.embed(images, batch_size=batch_size, device=device)
-        mirrored = self.model.embed(images.flip(-1), batch_size=batch_size, device=device)
-        return F.normalize(straight + mirrored)
+        """Embed images; arguments and result are those of ``EmbeddingModel.embed``."""
+        rows = [torch.empty(0, self.dimension)]
+        for batch in iter_batches(images, self.size, batch_size, channel_order=channel_order):
+            straight = self.model.embed(batch, batch_size=batch_size, device=device)
+            mirrored = self.model.embed(batch.flip(-1), batch_size=batch_size, device=device)
+            rows.append(F.normalize(straight + mirrored))
+        return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""A model as one file that runs without this package: uint8 pixels in, L2-normalised embeddings out."""
+"""Export a model as one file that runs without this package: uint8 pixels in, L2-normalised embeddings out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rga_reid.files import atomic_file
 from rga_reid.models.checkpoints import load_model, save_model
 from rga_reid.models.embedding import EmbeddingModel
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  #: and their file suffixes
-MIN_COSINE = 0.99999  #: between the embeddings of an exported model and its original
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}  #: format -> file suffix
+MIN_COSINE = 0.99999  #: between embeddings of an exported model and the original
 
 _INPUT, _OUTPUT = "images", "embeddings"
 
@@ -37,26 +37,27 @@ class Deployed(nn.Module):
 
 
 def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str) -> float:
-    """Write a model as ``onnx``, ``torchscript`` or ``safetensors``, preprocessing inside, and try the file.
+    """Export a model as ``onnx``, ``torchscript`` or ``safetensors`` and compare the file with the model.
 
-    Resizing is not inside: the file takes images of the model's size, any number at a time.
+    The file includes the normalisation but not the resizing: it takes images of the model's size, in batches of
+    any number.
 
     Args:
-        model: in any mode, on any device; left as it is.
-        path: file to write, whose name ends as the format wants: ``.onnx``, ``.pt`` or ``.safetensors``.
+        model: in any mode, on any device; not changed.
+        path: file to write, with the format's suffix: ``.onnx``, ``.pt`` or ``.safetensors``.
         kind: the format.
 
     Returns:
-        The least cosine between embeddings of the file and of the model, for batches of several sizes.
+        The smallest cosine between embeddings of the file and of the model, for batches of several sizes.
 
     Raises:
-        InputError: an unknown format, a suffix of another one, a package that is not installed, or a model
-            whose exported form does not embed as it does.
+        InputError: an unknown format, the suffix of another format, a missing package, or a file whose
+            embeddings differ from the model's.
     """
     file = Path(path)
     check_choice("format", kind, tuple(FORMATS))
     if file.suffix != FORMATS[kind]:
-        raise InputError(f"{file}: expected a name that ends in {FORMATS[kind]} for the format {kind}")
+        raise InputError(f"{file}: expected the suffix {FORMATS[kind]} for the format {kind}")
     write, read = {
         "onnx": (_write_onnx, _read_onnx),
         "torchscript": (_write_torchscript, _read_torchscript),
@@ -66,21 +67,23 @@ def export_model(model: EmbeddingModel, path: str | os.PathLike[str], kind: str)
     with torch.no_grad(), atomic_file(file) as temporary:
         write(deployed, temporary)
         run = read(temporary)
-        least = min(_agreement(deployed, run, batch) for batch in (1, 3))
+        least = min(_compare(deployed, run, batch) for batch in (1, 3))
         if not least >= MIN_COSINE:  # NaN as well
-            raise InputError(f"{file}: the exported model embeds otherwise (cosine {least:.6f}); not written")
+            raise InputError(
+                f"{file}: embeddings of the exported model differ (cosine {least:.6f}); not written"
+            )
     return least
 
 
-def _agreement(deployed: Deployed, run: Callable[[Tensor], Tensor], batch: int) -> float:
-    images = _pixels(deployed, batch)
+def _compare(deployed: Deployed, run: Callable[[Tensor], Tensor], batch: int) -> float:
+    images = _random_images(deployed, batch)
     expected, found = deployed(images).double(), run(images).double()
     if found.shape != expected.shape:
         return float("nan")
     return float(F.cosine_similarity(expected, found).min())
 
 
-def _pixels(deployed: Deployed, batch: int) -> Tensor:
+def _random_images(deployed: Deployed, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
     shape = (batch, 3, *deployed.model.size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -93,10 +96,10 @@ def _write_onnx(deployed: Deployed, file: Path) -> None:
                 f"format onnx: needs the package {name}: pip install onnx onnxscript onnxruntime"
             )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
+        warnings.simplefilter("ignore")  # about the exporter itself
         program = torch.onnx.export(
             deployed,
-            (_pixels(deployed, 2),),
+            (_random_images(deployed, 2),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=[_INPUT],
@@ -104,12 +107,12 @@ def _write_onnx(deployed: Deployed, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    _forget_sources(program.model)
+    _remove_stack_traces(program.model)
     program.save(str(file), external_data=False)
 
 
-def _forget_sources(model: Any) -> None:
-    """Take out the exporter's notes on where its Python lies: a model gives the same file elsewhere."""
+def _remove_stack_traces(model: Any) -> None:
+    """Remove paths of this machine, so that a model gives the same file everywhere."""
     from onnxscript import ir
 
     for graph in (model.graph, *model.functions.values()):
@@ -126,9 +129,9 @@ def _read_onnx(file: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_torchscript(deployed: Deployed, file: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about checks of shapes, which hold for every batch
-        traced = torch.jit.trace(deployed, _pixels(deployed, 2), check_trace=False)
-        with open(file, "wb") as opened:  # torch would put the temporary file's name into it
+        warnings.simplefilter("ignore")  # the tracer warns about shape checks, which hold for every batch
+        traced = torch.jit.trace(deployed, _random_images(deployed, 2), check_trace=False)
+        with open(file, "wb") as opened:  # given a path, torch would store its name
             torch.jit.save(traced, opened)
 
 

@@ -156,8 +156,8 @@ class ResNet(nn.Module):
         self.attention4: nn.Module
         widths = [self.channels // 8, self.channels // 4, self.channels // 2, self.channels]
         for stage, (width, map_size) in enumerate(zip(widths, self.map_sizes(size), strict=True), 1):
-            attend = attention is not None and stage in stages
-            setattr(self, f"attention{stage}", attention(width, map_size) if attend else nn.Identity())
+            used = attention if attention is not None and stage in stages else nn.Identity
+            setattr(self, f"attention{stage}", used(width, map_size))
 
     def _load_pretrained(self, weights: str | os.PathLike[str]) -> None:
         """Load a ResNet of torchvision, by name or from a file, without its classifier."""

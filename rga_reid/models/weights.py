@@ -1,15 +1,14 @@
-"""Files of tensors. Nothing is unpickled: a file from a stranger cannot run code."""
+"""Read files of tensors. Nothing is unpickled, so an untrusted file cannot run code."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,10 @@ from torch import Tensor
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import truncate
 
-SHOWN = 10  #: keys that a message names
+MAX_SHOWN = 10  #: keys listed in a message
 
-# What a NumPy number in a checkpoint is pickled with, under the names of old and new releases. None of it can
-# run code; torch's own list has it not, and training scripts leave their best score so.
+# Training scripts store their best score as a NumPy scalar, which torch does not allow by default. Unpickling one
+# runs no code. NumPy 1 and 2 use different module names.
 _NUMPY_SCALARS: list[Any] = [
     (np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar, name)  # type: ignore[attr-defined]
     for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -31,12 +30,10 @@ _NUMPY_SCALARS += [np.dtype, *(type(np.dtype(code)) for code in ("?", "i4", "i8"
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A state_dict from a ``.safetensors`` or a torch file, bare or under ``state_dict`` or ``model``.
-
-    Nothing is unpickled that could run code.
+    """Read a state_dict from a ``.safetensors`` or a torch file, bare or under ``state_dict`` or ``model``.
 
     Raises:
-        InputError: no such file, not a state_dict.
+        InputError: the file is missing or is not a state_dict.
     """
     file = Path(path)
     content = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch(file)
@@ -44,12 +41,12 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def check_state(file: Path, state: Any) -> dict[str, Tensor]:
-    """A state_dict, each of whose tensors has numbers of its own for all that its shape says.
+    """Return ``state`` if it is a state_dict of plain tensors that store all their elements.
 
-    A view that repeats one number may claim any size; a model made to fit it would fill the memory.
+    An expanded view of one number may claim any size; a model built to fit it would fill the memory.
 
     Raises:
-        InputError: something else; the message names the file and the first key that is wrong.
+        InputError: it is not; the message names the file and the first wrong key.
     """
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{file}: expected a state_dict of tensors")
@@ -62,13 +59,13 @@ def check_state(file: Path, state: Any) -> dict[str, Tensor]:
             raise InputError(f"{file}: {short_repr(key)}: expected a plain tensor of real numbers")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise InputError(
-                f"{file}: {short_repr(key)}: a tensor of {tuple(value.shape)} with fewer numbers than that"
+                f"{file}: {short_repr(key)}: a tensor of shape {tuple(value.shape)} stores fewer elements"
             )
     return state
 
 
 def diff_state_dicts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What two state_dicts differ in, in one line with the first ten keys of each kind; empty if nothing."""
+    """Describe the differences of two state_dicts in one line, with the first keys of each kind; or ``""``."""
     kinds = {
         "missing": sorted(expected.keys() - found.keys()),
         "unknown": sorted(found.keys() - expected.keys()),
@@ -78,33 +75,45 @@ def diff_state_dicts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
             if expected[key].shape != found[key].shape
         ],
     }
-    return "; ".join(
-        f"{len(keys)} keys {kind} ({', '.join(truncate(key, 80) for key in keys[:SHOWN])}"
-        f"{', ...' if len(keys) > SHOWN else ''})"
-        for kind, keys in kinds.items()
-        if keys
-    )
+    return "; ".join(f"{len(keys)} keys {kind} ({list_keys(keys)})" for kind, keys in kinds.items() if keys)
+
+
+def list_keys(keys: list[str]) -> str:
+    """Return the first keys for a message."""
+    shown = ", ".join(truncate(key, 80) for key in keys[:MAX_SHOWN])
+    return f"{shown}, ..." if len(keys) > MAX_SHOWN else shown
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a ``.safetensors`` file."""
+    """Read the tensors and the metadata of a ``.safetensors`` file.
+
+    Raises:
+        InputError: the file is missing or is not a safetensors file.
+    """
     _require_file(file)
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # also of torch, about types that it has not
+    except Exception as error:  # torch also raises, on types it does not know
         raise InputError(f"{file}: not a safetensors file ({truncate(error)})") from None
     return check_state(file, state), metadata
 
 
 def read_torch(file: Path) -> dict[str, Any]:
-    """The dictionary in a file of ``torch.save``, refused if it holds more than tensors, numbers and text."""
+    """Read the dictionary in a file of ``torch.save`` that holds only tensors, numbers, text and containers.
+
+    Raises:
+        InputError: the file is missing, is not a checkpoint, or would have to be unpickled.
+    """
     _require_file(file)
+    with open(file, "rb") as opened:
+        is_archive = opened.read(4) == b"PK\x03\x04"  # older files, which torch still reads, are not
     try:
-        _refuse_packed(file)
+        if is_archive:
+            _refuse_compression(file)
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about what a damaged file seems to be
+            warnings.simplefilter("ignore")  # torch guesses what a damaged file may be
             content = torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
@@ -112,51 +121,21 @@ def read_torch(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: not a checkpoint, or one that would have to be unpickled, which can run code: refused"
         ) from None
-    except Exception as error:  # torch raises nearly anything on a damaged file
-        with open(file, "rb") as opened:
-            archive = opened.read(2) == b"PK"
-        # of other files the reader of old ones tells what it stumbled over: that says nothing
-        why = f" ({truncate(error)})" if archive else ": expected a file of torch.save, such as .ckpt or .pth"
-        raise InputError(f"{file}: not a checkpoint{why}") from None
+    except Exception as error:  # torch raises many types on a damaged file
+        reason = f" ({truncate(error)})" if is_archive else ": expected a file of torch.save (.ckpt, .pth)"
+        raise InputError(f"{file}: not a checkpoint{reason}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a checkpoint, got a {type(content).__name__}")
     return content
 
 
-def _refuse_packed(file: Path) -> None:
-    """Refuse an archive that holds more than its file: ``torch.save`` compresses nothing."""
-    with open(file, "rb") as opened:
-        if opened.read(4) != b"PK\x03\x04":
-            return  # torch takes it for one of before 2020, which is not packed
-        if not _ends_with_its_directory(opened):
-            raise InputError(f"{file}: not a checkpoint of torch.save: an archive that ends in another way")
+def _refuse_compression(file: Path) -> None:
+    """Refuse an archive that unpacks to more than its own size: ``torch.save`` never compresses."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
-    if packed or sum(member.file_size for member in members) > file.stat().st_size:
-        what = (
-            f"{short_repr(packed[0])} is compressed" if packed else "it claims more content than it has bytes"
-        )
-        raise InputError(f"{file}: not a checkpoint of torch.save: {what}")
-
-
-def _ends_with_its_directory(file: BinaryIO) -> bool:
-    """Whether a ZIP archive ends with its directory and nothing else, as ``torch.save`` writes it.
-
-    Python and torch look for the directory in ways of their own: in another archive they may find two.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 98))
-    tail = file.read().rjust(98, b"\0")
-    large, locator, end = tail[:56], tail[56:76], tail[76:]
-    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        return False
-    if locator[:4] != b"PK\x06\x07":
-        length, start = struct.unpack("<II", end[12:20])
-        return length + start == size - 22
-    length, start = struct.unpack("<QQ", large[40:56])
-    (place,) = struct.unpack("<Q", locator[8:16])
-    return large[:4] == b"PK\x06\x06" and place == size - 98 and length + start == size - 98
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > file.stat().st_size:
+        raise InputError(f"{file}: not a checkpoint of torch.save: the archive is compressed")
 
 
 def _require_file(file: Path) -> None:

@@ -92,8 +92,8 @@ class ReIDLoss(nn.Module):
             logits = output.logits.float().movedim(-1, 1)  # (n, classes) or (n, classes, parts)
             parts = labels.view(-1, *(1,) * (logits.ndim - 2)).expand(-1, *logits.shape[2:])
             cross_entropy = self.cross_entropy(logits, parts)
-            features = output.features
+            features = output.pre_neck
             if self.triplets == "post_neck":
-                features = F.normalize(output.embedded.float())
+                features = F.normalize(output.post_neck.float())
             triplet = self.triplet(features, labels)
         return {"loss": cross_entropy + triplet, "cross_entropy": cross_entropy, "triplet": triplet}

@@ -50,7 +50,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("a: b\n")
     (tmp_path / "empty.ckpt").write_bytes(b"")
     for name, told in (
-        ("text.ckpt", "not a checkpoint: expected a file of torch.save, such as .ckpt or .pth"),
+        ("text.ckpt", "not a checkpoint: expected a file of torch.save (.ckpt, .pth)"),
         ("empty.ckpt", "expected a checkpoint, found an empty file"),
         ("", "expected a checkpoint, found a folder"),
         ("none.ckpt", "no such file (expected a checkpoint)"),
@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_unknown_settings_of_several_types_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, CONFIG_KEY: {1: 2, "dept": 18}}, tmp_path / "m.ckpt")
-    with pytest.raises(InputError, match=r"m\.ckpt: the model it names has an unknown setting 1"):
+    with pytest.raises(InputError, match=r"m\.ckpt: .*unknown setting 1"):
         load_model(tmp_path / "m.ckpt")
 
 
@@ -116,7 +116,7 @@ def test_attention_by_name_class_path_and_options() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("pamm", "unknown mechanism 'pamm'; known: rga"),
+        ("pamm", "'pamm'; known: rga"),
         ("no.such.Module", "cannot import"),
         ("rga_reid.errors.InputError", r"expected a torch\.nn\.Module class"),
         ({"class_path": "rga_reid.attention.PAM", "init_args": {"rati": 4}}, "rati"),

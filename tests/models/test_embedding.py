@@ -69,7 +69,7 @@ def test_each_stripe_is_classified_by_itself() -> None:
         own = output.embedded[:, 512 * part : 512 * (part + 1)]
         torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
     for wrong in (-1, 65, True, 2.5, "2"):
-        with pytest.raises(InputError, match=rf"stripes: expected 0 or more, at most 64, got {wrong!r}"):
+        with pytest.raises(InputError, match=rf"stripes: .* got {wrong!r}"):
             build_model(depth=18, size=(64, 32), stripes=wrong)  # type: ignore[arg-type]
 
 

@@ -111,7 +111,7 @@ def test_sizes_that_do_not_fit_are_told(tmp_path: Path) -> None:
     torch.save(as_released(build_model(depth=50, attention="rga_s", size=(96, 64))), tmp_path / "m.pth")
     with pytest.raises(InputError, match=r"m\.pth: .*384 positions.*no image twice as high as wide"):
         read_official_rga(tmp_path / "m.pth")
-    with pytest.raises(InputError, match=r"384 positions after stage 1, but images of 256x128 give 2048"):
+    with pytest.raises(InputError, match=r"384 positions after stage 1, but images of 256x128 have 2048"):
         read_official_rga(tmp_path / "m.pth", size=(256, 128))
 
 
