@@ -1,4 +1,4 @@
-"""Published weights to a model file of this package."""
+"""Convert a checkpoint of another program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parser() -> ArgumentParser:
         "convert",
         "Read a checkpoint of the released RGA code (RGA-S, RGA-C or RGA-SC on ResNet-50), or a ResNet of "
         "torchvision, torchreid or fast-reid, and write a model that every other command takes as "
-        "--checkpoint. Says which tensors were not used. Nothing in the file is unpickled.",
+        "--checkpoint. Unused tensors are listed. Nothing in the file is unpickled.",
     )
     options.add_argument("source", metavar="IN", help="published checkpoint")
     options.add_argument("target", metavar="OUT.safetensors", help="file to write")
@@ -24,32 +24,32 @@ def parser() -> ArgumentParser:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="pixels of the images it was trained on (256 128; for RGA told from its weights)",
+        help="size of the training images in pixels (default: 256 128; for RGA determined by the weights)",
     )
     options.add_argument(
         "--last-stride",
         type=int,
         choices=[1, 2],
-        help="stride of the last stage, which no file tells (fast-reid 1; torchvision, torchreid 2)",
+        help="stride of the last stage, not stored in files (default: fast-reid 1; torchvision, torchreid 2)",
     )
-    options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    options.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return options
 
 
 def run(options: Namespace) -> None:
-    """Check the output, read, write, tell what it was."""
+    """Read, convert, write and report."""
     from rga_reid.files import require_new
     from rga_reid.models import read_published, save_model
 
     check_outputs(options, {"target": (".safetensors",)})
     require_new(options.target, overwrite=options.overwrite)
-    published = read_published(options.source, size=options.size, last_stride=options.last_stride)
-    model = published.model
+    converted = read_published(options.source, size=options.size, last_stride=options.last_stride)
+    model = converted.model
     save_model(model, options.target)
     height, width = model.size
     attention = (model.config or {}).get("attention") or "no attention"
     print(
         f"{options.target}: ResNet-{model.backbone.depth} with {attention} for {height}x{width} images, "
-        f"from {published.source}"
+        f"from {converted.source}"
     )
-    print(sanitize(f"not used: {', '.join(published.unused) or 'nothing'}"))
+    print(sanitize(f"not used: {', '.join(converted.unused) or 'nothing'}"))

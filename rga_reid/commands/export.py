@@ -1,4 +1,4 @@
-"""A trained model as one file to deploy: preprocessing inside, embeddings out."""
+"""Export a trained model as one file to deploy."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ def parser() -> ArgumentParser:
     """Options of ``export``."""
     options = new_parser(
         "export",
-        "Write a model as one file that takes uint8 RGB images of the model's size, any number at a time, "
-        "and gives L2-normalised embeddings; then run the file and compare. docs/export.md shows the use.",
+        "Write a model as one file that maps batches of uint8 RGB images of the model's size to L2-normalised "
+        "embeddings, run it and compare the result. See docs/export.md.",
     )
     options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     options.add_argument(
-        "--format", choices=["onnx", "torchscript", "safetensors"], required=True, help="of the file"
+        "--format", choices=["onnx", "torchscript", "safetensors"], required=True, help="file format"
     )
     options.add_argument(
         "--out", metavar="FILE", required=True, help="file to write: .onnx, .pt, .safetensors"
     )
-    options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    options.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return options
 
 
 def run(options: Namespace) -> None:
-    """Check the output, load, write, tell how near the file is to the model."""
+    """Load, export, and report how closely the file matches the model."""
     from rga_reid.files import require_new
     from rga_reid.models import load_model
     from rga_reid.models.export import export_model
@@ -38,4 +38,4 @@ def run(options: Namespace) -> None:
     cosine = export_model(model, options.out, options.format)
     height, width = model.size
     print(f"{options.out}: uint8 images (n, 3, {height}, {width}) to embeddings (n, {model.dimension})")
-    print(f"least cosine to the model, over batches of 1 and 3: {cosine:.7f}")
+    print(f"smallest cosine to the model, for batches of 1 and 3: {cosine:.7f}")

@@ -19,14 +19,14 @@ def parser() -> ArgumentParser:
     """Options of ``features``."""
     options = new_parser(
         "features",
-        "Embed a folder of images: writes features, paths, and pids and camids where the names tell them.",
+        "Embed a folder of images; write features, paths, and the pids and camids that the names contain.",
     )
     options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     options.add_argument("--images", metavar="DIR", required=True, help="folder of person crops")
     options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
     options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
     add_device_option(options)
-    options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    options.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return options
 
 
@@ -54,7 +54,7 @@ def run(options: Namespace) -> None:
         def embed(rows: pd.DataFrame) -> Batches:
             return stream_features(model, rows, options.batch_size, device)
 
-        batches = workers.gathered(shards_folder(options.out), table, options.batch_size, embed)
+        batches = workers.gather(shards_folder(options.out), table, options.batch_size, embed)
         features = collect(batches, len(table), model.dimension)
     if workers.rank == 0:
         write_features(options.out, features, table)

@@ -155,7 +155,7 @@ def _build(options: Namespace) -> Gallery | None:
 
         def gathered(rows: pd.DataFrame) -> Batches:
             shards, embed = shards_folder(options.gallery), partial(embed_table, model, options, device)
-            return workers.gathered(shards, rows, options.batch_size, embed)
+            return workers.gather(shards, rows, options.batch_size, embed)
 
         if workers.rank > 0:
             deque(gathered(table), maxlen=0)

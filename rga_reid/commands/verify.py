@@ -1,4 +1,4 @@
-"""``verify``: do two pictures show the same person?"""
+"""Compare two pictures of people."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def parser() -> ArgumentParser:
     command = new_parser(
         "verify",
         "Compare two pictures of people. The score is the cosine similarity of their features; a decision "
-        "needs the threshold of this model, which calibrate finds.",
+        "needs a threshold for this model, which calibrate finds.",
     )
     command.add_argument("first", metavar="A", help="image file")
     command.add_argument("second", metavar="B", help="image file")
     command.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
-    add_threshold_options(command, "same person from this score on")
+    add_threshold_options(command, "least score of the same person")
     add_device_option(command)
     command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
     return command
 
 
 def run(options: Namespace) -> None:
-    """Check the files, embed, compare, print."""
+    """Embed, compare and print."""
     check_outputs(options, {"json": ()})
     check_threshold(options)
     check_images("A", options.first)

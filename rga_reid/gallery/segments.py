@@ -24,7 +24,7 @@ from rga_reid.gallery.index import Index, IndexConfig, Vectors
 from rga_reid.gallery.manifest import FileRecord, IndexRecord, SegmentRecord
 from rga_reid.gallery.store import DeletionRecord, Metadata, Rows, empty_table
 from rga_reid.gallery.validation import gallery_table
-from rga_reid.inference.feature_files import read_header
+from rga_reid.inference.feature_files import read_npy_header
 from rga_reid.inputs import open_bytes, read_parquet, truncate
 
 SEGMENT_ROWS = 65_536  #: maximum number of images in a segment that is searched exactly
@@ -288,16 +288,16 @@ class _IndexFile:
 def _read_vectors(path: Path, shape: tuple[int, int], *, mapped: bool = False) -> np.ndarray:
     try:
         with open_bytes(path) as file:
-            header = read_header(file)
-            found = header.shape, header.dtype, header.in_columns and min(shape) > 1
-            if found != (shape, np.dtype("<f4"), False):
-                raise InputError(f"{path}: expected float32 {shape}, found {header.dtype} {header.shape}")
-            if os.fstat(file.fileno()).st_size != header.start + header.size:
-                raise InputError(f"{path}: damaged: expected {header.size} bytes of numbers after its header")
-            if header.size <= _IN_MEMORY and not mapped:
-                return np.frombuffer(file.read(header.size), "<f4").reshape(shape).copy()
+            found, in_columns, dtype = read_npy_header(file)
+            if (found, dtype, in_columns and min(shape) > 1) != (shape, np.dtype("<f4"), False):
+                raise InputError(f"{path}: expected float32 {shape}, found {dtype} {found}")
+            start, size = file.tell(), 4 * shape[0] * shape[1]
+            if os.fstat(file.fileno()).st_size != start + size:
+                raise InputError(f"{path}: damaged: expected {size} bytes of numbers after its header")
+            if size <= _IN_MEMORY and not mapped:
+                return np.frombuffer(file.read(size), "<f4").reshape(shape).copy()
             # maps the open file, whose name may be gone by now
-            return np.memmap(file, "<f4", "r", header.start, shape)
+            return np.memmap(file, "<f4", "r", start, shape)
     except ValueError as error:
         if isinstance(error, InputError):
             raise

@@ -1,7 +1,6 @@
-"""Feature extraction by several processes, started by ``torchrun``: each embeds its part of the images.
+"""Feature extraction by several processes of ``torchrun``, each of which embeds a shard of the images.
 
-The processes need a file system that all of them see. They meet twice, before the first image and after the
-last; so nothing but the model's own speed depends on how many there are.
+The processes need a common file system. They synchronise twice, before the first image and after the last.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from rga_reid.files import DiskError
 from rga_reid.inference.feature_files import read_features, write_features
 from rga_reid.process import defer_signals
 
-MARKER = ".rga-reid-shards"  #: the empty file that tells a folder of shards from any other
-BLOCK_ROWS = 8192  #: images in a file of a shard, and in a block of ``iter_blocks``
+MARKER = ".rga-reid-shards"  #: empty file that marks a folder of shards
+BLOCK_ROWS = 8192  #: rows in a file of a shard, and in a block of ``iter_blocks``
 
 Batches = Iterator[tuple[np.ndarray, pd.DataFrame]]
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that work together, as one of them sees it.
+    """The cooperating processes, from the view of one of them.
 
     Args:
         rank: number of this process, from 0. Rank 0 writes the result.
@@ -42,37 +41,36 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
 
-    def share(self, table: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-        """This process's rows: whole batches of the table, so that every image meets the same others."""
+    def shard(self, table: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+        """Return this process's rows: whole batches of the table, so that batches do not depend on ``size``."""
         batches = -(-len(table) // batch_size)
         start, stop = (batches * rank // self.size * batch_size for rank in (self.rank, self.rank + 1))
         return table.iloc[start:stop]
 
-    def gathered(
+    def gather(
         self, folder: Path, table: pd.DataFrame, batch_size: int, embed: Callable[[pd.DataFrame], Batches]
     ) -> Batches:
-        """Features of all images on rank 0, in the order of the table; nothing on the others.
+        """Yield features of all images on rank 0, in the order of the table; nothing on other ranks.
 
         Args:
-            folder: for the shards, while they are needed. It is made anew and removed; one that an
-                interrupted run left, which a file in it tells, is replaced.
-            table: of all images, the same in every process.
-            batch_size: of ``embed``.
-            embed: gives the features of some rows, batch by batch.
+            folder: temporary folder for the shards; one that an interrupted run left is replaced.
+            table: all images, the same in every process.
+            batch_size: batch size of ``embed``.
+            embed: yields the features of some rows, batch by batch.
 
         Raises:
-            InputError: what ``embed`` raised in any process is raised in all; the folder holds what is not
-                ours, and is left as it is.
+            InputError: in all processes what ``embed`` raised in any; ``folder`` exists and is not a folder of
+                shards.
         """
         if self.size == 1:
             yield from embed(table)
             return
         error: str | None = None
-        made = False
+        created = False
         try:
             if self.rank == 0:
-                _make_anew(folder)
-                made = True
+                create_shards_folder(folder)
+                created = True
         except InputError as problem:
             error = str(problem)
         except OSError as problem:
@@ -80,7 +78,7 @@ class ProcessGroup:
         try:
             self._agree(error)
             try:
-                for number, (features, rows) in enumerate(iter_blocks(embed(self.share(table, batch_size)))):
+                for number, (features, rows) in enumerate(iter_blocks(embed(self.shard(table, batch_size)))):
                     write_features(folder / f"{self.rank:05d}-{number:06d}.npz", features, rows)
             except (InputError, OSError) as problem:
                 error = str(problem)
@@ -89,12 +87,12 @@ class ProcessGroup:
                 for file in sorted(folder.glob("*.npz")):
                     yield read_features(file)
         finally:
-            if made:
+            if created:
                 with defer_signals():
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _agree(self, error: str | None) -> None:
-        """Wait for the others, and fail where one of them failed or was killed."""
+        """Wait for the other processes, and fail if one of them failed or was killed."""
         errors: list[str | None] = [None] * self.size
         try:
             distributed.all_gather_object(errors, error)
@@ -106,16 +104,16 @@ class ProcessGroup:
                 raise InputError(message)
 
 
-def _make_anew(folder: Path) -> None:
-    """An empty folder for shards, in place of one that an interrupted run left.
+def create_shards_folder(folder: Path) -> None:
+    """Create an empty folder for shards, replacing one that an interrupted run left.
 
     Raises:
-        InputError: something else is there.
-        OSError: it cannot be made.
+        InputError: the path exists and is not a folder of shards.
+        OSError: the folder cannot be created.
     """
     if folder.exists() or folder.is_symlink():
         if folder.is_symlink() or not (folder / MARKER).is_file():
-            raise InputError(f"{folder}: needed for a while, but it exists already; rename or remove it")
+            raise InputError(f"{folder}: needed for temporary files, but it exists; rename or remove it")
         shutil.rmtree(folder)
     folder.mkdir()
     (folder / MARKER).touch()
@@ -123,19 +121,19 @@ def _make_anew(folder: Path) -> None:
 
 @contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` started; alone if it did not.
+    """Join the processes that ``torchrun`` started; yield a group of one without ``torchrun``.
 
     Raises:
-        InputError: the variables of ``torchrun`` are set, but the others cannot be reached.
+        InputError: the variables of ``torchrun`` are set, but the other processes cannot be reached.
     """
-    size = _number("WORLD_SIZE", 1)
+    size = _read_integer("WORLD_SIZE", 1)
     if size == 1 or distributed.is_initialized():
         yield ProcessGroup()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+        torch.cuda.set_device(_read_integer("LOCAL_RANK", 0) % torch.cuda.device_count())
     try:
-        # it carries no features, only who is ready; the slowest of many may be days behind
+        # the slowest of many processes may be days behind
         distributed.init_process_group("gloo", timeout=timedelta(days=30))
     except (ValueError, RuntimeError) as error:
         raise InputError(f"torchrun: cannot join the other processes ({error})") from None
@@ -145,16 +143,16 @@ def process_group() -> Iterator[ProcessGroup]:
         distributed.destroy_process_group()
 
 
-def _number(variable: str, least: int) -> int:
-    """A variable that ``torchrun`` sets; without it, the least."""
+def _read_integer(variable: str, least: int) -> int:
+    """Return an environment variable of ``torchrun``, or its least value if it is not set."""
     text = os.environ.get(variable, str(least))
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
-        raise InputError(f"{variable}: expected a whole number of at least {least}, got {short_repr(text)}")
+        raise InputError(f"{variable}: expected an integer of at least {least}, got {short_repr(text)}")
     return int(text)
 
 
 def iter_blocks(batches: Iterable[tuple[np.ndarray, pd.DataFrame]]) -> Batches:
-    """The same rows in fewer and larger batches, which are worth a write each."""
+    """Yield the same rows in fewer, larger batches."""
     features: list[np.ndarray] = []
     tables: list[pd.DataFrame] = []
 

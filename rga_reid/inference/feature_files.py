@@ -1,24 +1,22 @@
-"""Features in an ``.npz`` file: what ``features`` writes, and what anyone may write for any model.
+"""Feature files: written as ``.npz``, read from ``.npz`` or ``.npy``.
 
-Arrays: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (whole numbers) and ``paths`` (text),
-each ``(n,)``. An array whose values are all unknown is left out. Where only some are unknown, ``pids_known``
-or ``camids_known`` (bool) tells which are not; no number stands for "unknown".
+Arrays of an ``.npz`` file: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (integers) and ``paths``
+(text), each ``(n,)``. An array whose values are all unknown is omitted; if some are unknown, ``pids_known`` or
+``camids_known`` (bool) is False for those.
 
-Read, but not written, are also features alone in an ``.npy`` file ``NAME.npy`` with their labels in
-``NAME.csv``: a row for each feature, columns ``pid``, ``camid`` and ``path``, cells empty where unknown.
+An ``.npy`` file ``NAME.npy`` holds features only, with their labels in ``NAME.csv``: one row for each feature, columns
+``pid``, ``camid`` and ``path``, cells empty where unknown.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import math
+import itertools
 import os
-import struct
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -29,24 +27,23 @@ from rga_reid.files import atomic_file
 from rga_reid.inputs import open_bytes, open_text, truncate
 from rga_reid.runtime import free_memory
 
-MAX_LABELS = (
-    20_000_000  #: of labels in CSV, which take some 200 bytes each; larger galleries are made in parts
-)
+MAX_CSV = 1 << 30  #: bytes of a table of labels
+MAX_SMALL = 64 << 20  #: bytes that any archive may unpack to
+MAX_RATIO = 200  #: compression of a larger archive; text in UTF-32 reaches about 100
 
 _LABELS = {"pid": "pids", "camid": "camids"}
-_UNKNOWN = {"", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"}  # how tables write it
-_HARMLESS = 64 << 20  # bytes that an array may unpack to, however small its file is
-_MOST_PACKED = 200  # times that an array may shrink: names in UTF-32 with like beginnings do, to a 100th
+_ARRAYS = ("features", "paths", *_LABELS.values(), *(f"{name}_known" for name in _LABELS.values()))
+_UNKNOWN = ["", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"]  # as tables write unknown values
 
 
 def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFrame) -> None:
-    """Write features and what is known of them, atomically; a file that is there is replaced.
+    """Write features and their labels to an ``.npz`` file, atomically, replacing an existing one.
 
     Args:
-        path: of the ``.npz`` file.
+        path: file to write.
         features: ``(n, d)``, an array or a CPU tensor; stored as float32.
-        table: n rows; of its columns ``path`` (text), ``pid`` and ``camid`` (nullable integers) those that
-            there are.
+        table: n rows; its columns ``path`` (text), ``pid`` and ``camid`` (nullable integers) are written if
+            present.
 
     Raises:
         InputError: the table has another number of rows, a path is null, or the file cannot be written.
@@ -72,15 +69,14 @@ def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFr
 
 
 def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read features and what is known of them. Nothing is unpickled.
+    """Read features and their labels. Nothing is unpickled.
 
     Args:
-        path: of an ``.npz`` file, or of an ``.npy`` file with a CSV file beside it.
+        path: an ``.npz`` file, or an ``.npy`` file with a CSV file beside it.
 
     Returns:
-        Features ``(n, d)``, floating-point as stored (a memory map, unless compressed), and a table of n
-        rows with those of the columns ``path`` (text), ``pid`` and ``camid`` (Int64, null where unknown) that
-        the file has.
+        Features ``(n, d)``, floating-point as stored (a memory map of an ``.npy`` file), and a table of n rows
+        with the columns ``path`` (text), ``pid`` and ``camid`` (Int64, null where unknown) that the file has.
 
     Raises:
         InputError: not such a file; an array that is missing, pickled, damaged, or of another type or length.
@@ -88,7 +84,7 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
     """
     if os.fspath(path).endswith(".npy"):
         return _read_npy(path)
-    arrays = _read_arrays(path)
+    arrays = _read_npz(path)
     features = arrays["features"]
     _check_features(features, f"{path}: array 'features'")
     columns: dict[str, Any] = {}
@@ -98,7 +94,7 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
         if name in arrays:
             values = _column(path, arrays, name, "iu", len(features))
             if values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any():
-                raise InputError(f"{path}: array '{name}': expected whole numbers below 2^63")
+                raise InputError(f"{path}: array '{name}': expected integers below 2^63")
             known = np.ones(len(features), dtype=bool)
             if f"{name}_known" in arrays:
                 known = _column(path, arrays, f"{name}_known", "b", len(features))
@@ -113,155 +109,139 @@ def _check_features(features: np.ndarray, name: str) -> None:
         )
 
 
-def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
-    try:
-        with open_bytes(path) as file:
-            if file.read(4) == b"PK\x03\x04":
-                raise InputError(f"{path}: expected a single array (.npy), found an .npz file")
-            file.seek(0)
-            header = read_header(file)
-        if os.path.getsize(path) < header.start + header.size:
-            raise ValueError(f"shorter than its header says, {header.shape}")
-        features = _map(path, header, header.start)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: not an .npy file of plain numbers (empty, damaged or pickled: {truncate(error)})"
-        ) from None
-    _check_features(features, os.fspath(path))
-    return features, _read_labels(Path(path).with_suffix(".csv"), len(features))
-
-
-def _read_labels(file: Path, length: int) -> pd.DataFrame:
-    """The table beside an ``.npy`` file; no more is read than rows are wanted."""
-    if not os.path.exists(file):
-        raise InputError(
-            f"{file}: no such file; the labels of features in an .npy file are in a CSV file beside it, with "
-            "the columns pid, optionally camid and path"
-        )
-    if length > MAX_LABELS:  # a header of features can promise any number of them, in a file of holes
-        raise InputError(
-            f"{file}: expected at most {MAX_LABELS:,} rows, one for each feature, found {length:,} "
-            "features; give them in parts (gallery add)"
-        )
-    columns: dict[str, list[str]] = {}
-    found = 0
-    try:
-        with open_text(file) as lines:
-            reader = csv.reader(lines, strict=True)
-            names = next(reader, [])
-            if not names:
-                raise InputError(f"{file}: not a CSV file in UTF-8 (its first line is empty)")
-            places = {name: names.index(name) for name in ("path", *_LABELS) if name in names}
-            columns = {name: [] for name in places}
-            for found, cells in enumerate(reader, start=1):
-                if found > length:
-                    break
-                if cells and len(cells) != len(names):
-                    raise InputError(
-                        f"{file}, line {reader.line_num}: expected {len(names)} cells as in the header, "
-                        f"found {len(cells)}"
-                    )
-                for name, place in places.items():
-                    columns[name].append(cells[place] if cells else "")
-    except csv.Error as error:
-        raise InputError(f"{file}: not a CSV file in UTF-8 (line {reader.line_num}: {error})") from None
-    if found != length:
-        more = "more" if found > length else str(found)
-        raise InputError(f"{file}: expected {length} rows, one for each feature, found {more}")
-    table = pd.DataFrame(index=pd.RangeIndex(length))
-    for name, cells in columns.items():
-        if name == "path":
-            table[name] = pd.Series([cell or None for cell in cells], dtype="str")
-        else:
-            table[name] = pd.array([_whole_number(cell, file, name) for cell in cells], dtype="Int64")
-    return table
-
-
-def _whole_number(cell: str, file: Path, column: str) -> int | None:
-    text = cell.strip()
-    if text in _UNKNOWN:
-        return None
-    number = WHOLE_NUMBER.fullmatch(text)
-    if number is None:
-        raise InputError(
-            f"{file}: column '{column}': expected whole numbers, empty where unknown, found {short_repr(cell)}"
-        )
-    return int(number[1])
-
-
-def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays that this module knows, of which there is ``features`` at least."""
-    wanted = ["features", "paths", *_LABELS.values(), *(f"{name}_known" for name in _LABELS.values())]
+def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the arrays of ``_ARRAYS`` that an ``.npz`` file has."""
     with open_bytes(path) as file:
         if file.read(6) == b"\x93NUMPY":
             raise InputError(f"{path}: expected an .npz file, found a single array (.npy)")
         try:
             archive = zipfile.ZipFile(file)
-        except Exception:  # zipfile raises nearly anything on a damaged directory
+        except Exception:  # zipfile raises many types on a damaged directory
             raise InputError(
                 f"{path}: not an .npz file of plain arrays (empty, damaged or pickled)"
             ) from None
         with archive:
-            found = [name.removesuffix(".npy") for name in archive.namelist()]
-            if "features" not in found:
-                shown = truncate(", ".join(found)) or "none"
-                raise InputError(f"{path}: expected an array 'features', found {shown}")
-            return {name: _read_array(path, archive, name) for name in wanted if name in found}
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            if "features" not in members:
+                found = truncate(", ".join(members)) or "none"
+                raise InputError(f"{path}: expected an array 'features', found {found}")
+            known = {name: members[name] for name in _ARRAYS if name in members}
+            _check_size(path, known)
+            return {name: _read_member(path, archive, name, member) for name, member in known.items()}
 
 
-def _read_array(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an archive; the features in place, if they are not compressed.
-
-    Its header is read first: what it promises must be what the archive holds, and must fit into memory.
-    """
-    try:
-        info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # which is how numpy writes; the other decoders unpack all that they are given at once
-            raise InputError(f"{path}: array '{name}': packed in another way than numpy's: refused")
-        with archive.open(info) as content:
-            header = read_header(content)
-            if info.file_size != header.start + header.size:
-                raise ValueError(f"its header says {header.shape} of {header.dtype}")
-            if name == "features" and info.compress_type == zipfile.ZIP_STORED and header.size:
-                while content.read(1 << 20):  # to the end, where its checksum is compared
-                    pass
-                return _map(path, header, _start(path, info) + header.start)
-            _refuse_large(f"{path}: array '{name}'", info, header)
-            numbers = np.frombuffer(content.read(), header.dtype)
-            return numbers.reshape(header.shape, order="F" if header.in_columns else "C")
-    except InputError:
-        raise
-    except Exception as error:  # zipfile and its decoders raise nearly anything on damaged data
-        raise InputError(f"{path}: array '{name}' is pickled or damaged ({truncate(error)})") from None
-
-
-def _refuse_large(name: str, info: zipfile.ZipInfo, header: Header) -> None:
-    """Refuse an array that is read into memory and was made to fill it."""
-    if header.size > max(_HARMLESS, _MOST_PACKED * info.compress_size):
-        raise InputError(f"{name}: {info.compress_size:,} bytes that unpack to {header.size:,}: refused")
+def _check_size(path: str | os.PathLike[str], members: dict[str, zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would fill the memory."""
+    for name, member in members.items():
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # NumPy uses no other method, and zipfile decompresses others without a limit
+            raise InputError(f"{path}: array '{name}': unsupported compression")
+    size = sum(member.file_size for member in members.values())
+    if size > max(MAX_SMALL, MAX_RATIO * os.path.getsize(path)):
+        raise InputError(f"{path}: {os.path.getsize(path):,} bytes that unpack to {size:,}: refused")
     free = free_memory()
-    if free is not None and header.size > free:
+    if free is not None and size > free:
         raise InputError(
-            f"{name}: {header.size / 2**30:.1f} GiB do not fit into the free memory, {free / 2**30:.1f} GiB"
+            f"{path}: {size / 2**30:.1f} GiB do not fit into the free memory of {free / 2**30:.1f} GiB; "
+            "an .npy file is read in parts"
         )
 
 
-def _start(path: str | os.PathLike[str], info: zipfile.ZipInfo) -> int:
-    """Where the content of a member that is not compressed begins."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # the lengths of name and extra field end the member's header
-        name, extra = struct.unpack("<HH", file.read(4))
-    return info.header_offset + 30 + name + extra
+def _read_member(
+    path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo
+) -> np.ndarray:
+    try:
+        with archive.open(member) as file:
+            read_npy_header(file)
+            file.seek(0)
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("more bytes than its header says")
+            return array
+    except Exception as error:  # zipfile and NumPy raise many types on damaged data
+        raise InputError(f"{path}: array '{name}' is pickled or damaged ({truncate(error)})") from None
 
 
-def _map(path: str | os.PathLike[str], header: Header, start: int) -> np.ndarray:
-    """Numbers of a file, in place."""
-    if header.size == 0:
-        return np.empty(header.shape, header.dtype)
-    return np.memmap(path, header.dtype, "r", start, header.shape, "F" if header.in_columns else "C")
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read shape, Fortran order and dtype of an ``.npy`` file of version 1.0, whose header has at most 64 kB.
+
+    NumPy writes later versions only for tables with many or non-ASCII columns. It reads a header before it checks
+    its length, which could be 4 GB.
+
+    Raises:
+        ValueError: another version, or not an ``.npy`` file.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version[0]}.{version[1]} of the format, expected 1.0")
+        return np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # the parser raises many types on a damaged header
+        raise ValueError(str(error)) from None
+
+
+def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    with open_bytes(path) as file:
+        if file.read(4) == b"PK\x03\x04":
+            raise InputError(f"{path}: expected a single array (.npy), found an .npz file")
+        file.seek(0)
+        try:
+            read_npy_header(file)
+            features = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # NumPy raises many types on a damaged header
+            raise InputError(
+                f"{path}: not an .npy file of plain numbers (empty, damaged or pickled: {truncate(error)})"
+            ) from None
+    _check_features(features, os.fspath(path))
+    return features, _read_labels(Path(path).with_suffix(".csv"), len(features))
+
+
+def _read_labels(file: Path, length: int) -> pd.DataFrame:
+    """Read the CSV file beside an ``.npy`` file."""
+    if not file.exists():
+        raise InputError(
+            f"{file}: no such file; the labels of features in an .npy file are in a CSV file beside it, with "
+            "the columns pid, optionally camid and path"
+        )
+    if file.stat().st_size > MAX_CSV:
+        raise InputError(f"{file}: more than {MAX_CSV:,} bytes; add the features in parts (gallery add)")
+    rows: list[list[str]] = []
+    try:
+        with open_text(file) as lines:
+            reader = csv.reader(lines, strict=True)
+            header = next(reader, [])
+            if not header:
+                raise InputError(f"{file}: not a CSV file in UTF-8 (its first line is empty)")
+            for row in itertools.islice(reader, length + 1):
+                if row and len(row) != len(header):
+                    raise InputError(
+                        f"{file}, line {reader.line_num}: expected {len(header)} cells as in the header, found "
+                        f"{len(row)}"
+                    )
+                rows.append(row or [""] * len(header))
+    except csv.Error as error:
+        raise InputError(f"{file}: not a CSV file in UTF-8 ({error})") from None
+    if len(rows) != length:
+        more = "more" if len(rows) > length else str(len(rows))
+        raise InputError(f"{file}: expected {length} rows, one for each feature, found {more}")
+    cells = pd.DataFrame(rows, columns=header, dtype="str")
+    cells = cells.loc[:, ~cells.columns.duplicated()]
+    table = pd.DataFrame(index=pd.RangeIndex(length))
+    for column in (name for name in ("path", *_LABELS) if name in cells):
+        texts = cells[column].str.strip()
+        if column == "path":
+            table[column] = texts.where(texts != "", None)
+            continue
+        texts = texts.mask(texts.isin(_UNKNOWN), "")
+        wrong = ~texts.str.fullmatch(WHOLE_NUMBER.pattern) & (texts != "")
+        if wrong.any():
+            raise InputError(
+                f"{file}: column '{column}': expected integers, empty where unknown, found "
+                f"{short_repr(texts[wrong].iloc[0])}"
+            )
+        numbers = texts.str.partition(".")[0]
+        table[column] = pd.array([int(text) if text else None for text in numbers], dtype="Int64")
+    return table
 
 
 def _column(
@@ -269,66 +249,13 @@ def _column(
 ) -> np.ndarray:
     array = arrays[name]
     if array.shape != (length,) or array.dtype.kind not in kinds:
-        what = {"U": "texts", "iu": "whole numbers", "b": "truth values"}[kinds]
+        what = {"U": "texts", "iu": "integers", "b": "booleans"}[kinds]
         raise InputError(
             f"{path}: array '{name}': expected {length} {what}, one for each row of 'features', found "
             f"{array.dtype} {array.shape}"
         )
-    if kinds == "U" and length:
-        letters = np.ascontiguousarray(array).view(np.uint32)
-        if array.dtype.byteorder == ">":
-            letters = letters.byteswap()
-        if ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any():
-            raise InputError(f"{path}: array '{name}': holds what is no text (half a character, or none)")
+    if kinds == "U" and array.dtype.itemsize:
+        points = np.ascontiguousarray(array).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if ((points > sys.maxunicode) | ((points >= 0xD800) & (points < 0xE000))).any():
+            raise InputError(f"{path}: array '{name}': contains invalid Unicode")
     return array
-
-
-_LONGEST = 1 << 16  # bytes of a header; one of features has a hundred
-_READERS: dict[Any, Any] = {  # by version of the format: what reads a header, and bytes of its length
-    (1, 0): (np.lib.format.read_array_header_1_0, 2),
-    (2, 0): (np.lib.format.read_array_header_2_0, 4),
-}
-
-
-class Header(NamedTuple):
-    """What an array in a file is.
-
-    ``start`` is where its numbers begin, in bytes; ``in_columns`` is true for Fortran's order.
-    """
-
-    shape: tuple[int, ...]
-    in_columns: bool
-    dtype: np.dtype[Any]
-    start: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of all numbers."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def read_header(file: BinaryIO | Any) -> Header:
-    """The header of the ``.npy`` file that begins where ``file`` stands; nothing else is read.
-
-    Raises:
-        ValueError: no such header, or one of an array that would have to be unpickled.
-    """
-    try:
-        version = np.lib.format.read_magic(file)
-        if version not in _READERS:
-            raise ValueError(f"version {version} of the format")
-        read, bytes_of_length = _READERS[version]
-        length = file.read(bytes_of_length)
-        if int.from_bytes(length, "little") > _LONGEST:  # NumPy would read and decode all of it
-            raise ValueError(f"a header of {int.from_bytes(length, 'little'):,} bytes")
-        header = file.read(int.from_bytes(length, "little"))
-        shape, in_columns, dtype = read(io.BytesIO(length + header))
-    except Exception as error:  # its parser raises nearly anything on a damaged header
-        raise ValueError(str(error)) from None
-    if dtype.hasobject:
-        raise ValueError("an array of objects, which would have to be unpickled")
-    if dtype.itemsize == 0:
-        raise ValueError(f"an array of {dtype}, of numbers or texts of no length")
-    if any(type(length) is not int or length < 0 for length in shape):
-        raise ValueError(f"an array of shape {shape}")
-    return Header(shape, in_columns, dtype, file.tell())

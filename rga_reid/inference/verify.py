@@ -1,4 +1,4 @@
-"""Do two pictures show the same person? A score, and a decision where a threshold is known."""
+"""Compare two pictures: a similarity score and, with a threshold, a decision."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rga_reid.inputs import is_number, read_json
 
 @dataclass(frozen=True)
 class Verification:
-    """What two pictures are to each other."""
+    """Result of comparing two pictures."""
 
-    score: float  #: cosine of their features, from −1 to 1: higher is more alike
-    threshold: float | None  #: None if none is known
+    score: float  #: cosine of their features, from −1 to 1; higher is more similar
+    threshold: float | None  #: None if unknown
 
     @property
     def same(self) -> bool | None:
@@ -37,25 +37,25 @@ def verify(
     """Compare two pictures of people.
 
     Args:
-        model: what embeds them.
+        model: see ``Embedder``.
         first, second: image files.
-        threshold: from which score on they are taken for one person; ``calibrate`` finds it.
-        device: where the model runs; by default where it is.
+        threshold: least score of the same person; ``calibrate`` finds it.
+        device: device to run on; by default the model's current one.
 
     Raises:
-        InputError: a file that is not an image; a feature without a direction.
+        InputError: a file is not an image; a feature is zero, NaN or infinite.
     """
     features, _ = extract_features(model, [first, second], device=device)
     scores = CosineScores(features[:1], features[1:], torch.device("cpu"))
-    here = np.zeros(1, dtype=np.int64)
-    return Verification(float(scores.exact(here, here)[0]), threshold)
+    row = np.zeros(1, dtype=np.int64)
+    return Verification(float(scores.exact(row, row)[0]), threshold)
 
 
 def read_threshold(path: str | os.PathLike[str]) -> float:
-    """The threshold in a JSON file of ``rga-reid calibrate``.
+    """Return the threshold in a JSON file of ``rga-reid calibrate``.
 
     Raises:
-        InputError: no such file, or not one with a threshold.
+        InputError: the file is missing or has no threshold.
     """
     values = read_json(path, expected="the JSON of rga-reid calibrate")
     threshold = values.get("threshold") if isinstance(values, dict) else None

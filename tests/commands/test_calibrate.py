@@ -147,7 +147,7 @@ def test_verify_without_a_threshold_says_so(
     same_file = [pictures[0], pictures[0]]
     assert main(["verify", *same_file, "--checkpoint", str(tiny_checkpoint), "--json", str(target)]) == 0
     assert capsys.readouterr().out == (
-        "score 1.000000\nno decision: it needs a threshold (--calibration FILE or --threshold T)\n"
+        "score 1.000000\nno decision without a threshold (--calibration FILE or --threshold T)\n"
     )
     values = json.loads(target.read_text())
     assert values["threshold"] is values["same"] is None

