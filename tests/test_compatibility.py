@@ -36,7 +36,9 @@ def find(package: str, name: str) -> Any:
 
 def accepted_arguments(function: Any) -> set[str]:
     """Return the names of the arguments that a function accepts, including their old names."""
-    inner = function.__init__ if inspect.isclass(function) else function
+    inner = function
+    if inspect.isclass(function):
+        inner = function.__new__ if issubclass(function, tuple) else function.__init__
     renamed = getattr(inner, "renamed_arguments", {}) or getattr(function, "renamed_arguments", {})
     return {*inspect.signature(function).parameters, *renamed}
 

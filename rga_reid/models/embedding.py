@@ -46,12 +46,11 @@ class TrainingOutput(NamedTuple):
     #: (n, classes) for cross-entropy, computed from ``post_neck``; with stripes (n, 1 + stripes, classes)
     logits: Tensor
 
-    features = renamed_property("TrainingOutput.features", "pre_neck")  # type: ignore[misc]
-    embedded = renamed_property("TrainingOutput.embedded", "post_neck")  # type: ignore[misc]
 
-
-# the constructor takes the old names too
+# names of version 1
 TrainingOutput.__new__ = rename_arguments(features="pre_neck", embedded="post_neck")(TrainingOutput.__new__)  # type: ignore[method-assign]
+TrainingOutput.features = renamed_property("TrainingOutput.features", "pre_neck")  # type: ignore[attr-defined]
+TrainingOutput.embedded = renamed_property("TrainingOutput.embedded", "post_neck")  # type: ignore[attr-defined]
 
 
 class PartClassifier(nn.Module):
