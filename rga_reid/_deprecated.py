@@ -40,6 +40,10 @@ ALIASES: dict[str, dict[str, str]] = {
 }
 
 
+#: 1.0 name -> name of an argument of ``RGA``, which recipes and checkpoints of 1.0 contain
+RGA_ARGUMENTS = {"neutral_start": "zero_init_gate"}
+
+
 def module_getattr(package: str) -> Callable[[str], Any]:
     """Return a module ``__getattr__`` that resolves the 1.0 names of a package."""
 
@@ -236,3 +240,9 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "market1501/rga_sc_compiled": ("market1501/rga_sc", {"model": {"compile": True}}),
     "market1501/rga_sc_float16": ("market1501/rga_sc", {"trainer": {"precision": "16-mixed"}}),
 }
+
+
+def rename_options(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a class or a partial of one, read from a file of 1.0, under their names now."""
+    names = getattr(getattr(function, "func", function).__init__, "renamed_arguments", {})
+    return {names.get(name, name): value for name, value in options.items()}

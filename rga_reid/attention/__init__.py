@@ -1,6 +1,9 @@
-"""Attention mechanisms: (B, C, H, W) -> (B, C, H, W), each made by ``Mechanism(in_channels, size)``.
+"""Attention modules: (B, C, H, W) -> (B, C, H, W), built by ``Module(in_channels, size)``.
 
-``forward`` is the fast exact form; ``relations(x)`` the explicit one, with every matrix and step as a value.
+``forward`` is the fast exact form; ``relations(x)`` the explicit one, with every matrix and intermediate tensor.
+
+To add one, write its module and test, and list it in ``ATTENTION_MODULES``. Commands, ablation plans with
+``attention: all``, explorer, documentation and shared tests use that list; titles come from the docstrings.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from rga_reid.attention.rga import RGA
 from rga_reid.attention.se import SE
 from rga_reid.attention.trace import Relations, Step, Trace
 
-#: what makes each mechanism, by the short names that ``--attention`` takes
+#: short name, as in ``--model.attention``, -> class or callable (in_channels, size)
 ATTENTION_MODULES: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
     "rga": RGA,
     "rga_s": partial(RGA, channel=False),

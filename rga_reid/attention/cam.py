@@ -22,18 +22,18 @@ class CAM(nn.Module):
         A[i, j] = softmaxⱼ(maxₖ E[i, k] − E[i, j]) = softmaxⱼ(−E[i, j])     (3)
         out     = γ · A X + x                                               (4)
 
-    The sign, as in the published code, favours the channels that are *least* alike. γ starts at 0: the module
-    begins as the identity. It has no other parameter.
+    The sign, as in the published code, favours the channels that are *least* alike. γ starts at 0, so that
+    the module is initially the identity. It has no other parameter.
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
+        size: ignored; any map size works.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: ``in_channels`` below 1; in ``forward`` and ``relations``, a tensor of another shape, or
-            one that is not of floating-point numbers.
+        ValueError: ``in_channels`` below 1; in ``forward`` and ``relations``, a tensor of another shape
+            or not of floating point.
     """
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None) -> None:
@@ -43,18 +43,18 @@ class CAM(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to each channel what it gathers: the fast form."""
+        """Add to each channel its weighted sum over all channels."""
         check_map("CAM", x, self.in_channels)
         channels = x.flatten(2).mT  # (B, N, C): the nodes are channels
         return x + self.gamma * attend(channels, -channels, channels).mT.unflatten(2, x.shape[2:])
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form, with matrix ``channels`` (B, C, C): [b, i, j] is what i takes from j."""
+        """Return the explicit form with matrix ``channels`` (B, C, C): [b, i, j] is the weight of j for i."""
         check_map("CAM", x, self.in_channels)
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace, source: str = "x", sub: str = "") -> Tensor:
-        """``source`` is the symbol of x; ``sub`` marks the symbols if others have the same."""
+        """Record all steps; ``source`` is the symbol of x, ``sub`` a subscript of all symbols."""
         X, E, A, Y = (symbol + sub for symbol in "XEAY")
         flat = trace.step(X, "channels as vectors over positions", f"{source} as (C, N)", x.flatten(2))
         energy = torch.einsum("bip,bjp->bij", flat, flat)

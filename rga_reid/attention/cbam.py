@@ -18,14 +18,14 @@ from rga_reid.attention.trace import Relations, Trace, run_layers
 
 
 class CBAM(nn.Module):
-    """Channels are weighed by what the whole map holds, then positions by what their surroundings hold.
+    """Scale channels by statistics of the whole map, then positions by statistics of their surroundings.
 
         M_c = sigmoid(MLP(mean of x over positions) + MLP(max of x over positions)),  x' = M_c · x     (2)
         M_s = sigmoid(conv₇ₓ₇([max of x' over channels, mean of x' over channels])),  out = M_s · x'   (3)
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
+        size: ignored; any map size works.
         ratio: C // ratio features inside the MLP.
         kernel_size: side of the spatial convolution, odd.
 
@@ -33,7 +33,7 @@ class CBAM(nn.Module):
 
     Raises:
         ValueError: ``ratio`` leaves no channel, or an even ``kernel_size``; in ``forward`` and ``relations``,
-            a tensor of another shape, or one that is not of floating-point numbers.
+            a tensor of another shape or not of floating point.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CBAM(nn.Module):
         self.SpatialGate = nn.ModuleDict({"spatial": nn.Sequential(OrderedDict(conv=conv, bn=norm))})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weigh the channels, then the positions."""
+        """Scale the channels, then the positions."""
         check_map("CBAM", x, self.in_channels)
         mlp, spatial = self.ChannelGate["mlp"], self.SpatialGate["spatial"]
         x = x * torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.flatten(2).max(2).values))[:, :, None, None]
@@ -59,10 +59,7 @@ class CBAM(nn.Module):
         return x * torch.sigmoid(spatial(surroundings))
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form. There are no relations between nodes: only the weights.
-
-        These are ``channel`` (B, C, 1, 1) and ``spatial`` (B, 1, H, W).
-        """
+        """Return the explicit form: no matrices, weights ``channel`` (B, C, 1, 1) and ``spatial`` (B, 1, H, W)."""
         check_map("CBAM", x, self.in_channels)
         return Relations.of(self._explicit, x)
 

@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from rga_reid.attention.functional import check_map, check_positive, gather, reduce_channels
 from rga_reid.attention.trace import Relations, Trace
 
-MIN_LINES = 128  # positions; up to here all N×N weights, most of them 0, are quicker than many small products
-
-MAX_RECURRENCE = 16  #: after two, each position has met all others
+MAX_DENSE = (
+    128  # positions; up to this number, N×N weights, most of them 0, are faster than many small products
+)
+MAX_RECURRENCE = 16  #: two passes already relate all positions
 
 
 class CrissCross(nn.Module):
-    """Each position adds a weighted sum over its row and column; twice in a row reaches every position.
+    """Each position adds a weighted sum over its row and column; two passes reach every position.
 
         A[u, ·] = softmax(Q[:, u] · K[:, j]) over the H + W − 1 positions j in the row or column of u     (1)
         out[u]  = γ · Σⱼ A[u, j] V[:, j] + x[u]                                                           (2)
 
-    The same module is applied ``recurrence`` times. γ starts at 0: the module begins as the identity.
+    The same module is applied ``recurrence`` times. γ starts at 0, so that the module is initially the identity.
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
+        size: ignored; any map size works.
         ratio: Q and K have C // ratio channels.
         recurrence: number of passes (2 in the paper).
 
@@ -37,7 +38,7 @@ class CrissCross(nn.Module):
 
     Raises:
         ValueError: ``ratio`` leaves no channel, or ``recurrence`` is not 1 to 16; in ``forward`` and
-            ``relations``, a tensor of another shape, or one that is not of floating-point numbers.
+            ``relations``, a tensor of another shape or not of floating point.
     """
 
     def __init__(
@@ -56,18 +57,18 @@ class CrissCross(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to each position what it gathers from its row and column, pass by pass: the fast form."""
+        """Add to each position its weighted sum over its row and column, in each pass."""
         check_map("CrissCross", x, self.in_channels)
-        gather_crossing = _from_all if x.shape[2] * x.shape[3] <= MIN_LINES else _from_lines
+        gather_crossing = _gather_dense if x.shape[2] * x.shape[3] <= MAX_DENSE else _gather_lines
         for _ in range(self.recurrence):
             query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
             x = x + self.gamma * gather_crossing(query, key, value)
         return x
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form, with one matrix ``pass_1``, ``pass_2``, ... (B, N, N) per pass.
+        """Return the explicit form with one matrix ``pass_1``, ``pass_2``, ... (B, N, N) per pass.
 
-        Entry [b, i, j] is what position i takes from j: 0 unless they share a row or a column.
+        Entry [b, i, j] is the weight of position j for i: 0 unless they share a row or a column.
         """
         check_map("CrissCross", x, self.in_channels)
         return Relations.of(self._explicit, x)
@@ -101,8 +102,8 @@ class CrissCross(nn.Module):
         return x
 
 
-def _from_all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """What each position gathers from its row and column; (B, ·, H, W) -> (B, C, H, W), by N×N weights."""
+def _gather_dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Sum over rows and columns, (B, ·, H, W) -> (B, C, H, W), by N×N weights."""
     height, width = value.shape[2:]
     position = torch.arange(height * width, device=value.device)
     apart = (position[:, None] // width != position // width) & (
@@ -113,16 +114,16 @@ def _from_all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return gather([weights], value.flatten(2)).unflatten(2, (height, width))
 
 
-def _from_lines(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same, from all rows, then from all columns."""
-    rows = [t.transpose(1, 2) for t in (query, key, value)]  # (B, H, ·, W): the W positions of each row
-    columns = [t.permute(0, 3, 1, 2) for t in (query, key, value)]  # (B, W, ·, H): the H positions of each
+def _gather_lines(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same sum by the weights of all rows and all columns."""
+    rows = [t.transpose(1, 2) for t in (query, key, value)]  # (B, H, ·, W)
+    columns = [t.permute(0, 3, 1, 2) for t in (query, key, value)]  # (B, W, ·, H)
     if value.stride(1) == 1:
-        columns = [t.mT.contiguous().mT for t in columns]  # channels stay side by side in memory
+        columns = [t.mT.contiguous().mT for t in columns]  # keep channels contiguous in memory
 
     in_row = rows[0].mT @ rows[1]  # (B, H, W, W)
     in_column = columns[0].mT @ columns[1]  # (B, W, H, H)
-    # The position itself lies in both. It counts in its row: exp(lowest) = 0 takes it out of its column.
+    # The position itself is in both its row and its column: exp(lowest) = 0 excludes it from the column.
     own = torch.eye(value.shape[2], dtype=torch.bool, device=value.device)
     in_column = in_column.masked_fill(own, torch.finfo(in_column.dtype).min)
     weights = torch.cat([in_column.transpose(1, 2), in_row], dim=3).softmax(dim=3)  # (B, H, W, H + W)

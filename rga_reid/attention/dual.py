@@ -21,23 +21,23 @@ class DualAttention(nn.Module):
 
         out = PAM(x) + CAM(x) − x
 
-    With both γ at 0, as at the start, it is the identity. With ``head``, the network's own head takes its
-    place: each branch attends on C // 4 channels between two 3×3 convolutions, and dropout and a 1×1
-    convolution bring the sum back to C channels (names of the published head, without its auxiliary outputs).
+    Initially both γ are 0 and the module is the identity. With ``head``, the module is the published network's head:
+    each branch attends on C // 4 channels between two 3×3 convolutions, and dropout and a 1×1 convolution map the sum
+    back to C channels (state_dict keys of the published head, without its auxiliary outputs).
 
         out = conv8(conv51(PAM(conv5a(x))) + conv52(CAM(conv5c(x))))
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
-        ratio: channels of PAM's queries and keys are divided by it.
+        size: ignored; any map size works.
+        ratio: divides the channels of PAM's queries and keys.
         head: use the head.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
         ValueError: ``ratio`` leaves no channel, or fewer than 4 channels for the head; in ``forward`` and
-            ``relations``, a tensor of another shape, or one that is not of floating-point numbers.
+            ``relations``, a tensor of another shape or not of floating point.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class DualAttention(nn.Module):
             self.conv8 = nn.Sequential(nn.Dropout2d(0.1, False), nn.Conv2d(inner, in_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both kinds of attention, summed: the fast form."""
+        """Return the sum of both branches."""
         check_map("DualAttention", x, self.in_channels)
         if not self.head:
             return self.sa(x) + self.sc(x) - x
         return self.conv8(self.conv51(self.sa(self.conv5a(x))) + self.conv52(self.sc(self.conv5c(x))))
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form, with matrices ``positions`` (B, N, N) and ``channels`` (B, C, C).
+        """Return the explicit form with matrices ``positions`` (B, N, N) and ``channels`` (B, C, C).
 
-        With the head, channels are C/4: those of its branches; in training, its dropout is drawn anew each
-        time.
+        With the head, ``channels`` has the C // 4 channels of the branches, and in training each run draws its
+        own dropout.
         """
         check_map("DualAttention", x, self.in_channels)
         return Relations.of(self._explicit, x)

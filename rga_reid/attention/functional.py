@@ -1,4 +1,4 @@
-"""Bad input, refused with what was expected and what was found."""
+"""Input checks and attention products that several modules share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHAPES = {1: "(B, {}, L)", 2: "(B, {}, H, W)", 3: "(B, {}, T, H, W)"}
 
 
 def check_map(name: str, x: Tensor, channels: int, *, dim: int = 2) -> None:
-    """Refuse ``x`` unless it is a floating-point batch of maps of ``channels`` channels over ``dim`` axes."""
+    """Raise ValueError unless ``x`` is a floating-point batch of maps with ``channels`` channels and ``dim`` axes."""
     if x.dim() != dim + 2 or x.shape[1] != channels:
         raise ValueError(f"{name}: expected {_SHAPES[dim].format(channels)}, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -20,14 +20,14 @@ def check_map(name: str, x: Tensor, channels: int, *, dim: int = 2) -> None:
 
 
 def check_positive(**values: int) -> None:
-    """Refuse a value that is not a whole number of at least 1."""
+    """Raise ValueError unless all values are integers of at least 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
 
 
 def check_map_size(size: Sequence[int]) -> tuple[int, int]:
-    """``size`` as (H, W), both at least 1."""
+    """Return ``size`` as (H, W), both at least 1."""
     if isinstance(size, int) or len(size) != 2:
         raise ValueError(f"size: expected (height, width), got {size!r}")
     height, width = size
@@ -36,10 +36,10 @@ def check_map_size(size: Sequence[int]) -> tuple[int, int]:
 
 
 def reduce_channels(channels: int, ratio: int, name: str = "ratio") -> int:
-    """channels // ratio.
+    """Return channels // ratio.
 
     Raises:
-        ValueError: no channel would be left.
+        ValueError: the result is below 1.
     """
     check_positive(**{"in_channels": channels, name: ratio})
     if ratio > channels:
@@ -47,19 +47,19 @@ def reduce_channels(channels: int, ratio: int, name: str = "ratio") -> int:
     return channels // ratio
 
 
-WHOLE = 512  # queries; up to here the weights of all are made at once
-BLOCK = 256  # queries at a time beyond: their weights stay in the cache
+MAX_QUERIES = 512  # up to this number, the weights of all queries are computed at once
+BLOCK_QUERIES = 256  # beyond it, the weights of this many queries at a time stay in the cache
 
 
 def iter_blocks(queries: Tensor, dim: int) -> Sequence[Tensor]:
-    """Queries lie along ``dim``: all in one block if they are few, otherwise blocks of ``BLOCK``."""
-    return [queries] if queries.shape[dim] <= WHOLE else queries.split(BLOCK, dim)
+    """Split many queries along ``dim`` into blocks."""
+    return [queries] if queries.shape[dim] <= MAX_QUERIES else queries.split(BLOCK_QUERIES, dim)
 
 
 def gather(weights: Iterable[Tensor], values: Tensor) -> Tensor:
-    """out[:, i] = Σⱼ weights[i, j] values[:, j], for ``weights`` in blocks of rows i.
+    """Return out[:, i] = Σⱼ weights[i, j] values[:, j], for ``weights`` in blocks of rows i.
 
-    The result has the memory layout of ``values``, so that what follows need not copy it.
+    The result has the memory layout of ``values``, which saves later copies.
 
     Shape: blocks (..., n, M), values (..., C, M) -> (..., C, sum of n).
     """
@@ -71,11 +71,11 @@ def gather(weights: Iterable[Tensor], values: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """out[:, i] = Σⱼ softmaxⱼ(query[:, i] · key[:, j]) value[:, j], without scaling.
+    """Return out[:, i] = Σⱼ softmaxⱼ(query[:, i] · key[:, j]) value[:, j], without scaling.
 
-    On a CPU many queries are taken in blocks, because the fused kernel there wants values as long as keys and
-    otherwise makes all weights. So inference never holds the (B, N, M) weights of more than 512 queries;
-    training keeps them all, once, for the gradient. Elsewhere the fused kernel decides.
+    On a CPU, queries are processed in blocks, because torch's fused kernel there materialises all weights if values
+    and keys differ in length. Inference thus holds the (B, N, M) weights of at most 512 queries; training keeps all
+    of them for the gradient. Other devices use the fused kernel.
 
     Shape: query (B, E, N), key (B, E, M), value (B, C, M) -> (B, C, N).
     """

@@ -22,7 +22,7 @@ _POOL = {1: (nn.MaxPool1d, (2,)), 2: (nn.MaxPool2d, (2, 2)), 3: (nn.MaxPool3d, (
 
 
 class NonLocal(nn.Module):
-    """Each position adds what it gathers from all positions.
+    """Each position adds a weighted sum over all positions.
 
         y[:, i] = Σⱼ f(xᵢ, xⱼ) g(xⱼ) / C(x)                                    (1)
         out     = W(y) + x                                                     (6)
@@ -35,11 +35,11 @@ class NonLocal(nn.Module):
         concatenation       ReLU(w · [θ(xᵢ), φ(xⱼ)]) / N                       (5)
 
     dot_product is associative, θᵀ(φ gᵀ), and w · [θ(xᵢ), φ(xⱼ)] is aᵢ + bⱼ: neither needs its N×N matrix.
-    W starts at 0: the block begins as the identity.
+    W starts at 0, so that the block is initially the identity.
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
+        size: ignored; any map size works.
         inter_channels: channels of θ, φ and g; C // 2 (at least 1) unless given.
         mode: one of ``MODES``.
         dim: 1, 2 or 3 axes of positions.
@@ -49,8 +49,8 @@ class NonLocal(nn.Module):
     Shape: (B, C, L), (B, C, H, W) or (B, C, T, H, W) -> the same.
 
     Raises:
-        ValueError: an unknown ``mode`` or ``dim``, or channels below 1; in ``forward`` and ``relations``, a
-            tensor of another shape, or one that is not of floating-point numbers.
+        ValueError: an unknown ``mode`` or ``dim``, or channels below 1; in ``forward`` and ``relations``,
+            a tensor of another shape or not of floating point.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class NonLocal(nn.Module):
             self.phi = pool(self.pooled) if mode == "gaussian" else nn.Sequential(self.phi, pool(self.pooled))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to each position what it gathers: the fast form."""
+        """Add to each position its weighted sum over all positions."""
         self._check(x)
         theta, phi, g = (layer(x).flatten(2) for layer in (self.theta, self.phi, self.g))
         if self.mode == "dot_product":
@@ -109,7 +109,7 @@ class NonLocal(nn.Module):
         return x + self.W(y.unflatten(2, x.shape[2:]))
 
     def _concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """y[:, i] = Σⱼ ReLU(aᵢ + bⱼ) g[:, j] / N, with a = w₁ · θ and b = w₂ · φ."""
+        """Return y[:, i] = Σⱼ ReLU(aᵢ + bⱼ) g[:, j] / N, with a = w₁ · θ and b = w₂ · φ."""
         weight: Any = self.concat_project[0].weight
         w1, w2 = weight.view(2, 1, -1)
         a = (w1 @ theta).mT  # (B, N, 1)
@@ -117,9 +117,9 @@ class NonLocal(nn.Module):
         return gather((torch.relu(block + b) for block in iter_blocks(a, dim=1)), g / g.shape[2])
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form, with matrix ``positions`` (B, N, M): [b, i, j] is what i takes from j.
+        """Return the explicit form with matrix ``positions`` (B, N, M): [b, i, j] is the weight of j for i.
 
-        M is the number of positions after pooling, N without.
+        M is the number of positions after pooling.
         """
         self._check(x)
         return Relations.of(self._explicit, x)
@@ -156,9 +156,9 @@ class NonLocal(nn.Module):
 
 
 def _associative(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    """(g φᵀ) θ / M or g (φᵀ θ) / M, whichever multiplies less; θ (B, E, N), φ and g (B, E, M)."""
+    """Return (g φᵀ) θ / M, in the order that multiplies less; θ (B, E, N), φ and g (B, E, M)."""
     (_, e, n), m = theta.shape, phi.shape[2]
     if e * (n + m) > 2 * n * m:
         return gather([theta.mT @ phi / m], g)
-    phi, g = phi / m**0.5, g / m**0.5  # before the sum over M positions, which float16 need not hold
+    phi, g = phi / m**0.5, g / m**0.5  # before the sum over M positions, which may overflow float16
     return gather([theta.mT], g @ phi.mT if g.stride(1) != 1 else (phi @ g.mT).mT)

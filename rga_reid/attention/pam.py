@@ -21,18 +21,18 @@ class PAM(nn.Module):
         A[i, j] = softmaxⱼ(Q[:, i] · K[:, j])            (1)
         out     = γ · V Aᵀ + x                           (2)
 
-    γ starts at 0: the module begins as the identity.
+    γ starts at 0, so that the module is initially the identity.
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
+        size: ignored; any map size works.
         ratio: Q and K have C // ratio channels.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: ``ratio`` leaves no channel; in ``forward`` and ``relations``, a tensor of another shape,
-            or one that is not of floating-point numbers.
+        ValueError: ``ratio`` leaves no channel; in ``forward`` and ``relations``, a tensor of another
+            shape or not of floating point.
     """
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 8) -> None:
@@ -45,18 +45,18 @@ class PAM(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to each position what it gathers: the fast form."""
+        """Add to each position its weighted sum over all positions."""
         check_map("PAM", x, self.in_channels)
         query, key, value = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
         return x + self.gamma * attend(query, key, value).unflatten(2, x.shape[2:])
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form, with matrix ``positions`` (B, N, N): [b, i, j] is what i takes from j."""
+        """Return the explicit form with matrix ``positions`` (B, N, N): [b, i, j] is the weight of j for i."""
         check_map("PAM", x, self.in_channels)
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x: Tensor, trace: Trace, source: str = "x", sub: str = "") -> Tensor:
-        """``source`` is the symbol of x; ``sub`` marks the symbols if others have the same."""
+        """Record all steps; ``source`` is the symbol of x, ``sub`` a subscript of all symbols."""
         Q, K, V, E, A, Y = (symbol + sub for symbol in "QKVEAY")
         q = trace.step(
             Q, "what each position looks for", f"query_conv({source})", self.query_conv(x).flatten(2)

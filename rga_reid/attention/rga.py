@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rga_reid._deprecated import RGA_ARGUMENTS, rename_arguments
 from rga_reid.attention.functional import check_map, check_map_size, check_positive, reduce_channels
 from rga_reid.attention.trace import Relations, Trace, run_layers
 
@@ -20,40 +21,41 @@ from rga_reid.attention.trace import Relations, Trace, run_layers
 class RGA(nn.Module):
     """Relation-aware global attention: spatial (RGA-S), then channel (RGA-C); both are RGA-SC.
 
-    A node, which is a position or a channel, learns its importance from its relations to *all* nodes, in both
+    The importance of a node (a position or a channel) follows from its relations to *all* nodes, in both
     directions, and from its own feature:
 
         G[i, j] = θ(xᵢ)ᵀ φ(xⱼ)                  relation from i to j; not symmetric             (1)
-        rᵢ      = [G[i, :], G[:, i]]            what i thinks of all, and all of i
-        yᵢ      = [mean(g(xᵢ)), gg(rᵢ)]         own feature beside the relation feature         (2)
+        rᵢ      = [G[i, :], G[:, i]]            relations from i to all, and from all to i
+        yᵢ      = [mean(g(xᵢ)), gg(rᵢ)]         own feature and relation feature                (2)
         aᵢ      = sigmoid(W(yᵢ)),  xᵢ ← aᵢ xᵢ                                                   (3)
 
-    θ, φ, g, gg are 1×1 convolution, batch norm, ReLU. Because gg begins with a linear map [W₁ | W₂], the N×N
-    relations need not be built to be used: W₁ G[i, :] + W₂ G[:, i] = (W₁ Φᵀ) θᵢ + (W₂ Θᵀ) φᵢ, with the
-    same parameters and the same result.
+    θ, φ, g and gg are 1×1 convolution, batch norm and ReLU. Because gg begins with a linear map [W₁ | W₂], ``forward``
+    computes W₁ G[i, :] + W₂ G[:, i] = (W₁ Φᵀ) θᵢ + (W₂ Θᵀ) φᵢ without the N×N matrix, with the same parameters and
+    the same result.
 
-    Weights that run over positions (the inputs of gg in RGA-S, of θ, φ and g in RGA-C) are maps of ``size``.
-    ``set_map_size`` interpolates them in every forward, ``resize`` once and for all.
+    Weights over positions (the inputs of gg in RGA-S, of θ, φ and g in RGA-C) are maps of ``size``. ``set_map_size``
+    interpolates them in every forward, ``resize`` permanently.
 
     Args:
         in_channels: channels C.
-        size: (H, W) of the maps the parameters are made for; N = H·W positions.
-        spatial: weigh positions (RGA-S).
-        channel: weigh channels (RGA-C).
+        size: (H, W) of the maps; N = H·W positions.
+        spatial: scale positions (RGA-S).
+        channel: scale channels (RGA-C).
         channel_ratio: C-vectors are embedded in C // channel_ratio features.
         spatial_ratio: N-vectors are embedded in N // spatial_ratio features, at least 1.
         down_ratio: reduction inside W, to at least 1 feature.
-        neutral_start: let the last batch norm of W begin with weight 0, so that all nodes begin with the same
-            attention, ½. By default it begins with 1, as published: then attention is noise at first, which
-            a pretrained backbone bears and one with random weights learns slowly under.
+        zero_init_gate: initialise the weight of W's last batch norm with 0, so that the attention of all nodes
+            starts at ½. The published code starts with 1, that is with random attention, which slows the training of
+            a backbone with random weights.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: neither part is wanted, or an option is outside its range; in ``forward`` and
-            ``relations``, a tensor of another shape, or one that is not of floating-point numbers.
+        ValueError: neither ``spatial`` nor ``channel``, or an option out of range; in ``forward`` and
+            ``relations``, a tensor of another shape or not of floating point.
     """
 
+    @rename_arguments(**RGA_ARGUMENTS)
     def __init__(
         self,
         in_channels: int,
@@ -64,7 +66,7 @@ class RGA(nn.Module):
         channel_ratio: int = 8,
         spatial_ratio: int = 8,
         down_ratio: int = 8,
-        neutral_start: bool = False,
+        zero_init_gate: bool = False,
     ) -> None:
         super().__init__()
         check_positive(spatial_ratio=spatial_ratio, down_ratio=down_ratio)
@@ -80,21 +82,21 @@ class RGA(nn.Module):
         if spatial:
             self.gx_spatial = _embedding(in_channels, inner_c)
             self.gg_spatial = _embedding(2 * positions, inner_s)
-            self.W_spatial = _weighing(1 + inner_s, down_ratio)
+            self.W_spatial = _gate(1 + inner_s, down_ratio)
             self.theta_spatial = _embedding(in_channels, inner_c)
             self.phi_spatial = _embedding(in_channels, inner_c)
         if channel:
             self.gx_channel = _embedding(positions, inner_s)
             self.gg_channel = _embedding(2 * in_channels, inner_c)
-            self.W_channel = _weighing(1 + inner_c, down_ratio)
+            self.W_channel = _gate(1 + inner_c, down_ratio)
             self.theta_channel = _embedding(positions, inner_s)
             self.phi_channel = _embedding(positions, inner_s)
-        if neutral_start:
+        if zero_init_gate:
             for kind in ("spatial",) * spatial + ("channel",) * channel:
                 nn.init.zeros_(getattr(self, f"W_{kind}")[4].weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weigh the positions, the channels, or both: the fast form, without relations."""
+        """Scale the positions, the channels, or both, without relation matrices."""
         self._check(x)
         if self.spatial:
             a = self._attention(x.flatten(2).mT, "spatial")
@@ -105,7 +107,7 @@ class RGA(nn.Module):
         return x
 
     def _attention(self, nodes: Tensor, kind: str) -> Tensor:
-        """Attention (B, M) of nodes (B, M, F): M nodes of F features, positions or channels."""
+        """Return the attention (B, M) of M nodes with F features (B, M, F), which are positions or channels."""
         b, m, _ = nodes.shape
         g, gg, W, theta, phi = self._layers(kind)
         weight = torch.cat([self._weight(name, kind) for name in ("phi", "theta", "gx")])
@@ -120,16 +122,16 @@ class RGA(nn.Module):
         mixed = mixed.reshape(b, 2 * e, mixed.shape[-1])
         related = F.relu_(_product_norm(phi_theta, mixed, gg[1]))
 
-        # The first layer of W on [own, related], without laying them side by side.
+        # the first layer of W on [own, related], without concatenating them
         first = W[0].weight.flatten(1)
         y = torch.addmm(own.mean(2).view(-1, 1) * first[:, 0], related, first[:, 1:].T)
         y = F.linear(F.relu_(_batch_norm(y, W[1])), W[3].weight.flatten(1))
         return torch.sigmoid(_batch_norm(y, W[4])).view(b, m)
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form, with matrices ``spatial`` (B, N, N) and ``channel`` (B, C, C).
+        """Return the explicit form with matrices ``spatial`` (B, N, N) and ``channel`` (B, C, C).
 
-        Entry [b, i, j] is G[i, j] = θ(xᵢ)ᵀ φ(xⱼ): what node i thinks of node j.
+        Entry [b, i, j] is G[i, j] = θ(xᵢ)ᵀ φ(xⱼ), the relation from node i to node j.
         """
         self._check(x)
         return Relations.of(self._explicit, x)
@@ -149,7 +151,7 @@ class RGA(nn.Module):
         return x
 
     def _explicit_attention(self, nodes: Tensor, kind: str, sub: str, source: str, trace: Trace) -> Tensor:
-        """Attention (B, 1, M, 1) of nodes (B, F, M, 1) of the map ``source``, by the paper's equations."""
+        """Return the attention (B, 1, M, 1) of nodes (B, F, M, 1) of the map ``source``, by the paper's equations."""
         node = "position" if kind == "spatial" else "channel"
 
         def embed(name: str, x: Tensor) -> Tensor:
@@ -178,18 +180,18 @@ class RGA(nn.Module):
         return torch.sigmoid(run_layers(getattr(self, f"W_{kind}"), y))
 
     def set_map_size(self, size: Sequence[int]) -> None:
-        """Take maps of ``size`` from now on; the parameters stay as they are, maps of ``self.size``.
+        """Take maps of ``size`` from now on, without changing the parameters, which stay maps of ``self.size``.
 
         Every forward interpolates the weights over positions (differentiably) and scales them by N / N', so
-        that sums over positions keep their magnitude. ``set_map_size(self.size)`` is the exact original.
+        that sums over positions keep their magnitude. ``set_map_size(self.size)`` restores the original.
         """
         self.map_size = check_map_size(size)
 
     @torch.no_grad()
     def resize(self, size: Sequence[int]) -> None:
-        """Make this a module built for maps of ``size``, by the interpolation of ``set_map_size``.
+        """Change the parameters to maps of ``size``, by the interpolation of ``set_map_size``.
 
-        New parameters take the place of the weights over positions: build optimisers afterwards.
+        The weights over positions become new parameters, so build optimisers afterwards.
         """
         self.set_map_size(size)
         over_positions = [("gg", "spatial")] * self.spatial
@@ -205,7 +207,7 @@ class RGA(nn.Module):
         return [getattr(self, f"{name}_{kind}") for name in ("gx", "gg", "W", "theta", "phi")]
 
     def _weight(self, name: str, kind: str) -> Tensor:
-        """The 1×1 convolution of an embedding as a matrix (outputs, inputs), for maps of the current size."""
+        """Return the 1×1 convolution of an embedding as a matrix (outputs, inputs), for the current map size."""
         weight = getattr(self, f"{name}_{kind}")[0].weight.flatten(1)
         over_positions = (name == "gg") == (kind == "spatial")
         if not over_positions or self.map_size == self.size:
@@ -230,7 +232,7 @@ def _embedding(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def _weighing(inputs: int, down_ratio: int) -> nn.Sequential:
+def _gate(inputs: int, down_ratio: int) -> nn.Sequential:
     hidden = max(1, inputs // down_ratio)
     return nn.Sequential(
         nn.Conv2d(inputs, hidden, 1, bias=False),
@@ -242,19 +244,19 @@ def _weighing(inputs: int, down_ratio: int) -> nn.Sequential:
 
 
 def _embed(nodes: Tensor, weight: Tensor, *norms: Any) -> Tensor:
-    """Batch norm, by ``norms`` side by side, of nodes (B, M, F) times weight (outputs, F), as rows."""
-    if any(map(_takes_batch_statistics, norms)):
+    """Return nodes (B, M, F) times weight (outputs, F) as rows, batch-normalised by ``norms`` side by side."""
+    if any(map(_uses_batch_statistics, norms)):
         return _batch_norm(_project(nodes, weight), *norms)
     scale, shift = _scale_and_shift(*norms)
     return _project(nodes, weight * scale[:, None], shift)
 
 
 def _project(nodes: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Nodes (B, M, F) times weight (outputs, F), as rows (B·M, outputs), in any memory layout.
+    """Return nodes (B, M, F) times weight (outputs, F) as rows (B·M, outputs), in any memory layout.
 
-    One product over all rows is fastest, forward and backward. Where a node's features do not lie side by
-    side it needs a copy of the nodes; a product per image copies the smaller result instead, but its backward
-    makes one gradient of the weight per image, which is dear for many features.
+    One product over all rows is fastest, forward and backward, but copies nodes whose features are not contiguous. A
+    product per image copies the smaller result instead, but its backward computes one gradient of the weight per
+    image, which is slow for many features.
     """
     b, m, features = nodes.shape
     if nodes.stride(2) == 1 or features > m:
@@ -266,13 +268,13 @@ def _project(nodes: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
-    """Batch norm of rows (n, features), by ``norms`` side by side, in one pass where they allow it."""
+    """Return rows (n, features) batch-normalised by ``norms`` side by side, in one pass if possible."""
     first = norms[0]
-    if not all(_joins(norm, first) for norm in norms):
+    if not all(_can_join(norm, first) for norm in norms):
         parts = rows.split([norm.num_features for norm in norms], dim=1)
         pairs = zip(norms, parts, strict=True)
         return torch.cat([norm(part[:, :, None, None]).flatten(1) for norm, part in pairs], dim=1)
-    mean, var, weight, bias = _side_by_side(norms, "running_mean", "running_var", "weight", "bias")
+    mean, var, weight, bias = _concatenate(norms, "running_mean", "running_var", "weight", "bias")
     rows = F.batch_norm(rows, mean, var, weight, bias, first.training, first.momentum, first.eps)
     if first.training:
         for norm, new_mean, new_var in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
@@ -282,11 +284,11 @@ def _batch_norm(rows: Tensor, *norms: Any) -> Tensor:
     return rows
 
 
-def _joins(norm: Any, first: Any) -> bool:
-    """Whether one pass can do the work of both.
+def _can_join(norm: Any, first: Any) -> bool:
+    """Return whether one pass can compute both norms.
 
-    Not with statistics over all processes (``SyncBatchNorm``), of a cumulative average (momentum None), or
-    that are not kept at all: such modules compute for themselves.
+    Statistics over all processes (``SyncBatchNorm``), a cumulative average (momentum None) and untracked statistics
+    need the module's own forward.
     """
     return (
         not isinstance(norm, nn.SyncBatchNorm)
@@ -296,24 +298,24 @@ def _joins(norm: Any, first: Any) -> bool:
     )
 
 
-def _takes_batch_statistics(norm: Any) -> bool:
+def _uses_batch_statistics(norm: Any) -> bool:
     return norm.training or norm.running_mean is None
 
 
 def _product_norm(left: Tensor, right: Tensor, norm: Any) -> Tensor:
-    """Batch norm of left @ right, as rows; with running statistics its scale goes into the smaller right."""
-    if _takes_batch_statistics(norm):
+    """Return left @ right as rows, batch-normalised; running statistics are folded into the smaller right."""
+    if _uses_batch_statistics(norm):
         return _batch_norm(torch.bmm(left, right).flatten(0, 1), norm)
     scale, shift = _scale_and_shift(norm)
     return torch.bmm(left, right * scale).flatten(0, 1).add_(shift)
 
 
 def _scale_and_shift(*norms: Any) -> tuple[Tensor, Tensor]:
-    """What batch norms do with their running statistics: x -> scale · x + shift, side by side."""
-    mean, weight, bias = _side_by_side(norms, "running_mean", "weight", "bias")
+    """Return scale and shift of batch norms with running statistics, x -> scale · x + shift, side by side."""
+    mean, weight, bias = _concatenate(norms, "running_mean", "weight", "bias")
     scale = weight * torch.cat([norm.running_var + norm.eps for norm in norms]).rsqrt()
     return scale, bias - mean * scale
 
 
-def _side_by_side(norms: Sequence[Any], *names: str) -> list[Tensor]:
+def _concatenate(norms: Sequence[Any], *names: str) -> list[Tensor]:
     return [torch.cat([getattr(norm, name) for norm in norms]) for name in names]

@@ -15,7 +15,7 @@ from rga_reid.attention.trace import Relations, Trace
 
 
 class SE(nn.Module):
-    """Channels are weighed by what the whole map holds of each.
+    """Scale each channel by a weight computed from the means of all channels.
 
         z   = mean of x over positions           (2)
         s   = sigmoid(W₂ ReLU(W₁ z))             (3)
@@ -23,14 +23,14 @@ class SE(nn.Module):
 
     Args:
         in_channels: channels C.
-        size: accepted and ignored; any map will do.
-        ratio: C // ratio features in between.
+        size: ignored; any map size works.
+        ratio: C // ratio hidden features.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: ``ratio`` leaves no channel; in ``forward`` and ``relations``, a tensor of another shape,
-            or one that is not of floating-point numbers.
+        ValueError: ``ratio`` leaves no channel; in ``forward`` and ``relations``, a tensor of another
+            shape or not of floating point.
     """
 
     def __init__(self, in_channels: int, size: Sequence[int] | None = None, *, ratio: int = 16) -> None:
@@ -41,12 +41,12 @@ class SE(nn.Module):
         self.fc2 = nn.Conv2d(inner, in_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weigh the channels."""
+        """Scale the channels."""
         check_map("SE", x, self.in_channels)
         return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
     def relations(self, x: Tensor) -> Relations:
-        """The explicit form: no relations between nodes, only the weights ``channel`` (B, C, 1, 1)."""
+        """Return the explicit form: no matrices, weights ``channel`` (B, C, 1, 1)."""
         check_map("SE", x, self.in_channels)
         return Relations.of(self._explicit, x)
 

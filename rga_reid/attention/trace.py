@@ -1,7 +1,7 @@
-"""What a mechanism thinks: its relation matrices, its attention, and every step between, as values.
+"""Trace of an attention module: intermediate tensors, relation matrices and weights.
 
-``mechanism.relations(x)`` computes the explicit form of the papers, matrix by matrix. It shares no code with
-the fast ``forward``, so that each is the other's proof.
+``module.relations(x)`` computes the explicit form of the papers, matrix by matrix. It shares no code with the fast
+``forward``, so that each verifies the other.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _NAMES = re.compile(r"[A-Za-zΑ-ω][A-Za-zΑ-ω0-9]*(?:_[A-Za-z0-9]+)?'?")  # x,
 class Step(NamedTuple):
     """One named intermediate tensor of the explicit form."""
 
-    symbol: str  #: as in the paper, in plain letters: "θ", "G_s" for G with the subscript s
-    meaning: str  #: in words
-    formula: str  #: how it follows from earlier symbols, each of which it names
-    tensor: Tensor  #: its value, of any shape
-    inputs: tuple[str, ...] = ()  #: the earlier symbols that the formula names
+    symbol: str  #: symbol of the paper, such as "θ", or "G_s" for G with the subscript s
+    meaning: str  #: description in words
+    formula: str  #: formula in terms of earlier symbols
+    tensor: Tensor  #: value, of any shape
+    inputs: tuple[str, ...] = ()  #: earlier symbols that appear in the formula
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """Shape of the tensor."""
         return tuple(self.tensor.shape)
 
 
 @dataclass
 class Trace:
-    """The record of one run of an explicit form: what a mechanism tells it, step by step, in any shape."""
+    """Record of one run of an explicit form, filled in step by step."""
 
-    given: Mapping[str, Tensor] = field(default_factory=dict)  #: matrices to go on with in place of its own
-    matrices: dict[str, Tensor] = field(default_factory=dict)  #: the relations, by name
-    weights: dict[str, Tensor] = field(default_factory=dict)  #: the attention that is applied, by name
+    given: Mapping[str, Tensor] = field(default_factory=dict)  #: matrices that replace the computed ones
+    matrices: dict[str, Tensor] = field(default_factory=dict)  #: relation matrices by name
+    weights: dict[str, Tensor] = field(default_factory=dict)  #: applied attention weights by name
     flow: list[Step] = field(default_factory=list)  #: all steps, in order
 
     def step(self, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
@@ -53,20 +53,20 @@ class Trace:
         return tensor
 
     def matrix(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
-        """Record a relation matrix; return it, or the one given in its place.
+        """Record a relation matrix and return it, or return the given one that replaces it.
 
         Args:
-            name: in ``Relations.matrices``; one of channels begins with ``channel``.
+            name: key in ``Relations.matrices``; the names of channel matrices begin with ``channel``.
             symbol, meaning, formula, tensor: see ``Step``.
         """
         tensor = self.matrices[name] = self.given.get(name, tensor)
         return self.step(symbol, meaning, formula, tensor)
 
     def weight(self, name: str, symbol: str, meaning: str, formula: str, tensor: Tensor) -> Tensor:
-        """Record the attention that is finally applied and return it.
+        """Record attention weights that are applied to the map, and return them.
 
         Args:
-            name: in ``Relations.weights``: ``spatial`` or ``channel``.
+            name: key in ``Relations.weights``: ``spatial`` or ``channel``.
             symbol, meaning, formula, tensor: see ``Step``.
         """
         self.weights[name] = tensor
@@ -75,19 +75,19 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class Relations:
-    """The explicit form of a mechanism on one batch.
+    """Explicit form of an attention module on one batch.
 
-    ``matrices`` holds the relations by name: (B, N, N) between positions, (B, C, C) between channels,
-    (B, N, N') where keys are pooled; entry [b, i, j] is what node i takes from, or thinks of, node j.
+    ``matrices`` holds the relations by name: (B, N, N) between positions, (B, C, C) between channels, (B, N, N') with
+    pooled keys. Entry [b, i, j] is the relation of node i to node j: the share it takes, or its similarity.
 
-    All else follows from ``x`` and ``matrices`` and is computed when asked for, with the module's parameters
-    as they are then: change a matrix, in place or with ``dataclasses.replace``, and ``weights``, ``flow`` and
-    ``output`` change with it. Running statistics of batch norms are never touched.
+    ``weights``, ``flow`` and ``output`` are computed on access from ``x``, ``matrices`` and the module's current
+    parameters: change a matrix, in place or with ``dataclasses.replace``, and they follow. Running statistics of batch
+    norms are never updated.
     """
 
-    x: Tensor  #: the input map
-    matrices: dict[str, Tensor]  #: by name, see above
-    #: computes the output from the map, and takes down each step, with the matrices that the trace is given
+    x: Tensor  #: input map
+    matrices: dict[str, Tensor]  #: relation matrices by name
+    #: computes the output from the map and records each step in the trace
     explicit: Callable[[Tensor, Trace], Tensor] = field(repr=False)
 
     @classmethod
@@ -97,34 +97,34 @@ class Relations:
         return replace(relations, matrices=relations.trace()[0].matrices)
 
     def trace(self) -> tuple[Trace, Tensor]:
-        """All steps and the output, from ``x`` and ``matrices``, in one run."""
+        """Return all steps and the output of one run."""
         trace = Trace(given=self.matrices)
         trace.step("x", "input map", "", self.x)
         return trace, self.explicit(self.x, trace)
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The attention that is finally applied, by name: (B, 1, H, W), (B, C, 1, 1), ..."""
+        """Applied attention weights by name: (B, 1, H, W), (B, C, 1, 1), ..."""
         return self.trace()[0].weights
 
     @property
     def flow(self) -> list[Step]:
-        """The named intermediate tensors, in order."""
+        """Named intermediate tensors in order."""
         return self.trace()[0].flow
 
     @property
     def output(self) -> Tensor:
-        """What ``forward(x)`` returns."""
+        """Result of ``forward(x)``."""
         return self.trace()[1]
 
 
 def run_layers(layers: nn.Module, x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """``layers(x)``, leaving the running statistics of batch norms alone.
+    """Return ``layers(x)`` without updating the running statistics of batch norms.
 
     Args:
-        layers: one layer, or a Sequential.
-        x: the input.
-        weight: used in place of the first layer's weight if given.
+        layers: one layer or a Sequential.
+        x: input.
+        weight: replaces the weight of the first layer if given.
     """
     for layer in layers if isinstance(layers, nn.Sequential) else [layers]:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):

@@ -1,4 +1,4 @@
-"""Mechanisms with parameters that matter, and the published numbers."""
+"""Modules with random parameters, and the published numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "attention"
 
 @pytest.fixture(scope="session")
 def published() -> dict[str, dict[str, Tensor]]:
-    """case -> key -> tensor, as fixtures/attention/README.md says."""
+    """case -> key -> tensor; see fixtures/attention/README.md."""
     numbers = np.load(FIXTURES / "published.npz")["numbers"]
     index = json.loads((FIXTURES / "published.json").read_text())
     return {
@@ -30,7 +30,7 @@ def published() -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def randomised() -> Callable[..., nn.Module]:
-    """Gives every parameter and statistic a random value: a new module is often the identity."""
+    """Set every parameter and statistic to a random value, because a new module is often the identity."""
 
     def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)

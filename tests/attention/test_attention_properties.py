@@ -1,4 +1,4 @@
-"""What holds for every mechanism, on any map."""
+"""Properties of every attention module on random maps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rga_reid.attention import ATTENTION_MODULES, CAM, CBAM, PAM, RGA, SE, CrissCross, DualAttention, NonLocal
 from rga_reid.attention.non_local import MODES
 
-Mechanism = Callable[..., nn.Module]
-FAMILY: dict[str, Mechanism] = {
+#: options for maps with few channels; a module without an entry is tested with 16 times as many
+SMALL: dict[str, Callable[..., nn.Module]] = {
     "rga": partial(RGA, channel_ratio=2, spatial_ratio=3, down_ratio=2),
     "rga_s": partial(RGA, channel=False, channel_ratio=4),
     "rga_c": partial(RGA, spatial=False, channel_ratio=4),
@@ -26,19 +26,25 @@ FAMILY: dict[str, Mechanism] = {
     "nonlocal_gaussian": partial(NonLocal, mode="gaussian"),
     "nonlocal_dot_product": partial(NonLocal, mode="dot_product", bn_layer=False),
     "nonlocal_concatenation": partial(NonLocal, mode="concatenation", inter_channels=3),
-    "criss_cross_1": partial(CrissCross, ratio=2, recurrence=1),
+    "criss_cross": partial(CrissCross, ratio=2, recurrence=1),
     "criss_cross_3": partial(CrissCross, ratio=4, recurrence=3),
     "se": partial(SE, ratio=2),
     "cbam": partial(CBAM, ratio=2, kernel_size=3),
 }
+FAMILY: dict[str, Callable[..., nn.Module]] = {**ATTENTION_MODULES, **SMALL}
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
 any_map = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,  # the same maps in every run
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+def widen(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape with the channels that a module needs."""
+    return shape if name in SMALL else (shape[0], 16 * shape[1], *shape[2:])
 
 
 def draw_map(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int) -> Tensor:
@@ -67,6 +73,7 @@ def test_forward_equals_the_explicit_form(
 ) -> None:
     if shape[0] * shape[2] * shape[3] == 1:
         training = False  # batch norm has no statistics of one number
+    shape = widen(name, shape)
     module = randomised(FAMILY[name](shape[1], shape[2:]), seed).double().train(training)
     x = draw_map(shape, layout, torch.float64, seed)
     explicit = module.relations(x).output
@@ -75,7 +82,7 @@ def test_forward_equals_the_explicit_form(
     torch.testing.assert_close(fast, explicit, rtol=1e-8, atol=1e-8)
 
 
-@settings(any_map, max_examples=60)
+@settings(any_map, max_examples=40)
 @given(
     sides=st.lists(st.integers(2, 5), min_size=1, max_size=3),
     batch=st.integers(2, 3),
@@ -107,7 +114,7 @@ def test_nonlocal_in_all_its_forms(
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
 @any_map
 @given(shape=shapes, layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 99))
-def test_half_precision_is_as_good_as_its_digits(
+def test_half_precision(
     name: str,
     dtype: torch.dtype,
     bound: float,
@@ -116,6 +123,7 @@ def test_half_precision_is_as_good_as_its_digits(
     seed: int,
     randomised: Callable[..., nn.Module],
 ) -> None:
+    shape = widen(name, shape)
     module = randomised(FAMILY[name](shape[1], shape[2:]), seed).to(dtype).eval()
     x = draw_map(shape, layout, dtype, seed) / 2
     with torch.no_grad():
@@ -130,7 +138,7 @@ def test_half_precision_is_as_good_as_its_digits(
 def test_nonlocal_dot_products_of_many_positions_in_float16(
     layout: str, randomised: Callable[..., nn.Module]
 ) -> None:
-    """Their sum over the positions is more than float16 holds, their mean is not."""
+    """The sum over positions overflows float16, the mean does not."""
     block = randomised(NonLocal(8, mode="dot_product", bn_layer=False), 0)
     with torch.no_grad():
         block.phi.bias += 8
@@ -146,8 +154,9 @@ def test_nonlocal_dot_products_of_many_positions_in_float16(
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_autocast_trains(name: str, randomised: Callable[..., nn.Module]) -> None:
-    module = randomised(FAMILY[name](8, (6, 5)))
-    x = draw_map((4, 8, 6, 5), "channels_last", torch.bfloat16, 0).requires_grad_()
+    shape = widen(name, (4, 8, 6, 5))
+    module = randomised(FAMILY[name](shape[1], shape[2:]))
+    x = draw_map(shape, "channels_last", torch.bfloat16, 0).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = module(x)
     y.float().sum().backward()
@@ -156,12 +165,10 @@ def test_autocast_trains(name: str, randomised: Callable[..., nn.Module]) -> Non
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_against_finite_differences(
-    name: str, layout: str, randomised: Callable[..., nn.Module]
-) -> None:
-    module = randomised(FAMILY[name](4, (3, 2)), seed=4).double()
-    x = draw_map((3, 4, 3, 2), layout, torch.float64, 1).requires_grad_()
+def test_gradients_against_finite_differences(name: str, randomised: Callable[..., nn.Module]) -> None:
+    shape = widen(name, (2, 4, 3, 2))
+    module = randomised(FAMILY[name](shape[1], shape[2:]), seed=4).double()
+    x = draw_map(shape, "strided", torch.float64, 1).requires_grad_()
     names = [key for key, _ in module.named_parameters()]
 
     def run(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -170,27 +177,20 @@ def test_gradients_against_finite_differences(
     inputs = (x, *(p.detach().requires_grad_() for p in module.parameters()))
     for training in (False, True):
         module.train(training)
-        assert torch.autograd.gradcheck(run, inputs, eps=1e-7, atol=1e-4, rtol=1e-3)
+        # fast mode compares a random projection of the Jacobian
+        assert torch.autograd.gradcheck(run, inputs, eps=1e-7, atol=1e-4, rtol=1e-3, fast_mode=True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", FAMILY)
-def test_memory_layout_is_kept_and_makes_no_difference(
-    name: str, layout: str, randomised: Callable[..., nn.Module]
-) -> None:
-    module = randomised(FAMILY[name](8, (12, 11))).double().eval()
-    x = draw_map((2, 8, 12, 11), "contiguous", torch.float64, 3)
+def test_memory_layout_is_kept(name: str, layout: str, randomised: Callable[..., nn.Module]) -> None:
+    shape = widen(name, (2, 8, 12, 11))
+    module = randomised(FAMILY[name](shape[1], shape[2:])).double().eval()
+    x = draw_map(shape, "contiguous", torch.float64, 3)
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     y = module(x.to(memory_format=memory_format))
     torch.testing.assert_close(y, module(x))
     assert y.is_contiguous(memory_format=memory_format)
-
-
-def test_all_mechanisms_are_in_the_family() -> None:
-    def class_of(mechanism: Mechanism) -> object:
-        return mechanism.func if isinstance(mechanism, partial) else mechanism
-
-    assert {class_of(one) for one in ATTENTION_MODULES.values()} == {class_of(one) for one in FAMILY.values()}
 
 
 @pytest.mark.parametrize("name", ATTENTION_MODULES)
@@ -200,7 +200,7 @@ def test_every_short_name_builds_a_module_for_a_stage(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pam", "cam", "dual", "nonlocal", "criss_cross"])
-def test_new_residual_mechanisms_are_the_identity(name: str) -> None:
+def test_new_residual_modules_are_the_identity(name: str) -> None:
     x = torch.randn(2, 64, 8, 4)
     torch.testing.assert_close(ATTENTION_MODULES[name](64, (8, 4))(x), x)
 
@@ -215,14 +215,15 @@ POSITION_BLIND += ["nonlocal_concatenation", "se"]
 def test_permuted_positions_give_permuted_results(
     name: str, shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
 ) -> None:
+    shape = widen(name, shape)
     module = randomised(FAMILY[name](shape[1], shape[2:]), seed).double().eval()
     x = draw_map(shape, "contiguous", torch.float64, seed)
     order = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(seed))
 
-    def permuted(t: Tensor) -> Tensor:
+    def permute(t: Tensor) -> Tensor:
         return t.flatten(2)[:, :, order].view_as(t)
 
-    torch.testing.assert_close(module(permuted(x)), permuted(module(x)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(module(permute(x)), permute(module(x)), rtol=1e-9, atol=1e-9)
 
 
 @any_map
@@ -238,7 +239,7 @@ def test_cam_follows_permuted_channels(
 
 @any_map
 @given(shape=shapes, seed=st.integers(0, 99), long=st.booleans())
-def test_criss_cross_knows_rows_and_columns_but_no_order(
+def test_criss_cross_follows_permuted_rows_and_columns(
     shape: tuple[int, int, int, int], seed: int, long: bool, randomised: Callable[..., nn.Module]
 ) -> None:
     shape = (*shape[:3], shape[3] + long * 128 // shape[2])
@@ -253,7 +254,7 @@ def test_criss_cross_knows_rows_and_columns_but_no_order(
 
 
 @pytest.mark.parametrize("name", [*POSITION_BLIND, "rga", "criss_cross_3", "cbam"])
-def test_images_of_a_batch_do_not_meet(name: str, randomised: Callable[..., nn.Module]) -> None:
+def test_images_of_a_batch_are_independent(name: str, randomised: Callable[..., nn.Module]) -> None:
     module = randomised(FAMILY[name](8, (7, 5))).double().eval()
     x = draw_map((3, 8, 7, 5), "contiguous", torch.float64, 5)
     torch.testing.assert_close(module(x), torch.cat([module(image) for image in x.split(1)]))
@@ -264,7 +265,7 @@ def test_images_of_a_batch_do_not_meet(name: str, randomised: Callable[..., nn.M
 )
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_forms_for_many_positions(name: str, layout: str, randomised: Callable[..., nn.Module]) -> None:
-    """More than 512 positions are taken in blocks of 256, the last one smaller; criss-cross goes by lines."""
+    """Blocks of 256 queries, the last one smaller, and criss-cross by lines."""
     module = randomised(FAMILY[name](8, (29, 23))).double().eval()
     x = draw_map((2, 8, 29, 23), layout, torch.float64, 6)
     torch.testing.assert_close(module(x), module.relations(x).output, rtol=1e-10, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Every mechanism against the numbers of its published implementation."""
+"""Attention modules against the numbers of their published implementations."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def load(case: str, numbers: dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def kept(tensor: Tensor) -> Tensor:
-    """What the fixture keeps of an output: every 7th number of a large one."""
+def subsample(tensor: Tensor) -> Tensor:
+    """Return the numbers that the fixture keeps: every 7th of a large tensor."""
     return tensor.flatten()[::7] if tensor.numel() > 10_000 else tensor
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
     bound = 1e-5 * max(1.0, float(theirs.abs().max()))
-    assert float((kept(ours.detach()) - theirs).abs().max()) <= bound
+    assert float((subsample(ours.detach()) - theirs).abs().max()) <= bound
 
 
 def test_all_published_cases_are_tested(published: dict[str, dict[str, Tensor]]) -> None:
@@ -74,11 +74,11 @@ def test_all_published_cases_are_tested(published: dict[str, dict[str, Tensor]])
 
 
 @pytest.mark.parametrize("case", ["criss_cross_r1", "criss_cross_r2"])
-def test_criss_cross_by_lines(
+def test_criss_cross_of_large_maps(
     case: str, published: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The published map is small; the form for larger maps gives the same."""
-    monkeypatch.setattr(criss_cross, "FEW", 0)
+    """The published map is small; the form for large maps gives the same."""
+    monkeypatch.setattr(criss_cross, "MAX_DENSE", 0)
     test_outputs_and_gradients(case, published)
 
 
@@ -99,7 +99,7 @@ def test_outputs_and_gradients(case: str, published: dict[str, dict[str, Tensor]
         if key.startswith("grad/")
     }
     assert set(gradients) == set(expected)
-    pairs = [(kept(x.grad), numbers["grad_x"])]
+    pairs = [(subsample(x.grad), numbers["grad_x"])]
     pairs += [(gradients[name], expected[name]) for name in expected]
     largest = max(float(theirs.abs().max()) for _, theirs in pairs)
     for ours, theirs in pairs:

@@ -1,4 +1,4 @@
-"""Relations: what a mechanism says about itself."""
+"""Relations: matrices, weights and flow of each attention module."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_shapes_and_flow(name: str, x: Tensor, randomised: Callable[..., nn.Modu
 def test_a_formula_names_what_its_tensor_is_computed_from(
     name: str, x: Tensor, randomised: Callable[..., nn.Module]
 ) -> None:
-    """Against autograd: the recorded tensors that its graph reaches first, going back from a step."""
+    """The oracle is autograd: the recorded tensors that its graph reaches first from a step."""
     x.requires_grad_()
     trace = Trace()
     trace.step("x", "input map", "", x)
@@ -123,7 +123,9 @@ def test_weights_follow_the_matrices(x: Tensor, randomised: Callable[..., nn.Mod
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_looking_changes_nothing(name: str, x: Tensor, randomised: Callable[..., nn.Module]) -> None:
+def test_relations_do_not_change_the_module(
+    name: str, x: Tensor, randomised: Callable[..., nn.Module]
+) -> None:
     module = prepare(name, randomised).train()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     relations = module.relations(x)

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rga_reid._deprecated import RGA_ARGUMENTS
 from rga_reid.attention import RGA
+from rga_reid.models import resolve_attention
 
 OVER_POSITIONS = ("gg_spatial", "gx_channel", "theta_channel", "phi_channel")
 
@@ -187,15 +189,24 @@ def test_relations_by_loops(randomised: Callable[..., nn.Module]) -> None:
 
 @pytest.mark.parametrize(("spatial", "channel"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("training", [True, False])
-def test_neutral_start_attends_to_all_nodes_alike(spatial: bool, channel: bool, training: bool) -> None:
+def test_zero_init_gate_attends_to_all_nodes_alike(spatial: bool, channel: bool, training: bool) -> None:
     torch.manual_seed(0)
-    module = RGA(16, (6, 4), spatial=spatial, channel=channel, neutral_start=True).train(training)
+    module = RGA(16, (6, 4), spatial=spatial, channel=channel, zero_init_gate=True).train(training)
     x = torch.randn(3, 16, 6, 4)
     y = module(x)
     torch.testing.assert_close(y, x * 0.5 ** (spatial + channel))
     (y * torch.randn(y.shape)).sum().backward()
     for kind in ("spatial",) * spatial + ("channel",) * channel:
-        assert float(getattr(module, f"W_{kind}")[4].weight.grad.abs()) > 0  # and learns to tell them apart
+        assert float(getattr(module, f"W_{kind}")[4].weight.grad.abs()) > 0
+
+
+def test_the_name_of_zero_init_gate_in_version_1() -> None:
+    (old,) = RGA_ARGUMENTS
+    with pytest.warns(DeprecationWarning, match="zero_init_gate"):
+        module = RGA(16, (6, 4), **{old: True})
+    assert float(module.W_spatial[4].weight.detach()) == 0
+    choice = {"class_path": "rga_reid.attention.RGA", "init_args": {old: True, "channel": False}}
+    assert float(resolve_attention(choice)(16, (6, 4)).W_spatial[4].weight.detach()) == 0
 
 
 def set_momentum_none(module: RGA) -> None:
