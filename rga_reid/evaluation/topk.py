@@ -191,7 +191,7 @@ def find_neighbours(
         scores: scores of the features with themselves.
         features: ``(n, d)``, with n of at least ``count``.
         count: neighbours of each row, including itself.
-        dtype: of the products, see ``product_dtype``; changes no result.
+        dtype: type of the products, see ``product_dtype``; changes no result.
         block_size: rows held at a time; changes no result.
         progress: called with the fraction of the work that is done.
     """

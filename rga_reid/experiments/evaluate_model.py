@@ -37,7 +37,7 @@ def evaluate_model(
         model: embeds the images.
         table: columns path, pid, camid and split, as from ``read_table``.
         junk_pids: gallery images of these identities are left out.
-        batch_size, device: of the embedding.
+        batch_size, device: as for ``extract_features``.
         max_rank: length of the CMC curve.
         rerank: re-rank by k-reciprocal neighbours.
         progress: called with the fraction of the ranking that is done.
@@ -127,7 +127,7 @@ def tabulate_top_matches(
 
 
 def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int] = (-1,)) -> str | None:
-    """Return a warning about files of the same content that falsify a test, or None if there are none.
+    """Return a warning if files of the same content falsify a test, otherwise None.
 
     Args:
         table: images of all splits, as from ``read_table``.

@@ -60,7 +60,7 @@ def test_queries_that_cancel_out_are_named() -> None:
 
 def test_no_bit_depends_on_blocks_or_threads(vary: Callable[[], Iterator[int]]) -> None:
     query, gallery = features(columns=600)
-    gallery[:100] = gallery[:1] * (1 + 1e-7 * gallery[:100])  # closer together than a product can tell
+    gallery[:100] = gallery[:1] * (1 + 1e-7 * gallery[:100])  # closer together than the error of a product
     expected = expand_queries(query, gallery)
     for block_size in vary():
         np.testing.assert_array_equal(expand_queries(query, gallery, block_size=block_size), expected)

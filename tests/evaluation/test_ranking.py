@@ -33,7 +33,7 @@ def close_calls(queries: int = 30, items: int = 300, columns: int = 1100) -> dic
 
 
 def same(a: RankingResult, b: RankingResult) -> bool:
-    """Whether two results are equal to the last bit."""
+    """Return True if two results are equal to the last bit."""
     return a.to_frame().equals(b.to_frame()) and a.to_dict() == b.to_dict()
 
 

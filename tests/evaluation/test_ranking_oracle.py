@@ -30,7 +30,7 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, str, Labels, int]:
         query[-1] = gallery[0]
     elif kind == 1:  # all features equal
         query, gallery = query[[0] * q], query[[0] * g]
-    elif kind == 2:  # closer together than a float32 product can tell
+    elif kind == 2:  # closer together than the error of a float32 product
         gallery = gallery[:1] + np.float32(1e-6) * gallery
     elif kind == 3:  # other lengths, the same direction
         lengths = rng.choice([0.5, 1, 2], (g, 1)).astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,18 +162,6 @@ def test_no_bit_depends_on_blocks_or_threads(metric: Any, vary: Callable[[], Ite
     for block_size in vary():
         result = evaluate_ranking(**case, metric=metric, rerank=ReRanking(), block_size=block_size)
         assert result.to_frame().equals(expected.to_frame())
-
-
-def test_every_form_of_features_gives_the_same(tmp_path: Path) -> None:
-    case = clusters(0, 30, 200)
-    expected = re_ranked_distances(case["query_features"], case["gallery_features"])
-    np.save(tmp_path / "gallery.npy", case["gallery_features"])
-    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
-    for query, gallery in (
-        (case["query_features"].astype(np.float64), mapped),
-        (torch.from_numpy(case["query_features"]), np.asfortranarray(mapped)),
-    ):
-        np.testing.assert_array_equal(re_ranked_distances(query, gallery), expected)
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 150])
