@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import yaml
-
 from rga_reid.errors import InputError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -163,6 +161,8 @@ def rename_options(options: Mapping[str, Any], section: str = "", *, warn: bool 
 
 def rename_words(words: Sequence[str]) -> list[str]:
     """Return the words of a ``train`` command line with the current names of options."""
+    import yaml
+
     renamed = list(words)
     for number, word in enumerate(words):
         option, equals, value = word.partition("=")

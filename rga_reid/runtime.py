@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rga_reid.errors import InputError, sanitize
 from rga_reid.files import disk_error
@@ -131,6 +131,23 @@ _CPU_ALLOCATOR = "can't allocate memory"  # torch raises OutOfMemoryError for GP
 _MAX_LINE = 4000  # characters of an error message: a path may have as many
 
 
+@contextmanager
+def _shorten_own_warnings() -> Iterator[None]:
+    """Show warnings about old names in one line, without file and code."""
+    original = warnings.formatwarning
+
+    def shorten(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        if category is FutureWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            return f"rga-reid: warning: {message}\n"
+        return original(message, category, filename, lineno, line)
+
+    warnings.formatwarning = shorten
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
+
+
 def run_main(work: Callable[[], int]) -> int:
     """Run a program and turn its errors into one line on stderr and an exit code.
 
@@ -140,7 +157,7 @@ def run_main(work: Callable[[], int]) -> int:
         SIGTERM), as shells do.
     """
     try:
-        with _prefer_stop(), handle_signals(), warnings.catch_warnings():
+        with _prefer_stop(), handle_signals(), _shorten_own_warnings(), warnings.catch_warnings():
             # Pillow's, about files that are refused right after, or whose EXIF block alone is damaged
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
             warnings.filterwarnings("ignore", category=RuntimeWarning, message="Image size")

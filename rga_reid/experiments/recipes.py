@@ -31,9 +31,9 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             its own base.
     """
     if name in RECIPES:
-        name, options = RECIPES[name]
-        warnings.warn(f"this recipe is now {describe_recipe(name, options)}", FutureWarning, stacklevel=2)
-        return merge(read_recipe(name, _seen=_seen), deepcopy(options))
+        base, options = RECIPES[name]
+        warnings.warn(f"recipe {name} is now {describe_recipe(base, options)}", FutureWarning, stacklevel=2)
+        return merge(read_recipe(base, _seen=_seen), deepcopy(options))
     path, content = read_mapping(name)
     if path in _seen:
         raise InputError(f"recipe {path}: is its own base")
@@ -44,10 +44,10 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         content = rename_options(content)
     except InputError as error:
         raise InputError(f"recipe {path}: {error}") from None
-    base: str | None = content.pop("base", None)
-    if base is None:
+    parent = content.pop("base", None)
+    if parent is None:
         return content
-    return merge(read_recipe(relative_to(path, str(base)), _seen=(*_seen, path)), content)
+    return merge(read_recipe(relative_to(path, str(parent)), _seen=(*_seen, path)), content)
 
 
 def describe_recipe(name: str, options: Mapping[str, Any]) -> str:

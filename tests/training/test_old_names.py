@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from rga_reid import training
 from rga_reid._deprecated import RECIPES as OLD_RECIPES
 from rga_reid._deprecated import rename_options
 from rga_reid.commands import main
@@ -21,6 +22,7 @@ from rga_reid.errors import InputError
 from rga_reid.experiments.ablation import DataSource, Run
 from rga_reid.experiments.recipes import merge, read_recipe
 from rga_reid.resources import list_resources
+from rga_reid.runtime import run_main
 from rga_reid.training import IdentitySampler, ReIDData, ReIDLoss, ReIDModule
 
 #: resolved options of each recipe of version 1.0; all but the first as differences from it, "-" for missing ones
@@ -155,3 +157,15 @@ def test_settings_of_an_ablation_run(tmp_path: Path) -> None:
     file = run.folder / "run.json"
     file.write_text(file.read_text().replace("val_fraction", "held_out"))
     run.check()
+
+
+def test_warnings_take_one_line() -> None:
+    def work() -> int:
+        own = warnings.formatwarning(FutureWarning("x is now y"), FutureWarning, training.__file__, 1)
+        assert own == "rga-reid: warning: x is now y\n"
+        assert warnings.formatwarning(FutureWarning("x"), FutureWarning, yaml.__file__, 1) != own
+        return 5
+
+    before = warnings.formatwarning
+    assert run_main(work) == 5
+    assert warnings.formatwarning is before
