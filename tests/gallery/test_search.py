@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
@@ -94,6 +95,27 @@ def test_thousands_of_ties() -> None:
     matches = gallery.search(random_features(2, dimension=65, seed=1), 3)
     assert found_rows(matches, 0) == found_rows(matches, 1) == [0, 1, 2]
     assert matches.groupby("query")["score"].nunique().tolist() == [1, 1]
+
+
+def test_batches_of_queries_are_compared_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one: tensors stay where they are, and the devices asked for are recorded."""
+    features, queries, devices = random_features(200), random_features(20, seed=1), set()
+
+    def move(tensor: torch.Tensor, device: object) -> torch.Tensor:
+        devices.add(str(device))
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    gallery = Gallery.build(features, table_of(200))
+    assert found_rows(gallery.search(queries[:1], 5)) == brute_force(
+        features, queries[0], 5, list(range(200))
+    )
+    assert "cuda" not in devices
+    matches = gallery.search(queries, 5)
+    assert "cuda" in devices
+    for number, query in enumerate(queries):
+        assert found_rows(matches, number) == brute_force(features, query, 5, list(range(200)))
 
 
 def test_near_ties_below_float32_resolution_are_ranked_exactly() -> None:
