@@ -242,7 +242,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def rename_options(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def current_arguments(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a class or a partial of one, read from a file of 1.0, under their names now."""
     names = getattr(getattr(function, "func", function).__init__, "renamed_arguments", {})
     return {names.get(name, name): value for name, value in options.items()}

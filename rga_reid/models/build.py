@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rga_reid._deprecated import rename_options
+from rga_reid._deprecated import current_arguments
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import truncate
@@ -95,7 +95,7 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
     else:
         known = ", ".join(ATTENTION_MODULES)
         raise InputError(f"attention: unknown module {short_repr(name)}; known: {known}, or a class path")
-    options = rename_options(factory, options)
+    options = current_arguments(factory, options)
     try:
         inspect.signature(factory).bind(1, (1, 1), **options)
     except TypeError as error:
