@@ -3,7 +3,7 @@
 ``forward`` is the fast exact form; ``relations(x)`` the explicit one, with every matrix and intermediate tensor.
 
 To add one, write its module and test, and list it in ``ATTENTION_MODULES``. Commands, ablation plans with
-``attention: all``, explorer, documentation and shared tests use that list; titles come from the docstrings.
+``attention: others``, explorer, documentation and shared tests use that list; titles come from the docstrings.
 """
 
 from __future__ import annotations

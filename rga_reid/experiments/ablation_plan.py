@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid._deprecated import rename_options
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import MAX_SEED, InputError, check_int, did_you_mean, short_repr
 from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, relative_to
@@ -103,6 +104,7 @@ def read_plan(name: str) -> Plan:
     try:
         _check_keys(content, _PLAN_KEYS, ("variants",))
         items = _get(content, "variants", list, "a list of variants", [])
+        items = _add_attention(items)
         variants = [_parse_variant(item, number, content, path) for number, item in enumerate(items)]
         first = variants[0].name if variants else ""
         synthetic = content.get("synthetic")
@@ -116,6 +118,28 @@ def read_plan(name: str) -> Plan:
         )
     except InputError as error:
         raise InputError(f"plan {path}: {error}") from None
+
+
+def _add_attention(items: Sequence[Any]) -> list[Any]:
+    """Replace ``{attention: others, except: [rga]}`` by a variant for every other attention module."""
+    names = {item.get("name") for item in items if isinstance(item, dict)}
+    expanded: list[Any] = []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or "attention" not in item:
+            expanded.append(item)
+            continue
+        excluded = item.get("except", [])
+        if (
+            item["attention"] != "others"
+            or set(item) - {"attention", "except"}
+            or not isinstance(excluded, list)
+        ):
+            raise InputError(
+                f"variants[{number}]: expected attention: others and a list except, got {short_repr(item)}"
+            )
+        others = [name for name in ATTENTION_MODULES if name not in names and name not in excluded]
+        expanded += [{"name": name, "overrides": {"model.attention": name}} for name in others]
+    return expanded
 
 
 def _parse_variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) -> Variant:

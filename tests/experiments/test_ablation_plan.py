@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.commands._options import parse
 from rga_reid.commands.train import parser, prepare
 from rga_reid.errors import InputError
@@ -16,19 +17,7 @@ from rga_reid.reports.ablation_tables import load_published
 from rga_reid.resources import list_resources
 
 PLANS = list_resources("plans")
-ATTENTION_MODULES = [
-    "baseline",
-    "rga_sc",
-    "rga_s",
-    "rga_c",
-    "nonlocal",
-    "pam",
-    "cam",
-    "dual",
-    "criss_cross",
-    "se",
-    "cbam",
-]
+VARIANTS = ["baseline", "rga_sc", *(name for name in ATTENTION_MODULES if name != "rga")]
 
 
 def write(folder: Path, text: str) -> str:
@@ -51,12 +40,20 @@ def test_bundled_plans(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ablations/market1501", "ablations/market1501_cpu"])
 def test_market_plans_differ_in_the_attention_only(name: str) -> None:
     plan = read_plan(name)
-    assert [variant.name for variant in plan.variants] == ATTENTION_MODULES
+    assert [variant.name for variant in plan.variants] == VARIANTS
     recipes = [dict(variant.recipe) for variant in plan.variants]
     attention = [repr(recipe["model"].pop("attention")) for recipe in recipes]
     assert all(recipe == recipes[0] for recipe in recipes)
-    assert len(set(attention)) == len(ATTENTION_MODULES)
+    assert len(set(attention)) == len(VARIANTS)
     assert attention[0] == "None"
+
+
+@pytest.mark.parametrize(
+    "item", ["{attention: all}", "{attention: others, name: a}", "{attention: others, except: rga}"]
+)
+def test_wrong_lists_of_attention_are_named(item: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"variants\[1\].*attention"):
+        read_plan(write(tmp_path, f"recipe: demo\nvariants:\n  - {{name: a}}\n  - {item}\n"))
 
 
 def test_overrides(tmp_path: Path) -> None:
