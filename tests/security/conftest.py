@@ -1,4 +1,4 @@
-"""What files of strangers cannot do: a gallery to damage, and the mark of what was run."""
+"""Fixtures of the security tests: a gallery to damage, and the mark that unpickled code would leave."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tests.security.hostile import Bomb
 
 @pytest.fixture(scope="module", autouse=True)
 def everything_imported() -> None:
-    """What a command imports on first use is none of the memory that it takes for a file."""
-    for name in (*(f"commands.{command}" for command in COMMANDS), "retrieval", "training"):
+    """Import all modules first, so that they do not count as memory of a command."""
+    for name in (*(f"commands.{command}" for command in COMMANDS), "gallery", "training"):
         importlib.import_module(f"rga_reid.{name}")
 
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """What a bomb would leave."""
+    """File that a bomb would create."""
     mark = tmp_path / "unpickled"
     pickle.loads(pickle.dumps(Bomb(mark)))
-    assert mark.exists()  # it is one
+    assert mark.exists()  # the bomb works
     mark.unlink()
     return mark
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A gallery of six images."""
+    """Gallery of five images, after one was removed."""
     table = pd.DataFrame({"path": [f"{row}.jpg" for row in range(6)], "pid": range(6), "camid": 1})
     Gallery.build(np.eye(6, dtype=np.float32), table).save(tmp_path / "G")
     Gallery.open(tmp_path / "G").remove(pids=5)

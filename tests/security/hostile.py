@@ -1,4 +1,4 @@
-"""What a stranger can make, such as a gallery with checksums that are right; and what a refusal must be."""
+"""Hostile files, such as a gallery with valid checksums, and the check of a refusal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rga_reid.gallery.manifest import canonical_json
 from tests.fuzz.harness import Outcome
 
 SEGMENT = Path("segments/000001-0")
-BOUND = 200  #: MiB that a refusal may take
+MAX_MEMORY = 200  #: MiB that a refusal may allocate
 
 
 class Bomb:
-    """Leaves a file where it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -35,16 +35,16 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def refusal(outcome: Outcome) -> str:
-    """The one line of a command that refused its input, in bounded memory."""
+    """Check that a command refused its input in bounded memory; return its one-line error."""
     assert outcome.code == 2, outcome.escaped or outcome
     assert outcome.error.startswith("rga-reid: error: ")
     assert outcome.error.count("\n") == 1
-    assert outcome.mebibytes < BOUND
+    assert outcome.mebibytes < MAX_MEMORY
     return outcome.error
 
 
 def reseal(gallery: Path, change: Callable[[Any], object]) -> None:
-    """Change a manifest and give it a new checksum, as anyone can."""
+    """Change a manifest and update its checksum, as anyone can."""
     manifest = json.loads((gallery / "manifest.json").read_text())
     change(manifest)
     manifest.pop("sha256")
@@ -52,7 +52,7 @@ def reseal(gallery: Path, change: Callable[[Any], object]) -> None:
 
 
 def put(gallery: Path, name: str, content: bytes) -> None:
-    """Another file of a segment, and a manifest that vouches for it."""
+    """Replace a file of a segment, and its checksum in the manifest."""
     (file,) = gallery.rglob(name)
     file.write_bytes(content)
 

@@ -1,4 +1,4 @@
-"""Nothing that a name or a text holds is code in a page."""
+"""Names and texts in HTML pages are escaped, whatever they contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,8 +20,10 @@ from PIL import Image
 from rga_reid.commands import main
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.experiments.demo import tell
+from rga_reid.reports.ablation_page import write_report
+from rga_reid.reports.ablation_stats import Evaluation
+from rga_reid.reports.ablation_tables import AblationReport
 from tests.fuzz.harness import run
-from tests.fuzz.material import build
 from tests.security.hostile import refusal
 
 NAMES = (
@@ -38,7 +39,7 @@ LARGE = 2**63 - 1
 
 
 class Elements(HTMLParser):
-    """Tags with their attributes, and all that a reader sees: texts between tags, and in attributes."""
+    """Tags, attributes and texts of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Elements(HTMLParser):
 
 
 def assert_harmless(page: str, shown: Sequence[str], scripts: int = 0) -> None:
-    """Nothing of a page runs or loads, and these names stand in it letter by letter."""
+    """Check that a page runs and loads nothing, and shows these names unchanged."""
     found = Elements(page)
     assert found.tags.count("script") == scripts
     assert not {"iframe", "object", "embed", "base", "form", "link"} & set(found.tags)
@@ -79,7 +80,7 @@ def read(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set whose files have hostile names."""
+    """Data set whose files have hostile names."""
     root = tmp_path_factory.mktemp("names")
     rows = []
     for number, name in enumerate(NAMES):
@@ -94,7 +95,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_page_of_queries(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Names of queries, of what the gallery names, and of the gallery; people and cameras without measure."""
+    """Names of queries, gallery images and the gallery, and unusual identities and cameras."""
     files = sorted(map(str, pictures.glob("*.png")))
     gallery, page = tmp_path / NAMES[0], tmp_path / "page.html"
     numbers = np.array([LARGE, -LARGE - 1, -1, 0] + [1] * (len(NAMES) - 4))
@@ -108,7 +109,7 @@ def test_page_of_queries(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["pid", "camid", "split", "path"])
 def test_people_and_cameras_are_numbers(tmp_path: Path, tiny_checkpoint: Path, name: str) -> None:
-    """What is no number comes into no page: a table with such a person is refused."""
+    """A table with text in place of a number is refused."""
     row = {"path": "p.png", "pid": "1", "camid": "1", "split": "query", name: NAMES[1]}
     Image.new("RGB", (4, 8)).save(tmp_path / "p.png")
     lines = ("path,pid,camid,split", "p.png,1,1,gallery", ",".join(row.values()))
@@ -147,7 +148,7 @@ def test_page_of_a_test(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -
 
 
 def test_page_of_relations(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Names of files, and of checkpoints with their folders: these together can spell the end of a script."""
+    """Names of files and checkpoints; a folder and a file name together can end a script."""
     models = [tmp_path / folder / "script><script>alert(1).safetensors" for folder in ("<", "a")]
     for model in models:
         model.parent.mkdir()
@@ -167,7 +168,7 @@ def test_page_of_relations(pictures: Path, tiny_checkpoint: Path, tmp_path: Path
 
 
 def assert_report_harmless(folder: Path, shown: Sequence[str]) -> None:
-    """The page, the same in Markdown, and the figures."""
+    """Check the page, the Markdown file and the figures."""
     assert_harmless(read(folder / "report.html"), shown)
     markdown = read(folder / "report.md")
     assert not re.search(r"(?<!\\)<", markdown)
@@ -177,7 +178,7 @@ def assert_report_harmless(folder: Path, shown: Sequence[str]) -> None:
 
 
 def test_page_of_a_report(tmp_path: Path) -> None:
-    """Names of files are names of variants."""
+    """Names of files become names of variants."""
     places = []
     for number, name in enumerate(NAMES):
         place = tmp_path / f"{name.replace('/', '∕')}.json"
@@ -190,57 +191,42 @@ def test_page_of_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "cmc.svg").is_file()
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """The folder of a finished ablation of four runs, with a plan, a data set and a recipe beside it."""
-    return build(tmp_path / "material").path("runs")
-
-
-def rewrite(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def retable(file: Path, **columns: Any) -> None:
-    pd.read_parquet(file).assign(**columns).to_parquet(file, index=False)
-
-
-def test_page_of_runs(pictures: Path, runs: Path, tmp_path: Path) -> None:
-    """Of a folder of runs that a stranger made: names of variants, images, people, the machine."""
+def test_page_of_an_ablation(pictures: Path, tmp_path: Path) -> None:
+    """Names of variants, images, the machine and failures, and unusual identities."""
     images, variant = sorted(map(str, pictures.glob("*.png"))), "</style></title>" + NAMES[1]
-    for run_folder in runs.glob("other/seed-*"):
-        rewrite(run_folder / "result.json", variant=variant)
-    for run_folder in runs.glob("*/seed-*"):
-        retable(run_folder / "queries.parquet", path=images[:3], pid=[LARGE, -5, 13])
-        retable(run_folder / "ranked.parquet", path=images[3:9], pid=[LARGE, 1, -5, 2, 13, 3])
-    facts = {"processor": NAMES[2], "cores": NAMES[4], "torch": NAMES[1]}
-    rewrite(runs / "measured.json", machine=facts)
-    rewrite(runs / "plan.json", title=NAMES[0])
-    words = ["report", str(runs), "--out", str(tmp_path / "report"), "--title", NAMES[2]]
-    assert main([*words, "--baseline", variant]) == 0
-    assert_report_harmless(tmp_path / "report", [variant, *facts.values(), NAMES[2], f"person {LARGE}"])
-    assert read(tmp_path / "report" / "report.html").count("data:image/jpeg") == len(images[:9])
+    count = 3
 
+    def evaluate(name: str, precision: float) -> Evaluation:
+        labels = {"path": images[:count], "pid": [LARGE, -5, 13], "camid": 1}
+        queries = pd.DataFrame({"query": range(count), **labels, "AP_step": precision, "matches": 1})
+        ranked = pd.DataFrame(
+            {
+                "query": range(count),
+                "rank": 1,
+                "score": 0.5,
+                "path": images[3:6],
+                "pid": [1, -5, LARGE],
+                "camid": 2,
+            }
+        )
+        return Evaluation(name, 0, {"mAP": precision}, (0.5, 0.6), queries, ranked)
 
-def test_page_of_an_ablation(runs: Path, tmp_path: Path) -> None:
-    """The plan's title, why a run failed, the machine; a name of a variant is that of a folder."""
-    plan = yaml.safe_load((tmp_path / "material" / "plan.yaml").read_text())
-    words = ["ablate", "--config", "plan.yaml", "--data.root", "set", "--out", "runs"]
-    words += ["--only", "base", "--seed", "0"]
-    for name in NAMES:
-        changed = {**plan, "variants": [plan["variants"][0], {"name": name}]}
-        (tmp_path / "material" / "plan.yaml").write_text(yaml.safe_dump(changed))
-        assert "expected letters, digits" in refusal(run(words, tmp_path / "material"))
-    (tmp_path / "material" / "plan.yaml").write_text(yaml.safe_dump({**plan, "title": NAMES[1]}))
-    (runs / "other" / "seed-1" / "result.json").unlink()
-    (runs / "other" / "seed-1" / "error.txt").write_text(f"{NAMES[2]}\nmore")
-    rewrite(runs / "measured.json", machine={"processor": NAMES[0], "cores": 2, "torch": NAMES[4]})
-    assert run(words, tmp_path / "material").code == 0
-    shown = [NAMES[1], f"failed: other seed 1: {NAMES[2]}", f"{NAMES[0]}, 2 cores", f"torch {NAMES[4]}"]
-    assert_report_harmless(runs, shown)
+    report = AblationReport(
+        NAMES[2],
+        [evaluate("base", 0.5), evaluate(variant, 0.6)],
+        variant,
+        failures=[("other seed 1", NAMES[4])],
+        missing=[NAMES[5]],
+        conditions=NAMES[3],
+    )
+    write_report(report, tmp_path / "report")
+    shown = [variant, *NAMES[2:6], f"person {LARGE}"]
+    assert_report_harmless(tmp_path / "report", shown)
+    assert read(tmp_path / "report" / "report.html").count("data:image/jpeg") == 6
 
 
 def test_pages_of_the_demo(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Its folder, and so the paths of all that it draws and makes, is what the user calls it."""
+    """The user names the folder, which is a part of all paths on the pages."""
     out = tmp_path / NAMES[2] / "</script><script>alert(2)"
     write_synthetic(out / "data", SyntheticSettings(2, 2, (2, 2), (2, 2), 1, 1, (64, 32)))
     checkpoint = out / "model" / f"{NAMES[0]}.safetensors"

@@ -1,4 +1,4 @@
-"""Nothing is written or read outside the places that the command line names."""
+"""Commands write and read only what the command line names."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ from rga_reid.inference.feature_files import read_features
 from rga_reid.resources import find_resource
 from tests.folders import files_below
 from tests.fuzz.harness import run
-from tests.fuzz.material import RECIPE
 from tests.security.hostile import SEGMENT, npy, refusal, reseal
 
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder that no command has business in."""
+    """Folder that no command may touch."""
     folder = tmp_path / "outside"
     (folder / "photos").mkdir(parents=True)
     (folder / "photos" / "a.jpg").write_bytes(b"mine")
@@ -95,7 +94,7 @@ def test_a_manifest_names_nothing_outside(saved: Path, outside: Path, change: di
 
 
 def test_a_gallery_with_changed_names_loses_nothing(saved: Path) -> None:
-    """A manifest that names what is not there: what is there might be it, and stays."""
+    """If the manifest names missing segments, the segments that exist are kept."""
     reseal(saved, lambda manifest: manifest["segments"][0].update(name="000009-9"))
     before = files_below(saved)
     assert "000009-9" in refusal(
@@ -144,7 +143,7 @@ def test_a_protocol_names_no_picture_outside(tmp_path: Path, outside: Path) -> N
 @pytest.mark.parametrize("rows", [2, 0])
 @pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume"]])
 def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: list[str], rows: int) -> None:
-    """Folders called segments are common."""
+    """A folder named segments may belong to somebody."""
     mine = tmp_path / "audio"
     (mine / "segments" / "day1").mkdir(parents=True)
     (mine / "segments" / "day1" / "mine.wav").write_bytes(b"mine")
@@ -157,13 +156,7 @@ def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "manifest.json.bak",
-        "manifest.json.d/a",
-        "segments/notes.txt",
-        "unfinished.json~",
-        "segments/.DS_Store",
-    ],
+    ["manifest.json.bak", "segments/notes.txt", "segments/.DS_Store"],
 )
 @pytest.mark.parametrize("words", CHANGES, ids=lambda words: words[0])
 def test_what_lies_beside_a_gallery_stays(saved: Path, words: list[str], name: str) -> None:
@@ -189,20 +182,18 @@ def test_no_pictures_are_unpacked_through_a_link(tmp_path: Path, outside: Path, 
 
 
 def test_runs_of_an_ablation_import_nothing_from_where_they_are_started(tmp_path: Path) -> None:
-    """That may be the folder of a stranger's data set."""
+    """It may be the folder of an untrusted data set."""
     for name in ("yaml", "difflib", "runpy", "rga_reid"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
-    (tmp_path / "empty").mkdir()
-    for folder in ("empty", "."):
-        done = subprocess.run(
-            python_module("rga_reid.commands", ["--version"]),
-            cwd=tmp_path / folder,
-            env=_environment(0, 1, []),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, f"rga-reid {__version__}\n", "")
+    done = subprocess.run(
+        python_module("rga_reid.commands", ["--version"]),
+        cwd=tmp_path,
+        env=_environment(0, 1, []),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"rga-reid {__version__}\n", "")
 
 
 def test_what_a_killed_run_left_as_a_link_is_not_followed(tmp_path: Path, outside: Path) -> None:
@@ -213,11 +204,16 @@ def test_what_a_killed_run_left_as_a_link_is_not_followed(tmp_path: Path, outsid
     assert not (outside / "new").exists()
 
 
-@pytest.mark.parametrize("trick", ["logs", "version", "file"])
+@pytest.mark.parametrize("trick", ["logs", pytest.param("version", marks=pytest.mark.slow)])
 def test_logs_that_are_links_are_not_emptied(
     tmp_path: Path, tiny_market: Path, outside: Path, trick: str
 ) -> None:
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(RECIPE))
+    recipe = {
+        "model": {"depth": 18, "weights": None, "size": [32, 32]},
+        "data": {"identities_per_batch": 2, "images_per_identity": 2},
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 1},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     (outside / "version_0").mkdir()
     (outside / "version_0" / "mine").write_bytes(b"mine")
     (tmp_path / "out").mkdir()
@@ -226,10 +222,7 @@ def test_logs_that_are_links_are_not_emptied(
         (tmp_path / "out" / "csv").symlink_to(outside)
     else:
         (tmp_path / "out" / "csv").mkdir()
-        if trick == "version":
-            (tmp_path / "out" / "csv" / "version_0").symlink_to(outside / "version_0")
-        else:
-            (tmp_path / "out" / "csv" / "version_0").write_bytes(b"")
+        (tmp_path / "out" / "csv" / "version_0").symlink_to(outside / "version_0")
     before = files_below(outside)
     words = ["train", "--config", "r.yaml", "--data.root", str(tiny_market), "--out", "out", "--overwrite"]
     assert run(words, tmp_path).code == (2 if trick == "logs" else 0)
