@@ -1,4 +1,4 @@
-"""The numbers of an ablation report against formulas written out here."""
+"""Statistics of an ablation report against formulas written out in the tests."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_bootstrap_against_a_loop() -> None:
 def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     inside = 0
-    for _ in range(200):
-        low, high = bootstrap_interval(generator.standard_normal(100), draws=300)
+    for _ in range(100):
+        low, high = bootstrap_interval(generator.standard_normal(100), draws=200)
         inside += low <= 0 <= high
-    assert 180 <= inside <= 199
+    assert 88 <= inside <= 99
 
 
 def test_paired_difference_is_the_mean_over_queries_of_the_means_over_seeds() -> None:

@@ -1,4 +1,4 @@
-"""The picture of the feature space."""
+"""The plot of the feature space."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_plot_draws_each_group_in_its_colour() -> None:
 
 
 def test_labels_beside_each_other_do_not_overlap() -> None:
-    """Nine marks in one place of the plane, and one in a corner: their labels are read one by one."""
+    """Marks in one place of the plane and in its corners: every label is legible."""
     points = np.array([[0, 0], [100, 100], [50, 50], [51, 50], [50, 51.5], [52, 52], [49, 49], [48, 52]])
     groups = [Group(np.arange(len(points)), "#0072b2", "o", {n: str(10 + n) for n in range(len(points))})]
     figure = feature_space_plot(points, groups)

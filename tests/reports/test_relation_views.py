@@ -1,4 +1,4 @@
-"""What is shown of a matrix, against plain loops."""
+"""Displayed matrices against plain loops."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_large_channel_matrices_have_the_maps_they_name() -> None:
 
 
 def test_channels_of_dual_attention_are_those_of_its_input() -> None:
-    """CAM's part of PAM(x) + CAM(x) − x is given x, not what PAM made of it; RGA-C is given RGA-S's map."""
+    """In PAM(x) + CAM(x) − x, CAM gets x, not the output of PAM; RGA-C gets the output of RGA-S."""
     torch.manual_seed(0)
     module = ATTENTION_MODULES["dual"](16, (8, 4)).eval()
     module.sa.gamma.data.fill_(2.0)

@@ -153,7 +153,7 @@ def test_page_of_relations(pictures: Path, tiny_checkpoint: Path, tmp_path: Path
     for model in models:
         model.parent.mkdir()
         shutil.copy(tiny_checkpoint, model)
-    files = sorted(map(str, pictures.glob("*.png")))[:4]
+    files = sorted(map(str, pictures.glob("*.png")))[:1]
     words = ["explain", "--image", *files, "--checkpoint", *map(str, models)]
     assert main([*words, "--out", str(tmp_path / "page.html")]) == 0
     page = read(tmp_path / "page.html")
@@ -163,8 +163,7 @@ def test_page_of_relations(pictures: Path, tiny_checkpoint: Path, tmp_path: Path
     assert "(</script><script>alert(1).safetensors)" in {
         exhibit["label"][-39:] for exhibit in data["exhibits"]
     }
-    for name in ("figure.png", "figures.pdf"):
-        assert main([*words[:3], "--checkpoint", str(models[0]), "--out", str(tmp_path / name)]) == 0
+    assert main([*words[:3], "--checkpoint", str(models[0]), "--out", str(tmp_path / "figure.png")]) == 0
 
 
 def assert_report_harmless(folder: Path, shown: Sequence[str]) -> None:
@@ -225,6 +224,7 @@ def test_page_of_an_ablation(pictures: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "report" / "report.html").count("data:image/jpeg") == 6
 
 
+@pytest.mark.slow
 def test_pages_of_the_demo(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The user names the folder, which is a part of all paths on the pages."""
     out = tmp_path / NAMES[2] / "</script><script>alert(2)"
