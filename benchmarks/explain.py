@@ -1,11 +1,10 @@
-"""How long ``explain`` takes to write its page, how large that is, how fast it opens and answers the pointer.
+"""Measure ``explain``: time to write its page, size of the page, time to open it and to follow the pointer.
 
-The pictures are drawn pedestrians, the networks ResNet-50s at 256x128, so that stage 1 has 2,048 positions.
-Each page is written by the command itself, timed from the start of its process to the end, and opened in a
-headless Chromium, a fresh one each time, timed from the start of the navigation until all of the page is
-painted. Then the pointer moves over the photo, in every stage of every mechanism with relations between
-positions, timed from the pointer's event until the page has painted the heat maps of the new point. Medians,
-and the slowest move.
+The pictures are synthetic pedestrians, the networks ResNet-50s at 256x128, so that stage 1 has 2,048 positions.
+Each page is written by the command in its own process and opened in a new headless Chromium, timed from the start
+of the navigation until the page is painted. Then the pointer moves over the photo, in every stage of every module
+with relations between positions, timed from the pointer event until the heat maps of the new point are painted.
+Reported are medians and the slowest move.
 
     python benchmarks/explain.py --out explain.json
 
@@ -39,15 +38,15 @@ from rga_reid.files import write_json
 from rga_reid.models import build_model, save_model
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 120  # seconds that a page may take before the measurement is given up
+TIMEOUT = 120  # seconds, to give up on a page
 STEPS = ((0.1, 0.2), (0.3, 0.8), (0.5, 0.5), (0.7, 0.1), (0.9, 0.9), (0.2, 0.6), (0.6, 0.3), (0.8, 0.7))
 
-# Runs before the page's own code. What is posted while a frame is being made is delivered when it is painted.
+# Runs before the code of the page. A message posted while a frame is prepared arrives when it is painted.
 WATCH = """
 window.noted = { opened: 0, moves: [] };
-const painted = (tell) => requestAnimationFrame(() => {
+const painted = (done) => requestAnimationFrame(() => {
   const channel = new MessageChannel();
-  channel.port1.onmessage = () => tell(performance.now());
+  channel.port1.onmessage = () => done(performance.now());
   channel.port2.postMessage(0);
 });
 new MutationObserver(() => {
@@ -63,8 +62,8 @@ addEventListener("pointermove", (event) => {
 
 
 @contextmanager
-def opened(page: Path) -> Iterator[Any]:
-    """The page in a browser of its own, drawn to the end."""
+def open_page(page: Path) -> Iterator[Any]:
+    """Open the page in a new browser and wait until it is painted."""
     options = webdriver.ChromeOptions()
     options.binary_location = next(found for name in CHROMIUM if (found := shutil.which(name)))
     flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -78,14 +77,14 @@ def opened(page: Path) -> Iterator[Any]:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
         browser.get(page.as_uri())
-        WebDriverWait(browser, PATIENCE).until(lambda b: b.execute_script("return noted.opened > 0"))
+        WebDriverWait(browser, TIMEOUT).until(lambda b: b.execute_script("return noted.opened > 0"))
         yield browser
     finally:
         browser.quit()
 
 
-def moves(browser: Any) -> list[float]:
-    """Milliseconds of each move of the pointer, in all stages of all mechanisms."""
+def measure_moves(browser: Any) -> list[float]:
+    """Return the milliseconds of each pointer move, in all stages of all modules."""
     found: list[float] = []
     for exhibit in range(_options(browser, "exhibits")):
         _choose(browser, "exhibits", exhibit)
@@ -107,7 +106,7 @@ def _choose(browser: Any, group: str, number: int) -> None:
     if not option.is_selected():
         browser.execute_script("document.body.dataset.ready = 'no'; arguments[0].click()", option)
         ready = "return document.body.dataset.ready === 'yes'"
-        WebDriverWait(browser, PATIENCE).until(lambda b: b.execute_script(ready))
+        WebDriverWait(browser, TIMEOUT).until(lambda b: b.execute_script(ready))
 
 
 def _moves_here(browser: Any) -> list[float]:
@@ -121,17 +120,17 @@ def _moves_here(browser: Any) -> list[float]:
         before = browser.find_element(By.ID, "readout").get_attribute("data-node")
         where = {"type": "mouseMoved", "x": left + u * width, "y": top + v * height}
         browser.execute_cdp_cmd("Input.dispatchMouseEvent", where)
-        WebDriverWait(browser, PATIENCE, 0.02).until(
+        WebDriverWait(browser, TIMEOUT, 0.02).until(
             lambda b, done=done: b.execute_script("return noted.moves.length") >= done
         )
         if browser.find_element(By.ID, "readout").get_attribute("data-node") == before:
             raise RuntimeError(f"the page did not follow the pointer to {where}")
-        time.sleep(0.05)  # the next move is one of its own
+        time.sleep(0.05)  # keep the moves apart
     return browser.execute_script("return noted.moves")
 
 
 def measure(words: list[str], page: Path, repeats: int) -> dict[str, float]:
-    """Figures of one page, written anew and opened ``repeats`` times each."""
+    """Write and open one page ``repeats`` times each; return the figures."""
     writing, opening, moving = [], [], []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -142,9 +141,9 @@ def measure(words: list[str], page: Path, repeats: int) -> dict[str, float]:
         )
         writing.append(time.perf_counter() - started)
     for _ in range(repeats):
-        with opened(page) as browser:
+        with open_page(page) as browser:
             opening.append(browser.execute_script("return noted.opened") / 1000)
-            moving += moves(browser)
+            moving += measure_moves(browser)
     return {
         "megabytes": round(page.stat().st_size / 1e6, 2),
         "seconds_to_write": round(statistics.median(writing), 2),
@@ -157,8 +156,10 @@ def measure(words: list[str], page: Path, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="pages written, and browsers, of each kind")
-    parser.add_argument("--out", help="write the results there as JSON")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="repetitions of writing and of opening per page"
+    )
+    parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     if not (shutil.which("chromedriver") and any(map(shutil.which, CHROMIUM))):
         sys.exit("no Chromium with chromedriver: apt-get install -y chromium chromium-driver")
@@ -172,9 +173,9 @@ def main() -> None:
         checkpoint = folder / "rga.safetensors"
         save_model(build_model(depth=50, attention="rga", size=(256, 128)), checkpoint)
         kinds = {
-            "five mechanisms, untrained": ["--image", pictures[0]],
+            "five modules, untrained": ["--image", pictures[0]],
             "a checkpoint beside untrained": ["--image", pictures[0], "--checkpoint", str(checkpoint)],
-            "ten mechanisms, untrained": ["--image", pictures[0], "--attention", *ATTENTION_MODULES],
+            "ten modules, untrained": ["--image", pictures[0], "--attention", *ATTENTION_MODULES],
             "a checkpoint, three photos": ["--image", *pictures, "--checkpoint", str(checkpoint)],
         }
         for kind, words in kinds.items():

@@ -1,4 +1,4 @@
-"""What shared options name, read: image tables, features, checkpoints, thresholds."""
+"""Read the inputs that shared options name: image tables, features, checkpoints, thresholds."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _read_labelled(path: str) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def _label_place(path: str, column: str) -> str:
-    """Where a feature file of this format keeps a label."""
+    """Describe the place of a label in a feature file of this format."""
     return f"a column '{column}' in its CSV file" if path.endswith(".npy") else f"an array '{column}s'"
 
 

@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 
     from rga_reid.gallery import Gallery
 
-#: Settings of the approximate indexes, as ``rga_reid.gallery.index`` knows them.
+#: Settings of the approximate indexes; their names are those of ``rga_reid.gallery.index``.
 SETTINGS = {
-    "hnsw_m": "hnsw: links of each image in the graph (32)",
-    "ef_construction": "hnsw: candidates weighed when an image is linked (128)",
-    "ef_search": "hnsw: candidates weighed in a search (128)",
-    "nlist": "ivf, ivfpq: lists that the images are parted into (by their number)",
-    "nprobe": "ivf, ivfpq: lists that a search looks through (an eighth, at least 16)",
-    "pq_m": "ivfpq: bytes of a compressed vector; divides the dimension (at most 64)",
-    "pq_bits": "ivfpq: bits of each part's codebook, 4 to 8 (8 if the images are enough)",
-    "refine": "ivfpq: candidates for each match, compared exactly (16)",
+    "hnsw_m": "hnsw: links per image in the graph (default: 32)",
+    "ef_construction": "hnsw: candidates considered when an image is added (default: 128)",
+    "ef_search": "hnsw: candidates considered in a search (default: 128)",
+    "nlist": "ivf, ivfpq: number of lists (default: by the number of images)",
+    "nprobe": "ivf, ivfpq: lists visited by a search (default: an eighth, at least 16)",
+    "pq_m": "ivfpq: bytes of a compressed vector, a divisor of the dimension (default: at most 64)",
+    "pq_bits": "ivfpq: bits of each codebook, 4 to 8 (default: 8 with enough images)",
+    "refine": "ivfpq: candidates per match that are compared exactly (default: 16)",
 }
 
 
 def parser() -> ArgumentParser:
-    """Options of ``gallery`` and what it does."""
+    """Options of ``gallery`` and of its actions."""
     build = _action(
         "build",
-        "Embed a folder of images or the gallery images of a data set, or take features made elsewhere, and "
-        "save them as a gallery. Person and camera are taken from names like 0002_c1s1_000451_03.jpg; other "
-        "names are welcome, unlabelled.",
+        "Build a gallery from a folder of images, from the gallery images of a data set, or from features "
+        "computed elsewhere. Person and camera are read from names such as 0002_c1s1_000451_03.jpg; images "
+        "with other names are unlabelled.",
     )
     add_source_options(build)
     build.add_argument(
@@ -55,33 +55,38 @@ def parser() -> ArgumentParser:
     )
     for name, meaning in SETTINGS.items():
         build.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=int, help=meaning)
-    build.add_argument("--overwrite", action="store_true", help="replace the gallery that is there")
-    build.add_argument("--resume", action="store_true", help="go on with an interrupted build of images")
+    build.add_argument("--overwrite", action="store_true", help="replace an existing gallery")
+    build.add_argument("--resume", action="store_true", help="continue an interrupted build from images")
 
-    add = _action("add", "Add images or features to a gallery. The gallery knows which model embeds them.")
+    add = _action(
+        "add", "Add images or features to a gallery. Images are embedded by the model of the gallery."
+    )
     add_source_options(add)
     add.add_argument(
-        "--skip-known", action="store_true", help="leave out images that the gallery has already, by path"
+        "--skip-known", action="store_true", help="leave out images whose paths are already in the gallery"
     )
 
     remove = _action(
         "remove",
-        "Erase images: their vectors and rows are in no file of the gallery when this is done. It does not "
-        "ask. Image files and feature files are left alone.",
+        "Erase images, without asking: no file of the gallery contains their vectors and rows afterwards. "
+        "Image files and feature files are not touched.",
     )
-    remove.add_argument("--pid", metavar="N", type=int, nargs="+", help="all images of these persons")
-    remove.add_argument("--path", metavar="P", nargs="+", help="the images of these paths")
+    remove.add_argument("--pid", metavar="N", type=int, nargs="+", help="remove all images of these people")
+    remove.add_argument("--path", metavar="P", nargs="+", help="remove the images with these paths")
 
     command = new_parser("gallery", "Build, change and inspect galleries.")
     actions = command.add_subcommands(dest="action")
     actions.add_subcommand("build", build)
     actions.add_subcommand("add", add)
     actions.add_subcommand("remove", remove)
-    actions.add_subcommand("info", _action("info", "Tell what a gallery holds; check sizes and headers."))
+    actions.add_subcommand(
+        "info", _action("info", "Describe a gallery; check sizes and headers of its files.")
+    )
     actions.add_subcommand("check", _action("check", "Check every byte of a gallery's files."))
     actions.add_subcommand("verify", _action("verify", "Old name of `gallery check`."))
     actions.add_subcommand(
-        "compact", _action("compact", "Join the segments that adding and removing left, and index them anew.")
+        "compact",
+        _action("compact", "Merge the segments left by adding and removing, and rebuild the index."),
     )
     return command
 
@@ -89,39 +94,41 @@ def parser() -> ArgumentParser:
 def _action(name: str, description: str) -> ArgumentParser:
     action = new_parser(f"gallery {name}", description)
     action.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
-    action.add_argument("--json", metavar="FILE", help="write what the gallery holds there as JSON")
+    action.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
     return action
 
 
 def run(options: Namespace) -> None:
-    """Do what the action says, and tell what the gallery holds then."""
-    news: list[str] = []  # printed when all files are written
+    """Run the action; write and print the description of the gallery."""
+    messages: list[str] = []  # printed after all files are written
     actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
         "add": _add,
-        "remove": partial(_remove, news),
+        "remove": partial(_remove, messages),
         "info": _info,
-        "check": partial(_check, news),
-        "verify": partial(_check, news),
-        "compact": partial(_compact, news),
+        "check": partial(_check, messages),
+        "verify": partial(_check, messages),
+        "compact": partial(_compact, messages),
     }
-    chosen = options[options.action]
-    beside = label_files(chosen, "features") if "features" in chosen else {}
-    check_outputs(chosen, {"json": ()}, beside)
-    gallery = actions[options.action](chosen)
+    inner = options[options.action]
+    labels = label_files(inner, "features") if "features" in inner else {}
+    check_outputs(inner, {"json": ()}, labels)
+    gallery = actions[options.action](inner)
     if gallery is not None:
-        _tell(chosen.gallery, gallery, chosen.json, news)
+        _report(inner.gallery, gallery, inner.json, messages)
 
 
 def _build(options: Namespace) -> Gallery | None:
-    """The gallery; None in a process that only helps another one to build it."""
+    """Build a gallery; return None in a process that only computes features for another one."""
     check_source(options, "gallery build")
     if options.features is None and options.checkpoint is None:
-        raise InputError("gallery build: images need --checkpoint, the model to embed them with")
+        raise InputError("gallery build: images need --checkpoint, the model that embeds them")
     if options.features is not None and options.resume:
-        raise InputError("gallery build: --resume goes with images; a build from features starts over")
+        raise InputError("gallery build: --resume is for builds from images, but --features was given")
     if options.resume and options.overwrite:
-        raise InputError("gallery build: --resume goes on, --overwrite starts over; expected one of them")
+        raise InputError(
+            "gallery build: expected one of --resume, which continues, and --overwrite, which starts over"
+        )
     from rga_reid.devices import choose_device
     from rga_reid.gallery import GalleryBuilder
     from rga_reid.gallery.gallery import save_features
@@ -137,7 +144,7 @@ def _build(options: Namespace) -> Gallery | None:
         if options.features is not None:
             if workers.rank > 0:  # there is nothing to share
                 return None
-            create_store(options.gallery, overwrite=options.overwrite)  # refused before anything is read
+            create_store(options.gallery, overwrite=options.overwrite)  # refused before features are read
             found = read_gallery_features(options.features)
             return save_features(
                 options.gallery, *found, index=options.index, overwrite=options.overwrite, **settings
@@ -205,32 +212,30 @@ def _add(options: Namespace) -> Gallery:
 
 
 def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
-    """Which rows of a table the gallery does not have yet, by their paths."""
+    """Mask of the rows of a table whose paths are not in the gallery."""
     known = table["path"].isin(gallery.known_paths(table["path"])).to_numpy()
     if known.any() and not options.skip_known:
         first, others = table["path"][known].iloc[0], known.sum() - 1
         more = f" (and {others:,} more)" if others else ""
-        raise InputError(
-            f"{first}: the gallery has this image already{more}; --skip-known leaves out what it has"
-        )
+        raise InputError(f"{first}: already in the gallery{more}; leave out known images with --skip-known")
     return ~known
 
 
-def _remove(news: list[str], options: Namespace) -> Gallery:
+def _remove(messages: list[str], options: Namespace) -> Gallery:
     if not options.pid and not options.path:
         raise InputError("gallery remove: expected --pid N or --path P")
     gallery = _info(options)
     known = gallery.known_paths(options.path or ())
-    # a path on the command line may be relative, one in a gallery of images never is
+    # paths of a gallery built from images are absolute, paths on the command line may be relative
     paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
     started = time.monotonic()
     done = gallery.remove(pids=options.pid or (), paths=paths)
-    news.append(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
+    messages.append(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
     if done.rewritten:
         kept = _count(done.rewritten, "other image")
-        news.append(f"written again: {_count(done.segments, 'segment')} with {kept}")
+        messages.append(f"rewritten: {_count(done.segments, 'segment')} with {kept}")
     if done.indexes:
-        news.append(f"built anew, as no index can forget: {_count(done.indexes, 'index', 'indexes')}")
+        messages.append(f"rebuilt: {_count(done.indexes, 'index', 'indexes')}")
     return gallery
 
 
@@ -243,42 +248,44 @@ def _info(options: Namespace) -> Gallery:
     return gallery
 
 
-def _check(news: list[str], options: Namespace) -> Gallery:
+def _check(messages: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
     with progress_bar("checking") as moved:
         checked = gallery.check(moved)
     if gallery.describe()["segments"] is None:
-        news.append(f"checked: {_count(checked, 'image')} read back")
+        messages.append(f"checked: {_count(checked, 'image')} read back")
     else:
-        news.append(f"checked: every byte of {_count(checked, 'file')} is as it was written")
+        messages.append(f"checked: every byte of {_count(checked, 'file')} is unchanged")
     return gallery
 
 
-def _compact(news: list[str], options: Namespace) -> Gallery:
+def _compact(messages: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
     before = gallery.describe()["segments"]
     gallery.compact()
     if before is None:
-        news.append("compacted")
+        messages.append("compacted")
     else:
-        news.append(f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now")
+        messages.append(
+            f"compacted: {_count(before, 'segment')} before, {gallery.describe()['segments']:,} now"
+        )
     return gallery
 
 
 def _count(number: int, one: str, more: str | None = None) -> str:
-    """A number of things, in words."""
+    """Format a count with its noun."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _tell(location: str, gallery: Gallery, json_file: str | None, news: list[str]) -> None:
-    """Write what a saved gallery holds as JSON; print what was done, and what it holds."""
+def _report(location: str, gallery: Gallery, json_file: str | None, messages: list[str]) -> None:
+    """Write the description of a gallery as JSON; print messages and description."""
     from rga_reid.files import write_json
     from rga_reid.gallery.location import parse_location
 
     facts = {"location": str(parse_location(location)), **gallery.describe(), "bytes": gallery.size_on_disk()}
     if json_file is not None:
         write_json(json_file, facts)
-    for line in news:
+    for line in messages:
         print(line)
     _print(facts)
 

@@ -56,7 +56,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def inputs_of(model: EmbeddingModel, picture: Path) -> dict[int, torch.Tensor]:
-    """What attention after each stage is given, by running the backbone by hand."""
+    """Input of the attention after each stage, by running the backbone by hand."""
     body = model.backbone
     found = {}
     with torch.inference_mode():

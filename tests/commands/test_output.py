@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unchanged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run the test in the folder of inputs, which must stay as it is."""
+    """Run the test in the folder of inputs, which must not change."""
     monkeypatch.chdir(folder)
     before = {path: path.lstat() for path in folder.rglob("*")}
     yield
