@@ -118,18 +118,22 @@ OPTIONS = {
     "data.held_out_seed": "data.val_seed",
     "data.visits": "data.epoch",
     "model.input_sizes": "model.resolution_schedule",
+    **{f"model.attention.{old}": f"model.attention.{new}" for old, new in RGA_ARGUMENTS.items()},
 }
 #: option -> 1.0 value -> its name now
 VALUES = {
     "data.epoch": {"identity": "identities", "image": "images"},
     "model.loss.triplets": {"pooled": "pre_neck", "embedded": "post_neck"},
 }
+_SECTIONS = {"", "data", "model", "model.attention", "model.loss"}  # that contain such options
 
 
 def rename_option(name: str, value: Any = None, *, warn: bool = True) -> tuple[str, Any]:
     """Return the current name and value of an option of ``train``, such as ``data.held_out``."""
-    new = OPTIONS.get(name.replace(".init_args", ""), name)
-    known = VALUES.get(new.replace(".init_args", ""), {})
+    section, _, key = name.rpartition(".")
+    new_key = OPTIONS.get(name.replace(".init_args", "", 1), key).rpartition(".")[2]
+    new = f"{section}.{new_key}" if section else new_key
+    known = VALUES.get(new.replace(".init_args", "", 1), {})
     new_value = known.get(value, value) if isinstance(value, str) else value
     if warn and (new, new_value) != (name, value):
         old, now = (name, new) if name != new else (f"{name} {value}", f"{new} {new_value}")
@@ -155,7 +159,9 @@ def rename_options(options: Mapping[str, Any], section: str = "", *, warn: bool 
         new_key = key if new == name else new.rpartition(".")[2]
         if new_key in renamed or (new_key != key and new_key in options):
             raise InputError(f"{name}: is the old name of {new}, which is given too")
-        renamed[new_key] = rename_options(value, name, warn=warn) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping) and name.replace(".init_args", "", 1) in _SECTIONS:
+            value = rename_options(value, name, warn=warn)
+        renamed[new_key] = value
     return renamed
 
 

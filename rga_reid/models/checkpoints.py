@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rga_reid._deprecated import rename_options
 from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, short_repr
 from rga_reid.files import atomic_file, checksum
@@ -42,6 +43,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     file, chosen = Path(path), choose_device(device)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
+    config = rename_options(config, "model", warn=False)
     unknown = [key for key in config if key not in CONFIG]
     if unknown:
         raise InputError(f"{file}: the model configuration has an unknown setting {short_repr(unknown[0])}")

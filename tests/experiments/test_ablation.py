@@ -198,8 +198,18 @@ def test_locked_runs_are_left_alone(tmp_path: Path) -> None:
         assert names(result) == {"locked": ["a seed 0"]}
     result, _ = scripted.session(tmp_path, "a:0")
     assert names(result) == {"finished": ["a seed 0"]}
-    (run,) = scripted.runs(tmp_path, "a:0")
-    assert names(collect_outcome([run], [run])) == {"finished": ["a seed 0"]}  # finished meanwhile
+
+
+def test_run_that_another_session_has_finished_meanwhile(tmp_path: Path) -> None:
+    result_file = tmp_path / "b" / "seed-0" / "result.json"
+
+    def finish(progress: Progress) -> None:
+        result_file.parent.mkdir(parents=True, exist_ok=True)
+        result_file.write_text("{}")
+
+    result, _ = scripted.session(tmp_path, "a:0,b:0", finish)
+    assert names(result) == {"finished": ["a seed 0", "b seed 0"]}
+    assert not (result_file.parent / "train").exists()
 
 
 def test_jobs_share_gpus_or_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

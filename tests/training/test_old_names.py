@@ -21,6 +21,7 @@ from rga_reid.commands.train import parser, prepare
 from rga_reid.errors import InputError
 from rga_reid.experiments.ablation import DataSource, Run
 from rga_reid.experiments.recipes import merge, read_recipe
+from rga_reid.models import build_model, load_model, save_model
 from rga_reid.resources import list_resources
 from rga_reid.runtime import run_main
 from rga_reid.training import IdentitySampler, ReIDData, ReIDLoss, ReIDModule
@@ -169,3 +170,18 @@ def test_warnings_take_one_line() -> None:
     before = warnings.formatwarning
     assert run_main(work) == 5
     assert warnings.formatwarning is before
+
+
+def test_checkpoint_with_old_options(tmp_path: Path) -> None:
+    new = {"class_path": "rga_reid.attention.RGA", "init_args": {"zero_init_gate": True}}
+    old = {"class_path": "rga_reid.attention.RGA", "init_args": {"neutral_start": True}}
+    model = build_model(depth=18, attention=new, stages=[4], size=(32, 32))
+    assert model.config is not None
+    model.config["attention"] = old
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # the user did not write it
+        save_model(model, tmp_path / "old.safetensors")
+        assert load_model(tmp_path / "old.safetensors").config["attention"] == new
+    with pytest.warns(FutureWarning, match="zero_init_gate"):
+        options = parsed("market1501/rga_sc", "--model.attention", json.dumps(old))
+    assert options.model.attention == new
