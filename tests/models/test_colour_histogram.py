@@ -72,18 +72,6 @@ def test_cosine_is_the_mean_bhattacharyya_coefficient_of_the_stripes(images):
     assert float(features[0] @ features[1]) == pytest.approx(float(np.average(stripes, weights=weights)))
 
 
-def test_tensors_pictures_and_files_give_the_same(images, tmp_path):
-    histogram = ColourHistogram(size=(20, 10))
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-    expected = histogram.embed(images)
-    for same in (pictures, paths, [str(path) for path in paths]):
-        assert torch.equal(histogram.embed(same), expected)
-    assert torch.equal(histogram.embed(images, batch_size=2, device="cpu"), expected)
-
-
 def test_any_size_is_taken():
     smooth = torch.arange(0, 240, 2, dtype=torch.uint8).view(1, 1, 120, 1).expand(2, 3, 120, 50).contiguous()
     histogram = ColourHistogram(size=(40, 20))
@@ -92,24 +80,6 @@ def test_any_size_is_taken():
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in smooth]
     assert (features * histogram.embed(pictures)).sum(1).min() > 0.99
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
-
-
-def test_no_images_give_no_rows():
-    assert ColourHistogram().embed([]).shape == (0, 1328)
-    assert ColourHistogram().embed(torch.empty(0, 3, 128, 64, dtype=torch.uint8)).shape == (0, 1328)
-
-
-@pytest.mark.parametrize(
-    "wrong", [torch.zeros(2, 3, 20, 10), torch.zeros(3, 20, 10, dtype=torch.uint8), torch.zeros(1, 4, 20, 10)]
-)
-def test_other_tensors_are_refused(wrong):
-    with pytest.raises(InputError, match=r"expected a uint8 tensor \(n, 3, H, W\)"):
-        ColourHistogram().embed(wrong)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nobody\.jpg"):
-        ColourHistogram().embed([tmp_path / "nobody.jpg"])
 
 
 def test_a_size_with_fewer_rows_than_stripes_is_refused():

@@ -7,13 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rga_reid.errors import InputError
 from rga_reid.models import (
-    ColourHistogram,
     EmbeddingModel,
-    FlipTTA,
     TrainingOutput,
     build_model,
     load_model,
@@ -30,10 +27,10 @@ def model() -> EmbeddingModel:
 def test_training_returns_features_and_logits(model: EmbeddingModel) -> None:
     output = model.train()(torch.rand(4, 3, 64, 32))
     assert isinstance(output, TrainingOutput)
-    assert output.features.shape == (4, 512)
-    assert output.embedded.shape == (4, 512)
+    assert output.pre_neck.shape == (4, 512)
+    assert output.post_neck.shape == (4, 512)
     assert output.logits.shape == (4, 5)
-    torch.testing.assert_close(model.classifier(output.embedded), output.logits)
+    torch.testing.assert_close(model.classifier(output.post_neck), output.logits)
     assert not model.neck.bias.requires_grad
     assert model.classifier is not None
     assert model.classifier.bias is None
@@ -55,8 +52,8 @@ def test_stripes_are_means_of_rows_of_the_map(stripes: int, rows: list[tuple[int
     hook.remove()
     x = seen[0].detach().double().numpy()
     parts = [x.mean((2, 3)), *(x[:, :, top:bottom].mean((2, 3)) for top, bottom in rows)]
-    np.testing.assert_allclose(output.features.detach(), np.concatenate(parts, 1), atol=1e-5)
-    assert output.embedded.shape == output.features.shape == (4, model.dimension)
+    np.testing.assert_allclose(output.pre_neck.detach(), np.concatenate(parts, 1), atol=1e-5)
+    assert output.post_neck.shape == output.pre_neck.shape == (4, model.dimension)
     assert model.eval()(images).shape == (4, 512 * (1 + stripes))
 
 
@@ -66,7 +63,7 @@ def test_each_stripe_is_classified_by_itself() -> None:
     assert output.logits.shape == (4, 3, 5)
     assert model.classifier is not None
     for part in range(3):
-        own = output.embedded[:, 512 * part : 512 * (part + 1)]
+        own = output.post_neck[:, 512 * part : 512 * (part + 1)]
         torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
     for wrong in (-1, 65, True, 2.5, "2"):
         with pytest.raises(InputError, match=rf"stripes: .* got {wrong!r}"):
@@ -82,18 +79,6 @@ def test_embed_is_the_normalised_feature_of_the_normalised_image(model: Embeddin
         feature = model((images / 255 - mean) / std)
     expected = feature / feature.norm(dim=1, keepdim=True)
     torch.testing.assert_close(model.embed(images, batch_size=2), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_embed_takes_tensors_pictures_and_paths_of_any_size(model: EmbeddingModel, tmp_path: Path) -> None:
-    gradient = np.linspace(0, 255, 100 * 50 * 3).reshape(100, 50, 3).astype(np.uint8)
-    picture = Image.fromarray(gradient)
-    picture.save(tmp_path / "a.png")
-    by_picture = model.embed([picture])
-    assert torch.equal(by_picture, model.embed([tmp_path / "a.png"]))
-    assert torch.equal(by_picture, model.embed([str(tmp_path / "a.png")]))
-    by_tensor = model.embed(torch.from_numpy(gradient).permute(2, 0, 1)[None])
-    torch.testing.assert_close(by_picture, by_tensor, atol=2e-3, rtol=0)
-    assert model.embed([]).shape == (0, 512)
 
 
 def test_a_device_that_is_not_there(model: EmbeddingModel, tmp_path: Path) -> None:
@@ -127,28 +112,9 @@ def test_embeddings_may_be_learned_from(model: EmbeddingModel) -> None:
     torch.testing.assert_close(head.weight.grad, embedded.sum(0).expand(3, -1))
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_no_image_is_refused(model: EmbeddingModel, batch_size: int) -> None:
-    images = torch.zeros(1, 3, 64, 32, dtype=torch.uint8)
-    for embedder in (model, FlipTTA(model), ColourHistogram()):
-        with pytest.raises(InputError, match="batch_size: expected a whole number of at least 1"):
-            embedder.embed(images, batch_size=batch_size)
-
-
-def test_mirrored_images_have_mirrored_features(model: EmbeddingModel) -> None:
-    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
-    mirrored = FlipTTA(model)
-    both = model.embed(images).double() + model.embed(images.flip(-1)).double()
-    expected = both / both.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(mirrored.embed(images).double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mirrored.embed(images), mirrored.embed(images.flip(-1)))
-    assert not torch.allclose(mirrored.embed(images), model.embed(images))
-
-
-def test_wrong_tensors_are_refused(model: EmbeddingModel) -> None:
-    with pytest.raises(InputError, match=r"expected a uint8 tensor .* torch.float32"):
-        model.embed(torch.zeros(1, 3, 64, 32))
-    with pytest.raises(InputError, match=r"\(1, 1, 64, 32\)"):
-        model.embed(torch.zeros(1, 1, 64, 32, dtype=torch.uint8))
-    with pytest.raises(InputError, match=r"nowhere\.jpg: no such image file"):
-        model.embed(["nowhere.jpg"])
+def test_old_names_of_the_training_output() -> None:
+    output = TrainingOutput(torch.zeros(1), torch.ones(1), torch.ones(2))
+    with pytest.warns(DeprecationWarning, match="pre_neck"):
+        assert output.features is output.pre_neck  # type: ignore[attr-defined]
+    with pytest.warns(DeprecationWarning, match="post_neck"):
+        assert output.embedded is output.post_neck  # type: ignore[attr-defined]
