@@ -11,7 +11,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from rga_reid.evaluation import similarity as module
-from rga_reid.evaluation.similarity import CosineScores, EuclideanScores, product_error
+from rga_reid.evaluation.similarity import CosineScores, EuclideanScores, product_error, use_full_precision
 
 CPU = torch.device("cpu")
 KINDS = [CosineScores, EuclideanScores]
@@ -100,3 +100,17 @@ def test_products_are_computed_on_the_device(kind: Any) -> None:
         scores = kind(*features(700), torch.device("cuda"))
         tile = scores.approximate(scores.queries(rows, torch.float32), scores.gallery(rows, torch.float32))
     assert (tile.device.type, tuple(tile.shape), tile.dtype) == ("cuda", (20, 20), torch.float32)
+
+
+def test_reduced_precision_is_off_within_the_block_only() -> None:
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):
+        pytest.skip("torch before 2.9")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = [backend.fp32_precision for backend in backends]
+        with use_full_precision(CPU):
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == before != ["ieee", "ieee"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
