@@ -29,7 +29,7 @@ LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.yaml"
 TEST = "test.json"  # metrics of the checkpoint, written by `train --test.root`
 CSV, TENSORBOARD = "csv", "tensorboard"
 NON_FINITE = "not_finite*.pt"  # * is -rank1 and so on for processes other than the first
-_PENDING = ".beginning"  # exists until the first training step
+_PENDING = ".pending"  # exists until the first training step
 
 
 class EMA(WeightAveraging):

@@ -191,13 +191,12 @@ def test_galleries_do_not_depend_on_the_number_of_threads(tmp_path: Path, kind: 
     features, table = make_people(5000)
     queries = features[:50] + 0.1
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         with faiss_threads(threads):
             Gallery.build(features, table, index=kind).save(tmp_path / str(threads))
             found.append(Gallery.open(tmp_path / str(threads)).search(queries, 20))
-    for other in (2, 3):
-        for file in (tmp_path / "1").rglob("*"):
-            if file.is_file():
-                twin = tmp_path / str(other) / file.relative_to(tmp_path / "1")
-                assert file.read_bytes() == twin.read_bytes()
-        pd.testing.assert_frame_equal(found[0], found[other - 1])
+    for file in (tmp_path / "1").rglob("*"):
+        if file.is_file():
+            twin = tmp_path / "3" / file.relative_to(tmp_path / "1")
+            assert file.read_bytes() == twin.read_bytes()
+    pd.testing.assert_frame_equal(*found)
