@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import rga_reid.models
 from rga_reid.commands import gallery as command
@@ -362,3 +364,23 @@ def test_the_commands_on_milvus_answer_as_on_a_folder(
     assert answers[0] == answers[1]
     assert len(answers[0][0]["matches"]) == 4
     server_manager_instance.release_server(location)
+
+
+def test_another_file_of_the_same_weights_is_the_same_model(
+    tmp_path: Path, images: Path, tiny_checkpoint: Path, refused: Callable[..., str]
+) -> None:
+    """Such as the export of a checkpoint."""
+    tensors = load_file(tiny_checkpoint)
+    with safe_open(tiny_checkpoint, "pt") as file:
+        metadata = file.metadata()
+    same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
+    save_file(tensors, same, {**metadata, "comment": "other bytes"})
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    save_file({**tensors, name: tensors[name] + 1}, other, metadata)
+    words = ["--images", str(images), "--device", "cpu", "--checkpoint"]
+    assert gallery("build", tmp_path / "g", *words, tiny_checkpoint) == 0
+    assert gallery("add", tmp_path / "g", "--skip-known", *words, same) == 0
+    image = ["--image", str(min(images.iterdir())), "--device", "cpu", "--checkpoint"]
+    assert main(["query", "--gallery", str(tmp_path / "g"), *image, str(same)]) == 0
+    assert "another model" in refused("query", "--gallery", str(tmp_path / "g"), *image, str(other))
+    assert "another model" in refused("gallery", "add", "--gallery", str(tmp_path / "g"), *words, str(other))

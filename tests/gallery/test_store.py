@@ -130,10 +130,13 @@ def test_a_damaged_store_is_named(crowd: Callable) -> None:
     location = LIST_STORE + uuid.uuid4().hex
     Gallery.build(*crowd(9)).save(location)
     store = parse_location(location).factory.open(location.rpartition(":")[2])
-    for rows in store.rows():
-        rows.vectors[3] *= 2
+    (rows,) = store.rows()
+    rows.vectors[3] *= 2
     with pytest.raises(InputError, match="image 3 is not of length 1"):
         Gallery.open(location).check()
+    rows.vectors[3] = np.nan
+    with pytest.raises(InputError, match="gallery check"):
+        Gallery.open(location).search(crowd(1)[0])
 
 
 def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
