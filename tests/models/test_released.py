@@ -71,6 +71,7 @@ def test_reproduces_the_released_network(released: dict[str, Tensor], tmp_path: 
     assert_published(model)
 
 
+@pytest.mark.slow
 def test_converted_model_is_loaded_like_any_other(
     released: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +83,7 @@ def test_converted_model_is_loaded_like_any_other(
 
 
 def as_released(model: EmbeddingModel) -> dict[str, Tensor]:
-    """The state of one of our models under the released code's names."""
+    """Return the state of one of our models under the released code's names."""
     names = {"backbone.attention": "backbone.rga_att", "neck.": "feat_bn.", "classifier.": "cls."}
     state = {}
     for key, value in model.state_dict().items():
@@ -91,9 +92,11 @@ def as_released(model: EmbeddingModel) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("attention", ["rga", "rga_s", "rga_c"])
-@pytest.mark.parametrize(("size", "classes"), [((128, 64), 3), ((96, 64), 1041)])
-def test_kind_and_size_are_told_from_shapes(
+@pytest.mark.parametrize(
+    ("attention", "size", "classes"),
+    [("rga", (128, 64), 3), ("rga_s", (96, 64), 1041), ("rga_c", (64, 32), 3)],
+)
+def test_kind_and_size_follow_from_shapes(
     attention: str, size: tuple[int, int], classes: int, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -107,11 +110,11 @@ def test_kind_and_size_are_told_from_shapes(
     torch.testing.assert_close(read.embed(images), model.embed(images))
 
 
-def test_sizes_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_sizes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save(as_released(build_model(depth=50, attention="rga_s", size=(96, 64))), tmp_path / "m.pth")
-    with pytest.raises(InputError, match=r"m\.pth: .*384 positions.*no image twice as high as wide"):
+    with pytest.raises(InputError, match=r"m\.pth: .*384 positions"):
         read_official_rga(tmp_path / "m.pth")
-    with pytest.raises(InputError, match=r"384 positions after stage 1, but images of 256x128 have 2048"):
+    with pytest.raises(InputError, match=r"384 positions.*2048"):
         read_official_rga(tmp_path / "m.pth", size=(256, 128))
 
 

@@ -21,7 +21,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("last_stride", [1, 2])
-@pytest.mark.parametrize("size", [(64, 32), (75, 43), (70, 37)])
+@pytest.mark.parametrize("size", [(75, 43), (70, 37)])
 @pytest.mark.parametrize("stem_pool", ["padded", "ceil"])
 def test_map_sizes_are_those_of_the_forward_pass(
     depth: int, last_stride: int, size: tuple[int, int], stem_pool: Any
@@ -38,15 +38,20 @@ def test_map_sizes_are_those_of_the_forward_pass(
     assert output.shape == (1, {18: 512, 50: 2048}[depth], *seen[-1])
 
 
-def test_without_attention_and_with_last_stride_2_it_is_torchvisions() -> None:
-    published = torchvision.models.resnet18(weights=None).eval()
-    model = ResNet(18, last_stride=2, size=(64, 64)).eval()
+@pytest.mark.parametrize("depth", [18, 50])
+def test_it_is_torchvisions(depth: int) -> None:
+    """Equal seeds give equal weights, and the same features of an image."""
+    torch.manual_seed(3)
+    published = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    torch.manual_seed(3)
+    model = ResNet(depth, last_stride=2, size=(64, 64)).eval()
     state = {key: value for key, value in published.state_dict().items() if not key.startswith("fc.")}
-    model.load_state_dict(state)
+    assert list(model.state_dict()) == list(state)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        expected = published.fc(model(x).mean((2, 3)))
-        torch.testing.assert_close(expected, published(x))
+        torch.testing.assert_close(published.fc(model(x).mean((2, 3))), published(x))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +61,10 @@ def test_parameter_counts_are_the_published_ones(spatial: int, channel: int, pub
     def attention(channels: int, size: tuple[int, int]) -> RGA:
         return RGA(channels, size, spatial=bool(spatial), channel=bool(channel))
 
-    trunk = count_parameters(ResNet(50))
-    assert trunk == 23_508_032
-    assert count_parameters(ResNet(50, attention)) - trunk == published
+    with torch.device("meta"):
+        trunk = count_parameters(ResNet(50))
+        assert trunk == 23_508_032
+        assert count_parameters(ResNet(50, attention)) - trunk == published
 
 
 def test_keys_are_those_of_the_released_model() -> None:
@@ -68,11 +74,12 @@ def test_keys_are_those_of_the_released_model() -> None:
     for key, shape in released.items():
         ours = key.replace("rga_att", "attention").replace("feat_bn.", "neck.").replace("cls.", "classifier.")
         renamed[ours] = tuple(shape)
-    model = build_model(depth=50, attention="rga", size=(256, 128), classes=751)
+    with torch.device("meta"):
+        model = build_model(depth=50, attention="rga", size=(256, 128), classes=751)
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == renamed
 
 
-def test_attention_stands_after_the_chosen_stages_only() -> None:
+def test_attention_follows_the_chosen_stages_only() -> None:
     model = ResNet(18, CAM, stages=(2, 4), size=(64, 32))
     kinds = [type(getattr(model, f"attention{stage}")).__name__ for stage in (1, 2, 3, 4)]
     assert kinds == ["Identity", "CAM", "Identity", "CAM"]
@@ -139,12 +146,12 @@ def test_wrong_options_are_named(options: dict[str, object], message: str) -> No
 
 
 def test_checkpointing_changes_neither_gradients_nor_running_statistics() -> None:
-    """RGA's batch norms keep their statistics on their own: they must not count a batch twice either."""
+    """RGA updates running statistics by its own code, which must not count a batch twice either."""
     torch.manual_seed(0)
-    plain = ResNet(18, RGA, size=(64, 32)).double().train()
+    plain = ResNet(18, RGA, size=(32, 32)).double().train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.checkpointing = True
-    x = torch.randn(4, 3, 64, 32, dtype=torch.float64)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for model in (plain, checkpointed):
         model(x).square().mean().backward()
     for (name, one), two in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
