@@ -107,7 +107,7 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
             title=title,
             note=note,
             untrained=not any(exhibit.trained for exhibit in exhibits),
-            mechanisms=[
+            modules=[
                 (name, lookup(name), *_asymmetries([one for one in exhibits if one.mechanism == name]))
                 for name in names
             ],
