@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ def print_labels(table: pd.DataFrame) -> None:
     """Print what was read from the names of images, before anything is embedded or written."""
     from rga_reid.data.labels import summarize_labels
 
-    print(*summarize_labels(table), sep="\n", flush=True)
+    with suppress(OSError):  # a full disk behind stdout is reported at the end, when the files are written
+        print(*summarize_labels(table), sep="\n", flush=True)
 
 
 def check_outputs(
