@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 @dataclass
 class Trace:
-    """Record of one run of an explicit form, filled in step by step."""
+    """Record of one run of an explicit form, filled in step by step, with tensors of any shape."""
 
     given: Mapping[str, Tensor] = field(default_factory=dict)  #: matrices that replace the computed ones
     matrices: dict[str, Tensor] = field(default_factory=dict)  #: relation matrices by name

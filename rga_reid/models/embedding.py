@@ -306,7 +306,14 @@ class FlipTTA:
         device: str | torch.device | None = None,
         channel_order: ChannelOrder = "rgb",
     ) -> Tensor:
-        """Embed images; arguments and result are those of ``EmbeddingModel.embed``."""
+        """Embed images.
+
+        Args:
+            images, batch_size, device, channel_order: as for ``EmbeddingModel.embed``.
+
+        Returns:
+            float32, ``(n, dimension)``, rows of length 1.
+        """
         rows = [torch.empty(0, self.dimension)]
         for batch in iter_batches(images, self.size, batch_size, channel_order=channel_order):
             straight = self.model.embed(batch, batch_size=batch_size, device=device)
