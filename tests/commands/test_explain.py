@@ -427,7 +427,8 @@ def test_bad_input_is_named(
     assert "found none" in error
     diverged = tmp_path / "diverged.safetensors"
     model = build_model(depth=18, attention="pam", size=(64, 32))
-    model.backbone.attention2.gamma.data.fill_(torch.nan)
+    model.backbone.attention2.gamma.data.fill_(3e38)  # finite, but the output overflows
+    model.backbone.attention2.value_conv.bias.data.fill_(1e38)
     save_model(model, diverged)
     error = refused("explain", "--image", str(picture), "--checkpoint", str(diverged), *out)
     assert "diverged.safetensors: attention after stage 2: NaN" in error
