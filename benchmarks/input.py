@@ -1,4 +1,4 @@
-"""How fast training batches are made: from the cache of decoded images, and one JPEG file at a time.
+"""Measure how fast training batches are made: from the cache of decoded images, and from JPEG files.
 
 Four ways to a batch of the released recipe (P x K images at 256x128), side by side on the same made-up JPEG
 files of 128x64 pixels, as Market-1501's are:

@@ -1,4 +1,4 @@
-"""How well a trained RGA keeps its attention when its input size changes.
+"""Measure how well a trained RGA keeps its attention when its input size changes.
 
 Images go through the model at its own size and at others, with the weights over positions interpolated
 (``ResNet.set_input_size``). After each stage the attention of the other size is laid over that of the own
