@@ -254,7 +254,7 @@ def scan_csv(file: Path) -> Scan:
             reader = csv.DictReader(lines, strict=True)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                found = ",".join(reader.fieldnames or ()) or "an empty file"
+                found = truncate(",".join(reader.fieldnames or ())) or "an empty file"
                 expected = ",".join(COLUMNS)
                 raise InputError(
                     f"{file}: missing column {', '.join(missing)}; expected {expected}, found {found}"

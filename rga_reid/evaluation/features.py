@@ -162,8 +162,9 @@ def row_norms(features: FeatureRows, name: str, *, allow_zero: bool) -> np.ndarr
     """
     squares = np.empty(len(features))
     for start in range(0, len(features), _ROWS):
-        rows = to_float32(features, slice(start, start + _ROWS)).astype(np.float64)
-        squares[start : start + _ROWS] = np.multiply(rows, rows, out=rows).sum(axis=1)
+        with np.errstate(invalid="ignore"):  # signalling NaNs are reported below
+            rows = to_float32(features, slice(start, start + _ROWS)).astype(np.float64)
+            squares[start : start + _ROWS] = np.multiply(rows, rows, out=rows).sum(axis=1)
     # the square of a float32 does not overflow in float64, so a sum is finite exactly if its row is
     reject_rows(~np.isfinite(squares), name, "NaN or infinity")
     if not allow_zero:

@@ -329,3 +329,10 @@ def test_limits_on_rows_and_problems(own: Path, monkeypatch: pytest.MonkeyPatch)
         read_table(csv(own, good + "crops/a.jpg,1,1,train\n"))
     with pytest.raises(InputError, match="more than 2 problems"):
         read_table(csv(own, "d.jpg,x,1,train\n" * 3))
+
+
+def test_long_header_of_a_csv_file_is_shortened(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("[" * 3000 + "\n")
+    with pytest.raises(InputError, match="missing column") as error:
+        read_table(tmp_path / "own.csv")
+    assert len(str(error.value)) < 1000

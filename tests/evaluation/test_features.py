@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures
-from rga_reid.evaluation.features import StackedRows, expand_ranges, identify_files, split_by_count
+from rga_reid.evaluation.features import StackedRows, expand_ranges, identify_files, row_norms, split_by_count
 
 EYE = np.eye(3, dtype=np.float32)
 
@@ -133,3 +134,11 @@ def test_stacked_rows_equal_a_copy() -> None:
     for rows in (slice(0, 3), slice(2, 6), slice(5, 99), np.array([7, 0, 4, 0]), np.array([], int)):
         np.testing.assert_array_equal(stacked[rows], copy[rows])
     np.testing.assert_array_equal(stacked[6], copy[6:7])
+
+
+def test_signalling_nan_is_an_error_without_a_warning() -> None:
+    features = np.ones((3, 4), np.float32)
+    features.view(np.uint32)[1, 2] = 0x7F800001
+    with warnings.catch_warnings(), pytest.raises(InputError, match="row 1"):
+        warnings.simplefilter("error")
+        row_norms(features, "features", allow_zero=True)

@@ -26,7 +26,7 @@ gallery build --features g.npz --gallery G --index hnsw --hnsw-m 8
 gallery build --images people --checkpoint model.safetensors --gallery G --batch-size 2
 gallery info --gallery ivf --json o.json
 gallery check --gallery ivfpq
-data check set --fast
+data check set --dataset lists.yaml --fast
 test --checkpoint model.safetensors --data.root set --batch-size 4 --json o.json
 convert resnet18.pth o.safetensors --size 32 32 --last-stride 1
 export --checkpoint model.safetensors --format safetensors --out o.safetensors
@@ -46,6 +46,7 @@ FILES = {
     "g.npz",
     "resnet18.pth",
     "test.json",
+    "lists.yaml",
     "images",
     "ivf",
     "ivfpq",
