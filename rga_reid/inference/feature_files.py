@@ -23,6 +23,7 @@ import pandas as pd
 
 from rga_reid.data.readers import WHOLE_NUMBER
 from rga_reid.errors import InputError, short_repr
+from rga_reid.evaluation.features import feature_matrix
 from rga_reid.files import atomic_file
 from rga_reid.inputs import open_bytes, open_text, truncate
 from rga_reid.runtime import free_memory
@@ -85,8 +86,7 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
     if os.fspath(path).endswith(".npy"):
         return _read_npy(path)
     arrays = _read_npz(path)
-    features = arrays["features"]
-    _check_features(features, f"{path}: array 'features'")
+    features = feature_matrix(arrays["features"], f"{path}: array 'features'")
     columns: dict[str, Any] = {}
     if "paths" in arrays:
         columns["path"] = pd.Series(_column(path, arrays, "paths", "U", len(features)), dtype="str")
@@ -100,13 +100,6 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
                 known = _column(path, arrays, f"{name}_known", "b", len(features))
             columns[column] = pd.arrays.IntegerArray(values.astype(np.int64), ~known)
     return features, pd.DataFrame(columns, index=pd.RangeIndex(len(features)))
-
-
-def _check_features(features: np.ndarray, name: str) -> None:
-    if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
-        raise InputError(
-            f"{name}: expected floating-point numbers (n, d), found {features.dtype} {features.shape}"
-        )
 
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -192,7 +185,7 @@ def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
             raise InputError(
                 f"{path}: not an .npy file of plain numbers (empty, damaged or pickled: {truncate(error)})"
             ) from None
-    _check_features(features, os.fspath(path))
+    feature_matrix(features, os.fspath(path))
     return features, _read_labels(Path(path).with_suffix(".csv"), len(features))
 
 
