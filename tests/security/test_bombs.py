@@ -132,7 +132,7 @@ NPY = ["evaluate", "--query", "f.npy", "--gallery", "f.npy"]
     ("bomb", "words", "named"),
     [
         (huge_npz, EVALUATE, "x.npz"),
-        (long_npz, EVALUATE, "features"),
+        (long_npz, EVALUATE, "x.npz"),
         (endless_texts, EVALUATE, "paths"),
         (huge_npy, NPY, "f.npy"),
         (sparse_npy, NPY, "f.csv"),
