@@ -381,7 +381,9 @@ def test_words_are_those_of_the_block_that_is_there(picture: Path, tmp_path: Pat
     assert held_data(text)["exhibits"][0]["mechanism"] == "nonlocal_dot_product"
 
 
-@pytest.mark.parametrize(("attention", "kind"), [("pam", "png"), ("se", "pdf")])
+@pytest.mark.parametrize(
+    ("attention", "kind"), [("pam", "png"), pytest.param("se", "pdf", marks=pytest.mark.slow)]
+)
 def test_figures(
     picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str, kind: str
 ) -> None:
