@@ -18,8 +18,9 @@ from rga_reid.experiments.ablation_worker import read_training_seconds
 from rga_reid.gallery import Gallery
 from rga_reid.models.checkpoints import CONFIG_KEY
 from tests.fuzz.harness import run
-from tests.fuzz.material import NAMES_CARD, PLAN, RECIPE, Material, build
+from tests.fuzz.material import Material, build
 from tests.security.hostile import npy, put, refusal, reseal
+from tests.security.samples import NAMES_CARD, PLAN, RECIPE
 
 NAN, HUGE, LONG = float("nan"), 10**12, "a" * 20_000
 

@@ -30,8 +30,8 @@ from rga_reid.models import build_model, load_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.training.module import ReIDModule
 from tests.fuzz.harness import run
-from tests.fuzz.material import RECIPE
 from tests.security.hostile import Bomb, npy, put, refusal
+from tests.security.samples import RECIPE
 
 PACKAGE = Path(__file__).parents[2] / "rga_reid"
 
@@ -254,30 +254,29 @@ def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
 def test_every_place_that_loads_is_known() -> None:
     """A new call of what reads a file, or runs code, needs a test with a hostile file here, then its line."""
     known = {
-        "torch.load": {"models/state_files.py"},
-        "torch.jit.load": {"models/export.py"},  # what was written a moment before, as the next
-        "onnxruntime.InferenceSession": {"models/export.py"},
-        "safetensors.safe_open": {"models/state_files.py"},
-        "zipfile.ZipFile": {"models/state_files.py", "retrieval/feature_files.py"},
-        "numpy.load": {"data/cache.py"},
+        "importlib.import_module": {"__init__.py", "_deprecated.py", "commands/__init__.py", "gallery/location.py", "models/build.py"},
+        "yaml.safe_load": {"_deprecated.py", "inputs.py", "reports/ablation_tables.py"},
+        "numpy.load": {"data/cache.py", "inference/feature_files.py"},
         "numpy.lib.format.open_memmap": {"data/cache.py"},
-        "numpy.lib.format.read_magic": {"retrieval/npy_files.py"},
-        "numpy.memmap": {"retrieval/feature_files.py", "retrieval/segments.py"},
-        "numpy.frombuffer": {"retrieval/feature_files.py", "retrieval/segments.py", "reports/packing.py"},
-        "pyarrow.parquet.ParquetFile": {"inputs.py"},
-        "scipy.io.loadmat": {"data/cuhk03.py"},
         "h5py.File": {"data/cuhk03.py"},
-        "faiss.read_index": {"retrieval/segments.py"},
-        "json.loads": {
-            "inputs.py", "models/checkpoints.py", "retrieval/manifest.py", "retrieval/contents.py",
-            "retrieval/milvus_state.py", "experiments/ablation_run.py",
-        },
-        "yaml.safe_load": {"inputs.py", "reports/ablation_tables.py"},
-        "csv.reader": {"retrieval/feature_files.py"},
-        "ast.literal_eval": {"retrieval/filters.py"},
-        # of this package only
-        "importlib.import_module": {"__init__.py", "commands/__init__.py", "models/build.py"},
+        "scipy.io.loadmat": {"data/cuhk03.py"},
+        "PIL.Image.open": {"data/images.py"},
+        "json.loads": {"experiments/ablation.py", "gallery/manifest.py", "gallery/milvus.py", "gallery/store.py", "inputs.py", "models/checkpoints.py"},
         "subprocess.Popen": {"experiments/ablation.py"},
+        "ast.literal_eval": {"gallery/filters.py"},
+        "faiss.read_index": {"gallery/segments.py"},
+        "numpy.memmap": {"gallery/segments.py"},
+        "numpy.frombuffer": {"gallery/segments.py", "reports/explorer.py"},
+        "numpy.lib.format.read_magic": {"inference/feature_files.py"},
+        "numpy.lib.format.read_array_header_1_0": {"inference/feature_files.py"},
+        "zipfile.ZipFile": {"inference/feature_files.py", "models/weights.py"},
+        "numpy.lib.format.read_array": {"inference/feature_files.py"},
+        "csv.reader": {"inference/feature_files.py"},
+        "pyarrow.parquet.ParquetFile": {"inputs.py"},
+        "onnxruntime.InferenceSession": {"models/export.py"},
+        "torch.jit.load": {"models/export.py"},
+        "safetensors.safe_open": {"models/weights.py"},
+        "torch.load": {"models/weights.py"},
     }  # fmt: skip
     never = {
         "eval", "exec", "compile", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load",
