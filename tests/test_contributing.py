@@ -63,11 +63,14 @@ def test_example_works(
         (tmp_path / place).write_text(block.text, encoding="utf-8")
     registry = tmp_path / "rga_reid" / "attention" / "__init__.py"
     text = registry.read_text(encoding="utf-8")
-    imports, entry = "from rga_reid.attention.pam import PAM\n", '    "cbam": CBAM,\n'
-    assert imports in text
-    assert entry in text
-    text = text.replace(imports, f"from rga_reid.attention.eca import ECA\n{imports}")
-    registry.write_text(text.replace(entry, f'{entry}    "eca": ECA,\n'), encoding="utf-8")
+    last = '    "cbam": _load("cbam.CBAM"),\n'
+    assert last in text
+    line = re.search(
+        r'Add `("eca": .*,)` to `ATTENTION_MODULES`',
+        (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+    )
+    assert line
+    registry.write_text(text.replace(last, f"{last}    {line[1]}\n"), encoding="utf-8")
     (commands,) = [block for block in blocks if "max_steps" in block.text]
     printed = documented(commands, tmp_path, source=tmp_path)
     assert "6 passed" in printed
