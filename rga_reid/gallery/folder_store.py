@@ -16,6 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from rga_reid.data.images import is_ignored_file
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, size_of, sync
@@ -32,9 +35,11 @@ from rga_reid.gallery.segment_store import SegmentStore
 from rga_reid.gallery.segments import (
     VECTORS,
     NewSegment,
+    NormalizedVectors,
     Segment,
     Snapshot,
     check_size,
+    max_rows,
     read_segment,
     repack,
     write_segment,
@@ -118,7 +123,7 @@ class FolderDraft(SegmentStore):
     """A new gallery in a folder. An old one stays until ``commit``.
 
     ``append`` writes the rows as they come, without an index and without keeping them in memory; ``commit``
-    joins them to segments and builds the indexes.
+    joins them to segments and builds the indexes. ``append_features`` and ``copy_from`` write segments directly.
     """
 
     persistent = True
@@ -158,6 +163,15 @@ class FolderDraft(SegmentStore):
         self._show_parts(replace(self.metadata, dimension=part.dimension, next_id=int(rows.ids[-1]) + 1))
         if self._resumable:
             self._writer.keep_unfinished(self._snapshot)
+
+    def append_features(self, features: np.ndarray, table: pd.DataFrame) -> None:
+        index = self.metadata.index
+        step = max_rows(index, features.shape[1])
+        for start in range(0, len(features), step):
+            vectors = NormalizedVectors(features[start : start + step], start)
+            ids, part = np.arange(start, start + len(vectors)), table[start : start + step]
+            segment = self._write(NewSegment(ids, vectors, part.reset_index(drop=True), index))
+            self._snapshot = replace(self._snapshot, segments=(*self.segments, segment))
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         copied = self.segments[: len(self.segments) - len(self._parts)]

@@ -35,7 +35,6 @@ from rga_reid.gallery.validation import (
     gallery_table,
     match_rows,
     normalize_rows,
-    normalized_blocks,
     require_nonempty,
     require_present,
     require_row_each,
@@ -488,7 +487,6 @@ def save_features(
     config.check_dimension(dimension)
     store = create_store(location, config, overwrite=overwrite)
     with store.transaction():
-        for rows, vectors in normalized_blocks(features, SHARD_ROWS):
-            store.append(Rows(np.arange(rows.start, rows.stop), kept[rows].reset_index(drop=True), vectors))
+        store.append_features(features, kept)
         store.commit(Metadata(dimension, config, None, count))
     return Gallery.open(location)

@@ -23,7 +23,7 @@ from rga_reid.files import checksum, sync
 from rga_reid.gallery.index import Index, IndexConfig, Vectors
 from rga_reid.gallery.manifest import FileRecord, IndexRecord, SegmentRecord
 from rga_reid.gallery.store import DeletionRecord, Metadata, Rows, empty_table
-from rga_reid.gallery.validation import gallery_table
+from rga_reid.gallery.validation import gallery_table, normalized_blocks
 from rga_reid.inference.feature_files import read_npy_header
 from rga_reid.inputs import open_bytes, read_parquet, truncate
 
@@ -121,6 +121,24 @@ class NewSegment:
         blocks = list(self.blocks())
         vectors = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return Segment(self.ids, vectors, self.table, self.build_index(vectors))
+
+
+class NormalizedVectors(Vectors):
+    """Rows of a feature matrix, normalised when they are read.
+
+    Args:
+        features: numbers ``(n, d)``; may be a mapped file.
+        first_row: number of the first one in error messages.
+    """
+
+    def __init__(self, features: np.ndarray, first_row: int) -> None:
+        super().__init__([features])
+        self._first_row = first_row
+
+    def blocks(self, keep: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for rows, block in super().blocks(keep):
+            for part, vectors in normalized_blocks(block, self._first_row + int(rows[0])):
+                yield rows[part], vectors
 
 
 def max_rows(config: IndexConfig, dimension: int) -> int:

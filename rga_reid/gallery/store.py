@@ -22,7 +22,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, re_ranked_distances
 from rga_reid.gallery.filters import Filter
 from rga_reid.gallery.index import IndexConfig
-from rga_reid.gallery.validation import gallery_table, is_normalized, non_finite_error
+from rga_reid.gallery.validation import gallery_table, is_normalized, non_finite_error, normalized_blocks
 from rga_reid.models.checkpoints import ModelFingerprint
 
 METRIC = "cosine"  #: inner product of unit rows
@@ -274,6 +274,19 @@ class VectorStore(Protocol):
         """Append all rows of another store, with their ids."""
         for rows in source.rows(vectors=True):
             self.append(rows)
+
+    def append_features(self, features: np.ndarray, table: pd.DataFrame) -> None:
+        """Normalise all rows of an empty store, and append them.
+
+        Args:
+            features: numbers ``(n, d)``; may be a mapped file that does not fit in memory.
+            table: n rows ``path, pid, camid``, numbered from 0.
+
+        Raises:
+            InputError: a row that cannot be normalised.
+        """
+        for rows, vectors in normalized_blocks(features):
+            self.append(Rows(np.arange(rows.start, rows.stop), table[rows].reset_index(drop=True), vectors))
 
     def compact(self) -> None:
         """Tidy up what many changes left, where that makes searches faster."""

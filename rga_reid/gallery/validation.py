@@ -84,15 +84,15 @@ def is_normalized(vectors: np.ndarray) -> np.ndarray:
     return np.abs(np.sqrt((exact * exact).sum(axis=1)) - 1) < 1e-5
 
 
-def normalized_blocks(features: np.ndarray, size: int = _BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
-    """Normalise a large matrix, which may be a mapped file, block by block.
+def normalized_blocks(features: np.ndarray, first_row: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
+    """Normalise a large matrix, which may be a mapped file, block by block; for ``first_row`` see ``normalize_rows``.
 
     Yields:
         The rows of a block and what ``normalize_rows`` returns for them.
     """
-    for start in range(0, len(features), size):
-        rows = slice(start, min(start + size, len(features)))
-        yield rows, normalize_rows(features[rows], first_row=start)
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, min(start + _BLOCK, len(features)))
+        yield rows, normalize_rows(features[rows], first_row=first_row + start)
 
 
 def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
