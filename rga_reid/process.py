@@ -103,7 +103,8 @@ def hold_lock(path: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[No
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=wait, thread_local=False)
+    # a soft lock, the file itself, would outlive a process that is killed
+    lock = FileLock(path, timeout=wait, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
