@@ -207,18 +207,11 @@ class FolderCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, which Lightning would drop if the folder has been moved."""
-        folder = os.fspath(self.dirpath or "")
-
-        def moved(path: str) -> str:
-            return os.path.join(folder, os.path.basename(path)) if path else path
-
-        state = {**state_dict, "dirpath": self.dirpath}
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[name] = moved(state.get(name, ""))
-        models = state.get("best_k_models", {})
-        state["best_k_models"] = {moved(path): score for path, score in models.items()}
-        if os.path.isfile(state["best_model_path"]):  # a score without its weights does not count
-            super().load_state_dict(state)
+        score, file = state_dict["best_model_score"], os.path.join(str(self.dirpath), f"{self.filename}.ckpt")
+        if score is not None and os.path.isfile(file):  # a score without its weights does not count
+            self.best_model_path = self.kth_best_model_path = file
+            self.best_model_score = self.kth_value = score
+            self.best_k_models = {file: score}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -123,7 +123,10 @@ class ReIDData(pl.LightningDataModule):
         }
         IdentitySampler(self.train_table.pid.to_numpy(), **self.batch)  # raises if identities are too few
         if val_fraction and not _can_be_ranked(self.val_table):
-            raise InputError(f"data.val_fraction: {self._why_not_ranked()}")
+            raise InputError(
+                f"data.val_fraction: none of the {self.val_table.pid.nunique()} validation identities has "
+                "images from two cameras, or two images of unknown camera; use more of them, or 0"
+            )
 
     @property
     def classes(self) -> int:
@@ -216,17 +219,6 @@ class ReIDData(pl.LightningDataModule):
         rows = [(rank + number * world_size) % len(self.val_table) for number in range(count)]
         batches = [rows[start : start + _VAL_BATCH] for start in range(0, len(rows), _VAL_BATCH)]
         return DataLoader(self.val_images, batch_size=None, sampler=batches, num_workers=0)
-
-    def _why_not_ranked(self) -> str:
-        """Explain why no validation query has a match, and what helps."""
-        if _can_be_ranked(self.table):
-            return f"none of the {self.val_table.pid.nunique()} validation identities has {_MATCH}; use more"
-        cameras = self.table.camid.dropna().unique()
-        found = f"all images are from camera {cameras[0]}" if len(cameras) == 1 else "no identity has them"
-        return f"validation needs {_MATCH}, but {found}; use 0, or remove the cameras from the table"
-
-
-_MATCH = "images from two cameras, or two images of unknown camera"
 
 
 def _can_be_ranked(table: pd.DataFrame) -> bool:

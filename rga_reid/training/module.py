@@ -185,8 +185,7 @@ class ReIDModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         epochs, first = self._epochs(), max(self.resolutions)
-        trial = getattr(self.trainer, "fast_dev_run", False)
-        if epochs <= first and self.trainer.is_global_zero and not trial:
+        if epochs <= first and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             height, width = self.model.size
             print(
                 f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin with "

@@ -33,7 +33,7 @@ class WarmupStep(Schedule):
         gamma: factor at each milestone.
 
     Raises:
-        InputError: numbers that are not finite, or milestones that are not in order.
+        InputError: milestones are not in order.
     """
 
     warmup_epochs: int = 20
@@ -42,8 +42,6 @@ class WarmupStep(Schedule):
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(value) for value in (self.warmup_epochs, self.start, self.gamma)):
-            raise InputError(f"schedule: expected finite numbers, got {self}")
         if list(self.milestones) != sorted(self.milestones):
             raise InputError(f"milestones: expected epochs in increasing order, got {list(self.milestones)}")
 
@@ -64,7 +62,7 @@ class OneCycle(Schedule):
         end: factor after the last step.
 
     Raises:
-        InputError: ``rise`` is not between 0 and 1, or numbers are not finite.
+        InputError: ``rise`` is not between 0 and 1.
     """
 
     rise: float = 0.15
@@ -72,8 +70,6 @@ class OneCycle(Schedule):
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.start) and math.isfinite(self.end)):
-            raise InputError(f"schedule: expected finite numbers, got {self}")
         if not 0 < self.rise < 1:
             raise InputError(f"rise: expected a fraction between 0 and 1, got {self.rise}")
 

@@ -65,8 +65,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("rerank", [False, True])
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("flip", "rerank"), [(True, False), (False, True)])
 def test_metrics_are_those_of_the_definitions(
     crowd: Path, tiny_checkpoint: Path, tmp_path: Path, flip: bool, rerank: bool
 ) -> None:

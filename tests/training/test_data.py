@@ -44,11 +44,11 @@ def test_validation_that_cannot_find_anything(tiny_market: Path, tmp_path: Path)
         table = write_table(tmp_path / "table.csv", images, [cameras[n % len(cameras)] for n in range(48)])
         assert len(ReIDData(table, val_fraction=0.5, **BATCH).val_table) == 24
     table = write_table(tmp_path / "table.csv", images, ["7"] * 48)
-    with pytest.raises(InputError, match=r"data\.val_fraction: .*camera 7; use 0"):
+    with pytest.raises(InputError, match=r"data\.val_fraction: none of the 4 "):
         ReIDData(table, val_fraction=0.5, **BATCH)
     # one identity has two cameras, but is not held out
     table = write_table(tmp_path / "table.csv", images, [str(1 + (n == 0)) for n in range(48)])
-    with pytest.raises(InputError, match=r"data\.val_fraction: none of the 2 .*use more"):
+    with pytest.raises(InputError, match=r"data\.val_fraction: none of the 2 "):
         for seed in range(9):
             ReIDData(table, val_fraction=0.25, val_seed=seed, **BATCH)
 

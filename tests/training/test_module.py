@@ -102,8 +102,7 @@ def test_fused_optimizers_do_not_clip_scaled_gradients(
         assert trained.configure_optimizers()["lr_scheduler"]["interval"] == "step"
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize(("precision", "algorithm"), [("32-true", "value"), ("bf16-mixed", "norm")])
 def test_gradients_are_clipped_for_fused_optimizers(
     small_run: Callable[..., list[str]], tmp_path: Path, precision: str, algorithm: str
 ) -> None:

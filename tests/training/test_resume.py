@@ -54,22 +54,22 @@ def state(checkpoint: Path) -> dict[str, Any]:
     return {**numbers_of(checkpoint), **steps, "scores": scores}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulated", "places"),
     [
-        (1, [["batch", 4]]),
-        pytest.param(
+        (
             1,
             [
+                ["batch", 4],
                 ["batch", STEPS + 1],  # the first after an epoch
                 ["batch", 2 * STEPS],  # the last of an epoch
                 ["validation", 2],  # at the end of the run
                 ["saving", 3],
                 ["saving", 7],
             ],
-            marks=pytest.mark.slow,
         ),
-        pytest.param(2, [["batch", 6], ["batch", STEPS]], marks=pytest.mark.slow),
+        (2, [["batch", 6], ["batch", STEPS]]),
     ],
 )
 def test_killed_runs(small_run: Words, tmp_path: Path, accumulated: int, places: list[Any]) -> None:
@@ -87,31 +87,33 @@ def test_killed_runs(small_run: Words, tmp_path: Path, accumulated: int, places:
         assert {path.name for path in folder.glob("[!.]*.ckpt")} == {"last.ckpt", "best.ckpt"}
 
 
-@pytest.mark.parametrize("limit", [1.0, 2])
+@pytest.mark.parametrize(
+    ("limit", "place"),
+    [(1.0, (1, 5)), (2, (1, 0))],  # epoch and batch, counted from 0
+)
 def test_interrupted_run(
-    small_run: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | float
+    small_run: Words,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int | float,
+    place: tuple[int, int],
 ) -> None:
     changes = CHANGES | {"trainer": CHANGES["trainer"] | {"limit_train_batches": limit}}
-    assert main(small_run(name="whole", **changes)) == 0
+    options = ["--seed", "3", "--save-every", "2"]
+    assert main(small_run(*options, name="whole", **changes)) == 0
     step = ReIDModule.training_step
 
-    def interrupted(self: ReIDModule, *arguments: Any) -> torch.Tensor:
-        if self.current_epoch == 1:
+    def interrupted(self: ReIDModule, batch: Any, batch_index: int) -> torch.Tensor:
+        if (self.current_epoch, batch_index) == place:
             raise KeyboardInterrupt
-        return step(self, *arguments)
+        return step(self, batch, batch_index)
 
-    words = small_run(name="parts", **changes)
+    words = small_run(*options, name="parts", **changes)
     with monkeypatch.context() as patch:
         patch.setattr(ReIDModule, "training_step", interrupted)
         assert main(words) == 130
     assert main([*words, "--resume"]) == 0
     assert_equal(state(tmp_path / "whole" / "last.ckpt"), state(tmp_path / "parts" / "last.ckpt"))
-
-
-def test_same_seed_gives_the_same_run(small_run: Words, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert main(small_run("--seed", "3", name=name, **CHANGES)) == 0
-    assert_equal(state(tmp_path / "one" / "last.ckpt"), state(tmp_path / "two" / "last.ckpt"))
 
 
 def test_best_score_is_kept_when_the_folder_moves(small_run: Words, tmp_path: Path) -> None:
