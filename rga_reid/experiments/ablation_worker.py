@@ -17,7 +17,7 @@ from rga_reid.devices import choose_device
 from rga_reid.experiments import ablation
 from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
 from rga_reid.files import write_json, write_table
-from rga_reid.inputs import is_number, read_json
+from rga_reid.inputs import read_json
 from rga_reid.models import FlipTTA, load_model
 from rga_reid.models.analysis import total_costs
 from rga_reid.models.weights import read_torch
@@ -56,12 +56,9 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
 
 def read_training_seconds(checkpoint: dict[str, Any]) -> float | None:
     """Return the training time without interruptions, which Lightning's Timer saves; None without one."""
-    callbacks = checkpoint.get("callbacks")
-    for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
-        if str(name).startswith("Timer"):
-            elapsed = state.get("time_elapsed") if isinstance(state, dict) else None
-            seconds = elapsed.get("train") if isinstance(elapsed, dict) else None
-            return float(seconds) if is_number(seconds) and seconds >= 0 else None
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith("Timer"):
+            return float(state["time_elapsed"]["train"])
     return None
 
 
