@@ -57,7 +57,7 @@ def cached_images(
         raise InputError(f"{file.parent}: a link, expected a folder for the image cache, or nothing")
     found = _open(file, fingerprint, len(paths))
     if found is not None:
-        return found if where == "file" else _in_memory(found)
+        return np.array(found) if where == "memory" and fits_in_memory(found.nbytes) else found
     size = _common_size(paths, size)
     if where == "memory" and fits_in_memory(len(paths) * 3 * size[0] * size[1]):
         return decode(paths, size)
@@ -84,12 +84,10 @@ def fits_in_memory(size: int) -> bool:
     free = free_memory()
     if size <= (1 - SPARE) * free:
         return True
-    _log.warning(
-        "decoded images take %.1f GiB and %.1f GiB of memory are free: using a memory-mapped file beside the "
-        "data instead",
-        size / 2**30,
-        free / 2**30,
+    message = (
+        "decoded images take %.1f GiB and %.1f GiB of memory are free: using a memory-mapped file instead"
     )
+    _log.warning(message, size / 2**30, free / 2**30)
     return False
 
 
@@ -100,10 +98,6 @@ def _change(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
-
-
-def _in_memory(mapped: np.ndarray) -> np.ndarray:
-    return np.array(mapped) if fits_in_memory(mapped.nbytes) else mapped
 
 
 def _open(file: Path, fingerprint: str, count: int) -> np.ndarray | None:

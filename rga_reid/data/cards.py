@@ -10,9 +10,10 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NoReturn
 
+from rga_reid.data.records import is_inside
 from rga_reid.errors import InputError, did_you_mean, short_repr
 from rga_reid.inputs import read_yaml, truncate
 from rga_reid.resources import find_resource
@@ -115,8 +116,7 @@ class Card:
             if not source.folder:
                 self._refuse(f"{key}.folder", "expected at least one folder name")
             for part in (*source.folder, *([source.list] if source.list is not None else [])):
-                path = PurePosixPath(part)
-                if path.is_absolute() or ".." in path.parts or not part:
+                if not is_inside(part):
                     self._refuse(key, f"expected a path within the data set's root, got {part!r}")
             listed = self.layout in ("lists", "cuhk03")
             if (source.list is None) == listed:
@@ -155,7 +155,7 @@ def load_card(card: str | os.PathLike[str] | Card) -> Card:
 
 
 def _build(cls: Any, value: Any, card: str, key: str) -> Any:
-    """Return a dataclass from a YAML mapping, its values converted by ``_CONVERTERS``."""
+    """Return a dataclass from a YAML mapping; ``card`` and ``key`` say where the mapping is."""
     if not isinstance(value, Mapping):
         raise InputError(f"{card}: {key or 'the file'}: expected keys and values, got {short_repr(value)}")
     known = {item.name: item for item in fields(cls)}
@@ -167,81 +167,49 @@ def _build(cls: Any, value: Any, card: str, key: str) -> Any:
     for name, item in known.items():
         if name not in value and item.default is MISSING:
             raise InputError(f"{card}: {prefix}{name}: this key is missing")
-    converted = {}
-    for name, item in value.items():
-        expected, convert = _CONVERTERS[name]
-        try:
-            converted[name] = convert(item, card, f"{prefix}{name}")
-        except TypeError:
-            raise InputError(f"{card}: {prefix}{name}: expected {expected}, got {short_repr(item)}") from None
-    return cls(**converted)
+    return cls(**{name: _convert(name, item, card, f"{prefix}{name}") for name, item in value.items()})
 
 
-def _text(value: Any, *_: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TypeError
-    return value.strip()
+def _convert(name: str, value: Any, card: str, key: str) -> Any:
+    """Return the value of a key as the dataclasses above hold it."""
+    if name == "folder" and isinstance(value, str):
+        value = [value]
+    expected, is_valid = _EXPECTED[name]
+    if not is_valid(value):
+        raise InputError(f"{card}: {key}: expected {expected}, got {short_repr(value)}")
+    if name == "splits":
+        return {
+            str(split): _build(Split, item, card, f"{key}.{truncate(split, 80)}")
+            for split, item in value.items()
+        }
+    if name == "sources":
+        return tuple(_build(Source, item, card, f"{key}[{number}]") for number, item in enumerate(value))
+    if isinstance(value, str):
+        return value.strip()
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _flag(value: Any, *_: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError
-    return value
+def _is_integer(value: Any) -> bool:
+    return type(value) is int  # not a bool
 
 
-def _number(value: Any, *_: str) -> int:
-    return _integer(value)
+def _is_list(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_item, value))
 
 
-def _count(value: Any, *_: str) -> int:
-    if _integer(value) < 0:
-        raise TypeError
-    return _integer(value)
-
-
-def _integers(value: Any, *_: str) -> tuple[int, ...]:
-    return tuple(_integer(item) for item in _items(value))
-
-
-def _names(value: Any, *_: str) -> tuple[str, ...]:
-    return tuple(_text(item) for item in ([value] if isinstance(value, str) else _items(value)))
-
-
-def _sources(value: Any, card: str, key: str) -> tuple[Source, ...]:
-    items = _items(value)
-    return tuple(_build(Source, item, card, f"{key}[{number}]") for number, item in enumerate(items))
-
-
-def _splits(value: Any, card: str, key: str) -> dict[str, Split]:
-    if not isinstance(value, Mapping):
-        raise TypeError
-    return {
-        str(name): _build(Split, item, card, f"{key}.{truncate(name, 80)}") for name, item in value.items()
-    }
-
-
-def _items(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError
-    return value
-
-
-_TEXT = ("a text", _text)
-_COUNT = ("a count (a whole number, not negative)", _count)
-_CONVERTERS: dict[str, tuple[str, Callable[[Any, str, str], Any]]] = {
+_TEXT = ("a text", _is_text)
+_COUNT = ("a count (a whole number, not negative)", lambda value: _is_integer(value) and value >= 0)
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("name", "title", "layout", "pattern", "citation", "url", "terms", "list"), _TEXT),
     **dict.fromkeys(("images", "identities", "junk", "distractors", "cameras"), _COUNT),
-    "pid": ("a whole number", _number),
-    "junk_pids": ("a list of whole numbers", _integers),
-    "distractor_pids": ("a list of whole numbers", _integers),
-    "optional": ("true or false", _flag),
-    "folder": ("a folder name, or a list of them", _names),
-    "sources": ("a list of sources", _sources),
-    "splits": ("keys and values", _splits),
+    **dict.fromkeys(("junk_pids", "distractor_pids"), ("a list of whole numbers", _is_list(_is_integer))),
+    "pid": ("a whole number", _is_integer),
+    "optional": ("true or false", lambda value: isinstance(value, bool)),
+    "folder": ("a folder name, or a list of them", _is_list(_is_text)),
+    "sources": ("a list of sources", lambda value: isinstance(value, list)),
+    "splits": ("keys and values", lambda value: isinstance(value, Mapping)),
 }

@@ -11,13 +11,7 @@ import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
-from rga_reid.data.images import (
-    ImageError,
-    describe_skipped,
-    display_path,
-    map_in_threads,
-    read_image,
-)
+from rga_reid.data.images import ImageError, describe_skipped, display_path, map_in_threads, read_image
 from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
 from rga_reid.data.records import Problem
 
@@ -129,7 +123,13 @@ def check_data(
     if {"query", "gallery"} <= counts.keys() and not matched:
         other = "another gallery image" if table.camid.isna().all() else "a gallery image from another camera"
         problems.append(Problem("match", name, f"no query has {other} of the same identity"))
-    problems += _wrong_counts(name, counts, expected)
+    for split, numbers in expected.items():
+        found = asdict(counts.get(split, Counts(0, 0, 0, 0)))
+        problems += [
+            Problem("count", name, f"{split}: {found[key]:,} {key}, expected {number:,}")
+            for key, number in numbers.items()
+            if found[key] != number
+        ]
     if card and card.cameras not in (None, table.camid.nunique()):
         problems.append(Problem("count", name, f"{table.camid.nunique()} cameras, expected {card.cameras}"))
     return DataReport(
@@ -171,22 +171,12 @@ def _matched_queries(people: pd.DataFrame) -> int:
 
 def _expected_counts(card: Card) -> dict[str, dict[str, int]]:
     keys = ("images", "identities", "junk", "distractors")
-    expected = {
-        name: {key: getattr(split, key) for key in keys if getattr(split, key) is not None}
-        for name, split in card.splits.items()
-    }
-    return {name: values for name, values in expected.items() if values}
-
-
-def _wrong_counts(root: str, counts: dict[str, Counts], expected: dict[str, dict[str, int]]) -> list[Problem]:
-    problems = []
-    for split, numbers in expected.items():
-        found = counts.get(split, Counts(0, 0, 0, 0))
-        for key, number in numbers.items():
-            if getattr(found, key) != number:
-                detail = f"{split}: {getattr(found, key):,} {key}, expected {number:,}"
-                problems.append(Problem("count", root, detail))
-    return problems
+    expected = {}
+    for name, split in card.splits.items():
+        values = {key: getattr(split, key) for key in keys if getattr(split, key) is not None}
+        if values:
+            expected[name] = values
+    return expected
 
 
 def _inspect_images(
@@ -196,7 +186,7 @@ def _inspect_images(
 
     def inspect(path: str) -> tuple[int, int] | Problem | None:
         try:
-            if fast and _has_content(path):
+            if fast and os.path.isfile(path) and os.path.getsize(path):
                 return None
             image = read_image(path)
         except ImageError as error:
@@ -206,10 +196,3 @@ def _inspect_images(
     found = list(map_in_threads(inspect, paths, threads, "decoding"))
     sizes = Counter(value for value in found if isinstance(value, tuple))
     return sizes, [value for value in found if isinstance(value, Problem)]
-
-
-def _has_content(path: str) -> bool:
-    try:
-        return os.path.getsize(path) > 0
-    except OSError:  # a broken link: ``read_image`` reports it
-        return False

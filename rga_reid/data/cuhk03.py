@@ -103,21 +103,17 @@ def unpack(root: Path, kind: str) -> Path:
         try:
             # one thread: HDF5 reads one thing at a time
             written = sum(map_in_threads(write, list(_iter_cells(archive, kind)), 1, f"unpacking {kind}"))
-        except OSError as error:
-            if error.errno is not None:  # the disk
-                raise
-            raise _unexpected(files[0], kind, error) from None
         except Exception as error:  # h5py and Pillow raise many types for other contents
-            raise _unexpected(files[0], kind, error) from None
+            if isinstance(error, OSError) and error.errno is not None:  # the disk
+                raise
+            raise InputError(
+                f"{files[0]}: {kind!r} is not the cells of cells of CUHK03 ({truncate(error)})"
+            ) from None
         if not written:
             raise InputError(f"{files[0]}: no images in {kind!r}")
         if folder.is_dir():  # unpacked by another process of the same training, which reads it already
             raise _AlreadyUnpacked
     return folder
-
-
-def _unexpected(file: Path, kind: str, error: Exception) -> InputError:
-    return InputError(f"{file}: {kind!r} is not the cells of cells of CUHK03 ({truncate(error)})")
 
 
 def _iter_cells(archive: Any, kind: str) -> Iterator[tuple[str, Any]]:

@@ -365,22 +365,19 @@ def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int, what: str
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of ``items``; the first error, or Ctrl-C, cancels the rest."""
+    waiting: deque[Future[Result]] = deque()
+
+    def run() -> Iterator[Result]:
+        """Do as ``pool.map``, which would submit all items at once."""
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > _QUEUED * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
     with ThreadPoolExecutor(threads) as pool:
         try:
-            results = _in_order(pool, function, items, _QUEUED * threads)
-            yield from results if len(items) < _MIN_TRACKED else track(results, what, len(items))
+            yield from run() if len(items) < _MIN_TRACKED else track(run(), what, len(items))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # the block waits for running items
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Do as ``pool.map``, which would submit all items at once."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

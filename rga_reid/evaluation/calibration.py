@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Calibration:
     """Error rates of thresholds on measured pairs. Rates are fractions, not percent."""
 
     genuine: SortedScores  #: scores of pairs of one person
-    impostor: ScoreCounts  #: scores of pairs of two people
+    impostor: SortedScores | CosineCounts  #: scores of pairs of two people
 
     def threshold(self, false_match_rate: float) -> float:
         """Return the smallest threshold whose measured false-match rate is at most the wanted one.
@@ -133,12 +133,10 @@ def calibrate(genuine_scores: Any, impostor_scores: Any) -> Calibration:
         >>> threshold > 0.3, calibration.false_non_match_rate(threshold)
         (True, 0.25)
     """
-    impostor: ScoreCounts
+    genuine = SortedScores(_score_list(genuine_scores, "genuine_scores"))
     if isinstance(impostor_scores, CosineCounts):
-        impostor = impostor_scores
-    else:
-        impostor = SortedScores(_score_list(impostor_scores, "impostor_scores"))
-    return Calibration(SortedScores(_score_list(genuine_scores, "genuine_scores")), impostor)
+        return Calibration(genuine, impostor_scores)
+    return Calibration(genuine, SortedScores(_score_list(impostor_scores, "impostor_scores")))
 
 
 def _score_list(values: Any, name: str) -> np.ndarray:
@@ -282,24 +280,6 @@ _NORMAL = float(np.finfo(np.float64).smallest_normal)
 _HALF = 2**20  # a cell is 2 / _HALF wide
 
 
-class ScoreCounts(Protocol):
-    """Scores in a form that a calibration can count."""
-
-    @property
-    def total(self) -> int:
-        """Number of scores."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """A lower and an upper bound of all scores."""
-
-    def at_least(self, thresholds: np.ndarray | float) -> np.ndarray:
-        """Return the number of scores that reach each threshold."""
-
-    def threshold(self, allowed: int) -> float:
-        """Return the smallest threshold that at most ``allowed`` scores reach, fewer than all."""
-
-
 class SortedScores:
     """Sorted scores, which give thresholds of the precision of float64.
 
@@ -313,23 +293,27 @@ class SortedScores:
 
     @property
     def total(self) -> int:
+        """Number of scores."""
         return len(self.values)
 
     @property
     def bounds(self) -> tuple[float, float]:
+        """A lower and an upper bound of all scores."""
         return float(self.values[0]), float(self.values[-1])
 
     def at_least(self, thresholds: np.ndarray | float) -> np.ndarray:
+        """Return the number of scores that reach each threshold."""
         return self.total - np.searchsorted(self.values, thresholds, side="left")
 
     def threshold(self, allowed: int) -> float:
+        """Return the smallest threshold that at most ``allowed`` scores reach, fewer than all."""
         above = float(np.nextafter(self.values[self.total - 1 - allowed], np.inf))
         # a thread that flushes subnormal numbers to zero would treat 5e-324 as 0, which is to be excluded
         return above if abs(above) >= _NORMAL else _NORMAL
 
 
 class CosineCounts:
-    """Counts of cosines in cells of width 2⁻¹⁹ (0.0000019) around the multiples of 2⁻¹⁹, from −1 to 1.
+    """Counts of cosines, used as ``SortedScores``, in cells around the multiples of 2⁻¹⁹, from −1 to 1.
 
     The cell of a score is exact, so the count at an edge of the grid is exact, and thresholds are such edges.
     A threshold within a cell counts all of the cell, so a number of false matches is never understated. Edges

@@ -207,10 +207,7 @@ def distance_matrix(values: Any) -> np.ndarray:
         largest = np.finfo(matrix.dtype).max / 4
         blocks = (matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS))
         wrong = np.concatenate([~(np.abs(block) <= largest).all(axis=1) for block in blocks])
-        infinite = wrong.copy()
-        infinite[wrong] = ~np.isfinite(matrix[wrong]).all(axis=1)
-        reject_rows(infinite, "distances", "NaN or infinity")
-        reject_rows(wrong, "distances", f"a number beyond {largest:.3g}")
+        reject_rows(wrong, "distances", f"NaN, infinity or a number beyond {largest:.3g}")
     return matrix
 
 
@@ -342,10 +339,6 @@ class StackedRows:
         """Return a new array ``(n, d)``, also for a single row."""
         numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.atleast_1d(rows)
         upper = numbers < len(self._first)
-        if upper.all():
-            return self._first[numbers]
-        if not upper.any():
-            return self._second[self._selected[numbers - len(self._first)]]
         found = np.empty((len(numbers), self.shape[1]), np.result_type(self._first, self._second))
         found[upper] = self._first[numbers[upper]]
         found[~upper] = self._second[self._selected[numbers[~upper] - len(self._first)]]

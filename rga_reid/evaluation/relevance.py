@@ -127,15 +127,9 @@ class Relevance:
                 f"query_pids, gallery_pids: identities do not overlap: none of the {len(wanted)} of the "
                 f"queries is among the {len(offered)} of the gallery"
             )
-        cameras = np.union1d(self._query_camids, self._gallery_camids)
-        if (cameras >= 0).sum() == 1:
-            return InputError(
-                "query_camids, gallery_camids: there is one camera only, and items of the query's identity "
-                "and camera are removed; leave the camera ids out to rank without them"
-            )
         return InputError(
-            "no query has a correct match left: each item of its identity is from the query's own camera, or "
-            "the query's own file"
+            "query_camids, gallery_camids: no query has a correct match left: each item of its identity is "
+            "from the query's own camera, or its own file; leave the cameras out to rank without them"
         )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from rga_reid.evaluation.features import FeatureRows, row_norms, to_float32
 BLOCK_SIZE = 1024
 _SLICE = 2048  # columns summed at a time
 _MANY = 2**18  # pairs for which a search for equal rows pays off
+_HASHED = 64  # rows hashed at a time
 _TEMPORARY = 2**18  # float64 numbers of each side held at a time for exact scores
 _TILE = 2**19  # scores of a tile
 _PRODUCT = 2**20  # scores computed at a time: products of fewer rows do not reach full speed
@@ -322,11 +324,19 @@ def _over_pairs(
 def _first_twins(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
     """Replace each row number by that of the first row, among those given, with the same content."""
     distinct, place = np.unique(rows, return_inverse=True)
-    first: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(features[row].tobytes(), digest_size=16).digest() for row in distinct)
-    return np.array([first.setdefault(digest, row) for digest, row in zip(digests, distinct, strict=True)])[
-        place
+    group = group_equal_rows(features, distinct)
+    first = np.unique(group, return_index=True)[1]
+    return distinct[first[group]][place]
+
+
+def group_equal_rows(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
+    """Return for each row the number of its group of rows of equal content, in order of appearance."""
+    digests = [
+        hashlib.blake2b(row, digest_size=16).digest()
+        for start in range(0, len(rows), _HASHED)
+        for row in to_float32(features, rows[start : start + _HASHED])
     ]
+    return pd.factorize(np.array(digests, dtype=object))[0]
 
 
 @contextmanager

@@ -5,22 +5,21 @@ Approximate scores, from fast float32 products with a known error, select candid
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from rga_reid.evaluation.features import FeatureRows, expand_ranges, to_float32
+from rga_reid.evaluation.features import FeatureRows, expand_ranges
 from rga_reid.evaluation.similarity import (
     CosineScores,
     EuclideanScores,
     Scores,
     above_threshold,
+    group_equal_rows,
     use_full_precision,
 )
 
@@ -146,7 +145,6 @@ class TopK:
         self._threshold[rows] = np.maximum(self._threshold[rows], lowered)
 
 
-_HASHED = 64  # rows hashed at a time
 _MAX_UNDECIDED = 1e-3  # largest error, relative to the largest difference of scores, for float32 products
 _MAX_SIDE = 2048  # rows of a tile: with more, more of the product on the diagonal is computed twice
 
@@ -256,13 +254,8 @@ class _EqualRows:
     """
 
     def __init__(self, features: FeatureRows) -> None:
-        digests = [
-            hashlib.blake2b(row, digest_size=16).digest()
-            for start in range(0, len(features), _HASHED)
-            for row in to_float32(features, slice(start, start + _HASHED))
-        ]
         #: (n,): number of each row's group; groups are numbered in the order of their first rows
-        self.group = pd.factorize(np.array(digests, dtype=object))[0]
+        self.group = group_equal_rows(features, np.arange(len(features)))
         self._order = np.argsort(self.group, kind="stable")
         self._size = np.bincount(self.group)
         self._start = np.cumsum(self._size) - self._size
