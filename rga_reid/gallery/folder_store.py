@@ -8,7 +8,6 @@ what they have open stays readable.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -112,10 +111,7 @@ class FolderStore(SegmentStore):
     def size_on_disk(self) -> int | None:
         return size_of(self._folder)
 
-    def _write(self, segment: NewSegment) -> Segment:
-        return self._writer.write(segment)
-
-    def _copy(self, segment: Segment) -> Segment:
+    def _write(self, segment: Segment | NewSegment) -> Segment:
         return self._writer.write(segment)
 
 
@@ -185,10 +181,7 @@ class FolderDraft(SegmentStore):
     def deletion_log(self) -> tuple[DeletionRecord, ...]:
         return self._writer.deletions
 
-    def _write(self, segment: NewSegment) -> Segment:
-        return self._writer.write(segment, mapped=True)
-
-    def _copy(self, segment: Segment) -> Segment:
+    def _write(self, segment: Segment | NewSegment) -> Segment:
         return self._writer.write(segment)
 
     def _restore(self) -> None:
@@ -206,37 +199,21 @@ class FolderDraft(SegmentStore):
         self._snapshot = Snapshot(metadata, tuple(self._parts))
 
     def _require_replaceable(self) -> None:
-        require_replaceable(self._folder, overwrite=self._overwrite, resume=self._resume)
-
-
-def require_replaceable(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Check, before any work is done, that a gallery may be saved in a folder.
-
-    Args:
-        folder: folder for the gallery.
-        overwrite: a gallery may be there.
-        resume: an unfinished build may be there.
-
-    Raises:
-        InputError: the folder contains something else.
-    """
-    with _disk_errors(folder):
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        inner = sorted(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else []
-    foreign = [name for name in names if not _OWN_FILES.fullmatch(name) and not is_ignored_file(name)]
-    foreign += [
-        f"{SEGMENTS}/{name}"
-        for name in inner
-        if not SEGMENT_NAME.fullmatch(name) and not is_ignored_file(name)
-    ]
-    require_finished(folder, UNFINISHED in names, overwrite=overwrite, resume=resume)
-    if names and not foreign and MANIFEST not in names:
-        return  # no gallery, only files of a killed writer
-    require_new(folder, overwrite=overwrite or (UNFINISHED in names and resume))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: not replaced: expected a gallery, found a file")
-    if foreign:
-        raise InputError(f"{folder}: not replaced: {foreign[0]!r} in it is not part of a gallery")
+        """Check that the folder contains nothing but what may be replaced, or continued."""
+        folder, resume = self._folder, self._resume
+        with _disk_errors(folder):
+            found, own = _list_files(folder), _own_files(folder)
+        unfinished = folder / UNFINISHED in own
+        foreign = [path for path in found if path not in own and not is_ignored_file(path.name)]
+        require_finished(folder, unfinished, overwrite=self._overwrite, resume=resume)
+        if found and not foreign and folder / MANIFEST not in own:
+            return  # no gallery, only files of a killed writer
+        require_new(folder, overwrite=self._overwrite or (unfinished and resume))
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: not replaced: expected a gallery, found a file")
+        if foreign:
+            name = str(foreign[0].relative_to(folder))
+            raise InputError(f"{folder}: not replaced: {name!r} in it is not part of a gallery")
 
 
 def read_gallery(folder: Path) -> Snapshot:
@@ -398,9 +375,16 @@ def orphaned_files(folder: Path, old: Collection[Path] = ()) -> list[Path]:
 
 def _own_files(folder: Path) -> list[Path]:
     """Return what is in a gallery folder under the names that galleries use."""
-    inner = (folder / SEGMENTS).iterdir() if (folder / SEGMENTS).is_dir() else ()
-    found = [path for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name)]
-    return found + [path for path in inner if SEGMENT_NAME.fullmatch(path.name)]
+    return [
+        path
+        for path in _list_files(folder)
+        if (_OWN_FILES if path.parent == folder else SEGMENT_NAME).fullmatch(path.name)
+    ]
+
+
+def _list_files(folder: Path) -> list[Path]:
+    places = [place for place in (folder, folder / SEGMENTS) if place.is_dir()]
+    return [path for place in places for path in sorted(place.iterdir())]
 
 
 def check_folder(folder: Path, progress: Progress = ignore_progress) -> int:

@@ -36,7 +36,6 @@ from rga_reid.gallery.validation import (
     match_rows,
     normalize_rows,
     require_nonempty,
-    require_present,
     require_row_each,
 )
 from rga_reid.models.checkpoints import ModelFingerprint
@@ -190,10 +189,11 @@ class Gallery:
         with self._store.transaction():
             found = []
             for column, wanted in (("pid", list(map(int, persons))), ("path", files)):
-                if wanted:
-                    rows = self._store.find(column, wanted)
-                    require_present(column, wanted, rows[column].dropna())
-                    found.append(rows)
+                found.append(self._store.find(column, wanted))
+                known = set(found[-1][column].dropna())
+                missing = [value for value in wanted if value not in known]
+                if missing:
+                    raise InputError(f"{column} {missing[0]}: not in the gallery; nothing was removed")
             gone = pd.concat(found, ignore_index=True).drop_duplicates("id").sort_values("id")
             result = self._store.delete(gone["id"].to_numpy(np.int64))
             self._store.commit(self._store.metadata, deletion_records(gone["pid"]))

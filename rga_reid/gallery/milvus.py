@@ -65,13 +65,6 @@ class State:
     generation: int
     metadata: Metadata
 
-    def is_like(self, other: State) -> bool:
-        """Return whether features of one model fit both."""
-        return (
-            is_same_model(self.metadata.model, other.metadata.model)
-            and self.metadata.dimension == other.metadata.dimension
-        )
-
     def to_text(self) -> str:
         """Return the state as JSON."""
         metadata = self.metadata
@@ -310,7 +303,9 @@ class MilvusStore(VectorStore):
             raise InputError(f"{self.location}: the gallery is gone")
         state = State.from_text(notes[CURRENT], self._server.location)
         if state.generation != self._state.generation:
-            if not state.is_like(self._state):  # queries of the old model would find nonsense
+            old, new = self.metadata, state.metadata
+            # queries of another model would find nonsense
+            if new.dimension != old.dimension or not is_same_model(new.model, old.model):
                 raise InputError(
                     f"{self.location}: replaced, since it was opened, by a gallery of another model"
                 )

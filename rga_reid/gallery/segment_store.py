@@ -86,7 +86,7 @@ class SegmentStore(VectorStore):
 
     def copy_from(self, source: VectorStore) -> None:
         if isinstance(source, SegmentStore):  # with their indexes
-            copied = tuple(self._copy(segment) for segment in source.segments)
+            copied = tuple(self._write(segment) for segment in source.segments)
             self._snapshot = replace(self._snapshot, segments=(*self.segments, *copied))
         else:
             super().copy_from(source)
@@ -120,13 +120,9 @@ class SegmentStore(VectorStore):
             "segments": len(self.segments),
         }
 
-    def _write(self, segment: NewSegment) -> Segment:
-        """Store a new segment."""
+    def _write(self, segment: Segment | NewSegment) -> Segment:
+        """Store a new segment, or one of another store."""
         return segment.in_memory()
-
-    def _copy(self, segment: Segment) -> Segment:
-        """Store a segment of another store."""
-        return segment
 
 
 def _nearest(snapshot: Snapshot, queries: np.ndarray, top_k: int, keep: np.ndarray | None) -> Iterator[Found]:

@@ -76,6 +76,10 @@ class Segment:
         """Return the index, which exists already."""
         return self.index
 
+    def in_memory(self) -> Segment:
+        """Return the segment itself."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class NewSegment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,20 +24,6 @@ def require_nonempty(count: int) -> None:
 def non_finite_error() -> InputError:
     """Return the error for a gallery, perhaps of a stranger, with vectors that are not finite."""
     return InputError("gallery contains NaN or infinite vectors; run `gallery check` to locate them")
-
-
-def require_present(column: str, wanted: Iterable[Any], present: Iterable[Any]) -> None:
-    """Refuse to remove what is not in the gallery.
-
-    Args:
-        column: ``pid`` or ``path``.
-        wanted: values to remove.
-        present: values in the gallery, at least those of ``wanted`` that it has.
-    """
-    known = set(present)
-    for value in wanted:
-        if value not in known:
-            raise InputError(f"{column} {value}: not in the gallery; nothing was removed")
 
 
 def require_finished(location: object, unfinished: bool, *, overwrite: bool, resume: bool) -> None:
@@ -132,10 +118,8 @@ def match_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataF
     Raises:
         InputError: they do not fit together, or one of them is invalid.
     """
-    kept, matrix = (
-        gallery_table(table),
-        feature_matrix(features, "features", allow_integers=True, allow_empty=True),
-    )
+    kept = gallery_table(table)
+    matrix = feature_matrix(features, "features", allow_integers=True, allow_empty=True)
     require_row_each(len(matrix), kept)
     vectors = np.empty(matrix.shape, np.float32)
     for rows, block in normalized_blocks(matrix):

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ import rga_reid
 from rga_reid.gallery import Gallery, GalleryBuilder
 from rga_reid.gallery import gallery as builder
 from rga_reid.gallery import index as indexes
-from rga_reid.gallery.folder_store import writing
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 SHARD = 300
@@ -68,12 +66,6 @@ def churn(folder: Path) -> None:
     gallery.compact()
 
 
-def hold(folder: Path) -> None:
-    with writing(folder):
-        (folder.parent / "held").touch()
-        time.sleep(600)
-
-
 OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "save": lambda folder: build(1100, 2).save(folder),
     "overwrite": lambda folder: build(1100, 2).save(folder, overwrite=True),
@@ -83,7 +75,6 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "remove": lambda folder: Gallery.open(folder).remove(pids=7),
     "compact": lambda folder: Gallery.open(folder).compact(),
     "churn": churn,
-    "hold": hold,
 }
 
 

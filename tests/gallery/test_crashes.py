@@ -262,19 +262,15 @@ def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> 
     assert (gallery.check(), orphaned_files(folder)) == (3, [])
 
 
-def writers(killable: Any, folder: Path) -> list[Callable[[], object]]:
+def test_only_one_writer_at_a_time(killable: Any, folder: Path) -> None:
     gallery = Gallery.open(folder)
-    return [
+    changes: list[Callable[[], object]] = [
         lambda: gallery.add(*killable.people(1, 6)),
         lambda: gallery.remove(pids=7),
         lambda: gallery.compact(),
         lambda: gallery.save(folder, overwrite=True),
         lambda: killable.stream(folder, overwrite=True),
     ]
-
-
-def test_only_one_writer_at_a_time(killable: Any, folder: Path) -> None:
-    changes = writers(killable, folder)
     with writing(folder):
         for change in changes:
             with pytest.raises(InputError, match="gallery: locked"):
@@ -282,21 +278,6 @@ def test_only_one_writer_at_a_time(killable: Any, folder: Path) -> None:
         assert len(Gallery.open(folder).search(killable.people(1, 6)[0])) == 10  # readers need no lock
     changes[0]()
     assert len(Gallery.open(folder)) == 1118
-
-
-@pytest.mark.slow
-def test_the_lock_goes_with_its_process(driver: Driver, killable: Any, folder: Path) -> None:
-    holder = driver.start("hold", folder)
-    until = time.monotonic() + HANGS
-    while not (folder.parent / "held").exists():
-        assert time.monotonic() < until, "the lock was never held"
-        time.sleep(0.01)
-    for change in writers(killable, folder):
-        with pytest.raises(InputError, match="gallery: locked"):
-            change()
-    os.kill(holder, signal.SIGKILL)
-    assert driver.wait()["killed"]
-    Gallery.open(folder).add(*killable.people(1, 6))
 
 
 def is_alive(process: int) -> bool:

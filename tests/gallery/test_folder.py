@@ -104,16 +104,6 @@ def test_segments_are_plain_arrays_and_tables(saved: Path) -> None:
     assert table["id"].tolist() == list(range(30))
 
 
-def test_save_refuses_what_exists(saved: Path) -> None:
-    other = gallery_of(5)
-    with pytest.raises(InputError, match="exists already"):
-        other.save(saved)
-    assert len(Gallery.open(saved)) == 30
-    other.save(saved, overwrite=True)
-    assert len(Gallery.open(saved)) == 5
-    assert len(files_of(saved)) == 3
-
-
 def test_a_gallery_may_be_saved_over_itself(indexed: Path) -> None:
     opened = Gallery.open(indexed)
     query = random_features(3, seed=1)
