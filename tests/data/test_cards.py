@@ -1,6 +1,5 @@
 """Cards: the bundled ones say what is published, wrong ones are refused by card and key."""
 
-import dataclasses
 import re
 
 import pytest
@@ -94,11 +93,6 @@ def test_lists_with_folders_of_several_versions(tmp_path):
     assert card.splits["train"].optional
 
 
-def test_a_card_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        load_card("market1501").cameras = 7
-
-
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(InputError, match=r"'marketl501'; did you mean market1501\?.*folders"):
         load_card("marketl501")
@@ -112,36 +106,27 @@ def without(key):
     ("value", "words"),
     [
         ("", "the file: expected keys and values, got None"),
-        ("- a\n- b\n", "the file: expected keys and values"),
-        ("a: [1\n", "not valid YAML"),
         ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
         (without("title"), "title: this key is missing"),
-        (without("splits"), "splits: this key is missing"),
         (changed(tittle="x"), r"tittle: unknown key; did you mean title\?"),
         (changed(zzz=1), r"zzz: unknown key \(known: name, title"),
-        (changed(name=5), "name: expected a text, got 5"),
         (changed(title=" "), "title: expected a text"),
         (changed(cameras="six"), r"cameras: expected a count \(a whole number, not negative\), got 'six'"),
         (changed(cameras=True), "cameras: expected a count"),
-        (changed(cameras=-1), "cameras: expected a count"),
+        (with_split(images=-1), r"splits\.train\.images: expected a count"),
         (changed(junk_pids=-1), "junk_pids: expected a list of whole numbers, got -1"),
         (changed(distractor_pids=["0"]), "distractor_pids: expected a list of whole numbers"),
         (changed(layout="flat"), "layout: expected one of names, lists, identities, cuhk03, got 'flat'"),
         (changed(pattern="(?P<pid>"), "pattern: not a regular expression"),
-        (changed(pattern=r"(\d+).jpg"), r"pattern: the layout 'names' needs a pattern with the group"),
         (without("pattern"), "pattern: the layout 'names' needs a pattern"),
         (changed(pattern=r"(?P<pid>\d+)(?P<cam>\d)"), "pattern: unknown group 'cam', known: pid, camid"),
         (changed(splits={}), "splits: expected at least one of train, query, gallery"),
-        (changed(splits=[1]), "splits: expected keys and values"),
         (changed(splits={"test": VALID["splits"]["train"]}), r"splits\.test: unknown split"),
         (changed(splits={"train": 1}), r"splits\.train: expected keys and values, got 1"),
         (changed(splits={"train": {}}), r"splits\.train\.sources: this key is missing"),
-        (with_split(image=3), r"splits\.train\.image: unknown key; did you mean images\?"),
-        (with_split(images=1.5), r"splits\.train\.images: expected a count"),
         (with_split(optional="yes"), r"splits\.train\.optional: expected true or false"),
         (with_split(sources="train"), r"splits\.train\.sources: expected a list of sources"),
         (with_split(sources=[]), r"splits\.train\.sources: expected at least one source"),
-        (with_split(sources=[{}]), r"splits\.train\.sources\[0\]\.folder: this key is missing"),
         (with_split(sources=[{"folder": 3}]), r"sources\[0\]\.folder: expected a folder name"),
         (with_split(sources=[{"folder": []}]), r"sources\[0\]\.folder: expected at least one folder name"),
         (with_split(sources=[{"folder": "/etc"}]), r"sources\[0\].*within the data set's root, got '/etc'"),
@@ -158,16 +143,6 @@ def test_a_wrong_card_is_refused_by_card_and_key(tmp_path, value, words):
     with pytest.raises(InputError, match=words) as error:
         load_card(path)
     assert "mine" in str(error.value)
-
-
-def test_files_that_are_no_cards(tmp_path):
-    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
-        load_card(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="expected a file, found a folder"):
-        load_card(tmp_path)
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not valid YAML"):
-        load_card(tmp_path / "binary.yaml")
 
 
 def test_a_card_made_in_python_validates_itself():

@@ -248,53 +248,20 @@ def test_a_cut_file_is_refused_unless_all_pixels_are_there(tmp_path: Path, fmt: 
         assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_a_changed_byte_never_raises_another_error(tmp_path: Path) -> None:
-    path, messages = tmp_path / "a.image", []
-    for fmt in ("JPEG", "PNG", "GIF", "WEBP"):
-        for _ in range(60):
-            damaged = bytearray(FORMATS[fmt])
-            damaged[RNG.integers(len(damaged))] = RNG.integers(256)
-            path.write_bytes(damaged)
-            try:
-                assert read_image(path).mode == "RGB"
-            except ImageError as error:
-                messages.append(str(error))
-    assert len(messages) > 40
-    assert all(message.startswith(f"{path}: ") for message in messages)
-
-
 def huge_image(suffix: str) -> bytes:
     """Return the beginning of an image whose header promises more pixels than any may have."""
     if suffix == "ppm":
         return b"P6 99999999 99999999 255\n"
     if suffix == "png":
         return png(2**31 - 1, 2**31 - 1, 8, 2, [])
-    if suffix == "tif":
-        tags = {256: 2**31 - 1, 257: 2**31 - 1, 258: 8, 259: 1, 262: 1, 273: 8, 278: 1, 279: 1}
-        entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
-        return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
-    formats = {"jpg": "JPEG", "gif": "GIF", "frame.gif": "GIF", "bmp": "BMP"}
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(
-        buffer, formats.get(suffix, "WEBP"), lossless=suffix == "lossless.webp"
-    )
-    content = bytearray(buffer.getvalue())
-    place, size = {
-        "jpg": (content.find(b"\xff\xc0") + 5, struct.pack(">HH", 65_500, 65_500)),
-        "gif": (6, struct.pack("<HH", 65_535, 65_535)),
-        "frame.gif": (content.find(b",\0\0\0\0\x08\0") + 5, struct.pack("<HH", 65_535, 65_535)),
-        "bmp": (18, struct.pack("<II", 2**31 - 1, 2**31 - 1)),
-        "webp": (content.find(b"\x9d\x01\x2a") + 3, struct.pack("<HH", 16_383, 16_383)),
-        "lossless.webp": (21, struct.pack("<I", (1 << 28) - 1)),
-    }[suffix]
-    content[place : place + len(size)] = size
+    content = bytearray(FORMATS["GIF"])  # a small image with one huge frame
+    place = content.find(b",\0\0\0\0") + 5
+    content[place : place + 4] = struct.pack("<HH", 65_535, 65_535)
     return bytes(content)
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
-@pytest.mark.parametrize(
-    "suffix", ["jpg", "png", "ppm", "webp", "lossless.webp", "gif", "frame.gif", "bmp", "tif"]
-)
+@pytest.mark.parametrize("suffix", ["png", "ppm", "gif"])
 def test_images_of_huge_sizes(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(huge_image(suffix))

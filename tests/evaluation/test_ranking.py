@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -155,22 +154,6 @@ LINE = np.array([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]], np.float32)  #
 
 def first_match(**labels: Any) -> Any:
     return evaluate_ranking(LINE[:1], LINE, **labels).to_frame()["first_match"].tolist()[0]
-
-
-@pytest.mark.parametrize(
-    ("query", "gallery", "rank"),
-    [
-        (None, None, 1),
-        ([1], [1, 1, 2, 1, 2], 2),  # the first item is of the query's person and camera
-        ([1], [None, 1, 1, 1, 1], 1),  # an unknown camera differs from all others
-        ([None], [1, 1, 1, 1, 1], 1),
-        ([pd.NA], [pd.NA] * 5, 1),
-        ([-1], [-1, 2, 2, 2, 2], 2),  # -1 is a camera like any other
-    ],
-)
-def test_items_of_the_same_person_and_camera_are_removed(query: Any, gallery: Any, rank: int) -> None:
-    pids = {"query_pids": [7], "gallery_pids": [7, 8, 7, 9, 7]}
-    assert first_match(**pids, query_camids=query, gallery_camids=gallery) == rank
 
 
 def test_unknown_and_junk_identities() -> None:

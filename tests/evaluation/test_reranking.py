@@ -11,7 +11,6 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, evaluate_distances, evaluate_ranking, re_ranked_distances
-from rga_reid.evaluation.rerank import SparseVectors
 from rga_reid.evaluation.similarity import METRICS
 from rga_reid.evaluation.topk import product_dtype
 from tests.evaluation.conftest import FIXTURES
@@ -124,22 +123,6 @@ def test_the_evaluation_ranks_by_these_distances(metric: Any, block_size: int) -
     assert result.to_frame().equals(expected.to_frame())
     assert result.gallery == kept.sum()
     assert result.mAP > 1.02 * evaluate_ranking(**case, metric=metric).mAP
-
-
-def test_overlaps_are_the_same_by_pairs_and_by_blocks() -> None:
-    rng = np.random.default_rng(2)
-    dense = rng.random((30, 30)) * (rng.random((30, 30)) < 0.2)
-    dense[4] = 0
-    codes = np.flatnonzero(dense)
-    vectors = SparseVectors(30, codes, dense.ravel()[codes])
-    items, others = np.array([3, 4, 4, 29, 0]), np.array([7, 3, 20])
-    expected = np.minimum(dense[items][:, None], dense[others][None]).sum(axis=2)
-    place, sums = vectors.invert(others).overlaps(vectors, items)
-    found = np.zeros(15)
-    found[place] = sums
-    np.testing.assert_allclose(found.reshape(5, 3), expected, rtol=0, atol=1e-14)
-    pairs = vectors.overlap(np.repeat(items, 3), np.tile(others, 5))
-    assert pairs.tolist() == found.tolist()  # to the last bit
 
 
 # Exactness and memory --------------------------------------------------------------------------------------
