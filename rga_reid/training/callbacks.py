@@ -209,9 +209,9 @@ class FolderCheckpoint(ModelCheckpoint):
         """Restore the best score, which Lightning would drop if the folder has been moved."""
         score, file = state_dict["best_model_score"], os.path.join(str(self.dirpath), f"{self.filename}.ckpt")
         if score is not None and os.path.isfile(file):  # a score without its weights does not count
-            self.best_model_path = self.kth_best_model_path = file
-            self.best_model_score = self.kth_value = score
-            self.best_k_models = {file: score}
+            paths = {"dirpath": self.dirpath, "best_model_path": file, "kth_best_model_path": file}
+            scores = {"best_model_score": score, "kth_value": score, "best_k_models": {file: score}}
+            super().load_state_dict(paths | scores)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
