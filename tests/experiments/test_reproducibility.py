@@ -20,7 +20,6 @@ import torch
 import yaml
 from torchvision.models import resnet18
 
-from rga_reid import load_model
 from rga_reid.gallery import Gallery
 from rga_reid.gallery.index import SETTINGS
 from rga_reid.models import build_model, save_model
@@ -142,10 +141,6 @@ def test_saved_models_have_the_same_bytes(tmp_path: Path) -> None:
         save_model(model, file)
         found.add(file.read_bytes())
     assert len(found) == 1
-    again = load_model(file)
-    assert (again.config, again.trained_on) == (model.config, model.trained_on)
-    for name, value in again.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name])
 
 
 @pytest.mark.slow

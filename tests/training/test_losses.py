@@ -105,17 +105,6 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_post_neck_features_are_normalised() -> None:
-    generator = torch.Generator().manual_seed(2)
-    pre_neck, post_neck = torch.randn(2, 12, 5, generator=generator)
-    labels = torch.arange(4).repeat_interleave(3)
-    unit = post_neck.double() / post_neck.double().norm(dim=1, keepdim=True)
-    for length in (0.01, 100.0):
-        output = TrainingOutput(pre_neck, length * post_neck, torch.zeros(12, 4))
-        loss = ReIDLoss(margin=None, triplets="post_neck")(output, labels)["triplet"]
-        assert float(loss) == pytest.approx(naive_triplet(unit, labels, None), rel=1e-4)
-
-
 def test_triplets_option() -> None:
     with pytest.raises(InputError, match="triplets"):
         ReIDLoss(triplets="both")  # type: ignore[arg-type]

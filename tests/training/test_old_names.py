@@ -65,12 +65,22 @@ def test_recipes_of_version_1(name: str) -> None:
 
 def test_old_recipe_as_base_and_old_options(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("base: market1501/pam\ndata: {visits: image, held_out: 0.1}\n")
-    with pytest.warns(FutureWarning):
-        options = read_recipe(str(recipe))
-    assert options["model"]["attention"] == "pam"
-    assert (options["data"]["epoch"], options["data"]["val_fraction"]) == ("images", 0.1)
-    assert not {"visits", "held_out"} & set(options["data"])
+    old = {
+        "base": "market1501/pam",
+        "model": {
+            "input_sizes": [[0, 128, 64], [9, 256, 128]],
+            "loss": {"init_args": {"triplets": "embedded"}},
+        },
+        "data": {"visits": "image", "held_out": 0.1, "held_out_seed": 2},
+    }
+    recipe.write_text(yaml.safe_dump(old))
+    with pytest.warns(FutureWarning, match="data.val_fraction"):
+        options = parsed(str(recipe))
+    assert options.model.attention == "pam"
+    assert options.model.resolution_schedule == [(0, 128, 64), (9, 256, 128)]
+    assert options.model.loss.init_args.triplets == "post_neck"
+    assert (options.data.epoch, options.data.val_fraction, options.data.val_seed) == ("images", 0.1, 2)
+    assert not {"visits", "held_out", "held_out_seed"} & set(options.data.as_dict())
 
 
 @pytest.mark.parametrize(
@@ -123,25 +133,6 @@ def test_a_run_of_version_1_is_resumed(small_run: Callable[..., list[str]], tmp_
     torch.save(content, tmp_path / "run" / "last.ckpt")
     assert main([*words, "--resume", "--trainer.max_epochs", "2"]) == 0
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 1
-
-
-def test_options(small_run: Callable[..., list[str]], tmp_path: Path) -> None:
-    old = {
-        "model": {
-            "input_sizes": [[0, 32, 32], [1, 64, 32]],
-            "loss": {"class_path": "rga_reid.training.ReIDLoss", "init_args": {"triplets": "embedded"}},
-        },
-        "data": {"visits": "image", "held_out_seed": 2},
-    }
-    with pytest.warns(FutureWarning, match="data.val_fraction"):
-        assert main(small_run("--data.held_out", "0.25", **old)) == 0
-    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["data"]["val_fraction"], config["data"]["val_seed"]) == (0.25, 2)
-    assert config["data"]["epoch"] == "images"
-    assert config["model"]["resolution_schedule"] == [[0, 32, 32], [1, 64, 32]]
-    assert config["model"]["loss"]["init_args"]["triplets"] == "post_neck"
-    saved = tmp_path / "run" / "config.yaml"
-    assert main(["train", "--config", str(saved), "--out", str(tmp_path / "again")]) == 0
 
 
 def test_old_and_new_name_together(small_run: Callable[..., list[str]], refused: Callable[..., str]) -> None:
