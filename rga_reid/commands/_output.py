@@ -92,25 +92,17 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _resolve(path: str) -> Path | None:
-    """The real path, which need not exist; None for a string that cannot name a file."""
-    try:
-        return Path(os.path.realpath(path)) if path else None
-    except (OSError, ValueError):
-        return None
-
-
 def _is_same(one: str, two: str) -> bool:
     """Whether two names lead to one file, by links or hard links too."""
-    a, b = _resolve(one), _resolve(two)
-    if a is None or b is None:
+    try:
+        a, b = os.path.realpath(one), os.path.realpath(two)
+        return a == b or (os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b))
+    except (OSError, ValueError):  # a string that cannot name a file
         return False
-    return a == b or (os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b))
 
 
 def _is_in_folder(file: str, folder: str) -> bool:
-    a, b = _resolve(file), _resolve(folder)
-    return a is not None and b is not None and os.path.isdir(b) and a.is_relative_to(b)
+    return os.path.isdir(folder) and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
 
 def _check_file(option: str, file: str, suffixes: Sequence[str]) -> None:

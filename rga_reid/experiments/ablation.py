@@ -152,13 +152,8 @@ class Run:
         test = [str(self.folder), "--root", self.data.root, "--card", self.data.card]
         test += ["--flip"] if self.flip else []
         steps = [("training", python_module("rga_reid.commands", train))]
-        if (self.folder / TRAINED).is_file():
-            steps = []
-        return [*steps, ("testing", python_module("rga_reid.experiments.ablation_worker", test))]
-
-    def fail(self, reason: str) -> None:
-        """Write down why the run failed."""
-        write_text(self.folder / ERROR, reason + "\n")
+        steps.append(("testing", python_module("rga_reid.experiments.ablation_worker", test)))
+        return steps[1:] if (self.folder / TRAINED).is_file() else steps
 
     def failure_reason(self) -> str:
         """Return the first line of the error."""
@@ -268,16 +263,14 @@ def make_runs(
 
 def collect_outcome(runs: Sequence[Run], locked: Sequence[Run] = ()) -> Outcome:
     """Return the states of runs according to their files."""
-    states = {run.folder: run.state for run in runs}
     in_use = {run.folder for run in locked}
-    unfinished = [run for run in runs if states[run.folder] != "finished"]
-    others = [run for run in unfinished if run.folder not in in_use]
-    return Outcome(
-        finished=tuple(run for run in runs if states[run.folder] == "finished"),
-        failed=tuple(run for run in others if states[run.folder] == "failed"),
-        locked=tuple(run for run in unfinished if run.folder in in_use),
-        remaining=tuple(run for run in others if states[run.folder] != "failed"),
-    )
+    groups: dict[str, list[Run]] = {"finished": [], "failed": [], "locked": [], "remaining": []}
+    for run in runs:
+        state: str = run.state
+        if state != "finished" and run.folder in in_use:
+            state = "locked"
+        groups[state if state in groups else "remaining"].append(run)
+    return Outcome(**{name: tuple(group) for name, group in groups.items()})
 
 
 @dataclass
@@ -318,7 +311,9 @@ class _Job:
                 return True
         else:
             ending = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            self.run.fail(f"{self.step}: {ending}: {self._last_line()}")
+            last = self._log_tail().decode("utf-8", "replace").strip().split("\n")[-1]
+            reason = f"{self.step}: {ending}: {last.removeprefix('rga-reid: error: ')}\n"
+            write_text(self.run.folder / ERROR, reason)
         self.lock.close()
         return False
 
@@ -354,10 +349,6 @@ class _Job:
                 env=self.environment,
                 pass_fds=[self.handle],  # locked as long as this process lives
             )
-
-    def _last_line(self) -> str:
-        lines = self._log_tail().decode("utf-8", "replace").strip().split("\n")
-        return lines[-1].removeprefix("rga-reid: error: ")
 
     def _log_tail(self) -> bytes:
         """Return the end of the log of the current step."""

@@ -16,18 +16,8 @@ from rga_reid.experiments.recipes import check_sections, merge, read_mapping, re
 from rga_reid.inputs import truncate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is the name of its folder
-_PLAN_KEYS = (
-    "title",
-    "recipe",
-    "overrides",
-    "seeds",
-    "baseline",
-    "variants",
-    "flip",
-    "synthetic",
-    "published",
-)
 _VARIANT_KEYS = ("name", "recipe", "overrides", "seeds")
+_PLAN_KEYS = ("title", *_VARIANT_KEYS[1:], "baseline", "variants", "flip", "synthetic", "published")
 
 
 @dataclass(frozen=True)
@@ -104,16 +94,15 @@ def read_plan(name: str) -> Plan:
     try:
         _check_keys(content, _PLAN_KEYS, ("variants",))
         items = _get(content, "variants", list, "a list of variants", [])
-        items = _add_attention(items)
-        variants = [_parse_variant(item, number, content, path) for number, item in enumerate(items)]
+        expanded = enumerate(_add_attention(items))
+        variants = [_parse_variant(item, number, content, path) for number, item in expanded]
         first = variants[0].name if variants else ""
-        synthetic = content.get("synthetic")
         return Plan(
             title=str(content.get("title", f"Ablation {path.stem}")),
             variants=tuple(variants),
             baseline=content.get("baseline", first),
             flip=_get(content, "flip", bool, "true or false", False),
-            synthetic=None if synthetic is None else _parse_synthetic(synthetic),
+            synthetic=_parse_synthetic(content.get("synthetic")),
             published=_get(content, "published", str, "the name of a data set", None),
         )
     except InputError as error:
@@ -129,11 +118,7 @@ def _add_attention(items: Sequence[Any]) -> list[Any]:
             expanded.append(item)
             continue
         excluded = item.get("except", [])
-        if (
-            item["attention"] != "others"
-            or set(item) - {"attention", "except"}
-            or not isinstance(excluded, list)
-        ):
+        if {**item, "except": []} != {"attention": "others", "except": []} or not isinstance(excluded, list):
             raise InputError(
                 f"variants[{number}]: expected attention: others and a list except, got {short_repr(item)}"
             )
@@ -148,14 +133,10 @@ def _parse_variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) 
         raise InputError(f"{key}: expected a mapping with a name, got {short_repr(item)}")
     try:
         _check_keys(item, _VARIANT_KEYS, ("name",))
-        recipe = item.get("recipe", plan.get("recipe"))
-        if not isinstance(recipe, str):
-            raise InputError(
-                f"recipe: expected the name of a recipe, here or in the plan, got {short_repr(recipe)}"
-            )
-        seeds = item.get("seeds", plan.get("seeds", [0]))
-        if not isinstance(seeds, list):
-            raise InputError(f"seeds: expected a list of whole numbers, got {short_repr(seeds)}")
+        recipe = _get({**plan, **item}, "recipe", str, "the name of a recipe, here or in the plan", None)
+        if recipe is None:
+            raise InputError("recipe: expected the name of a recipe, here or in the plan")
+        seeds = _get({**plan, **item}, "seeds", list, "a list of whole numbers", [0])
         options = read_recipe(relative_to(path, recipe))
         for overrides in (plan.get("overrides"), item.get("overrides")):
             options = merge(options, _parse_overrides(overrides))
@@ -179,15 +160,14 @@ def _parse_overrides(overrides: Any) -> dict[str, Any]:
     return nested
 
 
-def _parse_synthetic(value: Any) -> SyntheticSettings:
-    known = tuple(SyntheticSettings.__dataclass_fields__)
+def _parse_synthetic(value: Any) -> SyntheticSettings | None:
+    if value is None:
+        return None
     try:
         if not isinstance(value, dict):
             raise InputError(f"expected a mapping of settings, got {short_repr(value)}")
-        _check_keys(value, known, ())
-        pairs: dict[str, Any] = {
-            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
-        }
+        _check_keys(value, tuple(SyntheticSettings.__dataclass_fields__), ())
+        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return SyntheticSettings(**pairs)
     except InputError as error:
         raise InputError(f"synthetic: {error}") from None

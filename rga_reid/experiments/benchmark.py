@@ -140,12 +140,12 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
         earlier = read_json(file)
         if json.dumps([earlier.get("builds"), earlier.get("conditions")]) == json.dumps([builds, conditions]):
             return earlier["models"]
-    names, paths = list(checkpoints), [str(path) for path in checkpoints.values()]
+    paths = [str(path) for path in checkpoints.values()]
     (latencies,) = in_fresh_processes(_measure_latencies, [paths])
     memory = in_fresh_processes(_measure_memory, paths)
     models = {
         name: {"latency_ms": round(latency, 3), "memory_mib": round(mebibytes, 1)}
-        for name, latency, mebibytes in zip(names, latencies, memory, strict=True)
+        for name, latency, mebibytes in zip(checkpoints, latencies, memory, strict=True)
     }
     write_json(
         file, {"models": models, "builds": builds, "conditions": conditions, "machine": describe_machine()}

@@ -14,7 +14,7 @@ from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
 from rga_reid.models import EmbeddingModel, load_model
-from rga_reid.models.analysis import StageCapture, attention_name, capture_stages, untrained_model
+from rga_reid.models.analysis import attention_name, capture_stages, untrained_model
 from rga_reid.models.embedding import uint8_batch
 from rga_reid.reports.explorer import Exhibit
 from rga_reid.reports.relation_views import stage_view
@@ -60,11 +60,11 @@ def explain(
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
     # each model is built just before it runs: (is trained, name in messages, source, how to build it)
     plans: list[tuple[bool, str, str, Callable[[], EmbeddingModel]]] = []
-    modules = [_first_attention(model) for model in trained]
+    modules = [attention_name(next(iter(model.backbone.attention_stages().values()))) for model in trained]
     configs: set[str] = set()
     for model, module, name in zip(trained, modules, files.values(), strict=True):
         is_unique = modules.count(module) == 1
-        plans.append((True, name, "" if is_unique else name, partial(_return, model)))
+        plans.append((True, name, "" if is_unique else name, partial(lambda loaded: loaded, model)))
         if repr(model.config) not in configs:  # one untrained network for models that differ in weights only
             configs.add(repr(model.config))
             build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
@@ -78,7 +78,11 @@ def explain(
         model = build_model()
         for number, image in enumerate(photos.values()):
             captures = capture_stages(model, pixels[model.size][number])
-            _check_finite(captures, model_name)
+            for capture in captures:  # a picture would not show NaN and infinity as such
+                if not all(one.isfinite().all() for one in (capture.output, *capture.matrices.values())):
+                    raise InputError(
+                        f"{model_name}: attention after stage {capture.stage}: NaN or infinite values"
+                    )
             exhibits[number].append(
                 Exhibit(
                     captures[0].mechanism,
@@ -94,22 +98,9 @@ def explain(
     return [exhibit for of_image in exhibits for exhibit in of_image]
 
 
-def _check_finite(captures: Sequence[StageCapture], model: str) -> None:
-    """Refuse NaN and infinite values, which a picture would not show as such."""
-    for capture in captures:
-        for tensor in (capture.output, *capture.matrices.values()):
-            if not bool(tensor.isfinite().all()):
-                raise InputError(f"{model}: attention after stage {capture.stage}: NaN or infinite values")
-
-
 def describe(model: EmbeddingModel) -> str:
     """Describe a network: ``ResNet-50, 256×128 pixels``."""
     return f"ResNet-{model.backbone.depth}, {model.size[0]}×{model.size[1]} pixels"
-
-
-def _first_attention(model: EmbeddingModel) -> str:
-    """Name of the attention module after the first stage that has one, which is the name of the exhibit."""
-    return attention_name(next(iter(model.backbone.attention_stages().values())))
 
 
 def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
@@ -141,10 +132,6 @@ def _load(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingMo
 def _is_variant(found: str, expected: str) -> bool:
     """Whether a module is the expected one, or the expected one with other options."""
     return found == expected or (found not in ATTENTION_MODULES and found.startswith(f"{expected}_"))
-
-
-def _return(model: EmbeddingModel) -> EmbeddingModel:
-    return model
 
 
 def _untrained_twin(model: EmbeddingModel, pixels: Tensor, seed: int) -> EmbeddingModel:

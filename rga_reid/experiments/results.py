@@ -279,6 +279,14 @@ def _explain_damage(file: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, csv.Error) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+        csv.Error,
+    ) as error:
         found = f"{type(error).__name__}: {truncate(error)}"
         raise InputError(f"{file}: damaged, or not a file of this kind ({found})") from None

@@ -77,16 +77,8 @@ _PERPLEXITY = 30  # of t-SNE: number of neighbours that a point is placed by
 _SIDE = 6.0  # inches, of the figure
 _MARK = 0.18  # inches, of a large mark
 _FONT_SIZE = 12  # points
-_DIRECTIONS = (
-    (1, 1),
-    (-1, 1),
-    (1, -1),
-    (-1, -1),
-    (1, 0),
-    (-1, 0),
-    (0, 1),
-    (0, -1),
-)  # from a mark to its label
+# from a mark to its label
+_DIRECTIONS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 _DISTANCES = (1, 2, 3)  # of a label from its mark; 1 is adjacent
 
 Box = tuple[float, float, float, float]  #: left, bottom, right, top in inches

@@ -284,8 +284,6 @@ def test_report_of_folders_and_files(
 def test_report_of_other_files(tmp_path: Path, refused: Refused) -> None:
     out = ["--out", str(tmp_path / "report")]
     assert "nothing" in refused("report", str(tmp_path / "nothing"), *out)
-    (tmp_path / "bad.json").write_text('{"mAP": "high"}')
-    assert "bad.json: " in refused("report", str(tmp_path / "bad.json"), *out)
     (tmp_path / "bad.json").write_text("{")
     assert "bad.json: expected a JSON file" in refused("report", str(tmp_path / "bad.json"), *out)
     (tmp_path / "good.json").write_text('{"mAP": 0.5}')
@@ -335,6 +333,24 @@ def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_p
         assert "baseline of the plan, broken" in page
     assert main([*words, str(tmp_path / "b"), "--baseline", "plain"]) == 0
     assert "of the plan" not in (tmp_path / "b" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("queries.parquet", "pid", float("inf")),
+        ("queries.parquet", "camid", "a"),
+        ("queries.parquet", "AP_step", float("nan")),
+        ("ranked.parquet", "pid", "a"),
+        ("ranked.parquet", "rank", float("nan")),
+    ],
+)
+def test_damaged_tables_of_runs(
+    ablated: tuple[Path, int], tmp_path: Path, refused: Refused, name: str, column: str, value: object
+) -> None:
+    run = copy_run(ablated, tmp_path / "plain/seed-0")
+    pd.read_parquet(run / name).assign(**{column: value}).to_parquet(run / name)
+    assert f"{name}: " in refused("report", str(run), "--out", str(tmp_path / "report"))
 
 
 def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:

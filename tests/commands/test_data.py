@@ -119,12 +119,6 @@ def test_bad_input(tmp_path: Path, refused: Callable[..., str]) -> None:
         assert "check" in refused(*words)
 
 
-@pytest.mark.parametrize("words", [["data", "--help"], ["data", "check", "--help"]])
-def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 0
-    assert "check" in capsys.readouterr().out
-
-
 def test_one_rule_for_names_in_every_command(
     tmp_path: Path, tiny_checkpoint: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,11 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import rga_reid.models
-from rga_reid.commands import gallery as command
 from rga_reid.commands import main
 from rga_reid.gallery import Gallery
 from rga_reid.gallery import gallery as builder
-from rga_reid.gallery import index as indexes
 from rga_reid.inference import distributed
 
 
@@ -63,10 +61,6 @@ def features(tmp_path: Path) -> Path:
     paths = np.array([f"{row}.jpg" for row in range(1500)])
     np.savez(tmp_path / "f.npz", features=rows.astype(np.float32), paths=paths, pids=pids)
     return tmp_path / "f.npz"
-
-
-def test_the_settings_are_those_of_the_library() -> None:
-    assert list(command.SETTINGS) == list(dict.fromkeys(sum(indexes.SETTINGS.values(), ())))
 
 
 def test_build_from_images(
@@ -294,12 +288,9 @@ IMAGES = ["--images", "{images}", "--checkpoint", "{ckpt}"]
         (["--images", "{images}", "--checkpoint", "{tmp}/no.ckpt"], "no.ckpt: "),
         (["--images", "{tmp}/none", "--checkpoint", "{ckpt}"], "none: "),
         ([*IMAGES, "--batch-size", "0"], "--batch-size: "),
-        ([*IMAGES, "--json", "{tmp}/no/f.json"], "f.json: "),
-        ([*IMAGES, "--json", "{tmp}"], "expected a file"),
         ([*IMAGES, "--gallery", "{images}", "--overwrite"], "not part of a gallery"),
         ([*IMAGES, "--gallery", "{images}"], "exists already"),
         ([*IMAGES, "--device", "abacus"], "abacus"),
-        ([*IMAGES, "--galery", "g"], "--gallery"),
     ],
 )
 def test_options_are_checked_before_the_model_is_loaded(

@@ -51,7 +51,6 @@ INPUTS = [
     ("report c.json --out new", "--json c.json", "DIR c.json"),
     ("report c.json --out set", "--json set/report.csv", "--out set/report.csv"),
     (ABLATE, "--json plan.yaml", "--config plan.yaml"),
-    (ABLATE, "--json recipe.yaml", "the recipe "),
     (ABLATE, "--json set/train.txt", "a file of --data.root set"),
     (f"export {MODEL} --format safetensors --overwrite", "--out m.safetensors", "--checkpoint m.safetensors"),
     ("convert m.safetensors ./m.safetensors --overwrite", "OUT ./m.safetensors", "IN m.safetensors"),

@@ -225,7 +225,6 @@ def test_a_model_that_has_moved(
         ("--image {red} --where camid=3", "cannot read 'camid=3'"),
         ("--image {red} --gallery milvus://host", "milvus://host: expected milvus://HOST:PORT/COLLECTION"),
         ("--image {red} --gallery {tmp}/none", "none: expected a gallery"),
-        ("--image {red} --html {tmp}/no/m.html", "--html"),
         ("--image {red} --device abacus", "device 'abacus': not available"),
     ],
 )

@@ -214,6 +214,7 @@ def test_output_folder(small_run: Words, tiny_market: Path, tmp_path: Path, refu
         (["--model.loss.rate", "1"], "--model.loss.rate"),
         (["--model.loss", "os.system"], "--model.loss: expected ReIDLoss or None, got os.system"),
         (["--model.optimizer.lr", "-1"], "optimizer"),
+        (["--model.attention", "rgaa"], "'rgaa'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
