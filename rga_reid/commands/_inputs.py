@@ -47,8 +47,7 @@ def read_gallery_features(file: str) -> tuple[np.ndarray, pd.DataFrame]:
 
     features, table = read_features(file)
     if "path" not in table.columns:
-        expected = "an array 'paths'" if file.endswith(".npz") else "a column 'path' in the CSV file"
-        raise InputError(f"{file}: expected {expected}: a gallery returns the path of each match")
+        raise InputError(f"{file}: expected an array 'paths', or a column 'path' of its CSV file")
     return features, table
 
 
@@ -71,8 +70,8 @@ def read_query_and_gallery(query: str, gallery: str) -> tuple[LabelledFeatures, 
     if len(set(has_cameras)) > 1:
         given, missing = (query, gallery) if has_cameras[0] else (gallery, query)
         raise InputError(
-            f"{missing}: expected {_label_place(missing, 'camid')}, as {given} has cameras; "
-            "give cameras in both files or in neither"
+            f"{missing}: expected cameras (an array 'camids', or a column 'camid' of its CSV file), as {given} "
+            "has them; give cameras in both files or in neither"
         )
     return sides
 
@@ -82,13 +81,10 @@ def _read_labelled(path: str) -> tuple[np.ndarray, pd.DataFrame]:
 
     features, table = read_features(path)
     if "pid" not in table:
-        raise InputError(f"{path}: expected {_label_place(path, 'pid')}, the identity of each feature row")
+        raise InputError(
+            f"{path}: expected identities (an array 'pids', or a column 'pid' of its CSV file), one per feature row"
+        )
     return features, table
-
-
-def _label_place(path: str, column: str) -> str:
-    """Describe the place of a label in a feature file of this format."""
-    return f"a column '{column}' in its CSV file" if path.endswith(".npy") else f"an array '{column}s'"
 
 
 def find_checkpoint(gallery: Gallery, options: Namespace) -> Path:

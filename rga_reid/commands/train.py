@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from inspect import signature
 from pathlib import Path
@@ -158,7 +158,9 @@ def fit_recipe(options: Namespace) -> Path:
     except InputError:
         raise
     except Exception as error:  # classes of the user may raise anything
-        for cause in _causes(error):
+        cause: BaseException = error
+        while (raised_from := cause.__cause__ or cause.__context__) is not None:
+            cause = raised_from
             if isinstance(cause, InputError):  # jsonargparse wraps errors of our classes
                 raise cause from None
         what = f"{type(error).__name__}: {truncate(error)}"
@@ -173,10 +175,3 @@ def fit_recipe(options: Namespace) -> Path:
         resume=options.resume,
         save_every=options.save_every,
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the chain of exceptions that an error was raised from."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        yield cause
-        error = cause

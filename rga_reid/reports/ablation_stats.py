@@ -217,13 +217,6 @@ def _mean(group: Sequence[Evaluation], key: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _has_other_queries(group: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> bool:
-    """Whether all evaluations have per-query results, and not of the same queries."""
-    if any(one.queries is None for one in (*group, *baseline)):
-        return False
-    return average_precisions([*group, *baseline]) is None
-
-
 def _verdict(
     group: Sequence[Evaluation], baseline: Sequence[Evaluation], deviation: float | None, dof: int
 ) -> Verdict:
@@ -232,8 +225,9 @@ def _verdict(
         return ""
     if deviation is None:
         return "seed spread unknown"
-    if _has_other_queries(group, baseline):
-        return ""
+    both = [*group, *baseline]
+    if all(one.queries is not None for one in both) and average_precisions(both) is None:
+        return ""  # of other queries
     difference = ours.mean - theirs.mean
     if abs(difference) <= seed_spread(deviation, dof, len(group), len(baseline)):
         return "within seed spread"

@@ -37,7 +37,6 @@ READING = (
     "variants with several seeds) is called “within seed spread” and is not ranked. Rows are in the order of "
     "the request, not of the scores.",
 )
-_TESTED = "Each run was tested once, at its last epoch."
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +75,8 @@ class AblationReport:
     def reading(self) -> list[str]:
         """Notes on how to read the table."""
         lines = list(READING)
-        if all(
-            one.seed is not None for one in self.evaluations
-        ):  # runs of ablate; others may be tested otherwise
-            lines.append(_TESTED)
+        if all(one.seed is not None for one in self.evaluations):  # others may be tested otherwise
+            lines.append("Each run was tested once, at its last epoch.")
         if self.planned_baseline not in ("", self.baseline):
             lines.append(
                 f"The baseline of the plan, {self.planned_baseline}, has no finished run: differences and "
@@ -145,6 +142,9 @@ def published_table(report: AblationReport) -> list[list[str]]:
     return [head] + [[str(entry.get(key, "")) for key in keys] for entry in report.published]
 
 
+_DIFFERENCE = {"difference": "mean", "difference_low": "low", "difference_high": "high", "queries": "queries"}
+
+
 def csv_table(report: AblationReport) -> str:
     """Return unrounded numbers as CSV, metrics as fractions, one line per variant."""
     lines = []
@@ -155,10 +155,8 @@ def csv_table(report: AblationReport) -> str:
             line[key] = spread.mean if spread else None
             line[f"{key}_deviation"] = spread.deviation if spread else None
         found = row.difference
-        line["difference"] = found.mean if found else None
-        line["difference_low"] = found.low if found else None
-        line["difference_high"] = found.high if found else None
-        line["queries"] = found.queries if found else None
+        for column, key in _DIFFERENCE.items():
+            line[column] = getattr(found, key) if found else None
         line["verdict"] = row.verdict
         for key in ("parameters", "macs", "latency_ms", "memory_mib", "training_seconds"):
             line[key] = getattr(row, key)

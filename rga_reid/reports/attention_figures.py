@@ -234,9 +234,10 @@ def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
 
 def draw_flow(steps: Sequence[FlowStep], title: str) -> Figure:
     """Draw a row of boxes per level, top to bottom; relation matrices are orange, final weights blue."""
+    levels = {step.symbol: step.level for step in steps}
     across = Counter(step.level for step in steps)
     most, down = max(across.values()), max(across) + 1
-    lanes = sum(1 for step in steps for name in step.inputs if step.level - _level(steps, name) > 1)
+    lanes = sum(1 for step in steps for name in step.inputs if step.level - levels[name] > 1)
     margin = 0.3 + _LANE * lanes
     width = 2 * margin + most * (_WIDTH + _GAP) - _GAP
     height = 0.6 + down * (_HEIGHT + _GAP)
@@ -257,17 +258,13 @@ def draw_flow(steps: Sequence[FlowStep], title: str) -> Figure:
     for step in steps:
         _draw_box(axes, step, places[step.symbol])
         for name in step.inputs:
-            if step.level - _level(steps, name) == 1:
+            if step.level - levels[name] == 1:
                 _draw_arrow(axes, places[name], places[step.symbol])
             else:
                 edge = margin - 0.15 - lane * _LANE
                 _draw_round(axes, places[name], places[step.symbol], edge, width)
                 lane += 1
     return figure
-
-
-def _level(steps: Sequence[FlowStep], symbol: str) -> int:
-    return next(step.level for step in steps if step.symbol == symbol)
 
 
 def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:

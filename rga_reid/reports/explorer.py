@@ -195,7 +195,9 @@ class Pack:
         largest = float(np.abs(array).max(initial=0.0))
         exponent = math.frexp(largest)[1] - _MAX_EXPONENT if largest > 0 else 0
         halves = np.ldexp(array.astype(np.float64), -exponent).astype("<f2")
-        return {"blob": self._keep(_planes(halves)), "shape": list(array.shape), "scale": 2.0**exponent}
+        pairs = np.frombuffer(halves.tobytes(), np.uint8).reshape(-1, 2)
+        planes = pairs[:, 1].tobytes() + pairs[:, 0].tobytes()  # high bytes, then low ones: compresses better
+        return {"blob": self._keep(planes), "shape": list(array.shape), "scale": 2.0**exponent}
 
     def add_pictures(self, maps: np.ndarray) -> dict[str, Any]:
         """Add maps ``(n, h, w)`` as pictures, each scaled from its minimum and maximum to 0 and 255."""
@@ -210,9 +212,3 @@ class Pack:
             self._places[content] = len(self.blobs)
             self.blobs.append(base64.b64encode(zlib.compress(content, 6)).decode("ascii"))
         return self._places[content]
-
-
-def _planes(halves: np.ndarray) -> bytes:
-    """All high bytes, then all low bytes, which compresses better."""
-    pairs = np.frombuffer(halves.tobytes(), np.uint8).reshape(-1, 2)
-    return pairs[:, 1].tobytes() + pairs[:, 0].tobytes()

@@ -164,12 +164,7 @@ def feature_space_plot(points: np.ndarray, groups: Sequence[Group]) -> Figure:
 
 
 def _place_labels(marks: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
-    """Choose the centre of each label: near its mark, with the least overlap with other marks and labels.
-
-    Args:
-        marks: ``(n, 2)``, inches.
-        texts: of the labels.
-    """
+    """Choose the centre of each label: near its mark, with the least overlap with other marks and labels."""
     occupied = [_box(x, y, _MARK, _MARK) for x, y in marks]
     places = []
     for (x, y), text in zip(marks, texts, strict=True):

@@ -90,7 +90,7 @@ def ranked_page(
     """
     if len(queries) != len(matches):
         raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
-    paths = _distinct_paths(queries, matches)
+    paths = {picture.path: None for found in (queries, *matches) for picture in found}
     pictures = {path: thumbnail(path, _BOX) for path in track(paths, "thumbnails", len(paths))}
     captions = captions or [""] * len(queries)
     rows = [_row(*three) for three in zip(queries, matches, captions, strict=True)]
@@ -111,23 +111,16 @@ def ranked_page(
 def _row(query: Picture, matches: Sequence[Match], caption: str) -> dict[str, Any]:
     cards = [{"match": match, "verdict": verdict(query, match)} for match in matches]
     counts = Counter(card["verdict"] for card in cards)
-    scores = [match.score for match in matches]
-    judged = counts["correct"] + counts["wrong"]
+    scores = {match.score for match in matches}
+
+    def distinguish(decimals: int) -> bool:
+        return len({f"{score:.{decimals}f}" for score in scores}) == len(scores)
+
     return {
         "query": query,
         "caption": caption,
         "cards": cards,
         "correct": counts["correct"],
-        "judged": judged,
-        "decimals": next((d for d in _DECIMALS if _distinguishes(scores, d)), _DECIMALS[-1]),
+        "judged": counts["correct"] + counts["wrong"],
+        "decimals": next(filter(distinguish, _DECIMALS), _DECIMALS[-1]),
     }
-
-
-def _distinguishes(scores: Sequence[float], decimals: int) -> bool:
-    """Whether different scores look different with so many decimals."""
-    return len({f"{score:.{decimals}f}" for score in scores}) == len(set(scores))
-
-
-def _distinct_paths(queries: Sequence[Picture], matches: Sequence[Sequence[Match]]) -> list[str]:
-    paths = [query.path for query in queries] + [match.path for found in matches for match in found]
-    return list(dict.fromkeys(paths))

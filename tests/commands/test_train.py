@@ -214,7 +214,6 @@ def test_output_folder(small_run: Words, tiny_market: Path, tmp_path: Path, refu
         (["--model.loss.rate", "1"], "--model.loss.rate"),
         (["--model.loss", "os.system"], "--model.loss: expected ReIDLoss or None, got os.system"),
         (["--model.optimizer.lr", "-1"], "optimizer"),
-        (["--model.attention", "rgaa"], "'rgaa'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -223,6 +222,12 @@ def test_invalid_options(
 ) -> None:
     assert message in refused(*small_run(*words))
     assert not (tmp_path / "run").exists()
+
+
+def test_unknown_attention(tmp_path: Path, tiny_market: Path, refused: Refused) -> None:
+    words = ["--data.root", str(tiny_market), "--out", str(tmp_path / "run"), "--model.weights", "null"]
+    words += ["--data.identities_per_batch", "2", "--model.attention", "rgaa"]
+    assert "'rgaa'" in refused("train", *words)
 
 
 def test_invalid_recipes(tmp_path: Path, refused: Refused) -> None:

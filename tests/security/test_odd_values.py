@@ -89,12 +89,9 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> 
     [
         ({"synthetic.size": [10**9, 10**9]}, "synthetic size"),
         ({"synthetic.train_identities": HUGE}, "synthetic train_identities"),
-        ({"synthetic.train_identities": 2.5}, "synthetic train_identities"),
         ({"synthetic.cameras_per_identity": "ab"}, "synthetic cameras_per_identity"),
-        ({"overrides": {"a." * 5000: 1}}, "overrides"),
         ({"overrides": {"data": [1]}}, "variants[0]: data: expected a mapping"),
         ({"variants.0.name": LONG}, "name"),
-        ({"variants.0.name": "../../outside"}, "name"),
         ({"seeds": [NAN]}, "seeds"),
         ({"baseline": LONG}, "baseline"),
         ({"published": "no such data set"}, "published"),
