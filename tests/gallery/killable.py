@@ -31,6 +31,7 @@ from rga_reid.gallery import index as indexes
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 SHARD = 300
+NEVER = 0  # no event has this number, so an operation runs at full speed
 builder.SHARD_ROWS = SHARD
 indexes._SAMPLE = 5  # measuring recall changes no file
 
@@ -137,7 +138,9 @@ def kill_or_watch(task: dict[str, Any]) -> list[int]:
     """Run a task to its end or to its kill point; return the events at which files had changed."""
     folder, points = Path(task["folder"]), list[int]()
     signal.alarm(900)  # ends it if it hangs
-    if task["kill_at"] is None:
+    if task["kill_at"] == NEVER:
+        OPERATIONS[task["operation"]](folder)
+    elif task["kill_at"] is None:
         run(task["operation"], folder, on_change(folder, points.append))
     else:
 

@@ -210,7 +210,7 @@ def test_200_kills_at_random_times_of_writes(
         if operation in CHANGES:
             shutil.copytree(old, tmp_path / operation)
         start = time.monotonic()
-        driver.run(operation, tmp_path / operation)
+        driver.run(operation, tmp_path / operation, killable.NEVER)
         seconds[operation] = time.monotonic() - start
         after[operation] = state(Gallery.open(tmp_path / operation), queries)
     folder, kills, tries, met = tmp_path / "gallery", 0, 0, set()
@@ -218,7 +218,7 @@ def test_200_kills_at_random_times_of_writes(
         operation = str(generator.choice(CHANGES + BUILDS))
         if operation in CHANGES:
             shutil.copytree(old, folder)
-        child = driver.start(operation, folder)
+        child = driver.start(operation, folder, killable.NEVER)
         time.sleep(generator.uniform(0, seconds[operation]))
         struck = is_writing(child, folder)
         with suppress(ProcessLookupError):  # it may have ended just now
@@ -293,7 +293,7 @@ def test_readers_continue_while_another_program_writes(driver: Driver, killable:
     queries = killable.people(3, 5)[0]
     early, late = Gallery.open(folder), Gallery.open(folder)
     before = state(early, queries)
-    child = driver.start("churn", folder)
+    child = driver.start("churn", folder, killable.NEVER)
     opened, until = 0, time.monotonic() + HANGS
     while is_alive(child):  # a new reader all the time
         assert time.monotonic() < until, "the writer did not end"
