@@ -379,6 +379,7 @@ def test_killed_ablation_ends_as_an_uninterrupted_one(tiny_market: Path, tmp_pat
     until = time.monotonic() + 1000
     while "epoch 2/6" not in (log.read_text() if (log := out / "rga/seed-0/log.txt").is_file() else ""):
         assert time.monotonic() < until
+        assert process.poll() is None, "the ablation ended before it could be killed"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
