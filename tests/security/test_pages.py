@@ -19,7 +19,7 @@ from PIL import Image
 
 from rga_reid.commands import main
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
-from rga_reid.experiments.demo import tell
+from rga_reid.experiments.demo import run_demo
 from rga_reid.reports.ablation_page import write_report
 from rga_reid.reports.ablation_stats import Evaluation
 from rga_reid.reports.ablation_tables import AblationReport
@@ -232,7 +232,7 @@ def test_pages_of_the_demo(tiny_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = out / "model" / f"{NAMES[0]}.safetensors"
     checkpoint.parent.mkdir()
     shutil.copy(tiny_checkpoint, checkpoint)
-    told = tell(out, out / "data", checkpoint, seed=0)
+    told = run_demo(out, out / "data", checkpoint, seed=0)
     image = next(iter((out / "data" / "query").iterdir()))
     assert_harmless(read(told.page), [str(image.parent)])
     assert_harmless(read(told.relations), [], scripts=2)
