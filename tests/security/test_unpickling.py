@@ -257,6 +257,7 @@ def test_every_place_that_loads_is_known() -> None:
         "importlib.import_module": {
             "__init__.py",
             "_deprecated.py",
+            "attention/__init__.py",
             "commands/__init__.py",
             "gallery/location.py",
             "models/build.py",
