@@ -48,13 +48,19 @@ def test_resnet50_with_rga() -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION_MODULES)
-def test_every_module_costs_something_and_nothing_changes(name: str) -> None:
+def test_every_module_costs_something(name: str) -> None:
     factory: AttentionFactory = ATTENTION_MODULES[name]
-    model = ResNet(18, factory, stages=(2, 4), size=(64, 32)).train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    costs = count_costs(model, size=(96, 48)).set_index("part")
+    with torch.device("meta"):
+        model = ResNet(18, factory, stages=(2, 4), size=(64, 32))
+    costs = count_costs(model).set_index("part")
     assert (costs.loc[["attention 2", "attention 4"], "macs"] > 0).all()
     assert costs.macs[:-1].sum() == costs.macs["total"]
+
+
+def test_counting_changes_nothing() -> None:
+    model = ResNet(18, RGA, stages=(2, 4), size=(64, 32)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    count_costs(model, size=(96, 48))
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model(torch.rand(2, 3, 64, 32)).shape == (2, 512, 4, 2)

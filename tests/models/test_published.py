@@ -48,7 +48,7 @@ def images() -> Tensor:
     return torch.randint(0, 256, (3, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])
 def test_torchvision(depth: int, images: Tensor, tmp_path: Path) -> None:
     body = network(depth)
     torch.save(body.state_dict(), tmp_path / "m.pth")
@@ -59,14 +59,14 @@ def test_torchvision(depth: int, images: Tensor, tmp_path: Path) -> None:
 
 
 def test_torchreid(images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    body = network(34)
+    body = network(18)
     state = {f"module.{key.replace('fc.', 'classifier.')}": value for key, value in body.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 60, "rank1": 0.9}, tmp_path / "model.pth.tar-60")
     target = tmp_path / "m.safetensors"
     words = ["convert", str(tmp_path / "model.pth.tar-60"), str(target), "--size", "64", "32"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "ResNet-34 with no attention for 64x32 images, from torchreid" in said
+    assert "ResNet-18 with no attention for 64x32 images, from torchreid" in said
     assert "not used: classifier.bias, classifier.weight" in said
     expected = F.normalize(pooled(body, images))
     torch.testing.assert_close(load_model(target).embed(images), expected, atol=1e-5, rtol=1e-4)
