@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -89,6 +90,7 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> 
         ({"overrides": {LONG: 1}}, LONG[:20]),
         ({"overrides": {"data": [1]}}, "variants[0]: data: expected a mapping"),
         ({"variants.0.name": LONG}, "name"),
+        ({"variants.0.name": "../../outside"}, "name"),
         ({"seeds": [NAN]}, "seeds"),
         ({"published": "no such data set"}, "published"),
     ],
