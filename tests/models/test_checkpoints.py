@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rga_reid._deprecated import RGA_ARGUMENTS
 from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.inference import ModelFingerprint
@@ -116,7 +117,7 @@ def test_checkpoints_of_version_1_embed_as_before(suffix: str, images: Tensor, t
         save_file(state, path, metadata=metadata)
     model = load_model(path)
     assert model.trained_on == data
-    init_args = {"zero_init_gate": config["attention"]["init_args"]["neutral_start"]}  # its name today
+    init_args = {RGA_ARGUMENTS[name]: value for name, value in config["attention"]["init_args"].items()}
     assert model.config == {**config, "attention": {**config["attention"], "init_args": init_args}}
     np.testing.assert_allclose(model.embed(images)[:, ::96], recorded["embedding"], atol=1e-5)
 
