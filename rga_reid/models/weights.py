@@ -114,7 +114,7 @@ def read_torch(file: Path) -> dict[str, Any]:
             _refuse_compression(file)
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch guesses what a damaged file may be
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     except InputError:
         raise
     except pickle.UnpicklingError:
