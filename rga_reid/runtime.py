@@ -202,7 +202,7 @@ def _collect_rarely() -> Iterator[None]:
     once more at exit, takes a quarter of the time of a short command.
     """
     old = gc.get_threshold()
-    gc.set_threshold(20_000, *old[1:])
+    gc.set_threshold(50_000, *old[1:])
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     try:
