@@ -214,7 +214,7 @@ def test_200_kills_at_random_times_of_writes(
         seconds[operation] = time.monotonic() - start
         after[operation] = state(Gallery.open(tmp_path / operation), queries)
     folder, kills, tries, met = tmp_path / "gallery", 0, 0, set()
-    while kills < 200:
+    while kills < 200 or met != set(CHANGES + BUILDS):  # some operations write for a short time only
         operation = str(generator.choice(CHANGES + BUILDS))
         if operation in CHANGES:
             shutil.copytree(old, folder)
@@ -234,7 +234,6 @@ def test_200_kills_at_random_times_of_writes(
             check_built(killable, folder, operation, after[operation], f"{operation}, kill {kills}")
         shutil.rmtree(folder, ignore_errors=True)
         assert tries < 4000
-    assert met == set(CHANGES + BUILDS)
 
 
 def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> None:
