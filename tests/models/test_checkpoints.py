@@ -6,7 +6,6 @@ import copy
 import json
 import pickle
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from rga_reid.models import (
     save_model,
 )
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
+from tests.states import weights_by_formula
 
 V1 = Path(__file__).parents[1] / "fixtures" / "v1"
 
@@ -78,24 +78,6 @@ def test_equal_models_give_equal_files(model: EmbeddingModel, tmp_path: Path) ->
     for name in ("a.safetensors", "b.safetensors"):
         save_model(model, tmp_path / name)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-
-
-def weights_by_formula(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Return the weights that the recorded embeddings were computed with."""
-    if key.endswith("num_batches_tracked"):
-        return torch.tensor(7)
-    z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_mean"):
-        z = 0.1 * z
-    elif key.endswith("running_var"):
-        z = 0.5 + 0.5 * np.abs(z)
-    elif len(shape) >= 2:
-        z = z * np.sqrt(2 / np.prod(shape[1:]))
-    elif key.endswith("weight"):
-        z = 1 + 0.1 * z
-    else:
-        z = 0.1 * z
-    return torch.from_numpy(np.asarray(z, np.float32))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,33 +15,16 @@ from torch import Tensor
 from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.models import EmbeddingModel, build_model, load_model, read_official_rga
+from tests.states import weights_by_formula
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-
-
-def published_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Weights by formula from the released model's key."""
-    if key.endswith("num_batches_tracked"):
-        return torch.tensor(7)
-    z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_mean"):
-        z = 0.1 * z
-    elif key.endswith("running_var"):
-        z = 0.5 + 0.5 * np.abs(z)
-    elif len(shape) >= 2:
-        z = z * np.sqrt(2 / np.prod(shape[1:]))
-    elif key.endswith("weight"):
-        z = 1 + 0.1 * z
-    else:
-        z = 0.1 * z
-    return torch.from_numpy(np.asarray(z, np.float32))
 
 
 @pytest.fixture(scope="module")
 def released() -> dict[str, Tensor]:
     """The released RGA-SC network at 256x128, with 751 classes."""
     keys = json.loads((FIXTURES / "network_256x128_keys.json").read_text())["rgasc"]
-    return OrderedDict((key, published_tensor(key, tuple(shape))) for key, shape in keys.items())
+    return OrderedDict((key, weights_by_formula(key, tuple(shape))) for key, shape in keys.items())
 
 
 def assert_published(model: EmbeddingModel) -> None:
