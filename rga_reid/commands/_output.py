@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Options that take a name or a file: only a file of that name is an input, not a folder.
 _NAMES = {
     *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "index"),
-    *("metric", "only", "protocol", "published", "title", "where"),
+    *("metric", "only", "protocol", "published", "title", "view", "where"),
 }
 #: Metavars of positional arguments, as ``--help`` shows them.
 _POSITIONAL = {"first": "A", "second": "B", "places": "DIR", "root": "ROOT", "source": "IN", "target": "OUT"}

@@ -1,7 +1,8 @@
-"""``explain``: show the attention of models on pictures, as an interactive page or as figures."""
+"""``explain``: show what models use in pictures, as a page or as figures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,39 @@ from rga_reid.files import atomic_file, write_text
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
+    from rga_reid.models import EmbeddingModel
     from rga_reid.reports.explorer import Exhibit
+    from rga_reid.reports.heat_maps import HeatMap, MapView
 
 _FORMATS = ("html", "png", "pdf")
+_VIEWS = ("relations", "gates", "gradcam", "activation")
 
 
 def parser() -> ArgumentParser:
     """Options of ``explain``."""
     command = new_parser(
         "explain",
-        "Show what attention modules compute for pictures: relation matrices, their rows and columns over the "
-        "photo, the data flow with tensor shapes, and the applied attention. Without a checkpoint, untrained "
-        "ResNet-50s at 256x128 are compared.",
+        "Show what models use in pictures: the relations that attention modules compute, with the data flow and the "
+        "applied attention; gates, the weights that multiply a map; Grad-CAM; or the activation of the last map. "
+        "Without a checkpoint, untrained ResNet-50s at 256x128 are compared.",
     )
     command.add_argument("--image", metavar="FILE", nargs="+", required=True, help="pictures of people")
+    command.add_argument(
+        "--view",
+        choices=_VIEWS,
+        help="relations and gates need attention; gradcam and activation take any model (default: relations if "
+        "every model has them, otherwise gradcam)",
+    )
+    command.add_argument(
+        "--similar-to", metavar="FILE", help="gradcam of the similarity to this picture; both are shown"
+    )
+    command.add_argument(
+        "--identity",
+        metavar="N",
+        type=int,
+        help="gradcam of the logit of a training identity, numbered from 0 in the order of its pid (default: of "
+        "the length of the embedding)",
+    )
     command.add_argument(
         "--checkpoint", metavar="FILE", nargs="+", default=[], help="trained models, side by side"
     )
@@ -36,8 +56,8 @@ def parser() -> ArgumentParser:
         metavar="NAME",
         nargs="+",
         default=[],
-        help="attention modules to compare (default: rga nonlocal pam cam criss_cross); with a checkpoint: "
-        "modules that it must have",
+        help="attention modules or class paths to compare (default: rga nonlocal pam cam criss_cross; for gates "
+        "rga se cbam); with a checkpoint: modules that it must have",
     )
     command.add_argument("--out", metavar="FILE", required=True, help="file to write")
     command.add_argument(
@@ -48,8 +68,9 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--stage",
         type=int,
-        choices=(1, 2, 3, 4),
-        help="stage of the figures (default: the last with at most 512 positions, which is shown unpooled)",
+        metavar="N",
+        help="stage of the figures of relations (default: the last with at most 512 positions, which is shown "
+        "unpooled)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed of untrained weights")
     return command
@@ -60,27 +81,93 @@ def run(options: Namespace) -> None:
     kind = _choose_format(options)
     check_outputs(options, {"out": ()})
     check_int("--seed", options.seed, 0, MAX_SEED)
+    _check_score(options)
     check_images("--image", *options.image)
+    if options.similar_to is not None:
+        check_images("--similar-to", options.similar_to)
+
+    from rga_reid.experiments.explain import load_models
+    from rga_reid.experiments.heat_maps import default_view
+
+    models = load_models(options.checkpoint, options.attention, classifier=options.identity is not None)
+    explains_score = options.similar_to is not None or options.identity is not None
+    view = options.view or ("gradcam" if explains_score else default_view(models))
+    if view == "relations":
+        shown = _show_relations(options, kind, models)
+        names, views = [one.image for one in shown], len(shown)
+    else:
+        if options.stage is not None:
+            raise InputError(f"--stage: expected --view relations, got {view}")
+        maps = _show_maps(options, kind, models, view)
+        names, views = [one.image for one in maps], len(maps)
+    photos, what = len(set(names)), "view" if view == "relations" else "map"
+    print(
+        f"{options.out}: {views} {what}{'' if views == 1 else 's'} of {photos} picture"
+        f"{'' if photos == 1 else 's'}"
+    )
+
+
+def _check_score(options: Namespace) -> None:
+    """Check the options that name what Grad-CAM explains."""
+    given = [f"--{key.replace('_', '-')}" for key in ("similar_to", "identity") if options[key] is not None]
+    if len(given) > 1:
+        raise InputError("--similar-to, --identity: expected at most one of them, found both")
+    if given and options.view not in (None, "gradcam"):
+        raise InputError(f"{given[0]}: expected --view gradcam, got {options.view}")
+    if options.identity is not None:
+        check_int("--identity", options.identity, 0)
+        if not options.checkpoint:
+            raise InputError("--identity: expected --checkpoint, whose classifier computes the logit")
+
+
+def _show_relations(options: Namespace, kind: str, models: Mapping[str, EmbeddingModel]) -> list[Exhibit]:
     if kind == "png" and len(options.image) > 1:
-        raise InputError(f"--image: a png shows one picture, got {len(options.image)}; use html or pdf")
+        raise InputError(
+            f"--image: a png of relations shows one picture, got {len(options.image)}; use html or pdf"
+        )
 
     from rga_reid.experiments.explain import explain
 
     with progress_bar("relations") as moved:
         exhibits = explain(
+            options.image, checkpoints=models, attention=options.attention, seed=options.seed, progress=moved
+        )
+    if kind == "html":
+        _write_page(options, exhibits, models)
+    else:
+        _write_figures(options, exhibits, kind)
+    return exhibits
+
+
+def _show_maps(
+    options: Namespace, kind: str, models: Mapping[str, EmbeddingModel], view: MapView
+) -> list[HeatMap]:
+    from rga_reid.experiments.heat_maps import heat_maps
+    from rga_reid.reports.heat_maps import heat_map_figure, heat_map_page
+    from rga_reid.reports.plots import save_figure
+
+    with progress_bar(view) as moved:
+        maps = heat_maps(
             options.image,
-            checkpoints=options.checkpoint,
+            view,
+            checkpoints=models,
             attention=options.attention,
+            similar_to=options.similar_to,
+            identity=options.identity,
             seed=options.seed,
             progress=moved,
         )
+    score = "" if view != "gradcam" else "length of the embedding"
+    if options.similar_to is not None:
+        score = f"cosine similarity to {Path(options.similar_to).name}"
+    if options.identity is not None:
+        score = f"logit of identity {options.identity}"
     if kind == "html":
-        _write_page(options, exhibits)
+        write_text(options.out, heat_map_page(maps, view, score=score))
     else:
-        _write_figures(options, exhibits, kind)
-    photos = len({exhibit.image for exhibit in exhibits})
-    views = f"{len(exhibits)} view{'' if len(exhibits) == 1 else 's'}"
-    print(f"{options.out}: {views} of {photos} picture{'' if photos == 1 else 's'}")
+        with atomic_file(options.out) as temporary:
+            save_figure(heat_map_figure(maps, view, score=score), temporary, kind)
+    return maps
 
 
 def _choose_format(options: Namespace) -> str:
@@ -94,14 +181,13 @@ def _choose_format(options: Namespace) -> str:
     return options.format or suffix
 
 
-def _write_page(options: Namespace, exhibits: list[Exhibit]) -> None:
-    from rga_reid.experiments.explain import shorten_paths
+def _write_page(options: Namespace, exhibits: list[Exhibit], trained: Mapping[str, EmbeddingModel]) -> None:
     from rga_reid.reports.explorer import explorer_page
 
-    models = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
-    if options.checkpoint:
-        models += f". Trained: {', '.join(shorten_paths(options.checkpoint).values())}"
-    write_text(options.out, explorer_page(exhibits, note=models))
+    note = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
+    if trained:
+        note += f". Trained: {', '.join(trained)}"
+    write_text(options.out, explorer_page(exhibits, note=note))
 
 
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:

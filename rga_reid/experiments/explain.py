@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,20 +14,24 @@ from torch import Tensor
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
-from rga_reid.models import EmbeddingModel, load_model
+from rga_reid.models import EmbeddingModel, ResNet, load_model, resolve_attention
 from rga_reid.models.analysis import attention_name, capture_stages, untrained_model
 from rga_reid.models.embedding import uint8_batch
 from rga_reid.reports.explorer import Exhibit
 from rga_reid.reports.relation_views import stage_view
+
+Files = Sequence[str | os.PathLike[str]]
+#: checkpoints, or loaded models by the name that is shown
+Models = Files | Mapping[str, EmbeddingModel]
 
 SIZE = (256, 128)  #: input height and width of untrained networks
 DEFAULT_ATTENTION = ("rga", "nonlocal", "pam", "cam", "criss_cross")  #: compared if nothing is named
 
 
 def explain(
-    images: Sequence[str | os.PathLike[str]],
+    images: Files,
     *,
-    checkpoints: Sequence[str | os.PathLike[str]] = (),
+    checkpoints: Models = (),
     attention: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[float], None] = lambda fraction: None,
@@ -35,26 +40,28 @@ def explain(
 
     Args:
         images: image files; equal file names are shown with their folders.
-        checkpoints: trained models, each shown next to an untrained network of the same architecture.
-        attention: short names of attention modules. Without checkpoints, one untrained ResNet-50 with each of
-            them (by default ``DEFAULT_ATTENTION``), all with the same backbone weights. With checkpoints, the
-            modules that they must have.
+        checkpoints: trained models, as files or loaded, each shown next to an untrained network of the same
+            architecture.
+        attention: short names or class paths of attention modules. Without checkpoints, one untrained ResNet-50
+            with each of them (by default ``DEFAULT_ATTENTION``), all with the same backbone weights. With
+            checkpoints, the modules that they must have.
         seed: random seed of untrained weights.
         progress: called with the finished fraction.
 
     Raises:
         InputError: an unreadable image, an unknown module, or a checkpoint without the requested attention.
     """
-    for name in attention:
-        if name not in ATTENTION_MODULES:
-            raise InputError(
-                f"attention: unknown module {name!r}; expected some of {', '.join(ATTENTION_MODULES)}"
-            )
     if not images:
         raise InputError("images: expected at least one, got none")
-    photos, files = shorten_paths(images), shorten_paths(checkpoints)
+    photos = shorten_paths(images)
     pictures = [read_image(path) for path in photos]
-    trained = [_load(path, attention) for path in files]
+    files = load_models(checkpoints, attention)
+    for name, model in files.items():
+        if not model.backbone.attention_stages():
+            raise InputError(
+                f"{name}: expected a model with attention, found none; the views gradcam and activation need none"
+            )
+    trained = list(files.values())
     sizes = {model.size for model in trained} or {SIZE}
     pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
@@ -62,10 +69,11 @@ def explain(
     plans: list[tuple[bool, str, str, Callable[[], EmbeddingModel]]] = []
     modules = [attention_name(next(iter(model.backbone.attention_stages().values()))) for model in trained]
     configs: set[str] = set()
-    for model, module, name in zip(trained, modules, files.values(), strict=True):
+    for model, module, name in zip(trained, modules, files, strict=True):
         is_unique = modules.count(module) == 1
         plans.append((True, name, "" if is_unique else name, partial(lambda loaded: loaded, model)))
-        if repr(model.config) not in configs:  # one untrained network for models that differ in weights only
+        # one untrained network for models that differ in weights only
+        if model.config is not None and repr(model.config) not in configs:
             configs.add(repr(model.config))
             build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
             plans.append((False, f"untrained {name}", "" if is_unique else describe(model), build))
@@ -79,7 +87,8 @@ def explain(
         for number, image in enumerate(photos.values()):
             captures = capture_stages(model, pixels[model.size][number])
             for capture in captures:  # a picture would not show NaN and infinity as such
-                if not all(one.isfinite().all() for one in (capture.output, *capture.matrices.values())):
+                tensors = (capture.output, *capture.matrices.values(), *capture.weights.values())
+                if not all(one.isfinite().all() for one in tensors):
                     raise InputError(
                         f"{model_name}: attention after stage {capture.stage}: NaN or infinite values"
                     )
@@ -100,7 +109,12 @@ def explain(
 
 def describe(model: EmbeddingModel) -> str:
     """Describe a network: ``ResNet-50, 256×128 pixels``."""
-    return f"ResNet-{model.backbone.depth}, {model.size[0]}×{model.size[1]} pixels"
+    if isinstance(model.backbone, ResNet):
+        name = f"ResNet-{model.backbone.depth}"
+    else:
+        chosen = (model.config or {}).get("backbone")
+        name = chosen if isinstance(chosen, str) else type(model.backbone).__name__
+    return f"{name}, {model.size[0]}×{model.size[1]} pixels"
 
 
 def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
@@ -116,17 +130,36 @@ def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:
     return {path: str(path) for path in paths}
 
 
-def _load(path: str | os.PathLike[str], attention: Sequence[str]) -> EmbeddingModel:
-    """Load a checkpoint that must have all of ``attention``, or any attention if that is empty."""
-    model = load_model(path)
-    found = {stage: attention_name(module) for stage, module in model.backbone.attention_stages().items()}
-    names = list(dict.fromkeys(found.values()))
-    missing = [name for name in attention if not any(_is_variant(one, name) for one in names)]
-    if missing or not found:
-        expected = f"attention {', '.join(missing)}" if missing else "attention"
-        actual = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
-        raise InputError(f"{os.fspath(path)}: expected a model with {expected}, found {actual}")
-    return model
+def load_models(
+    checkpoints: Models, attention: Sequence[str] = (), *, classifier: bool = False
+) -> dict[str, EmbeddingModel]:
+    """Load checkpoints; return the models by the shortest end of each path that is unique.
+
+    Args:
+        checkpoints: files; a mapping of loaded models is checked and returned.
+        attention: short names or class paths of modules that each model must have.
+        classifier: keep the classifier.
+
+    Raises:
+        InputError: an unreadable checkpoint, an unknown module, or a model without one of the modules.
+    """
+    for name in attention:
+        resolve_attention(name)
+    if isinstance(checkpoints, Mapping):
+        models = dict(checkpoints)
+    else:
+        options: Any = {"classifier": True} if classifier else {}
+        models = {name: load_model(path, **options) for path, name in shorten_paths(checkpoints).items()}
+    for file, model in models.items():
+        found = {stage: attention_name(module) for stage, module in model.backbone.attention_stages().items()}
+        names = list(dict.fromkeys(found.values()))
+        missing = [
+            name for name in attention if not any(_is_variant(one, name.rpartition(".")[2]) for one in names)
+        ]
+        if missing:
+            actual = f"{', '.join(names)} after stages {', '.join(map(str, found))}" if found else "none"
+            raise InputError(f"{file}: expected a model with attention {', '.join(missing)}, found {actual}")
+    return models
 
 
 def _is_variant(found: str, expected: str) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from rga_reid.attention import ATTENTION_MODULES, RGA, NonLocal, Step
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, short_repr
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel, eval_mode, uint8_batch
 from rga_reid.models.resnet import STAGES, ResNet, Size, count_parameters
@@ -22,9 +24,10 @@ class StageCapture:
     """The attention module after one stage, on one picture. Tensors keep their batch axis of length 1.
 
     Args:
-        stage: from 1 to 4.
+        stage: number of the stage, from 1.
         mechanism: short name as in ``ATTENTION_MODULES``, or the class name of another module.
-        matrices, weights, flow, output: as in ``Relations``; ``flow[0]`` is the input map.
+        matrices, weights, flow, output: as in ``Relations``; ``flow[0]`` is the input map. A module without
+            ``relations`` has no matrices, and its ``weights`` are its gates, see ``compute_gates``.
     """
 
     stage: int
@@ -38,6 +41,14 @@ class StageCapture:
     def x(self) -> Tensor:
         """The input map, (1, C, H, W)."""
         return self.flow[0].tensor
+
+
+class Gate(NamedTuple):
+    """Weights that multiply a map."""
+
+    place: str  #: ``attention 3``, or the name of the module in the backbone
+    name: str  #: such as ``spatial`` or ``channel``
+    weights: Tensor  #: (1, 1, h, w) or (1, C, 1, 1)
 
 
 def attention_name(module: nn.Module) -> str:
@@ -54,44 +65,134 @@ def attention_name(module: nn.Module) -> str:
     return names[0] if names else type(module).__name__
 
 
+def has_relations(model: EmbeddingModel) -> bool:
+    """Return whether the model has attention and every attention module has ``relations``."""
+    modules = model.backbone.attention_stages().values()
+    return bool(modules) and all(hasattr(module, "relations") for module in modules)
+
+
 @torch.inference_mode()
 def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
     """Run one picture through the model and capture the trace of each attention module.
+
+    Of a module without ``relations``, input, gates and output are captured.
 
     Args:
         model: put in evaluation mode during the run.
         pixels: uint8 ``(1, 3, h, w)``; resized to the model's size if necessary.
 
     Raises:
-        InputError: the model has no attention, or attention without ``relations``.
+        InputError: the model has no attention; gates of a wrong form.
     """
     modules = model.backbone.attention_stages()
     if not modules:
         raise InputError("model: expected attention after at least one stage, found none")
-    for stage, module in modules.items():
-        if not hasattr(module, "relations"):
-            raise InputError(f"attention after stage {stage}: {type(module).__name__} has no relations(x)")
+    with eval_mode(model):
+        maps = _run_hooked(model, pixels, {id(module): module for module in modules.values()})
+        return [_capture(n, module, *maps[id(module)]) for n, module in modules.items() if id(module) in maps]
+
+
+@torch.inference_mode()
+def capture_gates(model: EmbeddingModel, pixels: Tensor) -> list[Gate]:
+    """Run one picture through the model and return the gates of its modules, in the order in which they run.
+
+    Modules with gates are attention modules that have ``relations``, and all modules of the backbone that have
+    ``gates``; see ``compute_gates``.
+
+    Args:
+        model, pixels: as for ``capture_stages``.
+
+    Raises:
+        InputError: gates of a wrong form.
+    """
+    stages = {id(module): number for number, module in model.backbone.attention_stages().items()}
+    places = {
+        id(module): f"attention {stages[id(module)]}" if id(module) in stages else name
+        for name, module in model.backbone.named_modules()
+        if _has_gates(module) or (id(module) in stages and hasattr(module, "relations"))
+    }
+    modules = {id(module): module for module in model.backbone.modules() if id(module) in places}
+    with eval_mode(model):
+        maps = _run_hooked(model, pixels, modules)
+        return [
+            Gate(places[key], name, weights)
+            for key, (x, _) in maps.items()
+            for name, weights in compute_gates(modules[key], x).items()
+        ]
+
+
+def compute_gates(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return the weights by which a module multiplies a map: ``gates(x)``, otherwise ``relations(x).weights``.
+
+    Args:
+        module: with either method, or without gates.
+        x: its input ``(n, C, H, W)``.
+
+    Returns:
+        By name, ``(n, 1, h, w)`` for positions or ``(n, C, 1, 1)`` for channels; empty without gates.
+
+    Raises:
+        InputError: ``gates`` returns anything else.
+    """
+    methods: Any = module
+    if not _has_gates(module):
+        return dict(methods.relations(x).weights) if hasattr(module, "relations") else {}
+    gates = methods.gates(x)
+    wrong = short_repr(type(gates).__name__) if not isinstance(gates, Mapping) else ""
+    for name, weights in {} if wrong else gates.items():
+        shape = tuple(weights.shape) if isinstance(weights, Tensor) else None
+        if shape is None or len(shape) != 4 or (shape[1] != 1 and shape[2:] != (1, 1)):
+            wrong = f"{short_repr(name)}: {type(weights).__name__ if shape is None else shape}"
+    if wrong:
+        raise InputError(
+            f"{type(module).__name__}.gates: expected tensors (n, 1, h, w) or (n, C, 1, 1) by name, got {wrong}"
+        )
+    return dict(gates)
+
+
+def _has_gates(module: nn.Module) -> bool:
+    return inspect.ismethod(getattr(module, "gates", None))  # not a submodule of that name
+
+
+def _run_hooked(
+    model: EmbeddingModel, pixels: Tensor, modules: Mapping[int, nn.Module]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Run the backbone on one picture; return copies of each module's input and output, in order.
+
+    Copies, because a module, or the one after it, may work in place.
+    """
     inputs: dict[int, Tensor] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda _, given, stage=stage: inputs.update({stage: given[0]}))
-        for stage, module in modules.items()
-    ]
+    outputs: dict[int, Tensor] = {}
+    handles = []
+    for key, module in modules.items():
+        keep_input = partial(lambda key, _, given: inputs.update({key: given[0].clone()}), key)
+        keep_output = partial(lambda key, _, given, output: outputs.update({key: output.clone()}), key)
+        handles += [module.register_forward_pre_hook(keep_input), module.register_forward_hook(keep_output)]
     try:
-        with eval_mode(model):
-            device = next(model.parameters()).device
-            model.backbone(model.normalise(uint8_batch(pixels, model.size, device)))
-            return [_capture(stage, modules[stage], x) for stage, x in sorted(inputs.items())]
+        device = next(model.parameters()).device
+        model.backbone(model.normalise(uint8_batch(pixels, model.size, device)))
     finally:
         for handle in handles:
             handle.remove()
+    return {key: (x, outputs[key]) for key, x in inputs.items()}
 
 
-def _capture(stage: int, module: nn.Module, x: Tensor) -> StageCapture:
-    relations = module.relations(x)  # type: ignore[operator]  # checked by the caller
-    trace, output = relations.trace()
-    return StageCapture(
-        stage, attention_name(module), dict(relations.matrices), dict(trace.weights), list(trace.flow), output
-    )
+def _capture(stage: int, module: nn.Module, x: Tensor, output: Tensor) -> StageCapture:
+    name = attention_name(module)
+    if hasattr(module, "relations"):
+        relations = module.relations(x)  # type: ignore[operator]
+        trace, output = relations.trace()
+        return StageCapture(
+            stage, name, dict(relations.matrices), dict(trace.weights), list(trace.flow), output
+        )
+    gates = compute_gates(module, x)
+    formula = f"{type(module).__name__}(x)"
+    flow = [
+        Step("x", "input map", "", x),
+        *(Step(gate, "weights that multiply a map", "gates(x)", one, ("x",)) for gate, one in gates.items()),
+        Step("out", "output map", formula, output, ("x", *gates)),
+    ]
+    return StageCapture(stage, name, {}, gates, flow, output)
 
 
 @torch.no_grad()

@@ -142,7 +142,9 @@ def stage_view(capture: StageCapture) -> StageView:
     _, channels, height, width = capture.x.shape
     x = capture.x[0]
     change = (capture.output[0] - x).norm(dim=0) / x.norm(dim=0).clamp(min=torch.finfo(x.dtype).tiny)
-    spatial, channel = capture.weights.get("spatial"), capture.weights.get("channel")
+    weights = capture.weights.values()
+    spatial = next((one for one in weights if one.shape == (1, 1, height, width)), None)
+    channel = next((one for one in weights if one.shape == (1, channels, 1, 1)), None)
     matrices = [_matrix_view(capture, name, matrix[0]) for name, matrix in capture.matrices.items()]
     passes = [m[0] for name, m in capture.matrices.items() if name.startswith("pass_")]
     if len(passes) > 1:

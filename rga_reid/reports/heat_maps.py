@@ -1,0 +1,281 @@
+"""Heat maps over pictures, as an HTML page or a figure: Grad-CAM, activations, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from rga_reid.errors import InputError, check_choice
+from rga_reid.reports.explorer import COLOURS
+from rga_reid.reports.html import jpeg_uri, page_environment
+
+MapView = Literal["gates", "gradcam", "activation"]
+
+OPACITY = 0.7  #: of a map over its photo
+_PER_PIXEL = 2  # pixels of a page's picture for one of the photo
+_STOPS = 9  # colours of a colour bar; between them the browser interpolates
+
+#: name of each view, and how to read its maps
+TITLES: dict[MapView, tuple[str, str]] = {
+    "gradcam": (
+        "Grad-CAM",
+        "Bright places raise the score: channels of the last map, weighted by the mean gradient of the score, are "
+        "summed. Places that lower it are cut off at 0 (ReLU), so a dark place is unused or lowers the score.",
+    ),
+    "activation": (
+        "Activation of the last map",
+        "Bright places have strong features: squares are summed over all channels and divided by their L2 norm over "
+        "positions. The map does not depend on what the picture is compared with, and a square has no sign.",
+    ),
+    "gates": (
+        "Gates",
+        "Bright places, or channels, keep more of the map that the weights multiply; dark ones keep less. Later "
+        "layers decide what is made of it, so a weight alone is not the importance for the result.",
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """A map that a model computes for a picture.
+
+    Args:
+        image: name of the picture, such as its file name.
+        pixels: the picture, uint8 ``(H, W, 3)``.
+        model: name of the model for the reader.
+        what: what is shown, such as "attention 3, spatial".
+        values: float ``(h, w)`` over the picture, or ``(C,)``, a weight for each channel.
+        from_zero: whether colours start at 0; otherwise at the lowest value.
+        notes: short remarks, such as the score.
+        network: description of the model, such as "ResNet-50, 256×128 pixels".
+        section: heading that the map shares with others; by default the name of the picture.
+
+    Raises:
+        InputError: ``values`` has another shape, is empty, or contains NaN or infinite values.
+    """
+
+    image: str
+    pixels: np.ndarray
+    model: str
+    what: str
+    values: np.ndarray
+    from_zero: bool = True
+    notes: Sequence[str] = ()
+    network: str = ""
+    section: str = ""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim not in (1, 2) or not self.values.size:
+            raise InputError(f"{self.model}: expected values (h, w) or (C,), got {self.values.shape}")
+        if not np.isfinite(self.values).all():
+            raise InputError(f"{self.model}: {self.what} of {self.image}: NaN or infinite values")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Values of the first and the last colour."""
+        return (0.0 if self.from_zero else float(self.values.min())), float(self.values.max())
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all values agree to four digits; colours would show rounding errors."""
+        return f"{self.values.min():.4g}" == f"{self.values.max():.4g}"
+
+    @property
+    def scale(self) -> str:
+        """Description of the colours: ``0 to 0.31``, or ``0.5 everywhere``."""
+        low, high = self.limits
+        return f"{high:.3g} everywhere" if self.is_even else f"{low:.3g} to {high:.3g}"
+
+
+def heat_map_page(maps: Sequence[HeatMap], view: MapView, *, score: str = "") -> str:
+    """Return one self-contained HTML page with the maps of each picture side by side.
+
+    Args:
+        maps: to be shown, in order.
+        view: kind of the maps.
+        score: what Grad-CAM explains, such as "cosine similarity to b.jpg".
+
+    Raises:
+        InputError: no maps, or an unknown view.
+    """
+    check_choice("view", view, tuple(TITLES))
+    sections = []
+    for heading, shown in _group(maps).items():
+        photos = {(one.image, one.pixels.shape): one for one in shown}
+        distinct = {name for name, _ in photos}
+        cards = [
+            {
+                "title": one.image if len(distinct) == len(photos) else f"{one.image}, {_size(one.pixels)}",
+                "uri": jpeg_uri(_enlarge(one.pixels), quality=90),
+            }
+            for one in photos.values()
+        ]
+        sections.append({"heading": heading, "photos": cards, "maps": [_card(one) for one in shown]})
+    name, reading = TITLES[view]
+    return (
+        page_environment()
+        .get_template("heat_maps.html")
+        .render(
+            title=f"{name}: {score}" if score else name,
+            note="; ".join(dict.fromkeys(f"{one.model}: {one.network}" for one in maps if one.network)),
+            reading=reading,
+            sections=sections,
+            colours=", ".join(f"rgb({r} {g} {b})" for r, g, b in _colours(np.linspace(0, 1, _STOPS))),
+        )
+    )
+
+
+def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") -> Any:
+    """Draw the maps as a matplotlib ``Figure``: a row for each picture, or for each model if it has many maps.
+
+    Args:
+        maps, view, score: as for ``heat_map_page``.
+
+    Raises:
+        InputError: no maps, or an unknown view.
+    """
+    import textwrap
+
+    from matplotlib.figure import Figure
+
+    from rga_reid.reports.plots import escape_mathtext
+
+    check_choice("view", view, tuple(TITLES))
+    rows: list[tuple[str, list[HeatMap]]] = []
+    for heading, shown in _group(maps).items():
+        by_model = {one.model: [other for other in shown if other.model == one.model] for one in shown}
+        if max(map(len, by_model.values())) > 2:
+            rows += [(f"{heading}\n{model}", group) for model, group in by_model.items()]
+        else:
+            rows.append((heading, shown))
+    photos = [list({(one.image, one.pixels.shape): one for one in shown}.values()) for _, shown in rows]
+    columns = max(len(shown) + len(seen) for (_, shown), seen in zip(rows, photos, strict=True))
+    name, reading = TITLES[view]
+    width = max(1.75 * columns + 0.4, 5.5)
+    figure = Figure(figsize=(width, 3.5 * len(rows) + 1), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, (heading, shown), seen in zip(grid, rows, photos, strict=True):
+        for axes, one in zip(line, seen, strict=False):
+            axes.imshow(one.pixels)
+            text = heading if one is seen[0] and len(seen) == 1 else one.image
+            axes.set_title(_wrap(escape_mathtext(text)), fontsize=8)
+        for axes, one in zip(line[len(seen) :], shown, strict=False):
+            _draw(axes, one)
+    title = f"{name}: {score}" if score else name
+    figure.suptitle(escape_mathtext(title), fontsize=11, weight="bold")
+    figure.supxlabel(textwrap.fill(reading, int(13 * width)), fontsize=7.5)
+    return figure
+
+
+def _draw(axes: Any, one: HeatMap) -> None:
+    from rga_reid.reports.plots import escape_mathtext
+
+    title = "\n".join(_wrap(text) for text in (one.model, one.what) if text)
+    axes.set_title(escape_mathtext(title), fontsize=8)
+    axes.axis("on")
+    axes.set(xticks=[], yticks=[])
+    notes = "\n".join(_wrap(text) for text in (one.scale, *one.notes))
+    axes.set_xlabel(escape_mathtext(notes), fontsize=7)
+    if one.values.ndim == 1:
+        ordered = np.sort(one.values)
+        axes.set_box_aspect(one.pixels.shape[0] / one.pixels.shape[1])
+        axes.plot(np.linspace(0, 1, len(ordered)), ordered, color="#0072b2")
+        axes.set_yticks(one.limits if not one.is_even else one.limits[:1])
+        axes.tick_params(labelsize=6, direction="in", pad=-2)
+        axes.set_yticklabels([])
+        return
+    height, width = one.pixels.shape[:2]
+    axes.imshow(one.pixels.mean(axis=2), "gray", vmin=0, vmax=255)
+    low, high = one.limits
+    if not one.is_even:
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        shown = axes.imshow(
+            _enlarge_map(one.values, (height, width)),
+            COLOURS["sequential"],
+            vmin=low,
+            vmax=high,
+            extent=extent,
+            alpha=OPACITY,
+        )
+        bar = axes.figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, pad=0.02, aspect=14)
+        bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
+        bar.ax.tick_params(labelsize=7)
+
+
+def _wrap(text: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.fill(line, 26) for line in text.split("\n"))
+
+
+def _group(maps: Sequence[HeatMap]) -> dict[str, list[HeatMap]]:
+    if not maps:
+        raise InputError("maps: expected at least one, got none")
+    groups: dict[str, list[HeatMap]] = {}
+    for one in maps:
+        groups.setdefault(one.section or one.image, []).append(one)
+    return groups
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[0]}×{pixels.shape[1]}"
+
+
+def _card(one: HeatMap) -> dict[str, Any]:
+    low, high = one.limits
+    strip = one.values.ndim == 1
+    return {
+        "model": one.model,
+        "what": one.what,
+        "image": one.image,
+        "strip": strip,
+        "uri": None
+        if strip and one.is_even
+        else jpeg_uri(_strip(one) if strip else _overlay(one), quality=90),
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "even": one.scale if one.is_even else "",
+        "notes": list(one.notes),
+    }
+
+
+def _overlay(one: HeatMap) -> Image.Image:
+    """Blend the map with the grey photo; without colours if it is even."""
+    photo = _enlarge(one.pixels)
+    grey = photo.convert("L").convert("RGB")
+    if one.is_even:
+        return grey
+    low, high = one.limits
+    levels = (_enlarge_map(one.values, (grey.height, grey.width)) - low) / (high - low)
+    return Image.blend(grey, Image.fromarray(_colours(levels)), OPACITY)
+
+
+def _strip(one: HeatMap) -> Image.Image:
+    """Draw the weights of channels as colours, in ascending order."""
+    low, high = one.limits
+    levels = np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(one.values)), np.sort(one.values))
+    return Image.fromarray(np.broadcast_to(_colours((levels - low) / (high - low)), (16, 256, 3)).copy())
+
+
+def _enlarge(pixels: np.ndarray) -> Image.Image:
+    height, width = pixels.shape[:2]
+    return Image.fromarray(pixels).resize((_PER_PIXEL * width, _PER_PIXEL * height), Image.Resampling.BICUBIC)
+
+
+def _enlarge_map(values: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Interpolate a map bilinearly to ``size`` (H, W)."""
+    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def _colours(levels: np.ndarray) -> np.ndarray:
+    """Return the uint8 colours (..., 3) of levels from 0 to 1."""
+    from matplotlib import colormaps
+
+    return np.round(colormaps[COLOURS["sequential"]](levels)[..., :3] * 255).astype(np.uint8)
