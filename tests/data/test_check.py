@@ -14,27 +14,20 @@ from PIL import Image
 
 from rga_reid.data import Card, check_data, find_duplicates, load_card, read_table
 from rga_reid.data.check import Counts
-from rga_reid.errors import InputError
 
-SMALL = {
-    "bounding_box_train": ["0002_c1s1_000001_00", "0002_c2s1_000001_00", "0007_c3s1_000001_00"],
-    "query": ["0001_c1s1_000001_00", "0003_c2s1_000001_00"],
-    "bounding_box_test": [
-        "-1_c1s1_000001_00",
-        "0000_c1s1_000001_00",
-        "0000_c2s1_000001_00",
-        "0001_c1s1_000002_00",
-        "0001_c3s1_000003_00",
-        "0003_c2s1_000004_00",
-    ],
-}
+NAMES = "train/0002_c1 train/0002_c2 train/0007_c3 query/0001_c1 query/0003_c2 test/-1_c1 test/0000_c1"
+NAMES += " test/0000_c2 test/0001_c1 test/0001_c3 test/0003_c2"
+FILES = [
+    f"{name}s1_000001_00.jpg".replace("train/", "bounding_box_train/").replace("test/", "bounding_box_test/")
+    for name in NAMES.split()
+]
 EXPECTED = {
     "train": {"images": 3, "identities": 2},
     "query": {"images": 2, "identities": 2},
     "gallery": {"images": 6, "identities": 2, "junk": 1, "distractors": 2},
 }
 QUERY = "query/0001_c1s1_000001_00.jpg"
-MATCH = "bounding_box_test/0001_c3s1_000003_00.jpg"
+MATCH = "bounding_box_test/0001_c3s1_000001_00.jpg"
 
 
 def draw(path: Path) -> None:
@@ -46,9 +39,8 @@ def draw(path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    for folder, names in SMALL.items():
-        for name in names:
-            draw(tmp_path / "set" / folder / f"{name}.jpg")
+    for name in FILES:
+        draw(tmp_path / "set" / name)
     return tmp_path / "set"
 
 
@@ -89,17 +81,11 @@ def test_a_clean_set(small: Path, card: Card) -> None:
     value = report.to_json()
     assert json.loads(json.dumps(value, allow_nan=False)) == value
     assert value["clean"] is value["decoded"] is True
-    assert value["splits"]["gallery"] == {"images": 6, "identities": 2, "junk": 1, "distractors": 2}
+    assert value["splits"]["gallery"] == EXPECTED["gallery"]
     assert value["cameras"][0] == {"split": "train", "camid": 1, "images": 1, "identities": 1}
     assert value["sizes"] == [{"height": 8, "width": 4, "images": 11}]
-
-
-def test_the_real_card_misses_its_images(small: Path) -> None:
-    details = [problem.detail for problem in check_data(small).problems]
-    assert "train: 3 images, expected 12,936" in details
-    assert "gallery: 2 distractors, expected 2,798" in details
-    assert "3 cameras, expected 6" in details
-    assert len(details) == 9
+    details = [problem.detail for problem in check_data(small).problems]  # of Market-1501 itself
+    assert {"train: 3 images, expected 12,936", "3 cameras, expected 6"} < set(details)
 
 
 def cut(path: Path) -> None:
@@ -159,7 +145,7 @@ def test_an_odd_name_and_the_missing_image(small: Path, card: Card) -> None:
     ],
 )
 def test_cameras_of_some_images_only(small: Path, query: str, gallery: list[str], matched: int) -> None:
-    files = [f"set/bounding_box_test/{name}.jpg" for name in SMALL["bounding_box_test"]]
+    files = [f"set/{file}" for file in FILES if "test" in file]
     lines = [f"set/{QUERY},{query},query"]
     lines += [f"{file},{labels},gallery" for file, labels in zip(files, gallery, strict=False)]
     lines.append(f"{files[-1]},2,,gallery")  # another person, without a camera
@@ -169,18 +155,15 @@ def test_cameras_of_some_images_only(small: Path, query: str, gallery: list[str]
 
 
 def test_own_data_by_csv(small: Path, card: Card) -> None:
-    file = write_csv(small, f"set/{QUERY},1,,query")
-    assert check_data(file).problems == []  # queries alone need no match
-    file = write_csv(small, f"set/{QUERY},1,,query", f"set/{QUERY},1,,gallery")
-    report = check_data(file)
+    query = f"set/{QUERY},1,,query"
+    assert check_data(write_csv(small, query)).problems == []  # queries alone need no match
+    report = check_data(write_csv(small, query, f"set/{QUERY},1,,gallery"))
     assert report.counts == {"query": Counts(1, 1, 0, 0), "gallery": Counts(1, 1, 0, 0)}
     assert [problem.kind for problem in report.problems] == ["match"]  # never ranked for itself
     assert len(report.notes) == 1
     assert report.to_json()["cameras"][0]["camid"] is None
     report = check_data(write_csv(small, "none.jpg,1,1,train", "none.jpg,x,1,train"))
     assert (report.counts, [problem.kind for problem in report.problems]) == ({}, ["missing", "line"])
-    file = write_csv(small, f"set/{QUERY},1,1,train")
-    assert "train: 1 images, expected 3" in [problem.detail for problem in check_data(file, card).problems]
 
 
 @pytest.mark.parametrize("how", ["copy", "link", "hard link", "spelling"])
@@ -222,9 +205,3 @@ def test_duplicates_as_a_table(small: Path) -> None:
     (small / "query" / "0003_c2s1_000001_00.jpg").write_bytes(b"")
     (group,) = find_duplicates(read_table(small))
     assert group.split.tolist() == ["train", "gallery"]
-
-
-def test_nothing_to_count(tmp_path: Path) -> None:
-    for root, words in ((tmp_path / "none", "no such folder"), (tmp_path, "empty")):
-        with pytest.raises(InputError, match=words):
-            check_data(root)

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, features
 from rga_reid.data import MAX_PIXELS, decode, list_images, read_image
 from rga_reid.data.images import ImageError, map_in_threads, pixel_size
 from rga_reid.errors import InputError
+from tests.folders import touch
 
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (5, 4, 3), np.uint8)
@@ -306,35 +307,29 @@ def test_threads_keep_the_order_and_stop_at_the_first_error() -> None:
 # --- folders -------------------------------------------------------------------------------------------
 
 
-def make(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-
-
 def test_list_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ["b/2.JPG", "a.png", "b/1.jpeg", "b.webp", "c/d/e.tiff", "x.jpg.jpg", "y.jfif"]
-    make(tmp_path, *names, "Thumbs.db", "b/thumbs.db", ".hidden.jpg", ".cache/a.jpg", "b/._2.JPG")
-    make(tmp_path, "@eaDir/a.jpg", "b/__MACOSX/a.jpg", "#recycle/a.jpg", "$RECYCLE.BIN/a.jpg")
+    touch(tmp_path, *names, "Thumbs.db", "b/thumbs.db", ".hidden.jpg", ".cache/a.jpg", "b/._2.JPG")
+    touch(tmp_path, "@eaDir/a.jpg", "b/__MACOSX/a.jpg", "#recycle/a.jpg", "$RECYCLE.BIN/a.jpg")
     (tmp_path / "folder.jpg").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in list_images(str(tmp_path))]
     assert found == sorted(names)
     assert not caplog.messages
-    make(tmp_path, "a.heic", "b.HEIC", "c/d.txt", "jpg")
+    touch(tmp_path, "a.heic", "b.HEIC", "c/d.txt", "jpg")
     assert len(list_images(tmp_path)) == len(names)
     assert caplog.messages == [f"{tmp_path}: skipped 4 files (.heic, .txt, no suffix)"]
 
 
 def test_linked_folders_are_followed_once_by_their_first_name(tmp_path: Path) -> None:
     for folder, link in (("a", "b"), ("d", "c")):
-        make(tmp_path, f"{folder}/x.jpg")
+        touch(tmp_path, f"{folder}/x.jpg")
         (tmp_path / link).symlink_to(tmp_path / folder)
     (tmp_path / "d" / "back").symlink_to(tmp_path)
     assert list_images(tmp_path) == [tmp_path / "a" / "x.jpg", tmp_path / "c" / "x.jpg"]
 
 
 def test_list_images_refuses(tmp_path: Path) -> None:
-    make(tmp_path, "notes.txt")
+    touch(tmp_path, "notes.txt")
     for folder, words in (
         ("none", "no such folder"),
         ("notes.txt", "found a file"),

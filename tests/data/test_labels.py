@@ -11,6 +11,7 @@ import pytest
 from rga_reid.data import table_from_files, table_from_images
 from rga_reid.data.labels import parse_pid, summarize_labels
 from rga_reid.errors import InputError
+from tests.folders import touch
 
 NAMES = {
     "0002_c1s1_000451_03.jpg": (2, 1),
@@ -33,12 +34,6 @@ NAMES = {
 }
 
 
-def make(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-
-
 def labels(table: pd.DataFrame, folder: Path) -> dict[str, tuple[int | None, int | None]]:
     return {
         os.path.relpath(path, folder): tuple(None if pd.isna(value) else value for value in (pid, camid))
@@ -47,7 +42,7 @@ def labels(table: pd.DataFrame, folder: Path) -> dict[str, tuple[int | None, int
 
 
 def test_labels_of_images_in_a_folder(tmp_path: Path) -> None:
-    make(tmp_path, *NAMES)
+    touch(tmp_path, *NAMES)
     table = table_from_images(tmp_path)
     assert list(table.columns) == ["path", "pid", "camid"]
     assert str(table.pid.dtype) == str(table.camid.dtype) == "Int64"
@@ -63,7 +58,7 @@ def test_labels_of_files_need_no_files(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_a_name_that_disagree_are_refused(tmp_path: Path) -> None:
-    make(tmp_path, "129/0001_c1_frame.jpg", "129/0002_c1_frame.jpg", "129/0129_c1_frame.jpg")
+    touch(tmp_path, "129/0001_c1_frame.jpg", "129/0002_c1_frame.jpg", "129/0129_c1_frame.jpg")
     with pytest.raises(
         InputError, match=r"129/0001_c1_frame\.jpg: .*person 129, .*person 1 \(2 such files\)"
     ):
