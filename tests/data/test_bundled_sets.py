@@ -61,8 +61,6 @@ def test_market_with_more_distractors_whatever_their_names(tmp_path: Path, folde
     assert (distractors.split == "gallery").all()
     assert distractors.camid.fillna(0).tolist() == [1, 6, 0]
     assert len(table) == 9
-    card = load_card("market1501_500k").splits["gallery"]
-    assert (card.images, card.distractors) == (519_732, 502_798)
 
 
 # --- several sets --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from rga_reid.data.cards import Source, Split
 from rga_reid.errors import InputError
 from rga_reid.resources import find_resource, list_resources
 
+SPLITS = ("train", "query", "gallery")
 VALID = {
     "name": "mine",
     "title": "Mine",
@@ -33,20 +34,28 @@ def with_split(**keys):
     return changed(splits={"train": {**VALID["splits"]["train"], **keys}})
 
 
-def test_market1501_counts():
-    card = load_card("market1501")
-    counts = {
-        name: (split.images, split.identities, split.junk, split.distractors)
-        for name, split in card.splits.items()
-    }
-    assert counts == {
-        "train": (12_936, 751, None, None),
-        "query": (3_368, 750, None, None),
-        "gallery": (19_732, 750, 3_819, 2_798),
-    }
-    assert (card.junk_pids, card.distractor_pids, card.cameras) == ((-1,), (0,), 6)
-    assert all((card.title, card.citation, card.terms))
-    assert card.url.startswith("https://")
+#: Images and identities of train, query and gallery as published
+PUBLISHED = {
+    "market1501": [(12_936, 751), (3_368, 750), (19_732, 750)],
+    "msmt17": [(32_621, 1_041), (11_659, 3_060), (82_161, 3_060)],
+    "cuhk03_labeled": [(7_368, 767), (1_400, 700), (5_328, 700)],
+    "cuhk03_detected": [(7_365, 767), (1_400, 700), (5_332, 700)],
+    "market1501_500k": [(12_936, 751), (3_368, 750), (519_732, 750)],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_the_published_ones(name):
+    card = load_card(name)
+    counts = [(card.splits[split].images, card.splits[split].identities) for split in SPLITS]
+    assert counts == PUBLISHED[name]
+    assert card.cameras == {"market1501": 6, "msmt17": 15}.get(name.removesuffix("_500k"), 2)
+    gallery = card.splits["gallery"]
+    if name == "market1501":
+        assert (gallery.junk, gallery.distractors) == (3_819, 2_798)
+        assert (card.junk_pids, card.distractor_pids) == ((-1,), (0,))
+    elif name == "market1501_500k":
+        assert gallery.distractors == 502_798
 
 
 @pytest.mark.parametrize(
@@ -80,22 +89,6 @@ def test_a_card_by_path_by_text_and_as_it_is(tmp_path):
     assert card == load_card(str(path)) == load_card(card)
     assert card.splits == {"train": Split((Source(("train",)),), images=3)}
     assert load_card(find_resource("datasets", "market1501")) == load_card("market1501")
-
-
-def test_lists_with_folders_of_several_versions(tmp_path):
-    source = {"folder": ["train", "train_v2"], "list": "list_train.txt"}
-    split = {"sources": [source, {**source, "list": "list_val.txt"}], "optional": True}
-    card = load_card(written(tmp_path, changed(layout="lists", splits={"train": split})))
-    assert card.splits["train"].sources == (
-        Source(("train", "train_v2"), "list_train.txt"),
-        Source(("train", "train_v2"), "list_val.txt"),
-    )
-    assert card.splits["train"].optional
-
-
-def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(InputError, match=r"'marketl501'; did you mean market1501\?.*folders"):
-        load_card("marketl501")
 
 
 def without(key):

@@ -36,16 +36,12 @@ def plain(batch: torch.Tensor) -> torch.Tensor:
     return (batch / 255 - mean) / std
 
 
-def test_without_augmentation_only_normalises() -> None:
-    batch = images(3)
-    torch.testing.assert_close(augment(batch), plain(batch), atol=1e-4, rtol=1e-4)
-
-
-def test_flip_mirrors_whole_images() -> None:
+def test_whole_images_are_normalised_and_mirrored() -> None:
     batch = images(4)
-    torch.testing.assert_close(
-        augment(batch, flip_probability=1.0), plain(batch.flip(-1)), atol=1e-4, rtol=1e-4
-    )
+    for flip, expected in ((0.0, batch), (1.0, batch.flip(-1))):
+        torch.testing.assert_close(
+            augment(batch, flip_probability=flip), plain(expected), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_crop_is_a_window_of_the_enlarged_image() -> None:
@@ -90,19 +86,12 @@ def test_larger_images_are_resized_with_antialiasing() -> None:
 
 
 def test_the_same_numbers_give_the_same_batch() -> None:
-    batch = images(8)
-    options = {"crop_probability": 0.5, "flip_probability": 0.5, "erase_probability": 0.5}
-    assert torch.equal(augment(batch, **options), augment(batch, **options))
-    assert not torch.equal(augment(batch, **options), augment(batch, seed=1, **options))
-
-
-def test_step_generators_differ_in_every_number() -> None:
-    draws = {
-        float(torch.rand(1, generator=step_generator(seed, step, rank), dtype=torch.float64))
-        for seed in range(5)
-        for step in range(20)
-        for rank in range(3)
-    }
+    batch, options = images(8), {"crop_probability": 0.5, "flip_probability": 0.5, "erase_probability": 0.5}
+    done = [augment(batch, seed=seed, **options) for seed in (0, 0, 1)]
+    assert torch.equal(done[0], done[1])
+    assert not torch.equal(done[0], done[2])
+    steps = [(seed, step, rank) for seed in range(5) for step in range(20) for rank in range(3)]
+    draws = {float(torch.rand(1, generator=step_generator(*step), dtype=torch.float64)) for step in steps}
     assert len(draws) == 300
 
 
