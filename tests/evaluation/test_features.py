@@ -1,4 +1,4 @@
-"""Labelled features: forms of input, bad input, files under several names; and the splitting of work."""
+"""Labelled features: forms of input, bad input, files under several names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures
-from rga_reid.evaluation.features import StackedRows, expand_ranges, identify_files, row_norms, split_by_count
+from rga_reid.evaluation.features import identify_files, row_norms
 
 EYE = np.eye(3, dtype=np.float32)
 
@@ -106,34 +106,6 @@ def test_a_file_has_one_key_under_all_its_names(tmp_path: Path, monkeypatch: pyt
     others = identify_files(pd.Series(["a.jpg", "b.jpg", "c.jpg", None, None, "x\0"], dtype="str"))
     assert others.nunique() == 4
     assert others.isna().tolist() == [False, False, False, True, True, False]
-
-
-def test_expand_ranges() -> None:
-    number, element = expand_ranges(np.array([5, 0, 9, 2]), np.array([2, 0, 1, 3]))
-    assert number.tolist() == [0, 0, 2, 3, 3, 3]
-    assert element.tolist() == [5, 6, 9, 2, 3, 4]
-
-
-@pytest.mark.parametrize(("limit", "max_rows"), [(1, None), (7, None), (7, 2), (10**9, 3)])
-def test_slices_cover_all_rows_within_their_limit(limit: int, max_rows: int | None) -> None:
-    counts = np.random.default_rng(0).integers(0, 6, 50)
-    found = list(split_by_count(counts, limit, max_rows))
-    assert [row for part in found for row in range(part.start, part.stop)] == list(range(50))
-    for part in found:
-        length = part.stop - part.start
-        assert counts[part].sum() <= limit or length == 1
-        assert max_rows is None or length <= max_rows
-    assert list(split_by_count(np.empty(0, int), 5)) == []
-
-
-def test_stacked_rows_equal_a_copy() -> None:
-    first, second = np.arange(12.0).reshape(4, 3), np.arange(30, dtype=np.float32).reshape(10, 3)
-    selected = np.array([1, 2, 7, 9])
-    stacked, copy = StackedRows(first, second, selected), np.concatenate([first, second[selected]])
-    assert (len(stacked), stacked.shape) == (8, (8, 3))
-    for rows in (slice(0, 3), slice(2, 6), slice(5, 99), np.array([7, 0, 4, 0]), np.array([], int)):
-        np.testing.assert_array_equal(stacked[rows], copy[rows])
-    np.testing.assert_array_equal(stacked[6], copy[6:7])
 
 
 def test_signalling_nan_is_an_error_without_a_warning() -> None:

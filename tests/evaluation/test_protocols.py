@@ -160,12 +160,6 @@ def test_single_shot_is_reproducible() -> None:
     assert shots(SingleShot(1), case).mAP_deviation == 0
 
 
-def test_single_shot_reports_its_progress() -> None:
-    calls: list[float] = []
-    shots(SingleShot(4), people(0), progress=calls.append, metric="euclidean", block_size=30)
-    assert calls == [0.25, 0.5, 0.75, 1.0]
-
-
 # Bad input -------------------------------------------------------------------------------------------------
 
 

@@ -60,12 +60,6 @@ def test_no_bit_depends_on_blocks_or_threads(vary: Callable[[], Iterator[int]]) 
         np.testing.assert_array_equal(expand_queries(query, gallery, block_size=block_size), expected)
 
 
-def test_progress_ends_at_one() -> None:
-    calls: list[float] = []
-    expand_queries(*features(), progress=calls.append)
-    assert calls[-1] == 1
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 import torch
 
 from rga_reid.errors import InputError
-from rga_reid.evaluation import RankingResult, evaluate_distances, evaluate_ranking
+from rga_reid.evaluation import (
+    RankingResult,
+    ReRanking,
+    evaluate_distances,
+    evaluate_protocol,
+    evaluate_ranking,
+    expand_queries,
+    pair_scores,
+)
+from rga_reid.evaluation.protocols import SingleShot
 from tests.memory import measured
 
 
@@ -192,10 +202,22 @@ def test_the_query_itself_is_removed(cameras: Any, tmp_path: Path, monkeypatch: 
     assert result.to_frame()["path"].tolist() == ["a/0.jpg"]
 
 
-def test_progress_ends_at_one(reference: dict[str, Any]) -> None:
-    calls: list[float] = []
-    evaluate_ranking(**reference, block_size=200, progress=calls.append)
-    assert len(calls) > 5
+@pytest.mark.parametrize(
+    ("function", "options", "least"),
+    [
+        (evaluate_ranking, {}, 5),
+        (evaluate_ranking, {"rerank": ReRanking(5, 2)}, 10),
+        (partial(evaluate_protocol, SingleShot(4)), {}, 4),
+        (pair_scores, {}, 1),
+        (expand_queries, {}, 1),
+    ],
+)
+def test_progress_ends_at_one(function: Callable[..., Any], options: dict[str, Any], least: int) -> None:
+    case, calls = close_calls(columns=16), []
+    if function is expand_queries:
+        case = {name: values for name, values in case.items() if "features" in name}
+    function(**case, **options, block_size=40, progress=calls.append)
+    assert len(calls) >= least
     assert calls == sorted(calls)
     assert calls[-1] == 1
 
