@@ -1,10 +1,9 @@
-"""Architecture: packages import from below only, no import cycles, short modules, cheap imports, no old names."""
+"""Architecture: packages import from below only, no import cycles, short modules, cheap imports."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,87 +119,3 @@ def test_public_names_exist() -> None:
         assert getattr(rga_reid, name) is not None
     with pytest.raises(AttributeError):
         _ = rga_reid.no_such_name
-
-
-def split_words(text: str) -> list[str]:
-    return text.split()
-
-
-#: Names of version 1 that must not appear anywhere any more: classes, functions, constants, arguments, options.
-OLD_NAMES = split_words("""
-MilvusPlace place_of persons_and_files require_some require_held no_numbers no_camera_known unit_rows are_unit
-unit_matrix UnitRows fitting_rows IndexPlan nearest_rows rescored rescored_together _OURS
-ModelRecord model_with checked_state from_released Mirrored in_evaluation mechanism_name
-Erasure GroundTruth OwnItems entries_reaching match_positions MatchPositions Highest raise_floor refuse_rows
-float32_rows NoCameras full_precision leading_matches telling_queries Telling multiplies_bfloat16
-MECHANISMS neutral_start held_out input_sizes whole_number parsed_json parsed_yaml opened_bytes opened_text
-refuse_halves undisturbed stoppable freed_memory_kept moving_bar survey_csv survey_folder survey_data survey_cuhk03
-is_litter pixels_of numbers_in blocks_of seconds_of runs_of why_failed as_read_again conditions_of with_measured
-kept_plan MOST_SEED MOST_TEXT MOST_YAML MOST_ROWS MOST_TABLE MOST_VALUES MOST_PROBLEMS MOST_LABELS
-MOST_IDENTITIES MOST_STRIPES MOST_PASSES MOST_UNPACKED LONGEST_LINE LONGEST_NUMBER LONGEST_CURVE LEAST_COSINE
-DEEPEST
-""")
-
-#: Names of version 1 that are common words: only functions and classes of modules are checked.
-OLD_DEFINITIONS = split_words("""
-added removed compacted packed logged sealed leftovers clean understood chosen suits measured team gathered share
-collected in_blocks differences printable quoted shortened tracked exit_code interleaved give_back locked reduced
-positive pooled related published_figures lists leading truth Contents Put Removal Leaves Team Survey Beginning
-counting resizing Hits FEW one_of words_of
-""")
-
-OLD_MODULES = split_words("""
-places refusals contents truth highest nearest counting histograms lists stacked ranges scores precision
-reranking reciprocal expansion single_shot pairs score_counts extraction team npy_files verification model_record
-modes pixels mirrored state_files published released stages costs transforms averaging beginning finite fit
-indexes exact vectors gallery_folder folder_gallery builder milvus_gallery milvus_builder milvus_server
-milvus_state milvus_filters pages notation figure_files feature_space calibration_plot explorer_page packing
-relation_figures flow_figure mechanism_words ablation_numbers ablation_figures ablation_report query_changes
-testing ranking_page ablation_run trial collecting measuring footprint explaining parsing sources labelled
-thresholds signals checks locks program progress memory bounded_yaml survey mat_files csv_files layouts
-tables threads squeeze_excitation nonlocal_block dual_attention gathering
-""")
-
-COMPATIBILITY = {
-    CHECKOUT / name
-    for name in (
-        "rga_reid/_deprecated.py",
-        "rga_reid/retrieval.py",
-        "CHANGELOG.md",
-        "tests/test_architecture.py",
-        "tests/training/test_old_names.py",
-    )
-}
-
-
-TEXTS = {".py", ".md", ".rst", ".yaml", ".cfg", ".html", ".js"}
-
-
-def iter_texts() -> Iterator[Path]:
-    """Iterate over the source and text files of the repository outside of compatibility code."""
-    folders = ("rga_reid", "tests", "benchmarks", "docs", "configs", "datasets")
-    files = [file for folder in folders for file in (CHECKOUT / folder).rglob("*")]
-    for file in sorted([*files, *CHECKOUT.glob("*")]):
-        if file.suffix in TEXTS and file not in COMPATIBILITY and "fixtures" not in file.parts:
-            yield file
-
-
-def test_old_names_are_gone() -> None:
-    pattern = re.compile(rf"\b({'|'.join(OLD_NAMES)})\b")
-    found = {
-        f"{file.relative_to(CHECKOUT)}: {name}"
-        for file in iter_texts()
-        for name in pattern.findall(file.read_text(encoding="utf-8"))
-    }
-    assert sorted(found) == []
-
-
-def test_old_definitions_and_modules_are_gone() -> None:
-    defined = {
-        f"{module}.{node.name}"
-        for module, tree in TREES.items()
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in OLD_DEFINITIONS
-    }
-    modules = {module for module in MODULES if module.rpartition(".")[2] in OLD_MODULES}
-    assert sorted(defined) + sorted(modules) == []
