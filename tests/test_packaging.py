@@ -25,16 +25,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the sdist and the wheel from a copy of the checkout; return their folder."""
     place = tmp_path_factory.mktemp("package")
     shutil.copytree(CHECKOUT, place / "source", ignore=shutil.ignore_patterns(*NOT_COPIED.split()))
-    words = [
-        sys.executable,
-        "-m",
-        "build",
-        "--no-isolation",
-        "--outdir",
-        str(place / "dist"),
-        str(place / "source"),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = ["-m", "build", "--no-isolation", "--outdir", str(place / "dist"), str(place / "source")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "dist"
 

@@ -51,14 +51,10 @@ def find_differences(english: str, chinese: str) -> list[str]:
                 found.append(f"{where}: table row {row}: {find_facts(left)} became {find_facts(right)}")
         ours, theirs = find_facts(one), find_facts(two)
         for kind in ours:
-            missing, more = (
-                Counter(ours[kind]) - Counter(theirs[kind]),
-                Counter(theirs[kind]) - Counter(ours[kind]),
-            )
+            missing = Counter(ours[kind]) - Counter(theirs[kind])
+            more = Counter(theirs[kind]) - Counter(ours[kind])
             if missing or more:
-                found.append(
-                    f"{where}: {kind}: {sorted(missing.elements())} became {sorted(more.elements())}"
-                )
+                found.append(f"{where}: {kind}: {[*missing]} became {[*more]}")
     return found
 
 
