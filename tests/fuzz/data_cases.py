@@ -15,6 +15,7 @@ def images(draw: Draw, material: Material) -> Case:
     name = pick(draw, *sorted(material.images))
     content = corrupt_bytes(draw, material.images[name])
     image, model = f"images/0001_c1s1_000001_00{Path(name).suffix}", material.path("model.safetensors")
+    load = ["--checkpoint", model]
     other, gallery = material.path(QUERY_IMAGES[0]), material.path("images")
     rows = [
         "path,pid,camid,split",
@@ -29,20 +30,11 @@ def images(draw: Draw, material: Material) -> Case:
     files |= dict.fromkeys(("o.json", "o.npz", "o.html"), OLD)
     words = {
         "data": ["data", "check", "own.csv", "--json", "report.json"],
-        "test": ["test", "--checkpoint", model, "--data.root", "own.csv", "--json", "o.json"],
-        "verify": ["verify", image, other, "--checkpoint", model, "--json", "o.json"],
-        "features": [
-            "features",
-            "--checkpoint",
-            model,
-            "--images",
-            "images",
-            "--out",
-            "o.npz",
-            "--overwrite",
-        ],
-        "query": ["query", "--gallery", gallery, "--image", image, "--checkpoint", model, "--html", "o.html"],
-        "build": ["gallery", "build", "--images", "images", "--checkpoint", model, "--gallery", "G"],
+        "test": ["test", *load, "--data.root", "own.csv", "--json", "o.json"],
+        "verify": ["verify", image, other, *load, "--json", "o.json"],
+        "features": ["features", *load, "--images", "images", "--out", "o.npz", "--overwrite"],
+        "query": ["query", "--gallery", gallery, "--image", image, *load, "--html", "o.html"],
+        "build": ["gallery", "build", "--images", "images", *load, "--gallery", "G"],
     }[pick(draw, "data", "data", "data", "verify", "features", "query", "build", "test")]
     valid, noisy = content == material.images[name], name.endswith(".tif")
     return Case(words, files, valid, LISTED, noisy=noisy)

@@ -8,13 +8,13 @@ import os
 import resource
 import shutil
 import signal
-import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from rga_reid.commands import main
 
@@ -77,18 +77,20 @@ class TooLong(BaseException):
     """The case ran into the time limit. Not an ``Exception``, which the program might catch."""
 
 
-def check(case: Case, folder: Path) -> Outcome:
+def check(case: Case, folder: Path, capture: pytest.CaptureFixture[str]) -> Outcome:
     """Run a case in a new folder, which is kept.
+
+    Args:
+        capture: pytest's ``capfd``, which also captures what C libraries write.
 
     Raises:
         AssertionError: the program broke a promise.
     """
     write_files(case, folder)
     before = read_files(folder)
-    folder.with_suffix(".txt").write_text(
-        repr(list(case.words)), "utf-8", "backslashreplace"
-    )  # if it is killed
-    outcome = run(case.words, folder)
+    words = repr(list(case.words))
+    folder.with_suffix(".txt").write_text(words, "utf-8", "backslashreplace")  # if it is killed
+    outcome = run(case.words, folder, capture)
     faults = "\n".join(find_faults(case, outcome, before, read_files(folder)))
     assert not faults, f"{faults}\ncommand: {list(case.words)}\nfolder: {folder}\n{outcome.escaped}"
     return outcome
@@ -119,11 +121,20 @@ def read_files(folder: Path) -> dict[str, bytes | str]:
     return found
 
 
-def run(words: Sequence[str], folder: Path) -> Outcome:
+def run(words: Sequence[str], folder: Path, capture: pytest.CaptureFixture[str]) -> Outcome:
     """Run a command in a folder under the limits."""
     escaped, code = "", None
     before = reset_peak_memory()
-    with limit_resources(), change_folder(folder), capture_stderr() as texts:
+    capture.readouterr()
+    with (
+        limit_resources(),
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(record=True) as shown,
+    ):
+        patch.chdir(folder)
+        warnings.simplefilter("always")
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)  # Python hides these by default
         try:
             code = main(words)
         except SystemExit as leave:
@@ -133,7 +144,8 @@ def run(words: Sequence[str], folder: Path) -> Outcome:
             escaped = traceback.format_exc()
     if code == 130:
         raise KeyboardInterrupt  # from whoever runs the tests; main has caught it
-    return Outcome(code, texts[0], escaped, (peak_memory() - before) / 2**20)
+    error = capture.readouterr().err + "".join(f"{one.category.__name__}: {one.message}\n" for one in shown)
+    return Outcome(code, error, escaped, (peak_memory() - before) / 2**20)
 
 
 def find_faults(
@@ -179,48 +191,6 @@ def find_message_faults(case: Case, outcome: Outcome) -> Iterator[str]:
         yield f"an error message with control characters: {lines[0]!r}"
     if "not enough memory" in lines[0]:
         yield f"memory ran out: {lines[0]}"
-
-
-@contextlib.contextmanager
-def change_folder(folder: Path) -> Iterator[None]:
-    home = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(home)
-
-
-@contextlib.contextmanager
-def capture_stderr() -> Iterator[list[str]]:
-    """Capture what Python and C libraries write to stderr; discard stdout."""
-    texts: list[str] = []
-    streams, kept = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
-    with (
-        tempfile.TemporaryFile() as error,
-        open(os.devnull, "wb") as out,
-        warnings.catch_warnings(record=True) as shown,  # pytest records them otherwise
-    ):
-        warnings.simplefilter("always")
-        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
-            warnings.simplefilter("ignore", category)  # Python hides these by default
-        for stream in streams:
-            stream.flush()
-        os.dup2(out.fileno(), 1)
-        os.dup2(error.fileno(), 2)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-        try:
-            yield texts
-        finally:
-            sys.stderr.writelines(f"{one.category.__name__}: {one.message}\n" for one in shown)
-            sys.stderr.flush()
-            sys.stdout, sys.stderr = streams
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-            error.seek(0)
-            texts.append(error.read().decode("utf-8", "replace"))
 
 
 @contextlib.contextmanager

@@ -33,22 +33,7 @@ PIECES: tuple[str, ...] = (
 )  # fmt: skip
 
 #: Lengths, offsets and sizes for binary headers.
-NUMBERS = (
-    0,
-    1,
-    0x7F,
-    0xFF,
-    0x7FFF,
-    0xFFFF,
-    10**6,
-    10**9,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    10**12,
-    2**62,
-    2**64 - 1,
-)
+NUMBERS = (0, 1, 127, 255, 2**15 - 1, 2**16 - 1, 10**6, 10**9, 2**31, 2**32 - 1, 10**12, 2**62, 2**64 - 1)
 
 #: Contents to put in place of a whole file.
 CONTENTS = (b"", b"\0", b"\n", b"text", b"\x93NUMPY", b"PK\x03\x04", b"\xff\xd8\xff", b"PAR1PAR1", b"{}")

@@ -63,7 +63,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 
 def fuzz(
-    family: Callable[[Draw, Material], Case], cases: int, material: Material, folder: Path
+    family: Callable[[Draw, Material], Case],
+    cases: int,
+    material: Material,
+    folder: Path,
+    capture: pytest.CaptureFixture[str],
 ) -> Counter[str]:
     """Run cases of a family; return the number of cases for each outcome."""
     counts: Counter[str] = Counter()
@@ -85,7 +89,7 @@ def fuzz(
     )
     @given(draw_case())
     def run_case(case: Case) -> None:
-        outcome = check(case, folder)
+        outcome = check(case, folder, capture)
         counts["valid" if case.valid else "corrupted"] += 1
         counts["accepted" if outcome.code == 0 else "refused"] += 1
 
@@ -103,10 +107,13 @@ def read_stamps(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.fuzz
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_corrupted_input(
-    family: Callable[[Draw, Material], Case], material: Material, tmp_path: Path
+    family: Callable[[Draw, Material], Case],
+    material: Material,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     cases = -(-CASES * FAMILIES[family] // sum(FAMILIES.values()))
-    counts = fuzz(family, cases, material, tmp_path / "case")
+    counts = fuzz(family, cases, material, tmp_path / "case", capfd)
     assert counts.total() >= 2 * cases
     assert counts["valid"] > 0
     if CASES >= 1000:
@@ -114,7 +121,7 @@ def test_corrupted_input(
     print(f"{family.__name__}: {dict(counts)}")
 
 
-def test_one_family_runs(material: Material, tmp_path: Path) -> None:
+def test_one_family_runs(material: Material, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A few cases of one family, to keep the suite working."""
-    counts = fuzz(csv_sets, 3, material, tmp_path / "case")
+    counts = fuzz(csv_sets, 3, material, tmp_path / "case", capfd)
     assert counts["valid"] > 0

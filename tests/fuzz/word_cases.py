@@ -40,19 +40,8 @@ gallery add --help
 
 #: Paths in the material of the files and folders that the lines name, if they differ.
 PLACES = {"image.jpg": QUERY_IMAGES[0], "people": "set/query"}
-FILES = {
-    "model.safetensors",
-    "q.npz",
-    "g.npz",
-    "resnet18.pth",
-    "test.json",
-    "lists.yaml",
-    "images",
-    "ivf",
-    "ivfpq",
-    "set",
-    *PLACES,
-}
+FILES = {*PLACES, "set", "images", "ivf", "ivfpq", "model.safetensors", "resnet18.pth", "lists.yaml"}
+FILES |= {"q.npz", "g.npz", "test.json"}
 INSIDE = {
     "set": "set/train.txt",
     "people": "people/0011_c1s1_000000_00.jpg",
