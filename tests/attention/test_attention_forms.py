@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rga_reid.attention import ATTENTION_MODULES, CAM, DualAttention, NonLocal
+from tests.memory import measured
 
 EXPORTED: dict[str, Callable[..., nn.Module]] = {
     **ATTENTION_MODULES,
@@ -27,22 +25,8 @@ EXPORTED: dict[str, Callable[..., nn.Module]] = {
 COMPILED = [pytest.param(name, marks=[] if name == "cam" else [pytest.mark.slow]) for name in EXPORTED]
 
 
-class Largest(TorchDispatchMode):
-    """Measure the largest tensor that any operation creates."""
-
-    elements = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf._base is None:
-                self.elements = max(self.elements, leaf.numel())
-        return result
-
-
 WIDE = (40, 20)  # 800 positions
+MATRIX = 4 * 800 * 800  # bytes of a matrix for one image; batches have two
 NO_MATRIX = ["rga", "pam", "nonlocal", "nonlocal_gaussian", "nonlocal_dot_product", "nonlocal_concatenation"]
 
 
@@ -51,27 +35,27 @@ NO_MATRIX = ["rga", "pam", "nonlocal", "nonlocal_gaussian", "nonlocal_dot_produc
 def test_inference_holds_no_relation_matrix(name: str, layout: torch.memory_format) -> None:
     module = EXPORTED[name](16, WIDE).eval()
     x = torch.randn(2, 16, *WIDE).to(memory_format=layout)
-    with torch.no_grad(), Largest() as fast:
+    with torch.no_grad(), measured() as fast:
         module(x)
-    with torch.no_grad(), Largest() as explicit:
+    with torch.no_grad(), measured() as explicit:
         _ = module.relations(x)
-    assert fast.elements < 2 * 800 * 800 / 2
-    assert explicit.elements >= 2 * 800 * 800
+    assert fast.largest_tensor < MATRIX
+    assert explicit.largest_tensor >= 2 * MATRIX
 
 
 def test_inference_holds_no_channel_matrix() -> None:
     module, x = CAM(800).eval(), torch.randn(2, 800, 4, 4)
-    with torch.no_grad(), Largest() as fast:
+    with torch.no_grad(), measured() as fast:
         module(x)
-    assert fast.elements < 2 * 800 * 800 / 2
+    assert fast.largest_tensor < MATRIX
 
 
 @pytest.mark.parametrize("name", ["rga", "nonlocal_dot_product", "criss_cross"])
 def test_training_holds_no_relation_matrix(name: str) -> None:
     module, x = EXPORTED[name](16, WIDE), torch.randn(2, 16, *WIDE, requires_grad=True)
-    with Largest() as fast:
+    with measured() as fast:
         module(x).sum().backward()
-    assert fast.elements < 2 * 800 * 800 / 2
+    assert fast.largest_tensor < MATRIX
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -193,71 +193,10 @@ def test_memory_layout_is_kept(name: str, layout: str, randomised: Callable[...,
     assert y.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("name", ATTENTION_MODULES)
-def test_every_short_name_builds_a_module_for_a_stage(name: str) -> None:
-    module = ATTENTION_MODULES[name](64, (8, 4))
-    assert module(torch.randn(2, 64, 8, 4)).shape == (2, 64, 8, 4)
-
-
 @pytest.mark.parametrize("name", ["pam", "cam", "dual", "nonlocal", "criss_cross"])
 def test_new_residual_modules_are_the_identity(name: str) -> None:
     x = torch.randn(2, 64, 8, 4)
     torch.testing.assert_close(ATTENTION_MODULES[name](64, (8, 4))(x), x)
-
-
-POSITION_BLIND = ["pam", "cam", "dual", "nonlocal", "nonlocal_gaussian", "nonlocal_dot_product"]
-POSITION_BLIND += ["nonlocal_concatenation", "se"]
-
-
-@pytest.mark.parametrize("name", POSITION_BLIND)
-@any_map
-@given(shape=shapes, seed=st.integers(0, 99))
-def test_permuted_positions_give_permuted_results(
-    name: str, shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
-) -> None:
-    shape = widen(name, shape)
-    module = randomised(FAMILY[name](shape[1], shape[2:]), seed).double().eval()
-    x = draw_map(shape, "contiguous", torch.float64, seed)
-    order = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(seed))
-
-    def permute(t: Tensor) -> Tensor:
-        return t.flatten(2)[:, :, order].view_as(t)
-
-    torch.testing.assert_close(module(permute(x)), permute(module(x)), rtol=1e-9, atol=1e-9)
-
-
-@any_map
-@given(shape=shapes, seed=st.integers(0, 99))
-def test_cam_follows_permuted_channels(
-    shape: tuple[int, int, int, int], seed: int, randomised: Callable[..., nn.Module]
-) -> None:
-    module = randomised(CAM(shape[1]), seed).double()
-    x = draw_map(shape, "contiguous", torch.float64, seed)
-    order = torch.randperm(shape[1], generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(module(x[:, order]), module(x)[:, order], rtol=1e-9, atol=1e-9)
-
-
-@any_map
-@given(shape=shapes, seed=st.integers(0, 99), long=st.booleans())
-def test_criss_cross_follows_permuted_rows_and_columns(
-    shape: tuple[int, int, int, int], seed: int, long: bool, randomised: Callable[..., nn.Module]
-) -> None:
-    shape = (*shape[:3], shape[3] + long * 128 // shape[2])
-    module = randomised(CrissCross(shape[1], ratio=2), seed).double()
-    x = draw_map(shape, "contiguous", torch.float64, seed)
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(shape[2], generator=generator)
-    columns = torch.randperm(shape[3], generator=generator)
-    y = module(x)
-    torch.testing.assert_close(module(x[:, :, rows][..., columns]), y[:, :, rows][..., columns])
-    torch.testing.assert_close(module(x.mT), y.mT)  # rows and columns are alike
-
-
-@pytest.mark.parametrize("name", [*POSITION_BLIND, "rga", "criss_cross_3", "cbam"])
-def test_images_of_a_batch_are_independent(name: str, randomised: Callable[..., nn.Module]) -> None:
-    module = randomised(FAMILY[name](8, (7, 5))).double().eval()
-    x = draw_map((3, 8, 7, 5), "contiguous", torch.float64, 5)
-    torch.testing.assert_close(module(x), torch.cat([module(image) for image in x.split(1)]))
 
 
 @pytest.mark.parametrize(

@@ -10,30 +10,15 @@ from torch import Tensor, nn
 
 from rga_reid.attention import CAM, PAM, RGA, CrissCross, NonLocal, criss_cross
 
+TAILS = ("1d_sub0_bn0", "1d_sub1_bn1", "3d_sub0_bn0", "3d_sub1_bn1")
+TAILS += ("2d_sub0_bn0", "2d_sub0_bn1", "2d_sub1_bn0", "2d_sub1_bn1")
 NON_LOCAL = [
     f"nonlocal_{mode}_{tail}"
     for mode in ("concatenation", "dot_product", "embedded_gaussian", "gaussian")
-    for tail in (
-        "1d_sub0_bn0",
-        "1d_sub1_bn1",
-        "2d_sub0_bn0",
-        "2d_sub0_bn1",
-        "2d_sub1_bn0",
-        "2d_sub1_bn1",
-        "3d_sub0_bn0",
-        "3d_sub1_bn1",
-    )
+    for tail in TAILS
 ]
-CASES = [
-    "rga_spatial",
-    "rga_channel",
-    "rga_spatial_channel",
-    "pam",
-    "cam",
-    "criss_cross_r1",
-    "criss_cross_r2",
-    *NON_LOCAL,
-]
+CASES = ["rga_spatial", "rga_channel", "rga_spatial_channel", "pam", "cam", *NON_LOCAL]
+CASES += ["criss_cross_r1", "criss_cross_r2"]
 
 
 def build(case: str) -> nn.Module:
@@ -108,16 +93,6 @@ def test_outputs_and_gradients(case: str, published: dict[str, dict[str, Tensor]
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("training", [False, True])
-def test_explicit_form_gives_the_published_output(
-    case: str, training: bool, published: dict[str, dict[str, Tensor]]
-) -> None:
-    numbers = published[case]
-    relations = load(case, numbers).train(training).relations(numbers["x"])
-    assert_same(relations.output, numbers["y_train" if training else "y_eval"])
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("training", [False, True])
 def test_fast_form_equals_explicit_form_in_float64(
     case: str, training: bool, published: dict[str, dict[str, Tensor]]
 ) -> None:
@@ -133,25 +108,3 @@ def test_fast_form_equals_explicit_form_in_float64(
     scale = max(1.0, *(float(tensor.abs().max()) for tensor in results[1]))
     for fast, explicit in zip(*results, strict=True):
         assert float((fast - explicit).abs().max()) <= 1e-10 * scale
-
-
-def test_running_statistics_follow_the_batch(published: dict[str, dict[str, Tensor]]) -> None:
-    """Against the batch norm modules themselves, run one by one on what each of them sees."""
-    numbers = published["rga_spatial_channel"]
-    fast, slow = (load("rga_spatial_channel", numbers).double().train() for _ in range(2))
-    x = numbers["x"].double()
-    flow = {step.symbol: step.tensor for step in slow.relations(x).flow}
-    inputs = {
-        "spatial": (x.flatten(2)[..., None], flow["r_s"], flow["y_s"]),
-        "channel": (flow["x_s"].flatten(2).mT[..., None], flow["r_c"], flow["y_c"]),
-    }
-    for kind, (nodes, relation, feature) in inputs.items():
-        for name in ("gx", "theta", "phi"):
-            getattr(slow, f"{name}_{kind}")(nodes)
-        getattr(slow, f"gg_{kind}")(relation)
-        getattr(slow, f"W_{kind}")(feature)
-    before = fast.state_dict()["gg_spatial.1.running_var"].clone()
-    fast(x)
-    assert not torch.equal(before, fast.state_dict()["gg_spatial.1.running_var"])
-    for (name, ours), theirs in zip(fast.named_buffers(), slow.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=name)
