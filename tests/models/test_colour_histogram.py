@@ -64,14 +64,6 @@ def test_histogram_equals_a_loop_over_pixels(images):
         np.testing.assert_allclose(feature, naive_histogram(image.numpy()), atol=1e-7)
 
 
-def test_cosine_is_the_mean_bhattacharyya_coefficient_of_the_stripes(images):
-    one, two = (naive_histogram(image.numpy()).reshape(8, 166) ** 2 for image in images[:2])
-    stripes = [np.sqrt(a / a.sum() * (b / b.sum())).sum() for a, b in zip(one[:8], two[:8], strict=True)]
-    weights = one.sum(1)  # stripes of 20 rows are two or three rows high
-    features = ColourHistogram(size=(20, 10)).embed(images)
-    assert float(features[0] @ features[1]) == pytest.approx(float(np.average(stripes, weights=weights)))
-
-
 def test_any_size_is_taken():
     smooth = torch.arange(0, 240, 2, dtype=torch.uint8).view(1, 1, 120, 1).expand(2, 3, 120, 50).contiguous()
     histogram = ColourHistogram(size=(40, 20))

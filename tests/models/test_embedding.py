@@ -27,12 +27,10 @@ def model() -> EmbeddingModel:
 def test_training_returns_features_and_logits(model: EmbeddingModel) -> None:
     output = model.train()(torch.rand(4, 3, 64, 32))
     assert isinstance(output, TrainingOutput)
-    assert output.pre_neck.shape == (4, 512)
-    assert output.post_neck.shape == (4, 512)
-    assert output.logits.shape == (4, 5)
+    assert output.pre_neck.shape == output.post_neck.shape == (4, 512)
+    assert model.classifier is not None
     torch.testing.assert_close(model.classifier(output.post_neck), output.logits)
     assert not model.neck.bias.requires_grad
-    assert model.classifier is not None
     assert model.classifier.bias is None
 
 
@@ -65,9 +63,6 @@ def test_each_stripe_is_classified_by_itself() -> None:
     for part in range(3):
         own = output.post_neck[:, 512 * part : 512 * (part + 1)]
         torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
-    for wrong in (-1, 65, True, 2.5, "2"):
-        with pytest.raises(InputError, match=rf"stripes: .* got {wrong!r}"):
-            build_model(depth=18, size=(64, 32), stripes=wrong)  # type: ignore[arg-type]
 
 
 def test_embed_is_the_normalised_feature_of_the_normalised_image(model: EmbeddingModel) -> None:
@@ -92,8 +87,9 @@ def test_a_device_that_is_not_there(model: EmbeddingModel, tmp_path: Path) -> No
 def test_more_stripes_than_rows_are_refused() -> None:
     """Neighbours would be the same row."""
     assert striped(4).stripes == 4
-    with pytest.raises(InputError, match="stripes: expected at most 4, the rows of the last map, got 5"):
-        striped(5)
+    for wrong in (-1, 5, 65, True, 2.5, "2"):
+        with pytest.raises(InputError, match=rf"stripes: .* got {wrong!r}"):
+            striped(wrong)  # type: ignore[arg-type]
 
 
 def test_embed_leaves_the_mode_as_it_was(model: EmbeddingModel) -> None:
