@@ -161,22 +161,15 @@ def as_npy(files: tuple[str, str], **changes: Any) -> tuple[str, str]:
     return targets[0], targets[1]
 
 
-def test_arrays_with_a_table_give_the_same(files: tuple[str, str], tmp_path: Path) -> None:
-    npy = as_npy(files)
-    assert metrics(npy, tmp_path) == metrics((npy[0], files[1]), tmp_path) == metrics(files, tmp_path)
-
-
-def test_a_table_without_identities_or_cameras(
+def test_arrays_with_a_table_give_the_same(
     files: tuple[str, str], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
+    npy = as_npy(files)
+    assert metrics(npy, tmp_path) == metrics((npy[0], files[1]), tmp_path) == metrics(files, tmp_path)
     npy = as_npy(files, camid=None)
     assert metrics(npy, tmp_path)["mAP"] > 0.14  # easy matches remain
-    words = ["evaluate", "--query", npy[0], "--gallery"]
-    assert re.search(r"query\.npy: .*'camid' .*gallery\.npz", refused(*words, files[1]))
-    npy = as_npy(files, pid=None)
-    assert re.search(r"query\.npy: .*'pid'", refused(*words, npy[1]))
-    Path(npy[0]).with_suffix(".csv").unlink()
-    assert re.search(r"query\.csv: no such file", refused(*words, npy[1]))
+    message = refused("evaluate", "--query", npy[0], "--gallery", files[1])
+    assert re.search(r"query\.npy: .*'camid' .*gallery\.npz", message)
 
 
 # Bad input --------------------------------------------------------------------------------------------------
@@ -188,8 +181,6 @@ def test_a_table_without_identities_or_cameras(
         ({"pids": None}, r"gallery\.npz: .*'pids'"),
         ({"features": None}, r"gallery\.npz: .*'features'.* pids, camids, paths"),
         ({"camids": None}, r"gallery\.npz: .*'camids'.*query\.npz"),
-        ({"pids": np.array([{}] * 1500)}, r"gallery\.npz: array 'pids'"),
-        ({"pids": np.arange(3)}, r"gallery\.npz: array 'pids'.* 1500 .*\(3,\)"),
         ({"pids": np.full(1500, 10**6)}, r"gallery\.npz: .*identities do not overlap"),
         ({"features": np.full((1500, 64), np.nan, "f4")}, r"gallery\.npz: gallery_features: row 0 .* NaN"),
         ({"features": np.ones((1500, 8), "f4")}, r"64 and 8"),
@@ -203,35 +194,30 @@ def test_bad_files(files: tuple[str, str], refused: Callable[..., str], arrays: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metric", "manhattan"], "manhattan"),
-        (["--max-rank", "0"], "--max-rank: "),
-        (["--device", "nowhere"], "--device 'nowhere': "),
-        (["--query", ""], "--query: "),
-        (["--gallery", ""], "--gallery: "),
-        (["--gallery", "nowhere.npz"], "nowhere.npz: no such file"),
-        (["--querry", "x"], "did you mean --query?"),
-        (["--query-expansion", "--metric", "euclidean"], "--query-expansion: expected --metric cosine"),
-        (["--protocol", "cuhk03_classic", "--rerank"], "--rerank: "),
-        (["--protocol", "cuhk03_classic", "--query-expansion"], "--query-expansion: "),
+        ("--metric manhattan", "manhattan"),
+        ("--max-rank 0", "--max-rank: "),
+        ("--device nowhere", "--device 'nowhere': "),
+        ("--query=", "--query: "),
+        ("--gallery=", "--gallery: "),
+        ("--gallery nowhere.npz", "nowhere.npz: no such file"),
+        ("--query-expansion --metric euclidean", "--query-expansion: expected --metric cosine"),
+        ("--protocol cuhk03_classic --rerank", "--rerank: "),
+        ("--protocol cuhk03_classic --query-expansion", "--query-expansion: "),
     ],
 )
-def test_bad_options(
-    files: tuple[str, str], refused: Callable[..., str], options: list[str], message: str
-) -> None:
-    assert message in refused("evaluate", "--query", files[0], "--gallery", files[1], *options)
+def test_bad_options(files: tuple[str, str], refused: Callable[..., str], options: str, message: str) -> None:
+    assert message in refused("evaluate", "--query", files[0], "--gallery", files[1], *options.split())
 
 
 @pytest.mark.parametrize(
     ("option", "rows", "least"), [("--rerank", (10, 10), 21), ("--query-expansion", (50, 5), 10)]
 )
+@pytest.mark.parametrize("junk", [True, False])  # junk does not count
 def test_too_few_images(
-    files: tuple[str, str], refused: Callable[..., str], option: str, rows: tuple[int, int], least: int
+    files: tuple[str, str], refused: Any, option: str, rows: tuple[int, int], least: int, junk: bool
 ) -> None:
-    for path, count in zip(files, rows, strict=True):
-        change(path, count, pids=np.arange(count))
+    change(files[0], rows[0], pids=np.arange(rows[0]))
+    change(files[1], pids=np.where(np.arange(1500) < rows[1], np.arange(1500), -1))
+    change(files[1], None if junk else rows[1])
     message = refused("evaluate", "--query", files[0], "--gallery", files[1], option)
     assert re.search(rf"error: {option}: expected at least {least} .*leave out {option}$", message.strip())
-    change(files[1], 5, pids=np.full(5, -1))  # junk does not count
-    assert f"error: {option}: expected at least {least} " in refused(
-        "evaluate", "--query", files[0], "--gallery", files[1], option
-    )
