@@ -45,15 +45,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path) -> tuple[EmbeddingModel, Path]:
-    """A model, and the folder of its files: model.onnx, model.pt, model.safetensors."""
-    for kind, suffix in SUFFIXES.items():
-        words = ["--checkpoint", str(checkpoint), "--format", kind]
-        assert main(["export", *words, "--out", str(checkpoint.parent / f"model{suffix}")]) == 0
-    return load_model(checkpoint), checkpoint.parent
-
-
 def run_onnx(file: Path, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].type == "tensor(uint8)"
@@ -78,15 +69,6 @@ def test_files_embed_as_the_model_does(checkpoint: Path, kind: str, tmp_path: Pa
         torch.testing.assert_close(found.detach().norm(dim=1), torch.ones(batch))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attention", [*ATTENTION_MODULES, None])
-def test_every_module_as_torchscript(attention: str | None, tmp_path: Path) -> None:
-    model = trained(attention)
-    assert export_model(model, tmp_path / "m.pt", "torchscript") >= 0.99999
-    found = torch.jit.load(tmp_path / "m.pt")(pixels(5))
-    torch.testing.assert_close(found, model.embed(pixels(5)), atol=1e-5, rtol=1e-4)
-
-
 def test_a_small_model_as_onnx(tmp_path: Path) -> None:
     model = build_model(depth=18, size=(32, 32))
     assert export_model(model, tmp_path / "m.onnx", "onnx") >= 0.99999
@@ -98,8 +80,11 @@ def test_a_small_model_as_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", [*ATTENTION_MODULES, None])
-def test_every_module_as_onnx(attention: str | None, tmp_path: Path) -> None:
-    assert export_model(trained(attention), tmp_path / "m.onnx", "onnx") >= 0.99999
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_every_module(attention: str | None, kind: Any, tmp_path: Path) -> None:
+    model, file = trained(attention), tmp_path / f"m{SUFFIXES[kind]}"
+    assert export_model(model, file, kind) >= 0.99999
+    torch.testing.assert_close(RUN[kind](file, pixels(5)), model.embed(pixels(5)), atol=1e-4, rtol=1e-3)
 
 
 def test_a_file_with_other_embeddings_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,24 +98,24 @@ def test_a_file_with_other_embeddings_is_not_written(tmp_path: Path, monkeypatch
 
 
 def test_wrong_options_are_named(checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    given = ["--checkpoint", str(checkpoint)]
-    assert ".onnx" in refused("export", *given, "--format", "onnx", "--out", str(tmp_path / "m.pt"))
-    assert "--format" in refused("export", *given, "--format", "onx", "--out", str(tmp_path / "m.onnx"))
-    (tmp_path / "m.pt").write_text("precious")
-    words = ["export", *given, "--format", "torchscript", "--out", str(tmp_path / "m.pt")]
-    assert "--overwrite" in refused(*words)
-    assert (tmp_path / "m.pt").read_text() == "precious"
-    assert "none" in refused(*words[:-1], str(tmp_path / "none" / "m.pt"))
-    assert "missing.ckpt: no such file" in refused(
-        "export", "--checkpoint", "missing.ckpt", "--format", "onnx", "--out", str(tmp_path / "m.onnx")
-    )
+    (tmp_path / "old.pt").write_text("precious")
+    for model, kind, out, message in (
+        (checkpoint, "onnx", "m.pt", ".onnx"),
+        (checkpoint, "onx", "m.onnx", "--format"),
+        (checkpoint, "torchscript", "old.pt", "--overwrite"),
+        (checkpoint, "torchscript", "none/m.pt", "none"),
+        ("missing.ckpt", "onnx", "m.onnx", "missing.ckpt: no such file"),
+    ):
+        words = ["export", "--checkpoint", str(model), "--format", kind, "--out", str(tmp_path / out)]
+        assert message in refused(*words)
+    assert (tmp_path / "old.pt").read_text() == "precious"
 
 
 @pytest.mark.slow
-def test_programs_of_the_documentation_run(
-    exported: tuple[EmbeddingModel, Path], code_blocks: Callable[..., Any], documented: Callable[..., str]
-) -> None:
-    model, folder = exported
+def test_programs_of_the_documentation_run(checkpoint: Path, code_blocks: Any, documented: Any) -> None:
+    model, folder = load_model(checkpoint), checkpoint.parent
+    for kind, suffix in SUFFIXES.items():
+        export_model(model, folder / f"model{suffix}", kind)
     for number, name in enumerate(("a.jpg", "b.jpg")):
         noise = np.random.default_rng(number).integers(0, 256, (80, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / name)
