@@ -19,6 +19,7 @@ from rga_reid.evaluation.features import label_table
 from rga_reid.evaluation.relevance import Relevance
 from rga_reid.inference import extract_features
 from rga_reid.models.colour_histogram import ColourHistogram
+from tests.oracles import walk
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,29 +77,15 @@ def test_average_precision_is_that_of_the_rule_written_out(
         asks, items, query.pid, gallery.pid, query.camid, gallery.camid, average_precision="trapezoid"
     )
 
-    # sorted by float64 scores; walked down, area by area of the precision-recall curve
     items64 = items.astype(np.float64)
     items64 /= np.linalg.norm(items64, axis=1, keepdims=True)
     ignored = set(np.flatnonzero(gallery.pid == -1))
-    precisions, firsts = [], []
+    found = []
     for row, (good, junk) in zip(asks.astype(np.float64), listed, strict=True):
-        area, found, seen, first = 0.0, 0, 0, None
-        last_recall, last_precision = 0.0, 1.0
-        for item in np.argsort(-(items64 @ (row / np.linalg.norm(row))), kind="stable"):
-            if item in junk or item in ignored:
-                continue
-            seen += 1
-            if item in good:
-                found += 1
-                first = seen if first is None else first
-            recall, precision = found / len(good), found / seen
-            area += (recall - last_recall) * (last_precision + precision) / 2
-            last_recall, last_precision = recall, precision
-            if found == len(good):
-                break
-        precisions.append(area)
-        firsts.append(first)
+        order = np.argsort(-(items64 @ (row / np.linalg.norm(row))), kind="stable")
+        found.append(walk([item in good for item in order if item not in junk | ignored], 1))
 
+    precisions = [one["trapezoid"] for one in found]
     assert result.mAP_trapezoid == pytest.approx(np.mean(precisions), abs=1e-9)
     np.testing.assert_allclose(result.average_precisions, precisions, atol=1e-7)
-    assert result.rank(1) == np.mean(np.array(firsts) == 1)
+    assert result.rank(1) == np.mean([one["first"] == 1 for one in found])
