@@ -73,20 +73,13 @@ def test_verdict(
     query: tuple[int | None, int | None], match: tuple[int | None, int | None], expected: Correctness
 ) -> None:
     assert verdict(Picture("q.jpg", *query), Picture("g.jpg", *match)) == expected
-
-
-def test_the_same_file_is_junk() -> None:
-    assert verdict(Picture("a.jpg"), Picture("a.jpg")) == "junk"
-    assert verdict(Picture("a.jpg", 3, 1), Picture("a.jpg", 3, None)) == "junk"
+    assert verdict(Picture("q.jpg", *query), Picture("q.jpg", *match)) == "junk"  # the query itself
 
 
 def test_each_match_is_marked_in_words_and_by_a_sign() -> None:
     query = Picture("q.jpg", 7, 1)
     labels = [(7, 2), (8, 1), (7, 1), (None, None), (7, 3)]
-    matches = [
-        Match(f"{rank}.jpg", pid, camid, rank=rank, score=1 - rank / 10)
-        for rank, (pid, camid) in enumerate(labels, 1)
-    ]
+    matches = [Match(f"{n}.jpg", *label, rank=n, score=1 - n / 10) for n, label in enumerate(labels, 1)]
     page = Page(ranked_page([query], [matches], title="Who is this?", note="Five pictures."))
     marks = ["correct", "wrong", "junk", "unknown", "correct"]
     assert page.classes("correct", "wrong", "junk", "unknown") == marks
@@ -95,17 +88,8 @@ def test_each_match_is_marked_in_words_and_by_a_sign() -> None:
     signs = [str(attributes["href"]) for tag, attributes in page.elements if tag == "use"]
     assert [sign[1:] for sign in signs if sign[1:] in marks][4:] == marks
     assert [word for word in page.words if word.startswith("#")] == ["#1", "#2", "#3", "#4", "#5"]
-    for text in (
-        "Who is this?",
-        "Five pictures.",
-        "0.900",
-        "0.500",
-        "person 8",
-        "camera 3",
-        "person unknown",
-    ):
-        assert text in page.words
-    assert "2 correct of 3 judged" in page.words
+    texts = {"Who is this?", "Five pictures.", "0.900", "0.500", "person 8", "camera 3", "person unknown"}
+    assert texts | {"2 correct of 3 judged"} <= set(page.words)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +146,8 @@ def test_missing_and_unreadable_pictures_have_a_placeholder(tmp_path: Path) -> N
 def test_several_queries_and_one_without_matches() -> None:
     matches = [[Match("a.jpg", rank=1, score=0.5)], [], [Match("b.jpg", rank=1, score=0.25)]]
     page = Page(ranked_page([Picture("x.jpg"), Picture("y.jpg"), Picture("z.jpg")], matches))
-    assert [word for word in page.words if word.startswith("Query ")] == ["Query 1", "Query 2", "Query 3"]
-    assert page.words.count("No match in this gallery.") == 1
-    assert (
-        page.words.index("0.500") < page.words.index("No match in this gallery.") < page.words.index("0.250")
-    )
+    texts = ["Query 1", "0.500", "Query 2", "No match in this gallery.", "Query 3", "0.250"]
+    assert [word for word in page.words if word in texts] == texts
 
 
 def test_one_list_of_matches_per_query() -> None:
