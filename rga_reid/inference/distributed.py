@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import distributed
 
-from rga_reid.errors import InputError, short_repr
+from rga_reid.errors import InputError
 from rga_reid.files import DiskError
 from rga_reid.inference.feature_files import read_features, write_features
 from rga_reid.process import defer_signals
@@ -126,12 +126,12 @@ def process_group() -> Iterator[ProcessGroup]:
     Raises:
         InputError: the variables of ``torchrun`` are set, but the other processes cannot be reached.
     """
-    size = _read_integer("WORLD_SIZE", 1)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or distributed.is_initialized():
         yield ProcessGroup()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(_read_integer("LOCAL_RANK", 0) % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
         # the slowest of many processes may be days behind
         distributed.init_process_group("gloo", timeout=timedelta(days=30))
@@ -141,14 +141,6 @@ def process_group() -> Iterator[ProcessGroup]:
         yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
-
-
-def _read_integer(variable: str, least: int) -> int:
-    """Return an environment variable of ``torchrun``, or its least value if it is not set."""
-    text = os.environ.get(variable, str(least))
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
-        raise InputError(f"{variable}: expected an integer of at least {least}, got {short_repr(text)}")
-    return int(text)
 
 
 def iter_blocks(batches: Iterable[tuple[np.ndarray, pd.DataFrame]]) -> Batches:
