@@ -20,17 +20,16 @@ HEAVY = (
     *("pytorch_lightning", "lightning", "torchvision", "torch._dynamo", "sympy", "triton", "matplotlib"),
     *("sklearn", "onnx", "onnxruntime", "h5py", "tensorboard"),
 )
-_IMPORTS = """
-import sys
+QUERY = """
 from rga_reid.commands import main
 main(["query", "--gallery", "none", "--image", "cli.py"])  # imports all before it opens the gallery
 import rga_reid.reports.ranked_page
-print(*sys.modules)
 """
 
 
-def modules_after(*words: str) -> set[str]:
-    done = subprocess.run([sys.executable, *words], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+def modules_after(program: str) -> set[str]:
+    words = [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"]
+    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
@@ -45,14 +44,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_imports_no_library() -> None:
-    modules = modules_after(
-        "-c", "import sys; from rga_reid.commands import main; main(['-h']); print(*sys.modules)"
-    )
+    modules = modules_after("from rga_reid.commands import main; main(['-h'])")
     assert not modules & {"torch", "numpy", "pandas", "jsonargparse", "yaml", *HEAVY}
 
 
 def test_query_imports_no_heavy_library() -> None:
-    modules = modules_after("-c", _IMPORTS)
+    modules = modules_after(QUERY)
     assert {"torch", "faiss", "rga_reid.models", "rga_reid.gallery"} <= modules
     assert not modules & set(HEAVY)
 
