@@ -97,10 +97,7 @@ def test_metrics_are_those_of_the_definitions(
         for column in ("pid", "camid", "path")
     }
     expected = naive_ranking(distance, labels, 20)
-    found = [metrics[name] for name in ("mAP", "mAP_trapezoid", "mINP", "rank-1", "rank-5")]
-    wanted = [
-        *(expected[name] for name in ("step", "trapezoid", "INP")),
-        expected["cmc"][0],
-        expected["cmc"][4],
-    ]
+    found = [metrics[name] for name in ("mAP", "mAP_trapezoid", "mINP")]
+    wanted = [expected[name] for name in ("step", "trapezoid", "INP")]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(metrics["cmc"][:20], expected["cmc"], rtol=0, atol=1e-12)
