@@ -11,9 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-from rga_reid.evaluation import match_ranks, query_expansion, rerank, topk
+from rga_reid.evaluation import RankingResult, match_ranks, query_expansion, rerank, topk
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def draw_people(
+    seed: int, queries: int, items: int, *, columns: int = 24, people: int = 12, junk: bool = False
+) -> dict[str, Any]:
+    """Draw arguments of ``evaluate_ranking``: people in three cameras, close enough to be confused."""
+    rng = np.random.default_rng(seed)
+    pids = rng.integers(-junk, people, queries + items)
+    features = rng.standard_normal((people + 1, columns))[pids]
+    features = (features + 0.8 * rng.standard_normal(features.shape)).astype(np.float32)
+    case: dict[str, Any] = {}
+    for name, values in (("features", features), ("pids", pids), ("camids", rng.integers(0, 3, len(pids)))):
+        case[f"query_{name}"], case[f"gallery_{name}"] = values[:queries], values[queries:]
+    return case
+
+
+def same(a: RankingResult, b: RankingResult) -> bool:
+    """Return True if two results are equal to the last bit."""
+    return a.to_frame().equals(b.to_frame()) and a.to_dict() == b.to_dict()
 
 
 @pytest.fixture(scope="session")

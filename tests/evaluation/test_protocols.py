@@ -19,21 +19,11 @@ from rga_reid.evaluation import (
     evaluate_ranking,
 )
 from rga_reid.evaluation.protocols import IgnoreCameras, MultiQuery, SingleQuery, SingleShot
+from tests.evaluation.conftest import draw_people, same
 
 
-def people(seed: int, queries: int = 40, items: int = 160, cameras: int = 3) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    pids = rng.integers(-1, 9, queries + items)
-    features = (rng.standard_normal((10, 16))[pids] + 1.2 * rng.standard_normal((len(pids), 16))).astype("f4")
-    camids = rng.integers(0, cameras, len(pids))
-    case: dict[str, Any] = {}
-    for name, values in (("features", features), ("pids", pids), ("camids", camids)):
-        case[f"query_{name}"], case[f"gallery_{name}"] = values[:queries], values[queries:]
-    return case
-
-
-def same(a: RankingResult, b: RankingResult) -> bool:
-    return a.to_frame().equals(b.to_frame()) and a.to_dict() == b.to_dict()
+def people(seed: int) -> dict[str, Any]:
+    return draw_people(seed, 40, 160, columns=16, people=9, junk=True)
 
 
 def single(protocol: Any, case: dict[str, Any], **options: Any) -> RankingResult:

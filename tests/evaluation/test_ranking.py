@@ -13,7 +13,6 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import (
-    RankingResult,
     ReRanking,
     evaluate_distances,
     evaluate_protocol,
@@ -22,6 +21,7 @@ from rga_reid.evaluation import (
     pair_scores,
 )
 from rga_reid.evaluation.protocols import SingleShot
+from tests.evaluation.conftest import same
 from tests.memory import measured
 
 
@@ -39,11 +39,6 @@ def close_calls(queries: int = 30, items: int = 300, columns: int = 1100) -> dic
         "query_camids": rng.integers(0, 3, queries),
         "gallery_camids": rng.integers(0, 3, items),
     }
-
-
-def same(a: RankingResult, b: RankingResult) -> bool:
-    """Return True if two results are equal to the last bit."""
-    return a.to_frame().equals(b.to_frame()) and a.to_dict() == b.to_dict()
 
 
 # Published figures -----------------------------------------------------------------------------------------
@@ -283,12 +278,9 @@ def test_zero_rows_have_a_euclidean_distance() -> None:
     [
         (np.ones(4), r"distances: expected a matrix \(q, g\) .* \(4,\)"),
         (np.ones((2, 0)), r"distances: expected a matrix"),
-        (np.ones((2, 4), bool), r"distances: .* bool"),
         (np.ones((2, 4)) * 1j, r"distances: .* complex128"),
         (np.array([[1, 2, 3, 4], [1, np.nan, 3, 4]]), r"distances: row 1 .* NaN"),
-        (torch.tensor([[1, 2, 3, torch.inf]] * 2), r"distances: row 0 \(and 1 more rows\) .* NaN"),
         (np.array([[1, 2, 3, 4], [1, np.finfo(np.float32).max, 3, 4]], np.float32), r"row 1 .* beyond"),
-        (np.array([[1, 2, 3, 4], [1, np.finfo(np.float64).max, 3, 4]]), r"row 1 .* beyond"),
         (np.ones((3, 4)), r"query_pids: expected 3"),
         (np.ones((2, 5)), r"gallery_pids: expected 5"),
     ],

@@ -10,24 +10,11 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, evaluate_distances, evaluate_ranking, re_ranked_distances
-from tests.evaluation.conftest import FIXTURES
+from tests.evaluation.conftest import FIXTURES, draw_people
 from tests.memory import measured
 from tests.oracles import naive_re_ranking, squared_distances
 
 LABELS = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
-
-
-def clusters(seed: int, queries: int, items: int, columns: int = 24, people: int = 12) -> dict[str, Any]:
-    """People in three cameras, close enough together to be confused."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((people, columns))
-    pids = rng.integers(0, people, queries + items)
-    features = (centres[pids] + 0.8 * rng.standard_normal((len(pids), columns))).astype(np.float32)
-    camids = rng.integers(0, 3, len(pids))
-    sides: dict[str, Any] = {}
-    for name, values in (("features", features), ("pids", pids), ("camids", camids)):
-        sides[f"query_{name}"], sides[f"gallery_{name}"] = values[:queries], values[queries:]
-    return sides
 
 
 # The published code ----------------------------------------------------------------------------------------
@@ -70,7 +57,7 @@ def test_metrics_equal_the_published_code(reference: dict[str, Any], figures: di
 )
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_equals_the_naive_loop(k1: int, k2: int, share: float, metric: Any) -> None:
-    case = clusters(k1 + k2, queries=12, items=48)
+    case = draw_people(k1 + k2, queries=12, items=48)
     both = [case["query_features"], case["gallery_features"]]
     expected = naive_re_ranking(squared_distances(np.concatenate(both), metric), 12, k1, k2, share)
     for block_size in (7, 4096):
@@ -83,7 +70,7 @@ def test_equals_the_naive_loop(k1: int, k2: int, share: float, metric: Any) -> N
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_features_that_are_nearly_the_same(metric: Any) -> None:
     """Float32 products cannot separate the features of a collapsed model."""
-    case = clusters(0, queries=20, items=80)
+    case = draw_people(0, queries=20, items=80)
     both = [1 + np.float32(3e-3) * case[f"{side}_features"] for side in ("query", "gallery")]
     expected = naive_re_ranking(squared_distances(np.concatenate(both), metric), 20, 10, 4, 0.3)
     found = re_ranked_distances(*both, k1=10, k2=4, metric=metric, block_size=30)
@@ -105,7 +92,7 @@ def test_equal_rows_go_by_index(copies: int) -> None:
 
 @pytest.mark.parametrize(("metric", "block_size"), [("cosine", 7), ("euclidean", 31)])
 def test_the_evaluation_ranks_by_these_distances(metric: Any, block_size: int) -> None:
-    case = clusters(block_size, queries=20, items=100)
+    case = draw_people(block_size, queries=20, items=100)
     case["gallery_pids"][::9] = -1  # junk is not a neighbour
     kept = case["gallery_pids"] != -1
     both = [case["query_features"], case["gallery_features"][kept]]
@@ -124,7 +111,7 @@ def test_the_evaluation_ranks_by_these_distances(metric: Any, block_size: int) -
 
 def close_calls() -> dict[str, Any]:
     """Groups of rows that differ by less than the error of a float32 product, and repeat."""
-    case = clusters(3, queries=20, items=160, columns=600)
+    case = draw_people(3, queries=20, items=160, columns=600)
     rng = np.random.default_rng(0)
     base = case["gallery_features"][:30]
     near = base[rng.integers(0, 30, 160)] * (1 + 1e-6 * rng.standard_normal((160, 600)))
@@ -169,7 +156,7 @@ def test_bad_settings_are_named(setting: str, value: Any) -> None:
 
 
 def spoil(value: float) -> np.ndarray:
-    features = clusters(0, 10, 30)["gallery_features"]
+    features = draw_people(0, 10, 30)["gallery_features"]
     features[4] = value
     return features
 
@@ -188,7 +175,7 @@ def spoil(value: float) -> np.ndarray:
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
-    case = clusters(0, 10, 30)
+    case = draw_people(0, 10, 30)
     good = {name: case[name] for name in ("query_features", "gallery_features")}
     assert re_ranked_distances(**good, k1=39, k2=40).shape == (10, 30)
     with pytest.raises(InputError, match=message):
@@ -196,7 +183,7 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 
 
 def test_too_few_items_are_named_in_an_evaluation() -> None:
-    case = clusters(0, 10, 30)
+    case = draw_people(0, 10, 30)
     case["gallery_pids"][:20] = -1
     with pytest.raises(InputError, match=r"k1: .* 19, for 20 queries"):
         evaluate_ranking(**case, rerank=ReRanking(20))
