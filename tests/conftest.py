@@ -264,7 +264,10 @@ def browse() -> Callable[..., AbstractContextManager[Any]]:
             screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
             browser.get(page.as_uri())
-            ready = "return document.body.dataset.ready === 'yes'"
+            ready = (  # pages without a script have loaded their pictures then
+                "return document.readyState === 'complete' && "
+                "(document.scripts.length === 0 || document.body.dataset.ready === 'yes')"
+            )
             WebDriverWait(browser, 600).until(lambda b: b.execute_script(ready))
             yield browser
         finally:

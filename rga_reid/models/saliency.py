@@ -56,9 +56,11 @@ def grad_cam(model: EmbeddingModel, images: Tensor, score: Score) -> GradCAM:
         kept.append(output.detach().requires_grad_())
         return kept[-1].clone()
 
-    with torch.enable_grad(), _hook_map(model, cut_graph) as to_map:
+    gradient = None
+    with torch.inference_mode(False), torch.enable_grad(), _hook_map(model, cut_graph) as to_map:
         scores = score(_run(model, images))
-        (gradient,) = torch.autograd.grad(scores.sum(), kept[-1:], allow_unused=True)
+        if scores.requires_grad:
+            (gradient,) = torch.autograd.grad(scores.sum(), kept[-1:], allow_unused=True)
     if gradient is None:
         raise InputError("Grad-CAM: the embedding does not depend on the last map of the backbone")
     weights = to_map(gradient).mean((2, 3), keepdim=True)

@@ -1,0 +1,244 @@
+"""``explain`` from the command line: Grad-CAM, activations and gates, and models without relations."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rga_reid.commands import main
+from rga_reid.experiments.heat_maps import heat_maps
+from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
+from rga_reid.models.embedding import uint8_batch
+
+Browse = Callable[..., AbstractContextManager[Any]]
+SIZE = (64, 32)
+
+
+class ForwardOnly(nn.Module):
+    """Attention of a user: neither relations nor gates."""
+
+    def __init__(self, in_channels: int, size: Any) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((in_channels, 1, 1), 0.5))
+        del size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class WithGates(ForwardOnly):
+    """Attention of a user with gates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gates(x)["place"]
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        return {"place": x.mean(1, keepdim=True).sigmoid()}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    files = [str(folder / name) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    for file in files:
+        coarse = rng.integers(0, 256, (8, 4, 3)).astype(np.uint8)
+        Image.fromarray(coarse.repeat(8, 0).repeat(8, 1)).save(file)
+    return files
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    choices: dict[str, Any] = {"plain": None, "se": "se", "pam": "pam"}
+    choices |= {one.__name__: f"{__name__}.{one.__name__}" for one in (ForwardOnly, WithGates)}
+    files = {}
+    for name, attention in choices.items():
+        torch.manual_seed(0)
+        files[name] = str(folder / f"{name}.safetensors")
+        save_model(build_model(depth=18, attention=attention, stages=(4,), size=SIZE), files[name])
+    return files
+
+
+def page_of(out: Path, *words: str) -> str:
+    assert main(["explain", *words, "--out", str(out)]) == 0
+    return out.read_text(encoding="utf-8")
+
+
+def test_a_model_without_attention_gets_a_grad_cam(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--image", *images[:2], "--checkpoint", checkpoints["plain"], checkpoints["pam"]]
+    page = page_of(tmp_path / "page.html", *words)
+    assert "4 maps of 2 pictures\n" in capsys.readouterr().out
+    assert "<h1>Grad-CAM: length of the embedding</h1>" in page
+    assert page.count("<b>plain.safetensors</b>") == page.count("<b>pam.safetensors</b>") == 2
+    assert "length of the embedding" in page
+    assert "plain.safetensors: ResNet-18, 64×32 pixels" in page
+    assert "4×2 places" in page
+
+
+def test_grad_cam_of_a_similarity_shows_both_pictures(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    words = ["--image", images[0], "--similar-to", images[1], "--checkpoint", checkpoints["pam"]]
+    page = page_of(tmp_path / "page.html", *words)
+    model = load_model(checkpoints["pam"])
+    embeddings = model.embed([images[0], images[1]])
+    assert f"cosine similarity {float(embeddings[0] @ embeddings[1]):.3f}" in page
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["a.jpg and b.jpg"]
+    assert re.findall(r"<span>on (.*?)</span>", page) == ["a.jpg", "b.jpg"]
+    one, two = heat_maps(images[:1], checkpoints={"model": model}, similar_to=images[1])
+    back, forth = heat_maps(images[1:2], checkpoints={"model": model}, similar_to=images[0])
+    np.testing.assert_allclose(one.values, forth.values, rtol=1e-5)
+    np.testing.assert_allclose(two.values, back.values, rtol=1e-5)
+    assert one.values.shape == (4, 2)
+    assert np.abs(one.values - two.values).max() > 0
+
+
+def test_maps_show_where_a_region_is_used(images: list[str], tmp_path: Path) -> None:
+    """A backbone whose only channel is the brightness of patches: its Grad-CAM and activation follow the picture."""
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    pixels[16:32] = 255
+    Image.fromarray(pixels).save(tmp_path / "band.png")
+
+    class Brightness(nn.Module):
+        channels, size = 1, SIZE
+
+        def map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+            return [(size[0] // 16, size[1] // 16)]
+
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(images.mean(1, keepdim=True), 16)
+
+    model = EmbeddingModel(Brightness(), mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
+    for view in ("gradcam", "activation"):
+        (found,) = heat_maps([tmp_path / "band.png"], view, checkpoints={"brightness": model})
+        assert (found.values > 0).tolist() == [[False] * 2, [True] * 2, [False] * 2, [False] * 2]
+    assert "Brightness" in found.network
+
+
+@pytest.mark.parametrize("kind", ["png", pytest.param("pdf", marks=pytest.mark.slow)])
+def test_figures_of_several_pictures_and_models(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / f"figure.{kind}"
+    words = ["--checkpoint", checkpoints["plain"], checkpoints["se"], "--view", "activation"]
+    assert main(["explain", "--image", *images[:2], *words, "--out", str(out)]) == 0
+    if kind == "png":
+        pixels = np.asarray(Image.open(out).convert("L"))
+        assert min(pixels.shape) > 600
+        assert pixels.std() > 10
+    else:
+        assert out.read_bytes().startswith(b"%PDF")
+
+
+def test_the_activation_page_shows_the_activation(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    words = ["--image", images[0], "--checkpoint", checkpoints["plain"], "--view", "activation"]
+    page = page_of(tmp_path / "page.html", *words)
+    model = load_model(checkpoints["plain"])
+    with torch.no_grad():
+        maps = model.backbone(model.normalise(uint8_batch(images[:1], SIZE)))
+    energy = maps.square().sum(1)
+    assert f"<span>{float(energy.max() / energy.norm()):.3g}</span></div>" in page
+    assert "<h1>Activation of the last map</h1>" in page
+
+
+def test_gates_of_own_and_of_users_modules(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    words = [
+        "--image",
+        images[0],
+        "--view",
+        "gates",
+        "--checkpoint",
+        checkpoints["se"],
+        checkpoints["WithGates"],
+    ]
+    page = page_of(tmp_path / "page.html", *words)
+    assert re.findall(r"<span>(attention .*?)</span>", page) == ["attention 4: channel", "attention 4: place"]
+    assert "512 channels, in ascending order" in page
+
+
+@pytest.mark.parametrize("name", ["ForwardOnly", "WithGates"])
+@pytest.mark.parametrize("view", ["relations", "gradcam", "activation", None])
+def test_attention_with_forward_only_is_accepted(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, name: str, view: str | None
+) -> None:
+    words = ["--image", images[0], "--checkpoint", checkpoints[name], *(["--view", view] if view else [])]
+    page = page_of(tmp_path / "page.html", *words)
+    if view != "relations":
+        assert ("Grad-CAM" in page) == (view != "activation")
+        return
+    held = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert held is not None
+    trained, untrained = json.loads(held[1])["exhibits"]
+    assert trained["label"] == f"{name}, trained"
+    assert not untrained["trained"]
+    symbols = [step["symbol"] for step in trained["stages"][0]["flow"]]
+    assert symbols == (["x", "out"] if name == "ForwardOnly" else ["x", "place", "out"])
+    assert (trained["stages"][0]["attention"] is None) == (name == "ForwardOnly")
+    for kind in ("png", "pdf"):
+        out = str(tmp_path / f"figure.{kind}")
+        assert main(["explain", *words, "--out", out]) == 0
+
+
+def test_own_classes_are_compared_untrained(images: list[str], tmp_path: Path) -> None:
+    path = f"{ForwardOnly.__module__}.ForwardOnly"
+    assert ForwardOnly.__module__ in sys.modules
+    page = page_of(tmp_path / "page.html", "--image", images[0], "--attention", path, "--view", "gradcam")
+    assert f"<b>{path}, untrained</b>" in page
+
+
+def test_bad_input_is_named(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    start = ["explain", "--image", images[0], "--out", str(tmp_path / "page.html")]
+    plain = ["--checkpoint", checkpoints["plain"]]
+    both = ["--similar-to", images[1], "--identity", "1"]
+    assert "--similar-to, --identity" in refused(*start, *plain, *both)
+    assert "--identity" in refused(*start, "--identity", "1")
+    assert "--identity" in refused(*start, *plain, "--identity", "-1")
+    assert "--view gradcam" in refused(*start, *plain, *both[:2], "--view", "gates")
+    assert "--similar-to" in refused(*start, *plain, "--similar-to", str(tmp_path / "gone.jpg"))
+    assert "same embedding" in refused(*start, *plain, "--similar-to", images[0])
+    assert "--stage" in refused(*start, *plain, "--stage", "4")
+    assert "plain.safetensors: expected a model with attention" in refused(
+        *start, *plain, "--view", "relations"
+    )
+    assert "gates" in refused(*start, "--checkpoint", checkpoints["pam"], "--view", "gates")
+    assert "'gradcams'" in refused(*start, *plain, "--view", "gradcams")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_page_fits_a_phone_and_a_screen(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, browse: Browse
+) -> None:
+    words = ["--image", *images[:2], "--similar-to", images[2], "--checkpoint"]
+    page_of(tmp_path / "page.html", *words, checkpoints["plain"], checkpoints["se"])
+    with browse(tmp_path / "page.html", width=390, height=844) as browser:
+        for width in (390, 1280):
+            screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            sizes = browser.execute_script(
+                "return [...document.images].map(one => [one.naturalWidth, one.clientWidth, one.clientHeight])"
+            )
+            assert len(sizes) == 2 * (2 + 4)
+            for natural, across, down in sizes:
+                assert natural == 2 * SIZE[1]
+                assert down == pytest.approx(2 * across, abs=1)
+        assert browser.get_log("browser") == []
