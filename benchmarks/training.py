@@ -44,7 +44,7 @@ def train_with_hooks(words: list[str]) -> None:
 
     def setup(module: ReIDModule) -> None:
         module.model.register_forward_pre_hook(mark("forward"))
-        module.loss.register_forward_hook(mark("loss"))
+        module.losses.register_forward_hook(mark("loss"))
         module.optimizers().optimizer.register_step_post_hook(mark("updated"))  # type: ignore[union-attr]
 
     hooks = {

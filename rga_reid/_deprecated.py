@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -212,6 +214,33 @@ def rename_option_arguments(
 
         names = {old: new.rpartition(".")[2] for old, new in OPTIONS.items() if old.startswith(f"{section}.")}
         wrapper.renamed_arguments = {old.rpartition(".")[2]: new for old, new in names.items()}  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def accept_flat_arguments(builder: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
+    """Return a decorator for a constructor that took the arguments of a function in version 1.
+
+    Args:
+        builder: function in the same module that builds an object of the class, which has the arguments of the
+            constructor as attributes.
+    """
+
+    def decorate(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
+        own = [name for name in inspect.signature(init).parameters if name != "self"]
+
+        @functools.wraps(init)
+        def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            self, *given = args
+            if own[0] in kwargs or (given and callable(given[0])):
+                return init(*args, **kwargs)
+            what = f"{type(self).__name__}: give a {own[0]}, or use {builder} for these arguments"
+            warnings.warn(what, DeprecationWarning, stacklevel=2)
+            built = getattr(sys.modules[init.__module__], builder)(*given, **kwargs)
+            keywords: dict[str, Any] = {name: getattr(built, name) for name in own}
+            return init(self, **keywords)  # type: ignore[arg-type]
+
         return wrapper
 
     return decorate

@@ -110,9 +110,13 @@ def test_released_augmentation(released: Any) -> None:
 
 
 def test_released_losses(released: Any) -> None:
-    loss = released.model.loss
-    assert loss.cross_entropy.label_smoothing == 0.1
-    assert (loss.triplets, loss.triplet.loss.margin) == ("pre_neck", 0.3)
+    terms = released.model.losses.terms
+    assert {name: (term.on, term.weight) for name, term in terms.items()} == {
+        "cross_entropy": ("logits", 1),
+        "triplet": ("pre_neck", 1),
+    }
+    assert terms["cross_entropy"].function.label_smoothing == 0.1
+    assert terms["triplet"].function.loss.margin == 0.3
 
 
 def test_command_line_overrides_recipe_overrides_base(tmp_path: Path) -> None:

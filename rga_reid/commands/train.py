@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import pandas as pd
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, class_from_function
 
 from rga_reid._deprecated import rename_words
 from rga_reid.commands._options import new_parser
@@ -26,7 +26,7 @@ from rga_reid.experiments.recipes import read_recipe
 from rga_reid.files import write_json
 from rga_reid.inputs import truncate
 from rga_reid.models import load_model
-from rga_reid.training import ReIDData, ReIDModule, check_output, fit, is_first_process
+from rga_reid.training import ReIDData, build_reid_module, check_output, fit, is_first_process
 from rga_reid.training.callbacks import TEST
 from rga_reid.training.trainer import Precision
 
@@ -55,7 +55,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--test.dataset", metavar="CARD", default="market1501", help="card of that data set")
     options.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
     options.add_class_arguments(ReIDData, "data")
-    options.add_class_arguments(ReIDModule, "model")
+    options.add_class_arguments(class_from_function(build_reid_module), "model")
     counts = _count_or_fraction_options()
     options.add_class_arguments(pl.Trainer, "trainer", skip=_SKIPPED | counts.keys(), instantiate=False)
     for name, (kind, default) in counts.items():

@@ -43,8 +43,9 @@ class TrainingOutput(NamedTuple):
 
     pre_neck: Tensor  #: pooled features (n, d) before the neck
     post_neck: Tensor  #: features (n, d) after the neck, which retrieval compares
-    #: (n, classes) for cross-entropy, computed from ``post_neck``; with stripes (n, 1 + stripes, classes)
-    logits: Tensor
+    #: (n, classes) for cross-entropy, computed from ``post_neck``; with stripes (n, 1 + stripes, classes); None for
+    #: a model without classifier
+    logits: Tensor | None
 
 
 # names of version 1
@@ -71,7 +72,7 @@ class EmbeddingModel(nn.Module):
 
     Args:
         backbone: ``(n, 3, H, W) -> (n, C, h, w)`` with the attributes ``channels`` and ``size``.
-        classes: number of training identities; 0 omits the classifier (inference only).
+        classes: number of training identities; 0 omits the classifier.
         stripes: horizontal stripes of the last map to pool in addition to the whole map; d = C (1 + stripes).
         mean, std: normalisation of the RGB channels, on the scale 0 to 1.
         config: settings that rebuild this model (see ``build_model``); stored in checkpoints.
@@ -127,17 +128,13 @@ class EmbeddingModel(nn.Module):
         Returns:
             In training a ``TrainingOutput``; in evaluation the features after the neck ``(n, d)``, not
             L2-normalised.
-
-        Raises:
-            RuntimeError: the model is in training mode and has no classifier.
         """
         pre_neck = self._pool(self.backbone(images))
         post_neck = self.neck(pre_neck)
         if not self.training:
             return post_neck
-        if self.classifier is None:
-            raise RuntimeError("this model has no classifier: it is for inference only")
-        return TrainingOutput(pre_neck, post_neck, self.classifier(post_neck))
+        logits = None if self.classifier is None else self.classifier(post_neck)
+        return TrainingOutput(pre_neck, post_neck, logits)
 
     def _pool(self, x: Tensor) -> Tensor:
         """Pool the last map ``(n, C, h, w)`` to ``(n, d)``: the whole map, then the stripes from the top."""

@@ -1,10 +1,11 @@
-"""Lightning callbacks: EMA, replacing an earlier run, NaN guard, checkpoints, one line per epoch."""
+"""Lightning callbacks: EMA, resolution schedule, replacing an earlier run, NaN guard, checkpoints."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,8 +17,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rga_reid.errors import InputError, check_int
+from rga_reid.errors import InputError, check_int, short_repr
 from rga_reid.files import atomic_file, make_folder, sync, write_text
+from rga_reid.models.resnet import MAX_SIDE, MIN_SIDE, Size
 from rga_reid.process import defer_signals
 
 if TYPE_CHECKING:
@@ -68,6 +70,54 @@ def _average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
                 average.copy_(value)
 
     return update
+
+
+class ResolutionSchedule(Callback):
+    """Train on images of another size from given epochs on; validation always uses the size of the model.
+
+    Args:
+        rows: (epoch, H, W), epochs counted from 0. The last row has the model's size.
+        size: (H, W) of the model, also used before the first row.
+
+    Raises:
+        InputError: a negative epoch, sides out of range, or a schedule that does not end with ``size``.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[int]], size: Size) -> None:
+        height, width = size
+        self.sizes: dict[int, Size] = {0: (height, width)}
+        for epoch, *sides in rows:
+            if epoch < 0 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+                raise InputError(
+                    f"resolution_schedule: expected epochs from 0, and sides of {MIN_SIDE} to {MAX_SIDE} "
+                    f"pixels, got {short_repr((epoch, *sides))}"
+                )
+            self.sizes[epoch] = (sides[0], sides[1])
+        if self.sizes[max(self.sizes)] != (height, width):
+            raise InputError(f"resolution_schedule: must end with the model's size {height}x{width}")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        epochs, first = pl_module.count_epochs(), max(self.sizes)
+        if epochs <= first and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            height, width = self.sizes[first]
+            print(
+                f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin with "
+                f"epoch {first}, counted from 0: adapt model.resolution_schedule",
+                file=sys.stderr,
+            )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # not at the start of an epoch: a resumed epoch has none, and validation may interrupt it
+        pl_module.set_input_size(self.sizes[max(e for e in self.sizes if e <= trainer.current_epoch)])
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._restore(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._restore(pl_module)  # the training may end during smaller images
+
+    def _restore(self, pl_module: Any) -> None:
+        pl_module.set_input_size(self.sizes[max(self.sizes)])
 
 
 class DeferredOverwrite(Callback):
@@ -142,49 +192,89 @@ class NonFiniteError(InputError):
     """Loss, weights or features are NaN or infinite; the message names the file with the batch."""
 
 
+class NaNGuard(Callback):
+    """Stop on a loss, weights or features of validation images that are NaN or infinite, and save the batch.
+
+    The file ``not_finite.pt`` in the folder of the run has ``images`` (uint8, (n, 3, h, w)), ``labels`` (n,),
+    ``paths`` of the images if known, ``epoch`` and ``batch`` (both from 0), ``step`` of the optimizer and
+    ``losses``. ``torch.load(..., weights_only=True)`` reads it. No checkpoint with such weights is written.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple[Any, int] | None = None  # last training batch and its number in the epoch
+        self.finite = True  # features of validation images so far
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.last = batch, batch_idx
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        losses = pl_module.step_losses  # not the loss given, which is scaled
+        if torch.isfinite(losses["loss"]):
+            return
+        what, terms = f"the loss is {losses['loss'].item()}", pl_module.losses.terms
+        entries = [
+            term.label for name, term in terms.items() if term.label and not all_finite([losses[name]])
+        ]
+        raise self._save(trainer, f"{what}, from {entries[0]}," if entries else what, losses)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.finite = True
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.finite = self.finite and all_finite([outputs])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or self.last is None:
+            return
+        if not trainer.strategy.reduce_boolean_decision(self.finite):  # all processes stop together
+            raise self._save(trainer, "features of validation images are not finite")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # a step may break the weights though its loss is finite: keep the previous checkpoint
+        if self.last is not None and not all_finite(pl_module.parameters()):
+            raise self._save(trainer, "weights are not finite after a step")
+
+    def _save(
+        self, trainer: pl.Trainer, what: str, losses: Mapping[str, Tensor] | None = None
+    ) -> NonFiniteError:
+        """Save the last training batch and return the error to raise."""
+        assert self.last is not None
+        (images, labels), number = self.last
+        epoch, rank = trainer.current_epoch, trainer.global_rank
+        data: ReIDData | Any = getattr(trainer, "datamodule", None)
+        content = {
+            "images": images.cpu(),
+            "labels": labels.cpu(),
+            "paths": data.batch_paths(epoch, number) if hasattr(data, "batch_paths") else None,
+            "epoch": epoch,
+            "batch": number,
+            "step": trainer.global_step,
+            "losses": {name: float(value.detach()) for name, value in (losses or {}).items()},
+        }
+        file = Path(trainer.default_root_dir) / NON_FINITE.replace("*", f"-rank{rank}" if rank else "")
+        with atomic_file(file) as temporary:
+            torch.save(content, temporary)
+        return NonFiniteError(
+            f"training: {what} in epoch {epoch + 1}, batch {number + 1}, which is saved in {file}; try a "
+            "smaller learning rate, --trainer.gradient_clip_val, or --trainer.precision 32"
+        )
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether tensors have neither NaN nor infinite values."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-def save_non_finite(
-    what: str,
-    trainer: pl.Trainer,
-    batch: tuple[Tensor, Tensor],
-    batch_index: int,
-    losses: Mapping[str, Tensor] | None = None,
-) -> NonFiniteError:
-    """Save the last training batch and return the error to raise.
-
-    The file has ``images`` (uint8, (n, 3, h, w)), ``labels`` (n,), ``paths`` of the images if known, ``epoch``
-    and ``batch`` (both from 0), ``step`` of the optimizer and ``losses``. ``torch.load(...,
-    weights_only=True)`` reads it.
-
-    Args:
-        what: start of the message, such as ``the loss is nan``.
-        trainer: trainer of the run.
-        batch: images and labels.
-        batch_index: number of the batch in its epoch, from 0.
-        losses: losses of the batch.
-    """
-    epoch, rank = trainer.current_epoch, trainer.global_rank
-    data: ReIDData | Any = getattr(trainer, "datamodule", None)
-    content = {
-        "images": batch[0].cpu(),
-        "labels": batch[1].cpu(),
-        "paths": data.batch_paths(epoch, batch_index) if hasattr(data, "batch_paths") else None,
-        "epoch": epoch,
-        "batch": batch_index,
-        "step": trainer.global_step,
-        "losses": {name: float(value.detach()) for name, value in (losses or {}).items()},
-    }
-    file = Path(trainer.default_root_dir) / NON_FINITE.replace("*", f"-rank{rank}" if rank else "")
-    with atomic_file(file) as temporary:
-        torch.save(content, temporary)
-    return NonFiniteError(
-        f"training: {what} in epoch {epoch + 1}, batch {batch_index + 1}, which is saved in {file}; try a "
-        "smaller learning rate, --trainer.gradient_clip_val, or --trainer.precision 32"
-    )
 
 
 class FolderCheckpoint(ModelCheckpoint):
@@ -240,26 +330,3 @@ class StepCheckpoint(Callback):
         stepped = done % trainer.accumulate_grad_batches == 0  # no accumulated gradients would be lost
         if stepped and trainer.global_step % self.every == 0 and done < trainer.num_training_batches:
             trainer.save_checkpoint(self.file)
-
-
-class EpochLines(Callback):
-    """Print one line per epoch, in place of a progress bar.
-
-    If standard output fails, the training stops after this epoch's checkpoint, and ``error`` is set.
-    """
-
-    def __init__(self) -> None:
-        self.error: OSError | None = None
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")}
-        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # none with max_steps
-        try:
-            print(f"epoch {trainer.current_epoch + 1}{epochs}  {values}", flush=True)
-        except OSError as error:
-            if trainer.world_size > 1:  # the other processes would wait for this one
-                raise
-            self.error, trainer.should_stop = error, True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,17 +16,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rga_reid._deprecated import rename_option_arguments
-from rga_reid.errors import InputError, short_repr
+from rga_reid._deprecated import accept_flat_arguments, rename_option_arguments
+from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures, evaluate_features
 from rga_reid.inputs import truncate
-from rga_reid.models import build_model
+from rga_reid.models import EmbeddingModel, build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.embedding import uint8_batch
-from rga_reid.models.resnet import MAX_SIDE, MIN_SIDE, STAGES
+from rga_reid.models.resnet import STAGES, Size
 from rga_reid.training.augmentation import Augmentation, step_generator
-from rga_reid.training.callbacks import all_finite, save_non_finite
-from rga_reid.training.losses import ReIDLoss
+from rga_reid.training.callbacks import ResolutionSchedule
+from rga_reid.training.losses import LossEntry, ReIDLoss, ReIDLosses
 from rga_reid.training.schedules import Schedule, WarmupStep
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -42,89 +41,49 @@ class ReIDModule(pl.LightningModule):
     """Train an ``EmbeddingModel`` on batches ``(uint8 images, labels)``.
 
     Args:
-        classes: number of training identities; taken from the data set.
-        depth: depth of the ResNet: 18, 34, 50 or 101.
-        attention: attention module after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal,
-            criss_cross, se, cbam; a class path with options; null for none.
-        stages: stages followed by an attention module, of 1 to 4.
-        last_stride: stride of the last stage, 1 or 2; 1 doubles the height and width of its map.
-        weights: initial weights of the ResNet: imagenet (torchvision, downloaded once), a file, or null for
-            random ones.
-        size: height and width of the images, in pixels.
-        stripes: number of horizontal stripes that are embedded in addition to the whole image.
-        loss: loss function.
+        model: model in training mode. Its classifier is removed if no loss is computed on logits.
+        losses: losses, whose own parameters are trained and saved, too; by default ``ReIDLoss()``.
         augmentation: augmentation, drawn per image on the device.
-        optimizer: class path and options; by default Adam as in the released RGA code.
+        optimizer: function from parameters to an optimizer; by default Adam as in the released RGA code.
         schedule: schedule of the learning rate.
-        resolution_schedule: rows (epoch, H, W): train on images of this size from this epoch on. The last row
-            has the model's ``size``; smaller images first save time. Validation always uses ``size``.
-        checkpointing: recompute activations in the backward pass: same gradients, less memory, more time.
-        compile: compile the model with torch.compile; the first steps take minutes.
-        channels_last: keep weights and activations in channels-last memory format, which is faster.
-        seed: random seed of augmentation and dropout; taken from ``--seed``.
+        callbacks: Lightning callbacks that belong to this model, such as a ``ResolutionSchedule``.
+        seed: random seed of augmentation and dropout.
 
     Raises:
-        InputError: a ``resolution_schedule`` that does not end with ``size``; an optimizer that cannot be
-            made.
+        InputError: an optimizer that cannot be made; a loss on logits for a model without classifier.
     """
 
-    @rename_option_arguments("model")
+    @accept_flat_arguments("build_reid_module")
     def __init__(
         self,
-        classes: int = 0,
-        depth: int = 50,
-        attention: str | dict[str, Any] | None = "rga",
-        stages: Sequence[int] = STAGES,
-        last_stride: int = 1,
-        weights: str | None = "imagenet",
-        size: tuple[int, int] = (256, 128),
-        stripes: int = 0,
-        loss: ReIDLoss | None = None,
+        model: EmbeddingModel,
+        losses: ReIDLosses | None = None,
+        *,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         optimizer: OptimizerFactory = adam,
         schedule: Schedule = WarmupStep(),  # noqa: B008 (frozen)
-        resolution_schedule: Sequence[tuple[int, int, int]] = (),
-        checkpointing: bool = False,
-        compile: bool = False,
-        channels_last: bool = True,
+        callbacks: Sequence[pl.Callback] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        height, width = size
-        for epoch, *sides in resolution_schedule:
-            if epoch < 0 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
-                raise InputError(
-                    f"resolution_schedule: expected epochs from 0, and sides of {MIN_SIDE} to {MAX_SIDE} "
-                    f"pixels, got {short_repr((epoch, *sides))}"
-                )
-        self.resolutions = {0: (height, width), **{epoch: (h, w) for epoch, h, w in resolution_schedule}}
-        if self.resolutions[max(self.resolutions)] != (height, width):
-            raise InputError(f"resolution_schedule: must end with the model's size {height}x{width}")
-        self.model = build_model(
-            classes=classes,
-            depth=depth,
-            attention=attention,
-            stages=stages,
-            last_stride=last_stride,
-            weights=weights,
-            size=size,
-            stripes=stripes,
-        )
-        if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.model.backbone.checkpointing = checkpointing
-        if compile:
-            self.model.compile()
-        self.loss = loss or ReIDLoss()
+        self.model = model
+        self.losses = ReIDLoss() if losses is None else losses
+        _use_what_losses_need(self.model, self.losses)
         self.augmentation, self.seed = augmentation, seed
         self.optimizer, self.schedule = optimizer, schedule
+        self.callbacks = list(callbacks)
+        self.input_size = model.size
+        #: losses of the last training step, see ``ReIDLosses.forward``
+        self.step_losses: dict[str, Tensor] = {}
         self._validation: list[tuple[Tensor, Tensor]] = []
-        self._last: tuple[tuple[Tensor, Tensor], int] | None = None  # batch and its number
         self._make_optimizer()  # raises for wrong options before training
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return self.callbacks
 
     def _make_optimizer(self) -> Optimizer:
         try:
-            return self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+            return self.optimizer([p for p in self.parameters() if p.requires_grad])
         except Exception as error:  # any class may be given
             raise InputError(f"optimizer: {truncate(error)}") from None
 
@@ -133,7 +92,7 @@ class ReIDModule(pl.LightningModule):
         steps = self._steps_per_epoch()
         if not math.isfinite(trainer.estimated_stepping_batches):
             raise InputError("trainer: the schedule needs the length of the run: set max_epochs or max_steps")
-        epochs = self._epochs()
+        epochs = self.count_epochs()
         if _unscales(optimizer) and _scaler(trainer) is not None and trainer.gradient_clip_val:
             raise InputError(
                 "optimizer: a fused optimizer cannot clip gradients in float16; use fused: false, precision "
@@ -157,7 +116,7 @@ class ReIDModule(pl.LightningModule):
             raise InputError(f"trainer: {truncate(error)}") from None
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
-    def _epochs(self) -> float:
+    def count_epochs(self) -> float:
         """Return the length of the training in epochs, which may end within an epoch."""
         return self.trainer.estimated_stepping_batches / self._steps_per_epoch()
 
@@ -179,47 +138,32 @@ class ReIDModule(pl.LightningModule):
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _set_input_size(self, size: tuple[int, int]) -> None:
+    def set_input_size(self, size: Size) -> None:
+        """Set the height and width of the images in training steps."""
         self.input_size = (size[0], size[1])
         self.model.backbone.set_input_size(self.input_size)
 
-    def on_fit_start(self) -> None:
-        epochs, first = self._epochs(), max(self.resolutions)
-        if epochs <= first and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            height, width = self.model.size
-            print(
-                f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin with "
-                f"epoch {first}, counted from 0: adapt model.resolution_schedule",
-                file=sys.stderr,
-            )
-
-    def on_fit_end(self) -> None:
-        self._set_input_size(self.model.size)  # the training may end during smaller images
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
-        # not at the start of an epoch: a resumed epoch has none, and validation may interrupt it
-        self._set_input_size(self.resolutions[max(e for e in self.resolutions if e <= self.current_epoch)])
         # not from the optimizer's step, which is the same for accumulated batches
         generator = step_generator(self.seed, self.current_epoch, batch_index, self.global_rank)
         model = self.model
         x = self.augmentation(images, self.input_size, model.mean, model.std, generator)
         with _fork_rng(int(torch.randint(2**62, (), generator=generator)), x.device):  # dropout
-            losses = self.loss(model(x), labels)
-        self._last = batch, batch_index
-        if not torch.isfinite(losses["loss"]):
-            raise save_non_finite(f"the loss is {losses['loss'].item()}", self.trainer, *self._last, losses)
+            losses = self.step_losses = self.losses(model(x), labels)
         self.log_dict(losses, prog_bar=True, batch_size=len(images))
         return losses["loss"]
 
     def on_validation_epoch_start(self) -> None:
-        self._set_input_size(self.model.size)
         self._validation = []
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the features of the images, float32 ``(n, d)`` on the CPU."""
         images, rows = batch
         features = self.model(self.model.normalise(uint8_batch(images, self.model.size, images.device)))
-        self._validation.append((features.float().cpu(), rows.cpu()))
+        features = features.float().cpu()
+        self._validation.append((features, rows.cpu()))
+        return features
 
     def on_validation_epoch_end(self) -> None:
         """Rank the validation images, with one query for each camera of each identity."""
@@ -233,8 +177,6 @@ class ReIDModule(pl.LightningModule):
             features, rows = (torch.cat([share[i] for share in shares]) for i in (0, 1))
         if self.trainer.sanity_checking:
             return
-        if self._last is not None and not all_finite([features]):
-            raise save_non_finite("features of validation images are not finite", self.trainer, *self._last)
         seen, first = np.unique(rows.numpy(), return_index=True)  # not all, with limit_val_batches
         table, ranked = table.iloc[seen], features.numpy()[first]
         is_query = (~table.duplicated(["pid", "camid"])).to_numpy()
@@ -245,12 +187,110 @@ class ReIDModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # a step may break the weights though its loss is finite: keep the previous checkpoint
-        if self._last is not None and not all_finite(self.parameters()):
-            raise save_non_finite("weights are not finite after a step", self.trainer, *self._last)
         checkpoint[CONFIG_KEY] = self.model.config
         data = getattr(self.trainer, "datamodule", None)
         checkpoint[DATA_KEY] = getattr(data, "statistics", None)  # not in a user's data module
+
+
+@rename_option_arguments("model")
+def build_reid_module(
+    classes: int = 0,
+    depth: int = 50,
+    attention: str | dict[str, Any] | None = "rga",
+    stages: Sequence[int] = STAGES,
+    last_stride: int = 1,
+    weights: str | None = "imagenet",
+    size: tuple[int, int] = (256, 128),
+    stripes: int = 0,
+    loss: ReIDLoss | None = None,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+    optimizer: OptimizerFactory = adam,
+    schedule: Schedule = WarmupStep(),  # noqa: B008 (frozen)
+    resolution_schedule: Sequence[tuple[int, int, int]] = (),
+    checkpointing: bool = False,
+    compile: bool = False,
+    channels_last: bool = True,
+    seed: int = 0,
+    losses: list[dict[str, Any]] | None = None,
+) -> ReIDModule:
+    """Build a ``ReIDModule`` from the plain values of a recipe.
+
+    Args:
+        classes: number of training identities; taken from the data set.
+        depth: depth of the ResNet: 18, 34, 50 or 101.
+        attention: attention module after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal,
+            criss_cross, se, cbam; a class path with options; null for none.
+        stages: stages followed by an attention module, of 1 to 4.
+        last_stride: stride of the last stage, 1 or 2; 1 doubles the height and width of its map.
+        weights: initial weights of the ResNet: imagenet (torchvision, downloaded once), a file, or null for
+            random ones.
+        size: height and width of the images, in pixels.
+        stripes: number of horizontal stripes that are embedded in addition to the whole image.
+        loss: cross-entropy and triplet loss, used if ``losses`` is null.
+        augmentation: augmentation, drawn per image on the device.
+        optimizer: class path and options; by default Adam as in the released RGA code.
+        schedule: schedule of the learning rate.
+        resolution_schedule: rows (epoch, H, W): train on images of this size from this epoch on. The last row
+            has the model's ``size``; smaller images first save time. Validation always uses ``size``.
+        checkpointing: recompute activations in the backward pass: same gradients, less memory, more time.
+        compile: compile the model with torch.compile; the first steps take minutes.
+        channels_last: keep weights and activations in channels-last memory format, which is faster.
+        seed: random seed of augmentation and dropout; taken from ``--seed``.
+        losses: list of losses in place of ``loss``, each with class_path, init_args, weight, on (pre_neck,
+            post_neck or logits) and miner; see docs/extending.md.
+
+    Raises:
+        InputError: a ``resolution_schedule`` that does not end with ``size``; a model, loss or optimizer that
+            cannot be made.
+    """
+    height, width = size
+    callbacks = [ResolutionSchedule(resolution_schedule, (height, width))] if resolution_schedule else []
+    entries = None
+    if losses is not None:
+        entries = [LossEntry.read(f"model.losses[{row}]", entry) for row, entry in enumerate(losses)]
+    has_classifier = entries is None or any(entry.on == "logits" for entry in entries)
+    model = build_model(
+        classes=classes if has_classifier else 0,
+        depth=depth,
+        attention=attention,
+        stages=stages,
+        last_stride=last_stride,
+        weights=weights,
+        size=size,
+        stripes=stripes,
+    )
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    model.backbone.checkpointing = checkpointing
+    if compile:
+        model.compile()
+    if entries is not None:
+        terms = [entry.build(classes=classes, dimension=model.dimension) for entry in entries]
+    return ReIDModule(
+        model,
+        loss if entries is None else ReIDLosses(terms),
+        augmentation=augmentation,
+        optimizer=optimizer,
+        schedule=schedule,
+        callbacks=callbacks,
+        seed=seed,
+    )
+
+
+def _use_what_losses_need(model: EmbeddingModel, losses: ReIDLosses) -> None:
+    """Remove the classifier if no loss is computed on logits, and freeze a neck that gets no gradient.
+
+    Distributed training fails for parameters without gradient.
+
+    Raises:
+        InputError: a loss is computed on logits, but the model has no classifier.
+    """
+    if "logits" not in losses.fields:
+        model.classifier = None
+    elif model.classifier is None:
+        raise InputError("losses: a loss on logits needs a model with a classifier; build it with classes")
+    if losses.fields == {"pre_neck"}:
+        model.neck.weight.requires_grad_(False)
 
 
 @contextmanager

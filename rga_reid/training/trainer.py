@@ -30,12 +30,13 @@ from rga_reid.training.callbacks import (
     TENSORBOARD,
     AtomicCheckpoints,
     DeferredOverwrite,
-    EpochLines,
     FolderCheckpoint,
+    NaNGuard,
     StepCheckpoint,
 )
 from rga_reid.training.datamodule import ReIDData
 from rga_reid.training.module import ReIDModule
+from rga_reid.training.monitoring import EpochMetrics, ProgressLines
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -96,8 +97,8 @@ def fit(
     if resume:
         _check_same_run(module, data, folder / LAST, callbacks)
     deferred = DeferredOverwrite(folder, overwrite=not resume, config=config)
-    lines = EpochLines()
-    callbacks.append(deferred)
+    lines = ProgressLines()
+    callbacks += [deferred, NaNGuard(), EpochMetrics()]
     if not sys.stderr.isatty():
         options["enable_progress_bar"] = False
         callbacks.append(lines)

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rga_reid.attention import ATTENTION_MODULES
-from rga_reid.training import ReIDModule
+from rga_reid.training import build_reid_module
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproducibility.md"
 RAISES = {  # under deterministic algorithms, on CUDA
@@ -48,14 +48,14 @@ class Recorder(TorchDispatchMode):
 
 def step_operations(**options: Any) -> set[str]:
     """Return the operations of a training step: augmentation, model, losses, gradients, optimizer."""
-    module = ReIDModule(3, depth=18, stages=(3,), weights=None, size=(64, 32), **options)
+    module = build_reid_module(3, depth=18, stages=(3,), weights=None, size=(64, 32), **options)
     images = torch.randint(0, 256, (6, 3, 80, 40), dtype=torch.uint8)
     optimizer = module.optimizer([p for p in module.parameters() if p.requires_grad])
     with Recorder() as recorder:
-        model, size = module.model, module.resolutions[0]
+        model, size = module.model, next((schedule.sizes[0] for schedule in module.callbacks), (64, 32))
         model.backbone.set_input_size(size)
         x = module.augmentation(images, size, model.mean, model.std, torch.Generator().manual_seed(0))
-        losses = module.loss(model(x), torch.arange(6) // 2)
+        losses = module.losses(model(x), torch.arange(6) // 2)
         losses["loss"].backward()
         optimizer.step()
     return recorder.names

@@ -14,12 +14,12 @@ from rga_reid.commands import main
 from rga_reid.errors import InputError
 from rga_reid.evaluation import evaluate_ranking
 from rga_reid.models import EmbeddingModel
-from rga_reid.training import Augmentation, ReIDData, ReIDModule
+from rga_reid.training import Augmentation, ReIDData, ReIDModule, build_reid_module
 from rga_reid.training.trainer import fit
 
 
 def module(**options: Any) -> ReIDModule:
-    return ReIDModule(classes=4, depth=18, attention=None, weights=None, size=(64, 32), **options)
+    return build_reid_module(classes=4, depth=18, attention=None, weights=None, size=(64, 32), **options)
 
 
 @pytest.mark.parametrize("seen", [slice(None), slice(3, 20)])
@@ -60,7 +60,7 @@ def test_training_that_ends_early_leaves_a_model_of_full_size(
 ) -> None:
     data = ReIDData(str(tiny_market), size=(64, 32), identities_per_batch=3, images_per_identity=2)
     options = {"depth": 18, "attention": "rga", "weights": None, "size": (64, 32), "stages": (3,)}
-    trained = ReIDModule(data.classes, resolution_schedule=[(0, 32, 32), (2, 64, 32)], **options)
+    trained = build_reid_module(data.classes, resolution_schedule=[(0, 32, 32), (2, 64, 32)], **options)
     trainer = {"max_epochs": 9, "max_steps": 1, "accelerator": "cpu", "enable_model_summary": False}
     fit(trained, data, tmp_path / "run", trainer=trainer)
     image = next((tiny_market / "query").glob("*.jpg"))

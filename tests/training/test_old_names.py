@@ -110,9 +110,17 @@ def test_arguments_of_the_data_module(tiny_market: Path) -> None:
 
 
 def test_arguments_of_the_module(small_network: None) -> None:
-    with pytest.warns(FutureWarning, match="resolution_schedule"):
-        old = ReIDModule(4, weights=None, size=(64, 32), input_sizes=[(0, 32, 32), (3, 64, 32)])
-    assert old.resolutions == {0: (32, 32), 3: (64, 32)}
+    options: dict[str, Any] = {"weights": None, "size": (64, 32), "loss": ReIDLoss(0.2), "seed": 3}
+    with (
+        pytest.warns(FutureWarning, match="resolution_schedule"),
+        pytest.warns(DeprecationWarning, match="build_reid_module"),
+    ):
+        old = ReIDModule(4, input_sizes=[(0, 32, 32), (3, 64, 32)], **options)  # type: ignore[arg-type, call-arg]
+    (schedule,) = old.configure_callbacks()
+    assert schedule.sizes == {0: (32, 32), 3: (64, 32)}  # type: ignore[attr-defined]
+    assert (old.losses, old.seed) == (options["loss"], 3)
+    new = ReIDModule(old.model, old.losses)
+    assert new.model is old.model
 
 
 def test_arguments_of_the_sampler_and_the_loss() -> None:

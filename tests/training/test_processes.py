@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import multiprocessing, nn
 
 from rga_reid.attention import RGA
-from rga_reid.training import ReIDData, ReIDModule, fit
+from rga_reid.training import ReIDData, build_reid_module, fit
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def train(root: Path, out: Path, identities: int, trainer: dict[str, Any]) -> Me
     model = {"depth": 18, "attention": None, "weights": None, "size": (64, 32)}
     metrics = Metrics()
     settings = {**SETTINGS, **trainer, "callbacks": [metrics]}
-    fit(ReIDModule(data.classes, optimizer=still, **model), data, out, trainer=settings)
+    fit(build_reid_module(data.classes, optimizer=still, **model), data, out, trainer=settings)
     return metrics
 
 

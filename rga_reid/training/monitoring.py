@@ -1,0 +1,143 @@
+"""Metrics of each epoch, and lines about the progress where there is no terminal for a bar."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+RATE = "images_per_second"  #: logged metric: training images of all processes, without the time of validation
+EPOCH = "_epoch"  #: suffix of metrics that are logged once per epoch
+
+
+class EpochMetrics(Callback):
+    """Log once per epoch the mean of each loss, the learning rate, and the images per second.
+
+    The names are those of the losses with the suffix ``_epoch``, ``lr_epoch`` (of the last step) and
+    ``images_per_second``.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sum: Tensor | None = None  # of the losses over the steps
+        self.steps = self.images = 0
+        self.learning_rate, self.seconds = 0.0, 0.0
+        self.since: float | None = None  # when the clock was started; None while it stands still
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.since is None:  # not at the start of an epoch: a resumed epoch has none
+            self.since = time.monotonic()
+        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        losses = torch.stack([value.detach() for value in pl_module.step_losses.values()])
+        self.sum = losses if self.sum is None else self.sum + losses
+        self.steps, self.images = self.steps + 1, self.images + len(batch[0])
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        if self.since is not None:
+            self.seconds, self.since = self.seconds + time.monotonic() - self.since, None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._stop_clock()
+        if self.sum is not None:
+            means = (self.sum / self.steps).unbind()
+            losses = {f"{name}{EPOCH}": mean for name, mean in zip(pl_module.step_losses, means, strict=True)}
+            pl_module.log_dict(losses, sync_dist=trainer.world_size > 1, batch_size=1)
+            rate = self.images * trainer.world_size / max(self.seconds, 1e-9)
+            pl_module.log_dict({f"lr{EPOCH}": self.learning_rate, RATE: rate}, batch_size=1)
+        self._clear()
+
+
+class ProgressLines(Callback):
+    """Print a line after each epoch, and now and then within a long one, in place of a progress bar.
+
+    If standard output fails, the training stops after this epoch's checkpoint, and ``error`` is set.
+
+    Args:
+        every: seconds between two lines within an epoch.
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
+        self.every = every
+        self.error: OSError | None = None
+        self.start = self.printed = 0.0
+        self.first: int | None = None  # step of the optimizer at ``start``
+        self.images = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.first is None:  # not at the start of an epoch: a resumed epoch has none
+            self.start = self.printed = time.monotonic()
+            self.first, self.images = trainer.global_step, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += len(batch[0]) * trainer.world_size
+        now, batches = time.monotonic(), trainer.num_training_batches
+        if now - self.printed >= self.every and batch_idx + 1 < batches:
+            self.printed = now
+            values = {name: float(value) for name, value in pl_module.step_losses.items()}
+            rate = self.images / max(now - self.start, 1e-9)
+            # the comma keeps this apart from the line of a complete epoch
+            self._print(trainer, f", step {batch_idx + 1}/{int(batches)}", values, rate)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = {
+            name: metrics.get(name + EPOCH, value)
+            for name, value in metrics.items()
+            if not name.startswith("lr") and not name.endswith(EPOCH) and name != RATE
+        }
+        self._print(trainer, "", values, metrics.get(RATE, 0.0))
+        self.first = None
+        if self.error is not None:
+            trainer.should_stop = True
+
+    def _print(self, trainer: pl.Trainer, step: str, values: dict[str, float], rate: float) -> None:
+        """Print one line in the first process."""
+        if not trainer.is_global_zero or self.error is not None:
+            return
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # none with max_steps
+        words = [f"epoch {trainer.current_epoch + 1}{epochs}{step}"]
+        words += [f"{name} {value:.4f}" for name, value in values.items()]
+        words.append(f"{rate:.3g} images/s" if rate < 100 else f"{rate:.0f} images/s")
+        if (left := self._seconds_left(trainer)) is not None:
+            words.append(f"{format_seconds(left)} left")
+        try:
+            print("  ".join(words), flush=True)
+        except OSError as error:
+            if trainer.world_size > 1:  # the other processes would wait for this one
+                raise
+            self.error = error
+
+    def _seconds_left(self, trainer: pl.Trainer) -> float | None:
+        """Return the time of the remaining steps if they take as long as those of this epoch."""
+        steps = trainer.global_step - (self.first or 0)
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        if self.first is None or not steps or not 0 < left < float("inf"):
+            return None
+        return left * (time.monotonic() - self.start) / steps
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in words, such as ``40 s``, ``12 min`` or ``3 h 20 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
