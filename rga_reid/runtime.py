@@ -6,10 +6,12 @@ import atexit
 import ctypes
 import errno
 import gc
+import importlib
 import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rga_reid.errors import InputError, sanitize
+from rga_reid.errors import InputError, sanitize, short_repr
 from rga_reid.files import disk_error
 from rga_reid.process import Stopped, handle_signals
 
@@ -55,6 +57,53 @@ def progress_bar(what: str) -> Iterator[Callable[[float], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=1.0)
         yield lambda share: bar.update(task, completed=share)
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import the user's modules that ``--import`` names, so that their classes can be named by class path.
+
+    Modules are also searched in the current folder, as with ``python -m``, but only by this function: the folder may
+    hold data of unknown origin.
+
+    Args:
+        names: dotted names, such as ``my_attn`` or ``my_package.losses``.
+
+    Raises:
+        InputError: not a module's name, no such module, or a module that raises; the message has the error and its
+            place.
+    """
+    for name in names:
+        if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+            stem = Path(name).stem if Path(name).stem.isidentifier() else "my_attn"
+            raise InputError(f"--import: expected a module's name, such as {stem}, got {short_repr(name)}")
+        here = os.getcwd()
+        sys.path.insert(0, here)
+        try:
+            importlib.invalidate_caches()  # the file may be newer than the cached list of the folder
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise _import_error(name, error) from None
+            where = "the current folder or among the installed packages"
+            raise InputError(f"--import {name}: found no module {error.name} in {where}") from None
+        except (Exception, SystemExit) as error:
+            raise _import_error(name, error) from None
+        finally:
+            with suppress(ValueError):  # the module may have changed the list
+                sys.path.remove(here)
+
+
+def _import_error(name: str, error: BaseException) -> InputError:
+    """Return an error with the type, the message and the last line of what a module raised."""
+    from rga_reid.inputs import truncate  # imports yaml, which --help does not need
+
+    place = ""
+    if isinstance(error, SyntaxError):
+        place = f" ({Path(error.filename or '?').name}, line {error.lineno})"
+        error = type(error)(error.msg)
+    elif frames := traceback.extract_tb(error.__traceback__):
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return InputError(f"--import {name}: {type(error).__name__}: {truncate(error)}{place}")
 
 
 def free_memory() -> int:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from rga_reid.errors import InputError, check_int, did_you_mean
 from rga_reid.inputs import truncate
+from rga_reid.runtime import import_modules
 
 LOCATION = (
     "gallery: a folder, FILE.db or milvus://HOST:PORT/COLLECTION in Milvus, or MODULE.CLASS:NAME in a store class "
@@ -62,6 +63,26 @@ class HelpFormatter(DefaultHelpFormatter):
         return own + added.replace(", )", ")").replace("(, ", "(").replace(" ()", "")
 
 
+def add_import_option(parser: ArgumentParser) -> None:
+    """Add ``--import``. ``parse`` imports the modules before it reads the other options, which may name classes."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import a module of yours first, from the current folder or installed; may be repeated",
+    )
+
+
+def _find_imports(words: Sequence[str]) -> Iterator[str]:
+    """Yield the values of ``--import``."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--import" and (equals or following is not None):
+            yield value if equals else str(following)
+
+
 def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
     """Return a jsonargparse parser that raises instead of printing its usage and exiting."""
     return ArgumentParser(
@@ -75,11 +96,14 @@ def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
-    """Parse ``words``; return None after ``--help``.
+    """Import the modules that ``--import`` names, then parse ``words``; return None after ``--help``.
 
     Raises:
         InputError: a wrong option. The one-line message names it, and the nearest known option if there is one.
+            Or a module that cannot be imported.
     """
+    if "--import" in _list_options(parser):
+        import_modules(_find_imports(words))
     try:
         return parser.parse_args(list(words))
     except SystemExit as exit_:  # argparse exits after --help and on its own errors

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Options that take a name or a file: only a file of that name is an input, not a folder.
 _NAMES = {
-    *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "index"),
+    *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "imports", "index"),
     *("metric", "only", "protocol", "published", "title", "view", "where"),
 }
 #: Metavars of positional arguments, as ``--help`` shows them.

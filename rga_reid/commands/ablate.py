@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import new_parser, parse
+from rga_reid.commands._options import add_import_option, new_parser, parse
 from rga_reid.commands._output import check_outputs
 from rga_reid.commands.report import FILES
 from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.files import require_writable
+from rga_reid.runtime import import_modules, progress_bar
 
 if TYPE_CHECKING:
     from rga_reid.data.synthetic import SyntheticSettings
@@ -38,6 +40,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--seed", type=int, nargs="+", help="only the runs with these seeds")
     options.add_argument("--no-photos", action="store_true", help="write a report without images of people")
     options.add_argument("--json", metavar="FILE", help="write the table of results as JSON")
+    add_import_option(options)
     return options
 
 
@@ -50,7 +53,7 @@ def run(options: Namespace) -> int:
     from rga_reid.experiments.results import check_ablation_folder
     from rga_reid.reports.ablation_tables import load_published
 
-    plan = read_plan(options.config)
+    plan = read_plan(options.config, options.imports)
     load_published(plan.published)  # raises before training rather than after it
     _check_selection(options, plan)
     _check_recipes(plan, options.config)
@@ -58,6 +61,7 @@ def run(options: Namespace) -> int:
     check_ablation_folder(out)
     require_writable(out)
     runs = plan_runs(plan, out, _prepare_data(options, plan, out))
+    _try_variants([run for run in runs if _is_selected(options, run)], options.config)
     write_plan(plan, out)
     with _Display() as display:
         outcome = make_runs(
@@ -99,17 +103,42 @@ def _check_selection(options: Namespace, plan: Plan) -> None:
 
 def _check_recipes(plan: Plan, name: str) -> None:
     """Parse the recipe of each variant, so that a wrong option is reported before training."""
-    import yaml
-
     from rga_reid.commands import train
 
     parser = train.parser()
     for number, variant in enumerate(plan.variants):
-        words = ["--config", yaml.safe_dump(dict(variant.recipe), sort_keys=False)]
         try:
-            parse(parser, words)
+            _parse_recipe(parser, variant.recipe)
         except InputError as error:
             raise InputError(f"plan {name}: variants[{number}] ({variant.name}): {error}") from None
+
+
+def _parse_recipe(parser: ArgumentParser, recipe: Mapping[str, Any], *words: str) -> Namespace:
+    """Import what a recipe imports, and parse it together with more words for ``train``."""
+    import yaml
+
+    import_modules(recipe.get("imports", []))
+    options = parse(parser, ["--config", yaml.safe_dump(dict(recipe), sort_keys=False), *words])
+    assert options is not None  # no --help among the words
+    return options
+
+
+def _try_variants(runs: Sequence[Run], name: str) -> None:
+    """Build, run, save and load the model of each variant that is not finished, before anything is trained."""
+    from rga_reid.commands import train
+    from rga_reid.experiments.ablation_check import check_model
+
+    first = {run.variant: run for run in reversed(runs) if run.state != "finished"}
+    parser = train.parser()
+    with progress_bar("checking the models") as progress:
+        for done, run in enumerate(first.values(), 1):
+            try:
+                options = _parse_recipe(parser, run.recipe, *run.train_options())
+                built = train.build_objects(parser, options)
+                check_model(built.model, None if options.trainer.accelerator == "auto" else "cpu")
+            except InputError as error:
+                raise InputError(f"plan {name}: variant {run.variant}: {error}") from None
+            progress(done / len(first))
 
 
 def _prepare_data(options: Namespace, plan: Plan, out: Path) -> DataSource:
@@ -167,8 +196,9 @@ def _measure(outcome: Outcome, out: Path) -> None:
     first: dict[str, Path] = {}
     for run in outcome.finished:
         first.setdefault(run.variant, run.folder / TRAIN / LAST)
+    imports = [name for run in outcome.finished for name in run.recipe.get("imports", [])]
     try:
-        measure(first, out)
+        measure(first, out, list(dict.fromkeys(imports)))
     except Exception as error:  # write the report without these columns
         print(sanitize(f"latency and memory could not be measured: {error}"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import new_parser
+from rga_reid.commands._options import add_import_option, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import sanitize
 
@@ -33,6 +33,7 @@ def parser() -> ArgumentParser:
         help="stride of the last stage, not stored in files (default: fast-reid 1; torchvision, torchreid 2)",
     )
     options.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_import_option(options)
     return options
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 #: names of ``evaluation.PROTOCOLS``, which --help does not import because that imports torch
 PROTOCOLS = ("market1501", "multi_query", "cuhk03", "cuhk03_classic", "msmt17", "no_cameras")
+PROTOCOL_HELP = (
+    "protocol of a data set, which needs the camera of every image, or no_cameras (default: the protocol of "
+    "Market-1501 with the cameras that are known)"
+)
 
 
 def parser() -> ArgumentParser:
@@ -40,12 +44,7 @@ def parser() -> ArgumentParser:
         "it is recognised by its path.",
     )
     add_feature_files(command)
-    command.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        help="protocol of a data set, which needs the camera of every image (default: the protocol of "
-        "Market-1501 with the cameras that are known)",
-    )
+    command.add_argument("--protocol", choices=PROTOCOLS, help=PROTOCOL_HELP)
     command.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
     command.add_argument(
         "--query-expansion",

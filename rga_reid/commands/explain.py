@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import check_images, new_parser
+from rga_reid.commands._options import add_import_option, check_images, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import MAX_SEED, InputError, check_int
 from rga_reid.files import atomic_file, write_text
@@ -73,6 +73,7 @@ def parser() -> ArgumentParser:
         "unpooled)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed of untrained weights")
+    add_import_option(command)
     return command
 
 

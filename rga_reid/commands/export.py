@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import new_parser
+from rga_reid.commands._options import add_import_option, new_parser
 from rga_reid.commands._output import check_outputs
 
 
@@ -23,6 +23,7 @@ def parser() -> ArgumentParser:
         "--out", metavar="FILE", required=True, help="file to write: .onnx, .pt, .safetensors"
     )
     options.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_import_option(options)
     return options
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._inputs import shards_folder
-from rga_reid.commands._options import add_device_option, new_parser
+from rga_reid.commands._options import add_device_option, add_import_option, new_parser
 from rga_reid.commands._output import check_outputs, print_labels
 from rga_reid.errors import check_int
 
@@ -27,6 +27,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
     add_device_option(options)
     options.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_import_option(options)
     return options
 
 

@@ -18,7 +18,14 @@ from rga_reid.commands._inputs import (
     read_image_table,
     shards_folder,
 )
-from rga_reid.commands._options import LOCATION, add_source_options, check_source, label_files, new_parser
+from rga_reid.commands._options import (
+    LOCATION,
+    add_import_option,
+    add_source_options,
+    check_source,
+    label_files,
+    new_parser,
+)
 from rga_reid.commands._output import check_outputs, print_labels
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
@@ -95,6 +102,7 @@ def _action(name: str, description: str) -> ArgumentParser:
     action = new_parser(f"gallery {name}", description)
     action.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     action.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
+    add_import_option(action)
     return action
 
 

@@ -14,6 +14,7 @@ from rga_reid.commands._inputs import find_checkpoint, load_threshold
 from rga_reid.commands._options import (
     LOCATION,
     add_device_option,
+    add_import_option,
     add_threshold_options,
     check_images,
     check_threshold,
@@ -79,6 +80,7 @@ def parser() -> ArgumentParser:
         "--html", metavar="FILE", help=f"write a page of pictures (first {MAX_PAGE_QUERIES} queries)"
     )
     add_device_option(command)
+    add_import_option(command)
     return command
 
 

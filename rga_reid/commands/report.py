@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import new_parser
+from rga_reid.commands._options import add_import_option, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import sanitize
 from rga_reid.files import require_new, write_json
@@ -38,6 +38,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--no-photos", action="store_true", help="write a report without images of people")
     options.add_argument("--json", metavar="FILE", help="write the table as JSON")
     options.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    add_import_option(options)
     return options
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_device_option, new_parser, rename_rerank_error
+from rga_reid.commands._options import add_device_option, add_import_option, new_parser, rename_rerank_error
 from rga_reid.commands._output import check_outputs, print_ranking
-from rga_reid.errors import check_int, sanitize
+from rga_reid.commands.evaluate import PROTOCOL_HELP, PROTOCOLS
+from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.runtime import progress_bar
 
 
@@ -24,6 +25,7 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--flip", action="store_true", help="average the features of each image and its mirror image"
     )
+    options.add_argument("--protocol", choices=PROTOCOLS, help=PROTOCOL_HELP)
     options.add_argument("--rerank", action="store_true", help="re-rank with k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
     add_device_option(options)
@@ -33,19 +35,21 @@ def parser() -> ArgumentParser:
         metavar="FILE",
         help="write a page with the worst, median and best queries, and the feature space",
     )
+    add_import_option(options)
     return options
 
 
 def run(options: Namespace) -> None:
     """Embed and rank the test images, and print the metrics."""
+    if options.rerank and options.protocol == "cuhk03_classic":
+        raise InputError("--rerank: not defined for cuhk03_classic, which draws random galleries")
+    if options.html is not None and options.protocol in ("multi_query", "cuhk03_classic"):
+        raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
     from rga_reid.data import load_card, read_table
     from rga_reid.devices import choose_device
-    from rga_reid.evaluation import ReRanking
-    from rga_reid.experiments.evaluate_model import (
-        describe_identical_files,
-        embed_test_images,
-        rank_test_images,
-    )
+    from rga_reid.evaluation import PROTOCOLS as protocols
+    from rga_reid.evaluation import RankingResult, ReRanking, evaluate_features
+    from rga_reid.experiments.evaluate_model import describe_identical_files, embed_test_images, split_sides
     from rga_reid.files import write_json, write_text
     from rga_reid.models import FlipTTA, load_model
 
@@ -62,23 +66,28 @@ def run(options: Namespace) -> None:
     features, table = embed_test_images(
         FlipTTA(model) if options.flip else model, table, batch_size=options.batch_size, device=device
     )
-    protocol: dict[str, Any] = {
+    if options.protocol == "no_cameras":
+        table = table.assign(camid=table["camid"].where(False))
+    evaluate = evaluate_features if options.protocol is None else protocols[options.protocol].evaluate
+    settings: dict[str, Any] = {
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
     with progress_bar("ranking") as progress, rename_rerank_error():
-        result = rank_test_images(features, table, **protocol, progress=progress)
+        result = evaluate(*split_sides(features, table), **settings, progress=progress)
+    metrics = result.to_dict() | ({} if options.protocol is None else {"protocol": options.protocol})
     if options.json is not None:
-        write_json(options.json, result.to_dict())
+        write_json(options.json, metrics)
     if options.html is not None:
+        assert isinstance(result, RankingResult)  # checked above
         from rga_reid.experiments.evaluate_model import ranking_page
 
         order = ", re-ranked" if options.rerank else ""
         data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"
         note = f"{Path(options.checkpoint).name} on {data}{order}. Scores are cosine similarities."
-        write_text(options.html, ranking_page(features, table, result, **protocol, title="Test", note=note))
+        write_text(options.html, ranking_page(features, table, result, **settings, title="Test", note=note))
     print_ranking(result)
-    warning = describe_identical_files(everything, protocol["junk_pids"])
+    warning = describe_identical_files(everything, settings["junk_pids"])
     if warning is not None:
         print(sanitize(warning))
     if options.html is not None:

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, class_from_function
 
 from rga_reid._deprecated import rename_words
-from rga_reid.commands._options import new_parser
+from rga_reid.commands._options import add_import_option, new_parser
 from rga_reid.commands._output import print_ranking
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
@@ -70,6 +70,7 @@ def parser() -> ArgumentParser:
     options.link_arguments("seed", "model.seed")
     options.link_arguments("model.size", "data.size")
     options.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+    add_import_option(options)
     return options
 
 
@@ -97,6 +98,7 @@ def prepare(words: Sequence[str]) -> list[str]:
         option, equals, value = word.partition("=")
         if option == "--config" and (equals or words):
             recipe = read_recipe(value if equals else words.pop(0))
+            prepared += [word for name in recipe.pop("imports", []) for word in ("--import", name)]
             prepared += ["--config", yaml.safe_dump(recipe, sort_keys=False)]
         else:
             prepared.append(word)
@@ -138,7 +140,8 @@ def _next_command(options: Namespace, checkpoint: Path) -> str:
     """Return the command that tests a checkpoint, on the training data set if that has test images."""
     roots, cards = options.data.root, options.data.dataset
     root, card = (value if isinstance(value, str) else value[0] for value in (roots, cards))
-    command = f"rga-reid test --checkpoint {checkpoint} --data.root"
+    imports = "".join(f" --import {name}" for name in options.imports)
+    command = f"rga-reid test{imports} --checkpoint {checkpoint} --data.root"
     if not _can_be_tested(read_table(root, card)):
         return f"{command} DIR, a data set with query and gallery images; {root} has none"
     return f"{command} {root}" + ("" if card == "market1501" else f" --data.dataset {card}")
@@ -153,18 +156,7 @@ def fit_recipe(options: Namespace) -> Path:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no messages about devices, no tips
     pl.seed_everything(options.seed, verbose=False)
     options_parser = parser()
-    try:
-        built = options_parser.instantiate(options)
-    except InputError:
-        raise
-    except Exception as error:  # classes of the user may raise anything
-        cause: BaseException = error
-        while (raised_from := cause.__cause__ or cause.__context__) is not None:
-            cause = raised_from
-            if isinstance(cause, InputError):  # jsonargparse wraps errors of our classes
-                raise cause from None
-        what = f"{type(error).__name__}: {truncate(error)}"
-        raise InputError(f"train: cannot create the objects of the recipe ({what})") from None
+    built = build_objects(options_parser, options)
     return fit(
         built.model,
         built.data,
@@ -175,3 +167,23 @@ def fit_recipe(options: Namespace) -> Path:
         resume=options.resume,
         save_every=options.save_every,
     )
+
+
+def build_objects(options_parser: ArgumentParser, options: Namespace) -> Namespace:
+    """Return ``model``, ``data`` and ``trainer`` options of a recipe.
+
+    Raises:
+        InputError: an option, or an argument of a class, with which an object cannot be created.
+    """
+    try:
+        return options_parser.instantiate(options)
+    except InputError:
+        raise
+    except Exception as error:  # classes of the user may raise anything
+        cause: BaseException = error
+        while (raised_from := cause.__cause__ or cause.__context__) is not None:
+            cause = raised_from
+            if isinstance(cause, InputError):  # jsonargparse wraps errors of our classes
+                raise cause from None
+        what = f"{type(error).__name__}: {truncate(error)}"
+        raise InputError(f"train: cannot create the objects of the recipe ({what})") from None

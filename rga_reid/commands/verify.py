@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands._inputs import load_threshold
 from rga_reid.commands._options import (
     add_device_option,
+    add_import_option,
     add_threshold_options,
     check_images,
     check_threshold,
@@ -31,6 +32,7 @@ def parser() -> ArgumentParser:
     add_threshold_options(command, "least score of the same person")
     add_device_option(command)
     command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
+    add_import_option(command)
     return command
 
 

@@ -216,7 +216,7 @@ def _evaluate(
     found = match_ranks(scores, relevance, block_size=block_size, progress=progress)
     table = tabulate_queries(query, found)
     if not table["matches"].any():
-        raise relevance.no_match_error()
+        raise relevance.no_match_error("use --protocol no_cameras (in Python, leave out the camids)")
     return summarize(table, len(relevance.gallery_rows), settings)
 
 

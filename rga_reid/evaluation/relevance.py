@@ -114,8 +114,12 @@ class Relevance:
         same_person = self._query_pids[queries] == self._gallery_pids[columns]
         return same_person | (self._query_files[queries] == self._gallery_files[columns])
 
-    def no_match_error(self) -> InputError:
-        """Return an error that explains why no query has a correct match."""
+    def no_match_error(self, without_cameras: str = "leave out the camids") -> InputError:
+        """Return an error that explains why no query has a correct match.
+
+        Args:
+            without_cameras: what to do where there is one camera only.
+        """
         if not len(self.gallery_rows):
             return InputError("gallery_pids: every item is junk; there is nothing to rank")
         wanted = np.unique(self._query_pids[self._query_pids >= 0])
@@ -127,9 +131,13 @@ class Relevance:
                 f"query_pids, gallery_pids: identities do not overlap: none of the {len(wanted)} of the "
                 f"queries is among the {len(offered)} of the gallery"
             )
+        if not self.has_cameras:
+            return InputError(
+                "gallery: no query has a correct match left: the only item of its identity is its own file"
+            )
         return InputError(
-            "query_camids, gallery_camids: no query has a correct match left: each item of its identity is "
-            "from the query's own camera, or its own file; leave the cameras out to rank without them"
+            "cameras: no query has a correct match left: each item of its identity is from the query's own "
+            f"camera, or its own file; {without_cameras} to rank without cameras"
         )
 
 

@@ -98,7 +98,10 @@ class Run:
         return "interrupted" if (self.folder / TRAIN).is_dir() else "new"
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings that determine the result, as JSON values."""
+        """Return all settings that determine the result, as JSON values.
+
+        The imported modules are not among them: the recipe names the classes that it uses by their class paths.
+        """
         settings = {
             "variant": self.variant,
             "seed": self.seed,
@@ -108,7 +111,7 @@ class Run:
                 "digest": self.data.digest,
                 "synthetic": self.data.synthetic,
             },
-            "recipe": dict(self.recipe),
+            "recipe": {key: value for key, value in self.recipe.items() if key != "imports"},
         }
         return to_json_values(settings)
 
@@ -143,14 +146,19 @@ class Run:
         write_text(self.folder / RECIPE, yaml.safe_dump(merge(dict(self.recipe), timed), sort_keys=False))
         write_json(self.folder / SETTINGS, self.settings())
 
+    def train_options(self) -> list[str]:
+        """Return the options of ``train`` that are not in the recipe."""
+        out = self.folder / TRAIN
+        return ["--data.root", self.data.root, "--seed", str(self.seed), "--out", str(out)]
+
     def commands(self) -> list[tuple[str, list[str]]]:
         """Return the remaining steps, ``training`` and ``testing``, with their commands."""
         out = self.folder / TRAIN
         how = "--resume" if (out / LAST).is_file() else "--overwrite"
-        train = ["train", "--config", str(self.folder / RECIPE), "--data.root", self.data.root]
-        train += ["--seed", str(self.seed), "--out", str(out), how]
+        train = ["train", "--config", str(self.folder / RECIPE), *self.train_options(), how]
         test = [str(self.folder), "--root", self.data.root, "--card", self.data.card]
         test += ["--flip"] if self.flip else []
+        test += [word for name in self.recipe.get("imports", []) for word in ("--import", name)]
         steps = [("training", python_module("rga_reid.commands", train))]
         steps.append(("testing", python_module("rga_reid.experiments.ablation_worker", test)))
         return steps[1:] if (self.folder / TRAINED).is_file() else steps

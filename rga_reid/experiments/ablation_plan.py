@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,29 @@ from rga_reid._deprecated import rename_options
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import MAX_SEED, InputError, check_int, did_you_mean, short_repr
-from rga_reid.experiments.recipes import check_sections, merge, read_mapping, read_recipe, relative_to
+from rga_reid.experiments.recipes import (
+    add_imports,
+    check_imports,
+    check_sections,
+    merge,
+    read_mapping,
+    read_recipe,
+    relative_to,
+)
 from rga_reid.inputs import truncate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # a variant's name is the name of its folder
 _VARIANT_KEYS = ("name", "recipe", "overrides", "seeds")
-_PLAN_KEYS = ("title", *_VARIANT_KEYS[1:], "baseline", "variants", "flip", "synthetic", "published")
+_PLAN_KEYS = (
+    "title",
+    "imports",
+    *_VARIANT_KEYS[1:],
+    "baseline",
+    "variants",
+    "flip",
+    "synthetic",
+    "published",
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +100,12 @@ class Plan:
         return [(v, v.seeds[n]) for n in range(rounds) for v in self.variants if n < len(v.seeds)]
 
 
-def read_plan(name: str) -> Plan:
+def read_plan(name: str, imports: Iterable[str] = ()) -> Plan:
     """Read a plan by its bundled name (``ablations/demo``) or path; docs/ablation.md describes the keys.
+
+    Args:
+        name: bundled name, or path of a YAML file.
+        imports: modules that the recipe of every variant imports, after those that the plan names.
 
     Raises:
         InputError: an unknown name, recipe or key, an invalid value, no variant, or two variants with the
@@ -93,6 +114,7 @@ def read_plan(name: str) -> Plan:
     path, content = read_mapping(name, what="plan")
     try:
         _check_keys(content, _PLAN_KEYS, ("variants",))
+        content["imports"] = [*check_imports(content.get("imports")), *imports]
         items = _get(content, "variants", list, "a list of variants", [])
         expanded = enumerate(_add_attention(items))
         variants = [_parse_variant(item, number, content, path) for number, item in expanded]
@@ -141,7 +163,7 @@ def _parse_variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) 
         for overrides in (plan.get("overrides"), item.get("overrides")):
             options = merge(options, _parse_overrides(overrides))
         check_sections(options)
-        return Variant(item["name"], options, tuple(seeds))
+        return Variant(item["name"], add_imports(options, plan["imports"]), tuple(seeds))
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
 

@@ -21,7 +21,7 @@ from rga_reid.inputs import read_json
 from rga_reid.models import FlipTTA, load_model
 from rga_reid.models.analysis import total_costs
 from rga_reid.models.weights import read_torch
-from rga_reid.runtime import run_main
+from rga_reid.runtime import import_modules, run_main
 
 
 def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
@@ -68,7 +68,9 @@ def main() -> int:
     parser.add_argument("--root", required=True)
     parser.add_argument("--card", required=True)
     parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     options = parser.parse_args()
+    import_modules(options.imports)
     evaluate_run(options.folder, options.root, options.card, flip=options.flip)
     return 0
 

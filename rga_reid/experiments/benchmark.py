@@ -23,7 +23,7 @@ from rga_reid.devices import choose_device
 from rga_reid.files import write_json
 from rga_reid.inputs import read_json
 from rga_reid.models import EmbeddingModel, load_model
-from rga_reid.runtime import return_freed_memory
+from rga_reid.runtime import import_modules, return_freed_memory
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -117,7 +117,9 @@ _TURNS = 31  # calls of each model, for the latency
 _BATCH = 32  # images, for the memory
 
 
-def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, float]]:
+def measure(
+    checkpoints: Mapping[str, Path], out: Path, imports: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
     """Measure latency and memory of each model, on the device that ``test`` would use.
 
     Latencies are measured in one process, interleaved; memory in one process per model. Earlier results in
@@ -126,6 +128,7 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     Args:
         checkpoints: checkpoint of each variant.
         out: folder of the file with the results.
+        imports: modules of the user that the processes import first, see ``import_modules``.
 
     Returns:
         For each variant ``latency_ms``, the median of a forward pass of one image in milliseconds, and
@@ -141,8 +144,8 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
         if json.dumps([earlier.get("builds"), earlier.get("conditions")]) == json.dumps([builds, conditions]):
             return earlier["models"]
     paths = [str(path) for path in checkpoints.values()]
-    (latencies,) = in_fresh_processes(_measure_latencies, [paths])
-    memory = in_fresh_processes(_measure_memory, paths)
+    (latencies,) = in_fresh_processes(partial(_measure_latencies, imports=imports), [paths])
+    memory = in_fresh_processes(partial(_measure_memory, imports=imports), paths)
     models = {
         name: {"latency_ms": round(latency, 3), "memory_mib": round(mebibytes, 1)}
         for name, latency, mebibytes in zip(checkpoints, latencies, memory, strict=True)
@@ -153,7 +156,8 @@ def measure(checkpoints: Mapping[str, Path], out: Path) -> dict[str, dict[str, f
     return models
 
 
-def _measure_latencies(paths: list[str]) -> list[float]:
+def _measure_latencies(paths: list[str], imports: Sequence[str]) -> list[float]:
+    import_modules(imports)
     device = choose_device()
     models = [load_model(path, device) for path in paths]
     with torch.inference_mode():
@@ -163,7 +167,8 @@ def _measure_latencies(paths: list[str]) -> list[float]:
     return [1e3 * one for one in seconds]
 
 
-def _measure_memory(path: str) -> float:
+def _measure_memory(path: str, imports: Sequence[str]) -> float:
+    import_modules(imports)
     device = choose_device()
     model = load_model(path, device)
     with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the options of a recipe, merged over those of its ``base``.
 
     Mappings are merged key by key; any other value replaces the one of the base. A mapping with a
-    ``class_path`` replaces the whole value, because options of another class would not fit.
+    ``class_path`` replaces the whole value, because options of another class would not fit. ``imports`` names
+    modules to import first; those of the base come before the recipe's.
 
     Args:
         name: bundled recipe (``market1501/rga_sc``), or path of a YAML file. ``base`` is a bundled name, or a
@@ -42,12 +43,31 @@ def read_recipe(name: str, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         check_sections(content)
         content = rename_options(content)
+        imports = check_imports(content.pop("imports", None))
     except InputError as error:
         raise InputError(f"recipe {path}: {error}") from None
     parent = content.pop("base", None)
-    if parent is None:
-        return content
-    return merge(read_recipe(relative_to(path, str(parent)), _seen=(*_seen, path)), content)
+    if parent is not None:
+        content = merge(read_recipe(relative_to(path, str(parent)), _seen=(*_seen, path)), content)
+    return add_imports(content, imports)
+
+
+def check_imports(value: Any) -> list[str]:
+    """Return the modules that ``imports`` of a recipe or a plan names: one, several, or none.
+
+    Raises:
+        InputError: neither a name nor a list of names.
+    """
+    names = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"imports: expected a list of module names, got {short_repr(value)}")
+    return names
+
+
+def add_imports(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the options of a recipe that imports these modules, too, after its own."""
+    imports = list(dict.fromkeys([*options.get("imports", []), *names]))
+    return {**options, "imports": imports} if imports else dict(options)
 
 
 def describe_recipe(name: str, options: Mapping[str, Any]) -> str:

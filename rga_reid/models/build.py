@@ -121,8 +121,8 @@ def _import_class(path: str, trusted: bool) -> type[nn.Module]:
     shown = truncate(path)
     if not trusted and not _is_attention(module_name) and module_name not in sys.modules:
         raise InputError(
-            f"attention {shown}: named by a checkpoint but not part of rga_reid.attention; import "
-            f"{truncate(module_name)} first"
+            f"attention {shown}: named by a checkpoint but not part of rga_reid.attention; if you trust it, "
+            f"add --import {truncate(module_name)} (in Python: import it first)"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)

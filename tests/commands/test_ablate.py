@@ -46,7 +46,7 @@ RECIPE = {
     "data": {"identities_per_batch": 3, "images_per_identity": 2},
     "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "enable_model_summary": False},
 }
-SMALL = {"train_identities": 2, "test_identities": 1, "distractors": 0, "junk": 0}
+SMALL = {"train_identities": 3, "test_identities": 1, "distractors": 0, "junk": 0}
 Refused = Callable[..., str]
 
 
@@ -86,7 +86,7 @@ def write_plan(folder: Path, **changes: object) -> str:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     plan = {
         "recipe": "recipe.yaml",
-        "variants": [{"name": "plain"}, {"name": "broken", "overrides": {"model.attention": "rgaa"}}],
+        "variants": [{"name": "plain"}, {"name": "broken", "overrides": {"trainer.max_epochs": 0}}],
         **changes,
     }
     path = folder / "plan.yaml"
@@ -106,7 +106,7 @@ def test_results_and_errors(ablated: tuple[Path, int], tiny_market: Path) -> Non
     folder, code = ablated
     out = folder / "out"
     assert code == 1
-    assert "'rgaa'" in (out / "broken/seed-0/error.txt").read_text()
+    assert "max_epochs" in (out / "broken/seed-0/error.txt").read_text()
     assert not (out / "broken/seed-0/result.json").exists()
     run = out / "plain/seed-0"
     result = json.loads((run / "result.json").read_text())
@@ -329,7 +329,7 @@ def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_p
         page = (tmp_path / "report" / name).read_text()
         assert "not finished: plain seed 1" in page
         assert "failed: broken seed 0: " in page
-        assert "'rgaa'" in page or "rgaa" in page
+        assert "expected more than 0" in page
         assert "baseline of the plan, broken" in page
     assert main([*words, str(tmp_path / "b"), "--baseline", "plain"]) == 0
     assert "of the plan" not in (tmp_path / "b" / "report.md").read_text()

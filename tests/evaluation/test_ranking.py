@@ -256,7 +256,10 @@ GOOD: dict[str, Any] = {
         ({"query_pids": [-1, None]}, r"query_pids: every query is junk"),
         ({"gallery_pids": [-1] * 5}, r"gallery_pids: every item is junk"),
         ({"query_pids": [1, 2]}, r"query_pids, gallery_pids: .* 2 of the queries is among the 3"),
-        ({"query_camids": [1, 1], "gallery_camids": [1] * 5}, r"query_camids, gallery_camids: .*own camera"),
+        (
+            {"query_camids": [1, 1], "gallery_camids": [1] * 5},
+            r"cameras: .*own camera.*--protocol no_cameras",
+        ),
         ({"query_camids": [1, 2], "gallery_camids": [1, 2, 1, 3, 2]}, r"the query's own camera"),
     ],
 )

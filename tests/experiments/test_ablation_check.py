@@ -1,0 +1,118 @@
+"""Models of a plan are tried before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from rga_reid.commands import main
+from rga_reid.experiments.ablation import Outcome
+from rga_reid.experiments.ablation_check import check_model
+from rga_reid.training import ReIDModule
+
+
+class Fine(nn.Module):
+    """Scale the channels."""
+
+    def __init__(self, in_channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, in_channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class WrongShape(Fine):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 1:]
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        raise NotImplementedError("no gradient yet")
+
+
+class WrongBackward(Fine):
+    def forward(self, x: Tensor) -> Tensor:
+        return NoGradient.apply(x)
+
+
+class WrongState(Fine):
+    """A parameter that is made in the first forward pass is missing in a new model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Parameter(torch.ones(1, device=x.device))
+        return x * self.late
+
+
+FAULTS = {
+    "WrongShape": "forward: RuntimeError",
+    "WrongBackward": "backward: NotImplementedError: no gradient yet",
+    "WrongState": "save and load: ",
+}
+
+
+def build(name: str) -> ReIDModule:
+    attention = f"{__name__}.{name}"
+    return ReIDModule(classes=3, depth=18, attention=attention, stages=[1], weights=None, size=(32, 32))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_of_a_module_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=FAULTS[name]):
+        check_model(build(name), "cpu")
+
+
+def test_a_model_without_faults_gets_gradients() -> None:
+    module = build("Fine")
+    check_model(module, "cpu")
+    gradients = [parameter.grad for parameter in module.model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_unfinished_variants_are_tried_before_any_training(
+    tiny_market: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def make_runs(runs: list[Any], *, select: Callable[[Any], bool], **_: object) -> Outcome:
+        started.extend(run.name for run in runs if select(run))
+        return Outcome((), ())
+
+    monkeypatch.setattr("rga_reid.experiments.ablation.make_runs", make_runs)
+    recipe = {
+        "model": {"depth": 18, "stages": [1], "weights": None, "size": [32, 32]},
+        "data": {"identities_per_batch": 2, "images_per_identity": 2},
+        "trainer": {"accelerator": "cpu", "max_epochs": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    names = {"fine": "Fine", "bad": "WrongShape"}
+    variants = [
+        {"name": key, "overrides": {"model.attention": f"{__name__}.{name}"}} for key, name in names.items()
+    ]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"recipe": "recipe.yaml", "variants": variants}))
+    out = tmp_path / "out"
+    words = ["ablate", "--config", str(tmp_path / "plan.yaml"), "--data.root", str(tiny_market)]
+    words += ["--out", str(out)]
+    error = refused(*words)
+    assert "plan.yaml: variant bad: forward: " in error
+    assert started == []
+    assert not out.exists() or list(out.iterdir()) == []
+    assert main([*words, "--only", "fine"]) == 0  # not part of this call
+    assert started == ["fine seed 0"]
+    done = out / "bad" / "seed-0" / "result.json"
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    assert main(words) == 0  # finished
