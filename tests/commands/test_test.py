@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,15 +66,19 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("flip", "rerank"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("flip", "rerank", "protocol"),
+    [(True, False, None), (False, True, None), (False, False, "no_cameras"), (False, False, "msmt17")],
+)
 def test_metrics_are_those_of_the_definitions(
-    crowd: Path, tiny_checkpoint: Path, tmp_path: Path, flip: bool, rerank: bool
+    crowd: Path, tiny_checkpoint: Path, tmp_path: Path, flip: bool, rerank: bool, protocol: str | None
 ) -> None:
     file = tmp_path / "metrics.json"
     words = ["--checkpoint", str(tiny_checkpoint), "--data.root", str(crowd), "--device", "cpu"]
     words += ["--json", str(file), *["--flip"] * flip, *["--rerank"] * rerank]
-    assert main(["test", *words]) == 0
+    assert main(["test", *words, *(["--protocol", protocol] if protocol else [])]) == 0
     metrics = json.loads(file.read_text())
+    assert metrics.get("protocol") == protocol
 
     model, table = load_model(tiny_checkpoint), read_table(crowd)
     sides = {}
@@ -96,8 +101,31 @@ def test_metrics_are_those_of_the_definitions(
         for split, rows in sides.items()
         for column in ("pid", "camid", "path")
     }
+    if protocol == "no_cameras":
+        labels["query_camids"] = [99] * len(sides["query"])
     expected = naive_ranking(distance, labels, 20)
     found = [metrics[name] for name in ("mAP", "mAP_trapezoid", "mINP")]
     wanted = [expected[name] for name in ("step", "trapezoid", "INP")]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
     np.testing.assert_allclose(metrics["cmc"][:20], expected["cmc"], rtol=0, atol=1e-12)
+
+
+def test_data_set_with_one_camera(
+    tiny_market: Path, tiny_checkpoint: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    root = shutil.copytree(tiny_market, tmp_path / "market")
+    for file in root.rglob("*_c2s1_*"):
+        file.rename(file.with_name(file.name.replace("_c2s1_", "_c1s2_")))
+    words = ["test", "--checkpoint", str(tiny_checkpoint), "--data.root", str(root), "--device", "cpu"]
+    error = refused(*words)
+    assert "own camera" in error
+    assert "--protocol no_cameras" in error
+    page = tmp_path / "page.html"
+    assert main([*words, "--protocol", "no_cameras", "--html", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").count("<img") > 10
+
+
+def test_protocols_without_lists_of_single_queries(refused: Callable[..., str]) -> None:
+    words = ["test", "--checkpoint", "m.ckpt", "--data.root", "x", "--protocol", "cuhk03_classic"]
+    assert "--html: " in refused(*words, "--html", "page.html")
+    assert "--rerank: " in refused(*words, "--rerank")
