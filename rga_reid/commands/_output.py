@@ -24,7 +24,15 @@ _NAMES = {
     *("metric", "only", "protocol", "published", "title", "view", "where"),
 }
 #: Metavars of positional arguments, as ``--help`` shows them.
-_POSITIONAL = {"first": "A", "second": "B", "places": "DIR", "root": "ROOT", "source": "IN", "target": "OUT"}
+_POSITIONAL = {
+    "first": "A",
+    "second": "B",
+    "file": "FILE.py",
+    "places": "DIR",
+    "root": "ROOT",
+    "source": "IN",
+    "target": "OUT",
+}
 
 
 def print_labels(table: pd.DataFrame) -> None:
