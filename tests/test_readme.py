@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from rga_reid import load_model
-from rga_reid.commands import COMMANDS
+from rga_reid.commands import COMMANDS, main
 from rga_reid.commands._options import parse
 from rga_reid.gallery import Gallery
 
@@ -142,9 +144,43 @@ def test_programs_of_guides_run(
     documented(blocks[0]._replace(text=text), tmp_path)
 
 
+EXTENDING = "docs/extending.md"
+#: Settings with which the plan of ``rga-reid new`` takes seconds.
+SHORT_PLAN = {
+    "synthetic": {"train_identities": 4, "test_identities": 2, "distractors": 0, "junk": 0, "size": [64, 32]},
+    "overrides": {
+        "model.size": [64, 32],
+        "model.resolution_schedule": [],
+        "data.identities_per_batch": 2,
+        "trainer.max_epochs": 1,
+    },
+}
+
+
+def name_file(block: Any) -> str | None:
+    """Return the name of the file that a block shows: the line above is that name, such as `my_attn.py`:"""
+    above = re.fullmatch(r"`(\w+\.\w+)`:", block.above)
+    return above[1] if above else None
+
+
+@pytest.mark.slow
+def test_blocks_of_extending_run(
+    tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
+) -> None:
+    """Write the files and run the commands and programs in the order of the page, in one folder."""
+    for block in code_blocks(EXTENDING):
+        if name := name_file(block):
+            (tmp_path / name).write_text(block.text, encoding="utf-8")
+            continue
+        if "ablate --config my_attention.yaml" in block.text:
+            plan = yaml.safe_load((tmp_path / "my_attention.yaml").read_text(encoding="utf-8"))
+            (tmp_path / "my_attention.yaml").write_text(yaml.safe_dump({**plan, **SHORT_PLAN}))
+        documented(block, tmp_path)
+
+
 def test_every_program_runs_in_a_test(code_blocks: Callable[..., list[Any]]) -> None:
     with_programs = {document for document in DOCUMENTS if find_programs(code_blocks, document)}
-    assert with_programs == {*GUIDES, *ELSEWHERE}
+    assert with_programs == {*GUIDES, *ELSEWHERE, EXTENDING}
 
 
 def test_imports_in_programs_exist(code_blocks: Callable[..., list[Any]]) -> None:
@@ -169,10 +205,27 @@ def iter_commands(document: str) -> Iterator[tuple[int, list[str]]]:
         yield text[: found.start()].count("\n") + 1, shlex.split(line, comments=True)
 
 
+@pytest.fixture
+def imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder; modules that are imported from it are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_of_documents_parse(document: str) -> None:
-    """Nothing is run: files need not exist, but commands, options and recipes must."""
+def test_commands_of_documents_parse(
+    document: str, code_blocks: Callable[..., list[Any]], imported_from: Path
+) -> None:
+    """Nothing is run: files need not exist, but commands, options, recipes and modules to import must."""
+    for block in code_blocks(document):
+        if name := name_file(block):
+            (imported_from / name).write_text(block.text, encoding="utf-8")
     for line, (name, *words) in iter_commands(document):
+        if name == "new":
+            assert main([name, *words]) == 0
         assert name in COMMANDS, f"{document}, line {line}: {name}"
         command = importlib.import_module(f"rga_reid.commands.{name}")
         words = getattr(command, "prepare", list)(words)

@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -56,7 +57,9 @@ def run(options: Namespace) -> None:
     print(f"{module}: the module {class_name}")
     print(f"{test}: {where}python -m pytest {test.name}")
     print(f"{plan}: {where}rga-reid ablate --config {plan.name} --out runs/{name}")
-    print(f"in other commands: --import {name} --model.attention {name}.{class_name}")
+    print(
+        f"train: add --import {name} --model.attention {name}.{class_name}; other commands: --import {name}"
+    )
 
 
 def _module_name(file: Path) -> str:
@@ -71,6 +74,6 @@ def _module_name(file: Path) -> str:
             f"FILE.py {file}: expected a name that Python can import, such as my_attention.py: letters, digits "
             "and _, not first a digit"
         )
-    if not file.exists() and importlib.util.find_spec(name) is not None:
+    if not file.exists() and (name in sys.modules or importlib.util.find_spec(name) is not None):
         raise InputError(f"FILE.py {file}: another module is called {name} already; choose another name")
     return name

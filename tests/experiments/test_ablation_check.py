@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rga_reid.commands import main
 from rga_reid.experiments.ablation import Outcome
 from rga_reid.experiments.ablation_check import check_model
-from rga_reid.training import ReIDModule
+from rga_reid.training.module import ReIDModule, build_reid_module
 
 
 class Fine(nn.Module):
@@ -66,7 +66,9 @@ FAULTS = {
 
 def build(name: str) -> ReIDModule:
     attention = f"{__name__}.{name}"
-    return ReIDModule(classes=3, depth=18, attention=attention, stages=[1], weights=None, size=(32, 32))
+    return build_reid_module(
+        classes=3, depth=18, attention=attention, stages=[1], weights=None, size=(32, 32)
+    )
 
 
 @pytest.mark.parametrize("name", FAULTS)
