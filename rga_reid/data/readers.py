@@ -193,11 +193,6 @@ def _number_folders(root: Path, folders: set[tuple[str, str]], card: Card) -> di
 
     Folders named by integers have them as pids. If most folders are so, others are left out; otherwise all
     are numbered in the order of their names, apart from junk and distractors of the card.
-
-    Args:
-        root: of the data set, for messages.
-        folders: (split, name) of each folder.
-        card: gives the pids of junk and distractors.
     """
     special = {*card.junk_pids, *card.distractor_pids}
     names = sorted({name for _, name in folders})
