@@ -342,13 +342,7 @@ def _sleeve_texture(person: Person) -> Texture:
 
 
 def _limb_textures(cloth: Texture, skin: Colour, covered: float, joint: float) -> tuple[Texture, Texture]:
-    """Return the textures of the two halves of an arm or a leg.
-
-    Args:
-        cloth: texture of the whole limb.
-        covered: share of the limb under cloth, which ends in a darker seam.
-        joint: place of the elbow or knee, as a share of the limb.
-    """
+    """Return the textures of a limb above and below the joint; cloth covers a share and ends in a seam."""
     upper = np.minimum(np.arange(ROWS) * joint, ROWS - 1).astype(int)
     lower = np.minimum(np.arange(ROWS) * (1 - joint) + joint * ROWS, ROWS - 1).astype(int)
     if covered < 1:
