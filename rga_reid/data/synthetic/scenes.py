@@ -186,15 +186,7 @@ def _mix(weight: Array, first: Colour, second: Colour) -> Array:
 def _tiles(
     rng: np.random.Generator, x: Array, y: Array, size: tuple[float, float], joint: float
 ) -> tuple[Array, Array]:
-    """Lay tiles, each row shifted by half a tile.
-
-    Args:
-        size: (width, height) in metres.
-        joint: metres between tiles.
-
-    Returns:
-        A random tone per tile from -1 to 1, (h, w, 1), and the mask of the joints (h, w).
-    """
+    """Lay tiles in shifted rows: return a random tone per tile from -1 to 1, and the mask of the joints."""
     width, height = size
     row, up = np.floor(y / height), y % height
     shifted = x + 0.5 * width * (row % 2)
