@@ -163,10 +163,7 @@ class _Lookup:
 
 
 def _common_codes(query: pd.Series, gallery: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Encode labels as integers, equal for equal labels of both sides.
-
-    Null is −1 among the queries and −2 in the gallery, so that unknown labels are never equal.
-    """
+    """Encode labels of both sides as integers; unknown ones, −1 in queries and −2 in the gallery, differ."""
     codes = pd.factorize(pd.concat([query, gallery], ignore_index=True))[0]
     query_codes, gallery_codes = codes[: len(query)], codes[len(query) :]
     return query_codes, np.where(gallery_codes < 0, -2, gallery_codes)
