@@ -262,10 +262,7 @@ def _collect_rarely() -> Iterator[None]:
 
 @contextmanager
 def _prefer_stop() -> Iterator[None]:
-    """Raise the ``KeyboardInterrupt`` that caused another error.
-
-    torch's file writer, for one, fails in its destructor when it is interrupted.
-    """
+    """Raise the ``KeyboardInterrupt`` that caused another error, as in the destructor of torch's writer."""
     try:
         yield
     except Exception as error:
