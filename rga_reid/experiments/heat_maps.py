@@ -153,7 +153,7 @@ class _Model:
             )
         section, score = f"{one.name} and {two.name}", f"cosine similarity {cosine:.3f}"
         return [
-            self._cam(photo, cam, f"on {photo.name}", score, section)
+            self._cam(photo, cam, photo.name, score, section)
             for photo, cam in (
                 (one, grad_cam(self.model, pixels[0], similarity_to(embeddings[1]))),
                 (two, grad_cam(self.model, pixels[1], similarity_to(embeddings[0]))),

@@ -38,8 +38,10 @@ def grad_cam(model: EmbeddingModel, images: Tensor, score: Score) -> GradCAM:
         α_c = mean over positions of ∂ score / ∂ A_c                          (1)
         map = ReLU(Σ_c α_c A_c)                                               (2)
 
-    A_c is channel c of the last map of the backbone. If the model pools that map by its mean, the sum over all
-    positions before the ReLU, divided by their number, is the derivative of the score times the pooled feature.
+    A_c is channel c of the last map of the backbone. A backbone whose output is that map is followed by a mean over
+    positions and the neck, an affine batch norm. Both orders give the same embedding, so A is the map after the
+    neck there: the constant that the neck subtracts is part of each position. Otherwise it would be missing from
+    the sum, and could make the whole map negative. All positions before the ReLU then add up to the score.
 
     Args:
         model: in any mode; runs in evaluation mode.
@@ -56,15 +58,22 @@ def grad_cam(model: EmbeddingModel, images: Tensor, score: Score) -> GradCAM:
         kept.append(output.detach().requires_grad_())
         return kept[-1].clone()
 
-    gradient = None
-    with torch.inference_mode(False), torch.enable_grad(), _hook_map(model, cut_graph) as to_map:
-        scores = score(_run(model, images))
-        if scores.requires_grad:
-            (gradient,) = torch.autograd.grad(scores.sum(), kept[-1:], allow_unused=True)
-    if gradient is None:
+    with torch.inference_mode(False), torch.enable_grad(), _hook_map(model, cut_graph) as (layer, to_map):
+        features = _run(model, images)
+        if not features.requires_grad:
+            features.requires_grad_()
+        scores = score(features)
+        (of_features,) = torch.autograd.grad(scores.sum(), features, retain_graph=True)
+        of_map = None
+        if features.grad_fn is not None:
+            (of_map,) = torch.autograd.grad(features, kept[-1], of_features, allow_unused=True)
+    if of_map is None:
         raise InputError("Grad-CAM: the embedding does not depend on the last map of the backbone")
-    weights = to_map(gradient).mean((2, 3), keepdim=True)
-    return GradCAM((weights * to_map(kept[-1].detach())).sum(1).float(), scores.detach())
+    signed = (to_map(of_map).mean((2, 3), keepdim=True) * to_map(kept[-1].detach())).sum(1).float()
+    if layer is model.backbone:
+        missing = (of_features * features.detach()).sum(1) - signed.sum((1, 2))
+        signed = signed + missing[:, None, None] / signed[0].numel()
+    return GradCAM(signed, scores.detach())
 
 
 def activation_map(model: EmbeddingModel, images: Tensor) -> Tensor:
@@ -84,7 +93,7 @@ def activation_map(model: EmbeddingModel, images: Tensor) -> Tensor:
     def keep(output: Any) -> None:
         kept.append(output.clone())  # the next layer may work in place
 
-    with torch.no_grad(), _hook_map(model, keep) as to_map:
+    with torch.no_grad(), _hook_map(model, keep) as (_, to_map):
         _run(model, images)
     energy = to_map(kept[-1]).float().square().sum(1)
     return F.normalize(energy.flatten(1)).view_as(energy)
@@ -100,8 +109,17 @@ def embedding_norm(features: Tensor) -> Tensor:
 
 
 def similarity_to(reference: Tensor) -> Score:
-    """Return the score that is the cosine similarity to an embedding ``(d,)``."""
-    return lambda features: F.cosine_similarity(features, reference[None].to(features), dim=1)
+    """Return the score that is the cosine similarity to an embedding ``(d,)``.
+
+    In its gradient the length of the features is constant. Otherwise contributions to the cosine would cancel:
+    they would add up to 0 for any two pictures.
+    """
+
+    def score(features: Tensor) -> Tensor:
+        direction = F.normalize(reference.to(features), dim=0)
+        return features @ direction / features.detach().norm(dim=1)
+
+    return score
 
 
 def identity_logit(model: EmbeddingModel, identity: int) -> Score:
@@ -131,8 +149,12 @@ def _run(model: EmbeddingModel, images: Tensor) -> Tensor:
 @contextmanager
 def _hook_map(
     model: EmbeddingModel, hook: Callable[[Any], Tensor | None]
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Call ``hook`` on the output of the layer with the last map; yield the function that makes maps of outputs."""
+) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """Call ``hook`` on the output of the layer with the last map.
+
+    Yields:
+        The layer, and the function that makes a map of its output.
+    """
     backbone: Any = model.backbone
     layer: nn.Module = backbone.map_layer() if hasattr(backbone, "map_layer") else backbone
     to_map = getattr(backbone, "to_map", lambda output: output)
@@ -152,6 +174,6 @@ def _hook_map(
 
     handle = layer.register_forward_hook(checked_hook)
     try:
-        yield check_map
+        yield layer, check_map
     finally:
         handle.remove()

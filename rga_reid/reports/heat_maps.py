@@ -23,8 +23,9 @@ _STOPS = 9  # colours of a colour bar; between them the browser interpolates
 TITLES: dict[MapView, tuple[str, str]] = {
     "gradcam": (
         "Grad-CAM",
-        "Bright places raise the score: channels of the last map, weighted by the mean gradient of the score, are "
-        "summed. Places that lower it are cut off at 0 (ReLU), so a dark place is unused or lowers the score.",
+        "Bright places raise the score: a place has the sum of the channels of the last map, weighted by the mean "
+        "gradient of the score. Places that lower the score are cut off at 0 (ReLU), so a dark place is unused or "
+        "lowers it.",
     ),
     "activation": (
         "Activation of the last map",
@@ -180,30 +181,21 @@ def _draw(axes: Any, one: HeatMap) -> None:
     axes.set_title(escape_mathtext(title), fontsize=8)
     axes.axis("on")
     axes.set(xticks=[], yticks=[])
-    notes = "\n".join(_wrap(text) for text in (one.scale, *one.notes))
-    axes.set_xlabel(escape_mathtext(notes), fontsize=7)
+    has_bar = one.values.ndim == 2 and not one.is_even
+    notes = "\n".join(_wrap(text) for text in (*([] if has_bar else [one.scale]), *one.notes))
+    axes.set_xlabel(escape_mathtext(notes), fontsize=7, labelpad=24 if has_bar else 4)
     if one.values.ndim == 1:
-        ordered = np.sort(one.values)
         axes.set_box_aspect(one.pixels.shape[0] / one.pixels.shape[1])
-        axes.plot(np.linspace(0, 1, len(ordered)), ordered, color="#0072b2")
-        axes.set_yticks(one.limits if not one.is_even else one.limits[:1])
-        axes.tick_params(labelsize=6, direction="in", pad=-2)
-        axes.set_yticklabels([])
+        axes.plot(np.sort(one.values), color="#0072b2")
         return
     height, width = one.pixels.shape[:2]
     axes.imshow(one.pixels.mean(axis=2), "gray", vmin=0, vmax=255)
-    low, high = one.limits
-    if not one.is_even:
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        shown = axes.imshow(
-            _enlarge_map(one.values, (height, width)),
-            COLOURS["sequential"],
-            vmin=low,
-            vmax=high,
-            extent=extent,
-            alpha=OPACITY,
-        )
-        bar = axes.figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, pad=0.02, aspect=14)
+    if has_bar:
+        low, high = one.limits
+        levels = _enlarge_map(one.values, (height, width))
+        shown = axes.imshow(levels, COLOURS["sequential"], vmin=low, vmax=high, alpha=OPACITY)
+        place = axes.inset_axes((0.02, -0.06, 0.96, 0.03))
+        bar = axes.figure.colorbar(shown, cax=place, orientation="horizontal")
         bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
         bar.ax.tick_params(labelsize=7)
 

@@ -425,7 +425,9 @@ def test_bad_input_is_named(
     )
     plain = tmp_path / "plain.safetensors"
     save_model(build_model(depth=18, size=(64, 32)), plain)
-    error = refused("explain", "--image", str(picture), "--checkpoint", str(plain), *out)
+    error = refused(
+        "explain", "--image", str(picture), "--checkpoint", str(plain), "--view", "relations", *out
+    )
     assert "found none" in error
     diverged = tmp_path / "diverged.safetensors"
     model = build_model(depth=18, attention="pam", size=(64, 32))

@@ -97,7 +97,7 @@ def test_grad_cam_of_a_similarity_shows_both_pictures(
     embeddings = model.embed([images[0], images[1]])
     assert f"cosine similarity {float(embeddings[0] @ embeddings[1]):.3f}" in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["a.jpg and b.jpg"]
-    assert re.findall(r"<span>on (.*?)</span>", page) == ["a.jpg", "b.jpg"]
+    assert re.findall(r"</b><span>(.*?)</span>", page) == ["a.jpg", "b.jpg"] * 2  # photos, maps
     one, two = heat_maps(images[:1], checkpoints={"model": model}, similar_to=images[1])
     back, forth = heat_maps(images[1:2], checkpoints={"model": model}, similar_to=images[0])
     np.testing.assert_allclose(one.values, forth.values, rtol=1e-5)
@@ -117,6 +117,9 @@ def test_maps_show_where_a_region_is_used(images: list[str], tmp_path: Path) -> 
 
         def map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
             return [(size[0] // 16, size[1] // 16)]
+
+        def attention_stages(self) -> dict[int, nn.Module]:
+            return {}
 
         def forward(self, images: Tensor) -> Tensor:
             return nn.functional.avg_pool2d(images.mean(1, keepdim=True), 16)

@@ -91,20 +91,20 @@ def embedding_model(backbone: Any, **options: Any) -> EmbeddingModel:
 
 
 def cam_by_hand(model: EmbeddingModel, maps: Tensor, score: Any) -> np.ndarray:
-    """Grad-CAM of one picture as in the paper's equations, position by position, in float64."""
-    leaf = maps.detach().double().requires_grad_()
-    neck = model.neck.double()
-    pooled = [leaf.mean((2, 3))]
-    if model.stripes:
-        pooled += [stripe.mean((2, 3)) for stripe in leaf.chunk(model.stripes, 2)]
-    score(neck(torch.cat(pooled, 1))).sum().backward()
+    """Grad-CAM of one picture, before the ReLU, of the network with its neck moved before the pooling.
+
+    As in the paper's equations, channel by channel, in float64.
+    """
+    after_neck = model.neck.double()(maps.double().flatten(2).mT.flatten(0, 1)).mT.unflatten(
+        1, maps.shape[2:]
+    )
     model.neck.float()
-    activations, gradient = leaf.detach().numpy()[0], leaf.grad.numpy()[0]
-    out = np.zeros(activations.shape[1:])
-    for channel, (a, g) in enumerate(zip(activations, gradient, strict=True)):
-        del channel
-        out += g.sum() / g.size * a
-    return np.maximum(out, 0)
+    leaf = after_neck[None].detach().requires_grad_()
+    score(leaf.mean((2, 3))).sum().backward()
+    out = np.zeros(maps.shape[2:])
+    for activation, gradient in zip(leaf.detach().numpy()[0], leaf.grad.numpy()[0], strict=True):
+        out += gradient.sum() / gradient.size * activation
+    return out
 
 
 def test_a_linear_score_of_the_pooled_map_weighs_its_channels(pixels: Tensor) -> None:
@@ -120,55 +120,79 @@ def test_a_linear_score_of_the_pooled_map_weighs_its_channels(pixels: Tensor) ->
     torch.testing.assert_close(found.signed.sum((1, 2)), found.scores)
 
 
-@pytest.mark.parametrize("stripes", [0, 2])
-def test_each_score_follows_the_equations(pixels: Tensor, stripes: int) -> None:
-    model = embedding_model(
-        build_model(depth=18, attention="cbam", size=SIZE).backbone, classes=4, stripes=stripes
-    )
+def test_each_score_follows_the_equations(pixels: Tensor) -> None:
+    model = embedding_model(build_model(depth=18, attention="cbam", size=SIZE).backbone, classes=4)
     nn.init.normal_(model.classifier.weight)
     reference = torch.randn(model.dimension)
     weight = model.classifier.weight.detach().double()
-    scores = {
-        "similarity": (
-            similarity_to(reference),
-            lambda f: f @ reference.double() / f.norm() / reference.double().norm(),
-        ),
-        "logit": (
-            identity_logit(model, 2),
-            lambda f: (f * weight[2].flatten()).sum() / (1 + stripes if stripes else 1),
-        ),
-        "length": (embedding_norm, lambda f: f.square().sum().sqrt()),
-    }
     with torch.no_grad():
         maps = model.backbone(model.normalise(pixels))
         features = model(model.normalise(pixels)).double()
-    for name, (score, by_hand) in scores.items():
-        found = grad_cam(model, pixels, score)
-        for row in (0, 1):
+    for row in (0, 1):
+        length = features[row].norm()
+        scores = {
+            "similarity": (
+                similarity_to(reference),
+                lambda f, length=length: (f * reference.double()).sum() / length / reference.double().norm(),
+            ),
+            "logit": (identity_logit(model, 2), lambda f: (f * weight[2]).sum()),
+            "length": (embedding_norm, lambda f: f.square().sum().sqrt()),
+        }
+        for name, (score, by_hand) in scores.items():
+            found = grad_cam(model, pixels, score)
             expected = cam_by_hand(model, maps[row : row + 1], by_hand)
-            assert expected.max() > 0, name
-            np.testing.assert_allclose(found.maps[row], expected, rtol=1e-3, atol=1e-4 * expected.max())
+            assert np.ptp(expected) > 0, name
+            np.testing.assert_allclose(
+                found.signed[row], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+            )
+            np.testing.assert_allclose(found.maps[row], np.maximum(found.signed[row], 0))
             assert float(found.scores[row]) == pytest.approx(float(by_hand(features[row])), rel=1e-4)
+            assert found.signed[row].sum() == pytest.approx(float(found.scores[row]), rel=1e-4)
+
+
+def test_stripes_take_part(pixels: Tensor) -> None:
+    model = embedding_model(Patches(), classes=4, stripes=2)
+    nn.init.normal_(model.classifier.weight)
+    found = grad_cam(model, pixels, identity_logit(model, 2))
+    with torch.no_grad():
+        maps = model.backbone(model.normalise(pixels))
+        parts = model(model.normalise(pixels)).unflatten(1, (3, 5))
+    logits = torch.einsum("npc,pc->n", parts, model.classifier.weight[2]) / 3
+    torch.testing.assert_close(found.scores, logits)
+    torch.testing.assert_close(found.signed.sum((1, 2)), logits)
+    scale = (model.neck.weight / (model.neck.running_var + model.neck.eps).sqrt()).view(3, 5)
+    alpha = (
+        (scale * model.classifier.weight[2]).sum(0) / 3 / 8
+    )  # the mean over positions: each is in one stripe
+    alpha_map = torch.einsum("c,nchw->nhw", alpha, maps)
+    constant = found.signed - alpha_map
+    torch.testing.assert_close(constant, constant.mean((1, 2), keepdim=True).expand_as(constant))
 
 
 def test_a_gradient_predicts_the_change_of_the_similarity(pixels: Tensor) -> None:
-    """Against finite differences, where no autograd is involved."""
+    """Against finite differences, where no autograd is involved; before the neck's constant is added."""
     model = embedding_model(Patches())
     reference = torch.randn(5)
     found = grad_cam(model, pixels[:1], similarity_to(reference))
     with torch.no_grad():
         maps = model.backbone(model.normalise(pixels[:1])).double()
         neck = model.neck.double()
+        length = neck(maps.mean((2, 3))).norm()
 
         def similarity(maps: Tensor) -> Tensor:
-            return nn.functional.cosine_similarity(neck(maps.mean((2, 3))), reference.double()[None])
+            return neck(maps.mean((2, 3)))[0] @ reference.double() / reference.double().norm() / length
 
         weights = []
         for channel in range(5):
             step = torch.zeros_like(maps)
             step[:, channel] = 1e-5
             weights.append(float(similarity(maps + step) - similarity(maps - step)) / 2e-5 / 8)
-    expected = torch.einsum("c,chw->hw", torch.tensor(weights).double(), maps[0])
+        zero = maps.clone()
+        zero[:] = (neck.running_mean - neck.bias / neck.weight * (neck.running_var + neck.eps).sqrt())[
+            :, None, None
+        ]
+        assert float(similarity(zero).abs()) < 1e-9
+    expected = torch.einsum("c,chw->hw", torch.tensor(weights).double(), (maps - zero)[0])
     torch.testing.assert_close(found.signed[0].double(), expected, rtol=1e-3, atol=1e-5)
 
 

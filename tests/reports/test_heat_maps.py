@@ -65,7 +65,7 @@ def test_channels_are_a_strip_in_ascending_order() -> None:
     page = heat_map_page([heat_map(values, from_zero=False)], "gates")
     strip = pictures(page)[1]
     assert strip.shape == (16, 256, 3)
-    assert (np.diff(strip[8, ::16, 0]) > 0).all()
+    assert (np.diff(strip[8, ::16].sum(1)) > 0).all()
     assert "<span>0.1</span><i></i><span>0.9</span>" in page
 
 
@@ -106,7 +106,7 @@ def test_figures() -> None:
     ]
     figure = heat_map_figure(side_by_side, "gradcam", score="logit of identity 3")
     assert figure.get_suptitle() == "Grad-CAM: logit of identity 3"
-    grid = [axes for axes in figure.axes if axes.get_subplotspec().get_gridspec().ncols == 3]
+    grid = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
     assert len(grid) == 6  # rows: pictures; columns: the photo and two models
     assert "n.ckpt" in grid[5].get_title()
     assert figure_bytes(figure, "png", 40) == figure_bytes(
@@ -116,7 +116,7 @@ def test_figures() -> None:
         heat_map(values, model=model) for model in "mn" for values in (ramp, ramp, np.arange(5), ramp * 0)
     ]
     figure = heat_map_figure(gates, "gates")
-    grid = [axes for axes in figure.axes if axes.get_subplotspec().get_gridspec().ncols == 5]
+    grid = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
     assert len(grid) == 10  # a row for each model
     line = grid[3].get_lines()[0].get_ydata()
     assert list(line) == [0, 1, 2, 3, 4]
