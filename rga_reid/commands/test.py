@@ -67,7 +67,7 @@ def run(options: Namespace) -> None:
         FlipTTA(model) if options.flip else model, table, batch_size=options.batch_size, device=device
     )
     if options.protocol == "no_cameras":
-        table = table.assign(camid=table["camid"].where(False))
+        table = table.assign(camid=table["camid"].where(table["camid"].isna()))
     evaluate = evaluate_features if options.protocol is None else protocols[options.protocol].evaluate
     settings: dict[str, Any] = {
         "junk_pids": load_card(options.data.dataset).junk_pids,

@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_three_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_files(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert sorted(os.listdir(place)) == NAMES
     printed = capsys.readouterr().out
     assert "new_gate.NewGate" in printed

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from rga_reid.commands import main
+from rga_reid.errors import InputError
 from rga_reid.experiments.ablation import Outcome
 from rga_reid.experiments.ablation_check import check_model
 from rga_reid.training.module import ReIDModule, build_reid_module
@@ -58,27 +59,31 @@ class WrongState(Fine):
 
 
 FAULTS = {
-    "WrongShape": "forward: RuntimeError",
-    "WrongBackward": "backward: NotImplementedError: no gradient yet",
-    "WrongState": "save and load: ",
+    WrongShape: "forward: RuntimeError",
+    WrongBackward: "backward: NotImplementedError: no gradient yet",
+    WrongState: "save and load: ",
 }
 
 
-def build(name: str) -> ReIDModule:
-    attention = f"{__name__}.{name}"
+def path_of(attention: type[nn.Module]) -> str:
+    return f"{__name__}.{attention.__name__}"
+
+
+def build(module: type[nn.Module]) -> ReIDModule:
+    attention = path_of(module)
     return build_reid_module(
         classes=3, depth=18, attention=attention, stages=[1], weights=None, size=(32, 32)
     )
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_faults_of_a_module_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=FAULTS[name]):
-        check_model(build(name), "cpu")
+@pytest.mark.parametrize("attention", FAULTS)
+def test_faults_of_a_module_are_named(attention: type[nn.Module]) -> None:
+    with pytest.raises(InputError, match=FAULTS[attention]):
+        check_model(build(attention), "cpu")
 
 
 def test_a_model_without_faults_gets_gradients() -> None:
-    module = build("Fine")
+    module = build(Fine)
     check_model(module, "cpu")
     gradients = [one.grad for one in module.model.parameters() if one.requires_grad]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
@@ -100,9 +105,9 @@ def test_unfinished_variants_are_tried_before_any_training(
         "trainer": {"accelerator": "cpu", "max_epochs": 1},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    names = {"fine": "Fine", "bad": "WrongShape"}
+    modules = {"fine": Fine, "bad": WrongShape}
     variants = [
-        {"name": key, "overrides": {"model.attention": f"{__name__}.{name}"}} for key, name in names.items()
+        {"name": name, "overrides": {"model.attention": path_of(module)}} for name, module in modules.items()
     ]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"recipe": "recipe.yaml", "variants": variants}))
     out = tmp_path / "out"
