@@ -16,6 +16,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import calibrate, pair_scores
 from rga_reid.evaluation import calibration as pairs
 from rga_reid.evaluation.calibration import CosineCounts
+from rga_reid.evaluation.similarity import CosineScores
 from tests.memory import measured
 
 
@@ -36,20 +37,30 @@ def measured_rate(scores: np.ndarray, threshold: float) -> float:
     seed=st.integers(0, 999), genuine=st.integers(1, 30), impostor=st.integers(2, 300), share=st.floats(0, 1)
 )
 def test_thresholds_and_error_rates(seed: int, genuine: int, impostor: int, share: float) -> None:
-    """The product of rate and number rounds up as often as down."""
     own, other = drawn(seed, genuine, impostor)
     calibration = calibrate(own, other)
-    whole = (1 + int(share * (impostor - 2))) / impostor
-    for rate in (whole, float(np.nextafter(max(whole, 2 / impostor), 0))):
-        threshold = calibration.threshold(rate)
-        assert measured_rate(other, threshold) == calibration.false_match_rate(threshold) <= rate
-        assert measured_rate(other, threshold - 1e-12) > rate
-        assert calibration.false_non_match_rate(threshold) == pytest.approx(1 - measured_rate(own, threshold))
+    rate = (1 + int(share * (impostor - 2))) / impostor
+    threshold = calibration.threshold(rate)
+    assert measured_rate(other, threshold) == calibration.false_match_rate(threshold) <= rate
+    assert measured_rate(other, threshold - 1e-12) > rate
+    assert calibration.false_non_match_rate(threshold) == pytest.approx(1 - measured_rate(own, threshold))
     expected = min(
         max(measured_rate(other, t), 1 - measured_rate(own, t))
         for t in np.concatenate([own, other, np.nextafter(other, np.inf)])
     )
     assert calibration.equal_error_rate == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_whole_number_of_false_matches_is_met() -> None:
+    """The product of rate and number rounds up as often as down."""
+    for total in (3, 7, 10, 49, 1000):
+        calibration = calibrate([0.0], np.arange(total, dtype=float))
+        for matches in range(1, total):
+            rate = matches / total
+            assert calibration.false_match_rate(calibration.threshold(rate)) == rate
+            if matches > 1:
+                below = calibration.threshold(float(np.nextafter(rate, 0)))
+                assert calibration.false_match_rate(below) == (matches - 1) / total
 
 
 @pytest.mark.parametrize(
@@ -179,6 +190,28 @@ def test_no_count_depends_on_blocks_or_threads(
         found = pair_scores(**case, block_size=block_size)
         assert sorted(found.genuine) == sorted(expected.genuine)
         np.testing.assert_array_equal(found.impostor.at_least(every), expected.impostor.at_least(every))
+
+
+def test_an_error_within_its_bound_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = images(0)
+    features = [case[f"{side}_features"] for side in ("query", "gallery")]
+    scores = CosineScores(*features, torch.device("cpu"))
+    exact = CosineCounts()
+    rows = np.arange(20), np.arange(90)
+    pairs.count_cosines(exact, scores, *rows, 30)
+    approximate = scores.approximate
+
+    def wrong(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        tile = approximate(queries, gallery)
+        return tile + 1e-7 * torch.sign(torch.sin(1e6 * tile))
+
+    monkeypatch.setattr(scores, "approximate", wrong)
+    every = (2 * np.arange(-(2**19), 2**19) + 1) / 2**20
+    for error, same in ((1e-12, False), (1e-7, True)):
+        monkeypatch.setattr(scores, "error", lambda dtype, error=error: error)
+        off = CosineCounts()
+        pairs.count_cosines(off, scores, *rows, 30)
+        assert (exact.at_least(every) == off.at_least(every)).all() == same
 
 
 def test_impostors_take_bounded_memory() -> None:
