@@ -123,7 +123,11 @@ queries, _ = people(5)
 q, g, q_pids, g_pids = queries, features, np.arange(5), table.pid
 q_camids, g_camids = np.full(5, 7), table.camid
 rows = np.arange(10)
-Image.fromarray(rng.integers(0, 256, (80, 40, 3), dtype=np.uint8)).save("person.jpg")
+for name in ("person.jpg", "a.jpg", "b.jpg"):
+    Image.fromarray(rng.integers(0, 256, (80, 40, 3), dtype=np.uint8)).save(name)
+def make_checkpoint():
+    from rga_reid.models import build_model, save_model
+    save_model(build_model(depth=18, attention="rga", stages=(4,), size=(64, 32)), "last.safetensors")
 """
 GUIDES = ["docs/evaluation.md", "docs/galleries.md", "docs/testing.md", "docs/explain.md"]
 #: Documents whose blocks run in other tests; docs/milvus.md needs a server.
@@ -140,7 +144,8 @@ def test_programs_of_guides_run(
     document: str, tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
 ) -> None:
     blocks = find_programs(code_blocks, document)
-    text = "\n".join([PREPARED, *(block.text for block in blocks)])
+    prepared = f"{PREPARED}make_checkpoint()\n" if "last.safetensors" in str(blocks) else PREPARED
+    text = "\n".join([prepared, *(block.text for block in blocks)])
     documented(blocks[0]._replace(text=text), tmp_path)
 
 

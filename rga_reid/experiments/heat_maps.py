@@ -133,7 +133,7 @@ class _Model:
             if weights.shape[1] == 1:
                 maps.append(self._heat_map(photo, f"{place}: {name}", weights[0, 0], from_zero=False))
             else:
-                note = f"{weights.shape[1]} channels, in ascending order"
+                note = f"{weights.shape[1]} channels, sorted"
                 values = weights[0, :, 0, 0]
                 maps.append(self._heat_map(photo, f"{place}: {name}", values, note, from_zero=False))
         return maps

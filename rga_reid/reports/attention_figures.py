@@ -147,31 +147,38 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
 
 
 def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[float, float]) -> None:
-    energy = [np.abs(one).mean() for one in matrix.maps]
-    candidates = [
-        (energy[place], int(channel))
-        for place, channel in enumerate(matrix.map_channels)
-        if channel in matrix.chosen
-    ]
-    channel = max(candidates)[1]
+    channel = _choose_channel(matrix)
     row = matrix.row(int(np.searchsorted(matrix.chosen, channel)))
     most, least = find_related(row, channel, 2)
+    ties = int((np.delete(row, channel) == row[least[0]]).sum())
+    lowest = f"least: {least[0]}" if ties == 1 else f"least: {least[0]} and {ties - 1} more"
     places = {int(node): place for place, node in enumerate(matrix.map_channels)}
     for one, node, title in (
         (axes[0], channel, f"channel {channel}"),
         (axes[2], most[0], f"most: {most[0]}\n{_format_number(row[most[0]])}"),
         (axes[3], most[1], f"next: {most[1]}\n{_format_number(row[most[1]])}"),
-        (axes[4], least[0], f"least: {least[0]}\n{_format_number(row[least[0]])}"),
+        (axes[4], least[0], f"{lowest}\n{_format_number(row[least[0]])}"),
     ):
         activation = matrix.maps[places[node]]
-        _over_photo(
-            one,
-            exhibit,
-            activation,
-            _colour_norm(activation, *_colour_range(activation)),
-            COLOURS["sequential"],
-        )
         one.set_title(title, fontsize=8)
+        if activation.min() == activation.max():  # colours would show nothing
+            _show_grey(one, exhibit)
+            one.set_xlabel(f"{_format_number(activation.max())} everywhere", fontsize=7)
+            continue
+        norm = _colour_norm(activation, *_colour_range(activation))
+        _over_photo(one, exhibit, activation, norm, COLOURS["sequential"])
+
+
+def _choose_channel(matrix: MatrixView) -> int:
+    """Return the most active channel whose row is not zero, or the most active one if all rows are zero."""
+    related = {int(node): bool(matrix.row(place).any()) for place, node in enumerate(matrix.chosen)}
+    activity = np.abs(matrix.maps).mean(axis=(1, 2))
+    candidates = [
+        (related[channel], float(level), channel)
+        for channel, level in zip(matrix.map_channels.tolist(), activity, strict=True)
+        if channel in related
+    ]
+    return max(candidates)[2]
 
 
 def _format_number(value: float, digits: int = 3) -> str:

@@ -142,6 +142,7 @@ def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") 
     import textwrap
 
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     from rga_reid.reports.plots import escape_mathtext
 
@@ -157,7 +158,7 @@ def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") 
     columns = max(len(shown) + len(seen) for (_, shown), seen in zip(rows, photos, strict=True))
     name, reading = TITLES[view]
     width = max(1.75 * columns + 0.4, 5.5)
-    figure = Figure(figsize=(width, 3.5 * len(rows) + 1), layout="constrained")
+    figure = Figure(figsize=(width, 3.5 * len(rows) + 1), layout=ConstrainedLayoutEngine(h_pad=0.15))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -173,7 +173,7 @@ def test_gates_of_own_and_of_users_modules(
     ]
     page = page_of(tmp_path / "page.html", *words)
     assert re.findall(r"<span>(attention .*?)</span>", page) == ["attention 4: channel", "attention 4: place"]
-    assert "512 channels, in ascending order" in page
+    assert "512 channels, sorted" in page
 
 
 @pytest.mark.parametrize("name", ["ForwardOnly", "WithGates"])

@@ -300,7 +300,7 @@ async function applied() {
       const say = (text) => { const small = document.createElement("small"); small.textContent = text; place.append(small); };
       const weight = await numbers(level.attention), change = await numbers(level.change), channel = await numbers(level.channel_attention);
       const map = weight ?? (channel ? null : change), [low, high] = range(map ?? []);
-      if (map && !weight && high === 0) say("no change: γ or W is initialised to 0, so the module starts as the identity");
+      if (map && !weight && high === 0) say(`no change: the module is the identity here${level.matrices.length ? ", as γ or W is initialised to 0" : ""}`);
       else if (map && even(low, high)) say(weight ? `every place has the weight ${formatNumber(low)}` : `every place changes by ${formatNumber(100 * low, 3)} %`);
       else if (map) {
         const canvas = document.createElement("canvas");
