@@ -19,8 +19,9 @@ def test_a_channel_without_relations_is_not_chosen() -> None:
     x = torch.rand(1, 16, 8, 4)
     x[0, 3] *= 9  # the most active channel
     x[0, 5] *= 5  # the next one
-    relations = module.relations(x)
-    trace, output = relations.trace()
+    with torch.no_grad():
+        relations = module.relations(x)
+        trace, output = relations.trace()
     view = stage_view(StageCapture(4, "rga_c", relations.matrices, trace.weights, trace.flow, output))
 
     def titles(picture: np.ndarray) -> list[str]:
