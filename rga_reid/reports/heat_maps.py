@@ -122,7 +122,7 @@ def heat_map_page(maps: Sequence[HeatMap], view: MapView, *, score: str = "") ->
         .get_template("heat_maps.html")
         .render(
             title=f"{name}: {score}" if score else name,
-            note="; ".join(dict.fromkeys(f"{one.model}: {one.network}" for one in maps if one.network)),
+            note=_describe_networks(maps),
             reading=reading,
             sections=sections,
             colours=", ".join(f"rgb({r} {g} {b})" for r, g, b in _colours(np.linspace(0, 1, _STOPS))),
@@ -214,6 +214,14 @@ def _group(maps: Sequence[HeatMap]) -> dict[str, list[HeatMap]]:
     for one in maps:
         groups.setdefault(one.section or one.image, []).append(one)
     return groups
+
+
+def _describe_networks(maps: Sequence[HeatMap]) -> str:
+    """Return the network of each model, or the one network that all have."""
+    networks = {one.model: one.network for one in maps if one.network}
+    if len(set(networks.values())) == 1:
+        return next(iter(networks.values()))
+    return "; ".join(f"{model}: {network}" for model, network in networks.items())
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rga_reid.commands import main
+from rga_reid.errors import InputError
 from rga_reid.experiments.heat_maps import heat_maps
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
 from rga_reid.models.embedding import uint8_batch
@@ -84,7 +85,7 @@ def test_a_model_without_attention_gets_a_grad_cam(
     assert "<h1>Grad-CAM: length of the embedding</h1>" in page
     assert page.count("<b>plain.safetensors</b>") == page.count("<b>pam.safetensors</b>") == 2
     assert "length of the embedding" in page
-    assert "plain.safetensors: ResNet-18, 64×32 pixels" in page
+    assert "ResNet-18, 64×32 pixels" in page
     assert "4×2 places" in page
 
 
@@ -104,6 +105,19 @@ def test_grad_cam_of_a_similarity_shows_both_pictures(
     np.testing.assert_allclose(two.values, back.values, rtol=1e-5)
     assert one.values.shape == (4, 2)
     assert np.abs(one.values - two.values).max() > 0
+
+
+def test_grad_cam_of_an_identity_explains_its_logit(images: list[str]) -> None:
+    model = build_model(depth=18, classes=5, size=SIZE).eval()
+    nn.init.normal_(model.classifier.weight)
+    logits = model.classifier(model(model.normalise(uint8_batch(images[:1], SIZE))))[0]
+    shown = [heat_maps(images[:1], checkpoints={"m": model}, identity=number)[0] for number in (1, 4)]
+    assert [one.notes[0] for one in shown] == [
+        f"logit of identity {number}: {float(logits[number]):.3g}" for number in (1, 4)
+    ]
+    assert np.abs(shown[0].values - shown[1].values).max() > 0
+    with pytest.raises(InputError, match=r"m: identity: .* from 0 to 4"):
+        heat_maps(images[:1], checkpoints={"m": model}, identity=5)
 
 
 def test_maps_show_where_a_region_is_used(images: list[str], tmp_path: Path) -> None:

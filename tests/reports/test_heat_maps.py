@@ -84,7 +84,7 @@ def test_words_are_escaped_and_sections_group_maps() -> None:
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["pair", "c.jpg"]
     assert page.count("<b>Photo</b>") == 3
     assert "<h1>Grad-CAM: cosine similarity to b.jpg</h1>" in page
-    assert "m.ckpt: ResNet-18, 64×32 pixels" in page
+    assert '<p class="note">ResNet-18, 64×32 pixels</p>' in page
     assert "<li>score 0.8</li>" in page
     assert "ReLU" in page
 
@@ -92,7 +92,9 @@ def test_words_are_escaped_and_sections_group_maps() -> None:
 def test_photos_of_two_sizes_are_shown_with_their_sizes() -> None:
     small = np.full((32, 16, 3), 128, np.uint8)
     ramp = np.arange(8).reshape(4, 2)
-    page = heat_map_page([heat_map(ramp), heat_map(ramp, pixels=small, model="n.ckpt")], "activation")
+    maps = [heat_map(ramp, network="A"), heat_map(ramp, pixels=small, model="n.ckpt", network="B")]
+    page = heat_map_page(maps, "activation")
+    assert "m.ckpt: A; n.ckpt: B" in page
     assert "a.jpg, 64×32" in page
     assert "a.jpg, 32×16" in page
 
