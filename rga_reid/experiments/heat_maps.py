@@ -172,7 +172,12 @@ class _Model:
 
     def _cam(self, photo: Photo, cam: GradCAM, what: str, score: str, section: str = "") -> HeatMap:
         kept, total = float(cam.maps.sum()), float(cam.signed.abs().sum())
-        note = f"ReLU cuts off {100 * (1 - kept / total):.0f} % of the map" if total else "no gradient"
+        if total <= torch.finfo(torch.float32).eps * abs(float(cam.scores)):
+            zero = torch.zeros_like(cam.maps[0])
+            return self._heat_map(
+                photo, what, zero, score, "no gradient: the score is constant", section=section
+            )
+        note = f"ReLU cuts off {100 * (1 - kept / total):.0f} % of the map"
         return self._heat_map(photo, what, cam.maps[0], score, note, section=section)
 
     def _heat_map(

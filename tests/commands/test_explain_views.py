@@ -145,6 +145,38 @@ def test_maps_show_where_a_region_is_used(images: list[str], tmp_path: Path) -> 
     assert "Brightness" in found.network
 
 
+def test_a_constant_score_has_no_map(images: list[str]) -> None:
+    """A map of rounding errors would look like one of a score."""
+
+    class UnitLength(nn.Module):
+        channels, size = 4, SIZE
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 16, stride=16)
+
+        def map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+            return [(size[0] // 16, size[1] // 16)]
+
+        def attention_stages(self) -> dict[int, nn.Module]:
+            return {}
+
+        def map_layer(self) -> nn.Module:
+            return self.conv
+
+        def to_map(self, output: Tensor) -> Tensor:
+            return output
+
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.normalize(self.conv(images).mean((2, 3)))[:, :, None, None]
+
+    model = EmbeddingModel(UnitLength())  # type: ignore[arg-type]
+    (found,) = heat_maps(images[:1], checkpoints={"m": model})
+    assert not found.values.any()
+    assert "no gradient" in found.notes[1]
+    assert heat_maps(images[:1], checkpoints={"m": model}, similar_to=images[1])[0].values.any()
+
+
 @pytest.mark.parametrize("kind", ["png", pytest.param("pdf", marks=pytest.mark.slow)])
 def test_figures_of_several_pictures_and_models(
     images: list[str], checkpoints: dict[str, str], tmp_path: Path, kind: str
