@@ -122,7 +122,7 @@ def _print(result: DemoResult, seconds: float) -> None:
     console.print(table)
     console.print("To open in a browser:")
     console.print(f"  {result.page}  queries with their ten best matches")
-    console.print(f"  {result.relations}  relations between positions: point at the photo")
+    console.print(f"  {result.relations}  what the model uses in a picture")
     console.print(f"  {result.report}  comparison of both tests; queries that gain and lose most")
     console.print("Other files:")
     console.print(f"  metrics     {result.metrics}")

@@ -143,7 +143,7 @@ def _show_relations(options: Namespace, kind: str, models: Mapping[str, Embeddin
 def _show_maps(
     options: Namespace, kind: str, models: Mapping[str, EmbeddingModel], view: MapView
 ) -> list[HeatMap]:
-    from rga_reid.experiments.heat_maps import heat_maps
+    from rga_reid.experiments.heat_maps import LENGTH, heat_maps
     from rga_reid.reports.heat_maps import heat_map_figure, heat_map_page
     from rga_reid.reports.plots import save_figure
 
@@ -158,7 +158,7 @@ def _show_maps(
             seed=options.seed,
             progress=moved,
         )
-    score = "" if view != "gradcam" else "length of the embedding"
+    score = LENGTH if view == "gradcam" else ""
     if options.similar_to is not None:
         score = f"cosine similarity to {Path(options.similar_to).name}"
     if options.identity is not None:

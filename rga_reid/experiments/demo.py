@@ -13,17 +13,19 @@ from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.evaluation import RankingResult
 from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
 from rga_reid.experiments.explain import explain
+from rga_reid.experiments.heat_maps import LENGTH, default_view, heat_maps
 from rga_reid.experiments.results import read_curve
 from rga_reid.files import write_json, write_text
 from rga_reid.gallery import Gallery
 from rga_reid.inference import ModelFingerprint, extract_features
 from rga_reid.inference.embed import Embedder
-from rga_reid.models import ColourHistogram, load_model
+from rga_reid.models import ColourHistogram, EmbeddingModel, load_model
 from rga_reid.models.analysis import total_costs
 from rga_reid.reports.ablation_page import write_report
 from rga_reid.reports.ablation_stats import METRICS, Evaluation
 from rga_reid.reports.ablation_tables import AblationReport
 from rga_reid.reports.explorer import explorer_page
+from rga_reid.reports.heat_maps import heat_map_page
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 PAGE_QUERIES = 12
@@ -82,11 +84,9 @@ def run_demo(
     page = out / "query.html"
     write_text(page, _query_page(queries, gallery.search(features, 10)))
 
-    report_step("explain: relations between positions in the attention modules")
-    relations = out / "explain.html"
-    exhibits = explain([queries.path[0]], checkpoints=[checkpoint])
-    note = f"{exhibits[0].model}, trained on the synthetic data set. The pedestrian is a rendered figure."
-    write_text(relations, explorer_page(exhibits, note=note))
+    report_step("explain: what the model uses in a picture")
+    explained = out / "explain.html"
+    write_text(explained, _explain(queries.path[0], model))
 
     report_step("report: comparison of the two tests")
     parameters, macs = total_costs(model.backbone)
@@ -99,8 +99,18 @@ def run_demo(
     metrics = out / "metrics.json"
     write_json(metrics, {"colour histogram": histogram.to_dict(), "model": result.to_dict()})
     return DemoResult(
-        histogram, result, root, checkpoint, out / "gallery", page, relations, pages[0], metrics
+        histogram, result, root, checkpoint, out / "gallery", page, explained, pages[0], metrics
     )
+
+
+def _explain(image: str, model: EmbeddingModel) -> str:
+    """Return the page of the model's relations, or of its Grad-CAM if it has none."""
+    models = {"trained": model}
+    if default_view(models) == "gradcam":
+        return heat_map_page(heat_maps([image], checkpoints=models), "gradcam", score=LENGTH)
+    exhibits = explain([image], checkpoints=models)
+    note = f"{exhibits[0].model}, trained on the synthetic data set. The pedestrian is a rendered figure."
+    return explorer_page(exhibits, note=note)
 
 
 def _evaluate(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingResult, Evaluation]:

@@ -37,6 +37,7 @@ from rga_reid.models.saliency import (
 from rga_reid.reports.heat_maps import TITLES, HeatMap, MapView
 
 DEFAULT_GATES = ("rga", "se", "cbam")  #: untrained modules whose gates are compared if nothing is named
+LENGTH = "length of the embedding"  #: the score that Grad-CAM explains by default
 #: cosine of two embeddings above which their difference is rounding, and so is the gradient of the cosine
 MAX_SIMILARITY = 1 - 1e-6
 
@@ -163,7 +164,7 @@ class _Model:
     def score(self, photo: Photo, identity: int | None) -> HeatMap:
         if identity is None:
             cam = grad_cam(self.model, self._pixels(photo), embedding_norm)
-            return self._cam(photo, cam, "", f"length of the embedding {float(cam.scores):.3g}")
+            return self._cam(photo, cam, "", f"{LENGTH} {float(cam.scores):.3g}")
         try:
             cam = grad_cam(self.model, self._pixels(photo), identity_logit(self.model, identity))
         except InputError as error:
