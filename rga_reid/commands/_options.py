@@ -39,6 +39,11 @@ _CLASS_ARGUMENT = re.compile(
     r"- Expected a <class 'NoneType'> Given value type: <class '[\w.]+NestedArg'> "
     r"Given value: NestedArg\(key='([\w.]+)', val=.*\)"
 )
+# A class without one of its required arguments.
+_MISSING_ARGUMENT = re.compile(
+    r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes .*? '
+    r"- Problem with given class_path '([\w.]+)': the following arguments are required: ([\w, ]+?) - .*"
+)
 _MAX_SEARCHED = 5000  # characters; the pattern above is slow on a value that repeats its words
 _REQUIRED = re.compile(r"the following arguments are required: (\w+)\.(\w+)")
 
@@ -121,6 +126,7 @@ def _rephrase(parser: ArgumentParser, message: str) -> str:
     known = _list_options(parser)
     original = line = " ".join(message.split())
     if len(line) < _MAX_SEARCHED:
+        line = _MISSING_ARGUMENT.sub(r'Parser key "\1": \2: expected \3 as well', line)
         line = _CLASS_ARGUMENT.sub(lambda found: f'Parser key "{found[1]}.{found[3]}": {found[2]}', line)
     line = _KEY.sub(lambda key: f"{_option_of_key(key[1], known)}: ", line)
     line = _REQUIRED.sub(lambda found: f"{found[1]}: --{found[2].replace('_', '-')} is required", line)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 from collections.abc import Sequence
+from enum import Enum
 from functools import reduce
 from inspect import signature
 from pathlib import Path
@@ -14,6 +16,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentParser, Namespace, class_from_function
+from pytorch_lightning.loggers import Logger
 
 from rga_reid._deprecated import rename_words
 from rga_reid.commands._options import add_import_option, new_parser
@@ -30,7 +33,7 @@ from rga_reid.training import ReIDData, build_reid_module, check_output, fit, is
 from rga_reid.training.callbacks import TEST
 from rga_reid.training.trainer import Precision
 
-# Trainer options set by --out or by the sampler, and one that is extended below
+# Trainer options set by --out or by the sampler, and those that are extended below
 _SKIPPED = {"default_root_dir", "logger", "precision", "use_distributed_sampler"}
 
 
@@ -54,6 +57,9 @@ def parser() -> ArgumentParser:
     options.add_argument("--test.root", metavar="DIR", help="test the trained model on this data set")
     options.add_argument("--test.dataset", metavar="CARD", default="market1501", help="card of that data set")
     options.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    options.add_argument(
+        "--init-from", metavar="CKPT", help="fine-tune this checkpoint; the same as --model.weights CKPT"
+    )
     options.add_class_arguments(ReIDData, "data")
     options.add_class_arguments(class_from_function(build_reid_module), "model")
     counts = _count_or_fraction_options()
@@ -61,6 +67,11 @@ def parser() -> ArgumentParser:
     for name, (kind, default) in counts.items():
         what = "see Lightning; an integer is a count, a number with a decimal point a fraction"
         options.add_argument(f"--trainer.{name}", type=kind, default=default, help=what)
+    options.add_argument(
+        "--trainer.logger",
+        type=Logger | list[Logger] | bool | None,
+        help="loggers in addition to CSV and TensorBoard, by class: WandbLogger, MLFlowLogger; false for no logs",
+    )
     options.add_argument(
         "--trainer.precision",
         type=Precision,
@@ -91,8 +102,9 @@ def _count_or_fraction_options() -> dict[str, tuple[Any, Any]]:
 
 
 def prepare(words: Sequence[str]) -> list[str]:
-    """Replace old names of options, and the name of the recipe by its merged content."""
+    """Replace old names and short forms of options, and the name of the recipe by its merged content."""
     prepared, words = [], rename_words(words)
+    words = [re.sub("^--init-from(?=$|=)", "--model.weights", word) for word in words]
     while words:
         word = words.pop(0)
         option, equals, value = word.partition("=")
@@ -154,8 +166,9 @@ def fit_recipe(options: Namespace) -> Path:
         raise InputError("--trainer.barebones: not supported, as it would keep no checkpoint and no log")
     check_output(options.out, overwrite=options.overwrite, resume=options.resume)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no messages about devices, no tips
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # the table of a profiler
     pl.seed_everything(options.seed, verbose=False)
-    options_parser = parser()
+    options_parser, options = parser(), _to_plain(options)
     built = build_objects(options_parser, options)
     return fit(
         built.model,
@@ -185,5 +198,18 @@ def build_objects(options_parser: ArgumentParser, options: Namespace) -> Namespa
             cause = raised_from
             if isinstance(cause, InputError):  # jsonargparse wraps errors of our classes
                 raise cause from None
+        if type(error) is ValueError and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # jsonargparse's, about all types of an option, hides the one that matters
         what = f"{type(error).__name__}: {truncate(error)}"
         raise InputError(f"train: cannot create the objects of the recipe ({what})") from None
+
+
+def _to_plain(value: Any) -> Any:
+    """Return options as YAML can write and read them: without enumerations and with the key ``on``."""
+    if isinstance(value, Namespace):
+        return Namespace({key: _to_plain(inner) for key, inner in vars(value).items()})
+    if isinstance(value, list):
+        return [_to_plain(inner) for inner in value]
+    if isinstance(value, dict):  # YAML reads the key on of a loss as true
+        return {"on" if key is True else key: _to_plain(inner) for key, inner in value.items()}
+    return str(value.value) if isinstance(value, str) and isinstance(value, Enum) else value

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rga_reid.errors import InputError, check_int, short_repr
 from rga_reid.files import atomic_file, make_folder, sync, write_text
+from rga_reid.inputs import truncate
 from rga_reid.models.resnet import MAX_SIDE, MIN_SIDE, Size
 from rga_reid.process import defer_signals
 
@@ -179,6 +182,29 @@ class DeferredOverwrite(Callback):
 
     def _logs(self) -> set[Path]:
         return {path for name in (CSV, TENSORBOARD) for path in (self.folder / name).glob("version_*")}
+
+
+class StartLoggers(Callback):
+    """Start the loggers of the user when the training starts, and give them the configuration of the run.
+
+    Args:
+        loggers: loggers that the user has added.
+        config: YAML text with the options of the run.
+    """
+
+    def __init__(self, loggers: Sequence[Logger], config: str | None) -> None:
+        self.loggers, self.config = loggers, config
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        options = {} if self.config is None else yaml.safe_load(self.config)
+        for logger in self.loggers:
+            try:
+                _ = logger.experiment  # type: ignore[attr-defined]
+                logger.log_hyperparams(options)
+            except Exception as error:  # a logger may fail in any way, such as without an account
+                raise InputError(
+                    f"trainer.logger {type(logger).__name__}: {type(error).__name__}: {truncate(error)}"
+                ) from None
 
 
 def _remove(path: Path) -> None:

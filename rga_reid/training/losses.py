@@ -284,6 +284,10 @@ class LossEntry:
         """
         if isinstance(entry, str):
             entry = {"class_path": entry}
+        if isinstance(entry, Mapping):
+            entry = {
+                "on" if key is True else key: value for key, value in entry.items()
+            }  # YAML reads on as true
         keys = ("class_path", "init_args", "weight", "on", "miner")
         function = _import_class(place, entry, keys)
         label = f"{place} ({entry['class_path']})"

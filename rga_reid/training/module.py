@@ -211,7 +211,7 @@ def build_reid_module(
     compile: bool = False,
     channels_last: bool = True,
     seed: int = 0,
-    losses: list[dict[str, Any]] | None = None,
+    losses: list[dict] | None = None,
 ) -> ReIDModule:
     """Build a ``ReIDModule`` from the plain values of a recipe.
 

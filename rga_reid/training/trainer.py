@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, WeightAveraging
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -32,6 +32,7 @@ from rga_reid.training.callbacks import (
     DeferredOverwrite,
     FolderCheckpoint,
     NaNGuard,
+    StartLoggers,
     StepCheckpoint,
 )
 from rga_reid.training.datamodule import ReIDData
@@ -75,8 +76,8 @@ def fit(
         module, data: model and data set.
         out: folder for ``last.ckpt``, ``best.ckpt``, ``config.yaml``, ``csv/`` and ``tensorboard/``.
         trainer: options of ``pytorch_lightning.Trainer``; ``precision`` may be ``auto``, see
-            ``resolve_precision``.
-        config: YAML text to keep beside the checkpoints.
+            ``resolve_precision``. A ``logger`` is added to the CSV and TensorBoard logs; False for no logs.
+        config: YAML text to keep beside the checkpoints and to give to the loggers.
         overwrite: allow a folder that is not empty; checkpoints, logs and ``test.json`` of an earlier run are
             removed at the first training step.
         resume: continue from ``last.ckpt``, to the same weights as without an interruption.
@@ -98,7 +99,8 @@ def fit(
         _check_same_run(module, data, folder / LAST, callbacks)
     deferred = DeferredOverwrite(folder, overwrite=not resume, config=config)
     lines = ProgressLines()
-    callbacks += [deferred, NaNGuard(), EpochMetrics()]
+    loggers = _as_list(options.get("logger")) if options.get("logger") is not True else []
+    callbacks += [deferred, StartLoggers(loggers, config), NaNGuard(), EpochMetrics()]
     if not sys.stderr.isatty():
         options["enable_progress_bar"] = False
         callbacks.append(lines)
@@ -142,7 +144,7 @@ def _explain_errors(folder: Path) -> Iterator[None]:
     except SystemExit as leave:  # Lightning leaves this way after Ctrl-C and SIGTERM
         stop = leave.__context__
         raise (stop if isinstance(stop, KeyboardInterrupt) else leave) from None
-    except MisconfigurationException as error:  # options that fail only together with the data
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # options that fail only in use
         raise InputError(f"trainer: {truncate(error)}") from None
     except OSError as error:  # loggers write on their own
         reason = disk_error(error)
@@ -164,7 +166,12 @@ def _build_trainer(
     options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 0
     options["precision"] = resolve_precision(options.get("precision"), options.get("accelerator", "auto"))
     options["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpoints()]
-    callbacks = [*callbacks, LearningRateMonitor("step")]
+    added = options.pop("logger", None)
+    loggers: list[Logger] = []
+    if added is not False:
+        loggers = [CSVLogger(folder, name=CSV), TensorBoardLogger(folder, name=TENSORBOARD)]
+        loggers += [] if added is True else _as_list(added)
+        callbacks = [*callbacks, LearningRateMonitor("step")]
     if validates:  # before the last checkpoint, so that this one holds the best score so far
         best = FolderCheckpoint(folder / BEST, at_epoch_end=False, monitor="val_mAP", mode="max")
         callbacks.append(best)
@@ -173,9 +180,8 @@ def _build_trainer(
     callbacks.append(FolderCheckpoint(folder / LAST, at_epoch_end=True))
     if save_every is not None:
         callbacks.append(StepCheckpoint(folder / LAST, save_every))
-    logger = [CSVLogger(folder, name=CSV), TensorBoardLogger(folder, name=TENSORBOARD)]
     try:
-        return pl.Trainer(**options, default_root_dir=folder, callbacks=callbacks, logger=logger)
+        return pl.Trainer(**options, default_root_dir=folder, callbacks=callbacks, logger=loggers)
     except Exception as error:  # Lightning raises many types for options that do not fit together
         raise InputError(f"trainer: {truncate(error)}") from None
 
