@@ -7,12 +7,18 @@ of the process, with a cache of decoded images from an earlier run.
 
     python benchmarks/training.py --root DIR --out training.json        # Market-1501
     python benchmarks/training.py                                       # the synthetic data set
+
+`--losses` compares steps (forward, losses, backward, optimizer) with the default losses as a list, with those of a
+recipe, and with their formula written out, as in version 1.0; steps take turns, on the same batches.
+
+    python benchmarks/training.py --losses --steps 60
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,6 +103,63 @@ def train(words: list[str]) -> dict[str, float]:
     }
 
 
+def written_out(label_smoothing: float, margin: float) -> Any:
+    """Return the default losses as version 1.0 computed them."""
+    import torch
+
+    from rga_reid.training import BatchHardTripletLoss
+
+    cross_entropy = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    triplet = BatchHardTripletLoss(margin)
+
+    def compute(output: Any, labels: Any) -> dict[str, Any]:
+        with torch.autocast(output.logits.device.type, enabled=False):
+            logits = output.logits.float().movedim(-1, 1)
+            parts = labels.view(-1, *(1,) * (logits.ndim - 2)).expand(-1, *logits.shape[2:])
+            one, two = cross_entropy(logits, parts), triplet(output.pre_neck, labels)
+        return {"loss": one + two, "cross_entropy": one, "triplet": two}
+
+    return compute
+
+
+def compare_losses(steps: int) -> dict[str, float]:
+    """Return milliseconds per step for each way to write the default losses, and ratios to the formula."""
+    import torch
+
+    from rga_reid.training import ReIDLoss, build_reid_module
+
+    entries = [
+        {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}, "on": "logits"},
+        {"class_path": "rga_reid.training.BatchHardTripletLoss", "init_args": {"margin": 0.3}},
+    ]
+    module = build_reid_module(751, depth=18, weights=None, size=(128, 64), losses=entries)
+    ways = {"formula": written_out(0.1, 0.3), "recipe": ReIDLoss(), "list": module.losses}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, optimizer = module.model.to(device), module.optimizer(module.parameters())
+    labels = torch.arange(16, device=device).repeat_interleave(2)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for step in range(WARM_UP + steps):
+        images = torch.randn(32, 3, 128, 64, generator=torch.Generator().manual_seed(step)).to(device)
+        names = [*ways] if step % 2 else [*ways][::-1]
+        for name in names:
+            start = time.perf_counter()
+            losses = ways[name](model(images), labels)
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+            float(losses["loss"].detach())  # waits for the device
+            times[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(times[name], times["formula"], strict=True))
+        for name in ("recipe", "list")
+    }
+    return {
+        **{f"{name}_ms": round(1e3 * value, 2) for name, value in median.items()},
+        **{f"{name}_ratio": round(value, 4) for name, value in ratios.items()},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", help="data set in Market-1501's layout; by default a synthetic one")
@@ -104,8 +167,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", help="write the results as JSON")
+    parser.add_argument("--losses", action="store_true", help="compare ways to write the losses instead")
     options = parser.parse_args()
     results = []
+    if options.losses:
+        for _ in range(options.repeats):
+            results.append(compare_losses(options.steps))
+            print(json.dumps(results[-1]), flush=True)
+        if options.out:
+            asked = {"steps": options.steps, "losses": True}
+            write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
+        return
     with tempfile.TemporaryDirectory() as name:
         root = options.root
         if root is None:

@@ -199,7 +199,8 @@ def build_objects(options_parser: ArgumentParser, options: Namespace) -> Namespa
             if isinstance(cause, InputError):  # jsonargparse wraps errors of our classes
                 raise cause from None
         if type(error) is ValueError and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # jsonargparse's, about all types of an option, hides the one that matters
+            # jsonargparse's, about all types of an option, hides the one that matters
+            error = error.__cause__
         what = f"{type(error).__name__}: {truncate(error)}"
         raise InputError(f"train: cannot create the objects of the recipe ({what})") from None
 

@@ -211,7 +211,7 @@ def _check_same_run(
     saved, own = content.get("current_model_state", content.get("state_dict", {})), module.state_dict()
     key = "model.classifier.weight"
     before, now = (state[key].shape[0] if key in state else 0 for state in (saved, own))
-    if before != now:
+    if before and now and before != now:  # one may have no classifier
         raise InputError(
             f"--resume: {checkpoint} was trained on {before} identities, this data set has {now} "
             "to train on; resume with the same data set and the same --data.val_fraction"
