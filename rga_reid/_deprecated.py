@@ -119,6 +119,7 @@ OPTIONS = {
     "data.held_out": "data.val_fraction",
     "data.held_out_seed": "data.val_seed",
     "data.visits": "data.epoch",
+    "model.depth": "model.backbone",
     "model.input_sizes": "model.resolution_schedule",
     **{f"model.attention.{old}": f"model.attention.{new}" for old, new in RGA_ARGUMENTS.items()},
 }
@@ -137,6 +138,8 @@ def rename_option(name: str, value: Any = None, *, warn: bool = True) -> tuple[s
     new = f"{section}.{new_key}" if section else new_key
     known = VALUES.get(new.replace(".init_args", "", 1), {})
     new_value = known.get(value, value) if isinstance(value, str) else value
+    if name == "model.depth":
+        return new, f"resnet{value}"  # an alias that stays
     if warn and (new, new_value) != (name, value):
         old, now = (name, new) if name != new else (f"{name} {value}", f"{new} {new_value}")
         warnings.warn(f"{old} is now called {now}", FutureWarning, stacklevel=2)

@@ -30,10 +30,10 @@ def short_repr(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """Return ``; did you mean NEAREST?`` for an unknown name, or an empty text if no known name is close."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 MAX_SEED = 2**32 - 1  #: largest random seed that NumPy accepts

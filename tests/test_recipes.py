@@ -58,9 +58,12 @@ def released(tiny_market: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
 
 def test_released_options() -> None:
     options = parsed("market1501/rga_sc")
-    assert (options.model.depth, options.model.attention, options.model.weights) == (50, "rga", "imagenet")
-    assert options.model.last_stride == 1
-    assert tuple(options.model.stages) == (1, 2, 3, 4)
+    assert (options.model.backbone, options.model.attention, options.model.weights) == (
+        "resnet50",
+        "rga",
+        "imagenet",
+    )
+    assert (options.model.last_stride, options.model.stages) == (None, None)  # 1 and all for a ResNet
     assert tuple(options.model.size) == tuple(options.data.size) == (256, 128)
     assert (options.data.identities_per_batch, options.data.images_per_identity) == (16, 4)
     assert options.data.val_fraction == 0
@@ -123,7 +126,11 @@ def test_command_line_overrides_recipe_overrides_base(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: {depth: 34, last_stride: 2}\ntrainer: {max_epochs: 7}\n")
     (tmp_path / "mine.yaml").write_text("base: base.yaml\nmodel: {depth: 18}\n")
     options = parsed(str(tmp_path / "mine.yaml"), "--trainer.max_epochs", "3")
-    assert (options.model.depth, options.model.last_stride, options.trainer.max_epochs) == (18, 2, 3)
+    assert (options.model.backbone, options.model.last_stride, options.trainer.max_epochs) == (
+        "resnet18",
+        2,
+        3,
+    )
     options = parsed("market1501/cpu_scratch", "--model.attention", "pam")
     assert options.model.attention == "pam"  # in place of a class with options
 

@@ -50,7 +50,7 @@ def run(options: Namespace) -> None:
     height, width = model.size
     attention = (model.config or {}).get("attention") or "no attention"
     print(
-        f"{options.target}: ResNet-{model.backbone.depth} with {attention} for {height}x{width} images, "
+        f"{options.target}: {model.backbone.title} with {attention} for {height}x{width} images, "
         f"from {converted.source}"
     )
     print(sanitize(f"not used: {', '.join(converted.unused) or 'nothing'}"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
-from rga_reid.models import EmbeddingModel, ResNet, load_model, resolve_attention
+from rga_reid.models import EmbeddingModel, load_model, resolve_attention
 from rga_reid.models.analysis import attention_name, capture_stages, untrained_model
 from rga_reid.models.embedding import uint8_batch
 from rga_reid.reports.explorer import Exhibit
@@ -109,12 +109,7 @@ def explain(
 
 def describe(model: EmbeddingModel) -> str:
     """Describe a network: ``ResNet-50, 256×128 pixels``."""
-    if isinstance(model.backbone, ResNet):
-        name = f"ResNet-{model.backbone.depth}"
-    else:
-        chosen = (model.config or {}).get("backbone")
-        name = chosen if isinstance(chosen, str) else type(model.backbone).__name__
-    return f"{name}, {model.size[0]}×{model.size[1]} pixels"
+    return f"{model.backbone.title}, {model.size[0]}×{model.size[1]} pixels"
 
 
 def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:

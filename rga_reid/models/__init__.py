@@ -2,6 +2,7 @@
 
 from rga_reid._deprecated import module_getattr
 from rga_reid.models.analysis import count_costs
+from rga_reid.models.backbone import Backbone
 from rga_reid.models.build import build_model, resolve_attention
 from rga_reid.models.checkpoints import fingerprint, load_model, save_model
 from rga_reid.models.colour_histogram import ColourHistogram
@@ -11,6 +12,7 @@ from rga_reid.models.export import export_model
 from rga_reid.models.resnet import ResNet, count_parameters
 
 __all__ = [
+    "Backbone",
     "ColourHistogram",
     "ConvertedModel",
     "EmbeddingModel",

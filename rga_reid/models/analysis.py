@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from rga_reid.attention import ATTENTION_MODULES, RGA, NonLocal, Step
 from rga_reid.errors import InputError, short_repr
+from rga_reid.models.backbone import Backbone, Size, count_parameters
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel, eval_mode, uint8_batch
-from rga_reid.models.resnet import STAGES, ResNet, Size, count_parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,10 +228,7 @@ def untrained_model(
     return model.eval()
 
 
-_STEM = ("conv1", "bn1")
-
-
-def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
+def count_costs(backbone: Backbone, size: Size | None = None) -> pd.DataFrame:
     """Count parameters and multiply-accumulates of a backbone for one image.
 
     torch's counter sees the convolutions and matrix products that ``forward`` performs in evaluation, on tensors
@@ -248,6 +245,7 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
     """
     # these import much of torch's compiler, which nothing else here needs
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     height, width = size or backbone.size
@@ -255,21 +253,27 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     backbone.set_input_size((height, width))
     try:
-        with eval_mode(backbone), fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with (
+            eval_mode(backbone),
+            fake,
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # the counter does not see the products of fused attention
+            FlopCounterMode(display=False) as counter,
+        ):
             backbone(torch.empty(1, 3, height, width, device=next(backbone.parameters()).device))
     finally:
         backbone.set_input_size(before)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    parts: list[tuple[str, Sequence[str]]] = [("stem", _STEM)]
-    for stage in STAGES:
-        parts.append((f"stage {stage}", [f"layer{stage}"]))
-        if stage in backbone.attention_stages():
-            parts.append((f"attention {stage}", [f"attention{stage}"]))
+    attended = backbone.attention_stages()
+    parts = []
+    for part, names in backbone.parts():
+        parts.append((part, names))
+        parts += [(f"attention {n}", [f"attention{n}"]) for n in attended if part == f"stage {n}"]
     rows = [
         {
             "part": part,
-            "parameters": sum(count_parameters(getattr(backbone, name)) for name in names),
-            "macs": sum(flops.get(f"{type(backbone).__name__}.{name}", 0) for name in names) // 2,
+            "parameters": sum(count_parameters(backbone.get_submodule(name)) for name in names),
+            "macs": sum(_sum_flops(flops, backbone, name) for name in names) // 2,
         }
         for part, names in parts
     ]
@@ -277,7 +281,16 @@ def count_costs(backbone: ResNet, size: Size | None = None) -> pd.DataFrame:
     return pd.DataFrame([*rows, total])
 
 
-def total_costs(backbone: ResNet) -> tuple[int, int]:
+def _sum_flops(flops: dict[str, int], backbone: Backbone, name: str) -> int:
+    """Return the operations of a submodule, or of those inside if its ``forward`` is not called itself."""
+    path = f"{type(backbone).__name__}.{name}"
+    if path in flops:
+        return flops[path]
+    children = backbone.get_submodule(name).named_children()
+    return sum(_sum_flops(flops, backbone, f"{name}.{child}") for child, _ in children)
+
+
+def total_costs(backbone: Backbone) -> tuple[int, int]:
     """Return parameters and multiply-accumulates of a whole backbone, see ``count_costs``."""
     total = count_costs(backbone).iloc[-1]
     return int(total["parameters"]), int(total["macs"])

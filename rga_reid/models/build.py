@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,65 +15,155 @@ from torch import nn
 
 from rga_reid._deprecated import current_arguments
 from rga_reid.attention import ATTENTION_MODULES
-from rga_reid.errors import InputError, short_repr
+from rga_reid.errors import InputError, check_choice, short_repr
 from rga_reid.inputs import truncate
+from rga_reid.models.backbone import AttentionFactory, Backbone, Size, check_size
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
-from rga_reid.models.resnet import STAGES, AttentionFactory, ResNet
+from rga_reid.models.network import NetworkBackbone, UserBackbone
+from rga_reid.models.resnet import DEPTHS, ResNet
+from rga_reid.models.weights import read_published_state
 
 AttentionChoice = str | Mapping[str, Any] | None
+BackboneChoice = str | Mapping[str, Any]
+
+RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
 
 #: keys of ``model.config``, which a checkpoint may set; the source of pretrained weights is not among them
 CONFIG = frozenset(
-    {"depth", "attention", "stages", "last_stride", "size", "stem_pool", "stripes", "mean", "std"}
+    {"backbone", "attention", "stages", "last_stride", "size", "stem_pool", "stripes", "mean", "std"}
 )
 
 
 def build_model(
     *,
     classes: int = 0,
-    depth: int = 50,
+    backbone: BackboneChoice = "resnet50",
+    depth: int | None = None,
     attention: AttentionChoice = None,
-    stages: Sequence[int] = STAGES,
-    last_stride: int = 1,
-    weights: str | None = None,
+    stages: Sequence[int] | None = None,
+    last_stride: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
     size: Sequence[int] = (256, 128),
     stem_pool: Literal["padded", "ceil"] = "padded",
     stripes: int = 0,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> EmbeddingModel:
     """Build an ``EmbeddingModel`` and store in ``model.config`` how to build it again.
 
     Args:
         classes: training identities; 0 for inference only.
+        backbone: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
+        depth: 18, 34, 50 or 101, the name of these backbones in version 1.
         attention: None, a short name (``rga_reid.attention.ATTENTION_MODULES``), a class path, or a mapping
             ``{"class_path": ..., "init_args": {...}}``.
-        depth, stages, last_stride, weights, size, stem_pool: as in ``ResNet``.
-        stripes, mean, std: as in ``EmbeddingModel``.
+        stages: the stages that an attention module follows; None for all.
+        last_stride: stride of the last stage, 1 or 2; None for 1 where the architecture allows it.
+        weights, size, stem_pool: as in ``ResNet``.
+        stripes: as in ``EmbeddingModel``.
+        mean, std: normalisation of the RGB channels, on the scale 0 to 1; None for the backbone's.
 
     Returns:
         The model, in training mode: images ``(n, 3, H, W)`` to features, see ``EmbeddingModel``.
 
     Raises:
-        InputError: an unknown attention or option, as for ``ResNet`` and ``EmbeddingModel``; weights that are
-            unavailable or do not fit.
+        InputError: an unknown backbone, attention or option, as for ``ResNet`` and ``EmbeddingModel``; weights
+            that are unavailable or do not fit.
     """
-    height, width = size
-    backbone = ResNet(
-        depth, resolve_attention(attention), tuple(stages), last_stride, weights, (height, width), stem_pool
-    )
+    if depth is not None:
+        if backbone != "resnet50":
+            raise InputError(f"depth: another name of backbone, which is given, too ({short_repr(backbone)})")
+        check_choice("depth", depth, DEPTHS)
+        backbone = f"resnet{depth}"
+    network = _make_backbone(backbone, attention, stages, last_stride, weights, size, stem_pool)
+    mean = network.mean or IMAGENET_MEAN if mean is None else mean
+    std = network.std or IMAGENET_STD if std is None else std
     config = {
-        "depth": depth,
+        "backbone": dict(backbone) if isinstance(backbone, Mapping) else backbone,
         "attention": dict(attention) if isinstance(attention, Mapping) else attention,
-        "stages": list(stages),
-        "last_stride": last_stride,
-        "size": [height, width],
+        "stages": list(network.stages),
+        "last_stride": network.last_stride,
+        "size": list(network.size),
         "stem_pool": stem_pool,
         "stripes": stripes,
         "mean": list(mean),
         "std": list(std),
     }
-    return EmbeddingModel(backbone, classes, stripes=stripes, mean=mean, std=std, config=config)
+    return EmbeddingModel(network, classes, stripes=stripes, mean=mean, std=std, config=config)
+
+
+def _make_backbone(
+    choice: BackboneChoice,
+    attention: AttentionChoice,
+    stages: Sequence[int] | None,
+    last_stride: int | None,
+    weights: str | os.PathLike[str] | None,
+    size: Sequence[int],
+    stem_pool: Literal["padded", "ceil"],
+) -> Backbone:
+    """Return the backbone that a recipe or a checkpoint names, with pretrained weights and attention."""
+    factory = resolve_attention(attention)
+    name, options = _name_and_options("backbone", choice)
+    check_choice("last_stride", last_stride, (1, 2, None))
+    height, width = size
+    if name in RESNETS:
+        if options:
+            raise InputError(f"backbone {name}: takes no init_args, got {short_repr(options)}")
+        stride = 1 if last_stride is None else last_stride
+        return ResNet(RESNETS[name], factory, stages, stride, weights, (height, width), stem_pool)
+    if stem_pool != "padded":
+        raise InputError(f"stem_pool: only for {', '.join(RESNETS)}, not for {short_repr(name)}")
+    check_size(size)
+    library, _, rest = name.partition("/")
+    network: NetworkBackbone
+    if library == "timm" and rest:
+        from rga_reid.models.timm_backbone import TimmBackbone  # slow to import, as torchvision is
+
+        network = TimmBackbone(rest, (height, width), last_stride, weights == "imagenet", options)
+    elif library == "torchvision" and rest:
+        from rga_reid.models.torchvision_backbone import TorchvisionBackbone
+
+        network = TorchvisionBackbone(rest, (height, width), last_stride, weights == "imagenet", options)
+    elif "." in name and "/" not in name:
+        network = _make_user_backbone(name, options, (height, width), last_stride)
+        if weights == "imagenet":
+            raise InputError(f"weights: no ImageNet weights are known of {name}: expected a file or null")
+    else:
+        raise InputError(f"backbone: unknown {short_repr(name)}{_suggest_backbone(name)}")
+    if weights is not None and weights != "imagenet":
+        network.load_published(read_published_state(weights), os.fspath(weights))
+    network.insert_attention(factory, stages)
+    return network
+
+
+def _make_user_backbone(
+    name: str, options: Mapping[str, Any], size: Size, last_stride: int | None
+) -> NetworkBackbone:
+    """Return the backbone of a user's class, which gets ``size`` and ``last_stride`` if it takes them."""
+    factory = _import_class("backbone", name)
+    taken = inspect.signature(factory).parameters
+    given: dict[str, Any] = {"size": size} | ({} if last_stride is None else {"last_stride": last_stride})
+    if last_stride is not None and "last_stride" not in taken:
+        raise InputError(f"last_stride: {name} takes no last_stride: expected null, got {last_stride}")
+    try:
+        net = factory(**{key: value for key, value in given.items() if key in taken} | dict(options))
+    except InputError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise InputError(f"backbone {name}: {type(error).__name__}: {truncate(error)}") from None
+    return UserBackbone(name, net, size)
+
+
+def _suggest_backbone(name: str) -> str:
+    """Return the known backbones nearest to an unknown name, and the kinds of names."""
+    import timm
+    import torchvision
+
+    known = {model: f"torchvision/{model}" for model in torchvision.models.list_models(torchvision.models)}
+    known |= {model: f"timm/{model}" for model in timm.list_models()} | {model: model for model in RESNETS}
+    near = difflib.get_close_matches(name.rpartition("/")[2], known, n=3)
+    suggestion = f"did you mean {' or '.join(known[model] for model in near)}? " if near else ""
+    return f"; {suggestion}known: {', '.join(RESNETS)}, timm/NAME, torchvision/NAME, or a class path"
 
 
 def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> AttentionFactory | None:
@@ -87,11 +179,11 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
     """
     if choice is None:
         return None
-    name, options = _name_and_options(choice)
+    name, options = _name_and_options("attention", choice)
     if name in ATTENTION_MODULES:
         factory: Any = ATTENTION_MODULES[name]
     elif "." in name:
-        factory = _import_class(name, trusted)
+        factory = _import_class("attention", name, trusted)
     else:
         known = ", ".join(ATTENTION_MODULES)
         raise InputError(f"attention: unknown module {short_repr(name)}; known: {known}, or a class path")
@@ -103,7 +195,7 @@ def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> Atten
     return partial(factory, **options)
 
 
-def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
+def _name_and_options(kind: str, choice: Any) -> tuple[str, Mapping[str, Any]]:
     mapping = {"class_path": choice} if isinstance(choice, str) else choice
     if isinstance(mapping, Mapping) and set(mapping) <= {"class_path", "init_args"}:
         name, options = mapping.get("class_path"), mapping.get("init_args") or {}
@@ -113,26 +205,47 @@ def _name_and_options(choice: Any) -> tuple[str, Mapping[str, Any]]:
             and all(isinstance(k, str) for k in options)
         ):
             return name, options
-    raise InputError(f"attention: expected a name, or class_path and init_args, got {short_repr(choice)}")
+    raise InputError(f"{kind}: expected a name, or class_path and init_args, got {short_repr(choice)}")
 
 
-def _import_class(path: str, trusted: bool) -> type[nn.Module]:
+def check_classes(config: Mapping[str, Any]) -> None:
+    """Check that building the model of a checkpoint's configuration imports no module of the user.
+
+    Raises:
+        InputError: it names a class of a module that the program has not imported.
+    """
+    resolve_attention(config.get("attention"), trusted=False)
+    name, _ = _name_and_options("backbone", config.get("backbone", "resnet50"))
+    if "." in name and "/" not in name:
+        _import_class("backbone", name, trusted=False)
+
+
+def _import_class(kind: str, path: str, trusted: bool = True) -> type[nn.Module]:
+    """Return a class of modules by its path.
+
+    Args:
+        kind: ``attention`` or ``backbone``.
+        path: module and class.
+        trusted: see ``resolve_attention``.
+    """
     module_name, _, class_name = path.rpartition(".")
-    shown = truncate(path)
-    if not trusted and not _is_attention(module_name) and module_name not in sys.modules:
+    shown = f"{kind} {truncate(path)}"
+    is_ours = kind == "attention" and _is_attention(module_name)
+    if not trusted and not is_ours and module_name not in sys.modules:
         raise InputError(
-            f"attention {shown}: named by a checkpoint but not part of rga_reid.attention; if you trust it, "
+            f"{shown}: named by a checkpoint but not part of rga_reid.attention; if you trust it, "
             f"add --import {truncate(module_name)} (in Python: import it first)"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # a module may raise anything
-        raise InputError(f"attention {shown}: cannot import it ({truncate(error)})") from None
+        raise InputError(f"{shown}: cannot import it ({truncate(error)})") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise InputError(f"attention {shown}: expected a torch.nn.Module class, got {short_repr(found)}")
-    if not trusted and found.__module__.split(".")[0] == "rga_reid" and not _is_attention(found.__module__):
+        raise InputError(f"{shown}: expected a torch.nn.Module class, got {short_repr(found)}")
+    is_ours = kind == "attention" and _is_attention(found.__module__)
+    if not trusted and not is_ours and found.__module__.split(".")[0] == "rga_reid":
         # other classes here build models from their arguments, which could name a module to import
-        raise InputError(f"attention {shown}: named by a checkpoint but not part of rga_reid.attention")
+        raise InputError(f"{shown}: named by a checkpoint but not part of rga_reid.attention")
     return found
 
 

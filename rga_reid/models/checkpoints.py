@@ -20,7 +20,7 @@ from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, short_repr
 from rga_reid.files import atomic_file, checksum
 from rga_reid.inputs import truncate
-from rga_reid.models.build import CONFIG, build_model, resolve_attention
+from rga_reid.models.build import CONFIG, build_model, check_classes
 from rga_reid.models.embedding import EmbeddingModel
 from rga_reid.models.weights import check_state, diff_state_dicts, read_safetensors, read_torch
 
@@ -29,49 +29,61 @@ DATA_KEY = "rga_reid_data"  #: key of ``model.trained_on``
 PREFIX = "model."  #: prefix of the model's keys in a Lightning checkpoint
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> EmbeddingModel:
-    """Load a trained model for inference, in evaluation mode, without its classifier.
+def load_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, classifier: bool = False
+) -> EmbeddingModel:
+    """Load a trained model for inference, in evaluation mode.
 
     Args:
         path: a Lightning ``.ckpt`` of ``rga-reid train``, or a ``.safetensors`` of ``save_model``.
         device: device of the model.
+        classifier: keep the classifier of the training identities, which a ``.ckpt`` has.
 
     Raises:
-        InputError: the file is missing, not a checkpoint, a pickle, a checkpoint of another program, or has
-            NaN or infinite weights; the device is unavailable.
+        InputError: the file is missing, not a checkpoint, a pickle, a checkpoint of another program, has NaN
+            or infinite weights, or no classifier if that is asked for; the device is unavailable.
     """
     file, chosen = Path(path), choose_device(device)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
     config, trained_on, state = read(file)
-    config = rename_options(config, "model", warn=False)
-    unknown = [key for key in config if key not in CONFIG]
-    if unknown:
-        raise InputError(f"{file}: the model configuration has an unknown setting {short_repr(unknown[0])}")
     try:
-        resolve_attention(config.get("attention"), trusted=False)
+        config = rename_options(config, "model", warn=False)
+        unknown = [key for key in config if key not in CONFIG]
+        if unknown:
+            raise InputError(f"the model configuration has an unknown setting {short_repr(unknown[0])}")
+        check_classes(config)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    model = build_with_state(file, config, state)
+    model = build_with_state(file, config, state, classifier=classifier)
     model.trained_on = trained_on
     return model.to(chosen)
 
 
-def build_with_state(file: Path, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddingModel:
-    """Return the model of ``config`` with the weights of ``state``, in evaluation mode, without classifier.
+def build_with_state(
+    file: Path, config: dict[str, Any], state: dict[str, Tensor], *, classifier: bool = False
+) -> EmbeddingModel:
+    """Return the model of ``config`` with the weights of ``state``, in evaluation mode.
 
     Raises:
-        InputError: a missing or unknown key (except the classifier's), another shape, or a value that is NaN
-            or infinite.
+        InputError: a missing or unknown key (except the classifier's, unless that is kept), another shape, or a
+            value that is NaN or infinite.
     """
-    state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    classes = 0
+    if classifier:
+        weight = state.get("classifier.weight")
+        if weight is None or weight.ndim < 2:
+            raise InputError(f"{file}: has no classifier, which only a .ckpt of rga-reid train contains")
+        classes = len(weight)
+    else:
+        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     # built without memory first, so that a file cannot ask for a model larger than itself
     with _explain_failure(file), torch.device("meta"):
-        expected = build_model(**config).state_dict()
+        expected = build_model(classes=classes, **config).state_dict()
     wrong = diff_state_dicts(expected, state)
     if wrong:
         raise InputError(f"{file}: the weights do not fit the model configuration ({wrong})")
     with _explain_failure(file):
-        model = build_model(**config)
+        model = build_model(classes=classes, **config)
         model.load_state_dict(state)
     for key, value in model.state_dict().items():
         if not value.isfinite().all():

@@ -78,7 +78,7 @@ def read_published(
         config["last_stride"] = last_stride
     weights = {ours: state[theirs] for ours, theirs in names.items()}
     if "neck.weight" not in weights:
-        weights |= _identity_neck(512 if config["depth"] < 50 else 2048)
+        weights |= _identity_neck(512 if config["backbone"] in ("resnet18", "resnet34") else 2048)
     unused = tuple(sorted(state.keys() - set(names.values()) - _PREPROCESSING.keys()))
     return ConvertedModel(build_with_state(file, config, weights), source, unused)
 
@@ -97,7 +97,7 @@ def _recognise(file: Path, state: State) -> tuple[str, dict[str, Any], dict[str,
             raise InputError(f"{file}: a fast-reid model with a reduced embedding, which is not supported")
         names = {key: key for key in state if key.startswith("backbone.")}
         names |= {f"neck.{key.rpartition('.')[2]}": key for key in neck}
-        config = {"depth": _depth(file, state, "backbone."), "last_stride": 1, "stem_pool": "ceil"}
+        config = {"backbone": _backbone(file, state, "backbone."), "last_stride": 1, "stem_pool": "ceil"}
         for key, name in _PREPROCESSING.items():
             if key in state:
                 config[name] = [float(value) / 255 for value in state[key].ravel()]
@@ -107,14 +107,14 @@ def _recognise(file: Path, state: State) -> tuple[str, dict[str, Any], dict[str,
             raise InputError(f"{file}: a torchreid model with a layer after pooling (fc.0), not supported")
         names = {f"backbone.{key}": key for key in state if key.startswith(_STEM)}
         source = "torchreid" if "classifier.weight" in state else "torchvision"
-        return source, {"depth": _depth(file, state, ""), "last_stride": 2}, names
+        return source, {"backbone": _backbone(file, state, ""), "last_stride": 2}, names
     raise InputError(
         f"{file}: expected a checkpoint of the released RGA code, or a ResNet of torchvision, torchreid or "
         f"fast-reid, found {len(state)} tensors: {list_keys(sorted(state)) or 'none'}"
     )
 
 
-def _depth(file: Path, state: State, prefix: str) -> int:
+def _backbone(file: Path, state: State, prefix: str) -> str:
     counts = tuple(
         len({key.removeprefix(stage).split(".")[0] for key in state if key.startswith(stage)})
         for stage in (f"{prefix}layer{number}." for number in STAGES)
@@ -122,7 +122,7 @@ def _depth(file: Path, state: State, prefix: str) -> int:
     basic = f"{prefix}layer1.0.conv3.weight" not in state
     for depth, (block, expected) in ARCHITECTURES.items():
         if counts == expected and basic == (block is BasicBlock):
-            return depth
+            return f"resnet{depth}"
     known = sorted({expected for _, expected in ARCHITECTURES.values()})
     raise InputError(f"{file}: a ResNet with {counts} blocks in its stages, expected one of {known}")
 
@@ -177,7 +177,7 @@ def convert_official_rga(
         )
     positions = _positions(spatial, channel)
     config = {
-        "depth": 50,
+        "backbone": "resnet50",
         "attention": _KINDS[spatial is not None, channel is not None],
         "size": _input_size(file, positions, size),
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from rga_reid.data.images import normalise_image, read_image, to_pixels
 from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, check_choice, check_int, short_repr
 from rga_reid.inputs import is_number
-from rga_reid.models.resnet import ResNet, Size
+from rga_reid.models.backbone import Backbone, Size, eval_mode
 
 MAX_STRIPES = 64  #: the last map has a sixteenth or a 32nd of the image's rows
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -71,7 +70,7 @@ class EmbeddingModel(nn.Module):
     """A re-identification model that includes its preprocessing.
 
     Args:
-        backbone: ``(n, 3, H, W) -> (n, C, h, w)`` with the attributes ``channels`` and ``size``.
+        backbone: ``(n, 3, H, W) -> (n, C, h, w)``, see ``Backbone``.
         classes: number of training identities; 0 omits the classifier.
         stripes: horizontal stripes of the last map to pool in addition to the whole map; d = C (1 + stripes).
         mean, std: normalisation of the RGB channels, on the scale 0 to 1.
@@ -84,7 +83,7 @@ class EmbeddingModel(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         classes: int = 0,
         *,
         stripes: int = 0,
@@ -185,18 +184,6 @@ class EmbeddingModel(nn.Module):
             for batch in iter_batches(images, self.size, batch_size, current, channel_order):
                 rows.append(F.normalize(self(self.normalise(batch)).float()).cpu())
         return torch.cat(rows)  # outside inference mode: autograd refuses its tensors
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode and restore the mode of each submodule: some may be frozen."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def iter_batches(

@@ -9,20 +9,23 @@ CVPRW 2019 (arXiv 1903.07071).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from rga_reid.errors import InputError, check_choice, short_repr
+from rga_reid.errors import InputError, check_choice
 from rga_reid.inputs import truncate
-from rga_reid.models.weights import diff_state_dicts, read_tensors
-
-Size = tuple[int, int]
-AttentionFactory = Callable[[int, Size], nn.Module]
+from rga_reid.models.backbone import (
+    MAX_SIDE,
+    MIN_SIDE,
+    AttentionFactory,
+    Backbone,
+    Size,
+    count_parameters,
+)
+from rga_reid.models.weights import diff_state_dicts, read_published_state, with_counters
 
 
 class BasicBlock(nn.Module):
@@ -81,16 +84,15 @@ ARCHITECTURES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, .
 }
 DEPTHS = tuple(ARCHITECTURES)
 STAGES = (1, 2, 3, 4)
-MIN_SIDE, MAX_SIDE = 32, 1024  #: height and width of an input in pixels
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """``(n, 3, H, W) -> (n, C, H / 16, W / 16)``; C is 512 (depth 18, 34) or 2048 (depth 50, 101).
 
     Args:
         depth: 18, 34, 50 or 101.
         attention: class or callable ``(in_channels, size) -> Module``, built once for each chosen stage.
-        stages: the stages, 1 to 4, that an attention module follows.
+        stages: the stages, 1 to 4, that an attention module follows; None for all.
         last_stride: stride of stage 4; 2 gives ``(n, C, H / 32, W / 32)``.
         weights: None, ``"imagenet"`` (torchvision's ImageNet-1k V1 weights, downloaded on first use) or the
             path of a torchvision ResNet state_dict.
@@ -108,29 +110,19 @@ class ResNet(nn.Module):
         self,
         depth: int = 50,
         attention: AttentionFactory | None = None,
-        stages: Sequence[int] = STAGES,
+        stages: Sequence[int] | None = STAGES,
         last_stride: int = 1,
         weights: str | os.PathLike[str] | None = None,
         size: Size = (256, 128),
         stem_pool: Literal["padded", "ceil"] = "padded",
     ) -> None:
-        super().__init__()
         check_choice("depth", depth, DEPTHS)
         check_choice("stem_pool", stem_pool, ("padded", "ceil"))
         check_choice("last_stride", last_stride, (1, 2))
-        if not set(stages) <= set(STAGES) or len(set(stages)) != len(stages):
-            raise InputError(f"stages: expected distinct stages out of 1, 2, 3, 4, got {list(stages)}")
-        if not all(isinstance(length, int) and MIN_SIDE <= length <= MAX_SIDE for length in size):
-            raise InputError(
-                f"size: expected at least {MIN_SIDE}x{MIN_SIDE} and at most {MAX_SIDE}x{MAX_SIDE} pixels, "
-                f"got {short_repr(size[0])}x{short_repr(size[1])}"
-            )
+        super().__init__(f"resnet{depth}", size, last_stride)
         block, counts = ARCHITECTURES[depth]
-        self.depth, self.stages, self.last_stride = depth, tuple(stages), last_stride
-        self.size: Size = (size[0], size[1])
-        self.input_size = self.size  #: the size that attention currently takes
+        self.depth = depth
         self.channels = 512 * block.expansion
-        self.checkpointing = False
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -155,18 +147,20 @@ class ResNet(nn.Module):
         self.attention3: nn.Module
         self.attention4: nn.Module
         widths = [self.channels // 8, self.channels // 4, self.channels // 2, self.channels]
-        for stage, (width, map_size) in enumerate(zip(widths, self.map_sizes(size), strict=True), 1):
-            used = attention if attention is not None and stage in stages else nn.Identity
-            setattr(self, f"attention{stage}", used(width, map_size))
+        self.add_attention(attention, stages, list(zip(widths, self.map_sizes(self.size), strict=True)))
+
+    @property
+    def title(self) -> str:
+        """Name for people to read."""
+        return f"ResNet-{self.depth}"
 
     def _load_pretrained(self, weights: str | os.PathLike[str]) -> None:
         """Load a ResNet of torchvision, by name or from a file, without its classifier."""
-        state = _download(self.depth) if weights == "imagenet" else read_tensors(weights)
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        is_name = weights == "imagenet"
+        state = download_torchvision(self.name, "IMAGENET1K_V1") if is_name else read_published_state(weights)
+        state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
         own = self.state_dict()
-        counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        state = counters | state  # older files lack them
-        wrong = diff_state_dicts(own, state)
+        wrong = diff_state_dicts(own, state := with_counters(own, state))
         if wrong:
             raise InputError(
                 f"weights {os.fspath(weights)}: not a torchvision resnet{self.depth} state_dict: {wrong}"
@@ -183,19 +177,12 @@ class ResNet(nn.Module):
             sizes.append(size)
         return sizes
 
-    def attention_stages(self) -> dict[int, nn.Module]:
-        """Return the attention modules by the stage they follow."""
-        modules = {stage: getattr(self, f"attention{stage}") for stage in STAGES}
-        return {stage: module for stage, module in modules.items() if not isinstance(module, nn.Identity)}
-
-    def set_input_size(self, size: Size) -> None:
-        """Take inputs of ``size`` from now on, adapting attention modules that are tied to a map size."""
-        self.input_size = (size[0], size[1])
-        sizes = self.map_sizes(size)
-        for stage, module in self.attention_stages().items():
-            set_map_size: Any = getattr(module, "set_map_size", None)
-            if set_map_size is not None:
-                set_map_size(sizes[stage - 1])
+    def parts(self) -> list[tuple[str, list[str]]]:
+        """Return the name of each part and its submodules, for costs."""
+        parts = [("stem", ["conv1", "bn1"])]
+        for stage in STAGES:
+            parts.append((f"stage {stage}", [f"layer{stage}"]))
+        return parts
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the last feature map of normalised float images ``(n, 3, H, W)``."""
@@ -206,30 +193,12 @@ class ResNet(nn.Module):
             (self.layer3, self.attention3),
             (self.layer4, self.attention4),
         ):
-            x = self._run_stage(layer, attention, x)
+            x = self.run_stage(partial(_attend, layer, attention), (layer, attention), x)
         return x
 
-    def _run_stage(self, layer: nn.Module, attention: nn.Module, x: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return attention(layer(x))
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _frozen_buffers(layer, attention)
-
-        return checkpoint(lambda x: attention(layer(x)), x, use_reentrant=False, context_fn=contexts)
-
-
-@contextmanager
-def _frozen_buffers(*modules: nn.Module) -> Iterator[None]:
-    """Restore buffers afterwards: recomputing a batch must not count twice in running statistics."""
-    buffers = [buffer for module in modules for buffer in module.buffers()]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
+def _attend(layer: nn.Module, attention: nn.Module, x: Tensor) -> Tensor:
+    return attention(layer(x))
 
 
 def _halve(size: Size) -> Size:
@@ -253,17 +222,25 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def _download(depth: int) -> dict[str, Tensor]:
-    """Return torchvision's ImageNet weights. Nothing is unpickled."""
+def download_torchvision(name: str, version: str) -> dict[str, Tensor]:
+    """Return torchvision's ImageNet weights of a network. Nothing is unpickled.
+
+    Args:
+        name: name of torchvision.
+        version: such as ``IMAGENET1K_V1``, or ``DEFAULT``.
+
+    Raises:
+        InputError: they cannot be downloaded, or the cached file is damaged.
+    """
     from torchvision.models import get_model_weights
 
     try:
         # without weights_only, torchvision would unpickle a file in its cache
-        weights = get_model_weights(f"resnet{depth}").IMAGENET1K_V1
+        weights = getattr(get_model_weights(name), version)
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError as error:
         raise InputError(
-            f"weights 'imagenet': cannot download them ({error}); offline, save torchvision's resnet{depth} "
+            f"weights 'imagenet': cannot download them ({error}); offline, save torchvision's {name} "
             "weights elsewhere and give their path, or null for random weights"
         ) from None
     except Exception as error:  # torch raises many types on a damaged file
@@ -273,9 +250,13 @@ def _download(depth: int) -> dict[str, Tensor]:
         ) from None
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of trainable scalars."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-__all__ = ["DEPTHS", "STAGES", "AttentionFactory", "ResNet", "Size", "count_parameters"]
+__all__ = [
+    "DEPTHS",
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "STAGES",
+    "AttentionFactory",
+    "ResNet",
+    "Size",
+    "count_parameters",
+]

@@ -40,6 +40,16 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return check_state(file, content.get("state_dict", content.get("model", content)))
 
 
+def read_published_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state_dict as ``read_tensors`` does, without the prefix ``module.`` of DataParallel."""
+    return {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+
+
+def with_counters(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state`` with the batch counters of ``own``, which older files lack."""
+    return {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | dict(state)
+
+
 def check_state(file: Path, state: Any) -> dict[str, Tensor]:
     """Return ``state`` if it is a state_dict of plain tensors that store all their elements.
 

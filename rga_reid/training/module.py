@@ -23,7 +23,7 @@ from rga_reid.inputs import truncate
 from rga_reid.models import EmbeddingModel, build_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.models.embedding import uint8_batch
-from rga_reid.models.resnet import STAGES, Size
+from rga_reid.models.resnet import Size
 from rga_reid.training.augmentation import Augmentation, step_generator
 from rga_reid.training.callbacks import ResolutionSchedule
 from rga_reid.training.losses import LossEntry, ReIDLoss, ReIDLosses
@@ -195,10 +195,10 @@ class ReIDModule(pl.LightningModule):
 @rename_option_arguments("model")
 def build_reid_module(
     classes: int = 0,
-    depth: int = 50,
+    backbone: str | dict[str, Any] = "resnet50",
     attention: str | dict[str, Any] | None = "rga",
-    stages: Sequence[int] = STAGES,
-    last_stride: int = 1,
+    stages: Sequence[int] | None = None,
+    last_stride: int | None = None,
     weights: str | None = "imagenet",
     size: tuple[int, int] = (256, 128),
     stripes: int = 0,
@@ -217,13 +217,15 @@ def build_reid_module(
 
     Args:
         classes: number of training identities; taken from the data set.
-        depth: depth of the ResNet: 18, 34, 50 or 101.
+        backbone: resnet18, resnet34, resnet50 or resnet101; timm/NAME or torchvision/NAME for a network of these
+            libraries; a class path with options for your own. See docs/extending.md.
         attention: attention module after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal,
             criss_cross, se, cbam; a class path with options; null for none.
-        stages: stages followed by an attention module, of 1 to 4.
-        last_stride: stride of the last stage, 1 or 2; 1 doubles the height and width of its map.
-        weights: initial weights of the ResNet: imagenet (torchvision, downloaded once), a file, or null for
-            random ones.
+        stages: stages followed by an attention module, numbered from 1; null for all.
+        last_stride: stride of the last stage, 1 or 2; 1 doubles the height and width of its map. null for 1
+            where the backbone allows it.
+        weights: initial weights: imagenet (of torchvision or timm, downloaded once); a file of such weights; a
+            checkpoint of this program, whose classifier is left out; null for random ones.
         size: height and width of the images, in pixels.
         stripes: number of horizontal stripes that are embedded in addition to the whole image.
         loss: cross-entropy and triplet loss, used if ``losses`` is null.
@@ -251,7 +253,7 @@ def build_reid_module(
     has_classifier = entries is None or any(entry.on == "logits" for entry in entries)
     model = build_model(
         classes=classes if has_classifier else 0,
-        depth=depth,
+        backbone=backbone,
         attention=attention,
         stages=stages,
         last_stride=last_stride,

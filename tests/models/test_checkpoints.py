@@ -92,7 +92,11 @@ def test_checkpoints_of_version_1_embed_as_before(suffix: str, images: Tensor, t
     model = load_model(path)
     assert model.trained_on == data
     init_args = {RGA_ARGUMENTS[name]: value for name, value in config["attention"]["init_args"].items()}
-    assert model.config == {**config, "attention": {**config["attention"], "init_args": init_args}}
+    now = {
+        "backbone": f"resnet{config.pop('depth')}",
+        "attention": {**config["attention"], "init_args": init_args},
+    }
+    assert model.config == config | now
     np.testing.assert_allclose(model.embed(images)[:, ::96], recorded["embedding"], atol=1e-5)
 
 

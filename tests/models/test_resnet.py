@@ -156,3 +156,17 @@ def test_the_first_pool_without_padding() -> None:
     assert padded.maxpool(x).shape[2:] == (17, 9)
     with pytest.raises(InputError, match="stem_pool: expected padded or ceil"):
         ResNet(18, stem_pool="other")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_depth_is_another_name_of_the_backbone(depth: int) -> None:
+    with torch.device("meta"):
+        one, other = build_model(depth=depth), build_model(backbone=f"resnet{depth}")
+    assert one.config == other.config
+    assert (one.backbone.stages, one.backbone.last_stride) == ((1, 2, 3, 4), 1)
+    assert list(one.state_dict()) == list(other.state_dict())
+
+
+def test_depth_and_backbone_together_are_refused() -> None:
+    with pytest.raises(InputError, match="depth"):
+        build_model(depth=18, backbone="resnet34")
