@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rga_reid.attention import CAM, PAM, RGA
 from rga_reid.errors import InputError
-from rga_reid.models import ResNet, count_parameters
+from rga_reid.models import ResNet, build_model, count_parameters
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
