@@ -184,8 +184,8 @@ class DeferredOverwrite(Callback):
         return {path for name in (CSV, TENSORBOARD) for path in (self.folder / name).glob("version_*")}
 
 
-class StartLoggers(Callback):
-    """Start the loggers of the user when the training starts, and give them the configuration of the run.
+class LogOptions(Callback):
+    """Give the options of the run to the loggers of the user.
 
     Args:
         loggers: loggers that the user has added.
@@ -196,15 +196,20 @@ class StartLoggers(Callback):
         self.loggers, self.config = loggers, config
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        options = {} if self.config is None else yaml.safe_load(self.config)
-        for logger in self.loggers:
-            try:
-                _ = logger.experiment  # type: ignore[attr-defined]
-                logger.log_hyperparams(options)
-            except Exception as error:  # a logger may fail in any way, such as without an account
-                raise InputError(
-                    f"trainer.logger {type(logger).__name__}: {type(error).__name__}: {truncate(error)}"
-                ) from None
+        if self.config is not None:
+            for logger in self.loggers:
+                with explain_logger_error(logger):
+                    logger.log_hyperparams(yaml.safe_load(self.config))
+
+
+@contextmanager
+def explain_logger_error(logger: Logger) -> Iterator[None]:
+    """Turn any error of a logger, such as a missing account or server, into an ``InputError`` that names it."""
+    try:
+        yield
+    except Exception as error:
+        what = f"{type(error).__name__}: {truncate(error)}"
+        raise InputError(f"trainer.logger {type(logger).__name__}: {what}") from error
 
 
 def _remove(path: Path) -> None:
@@ -248,15 +253,7 @@ class NaNGuard(Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.finite = True
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.finite = self.finite and all_finite([outputs])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

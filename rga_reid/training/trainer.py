@@ -31,9 +31,10 @@ from rga_reid.training.callbacks import (
     AtomicCheckpoints,
     DeferredOverwrite,
     FolderCheckpoint,
+    LogOptions,
     NaNGuard,
-    StartLoggers,
     StepCheckpoint,
+    explain_logger_error,
 )
 from rga_reid.training.datamodule import ReIDData
 from rga_reid.training.module import ReIDModule
@@ -100,7 +101,7 @@ def fit(
     deferred = DeferredOverwrite(folder, overwrite=not resume, config=config)
     lines = ProgressLines()
     loggers = _as_list(options.get("logger")) if options.get("logger") is not True else []
-    callbacks += [deferred, StartLoggers(loggers, config), NaNGuard(), EpochMetrics()]
+    callbacks += [deferred, LogOptions(loggers, config), NaNGuard(), EpochMetrics()]
     if not sys.stderr.isatty():
         options["enable_progress_bar"] = False
         callbacks.append(lines)
@@ -117,6 +118,10 @@ def fit(
             deferred.restore_on_failure() if is_first_process() else nullcontext(),
             keep_freed_memory() if on_cpu else nullcontext(),
         ):
+            if runner.strategy.launcher is None:  # several processes start them on their own
+                for logger in loggers:
+                    with explain_logger_error(logger):
+                        _ = logger.experiment  # starts it
             runner.fit(
                 module,
                 datamodule=data,

@@ -68,7 +68,10 @@ def test_no_logs(small_run: Words, tmp_path: Path) -> None:
 
 
 def test_logger_that_fails(small_run: Words, tmp_path: Path, refused: Refused) -> None:
-    logger = {"class_path": f"{__name__}.FailingLogger", "init_args": {"save_dir": str(tmp_path / "x")}}
+    logger = {
+        "class_path": f"{__name__}.{FailingLogger.__name__}",
+        "init_args": {"save_dir": str(tmp_path / "x")},
+    }
     error = refused(*small_run(trainer={**ONE_STEP, "logger": logger}))
     assert "FailingLogger" in error
     assert "no account" in error

@@ -279,9 +279,12 @@ def test_yaml_reads_the_key_on_as_true(small_run: Words, tmp_path: Path) -> None
             {"class_path": f"{METRIC}.CircleLoss", "miner": {"class_path": "nowhere.Miner"}},
             ["model.losses[1].miner", "nowhere.Miner"],
         ),
-        ({"class_path": f"{HERE}.Vector"}, ["model.losses[1]", "scalar", "(4,)"]),
+        ({"class_path": f"{HERE}.{Vector.__name__}"}, ["model.losses[1]", "scalar", "(4,)"]),
         ({"class_path": "torch.nn.CosineEmbeddingLoss"}, ["model.losses[1]", "CosineEmbeddingLoss"]),
-        ({"class_path": f"{HERE}.NotANumber"}, ["model.losses[1]", "nan", "batch 1", "not_finite.pt"]),
+        (
+            {"class_path": f"{HERE}.{NotANumber.__name__}"},
+            ["model.losses[1]", "nan", "batch 1", "not_finite.pt"],
+        ),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
