@@ -37,7 +37,7 @@ LAST = "last.ckpt"  # as in training.callbacks, which would import Lightning
 _LOCK = ".lock"
 
 _POLL_SECONDS = 0.2
-_TAIL = 4096  # bytes of a log that are read
+_TAIL = 1 << 16  # bytes of a log that are read: several hours of lines within an epoch
 _EPOCH = re.compile(rb"epoch (\d+)/(\d+) ")
 _HEADING = re.compile(rb"^== (?:training|testing)\n", re.MULTILINE)
 _TESTING_SHARE = 0.05  # of the work of a run

@@ -55,10 +55,12 @@ class EpochMetrics(Callback):
         self._stop_clock()
         if self.sum is not None:
             means = (self.sum / self.steps).unbind()
-            losses = {f"{name}{EPOCH}": mean for name, mean in zip(pl_module.step_losses, means, strict=True)}
-            pl_module.log_dict(losses, sync_dist=trainer.world_size > 1, batch_size=1)
-            rate = self.images * trainer.world_size / max(self.seconds, 1e-9)
-            pl_module.log_dict({f"lr{EPOCH}": self.learning_rate, RATE: rate}, batch_size=1)
+            metrics = {
+                f"{name}{EPOCH}": mean for name, mean in zip(pl_module.step_losses, means, strict=True)
+            }
+            metrics[f"lr{EPOCH}"] = torch.tensor(self.learning_rate)
+            metrics[RATE] = torch.tensor(self.images * trainer.world_size / max(self.seconds, 1e-9))
+            pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1, batch_size=1)
         self._clear()
 
 
