@@ -197,7 +197,7 @@ class LogOptions(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.config is not None:
-            for logger in self.loggers:
+            for logger in set(self.loggers) & set(trainer.loggers):  # none in a fast_dev_run
                 with explain_logger_error(logger):
                     logger.log_hyperparams(yaml.safe_load(self.config))
 

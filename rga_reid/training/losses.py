@@ -93,7 +93,7 @@ class LossTerm(nn.Module):
             By default ``logits`` for ``torch.nn.CrossEntropyLoss``, else ``pre_neck``.
         weight: factor of this loss in the sum.
         miner: miner of pytorch-metric-learning that chooses pairs or triplets for ``function``.
-        label: name in error messages.
+        label: name in error messages; by default the class of ``function``.
 
     Raises:
         InputError: an invalid ``on`` or ``weight``; a miner for a loss that takes none.
@@ -109,16 +109,17 @@ class LossTerm(nn.Module):
         label: str | None = None,
     ) -> None:
         super().__init__()
-        self.label = label or type(function).__name__
+        self.label = label
+        self.name = label or type(function).__name__
         self.on = _default_field(type(function)) if on is None else on
-        check_choice(f"{self.label}: on", self.on, FIELDS)
+        check_choice(f"{self.name}: on", self.on, FIELDS)
         if not is_number(weight) or weight <= 0:
             raise InputError(
-                f"{self.label}: weight: expected a number greater than 0, got {short_repr(weight)}"
+                f"{self.name}: weight: expected a number greater than 0, got {short_repr(weight)}"
             )
         if miner is not None and "indices_tuple" not in inspect.signature(function.forward).parameters:
             raise InputError(
-                f"{self.label}: miner: this loss takes none; losses of pytorch-metric-learning do"
+                f"{self.name}: miner: this loss takes none; losses of pytorch-metric-learning do"
             )
         self.function, self.miner, self.weight = function, miner, float(weight)
 
@@ -143,12 +144,12 @@ class LossTerm(nn.Module):
         except Exception as error:  # any class may be given
             if _is_out_of_memory(error):
                 raise
-            raise InputError(f"{self.label}: {type(error).__name__}: {truncate(error)}") from error
+            raise InputError(f"{self.name}: {type(error).__name__}: {truncate(error)}") from error
         if not isinstance(value, Tensor) or value.ndim:
             found = (
                 f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else short_repr(value)
             )
-            raise InputError(f"{self.label}: expected the loss of the batch as a scalar tensor, got {found}")
+            raise InputError(f"{self.name}: expected the loss of the batch as a scalar tensor, got {found}")
         return value
 
 

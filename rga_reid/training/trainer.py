@@ -119,7 +119,7 @@ def fit(
             keep_freed_memory() if on_cpu else nullcontext(),
         ):
             if runner.strategy.launcher is None:  # several processes start them on their own
-                for logger in loggers:
+                for logger in set(loggers) & set(runner.loggers):  # none in a fast_dev_run
                     with explain_logger_error(logger):
                         _ = logger.experiment  # starts it
             runner.fit(

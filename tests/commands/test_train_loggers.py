@@ -72,9 +72,12 @@ def test_logger_that_fails(small_run: Words, tmp_path: Path, refused: Refused) -
         "class_path": f"{__name__}.{FailingLogger.__name__}",
         "init_args": {"save_dir": str(tmp_path / "x")},
     }
-    error = refused(*small_run(trainer={**ONE_STEP, "logger": logger}))
+    words = small_run(trainer={**ONE_STEP, "logger": logger})
+    error = refused(*words)
     assert "FailingLogger" in error
     assert "no account" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--trainer.fast_dev_run", "true"]) == 0  # without loggers
 
 
 def test_callbacks_and_profiler(small_run: Words, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
