@@ -6,12 +6,13 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from rga_reid._deprecated import current_arguments
 from rga_reid.attention import ATTENTION_MODULES
@@ -21,7 +22,7 @@ from rga_reid.models.backbone import AttentionFactory, Backbone, Size, check_siz
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
 from rga_reid.models.network import NetworkBackbone, UserBackbone
 from rga_reid.models.resnet import DEPTHS, ResNet
-from rga_reid.models.weights import read_published_state
+from rga_reid.models.weights import diff_state_dicts, read_initial_weights, read_published_state
 
 AttentionChoice = str | Mapping[str, Any] | None
 BackboneChoice = str | Mapping[str, Any]
@@ -53,13 +54,18 @@ def build_model(
 
     Args:
         classes: training identities; 0 for inference only.
-        backbone: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
+        backbone: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``; ``timm/NAME`` or
+            ``torchvision/NAME``; the class path of a network of your own, see ``UserBackbone``; or a mapping
+            ``{"class_path": ..., "init_args": {...}}`` of such a name and options of the network.
         depth: 18, 34, 50 or 101, the name of these backbones in version 1.
         attention: None, a short name (``rga_reid.attention.ATTENTION_MODULES``), a class path, or a mapping
             ``{"class_path": ..., "init_args": {...}}``.
         stages: the stages that an attention module follows; None for all.
         last_stride: stride of the last stage, 1 or 2; None for 1 where the architecture allows it.
-        weights, size, stem_pool: as in ``ResNet``.
+        weights: ``imagenet`` (torchvision's or timm's, downloaded on first use); a file of published weights of
+            this backbone, whose classifier is left out; a checkpoint of this package, all but its classifier;
+            None for random weights.
+        size, stem_pool: as in ``ResNet``.
         stripes: as in ``EmbeddingModel``.
         mean, std: normalisation of the RGB channels, on the scale 0 to 1; None for the backbone's.
 
@@ -75,7 +81,14 @@ def build_model(
             raise InputError(f"depth: another name of backbone, which is given, too ({short_repr(backbone)})")
         check_choice("depth", depth, DEPTHS)
         backbone = f"resnet{depth}"
-    network = _make_backbone(backbone, attention, stages, last_stride, weights, size, stem_pool)
+    source: dict[str, Any] | None = None
+    state: dict[str, Tensor] = {}
+    if weights not in (None, "imagenet"):
+        source, state = read_initial_weights(weights)
+    published = weights if source is None else None
+    network = _make_backbone(backbone, attention, stages, last_stride, published, size, stem_pool)
+    if source is not None:  # images are prepared as in its training
+        mean, std = (given or source.get(key) for key, given in (("mean", mean), ("std", std)))
     mean = network.mean or IMAGENET_MEAN if mean is None else mean
     std = network.std or IMAGENET_STD if std is None else std
     config = {
@@ -89,7 +102,52 @@ def build_model(
         "mean": list(mean),
         "std": list(std),
     }
-    return EmbeddingModel(network, classes, stripes=stripes, mean=mean, std=std, config=config)
+    model = EmbeddingModel(network, classes, stripes=stripes, mean=mean, std=std, config=config)
+    if source is not None:
+        _start_from(model, str(weights), source, state)
+    return model
+
+
+def _start_from(
+    model: EmbeddingModel, name: str, source: Mapping[str, Any], state: dict[str, Tensor]
+) -> None:
+    """Load a checkpoint of this package for fine-tuning, and print what is not used of it and what is new.
+
+    Its classifier is left out. Attention modules and the neck may be others: one of which any tensor differs is
+    left out as a whole.
+
+    Raises:
+        InputError: the backbone is another one.
+    """
+    labels = state.get("classifier.weight")
+    state, own = (
+        {key: value for key, value in one.items() if not key.startswith("classifier.")}
+        for one in (state, model.state_dict())
+    )
+    fits = {key for key in own.keys() & state.keys() if own[key].shape == state[key].shape}
+    changed = {_part_of(key) for key in (own.keys() | state.keys()) - fits} - {""}
+    used = {key: value for key, value in state.items() if _part_of(key) not in changed}
+    wrong = diff_state_dicts({key: value for key, value in own.items() if _part_of(key) not in changed}, used)
+    if wrong:
+        theirs = source.get("backbone", f"resnet{source.get('depth', 50)}")
+        raise InputError(
+            f"weights {name}: a checkpoint of the backbone {short_repr(theirs)}, which does not fit "
+            f"{model.backbone.name}: {wrong}"
+        )
+    model.load_state_dict(used, strict=False)
+    unused, new = (sorted(changed & {_part_of(key) for key in one}) for one in (state, own))
+    unused += [] if labels is None else [f"classifier of {len(labels)} identities"]
+    new += [] if model.classifier is None else ["classifier"]
+    print(
+        f"weights {name}: not used: {', '.join(unused) or 'nothing'}; new: {', '.join(new) or 'nothing'}",
+        file=sys.stderr,
+    )
+
+
+def _part_of(key: str) -> str:
+    """Return the attention module, or the neck, that a tensor belongs to; empty for the rest of the backbone."""
+    found = re.match(r"(?:backbone\.)?(attention[0-9]+|neck)\.", key)
+    return found[1] if found else ""
 
 
 def _make_backbone(

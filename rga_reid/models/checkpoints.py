@@ -22,11 +22,7 @@ from rga_reid.files import atomic_file, checksum
 from rga_reid.inputs import truncate
 from rga_reid.models.build import CONFIG, build_model, check_classes
 from rga_reid.models.embedding import EmbeddingModel
-from rga_reid.models.weights import check_state, diff_state_dicts, read_safetensors, read_torch
-
-CONFIG_KEY = "rga_reid_model"  #: key of ``model.config`` in a Lightning checkpoint and a safetensors header
-DATA_KEY = "rga_reid_data"  #: key of ``model.trained_on``
-PREFIX = "model."  #: prefix of the model's keys in a Lightning checkpoint
+from rga_reid.models.weights import CONFIG_KEY, DATA_KEY, diff_state_dicts, read_checkpoint
 
 
 def load_model(
@@ -44,8 +40,7 @@ def load_model(
             or infinite weights, or no classifier if that is asked for; the device is unavailable.
     """
     file, chosen = Path(path), choose_device(device)
-    read = _read_safetensors if file.suffix == ".safetensors" else _read_lightning
-    config, trained_on, state = read(file)
+    config, trained_on, state = read_checkpoint(file)
     try:
         config = rename_options(config, "model", warn=False)
         unknown = [key for key in config if key not in CONFIG]
@@ -144,42 +139,6 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     """
     with open(path, "rb") as file:
         return checksum(file)
-
-
-def _read_lightning(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:
-    content = read_torch(file)
-    config, state = content.get(CONFIG_KEY), content.get("state_dict")
-    if not isinstance(config, dict) or not isinstance(state, dict):
-        raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
-    if not _is_json(config):
-        raise InputError(f"{file}: {CONFIG_KEY}: expected JSON values")
-    trained_on = content.get(DATA_KEY)  # a user's DataModule may store anything here
-    if not isinstance(trained_on, dict) or not _is_json(trained_on):
-        trained_on = None
-    state = check_state(file, state)
-    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return config, trained_on, own
-
-
-def _is_json(value: Any) -> bool:
-    """Return whether a value can be written as JSON."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:
-    state, metadata = read_safetensors(file)
-    try:
-        config = json.loads(metadata[CONFIG_KEY])
-        trained_on = json.loads(metadata.get(DATA_KEY, "null"))
-    except (KeyError, ValueError, RecursionError):
-        config = trained_on = None
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")
-    return config, trained_on, state
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import warnings
@@ -18,6 +19,9 @@ from torch import Tensor
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import truncate
 
+CONFIG_KEY = "rga_reid_model"  #: key of ``model.config`` in a Lightning checkpoint and a safetensors header
+DATA_KEY = "rga_reid_data"  #: key of ``model.trained_on``
+PREFIX = "model."  #: prefix of the model's keys in a Lightning checkpoint
 MAX_SHOWN = 10  #: keys listed in a message
 
 # Training scripts store their best score as a NumPy scalar, which torch does not allow by default. Unpickling one
@@ -27,6 +31,79 @@ _NUMPY_SCALARS: list[Any] = [
     for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]
 _NUMPY_SCALARS += [np.dtype, *(type(np.dtype(code)) for code in ("?", "i4", "i8", "f2", "f4", "f8"))]
+
+
+#: configuration, statistics of the training data, and state_dict of a model
+Checkpoint = tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """Read a Lightning ``.ckpt`` of ``rga-reid train`` or a ``.safetensors`` of ``save_model``.
+
+    Raises:
+        InputError: the file is missing, or of another program.
+    """
+    if file.suffix == ".safetensors":
+        return _from_safetensors(file, *read_safetensors(file))
+    return _from_lightning(file, read_torch(file))
+
+
+def read_initial_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Read a checkpoint of this package, or published weights.
+
+    Returns:
+        The model configuration of a checkpoint, or None for published weights; and the state_dict, of published
+        weights without the prefix ``module.`` of DataParallel.
+
+    Raises:
+        InputError: the file is missing or contains neither.
+    """
+    file = Path(path)
+    if file.suffix == ".safetensors":
+        state, metadata = read_safetensors(file)
+        if CONFIG_KEY in metadata:
+            config, _, state = _from_safetensors(file, state, metadata)
+            return config, state
+    else:
+        content = read_torch(file)
+        if CONFIG_KEY in content:
+            config, _, state = _from_lightning(file, content)
+            return config, state
+    return None, read_published_state(file)
+
+
+def _from_lightning(file: Path, content: dict[str, Any]) -> Checkpoint:
+    config, state = content.get(CONFIG_KEY), content.get("state_dict")
+    if not isinstance(config, dict) or not isinstance(state, dict):
+        raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
+    if not _is_json(config):
+        raise InputError(f"{file}: {CONFIG_KEY}: expected JSON values")
+    trained_on = content.get(DATA_KEY)  # a user's DataModule may store anything here
+    if not isinstance(trained_on, dict) or not _is_json(trained_on):
+        trained_on = None
+    state = check_state(file, state)
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    return config, trained_on, own
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _from_safetensors(file: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Checkpoint:
+    try:
+        config = json.loads(metadata[CONFIG_KEY])
+        trained_on = json.loads(metadata.get(DATA_KEY, "null"))
+    except (KeyError, ValueError, RecursionError):
+        config = trained_on = None
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")
+    return config, trained_on, state
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
