@@ -88,7 +88,7 @@ def test_weights_that_fit_partly_are_refused(choice: str, tmp_path: Path) -> Non
         build_model(backbone=choice, weights=write_bare(state, tmp_path / "w.pth"), size=SIZE)
     message = str(error.value)
     assert "12 keys missing" in message
-    assert sum(key in message for key in names[:12]) == 10
+    assert f"({', '.join(sorted(names[:12])[:10])}, ...)" in message
     assert unexpected in message
 
 
@@ -108,7 +108,7 @@ def test_timm_downloads_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("name resolution failed")
 
     monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(InputError, match="weights.*convnext_atto.*offline") as error:
+    with pytest.raises(InputError, match=r"weights.*convnext_atto.*offline") as error:
         build_model(backbone="timm/convnext_atto.d2_in1k", weights="imagenet", size=SIZE)
     assert "\n" not in str(error.value)
     assert asked == [("convnext_atto.d2_in1k", True)]
@@ -192,7 +192,8 @@ def test_the_classifier_is_kept_on_request(stripes: int, tmp_path: Path) -> None
     trained = build_model(depth=18, size=SIZE, classes=6, stripes=stripes)
     file = save_trained(trained, tmp_path / "m.ckpt")
     model = load_model(file, classifier=True)
-    assert model.classifier is not None and trained.classifier is not None
+    assert model.classifier is not None
+    assert trained.classifier is not None
     assert torch.equal(model.classifier.weight, trained.classifier.weight)
     assert load_model(file).classifier is None
     save_model(trained, tmp_path / "m.safetensors")
