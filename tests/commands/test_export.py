@@ -129,7 +129,7 @@ def test_programs_of_the_documentation_run(checkpoint: Path, code_blocks: Any, d
 
 def test_loading_a_model_imports_nothing_heavy(checkpoint: Path) -> None:
     """Neither the training stack nor torchvision and torch's compiler, which take seconds."""
-    heavy = ("pytorch_lightning", "pytorch_metric_learning", "torchvision", "torch._dynamo", "onnx")
+    heavy = ("pytorch_lightning", "pytorch_metric_learning", "torchvision", "timm", "torch._dynamo", "onnx")
     script = (
         f"import rga_reid, sys\nrga_reid.load_model({str(checkpoint)!r})\n"
         f"print([name for name in {heavy} if name in sys.modules])"

@@ -17,8 +17,8 @@ from tests.conftest import CHECKOUT
 
 #: slow to import, and needed by neither --help nor query
 HEAVY = (
-    *("pytorch_lightning", "lightning", "torchvision", "torch._dynamo", "sympy", "triton", "matplotlib"),
-    *("sklearn", "onnx", "onnxruntime", "h5py", "tensorboard"),
+    *("pytorch_lightning", "lightning", "torchvision", "timm", "torch._dynamo", "sympy", "triton"),
+    *("matplotlib", "sklearn", "onnx", "onnxruntime", "h5py", "tensorboard"),
 )
 QUERY = """
 from rga_reid.commands import main
