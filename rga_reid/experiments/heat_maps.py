@@ -173,7 +173,7 @@ class _Model:
 
     def _cam(self, photo: Photo, cam: GradCAM, what: str, score: str, section: str = "") -> HeatMap:
         kept, total = float(cam.maps.sum()), float(cam.signed.abs().sum())
-        if total <= torch.finfo(torch.float32).eps * abs(float(cam.scores)):
+        if float(cam.signed.abs().max()) <= torch.finfo(torch.float32).eps * abs(float(cam.scores)):
             zero = torch.zeros_like(cam.maps[0])
             return self._heat_map(
                 photo, what, zero, score, "no gradient: the score is constant", section=section

@@ -110,7 +110,8 @@ def test_grad_cam_of_a_similarity_shows_both_pictures(
 def test_grad_cam_of_an_identity_explains_its_logit(images: list[str]) -> None:
     model = build_model(depth=18, classes=5, size=SIZE).eval()
     nn.init.normal_(model.classifier.weight)
-    logits = model.classifier(model(model.normalise(uint8_batch(images[:1], SIZE))))[0]
+    with torch.no_grad():
+        logits = model.classifier(model(model.normalise(uint8_batch(images[:1], SIZE))))[0]
     shown = [heat_maps(images[:1], checkpoints={"m": model}, identity=number)[0] for number in (1, 4)]
     assert [one.notes[0] for one in shown] == [
         f"logit of identity {number}: {float(logits[number]):.3g}" for number in (1, 4)
