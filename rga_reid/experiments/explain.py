@@ -109,7 +109,9 @@ def explain(
 
 def describe(model: EmbeddingModel) -> str:
     """Describe a network: ``ResNet-50, 256×128 pixels``."""
-    return f"{model.backbone.title}, {model.size[0]}×{model.size[1]} pixels"
+    # a module given to EmbeddingModel as it is has no title
+    title = getattr(model.backbone, "title", type(model.backbone).__name__)
+    return f"{title}, {model.size[0]}×{model.size[1]} pixels"
 
 
 def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
-from rga_reid.experiments.heat_maps import heat_maps
+from rga_reid.experiments.heat_maps import default_view, heat_maps
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
 from rga_reid.models.embedding import uint8_batch
 
@@ -119,6 +119,39 @@ def test_grad_cam_of_an_identity_explains_its_logit(images: list[str]) -> None:
     assert np.abs(shown[0].values - shown[1].values).max() > 0
     with pytest.raises(InputError, match=r"m: identity: .* from 0 to 4"):
         heat_maps(images[:1], checkpoints={"m": model}, identity=5)
+
+
+def test_a_checkpoint_of_train_explains_an_identity(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    model = build_model(backbone="resnet18", classes=5, size=SIZE).eval()
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"rga_reid_model": model.config, "state_dict": state}, tmp_path / "last.ckpt")
+    words = ["--image", images[0], "--identity", "3", "--checkpoint"]
+    page = page_of(tmp_path / "page.html", *words, str(tmp_path / "last.ckpt"))
+    logits = model.classifier(model(model.normalise(uint8_batch(images[:1], SIZE))))
+    assert f"logit of identity 3: {float(logits[0, 3]):.3g}" in page
+    out = ["--out", str(tmp_path / "page.html")]
+    assert "classifier" in refused("explain", *words, checkpoints["plain"], *out)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "grid"),
+    [
+        ("timm/vit_tiny_patch16_224", (4, 2)),
+        ("timm/mobilenetv2_100", (4, 2)),
+        ("torchvision/mobilenet_v2", (4, 2)),
+    ],
+)
+def test_other_backbones_have_maps(images: list[str], backbone: str, grid: tuple[int, int]) -> None:
+    models = {backbone: build_model(backbone=backbone, size=SIZE).eval()}
+    maps = heat_maps(images[:1], checkpoints=models, similar_to=images[1])
+    maps += heat_maps(images[:1], "activation", checkpoints=models)
+    for found in maps:
+        assert found.values.shape == grid
+        assert found.values.any()
+        assert backbone in found.network
+    assert default_view(models) == "gradcam"
 
 
 def test_maps_show_where_a_region_is_used(images: list[str], tmp_path: Path) -> None:
