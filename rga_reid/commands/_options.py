@@ -6,6 +6,7 @@ import re
 from argparse import Action
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def add_import_option(parser: ArgumentParser) -> None:
 
 def _find_imports(words: Sequence[str]) -> Iterator[str]:
     """Yield the values of ``--import``."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip_longest(words, words[1:]):
         option, equals, value = word.partition("=")
         if option == "--import" and (equals or following is not None):
             yield value if equals else str(following)

@@ -180,7 +180,8 @@ def _read_npy(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFrame]:
         file.seek(0)
         try:
             read_npy_header(file)
-            features = np.load(path, mmap_mode="r", allow_pickle=False)
+            with np.errstate(over="ignore"):  # NumPy refuses a shape that is too big, after a warning
+                features = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # NumPy raises many types on a damaged header
             raise InputError(
                 f"{path}: not an .npy file of plain numbers (empty, damaged or pickled: {truncate(error)})"

@@ -78,6 +78,7 @@ def test_names_that_are_not_utf_8(refused: Callable[..., str]) -> None:
         ("gallery build --gallry x", "did you mean --gallery?"),
         ("evaluate --query q.npz --gallery g.npz --max-rank x", "--max-rank: expected int, got"),
         ("gallery info", "--gallery is required"),
+        ("gallery", "action"),
     ],
 )
 def test_wrong_options_are_named(words: str, hint: str, refused: Callable[..., str]) -> None:

@@ -20,7 +20,9 @@ from rga_reid.commands import main
 
 MAX_SECONDS = 300  #: per case, to end hangs only; most cases take a tenth of a second
 MAX_MEMORY = 1024  #: MiB that a case may allocate
-MAX_MESSAGE = 1000  #: characters of an error message, apart from the words of the command that it repeats
+#: characters of an error message, which may list ten weights of each of three kinds; apart from the words of
+#: the command that it repeats
+MAX_MESSAGE = 3000
 ADDRESS_SPACE = 8 << 30  # bytes that a case may map: protects the machine
 OLD = b"an earlier output"  #: content of an output file that exists before the command runs
 LISTED = {"report.json": "a report of problems is written even if there are problems"}

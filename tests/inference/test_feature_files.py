@@ -239,9 +239,11 @@ def test_bad_tables_are_named(tmp_path: Path, text: str, named: str) -> None:
     "content",
     [
         *(b"", DAMAGED["bzip2"], header("(1000000000000, 8)"), LONG_HEADER, None),
+        header("(4611686018427387904, 8)"),  # more than 64 bits count
         *(saved(np.save, np.arange(3)), saved(np.save, np.array([{}] * 3))),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_npy_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     path = save_npy(tmp_path, "pid\n1\n2\n3\n")
     path.unlink() if content is None else path.write_bytes(content)
