@@ -195,15 +195,16 @@ def test_every_parameter_gets_a_gradient(
     trained.losses(output, torch.arange(4))["loss"].backward()
     for name, parameter in trained.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    optimized = {
-        id(p) for group in trained.optimizer(trained.parameters()).param_groups for p in group["params"]
-    }
-    assert {id(p) for p in trained.losses.parameters()} <= optimized
 
 
 def test_model_without_classifier_and_a_loss_on_logits() -> None:
     with pytest.raises(InputError, match="losses"):
         ReIDModule(build_small_model(classes=0, size=(64, 32)))
+
+
+def test_classifier_that_no_loss_uses_is_removed() -> None:
+    model = build_small_model(classes=4, size=(64, 32))
+    assert ReIDModule(model, ReIDLosses([LossTerm(MeanNorm())])).model.classifier is None
 
 
 ENTRIES = [
@@ -254,6 +255,8 @@ def test_yaml_reads_the_key_on_as_true(small_run: Words, tmp_path: Path) -> None
     )
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     assert {"losses.terms.mean_norm.function.factor", "model.classifier.weight"} <= state.keys()
+    plain: dict[Any, Any] = {"class_path": f"{HERE}.MeanNorm", True: "post_neck"}
+    assert build(plain).losses.fields == {"post_neck"}
 
 
 @pytest.mark.parametrize(
