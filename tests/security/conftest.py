@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from rga_reid.commands import COMMANDS
 from rga_reid.gallery import Gallery
-from tests.security.hostile import Bomb
+from tests.fuzz import harness
+from tests.security.hostile import Bomb, Run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,3 +41,9 @@ def saved(tmp_path: Path) -> Path:
     Gallery.build(np.eye(6, dtype=np.float32), table).save(tmp_path / "G")
     Gallery.open(tmp_path / "G").remove(pids=5)
     return tmp_path / "G"
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command under the limits of the fuzz tests."""
+    return partial(harness.run, capture=capfd)

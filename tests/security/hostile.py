@@ -14,6 +14,8 @@ import numpy as np
 from rga_reid.gallery.manifest import canonical_json
 from tests.fuzz.harness import Outcome
 
+Run = Callable[[list[str], Path], Outcome]  #: run a command in a folder
+
 SEGMENT = Path("segments/000001-0")
 MAX_MEMORY = 200  #: MiB that a refusal may allocate
 

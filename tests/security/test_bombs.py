@@ -19,8 +19,7 @@ import yaml
 from PIL import Image
 
 from rga_reid.models.checkpoints import CONFIG_KEY
-from tests.fuzz.harness import run
-from tests.security.hostile import put, refusal, reseal
+from tests.security.hostile import Run, put, refusal, reseal
 
 SPARSE = 64 << 30  #: bytes of a file that takes no room on the disk
 
@@ -144,7 +143,7 @@ NPY = ["evaluate", "--query", "f.npy", "--gallery", "f.npy"]
     ],
 )
 def test_files_that_promise_more_than_they_hold(
-    bed: Bed, bomb: Callable[[Bed], None], words: list[str], named: str
+    bed: Bed, bomb: Callable[[Bed], None], words: list[str], named: str, run: Run
 ) -> None:
     bomb(bed)
     assert named in refusal(run(words, bed.folder))
@@ -159,7 +158,7 @@ CARD = {
 
 
 @pytest.mark.parametrize("kind", ["sparse", "pipe", "/dev/zero"])
-def test_files_without_end(bed: Bed, kind: str) -> None:
+def test_files_without_end(bed: Bed, kind: str, run: Run) -> None:
     """Every kind of file that a command opens, by one command each."""
     os.mkfifo(bed.folder / "pipe")
     (bed.folder / "lists.yaml").write_text(yaml.safe_dump(CARD))
@@ -189,7 +188,7 @@ def test_files_without_end(bed: Bed, kind: str) -> None:
         assert path.name in refusal(run(words, bed.folder)), name
 
 
-def test_a_pipe_among_the_files_of_a_gallery(bed: Bed) -> None:
+def test_a_pipe_among_the_files_of_a_gallery(bed: Bed, run: Run) -> None:
     os.mkfifo(bed.folder / "pipe")
     (log,) = bed.gallery.glob("removals-*.jsonl")
     log.unlink()
@@ -198,7 +197,7 @@ def test_a_pipe_among_the_files_of_a_gallery(bed: Bed) -> None:
     assert log.name in refusal(run(INFO, bed.folder))
 
 
-def test_folders_in_folders_without_end(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_folders_in_folders_without_end(tmp_path: Path, tiny_checkpoint: Path, run: Run) -> None:
     handle = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("d", dir_fd=handle)

@@ -14,9 +14,8 @@ import yaml
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
 from rga_reid.models.checkpoints import CONFIG_KEY
-from tests.fuzz.harness import run
 from tests.fuzz.material import QUERY_IMAGES, Material, build
-from tests.security.hostile import npy, put, refusal, reseal
+from tests.security.hostile import Run, npy, put, refusal, reseal
 from tests.security.samples import NAMES_CARD, PLAN, RECIPE
 
 NAN, HUGE, LONG = float("nan"), 10**12, "a" * 20_000
@@ -52,7 +51,7 @@ def changed(value: Any, places: dict[str, Any]) -> Any:
         (["--protocol", "\x1b[2J"], "invalid choice"),
     ],
 )
-def test_options(material: Material, words: list[str], told: str) -> None:
+def test_options(material: Material, words: list[str], told: str, run: Run) -> None:
     sides = ["--query", "q.npz", "--gallery", "g.npz"]
     assert told in refusal(run(["evaluate", *sides, *words], material.root))
 
@@ -73,7 +72,7 @@ def test_options(material: Material, words: list[str], told: str) -> None:
         ("model.loss.label_smoothing", "Errors: - Problem with given class_path 'a': " * 5_000),
     ],
 )
-def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> None:
+def test_recipes(material: Material, tmp_path: Path, place: str, value: Any, run: Run) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed(RECIPE, {place: value})))
     words = ["train", "--config", "r.yaml", "--data.root", material.path("set"), "--out", "out"]
     error = refusal(run(words, tmp_path))
@@ -95,7 +94,7 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any) -> 
         ({"published": "no such data set"}, "published"),
     ],
 )
-def test_plans(material: Material, tmp_path: Path, places: dict[str, Any], told: str) -> None:
+def test_plans(material: Material, tmp_path: Path, places: dict[str, Any], told: str, run: Run) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(PLAN, places)))
     words = ["ablate", "--config", "p.yaml", "--data.root", material.path("set"), "--out", "out"]
@@ -108,7 +107,7 @@ def test_plans(material: Material, tmp_path: Path, places: dict[str, Any], told:
 @pytest.mark.parametrize(
     "pattern", ["(", "a{99999999999}", "(" * 2000 + ")" * 2000, "(?P<pid>a)(?P<pid>b)", "*", "\\"]
 )
-def test_patterns_of_cards(material: Material, tmp_path: Path, pattern: str) -> None:
+def test_patterns_of_cards(material: Material, tmp_path: Path, pattern: str, run: Run) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**NAMES_CARD, "pattern": pattern}))
     words = ["data", "check", material.path("set"), "--dataset", "c.yaml"]
     assert "card small: pattern: " in refusal(run(words, tmp_path))
@@ -117,7 +116,7 @@ def test_patterns_of_cards(material: Material, tmp_path: Path, pattern: str) -> 
 @pytest.mark.parametrize(
     "places", [{LONG: 1}, {f"splits.{LONG}": {"sources": []}}, {f"splits.train.{LONG}": 1}]
 )
-def test_keys_of_cards(material: Material, tmp_path: Path, places: dict[str, Any]) -> None:
+def test_keys_of_cards(material: Material, tmp_path: Path, places: dict[str, Any], run: Run) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(changed(NAMES_CARD, places)))
     words = ["data", "check", material.path("set"), "--dataset", "c.yaml"]
     error = refusal(run(words, tmp_path))
@@ -126,7 +125,7 @@ def test_keys_of_cards(material: Material, tmp_path: Path, places: dict[str, Any
 
 
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, [], 10**400])
-def test_calibrations(material: Material, tmp_path: Path, value: Any) -> None:
+def test_calibrations(material: Material, tmp_path: Path, value: Any, run: Run) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"threshold": value}))
     image = material.path(QUERY_IMAGES[0])
     words = ["verify", image, image, "--checkpoint", material.path("model.safetensors")]
@@ -134,7 +133,7 @@ def test_calibrations(material: Material, tmp_path: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "a\udfff"])
-def test_half_characters(material: Material, saved: Path, tmp_path: Path, text: str) -> None:
+def test_half_characters(material: Material, saved: Path, tmp_path: Path, text: str, run: Run) -> None:
     """JSON and arrays can hold them, but nothing could be printed or written with them."""
     image = material.path(QUERY_IMAGES[0])
     (tmp_path / "m.json").write_text(json.dumps({"mAP": 0.5, text: 1}))
@@ -158,7 +157,7 @@ def test_half_characters(material: Material, saved: Path, tmp_path: Path, text: 
     assert "f.npz: array 'paths'" in told
 
 
-def test_names_with_a_zero_byte(material: Material, saved: Path, tmp_path: Path) -> None:
+def test_names_with_a_zero_byte(material: Material, saved: Path, tmp_path: Path, run: Run) -> None:
     image = material.path(QUERY_IMAGES[0])
     record = {"checkpoint": "a\0b", "sha256": "0" * 64, "size": [64, 32], "mean": None, "std": None}
     reseal(saved, lambda manifest: manifest.update(model=record))
@@ -174,7 +173,7 @@ def test_names_with_a_zero_byte(material: Material, saved: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("rows", ["all", "one"])
 @pytest.mark.parametrize("value", [NAN, float("inf"), 0.0, 3.0])
-def test_vectors_of_galleries_that_are_none(saved: Path, rows: str, value: float) -> None:
+def test_vectors_of_galleries_that_are_none(saved: Path, rows: str, value: float, run: Run) -> None:
     """Their checksums may be right."""
     (file,) = saved.rglob("vectors.npy")
     vectors = np.load(file)
@@ -191,7 +190,7 @@ def test_vectors_of_galleries_that_are_none(saved: Path, rows: str, value: float
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path: Path, run: Run) -> Path:
     """Return the folder of a finished run of an ablation."""
     folder = tmp_path / "runs" / "base" / "seed-0"
     folder.mkdir(parents=True)
@@ -218,14 +217,16 @@ def run_folder(tmp_path: Path) -> Path:
         ("ranked.parquet", "rank", NAN),
     ],
 )
-def test_tables_of_runs(run_folder: Path, tmp_path: Path, name: str, column: str, value: Any) -> None:
+def test_tables_of_runs(
+    run_folder: Path, tmp_path: Path, name: str, column: str, value: Any, run: Run
+) -> None:
     table = pd.read_parquet(run_folder / name).assign(**{column: value})
     table.to_parquet(run_folder / name, index=False)
     assert f"{name}: " in refusal(run(["report", str(run_folder)], tmp_path))
 
 
 @pytest.mark.parametrize("value", [NAN, "0.5", None, True, 7, -1, 10**400])
-def test_metrics(tmp_path: Path, value: Any) -> None:
+def test_metrics(tmp_path: Path, value: Any, run: Run) -> None:
     (tmp_path / "m.json").write_text(json.dumps({"mAP": value}))
     assert "m.json" in refusal(run(["report", "m.json"], tmp_path))
 
@@ -245,7 +246,9 @@ def test_metrics(tmp_path: Path, value: Any) -> None:
         (LONG, 1),
     ],
 )
-def test_configurations_of_checkpoints(material: Material, tmp_path: Path, key: str, value: Any) -> None:
+def test_configurations_of_checkpoints(
+    material: Material, tmp_path: Path, key: str, value: Any, run: Run
+) -> None:
     content = material.read("model.safetensors")
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -263,7 +266,7 @@ def test_configurations_of_checkpoints(material: Material, tmp_path: Path, key: 
     ("key", "value"),
     [("count", 2**64), ("dimension", -1), ("dimension", 10**400), ("version", LONG), ("metric", None)],
 )
-def test_manifests(saved: Path, key: str, value: Any) -> None:
+def test_manifests(saved: Path, key: str, value: Any, run: Run) -> None:
     reseal(saved, lambda manifest: manifest.update({key: value}))
     error = refusal(run(["gallery", "info", "--gallery", str(saved)], saved.parent))
     assert "manifest.json" in error
@@ -283,7 +286,7 @@ def test_manifests(saved: Path, key: str, value: Any) -> None:
         ("paths", np.zeros(3, [("a", "<f4")])),
     ],
 )
-def test_features(tmp_path: Path, name: str, array: np.ndarray) -> None:
+def test_features(tmp_path: Path, name: str, array: np.ndarray, run: Run) -> None:
     np.savez(tmp_path / "f.npz", **{"features": np.eye(3), name: array})
     words = ["gallery", "build", "--features", "f.npz", "--gallery", "G"]
     refusal(run(words, tmp_path))

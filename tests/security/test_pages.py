@@ -23,8 +23,7 @@ from rga_reid.experiments.demo import run_demo
 from rga_reid.reports.ablation_page import write_report
 from rga_reid.reports.ablation_stats import Evaluation
 from rga_reid.reports.ablation_tables import AblationReport
-from tests.fuzz.harness import run
-from tests.security.hostile import refusal
+from tests.security.hostile import Run, refusal
 
 NAMES = (
     "<script>alert(1)<", "</script><script>alert(2)</script>", "'\"><img src=x onerror=alert(3)>", "]]><!--",
@@ -108,7 +107,7 @@ def test_page_of_queries(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["pid", "camid", "split", "path"])
-def test_people_and_cameras_are_numbers(tmp_path: Path, tiny_checkpoint: Path, name: str) -> None:
+def test_people_and_cameras_are_numbers(tmp_path: Path, tiny_checkpoint: Path, name: str, run: Run) -> None:
     """A table with text in place of a number is refused."""
     row = {"path": "p.png", "pid": "1", "camid": "1", "split": "query", name: NAMES[1]}
     Image.new("RGB", (4, 8)).save(tmp_path / "p.png")

@@ -24,8 +24,7 @@ from rga_reid.experiments.ablation import _environment, lock_run, python_module
 from rga_reid.inference.feature_files import read_features
 from rga_reid.resources import find_resource
 from tests.folders import files_below
-from tests.fuzz.harness import run
-from tests.security.hostile import SEGMENT, npy, refusal, reseal
+from tests.security.hostile import SEGMENT, Run, npy, refusal, reseal
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ CHANGES = (
 @pytest.mark.parametrize("words", CHANGES, ids=lambda words: words[0])
 @pytest.mark.parametrize("trick", ["segments", "segment", "lock", "log", "unnamed"])
 def test_a_gallery_with_links_changes_nothing_outside(
-    saved: Path, outside: Path, words: list[str], trick: str
+    saved: Path, outside: Path, words: list[str], trick: str, run: Run
 ) -> None:
     features, table = np.ones((2, 6), np.float32), np.array(["n.jpg", "m.jpg"])
     np.savez(saved.parent / "f.npz", features=features, paths=table)
@@ -85,7 +84,9 @@ def test_a_gallery_with_links_changes_nothing_outside(
         {"removals": {"name": "../outside/notes.txt", "bytes": 9, "sha256": "0" * 64}},
     ],
 )
-def test_a_manifest_names_nothing_outside(saved: Path, outside: Path, change: dict[str, Any]) -> None:
+def test_a_manifest_names_nothing_outside(
+    saved: Path, outside: Path, change: dict[str, Any], run: Run
+) -> None:
     reseal(saved, lambda manifest: manifest.update(change))
     before = files_below(outside)
     for action in ("info", "verify", "compact"):
@@ -93,7 +94,7 @@ def test_a_manifest_names_nothing_outside(saved: Path, outside: Path, change: di
     assert files_below(outside) == before
 
 
-def test_a_gallery_with_changed_names_loses_nothing(saved: Path) -> None:
+def test_a_gallery_with_changed_names_loses_nothing(saved: Path, run: Run) -> None:
     """If the manifest names missing segments, the segments that exist are kept."""
     reseal(saved, lambda manifest: manifest["segments"][0].update(name="000009-9"))
     before = files_below(saved)
@@ -142,7 +143,9 @@ def test_a_protocol_names_no_picture_outside(tmp_path: Path, outside: Path) -> N
 
 @pytest.mark.parametrize("rows", [2, 0])
 @pytest.mark.parametrize("words", [[], ["--overwrite"], ["--resume"]])
-def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: list[str], rows: int) -> None:
+def test_what_a_folder_holds_by_names_of_a_gallery_stays(
+    tmp_path: Path, words: list[str], rows: int, run: Run
+) -> None:
     """A folder named segments may belong to somebody."""
     mine = tmp_path / "audio"
     (mine / "segments" / "day1").mkdir(parents=True)
@@ -159,7 +162,7 @@ def test_what_a_folder_holds_by_names_of_a_gallery_stays(tmp_path: Path, words: 
     ["manifest.json.bak", "segments/notes.txt", "segments/.DS_Store"],
 )
 @pytest.mark.parametrize("words", CHANGES, ids=lambda words: words[0])
-def test_what_lies_beside_a_gallery_stays(saved: Path, words: list[str], name: str) -> None:
+def test_what_lies_beside_a_gallery_stays(saved: Path, words: list[str], name: str, run: Run) -> None:
     features, table = np.ones((2, 6), np.float32), np.array(["n.jpg", "m.jpg"])
     np.savez(saved.parent / "f.npz", features=features, paths=table)
     (saved / name).parent.mkdir(exist_ok=True)
@@ -206,7 +209,7 @@ def test_what_a_killed_run_left_as_a_link_is_not_followed(tmp_path: Path, outsid
 
 @pytest.mark.parametrize("trick", ["logs", pytest.param("version", marks=pytest.mark.slow)])
 def test_logs_that_are_links_are_not_emptied(
-    tmp_path: Path, tiny_market: Path, outside: Path, trick: str
+    tmp_path: Path, tiny_market: Path, outside: Path, trick: str, run: Run
 ) -> None:
     recipe = {
         "model": {"depth": 18, "weights": None, "size": [32, 32]},

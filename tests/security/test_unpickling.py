@@ -29,8 +29,7 @@ from rga_reid.data.cache import FOLDER, cached_images
 from rga_reid.models import build_model, load_model
 from rga_reid.models.checkpoints import CONFIG_KEY, DATA_KEY
 from rga_reid.training.module import ReIDModule
-from tests.fuzz.harness import run
-from tests.security.hostile import Bomb, npy, put, refusal
+from tests.security.hostile import Bomb, Run, npy, put, refusal
 from tests.security.samples import RECIPE
 
 PACKAGE = Path(__file__).parents[2] / "rga_reid"
@@ -43,7 +42,7 @@ def object_array(mark: Path) -> np.ndarray:
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors", "pth", "pt"])
 @pytest.mark.parametrize("written", ["bare", "torch", "legacy", "state", "config"])
 def test_no_checkpoint_is_unpickled(
-    tmp_path: Path, tiny_market: Path, mark: Path, suffix: str, written: str
+    tmp_path: Path, tiny_market: Path, mark: Path, suffix: str, written: str, run: Run
 ) -> None:
     file, bomb = tmp_path / f"bomb.{suffix}", Bomb(mark)
     if written == "bare":
@@ -80,7 +79,7 @@ def test_no_checkpoint_is_unpickled(
 )
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 def test_no_checkpoint_imports_what_it_likes(
-    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, attention: Any, suffix: str
+    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, attention: Any, suffix: str, run: Run
 ) -> None:
     """Also where the current folder is searched for modules, as in a notebook."""
     assert ReIDModule.__module__ == "rga_reid.training.module"  # this module has it, too
@@ -100,7 +99,7 @@ def test_no_checkpoint_imports_what_it_likes(
 
 
 @pytest.mark.parametrize("place", ["config", "data"])
-def test_what_is_no_plain_value_in_a_checkpoint(tmp_path: Path, place: str) -> None:
+def test_what_is_no_plain_value_in_a_checkpoint(tmp_path: Path, place: str, run: Run) -> None:
     """Tensors may be loaded, but nothing could write them into a header."""
     model = build_model(depth=18, size=(64, 32), last_stride=2)
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
@@ -122,7 +121,7 @@ def test_what_is_no_plain_value_in_a_checkpoint(tmp_path: Path, place: str) -> N
 
 
 def test_no_weights_to_train_from_are_unpickled(
-    tmp_path: Path, tiny_market: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_market: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     cache = tmp_path / "torch" / "hub" / "checkpoints"
@@ -136,7 +135,9 @@ def test_no_weights_to_train_from_are_unpickled(
     assert not mark.exists()
 
 
-def test_no_run_to_resume_or_report_is_unpickled(tmp_path: Path, tiny_market: Path, mark: Path) -> None:
+def test_no_run_to_resume_or_report_is_unpickled(
+    tmp_path: Path, tiny_market: Path, mark: Path, run: Run
+) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (tmp_path / "out").mkdir()
     torch.save({"state_dict": {}, "callbacks": Bomb(mark)}, tmp_path / "out" / "last.ckpt")
@@ -150,7 +151,7 @@ def test_no_run_to_resume_or_report_is_unpickled(tmp_path: Path, tiny_market: Pa
 @pytest.mark.parametrize(
     "kind", ["features", "pids", "camids", "paths", "pids_known", "bare", "npy", "npy bare"]
 )
-def test_no_features_are_unpickled(tmp_path: Path, mark: Path, kind: str) -> None:
+def test_no_features_are_unpickled(tmp_path: Path, mark: Path, kind: str, run: Run) -> None:
     arrays: dict[str, Any] = {
         "features": np.eye(3),
         "pids": np.arange(3),
@@ -189,7 +190,7 @@ class Extension(pa.ExtensionType):
         raise NotImplementedError
 
 
-def test_no_gallery_is_unpickled(saved: Path, mark: Path) -> None:
+def test_no_gallery_is_unpickled(saved: Path, mark: Path, run: Run) -> None:
     vectors, table = (next(saved.rglob(name)) for name in ("vectors.npy", "table.parquet"))
     plain = table.read_bytes()
     column = pa.ExtensionArray.from_storage(Extension(mark), pa.array(["a"] * 5))
