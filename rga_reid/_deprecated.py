@@ -244,6 +244,7 @@ def accept_flat_arguments(builder: str) -> Callable[[Callable[Arguments, None]],
             keywords: dict[str, Any] = {name: getattr(built, name) for name in own}
             return init(self, **keywords)  # type: ignore[arg-type]
 
+        wrapper.accepts_arguments_of = builder  # type: ignore[attr-defined]
         return wrapper
 
     return decorate

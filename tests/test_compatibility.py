@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import shlex
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ def accepted_arguments(function: Any) -> set[str]:
     if inspect.isclass(function):
         inner = function.__new__ if issubclass(function, tuple) else function.__init__
     renamed = getattr(inner, "renamed_arguments", {}) or getattr(function, "renamed_arguments", {})
+    builder = getattr(inner, "accepts_arguments_of", None)
+    if builder is not None:
+        return accepted_arguments(getattr(sys.modules[inner.__module__], builder))
     return {*inspect.signature(function).parameters, *renamed}
 
 
