@@ -76,7 +76,7 @@ def test_promises_that_are_kept(judge: Callable[..., Outcome]) -> None:
         (lambda _: refuse(""), "expected one line"),
         (lambda _: refuse("wrong"), "expected one line"),
         (lambda _: refuse(f"{REFUSAL}\n{REFUSAL}"), "expected one line on stderr, found 2"),
-        (lambda _: refuse(f"{REFUSAL} {'x' * 1100}"), "1120 characters"),
+        (lambda _: refuse(f"{REFUSAL} {'x' * 3100}"), "3120 characters"),
         (lambda _: refuse(f"{REFUSAL} \x1b[2J"), "control characters"),
         (lambda _: refuse(f"{REFUSAL}: not enough memory"), "memory ran out"),
         (warn, "expected one line"),

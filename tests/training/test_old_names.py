@@ -54,6 +54,9 @@ def test_recipes_of_version_1(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = read_recipe(name)
+    # null leaves these to the backbone, which is a ResNet
+    resnet = {"stages": [1, 2, 3, 4], "last_stride": 1}
+    found["model"] |= {key: value for key, value in resnet.items() if found["model"].get(key, "") is None}
     assert found == rename_options(nested(options), warn=False)
     assert [warning.category for warning in caught] == (
         [FutureWarning] if name not in list_resources("configs") else []
