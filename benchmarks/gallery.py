@@ -37,7 +37,7 @@ from synthetic import BLOCK
 from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, time_interleaved
 from rga_reid.files import write_json
 from rga_reid.gallery import Gallery
-from rga_reid.gallery.gallery import save_features
+from rga_reid.gallery.build import save_features
 
 TOP_K = 10
 QUERIES = 1024

@@ -113,7 +113,7 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
             if found != rows if rows is not None else found > MAX_ROWS:
                 expected = f"{rows:,}" if rows is not None else f"at most {MAX_ROWS:,}"
                 raise InputError(f"{name}: expected {expected} rows, found {found:,}")
-            return opened.read().to_pandas()
+            return opened.read().to_pandas(integer_object_nulls=True)
         except InputError:
             raise
         except Exception as error:  # Arrow and pandas raise many types for a damaged file

@@ -106,7 +106,7 @@ def hold_lock(path: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[No
     # a soft lock, the file itself, would outlive a process that is killed
     lock = FileLock(path, timeout=wait, thread_local=False, fallback_to_soft=False)
     try:
-        lock.acquire()
+        lock.acquire(poll_interval=0.005)  # seconds; a writer of a gallery may need 10 ms
     except Timeout:
         raise LockedError(f"{os.fspath(path)}: locked by another program") from None
     try:

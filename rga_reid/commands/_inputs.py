@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +24,52 @@ if TYPE_CHECKING:
     from rga_reid.inference.embed import Embedder
 
 
-def read_image_table(options: Namespace) -> pd.DataFrame:
-    """Return the table of images to embed, with absolute paths, which stay valid in any working folder."""
-    from rga_reid.data import read_table, table_from_images
+def read_image_table(
+    options: Namespace, schema: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return the images to embed and the types of their columns; see ``add_source_options``.
 
+    Args:
+        options: of the command.
+        schema: columns of the gallery to which they are added; none by default.
+
+    Returns:
+        The table, with absolute paths, which stay valid in any working folder, and ``schema`` with its new columns.
+    """
+    from rga_reid.data import read_table, table_from_images
+    from rga_reid.data.columns import RESERVED, conform
+    from rga_reid.data.events import read_events, table_from_pattern
+
+    schema = RESERVED if schema is None else schema
+    if options.table is not None:
+        return read_events(
+            options.table,
+            images_root=options.images_root,
+            timezone=options.timezone,
+            schema=schema,
+            must_exist=not options.skip_unreadable,
+        )
+    if options.pattern is not None:
+        folder = os.path.abspath(options.images)
+        table, columns, matching = table_from_pattern(
+            folder, options.pattern, timezone=options.timezone, schema=schema
+        )
+        if not matching.all():
+            first = os.path.relpath(table["path"][int((~matching).to_numpy().argmax())], folder)
+            print(
+                f"{int((~matching).sum()):,} of {len(table):,} images do not match the pattern, such as "
+                f"{sanitize(first)}"
+            )
+        return table, columns
     if options.images is not None:
-        return table_from_images(os.path.abspath(options.images))
-    table = read_table(os.path.abspath(options.data.root), options.data.dataset)
-    table = table[table["split"] == "gallery"].drop(columns="split").reset_index(drop=True)
-    if table.empty:
-        raise InputError(f"--data.root {options.data.root}: the split 'gallery' has no images")
-    return table
+        table = table_from_images(os.path.abspath(options.images))
+    else:
+        table = read_table(os.path.abspath(options.data.root), options.data.dataset)
+        table = table[table["split"] == "gallery"].drop(columns="split").reset_index(drop=True)
+        if table.empty:
+            raise InputError(f"--data.root {options.data.root}: the split 'gallery' has no images")
+    kept, columns = conform(table.drop(columns="path"), schema)
+    return kept.assign(path=table["path"]), columns
 
 
 def read_gallery_features(file: str) -> tuple[np.ndarray, pd.DataFrame]:

@@ -202,6 +202,26 @@ def check_images(option: str, *images: str) -> None:
 def add_source_options(parser: ArgumentParser) -> None:
     """Add the options that name images, or features computed elsewhere."""
     parser.add_argument("--images", metavar="DIR", help="folder of images, searched with its subfolders")
+    parser.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help="with --images: regular expression whose named groups are columns, such as "
+        "'(?P<camera>cam\\d+)/(?P<time>\\d{8}T\\d{6})_trk(?P<track>\\d+)', searched in the path within the folder",
+    )
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="or a table of images, .csv or .parquet, with a column path and any others",
+    )
+    parser.add_argument(
+        "--images-root", metavar="DIR", help="with --table: folder of its paths (default: the table's own)"
+    )
+    parser.add_argument(
+        "--timezone",
+        metavar="NAME",
+        help="zone of times without one, such as Europe/Berlin (default: refuse them)",
+    )
+    parser.add_argument("--preview", action="store_true", help="print the first ten rows, and write nothing")
     parser.add_argument("--data.root", metavar="DIR", help="or a data set: its gallery images")
     parser.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
     parser.add_argument("--features", metavar="FILE.npz", help="or a feature file with paths")
@@ -219,10 +239,24 @@ def check_source(options: Namespace, command: str) -> None:
     """Check the source options, before anything slow is imported.
 
     Raises:
-        InputError: not exactly one source, a checkpoint for features, or a checkpoint that does not exist.
+        InputError: not exactly one source, an option of another source, a checkpoint for features, or a checkpoint
+            that does not exist.
     """
-    if sum(source is not None for source in (options.images, options.data.root, options.features)) != 1:
-        raise InputError(f"{command}: expected one of --images DIR, --data.root DIR and --features FILE.npz")
+    sources = (options.images, options.table, options.data.root, options.features)
+    if sum(source is not None for source in sources) != 1:
+        raise InputError(
+            f"{command}: expected one of --images DIR, --table FILE, --data.root DIR and --features FILE.npz"
+        )
+    if options.pattern is not None and options.images is None:
+        raise InputError(f"{command}: --pattern is for --images")
+    if options.images_root is not None and options.table is None:
+        raise InputError(f"{command}: --images-root is for --table")
+    if options.timezone is not None and options.table is None and options.pattern is None:
+        raise InputError(f"{command}: --timezone is for --table and --pattern")
+    if options.timezone is not None:
+        from rga_reid.data.columns import find_zone
+
+        find_zone(options.timezone)
     if options.features is not None and options.checkpoint is not None:
         raise InputError(f"{command}: --checkpoint is for images, but --features was given")
     check_int("--batch-size", options.batch_size)
@@ -233,6 +267,23 @@ def check_checkpoint(path: str | None) -> None:
     """Check that ``--checkpoint``, if given, is a file."""
     if path is not None and not Path(path).is_file():
         raise InputError(f"--checkpoint {path}: no such file")
+
+
+def add_wait_option(parser: ArgumentParser) -> None:
+    """Add ``--wait``."""
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="how long to wait for another program that is changing the gallery",
+    )
+
+
+def check_wait(options: Namespace) -> None:
+    """Check ``--wait``, if the command has it."""
+    if "wait" in options and not 0 <= options.wait < float("inf"):
+        raise InputError(f"--wait: expected seconds of at least 0, got {options.wait}")
 
 
 # ---------- labelled feature files ----------

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Options that take a name or a file: only a file of that name is an input, not a folder.
 _NAMES = {
     *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "imports", "index"),
-    *("metric", "only", "protocol", "published", "title", "view", "where"),
+    *("metric", "only", "pattern", "pid", "protocol", "published", "timezone", "title", "view", "where"),
 }
 #: Metavars of positional arguments, as ``--help`` shows them.
 _POSITIONAL = {
@@ -35,12 +35,12 @@ _POSITIONAL = {
 }
 
 
-def print_labels(table: pd.DataFrame) -> None:
-    """Print what was read from the names of images, before anything is embedded or written."""
+def print_labels(table: pd.DataFrame, rows: int = 3) -> None:
+    """Print what was read about images, and the first rows, before anything is embedded or written."""
     from rga_reid.data.labels import summarize_labels
 
     with suppress(OSError):  # a full disk behind stdout is reported at the end, when the files are written
-        print(*summarize_labels(table), sep="\n", flush=True)
+        print(*summarize_labels(table, rows), sep="\n", flush=True)
 
 
 def check_outputs(

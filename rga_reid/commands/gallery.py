@@ -1,4 +1,4 @@
-"""``gallery``: build one of images or features, add to it, erase from it, look at it, check it."""
+"""``gallery``: build one of images or features, add, label, remove, merge, export, look at it, check it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from rga_reid.commands._options import (
     LOCATION,
     add_import_option,
     add_source_options,
+    add_wait_option,
     check_source,
+    check_wait,
     label_files,
     new_parser,
 )
 from rga_reid.commands._output import check_outputs, print_labels
+from rga_reid.data.columns import RESERVED
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -47,16 +50,21 @@ SETTINGS = {
     "refine": "ivfpq: candidates per match that are compared exactly (default: 16)",
 }
 
+_OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
+_OLD = "time < now - 30d"
+_PREVIEWED = 10  # rows
+
 
 def parser() -> ArgumentParser:
     """Options of ``gallery`` and of its actions."""
     build = _action(
         "build",
         "Build a gallery from a folder of images, from the gallery images of a data set, or from features "
-        "computed elsewhere. Person and camera are read from names such as 0002_c1s1_000451_03.jpg; images "
-        "with other names are unlabelled.",
+        "computed elsewhere. Person, camera, time and any other columns are read from a table, or from the paths by "
+        "a pattern; without either, person and camera are read from names such as 0002_c1s1_000451_03.jpg.",
     )
     add_source_options(build)
+    add_wait_option(build)
     build.add_argument(
         "--index", default="flat", help="flat (exact, default), hnsw, ivf or ivfpq; see docs/galleries.md"
     )
@@ -69,6 +77,7 @@ def parser() -> ArgumentParser:
         "add", "Add images or features to a gallery. Images are embedded by the model of the gallery."
     )
     add_source_options(add)
+    add_wait_option(add)
     add.add_argument(
         "--skip-known", action="store_true", help="leave out images whose paths are already in the gallery"
     )
@@ -78,23 +87,63 @@ def parser() -> ArgumentParser:
         "Erase images, without asking: no file of the gallery contains their vectors and rows afterwards. "
         "Image files and feature files are not touched.",
     )
-    remove.add_argument("--pid", metavar="N", type=int, nargs="+", help="remove all images of these people")
+    remove.add_argument("--pid", metavar="N", type=str, nargs="+", help="remove all images of these people")
     remove.add_argument("--path", metavar="P", nargs="+", help="remove the images with these paths")
+    remove.add_argument("--where", metavar="FILTER", help=f"remove the images that match, such as {_OLD!r}")
+    remove.add_argument(
+        "--dry-run", action="store_true", help="print what would be removed, and remove nothing"
+    )
+    add_wait_option(remove)
+
+    label = _action("label", "Give images a person, or correct it. The log says when, and how many images.")
+    label.add_argument(
+        "--where",
+        metavar="FILTER",
+        required=True,
+        help="images to label, such as 'camera == 3 and track == 12'",
+    )
+    label.add_argument("--pid", metavar="N", type=str, required=True, help="person: a whole number or text")
+    add_wait_option(label)
+
+    merge = new_parser(
+        "gallery merge", "Add all images of a second gallery to a first one of the same model."
+    )
+    merge.add_argument("gallery", metavar="A", help=f"first {LOCATION}")
+    merge.add_argument("other", metavar="B", help="second gallery, which does not change")
+    merge.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
+    merge.add_argument(
+        "--skip-known",
+        action="store_true",
+        help="leave out images whose paths are already in the first gallery",
+    )
+    merge.add_argument(
+        "--same-features",
+        action="store_true",
+        help="trust that a gallery built from features has the model of the other one",
+    )
+    add_wait_option(merge)
+
+    export = _action(
+        "export", "Write features and table to a file, from which `gallery build` makes the gallery."
+    )
+    export.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
 
     command = new_parser("gallery", "Build, change and inspect galleries.")
     actions = command.add_subcommands(dest="action")
     actions.add_subcommand("build", build)
     actions.add_subcommand("add", add)
     actions.add_subcommand("remove", remove)
+    actions.add_subcommand("label", label)
+    actions.add_subcommand("merge", merge)
+    actions.add_subcommand("export", export)
     actions.add_subcommand(
         "info", _action("info", "Describe a gallery; check sizes and headers of its files.")
     )
     actions.add_subcommand("check", _action("check", "Check every byte of a gallery's files."))
     actions.add_subcommand("verify", _action("verify", "Old name of `gallery check`."))
-    actions.add_subcommand(
-        "compact",
-        _action("compact", "Merge the segments left by adding and removing, and rebuild the index."),
-    )
+    compact = _action("compact", "Merge the segments left by adding and removing, and rebuild the index.")
+    add_wait_option(compact)
+    actions.add_subcommand("compact", compact)
     return command
 
 
@@ -111,16 +160,20 @@ def run(options: Namespace) -> None:
     messages: list[str] = []  # printed after all files are written
     actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
-        "add": _add,
+        "add": partial(_add, messages),
         "remove": partial(_remove, messages),
+        "label": partial(_label, messages),
+        "merge": partial(_merge, messages),
+        "export": partial(_export, messages),
         "info": _info,
         "check": partial(_check, messages),
         "verify": partial(_check, messages),
         "compact": partial(_compact, messages),
     }
     inner = options[options.action]
+    check_wait(inner)
     labels = label_files(inner, "features") if "features" in inner else {}
-    check_outputs(inner, {"json": ()}, labels)
+    check_outputs(inner, _OUTPUTS | ({"out": (".npz",)} if "out" in inner else {}), labels)
     gallery = actions[options.action](inner)
     if gallery is not None:
         _report(inner.gallery, gallery, inner.json, messages)
@@ -129,6 +182,9 @@ def run(options: Namespace) -> None:
 def _build(options: Namespace) -> Gallery | None:
     """Build a gallery; return None in a process that only computes features for another one."""
     check_source(options, "gallery build")
+    if options.preview:
+        _preview(options)
+        return None
     if options.features is None and options.checkpoint is None:
         raise InputError("gallery build: images need --checkpoint, the model that embeds them")
     if options.features is not None and options.resume:
@@ -139,7 +195,7 @@ def _build(options: Namespace) -> Gallery | None:
         )
     from rga_reid.devices import choose_device
     from rga_reid.gallery import GalleryBuilder
-    from rga_reid.gallery.gallery import save_features
+    from rga_reid.gallery.build import save_features
     from rga_reid.gallery.index import IndexConfig
     from rga_reid.gallery.location import create_store
     from rga_reid.inference import ModelFingerprint
@@ -155,13 +211,18 @@ def _build(options: Namespace) -> Gallery | None:
             create_store(options.gallery, overwrite=options.overwrite)  # refused before features are read
             found = read_gallery_features(options.features)
             return save_features(
-                options.gallery, *found, index=options.index, overwrite=options.overwrite, **settings
+                options.gallery,
+                *found,
+                index=options.index,
+                overwrite=options.overwrite,
+                wait=options.wait,
+                **settings,
             )
         if workers.size > 1 and options.resume:
             raise InputError("gallery build: --resume does not go with torchrun; --overwrite starts over")
         if workers.rank == 0:
             create_store(options.gallery, overwrite=options.overwrite, resume=options.resume)
-        device, table = choose_device(options.device), read_image_table(options)
+        device, (table, columns) = choose_device(options.device), read_image_table(options)
         if workers.rank == 0:
             print_labels(table)
         model = load_model(options.checkpoint)
@@ -181,6 +242,8 @@ def _build(options: Namespace) -> Gallery | None:
             model=record,
             overwrite=options.overwrite,
             resume=options.resume,
+            columns=columns,
+            wait=options.wait,
             **settings,
         ) as builder:
             known = builder.paths
@@ -194,7 +257,16 @@ def _build(options: Namespace) -> Gallery | None:
             return builder.finish()
 
 
-def _add(options: Namespace) -> Gallery:
+def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
+    """Print the first rows of the table that would be added."""
+    if options.features is not None:
+        _, table = read_gallery_features(options.features)
+    else:
+        table, _ = read_image_table(options, None if gallery is None else gallery.columns)
+    print_labels(table, rows=_PREVIEWED)
+
+
+def _add(messages: list[str], options: Namespace) -> Gallery | None:
     check_source(options, "gallery add")
     from rga_reid.devices import choose_device
     from rga_reid.inference import ModelFingerprint
@@ -202,21 +274,33 @@ def _add(options: Namespace) -> Gallery:
     from rga_reid.models import load_model
 
     gallery = _info(options)
+    if options.preview:
+        _preview(options, gallery)
+        return None
     if options.features is not None:
         features, table = read_gallery_features(options.features)
         new = _unknown(gallery, table, options)
         gallery.add(features[new], table[new])
+        messages.append(_added(int(new.sum()), int((~new).sum())))
         return gallery
-    device, table = choose_device(options.device), read_image_table(options)
+    device, (table, columns) = choose_device(options.device), read_image_table(options, gallery.columns)
     print_labels(table)
-    table = table[_unknown(gallery, table, options)]
+    new = _unknown(gallery, table, options)
+    known, table = int((~new).sum()), table[new]
     checkpoint = find_checkpoint(gallery, options)
     model = load_model(checkpoint)
     record = ModelFingerprint.of(model, checkpoint)
     gallery.require_model(record)
+    added = 0
     for features, rows in iter_blocks(embed_table(model, options, device, table)):
-        gallery.add(features, rows, model=record)
+        gallery.add(features, rows, model=record, columns=columns)
+        added += len(rows)
+    messages.append(_added(added, known))
     return gallery
+
+
+def _added(new: int, known: int) -> str:
+    return f"{new:,} added" + (f", {known:,} known" if known else "")
 
 
 def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
@@ -230,14 +314,20 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
 
 
 def _remove(messages: list[str], options: Namespace) -> Gallery:
-    if not options.pid and not options.path:
-        raise InputError("gallery remove: expected --pid N or --path P")
+    if bool(options.pid or options.path) == (options.where is not None):
+        raise InputError("gallery remove: expected --pid N, --path P, or --where FILTER alone")
     gallery = _info(options)
     known = gallery.known_paths(options.path or ())
     # paths of a gallery built from images are absolute, paths on the command line may be relative
     paths = [path if path in known else os.path.abspath(path) for path in options.path or ()]
     started = time.monotonic()
-    done = gallery.remove(pids=options.pid or (), paths=paths)
+    pids = options.pid or ()
+    if options.dry_run:
+        found = gallery.find(pids=pids, paths=paths, where=options.where)
+        messages.append(f"would remove {_count(len(found), 'image')}; nothing was removed")
+        print_labels(found.drop(columns=["id", "camid"]), rows=_PREVIEWED)
+        return gallery
+    done = gallery.remove(pids=pids, paths=paths, where=options.where)
     messages.append(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
     if done.rewritten:
         kept = _count(done.rewritten, "other image")
@@ -247,10 +337,32 @@ def _remove(messages: list[str], options: Namespace) -> Gallery:
     return gallery
 
 
+def _label(messages: list[str], options: Namespace) -> Gallery:
+    gallery = _info(options)
+    messages.append(f"labelled {_count(gallery.label(options.where, options.pid), 'image')}")
+    return gallery
+
+
+def _merge(messages: list[str], options: Namespace) -> Gallery:
+    from rga_reid.gallery import Gallery
+
+    gallery, other = _info(options), Gallery.open(options.other)
+    added = gallery.merge(other, skip_known=options.skip_known, same_features=options.same_features)
+    messages.append(_added(added, len(other) - added))
+    return gallery
+
+
+def _export(messages: list[str], options: Namespace) -> Gallery:
+    gallery = _info(options)
+    gallery.export(options.out)
+    messages.append(f"{options.out}: {_count(len(gallery), 'image')}, {gallery.dimension} features each")
+    return gallery
+
+
 def _info(options: Namespace) -> Gallery:
     from rga_reid.gallery import Gallery
 
-    gallery = Gallery.open(options.gallery)
+    gallery = Gallery.open(options.gallery, **({"wait": options.wait} if "wait" in options else {}))
     if gallery.model is not None:
         check_outputs(options, {"json": ()}, {"--gallery (its model)": [gallery.model.checkpoint]})
     return gallery
@@ -300,6 +412,7 @@ def _report(location: str, gallery: Gallery, json_file: str | None, messages: li
 
 def _print(facts: dict[str, Any]) -> None:
     model, cameras, unlabelled = facts["model"], facts["cameras"], facts["unlabelled"]
+    others = [f"{name} ({kind})" for name, kind in facts["columns"].items() if name not in RESERVED]
     lines = {
         "gallery": facts["location"],
         "images": f"{facts['count']:,}"
@@ -307,6 +420,8 @@ def _print(facts: dict[str, Any]) -> None:
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
         "cameras": f"{len(cameras)}" if cameras else "unknown",
+        **({"times": " to ".join(facts["times"])} if facts["times"] else {}),
+        **({"columns": ", ".join(others)} if others else {}),
         "index": f"{facts['index']}, {facts['dimension']} dimensions, {facts['metric']}",
     }
     if facts["settings"] is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,11 @@ def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str
     from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
     shown = [Picture(**query) for query in _records(queries.head(MAX_PAGE_QUERIES))]
-    matches = [[Match(**match) for match in result["matches"]] for result in results[: len(shown)]]
+    shown_fields = [field.name for field in fields(Match)]
+    matches = [
+        [Match(**{name: match[name] for name in shown_fields}) for match in result["matches"]]
+        for result in results[: len(shown)]
+    ]
     count = f"{len(queries):,} {'query' if len(queries) == 1 else 'queries'}"
     if len(shown) < len(queries):
         count = f"The first {len(shown)} of {count}"
@@ -186,8 +191,9 @@ def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as plain Python values, with None for null."""
-    plain = table.astype(object).where(table.notna(), None)
-    return plain.to_dict("records")
+    from rga_reid.data.columns import plain_records
+
+    return plain_records(table)
 
 
 def _print(results: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from rga_reid.data.columns import plain_records, rename_camid
 from rga_reid.data.images import display_path
 from rga_reid.errors import sanitize
 
@@ -59,19 +60,29 @@ def parse_groups(pattern: str | None, name: str) -> dict[str, int | None] | None
 
 
 def summarize_labels(table: pd.DataFrame, rows: int = 3) -> Iterator[str]:
-    """Yield lines that show what was read from names: counts, then the first rows.
+    """Yield lines that show what was read about images: counts, then the first rows.
 
     Args:
-        table: columns ``path, pid, camid``, null where unknown.
+        table: columns ``path``, ``pid``, ``camera`` (or ``camid``) and others, null where unknown.
         rows: number of rows to show.
     """
+    table = rename_camid(table)
     counts = {
         "images": len(table),
-        "persons": table.pid.nunique(),
-        "cameras": table.camid.nunique(),
-        "images without a person": int(table.pid.isna().sum()),
+        "persons": table["pid"].nunique(),
+        "cameras": table["camera"].nunique(),
+        "images without a person": int(table["pid"].isna().sum()),
     }
     yield ", ".join(f"{noun}: {count:,}" for noun, count in counts.items())
-    for row in table.head(rows).itertuples():
-        pid, camid = ("unknown" if pd.isna(value) else str(value) for value in (row.pid, row.camid))
-        yield f"  {sanitize(display_path(str(row.path)))}: person {pid}, camera {camid}"
+    times = table["time"].dropna() if "time" in table else table["path"][:0]
+    if len(times):
+        yield f"times: {times.min().isoformat()} to {times.max().isoformat()}"
+    names = {"pid": "person"}
+    for record in plain_records(table.head(rows)):
+        path = sanitize(display_path(str(record.pop("path"))))
+        known = {
+            names.get(column, column): "unknown" if value is None else sanitize(str(value))
+            for column, value in record.items()
+            if value is not None or column in ("pid", "camera")
+        }
+        yield f"  {path}: {', '.join(f'{name} {value}' for name, value in known.items())}"

@@ -13,11 +13,13 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import Schema
 from rga_reid.data.images import is_ignored_file
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError, checksum, require_new, size_of, sync
@@ -27,6 +29,7 @@ from rga_reid.gallery.manifest import (
     SEGMENT_NAME,
     FileRecord,
     Manifest,
+    SegmentRecord,
     read_manifest,
     write_manifest,
 )
@@ -41,6 +44,7 @@ from rga_reid.gallery.segments import (
     max_rows,
     read_segment,
     repack,
+    write_relabelled,
     write_segment,
 )
 from rga_reid.gallery.store import DeletionRecord, Metadata, Progress, Rows, ignore_progress
@@ -95,15 +99,15 @@ class FolderStore(SegmentStore):
 
     @contextmanager
     def transaction(self, *, resumable: bool = False) -> Iterator[None]:
-        with super().transaction(), writing(self._folder) as self._writer:
-            self._snapshot = self._committed = read_gallery(self._folder)  # others may have written since
+        with super().transaction(), writing(self._folder, wait=self.wait) as self._writer:
+            # others may have written since
+            self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
             yield
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         super().commit(metadata, deletions)
         if self._snapshot != self._committed:
-            self._writer.commit(self._snapshot)
-            self._committed = self._snapshot
+            self._snapshot = self._committed = self._writer.commit(self._snapshot)
 
     def check(self, progress: Progress = ignore_progress) -> int:
         return check_folder(self._folder, progress)
@@ -112,7 +116,10 @@ class FolderStore(SegmentStore):
         return size_of(self._folder)
 
     def _write(self, segment: Segment | NewSegment) -> Segment:
-        return self._writer.write(segment)
+        return self._writer.write(segment, self.metadata.columns)
+
+    def _relabel(self, segment: Segment) -> Segment:
+        return self._writer.relabel(segment)
 
 
 class FolderDraft(SegmentStore):
@@ -145,16 +152,18 @@ class FolderDraft(SegmentStore):
         resume = self._resume and (self._folder / UNFINISHED).exists()
         with (
             super().transaction(),
-            writing(self._folder, create=True, keep=resumable, resume=resume) as writer,
+            writing(self._folder, create=True, keep=resumable, resume=resume, wait=self.wait) as writer,
         ):
             self._require_replaceable()  # nobody was faster
             self._writer = writer
+            self.deletion_log()  # refuses a damaged one early
             if resume:
                 self._restore()
             yield
 
     def append(self, rows: Rows) -> None:
-        part = self._writer.write(Segment(rows.ids, rows.vectors, rows.table), mapped=True)
+        segment = Segment(rows.ids, rows.vectors, rows.table)
+        part = self._writer.write(segment, self.metadata.columns, mapped=True)
         self._parts.append(part)
         self._show_parts(replace(self.metadata, dimension=part.dimension, next_id=int(rows.ids[-1]) + 1))
         if self._resumable:
@@ -172,17 +181,17 @@ class FolderDraft(SegmentStore):
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         copied = self.segments[: len(self.segments) - len(self._parts)]
         if len(self._parts) > 1 or metadata.index.kind != "flat":  # one part is already a segment
-            self._parts = [self._write(segment) for segment in repack(self._parts, metadata.index)]
+            new = repack(self._parts, metadata.index, metadata.columns)
+            self._parts = [self._write(segment) for segment in new]
         log = (*self._writer.deletions, *deletions)
-        self._snapshot = Snapshot(metadata, (*copied, *self._parts), log)
-        self._writer.commit(self._snapshot)
+        self._snapshot = self._writer.commit(Snapshot(metadata, (*copied, *self._parts), log))
         (self._folder / UNFINISHED).unlink(missing_ok=True)
 
     def deletion_log(self) -> tuple[DeletionRecord, ...]:
         return self._writer.deletions
 
     def _write(self, segment: Segment | NewSegment) -> Segment:
-        return self._writer.write(segment)
+        return self._writer.write(segment, self.metadata.columns)
 
     def _restore(self) -> None:
         """Continue with what an interrupted build had written."""
@@ -193,7 +202,7 @@ class FolderDraft(SegmentStore):
         require_same_model(self._folder, manifest.metadata.model, self.metadata.model)
         self._parts = list(read_snapshot(self._folder, manifest, mapped=True).segments)
         metadata = manifest.metadata
-        self._show_parts(replace(self.metadata, dimension=metadata.dimension, next_id=metadata.next_id))
+        self._show_parts(replace(metadata, index=self.metadata.index, model=self.metadata.model))
 
     def _show_parts(self, metadata: Metadata) -> None:
         self._snapshot = Snapshot(metadata, tuple(self._parts))
@@ -216,8 +225,12 @@ class FolderDraft(SegmentStore):
             raise InputError(f"{folder}: not replaced: {name!r} in it is not part of a gallery")
 
 
-def read_gallery(folder: Path) -> Snapshot:
+def read_gallery(folder: Path, known: Snapshot | None = None) -> Snapshot:
     """Read the gallery in a folder; check its manifest, and the sizes and headers of all files.
+
+    Args:
+        folder: folder of the gallery.
+        known: an earlier state, whose segments are not opened again.
 
     Raises:
         InputError: no gallery there, one of another version, or a file that is missing, damaged or not part
@@ -226,7 +239,7 @@ def read_gallery(folder: Path) -> Snapshot:
     manifest = read_manifest(folder / MANIFEST)
     while True:
         try:
-            return read_snapshot(folder, manifest)
+            return read_snapshot(folder, manifest, known=known)
         except InputError:
             # a writer may have removed the segments of this manifest since; then there is a newer one
             newer = read_manifest(folder / MANIFEST)
@@ -235,17 +248,32 @@ def read_gallery(folder: Path) -> Snapshot:
             manifest = newer
 
 
-def read_snapshot(folder: Path, manifest: Manifest, *, mapped: bool = False) -> Snapshot:
-    """Open what a manifest names; for ``mapped`` see ``read_segment``."""
+def read_snapshot(
+    folder: Path, manifest: Manifest, *, mapped: bool = False, known: Snapshot | None = None
+) -> Snapshot:
+    """Open what a manifest names; for ``mapped`` see ``read_segment``, for ``known`` ``read_gallery``."""
     metadata = manifest.metadata
-    segments = tuple(
-        read_segment(
-            folder / SEGMENTS / record.name, record, metadata.dimension, metadata.index.kind, mapped=mapped
-        )
-        for record in manifest.segments
+    opened = (
+        {}
+        if known is None
+        else {segment.record.name: segment for segment in known.segments if segment.record}
     )
-    deletions = () if manifest.log is None else _read_log(folder / manifest.log[0], manifest.log[1])
-    return Snapshot(metadata, segments, deletions)
+
+    def read(record: SegmentRecord) -> Segment:
+        segment = opened.get(record.name)
+        if segment is not None and segment.record == record:
+            return segment
+        path = folder / SEGMENTS / record.name
+        return read_segment(
+            path, record, metadata.dimension, metadata.index.kind, metadata.columns, mapped=mapped
+        )
+
+    segments = tuple(map(read, manifest.segments))
+    if manifest.log is None:
+        return Snapshot(metadata, segments)
+    if known is not None and known.log == manifest.log:
+        return Snapshot(metadata, segments, known.deletions, known.log)
+    return Snapshot(metadata, segments, _read_log(folder / manifest.log[0], manifest.log[1]), manifest.log)
 
 
 class Writer:
@@ -257,36 +285,50 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        old = _readable_manifest(folder)
+        self._old = old = _readable_manifest(folder)
         self.generation = 1 if old is None else old.generation + 1
         if old is None and (folder / UNFINISHED).exists():  # started while the gallery could be read
             self.generation = read_manifest(folder / UNFINISHED).generation
-        #: deletion log of the old gallery
-        self.deletions = () if old is None or old.log is None else _read_log(folder / old.log[0], old.log[1])
         names = (folder / SEGMENTS / f"{self.generation:06d}-{number}" for number in itertools.count())
         self._unused = (name for name in names if not name.exists())
 
-    def write(self, segment: Segment | NewSegment, *, mapped: bool = False) -> Segment:
+    @cached_property
+    def deletions(self) -> tuple[DeletionRecord, ...]:
+        """Deletion log of the old gallery."""
+        old = self._old
+        return () if old is None or old.log is None else _read_log(self._folder / old.log[0], old.log[1])
+
+    def write(self, segment: Segment | NewSegment, columns: Schema, *, mapped: bool = False) -> Segment:
         """Write a segment that no manifest names yet; return it opened, see ``read_segment``."""
         path = next(self._unused)
         with _disk_errors(self._folder):
             record = write_segment(path, segment)
-        return read_segment(path, record, segment.dimension, segment.kind, mapped=mapped)
+        return read_segment(path, record, segment.dimension, segment.kind, columns, mapped=mapped)
 
-    def commit(self, snapshot: Snapshot) -> None:
-        """Switch to a new state, all of whose segments are on the disk."""
+    def relabel(self, segment: Segment) -> Segment:
+        """Write a segment on disk whose table has changed, see ``write_relabelled``."""
+        assert segment.record is not None
         with _disk_errors(self._folder):
-            log = self._write_log(snapshot) if snapshot.deletions else None
-            write_manifest(self._manifest(snapshot, log), self._folder / MANIFEST)
+            return write_relabelled(
+                next(self._unused), self._folder / SEGMENTS / segment.record.name, segment
+            )
+
+    def commit(self, snapshot: Snapshot) -> Snapshot:
+        """Switch to a new state, all of whose segments are on the disk; return it with the file of its log."""
+        with _disk_errors(self._folder):
+            if snapshot.deletions and snapshot.log is None:
+                snapshot = replace(snapshot, log=self._write_log(snapshot))
+            write_manifest(self._manifest(snapshot), self._folder / MANIFEST)
+        return snapshot
 
     def keep_unfinished(self, snapshot: Snapshot) -> None:
         """Record the progress of a build, so that it can be resumed."""
         with _disk_errors(self._folder):
             write_manifest(self._manifest(snapshot), self._folder / UNFINISHED)
 
-    def _manifest(self, snapshot: Snapshot, log: tuple[str, FileRecord] | None = None) -> Manifest:
+    def _manifest(self, snapshot: Snapshot) -> Manifest:
         records = tuple(segment.record for segment in snapshot.segments if segment.record is not None)
-        return Manifest(self.generation, snapshot.metadata, records, log)
+        return Manifest(self.generation, snapshot.metadata, records, snapshot.log)
 
     def _write_log(self, snapshot: Snapshot) -> tuple[str, FileRecord]:
         name = _LOG.format(generation=self.generation)
@@ -300,7 +342,7 @@ class Writer:
 
 @contextmanager
 def writing(
-    folder: Path, *, create: bool = False, keep: bool = False, resume: bool = False
+    folder: Path, *, create: bool = False, keep: bool = False, resume: bool = False, wait: float = 0.0
 ) -> Iterator[Writer]:
     """Hold the lock of a gallery folder, and leave nothing but a gallery in it.
 
@@ -309,9 +351,10 @@ def writing(
         create: create the folder if necessary, and replace a damaged gallery.
         keep: keep the unfinished build of the block, if it fails.
         resume: keep the unfinished build of an earlier block; otherwise it is removed.
+        wait: seconds to wait for another program that is writing.
 
     Raises:
-        InputError: no gallery there, another program is writing, the disk is full or cannot be written.
+        InputError: no gallery there, another program is still writing, the disk is full or cannot be written.
     """
     created = create and not folder.exists()
     if create:
@@ -319,7 +362,7 @@ def writing(
             folder.mkdir(parents=True, exist_ok=True)
     else:
         read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
-    with _locked(folder):
+    with _locked(folder, wait):
         # a gallery that cannot be read, damaged or of another version, stays until another replaces it
         unreadable = (folder / MANIFEST).exists() and _readable_manifest(folder) is None
         old = frozenset(_own_files(folder) if unreadable else ())
@@ -452,7 +495,7 @@ def _read_log(path: Path, record: FileRecord) -> tuple[DeletionRecord, ...]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, wait: float) -> Iterator[None]:
     """Hold the lock. The system releases it when the process ends, in whatever way."""
     if (folder / SEGMENTS).is_symlink():  # files behind a link may be anybody's, and are never removed
         raise InputError(
@@ -461,10 +504,11 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with _disk_errors(folder):
             try:
-                stack.enter_context(hold_lock(folder / LOCK))
+                stack.enter_context(hold_lock(folder / LOCK, wait=wait))
             except LockedError:
                 raise InputError(
-                    f"{folder}: locked: another program is changing this gallery; try again when it has finished"
+                    f"{folder}: locked: another program is changing this gallery, and did not finish in {wait:g} s; "
+                    "--wait SECONDS waits longer"
                 ) from None
         yield
 

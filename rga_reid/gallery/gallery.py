@@ -1,10 +1,9 @@
-"""Galleries: build one from features, save it, open it, search it, add images and remove them."""
+"""Galleries: build one in memory, save it, open it, search it, add images, label and remove them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,20 @@ import numpy as np
 import pandas as pd
 
 from rga_reid._deprecated import renamed_method, renamed_property
+from rga_reid.data.columns import (
+    TYPES,
+    Schema,
+    cast,
+    conform,
+    is_whole,
+    join_schemas,
+    label_value,
+    rename_camid,
+    values_of,
+)
 from rga_reid.errors import InputError, check_int
 from rga_reid.evaluation import ReRanking
-from rga_reid.gallery.filters import CAMERA_KNOWN, Filter, other_cameras, parse_filter
+from rga_reid.gallery.filters import Filter, is_known, other_cameras, parse_filter
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.location import create_store, open_store
 from rga_reid.gallery.segment_store import SegmentStore
@@ -30,18 +40,19 @@ from rga_reid.gallery.store import (
     deletion_records,
     empty_table,
     ignore_progress,
+    result_table,
 )
 from rga_reid.gallery.validation import (
     gallery_table,
     match_rows,
     normalize_rows,
     require_nonempty,
-    require_row_each,
 )
+from rga_reid.inference.feature_files import write_features
 from rga_reid.models.checkpoints import ModelFingerprint
 
 SHORTLIST = 100  #: images of each query that are re-ranked
-SHARD_ROWS = 8192  #: images that a build keeps in memory before it writes them
+WAIT = 30.0  #: seconds that writers wait for another one
 
 
 class Gallery:
@@ -73,8 +84,9 @@ class Gallery:
 
         Args:
             features: numbers ``(n, d)``, of any length: they are L2-normalised.
-            table: n rows in the same order: ``path`` (the files need not exist), optionally ``pid`` and
-                ``camid``, whole numbers, null where unknown.
+            table: n rows in the same order: ``path`` (the files need not exist), optionally ``pid``,
+                ``camera`` (or ``camid``) and ``track``, whole numbers or text, ``time`` with a time zone, and any
+                other columns of text, numbers, booleans or times. All but ``path`` may be null.
             index: ``flat``, which searches exactly, or an approximate one: ``hnsw``, ``ivf``, ``ivfpq``. With
                 fewer than 1,024 images, all of them search exactly.
             model: fingerprint of the model that embedded the images, see ``ModelFingerprint.of``; None if
@@ -88,28 +100,34 @@ class Gallery:
                 an unknown index or setting.
         """
         config = IndexConfig(index, settings)
-        vectors, kept = match_rows(features, table)
+        vectors, kept, columns = match_rows(features, table)
         require_nonempty(len(vectors))
         config.check_dimension(vectors.shape[1])
         gallery = cls(SegmentStore(Snapshot(Metadata(vectors.shape[1], config, model))))
-        gallery._append(vectors, kept)
+        gallery._append(vectors, kept, columns)
         return gallery
 
     @classmethod
-    def open(cls, location: str | os.PathLike[str]) -> Gallery:
+    def open(cls, location: str | os.PathLike[str], *, wait: float = WAIT) -> Gallery:
         """Open the gallery at a location: a folder, ``NAME.db``, ``milvus://HOST:PORT/COLLECTION`` or
         ``my_module.MyStore:NAME``.
 
         For a folder, the manifest and the sizes and headers of all files are checked, but not every byte: see
         ``check``.
 
+        Args:
+            location: location of the gallery.
+            wait: seconds that a change waits for another program that is changing the gallery.
+
         Raises:
             InputError: no gallery there, one of another version, or a file that is missing, damaged or not
                 part of a gallery; the message names it. Milvus is not installed or does not answer.
         """
-        return cls(open_store(location))
+        store = open_store(location)
+        store.wait = wait
+        return cls(store)
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False, *, wait: float = WAIT) -> None:
         """Write a copy of the gallery: whole, or not at all.
 
         The deletion log of a gallery in memory is saved with it; that of an opened gallery is not copied.
@@ -117,6 +135,7 @@ class Gallery:
         Args:
             path: a folder that does not exist or is empty, or another location.
             overwrite: replace an existing gallery. Its deletion log is kept.
+            wait: seconds to wait for another program that is changing that gallery.
 
         Raises:
             InputError: the folder exists, contains other files than those of a gallery (they are never
@@ -124,48 +143,75 @@ class Gallery:
         """
         metadata = self._store.metadata
         target = create_store(path, metadata.index, metadata.model, overwrite=overwrite)
+        target.wait = wait
         with target.transaction():
+            target.set_columns(metadata.columns)
             target.copy_from(self._store)
             own = () if self._store.persistent else self._store.deletion_log()
             known = target.deletion_log()  # saved there before
             target.commit(metadata, [record for record in own if record not in known])
 
-    def add(self, features: Any, table: pd.DataFrame, *, model: ModelFingerprint | None = None) -> None:
+    def add(
+        self,
+        features: Any,
+        table: pd.DataFrame,
+        *,
+        model: ModelFingerprint | None = None,
+        columns: Schema | None = None,
+    ) -> None:
         """Add images at the end.
 
-        In a folder they become a new segment. Nothing else is rewritten, except small segments at the end,
-        which are joined with it (up to 4,096 images; up to 65,536 if 4,096 or more are added).
+        In a folder they become a new segment. Nothing else is rewritten, except small segments without an index
+        at the end, which are joined with it (up to 4,096 images; up to 65,536 if 4,096 or more are added).
 
         Args:
             features: numbers ``(n, d)``, as for ``build``.
-            table: n rows, as for ``build``. A path may occur more than once.
+            table: n rows, as for ``build``. A path may occur more than once. Columns that the gallery does not
+                have are added to it, null for the images before. Labels that were whole numbers become text if the
+                table has text.
             model: fingerprint of the model that embedded them; None if it is known to be the same.
+            columns: columns and types of a larger table of which ``table`` is a part.
 
         Raises:
-            InputError: another dimension, another model, and as for ``build``; for an opened gallery also as
-                for ``save``.
+            InputError: another dimension, another model, a column of another type than in the gallery, and as for
+                ``build``; for an opened gallery also as for ``save``.
         """
-        vectors, kept = match_rows(features, table)
+        schema = self._joined(columns)
+        vectors, kept, new = match_rows(features, table, schema)
         self._require_dimension("features", vectors)
         if model is not None:
             self.require_model(model)
         expected = self.model if model is None else model
         if len(vectors):
             with self._store.transaction():
-                # another program may have replaced the gallery since it was opened
+                # another program may have replaced the gallery since it was opened, or added columns
                 self._require_dimension("features", vectors)
                 if expected is not None:
                     self.require_model(expected)
-                self._append(vectors, kept)
+                if (now := self._joined(columns)) != schema:
+                    kept, new = gallery_table(table, now)
+                self._append(vectors, kept, new)
 
-    def _append(self, vectors: np.ndarray, table: pd.DataFrame) -> None:
+    def _joined(self, columns: Schema | None) -> dict[str, str]:
+        """Return the columns of the gallery and others."""
+        return join_schemas(self.columns, {} if columns is None else columns)
+
+    def _append(self, vectors: np.ndarray, table: pd.DataFrame, columns: Schema) -> None:
         metadata = self._store.metadata
+        if columns != metadata.columns:
+            self._store.set_columns(columns)
         stop = metadata.next_id + len(vectors)
         self._store.append(Rows(np.arange(metadata.next_id, stop), table, vectors))
-        self._store.commit(replace(metadata, next_id=stop))
+        self._store.commit(replace(metadata, next_id=stop, columns=columns))
 
-    def remove(self, *, pids: int | Iterable[int] = (), paths: str | Iterable[str] = ()) -> RemovalResult:
-        """Erase all images of some persons, and the images of some paths.
+    def remove(
+        self,
+        *,
+        pids: int | str | Iterable[int | str] = (),
+        paths: str | Iterable[str] = (),
+        where: str | None = None,
+    ) -> RemovalResult:
+        """Erase all images of some persons, the images of some paths, or those that a filter keeps.
 
         When it returns, no file of a gallery on this machine contains their vectors and rows; for a Milvus
         server see docs/milvus.md. The segments that contained them are rewritten, and their indexes rebuilt: an
@@ -174,6 +220,7 @@ class Gallery:
         Args:
             pids: one or more.
             paths: one or more, as in ``table``.
+            where: a filter, see docs/galleries.md, such as ``time < now - 30d``; without pids and paths.
 
         Returns:
             What was removed, and how much was rewritten for it.
@@ -182,22 +229,176 @@ class Gallery:
             InputError: nothing given; a pid or path without an image (nothing is removed then); for an opened
                 gallery also as for ``save``.
         """
-        persons = [pids] if isinstance(pids, int | np.integer) else list(pids)
-        files = [paths] if isinstance(paths, str) else list(paths)
-        if not persons and not files:
-            raise InputError("remove: expected pids or paths")
         with self._store.transaction():
-            found = []
-            for column, wanted in (("pid", list(map(int, persons))), ("path", files)):
-                found.append(self._store.find(column, wanted))
-                known = set(found[-1][column].dropna())
-                missing = [value for value in wanted if value not in known]
-                if missing:
-                    raise InputError(f"{column} {missing[0]}: not in the gallery; nothing was removed")
-            gone = pd.concat(found, ignore_index=True).drop_duplicates("id").sort_values("id")
+            gone = self._find(pids, paths, where)
+            if gone.empty:
+                return RemovalResult(0)
             result = self._store.delete(gone["id"].to_numpy(np.int64))
             self._store.commit(self._store.metadata, deletion_records(gone["pid"]))
         return result
+
+    def find(
+        self,
+        *,
+        pids: int | str | Iterable[int | str] = (),
+        paths: str | Iterable[str] = (),
+        where: str | None = None,
+    ) -> pd.DataFrame:
+        """Return the rows of ``table`` that ``remove`` would erase with these arguments, with their ids.
+
+        Returns:
+            The columns of ``table``, and ``id``, by increasing id.
+
+        Raises:
+            InputError: as for ``remove``.
+        """
+        found = self._find(pids, paths, where)
+        return result_table(found, self.columns).assign(id=found["id"])
+
+    def _find(
+        self, pids: int | str | Iterable[int | str], paths: str | Iterable[str], where: str | None
+    ) -> pd.DataFrame:
+        persons = [pids] if isinstance(pids, int | np.integer | str) else list(pids)
+        files = [paths] if isinstance(paths, str) else list(paths)
+        if bool(persons or files) == (where is not None):
+            raise InputError("remove: expected pids or paths, or a filter")
+        if where is not None:
+            return self._store.select(self._parse(where))
+        persons = [label_value(pid, self.columns["pid"], "pid") for pid in persons]
+        found = []
+        for column, wanted in (("pid", persons), ("path", files)):
+            found.append(self._store.find(column, wanted))
+            known = set(found[-1][column].dropna())
+            missing = [value for value in wanted if value not in known]
+            if missing:
+                raise InputError(f"{column} {missing[0]}: not in the gallery; nothing was removed")
+        return pd.concat(found, ignore_index=True).drop_duplicates("id").sort_values("id")
+
+    def label(self, where: str, pid: int | str) -> int:
+        """Give the images that a filter keeps a pid. The log gets a line for each old pid among them.
+
+        Args:
+            where: a filter, see docs/galleries.md.
+            pid: whole number or text. With text, all pids of the gallery become text.
+
+        Returns:
+            Number of images whose pid has changed.
+
+        Raises:
+            InputError: an invalid filter or pid; for an opened gallery also as for ``save``.
+        """
+        with self._store.transaction():
+            metadata, columns = self._store.metadata, dict(self.columns)
+            if isinstance(pid, str) and not is_whole(pid):
+                columns["pid"] = "string"
+            value = label_value(pid, columns["pid"], "pid")
+            if value == "":
+                raise InputError("pid: expected a whole number or text, got ''")
+            found = self._store.select(self._parse(where))
+            old = values_of(found, "pid", columns["pid"])
+            changed = (old.isna() | (old != value)).to_numpy(dtype=bool, na_value=True)
+            if not changed.any():
+                return 0
+            if columns != metadata.columns:
+                self._store.set_columns(columns)
+            pids = pd.Series([value] * int(changed.sum()), dtype=TYPES[columns["pid"]])
+            self._store.update(found["id"].to_numpy(np.int64)[changed], pd.DataFrame({"pid": pids}))
+            self._store.commit(replace(metadata, columns=columns), deletion_records(old[changed], value))
+        return int(changed.sum())
+
+    def update(self, ids: Any, table: pd.DataFrame) -> None:
+        """Change columns of some images, or add columns to the gallery.
+
+        Args:
+            ids: ids of n images, see ``ids``.
+            table: n rows of the columns to change, except ``path`` and ``pid`` (see ``label``). In the other images
+                new columns are null.
+
+        Raises:
+            InputError: an unknown id, or one given twice; a column of another type than in the gallery; for an
+                opened gallery also as for ``save``.
+        """
+        wanted = np.asarray(ids, dtype=np.int64)
+        order = np.argsort(wanted, kind="stable")
+        if reserved := {"path", "pid"} & set(table.columns):
+            raise InputError(
+                f"update: column '{min(reserved)}': cannot be changed here; pids are changed by label"
+            )
+        if len(wanted) != len(table) or (np.diff(wanted[order]) == 0).any():
+            raise InputError(f"update: expected {len(table)} different ids, one for each row")
+        with self._store.transaction():
+            metadata = self._store.metadata
+            kept, columns = conform(table, metadata.columns)
+            if not np.isin(wanted, self.ids).all():
+                raise InputError("update: an id is not in the gallery; nothing was changed")
+            if len(wanted):
+                if columns != metadata.columns:
+                    self._store.set_columns(columns)
+                values = kept[list(rename_camid(table).columns)].take(order).reset_index(drop=True)
+                self._store.update(wanted[order], values)
+                self._store.commit(replace(metadata, columns=columns))
+
+    def merge(self, other: Gallery, *, skip_known: bool = False, same_features: bool = False) -> int:
+        """Add all images of another gallery at the end, with new ids. The other gallery does not change.
+
+        Args:
+            other: gallery of the same model.
+            skip_known: leave out images whose paths are in this gallery already.
+            same_features: trust that the features are of one model where only one of the galleries knows its own.
+
+        Returns:
+            Number of images added.
+
+        Raises:
+            InputError: another dimension or model, a column of another type, or a path that this gallery has
+                already; for an opened gallery also as for ``save``.
+        """
+        if other._store is self._store or (
+            self._store.persistent and other._store.location == self._store.location
+        ):
+            raise InputError(f"merge: {self._store.location}: expected another gallery")
+        if other.dimension != self.dimension:
+            raise InputError(
+                f"merge: features of dimension {other.dimension}, but the gallery's have {self.dimension}"
+            )
+        if other.model is not None:
+            self.require_model(other.model)
+        if (other.model is None) != (self.model is None) and not same_features:
+            raise InputError(
+                "merge: one of the galleries was built from features, so its model is unknown; --same-features says "
+                "that it is that of the other one"
+            )
+        with self._store.transaction():
+            metadata, added = self._store.metadata, 0
+            columns = join_schemas(metadata.columns, other.columns, name="merge")
+            if columns != metadata.columns:
+                self._store.set_columns(columns)
+            for rows in other._store.rows(vectors=True):
+                known = rows.table["path"].isin(self.known_paths(rows.table["path"])).to_numpy(bool)
+                if known.any() and not skip_known:
+                    raise InputError(
+                        f"{rows.table['path'][known].iloc[0]}: in both galleries; --skip-known leaves it out"
+                    )
+                count = int((~known).sum())
+                if count:
+                    table = cast(rows.table[~known].reset_index(drop=True), columns)
+                    ids = np.arange(metadata.next_id + added, metadata.next_id + added + count)
+                    self._store.append(Rows(ids, table, rows.vectors[~known]))
+                    added += count
+            if added:
+                self._store.commit(replace(metadata, next_id=metadata.next_id + added, columns=columns))
+        return added
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write features and table to an ``.npz`` file, from which a gallery can be built again.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        parts = list(self._store.rows(vectors=True))
+        vectors = [np.empty((0, self.dimension), np.float32), *(rows.vectors for rows in parts)]
+        tables = [cast(rows.table, self.columns) for rows in parts] or [empty_table(self.columns)]
+        write_features(path, np.concatenate(vectors), pd.concat(tables, ignore_index=True))
 
     def compact(self) -> None:
         """Join the segments that ``add`` and ``remove`` left, and rebuild their indexes.
@@ -207,6 +408,18 @@ class Gallery:
         """
         with self._store.transaction():
             self._store.compact()
+            self._store.commit(self._store.metadata)
+
+    def maintain(self) -> None:
+        """Join small segments that ``add`` left, if they have enough images together, and build their index.
+
+        A program that adds images for a long time calls it now and then; see "Compaction" in docs/galleries.md.
+
+        Raises:
+            InputError: for an opened gallery as for ``save``.
+        """
+        with self._store.transaction():
+            self._store.merge()
             self._store.commit(self._store.metadata)
 
     def check(self, progress: Progress = ignore_progress) -> int:
@@ -228,7 +441,7 @@ class Gallery:
         features: Any,
         top_k: int = 10,
         *,
-        exclude_camera: int | None = None,
+        exclude_camera: int | str | None = None,
         where: str | None = None,
         rerank: ReRanking | None = None,
         shortlist: int = SHORTLIST,
@@ -245,16 +458,16 @@ class Gallery:
             features: numbers ``(q, d)``, one row per query.
             top_k: matches per query; all images where the gallery has fewer.
             exclude_camera: leave out the images of this camera. Images of unknown cameras stay.
-            where: search only the images that this filter keeps, such as ``camid == 3 and pid in (1, 2)``,
-                over ``pid``, ``camid`` and ``path``: see docs/galleries.md.
+            where: search only the images that this filter keeps, such as
+                ``camera == 3 and time >= now - 2h``: see docs/galleries.md.
             rerank: sort each query's shortlist by k-reciprocal re-ranking among the query and the shortlist.
                 Scores remain cosines, so they no longer decrease with rank.
             shortlist: how many of the nearest images are re-ranked; at least ``top_k``.
             with_ids: add the ids of the images as a last column ``id``.
 
         Returns:
-            Columns ``query`` (from 0), ``rank`` (from 1), ``score``, ``path``, ``pid``, ``camid``, sorted by
-            ``query``, then ``rank``.
+            Columns ``query`` (from 0), ``rank`` (from 1), ``score``, and those of ``table``, sorted by ``query``,
+            then ``rank``.
 
         Raises:
             InputError: features of another dimension, a row that cannot be normalised, ``top_k`` below 1, a
@@ -265,23 +478,27 @@ class Gallery:
         queries = normalize_rows(features, name="query features")
         self._require_dimension("query features", queries)
         if rerank is None:
-            return self._store.search(queries, top_k, condition).to_frame(with_ids=with_ids)
+            return self._store.search(queries, top_k, condition).to_frame(self.columns, with_ids=with_ids)
         results = self._store.search(queries, check_int("shortlist", shortlist, top_k), condition)
-        return results.rerank(queries, rerank, top_k).to_frame(with_ids=with_ids)
+        return results.rerank(queries, rerank, top_k).to_frame(self.columns, with_ids=with_ids)
 
-    def count(self, *, exclude_camera: int | None = None, where: str | None = None) -> int:
+    def count(self, *, exclude_camera: int | str | None = None, where: str | None = None) -> int:
         """Return how many images a search with these limits compares; ``InputError`` as for ``search``."""
         return self._store.count(self._filter(exclude_camera, where))
 
-    def _filter(self, exclude_camera: int | None, where: str | None) -> Filter | None:
-        condition = None if where is None else parse_filter(where)
+    def _filter(self, exclude_camera: int | str | None, where: str | None) -> Filter | None:
+        condition = None if where is None else self._parse(where)
         if exclude_camera is None:
             return condition
-        camera = check_int("exclude_camera", exclude_camera, -(2**63), 2**63 - 1)
-        if not self._store.count(CAMERA_KNOWN):
+        columns = self.columns
+        camera = label_value(exclude_camera, columns["camera"], "exclude_camera")
+        if not self._store.count(is_known("camera", columns)):
             raise InputError(f"exclude_camera {camera}: this gallery does not know the camera of any image")
-        others = other_cameras(camera)
+        others = other_cameras(camera, columns)
         return others if condition is None else others & condition
+
+    def _parse(self, where: str) -> Filter:
+        return parse_filter(where, self.columns)
 
     def require_model(self, model: ModelFingerprint) -> None:
         """Refuse features of another model, or of another preprocessing.
@@ -318,9 +535,20 @@ class Gallery:
         return self._store.metadata.model
 
     @property
+    def columns(self) -> Schema:
+        """Names of the columns of the table, and their types, see ``rga_reid.data.columns``."""
+        return self._store.metadata.columns
+
+    @property
     def table(self) -> pd.DataFrame:
-        """A copy of the table ``path, pid, camid``, one row per image."""
-        return pd.concat([empty_table(), *(rows.table for rows in self._store.rows())], ignore_index=True)
+        """A copy of the table, one row per image.
+
+        Columns ``path``, ``pid``, ``camera``, ``camid`` (the same as ``camera``), ``time``, ``track``, null where
+        unknown, and the other columns of the tables that were added.
+        """
+        columns = self.columns
+        tables = [cast(rows.table, columns) for rows in self._store.rows()] or [empty_table(columns)]
+        return result_table(pd.concat(tables, ignore_index=True), columns)
 
     @property
     def ids(self) -> np.ndarray:
@@ -343,12 +571,12 @@ class Gallery:
         """Return what the gallery contains, as a JSON object.
 
         ``identities`` counts distinct pids without junk (−1), ``unlabelled`` the images of unknown pid;
-        ``cameras`` lists the known ones. ``settings`` are those of the index of the largest segment, null if
-        all are searched exactly; ``recall_at_10`` is the mean over images of the recall that was measured
-        against exact search, see docs/galleries.md.
+        ``cameras`` lists the known ones, ``times`` the first and the last time. ``settings`` are those of the
+        index of the largest segment, null if all are searched exactly; ``recall_at_10`` is the mean over images of
+        the recall that was measured against exact search, see docs/galleries.md.
         """
         metadata, table, index = self._store.metadata, self.table, self._store.describe()
-        known = table["pid"].dropna()
+        known, times = table["pid"].dropna(), table["time"].dropna()
         return {
             "index": metadata.index.kind,
             "settings": index["settings"],
@@ -357,136 +585,15 @@ class Gallery:
             "count": len(table),
             "dimension": metadata.dimension,
             "segments": index["segments"],
-            "identities": int(known[known != -1].nunique()),
+            "identities": int(known[known.astype("string") != "-1"].nunique()),
             "unlabelled": len(table) - len(known),
-            "cameras": sorted(map(int, table["camid"].dropna().unique())),
-            "removals": len(self.deletion_log),
+            "cameras": sorted(table["camera"].dropna().unique().tolist()),
+            "times": [times.min().isoformat(), times.max().isoformat()] if len(times) else None,
+            "columns": dict(metadata.columns),
+            "removals": sum(record.label is None for record in self.deletion_log),
             "model": None if metadata.model is None else metadata.model.to_json(),
         }
 
     def size_on_disk(self) -> int | None:
         """Return the bytes of its files; None in memory and on a server."""
         return self._store.size_on_disk()
-
-
-class GalleryBuilder:
-    """Builds a gallery at a location from batches of features. A context manager that holds the gallery's lock.
-
-    Up to 8,192 rows are kept in memory, then written. ``finish`` joins what was written, builds the indexes and
-    switches to the new gallery at once; until then an old one does not change. Where a build failed or was
-    killed, ``resume`` continues from what it had written; any other write to the same gallery removes that.
-
-    Args:
-        location: location of the gallery, see ``Gallery.open``.
-        index, model, settings: see ``Gallery.build``.
-        overwrite: replace an existing gallery when this one is finished.
-        resume: continue the build that was interrupted there, if there is one.
-
-    Raises:
-        InputError: a location where no gallery may be written, see ``Gallery.save``; an unknown index or
-            setting; an interrupted build with another model.
-    """
-
-    def __init__(
-        self,
-        location: str | os.PathLike[str],
-        *,
-        index: str = "flat",
-        model: ModelFingerprint | None = None,
-        overwrite: bool = False,
-        resume: bool = False,
-        **settings: int,
-    ) -> None:
-        self._location, self._config = location, IndexConfig(index, settings)
-        self._store = create_store(location, self._config, model, overwrite=overwrite, resume=resume)
-        self._buffer: list[tuple[np.ndarray, pd.DataFrame]] = []
-        self._stack = ExitStack()
-
-    def __enter__(self) -> GalleryBuilder:
-        with self._stack:  # the lock is released if anything fails
-            self._stack.enter_context(self._store.transaction(resumable=True))
-            self._metadata = self._store.metadata
-            if self._metadata.dimension:
-                self._config.check_dimension(self._metadata.dimension)
-            self._stack = self._stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-    @property
-    def paths(self) -> set[str]:
-        """Paths of the images that need not be added again."""
-        return {path for rows in self._store.rows() for path in rows.table["path"]}
-
-    def add(self, features: Any, table: pd.DataFrame) -> None:
-        """Add some rows.
-
-        Args:
-            features: numbers ``(n, d)``, d always the same.
-            table: n rows, see ``Gallery.build``.
-
-        Raises:
-            InputError: rows that do not fit, as ``Gallery.add``; the disk is full.
-        """
-        vectors, kept = match_rows(features, table)
-        dimension = self._metadata.dimension
-        if dimension and vectors.shape[1] != dimension:
-            raise InputError(f"features: of dimension {vectors.shape[1]}, but those before of {dimension}")
-        self._config.check_dimension(vectors.shape[1])
-        self._metadata = replace(self._metadata, dimension=vectors.shape[1])
-        self._buffer.append((vectors, kept))
-        if sum(len(rows) for rows, _ in self._buffer) >= SHARD_ROWS:
-            self._flush()
-
-    def finish(self) -> Gallery:
-        """Finish the gallery of all rows, and open it.
-
-        Raises:
-            InputError: there were no rows; the disk is full.
-        """
-        self._flush()
-        require_nonempty(self._metadata.next_id)
-        self._store.commit(self._metadata)
-        return Gallery.open(self._location)
-
-    def _flush(self) -> None:
-        """Write the buffer."""
-        count = sum(len(rows) for rows, _ in self._buffer)
-        if count:
-            stop = self._metadata.next_id + count
-            vectors = np.concatenate([rows for rows, _ in self._buffer])
-            table = pd.concat([rows for _, rows in self._buffer], ignore_index=True)
-            self._store.append(Rows(np.arange(stop - count, stop), table, vectors))
-            self._metadata, self._buffer = replace(self._metadata, next_id=stop), []
-
-
-def save_features(
-    location: str | os.PathLike[str],
-    features: np.ndarray,
-    table: pd.DataFrame,
-    *,
-    index: str = "flat",
-    overwrite: bool = False,
-    **settings: int,
-) -> Gallery:
-    """Build a gallery at a location from a matrix that need not fit in memory, and open it.
-
-    Args:
-        location: see ``Gallery.open``.
-        features: floating-point numbers ``(n, d)``; may be a mapped file.
-        table, index, settings: see ``Gallery.build``.
-        overwrite: see ``Gallery.save``.
-
-    Raises:
-        InputError: as for ``Gallery.build`` and ``Gallery.save``.
-    """
-    config, kept, (count, dimension) = IndexConfig(index, settings), gallery_table(table), features.shape
-    require_nonempty(count)
-    require_row_each(count, kept)
-    config.check_dimension(dimension)
-    store = create_store(location, config, overwrite=overwrite)
-    with store.transaction():
-        store.append_features(features, kept)
-        store.commit(Metadata(dimension, config, None, count))
-    return Gallery.open(location)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rga_reid import __version__
+from rga_reid.data.columns import RESERVED, TYPES
 from rga_reid.errors import InputError, short_repr
 from rga_reid.files import atomic_file, sync
 from rga_reid.gallery.index import IndexConfig
@@ -20,7 +21,8 @@ from rga_reid.inputs import read_file, reject_surrogates, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
 
 FORMAT = "rga-reid gallery"
-VERSION = 2  #: incremented when older programs could no longer read the folder
+VERSION = 3  #: incremented when older programs could no longer read the folder
+READABLE = (2, VERSION)  #: version 2, of rga-reid 1.0, has no columns but path, pid and camid
 MANIFEST = "manifest.json"
 
 SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
@@ -118,6 +120,7 @@ class Manifest:
                 IndexConfig(value["index"]["kind"], dict(value["index"]["settings"])),
                 None if value["model"] is None else ModelFingerprint.from_json(value["model"]),
                 _count(value["next_id"]),
+                columns_from_json(value.get("columns", {})),
             ),
             segments=tuple(map(SegmentRecord.from_json, value["segments"])),
             log=None if log is None else (_text(log["name"], _LOG_NAME), FileRecord.from_json(log)),
@@ -138,11 +141,24 @@ class Manifest:
             "dimension": metadata.dimension,
             "count": self.count,
             "next_id": metadata.next_id,
+            "columns": dict(metadata.columns),
             "index": {"kind": metadata.index.kind, "settings": dict(metadata.index.settings)},
             "model": None if metadata.model is None else metadata.model.to_json(),
             "segments": [asdict(segment) for segment in self.segments],
             "removals": None if self.log is None else {"name": self.log[0], **asdict(self.log[1])},
         }
+
+
+def columns_from_json(value: Mapping[str, Any]) -> dict[str, str]:
+    """Parse the columns of a gallery; those that every gallery has may be missing.
+
+    Raises:
+        ValueError: an unknown type.
+    """
+    columns = {**RESERVED, **{_text(name): _text(kind) for name, kind in value.items()}}
+    if unknown := set(columns.values()) - TYPES.keys():
+        raise ValueError(f"columns: unknown type {min(unknown)}")
+    return columns
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -179,10 +195,10 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: damaged: not JSON ({truncate(error)})") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f'{path}: not the manifest of a gallery (expected "format": "{FORMAT}")')
-    if value.get("version") != VERSION:
+    if value.get("version") not in READABLE:
         raise InputError(
             f"{path}: a gallery of format version {short_repr(value.get('version'))}; "
-            f"this program reads {VERSION}"
+            f"this program reads {' and '.join(map(str, READABLE))}"
         )
     checksum = str(value.get("sha256"))
     valid = re.fullmatch("[0-9a-f]{64}", checksum)

@@ -18,21 +18,21 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.data.columns import Schema, cast
 from rga_reid.errors import InputError
 from rga_reid.evaluation.similarity import product_error
 from rga_reid.gallery.filters import Filter
 from rga_reid.gallery.index import MARGIN, IndexConfig, Vectors, rescore_batch
-from rga_reid.gallery.manifest import FORMAT
+from rga_reid.gallery.manifest import FORMAT, columns_from_json
 from rga_reid.gallery.milvus_client import (
     IMAGES,
-    LABELS,
     LIMIT,
     TRAINED_ROWS,
     Candidates,
     MilvusServer,
     MilvusURI,
-    expression,
 )
+from rga_reid.gallery.milvus_fields import Fields
 from rga_reid.gallery.store import (
     METRIC,
     DeletionRecord,
@@ -43,11 +43,12 @@ from rga_reid.gallery.store import (
     VectorStore,
     empty_table,
 )
-from rga_reid.gallery.validation import gallery_table, require_finished, require_same_model
+from rga_reid.gallery.validation import require_finished, require_same_model
 from rga_reid.inputs import truncate
 from rga_reid.models.checkpoints import ModelFingerprint, is_same_model
 
-VERSION = 2  #: incremented when older programs could no longer read the collections
+VERSION = 3  #: incremented when older programs could no longer read the collections
+OLD_VERSION = 2  #: of rga-reid 1.0, whose collections have fields that may be null
 CURRENT, UNFINISHED, FIRST_DELETION = 0, 1, 2  #: numbers of notes
 
 T = TypeVar("T")
@@ -60,10 +61,17 @@ class State:
     Args:
         generation: number of the collection of its images; 0 before it is created.
         metadata: metadata of the gallery.
+        version: version of the collection of its images.
     """
 
     generation: int
     metadata: Metadata
+    version: int = VERSION
+
+    @property
+    def fields(self) -> Fields:
+        """Fields of the collection of images."""
+        return Fields(self.metadata.columns, nullable=self.version == OLD_VERSION)
 
     def to_text(self) -> str:
         """Return the state as JSON."""
@@ -71,13 +79,14 @@ class State:
         return json.dumps(
             {
                 "format": FORMAT,
-                "version": VERSION,
+                "version": self.version,
                 "metric": METRIC,
                 "generation": self.generation,
                 "dimension": metadata.dimension,
                 "plan": {"kind": metadata.index.kind, "settings": dict(metadata.index.settings)},
                 "model": None if metadata.model is None else metadata.model.to_json(),
                 "next_id": metadata.next_id,
+                "columns": dict(metadata.columns),
             }
         )
 
@@ -90,15 +99,20 @@ class State:
         """
         try:
             value = json.loads(text)
-            if (value["format"], value["version"], value["metric"]) != (FORMAT, VERSION, METRIC):
-                raise ValueError(f"version {value['version']}; this program reads {VERSION}")
+            version = value["version"]
+            if (value["format"], value["metric"]) != (FORMAT, METRIC) or version not in (
+                OLD_VERSION,
+                VERSION,
+            ):
+                raise ValueError(f"version {version}; this program reads {OLD_VERSION} and {VERSION}")
             metadata = Metadata(
                 int(value["dimension"]),
                 IndexConfig(value["plan"]["kind"], value["plan"]["settings"]),
                 None if value["model"] is None else ModelFingerprint.from_json(value["model"]),
                 int(value["next_id"]),
+                columns_from_json(value.get("columns", {})),
             )
-            return cls(int(value["generation"]), metadata)
+            return cls(int(value["generation"]), metadata, version)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{location}: not a gallery of this program ({truncate(error)})") from None
 
@@ -149,31 +163,46 @@ class MilvusStore(VectorStore):
     def _images(self) -> str:
         return images_name(self._name, self._state.generation)
 
+    @property
+    def _fields(self) -> Fields:
+        return self._state.fields
+
     def count(self, where: Filter | None = None) -> int:
-        return self._retry(lambda: self._server.count(self._images, expression(where)))
+        return self._retry(lambda: self._server.count(self._images, self._fields.expression(where)))
 
     def rows(self, *, vectors: bool = False) -> Iterator[Rows]:
         self._refresh()
         yield from self._stored_rows(vectors=vectors)
 
-    def _stored_rows(self, *, vectors: bool) -> Iterator[Rows]:
-        metadata = self.metadata
-        columns, dimension = ([*LABELS, "vector"], metadata.dimension) if vectors else (LABELS, 0)
-        for part in self._server.rows(self._images, metadata.next_id, columns, dimension):
-            matrix = np.stack(part["vector"].to_numpy()) if vectors else np.empty((len(part), 0))
-            yield Rows(part["id"].to_numpy(np.int64), gallery_table(part), matrix.astype(np.float32))
+    def _stored_rows(self, *, vectors: bool, where: str = "") -> Iterator[Rows]:
+        metadata, fields = self.metadata, self._fields
+        names, dimension = ([*fields.names, "vector"], metadata.dimension) if vectors else (fields.names, 0)
+        for part in self._server.rows(self._images, metadata.next_id, names, dimension, where):
+            ids = np.array([row["id"] for row in part], np.int64)
+            matrix = np.array([row["vector"] if vectors else [] for row in part], np.float32)
+            yield Rows(ids, fields.table(part), matrix)
 
     def find(self, column: str, values: Sequence[Any]) -> pd.DataFrame:
         self._refresh()
-        found = self._server.find(self._images, column, values, LABELS, self.metadata.next_id)
-        return gallery_table(found).assign(id=found["id"])
+        name = self._fields.name(column)
+        if name is None or not len(values):
+            return empty_table(self.metadata.columns).assign(id=np.empty(0, np.int64))
+        found = self._server.find(self._images, name, values, self._fields.names, self.metadata.next_id)
+        return self._fields.table(found).assign(id=np.array([row["id"] for row in found], np.int64))
+
+    def select(self, where: Filter) -> pd.DataFrame:
+        self._refresh()
+        kept = self._stored_rows(vectors=False, where=self._fields.expression(where))
+        tables = [rows.table.assign(id=rows.ids) for rows in kept]
+        empty = empty_table(self.metadata.columns).assign(id=np.empty(0, np.int64))
+        return pd.concat(tables or [empty], ignore_index=True)
 
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
-        return self._retry(lambda: self._search(queries, top_k, expression(where)))
+        return self._retry(lambda: self._search(queries, top_k, self._fields.expression(where)))
 
     def _search(self, queries: np.ndarray, top_k: int, condition: str) -> SearchResults:
         limit = self._candidates(top_k)
-        answers = self._server.search(self._images, queries, limit, condition, self._settings(limit))
+        answers = self._ask(queries, limit, condition)
         best = [
             self._best(query, top_k, condition, limit, found)
             for query, found in zip(queries, answers, strict=True)
@@ -185,7 +214,9 @@ class MilvusStore(VectorStore):
             np.array([len(scores) for _, scores in best], np.int64),
             np.concatenate([np.empty(0), *(scores for _, scores in best)]),
             np.concatenate([np.empty(0, np.int64), *(found.ids for found, _ in best)]),
-            pd.concat([empty_table(), *(found.table for found, _ in best)], ignore_index=True),
+            pd.concat(
+                [empty_table(self.metadata.columns), *(found.table for found, _ in best)], ignore_index=True
+            ),
             lambda numbers: vectors[numbers],
         )
 
@@ -209,7 +240,12 @@ class MilvusStore(VectorStore):
                 table = found.table.take(order[rows]).reset_index(drop=True)
                 return Candidates(found.ids[order[rows]], table, vectors[rows], found.lowest), scores
             limit = min(2 * limit, LIMIT)
-            (found,) = self._server.search(self._images, query[None], limit, condition, self._settings(limit))
+            (found,) = self._ask(query[None], limit, condition)
+
+    def _ask(self, queries: np.ndarray, limit: int, condition: str) -> Iterator[Candidates]:
+        return self._server.search(
+            self._images, queries, limit, condition, self._settings(limit), self._fields
+        )
 
     def _resolved_settings(self) -> dict[str, int]:
         index = self.metadata.index
@@ -233,6 +269,8 @@ class MilvusStore(VectorStore):
         self._refresh()
         before = self._committed = self._state
         try:
+            if self._state.version == OLD_VERSION:
+                self._rewrite(np.empty(0, np.int64))
             yield
         except BaseException:
             self._state = before
@@ -241,7 +279,25 @@ class MilvusStore(VectorStore):
     def append(self, rows: Rows) -> None:
         # first the ids, then the rows: no id is used twice, even after an interruption
         self._write_state(replace(self.metadata, next_id=int(rows.ids[-1]) + 1))
-        self._server.insert(self._images, rows.ids, rows.vectors, rows.table)
+        self._server.insert(self._images, rows.ids, rows.vectors, rows.table, self._fields)
+        self._server.flush(self._images)
+
+    def set_columns(self, columns: Schema) -> None:
+        self._rewrite(np.empty(0, np.int64), columns)
+
+    def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
+        self._write_state(self.metadata)
+        for rows in self._stored_rows(vectors=True):
+            changed = np.isin(rows.ids, ids)
+            if changed.any():
+                table = rows.table[changed].reset_index(drop=True)
+                place = np.searchsorted(ids, rows.ids[changed])
+                table = table.assign(
+                    **{column: values[column].array.take(place) for column in values.columns}
+                )
+                self._server.insert(
+                    self._images, rows.ids[changed], rows.vectors[changed], table, self._fields, replace=True
+                )
         self._server.flush(self._images)
 
     def delete(self, ids: np.ndarray) -> RemovalResult:
@@ -258,17 +314,18 @@ class MilvusStore(VectorStore):
         else:
             self._server.compact(self._images)
 
-    def _rewrite(self, without: np.ndarray) -> int:
-        """Copy all rows but some to a new collection; return how many were copied."""
+    def _rewrite(self, without: np.ndarray, columns: Schema | None = None) -> int:
+        """Copy all rows but some to a new collection, with new columns if given; return how many were copied."""
         old, copied = self._state, 0
-        new = replace(old, generation=unused_generation(self._server, self._name))
+        metadata = old.metadata if columns is None else replace(old.metadata, columns=columns)
+        new = State(unused_generation(self._server, self._name), metadata)
         name = images_name(self._name, new.generation)
-        self._server.create_images(name, old.metadata.dimension, old.metadata.index)
+        self._server.create_images(name, metadata.dimension, metadata.index, new.fields)
         for rows in self._stored_rows(vectors=True):
             keep = ~np.isin(rows.ids, without)
             if keep.any():
-                table = rows.table[keep].reset_index(drop=True)
-                self._server.insert(name, rows.ids[keep], rows.vectors[keep], table)
+                table = cast(rows.table[keep].reset_index(drop=True), metadata.columns)
+                self._server.insert(name, rows.ids[keep], rows.vectors[keep], table, new.fields)
             copied += int(keep.sum())
         self._server.flush(name)
         self._server.load(name)
@@ -389,13 +446,19 @@ class MilvusDraft(MilvusStore):
         self._state = replace(self._state, metadata=metadata)
         if self._resumable:
             self._server.write_notes(self._name, {UNFINISHED: self._state.to_text()})
-        self._server.insert(self._images, rows.ids, rows.vectors, rows.table)
+        self._server.insert(self._images, rows.ids, rows.vectors, rows.table, self._fields)
+
+    def set_columns(self, columns: Schema) -> None:
+        if self._state.generation:
+            super().set_columns(columns)
+        else:
+            self._state = replace(self._state, metadata=replace(self.metadata, columns=columns))
 
     def _create_collections(self, metadata: Metadata) -> None:
         if not self._state.generation:
             self._server.create_notes(self._name)
             self._state = State(unused_generation(self._server, self._name), metadata)
-            self._server.create_images(self._images, metadata.dimension, metadata.index)
+            self._server.create_images(self._images, metadata.dimension, metadata.index, self._fields)
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         self._create_collections(metadata)

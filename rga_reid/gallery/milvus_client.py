@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,15 @@ import pandas as pd
 
 from rga_reid.errors import InputError
 from rga_reid.files import size_of
-from rga_reid.gallery.filters import Filter
 from rga_reid.gallery.index import IndexConfig
-from rga_reid.gallery.validation import gallery_table
+from rga_reid.gallery.milvus_fields import MAX_TEXT, Fields, literal
 
 SCHEME = "milvus://"
 IMAGES = "__images_"  #: in the names of collections that belong to a gallery; no gallery has it in its name
 LIMIT = 16_384  #: maximum number of rows that Milvus returns at a time
-LABELS = ["path", "pid", "camid"]
 TRAINED_ROWS = 65_536  #: index settings are those for this many rows: Milvus has an index for each segment
 
 _MESSAGE_BYTES = 1 << 24  # of vectors in a message; servers accept 64 MiB
-_MAX_TEXT = 65_535  # bytes
 _MAX_VALUES = 256  # in a list of an expression
 _TIMEOUT = 600.0  # seconds; loading or compacting a large collection is slow
 _KINDS = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT", "ivfpq": "IVF_PQ"}
@@ -55,7 +52,7 @@ class Candidates:
 
     Args:
         ids: int64 ``(n,)``.
-        table: n rows ``path, pid, camid``.
+        table: n rows of the gallery's columns.
         vectors: float32 ``(n, d)``.
         lowest: lowest product that Milvus returned; infinite if there are no other rows.
     """
@@ -126,7 +123,7 @@ class MilvusServer:
             with self._errors():
                 schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
                 schema.add_field("id", kinds.INT64, is_primary=True)
-                schema.add_field("text", kinds.VARCHAR, max_length=_MAX_TEXT)
+                schema.add_field("text", kinds.VARCHAR, max_length=MAX_TEXT)
                 schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # every collection needs a vector
                 self._create(name, schema, "FLAT", {})
         if not self.notes(name):
@@ -154,10 +151,10 @@ class MilvusServer:
             return {}
         self.load(name)
         parts = self.rows(name, self.count(name), ["text"])  # numbered without gaps
-        return {int(row.id): row.text for part in parts for row in part.itertuples()}
+        return {int(row["id"]): row["text"] for part in parts for row in part}
 
-    def create_images(self, name: str, dimension: int, config: IndexConfig) -> None:
-        """Create a collection of vectors and their labels."""
+    def create_images(self, name: str, dimension: int, config: IndexConfig, layout: Fields) -> None:
+        """Create a collection of vectors and their columns."""
         kinds = self._library.DataType
         resolved = {} if config.kind == "flat" else config.resolve(TRAINED_ROWS, dimension)
         names = {"hnsw_m": "M", "ef_construction": "efConstruction", "nlist": "nlist"}
@@ -166,9 +163,9 @@ class MilvusServer:
         with self._errors():
             schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", kinds.INT64, is_primary=True)
-            schema.add_field("path", kinds.VARCHAR, max_length=_MAX_TEXT)
-            schema.add_field("pid", kinds.INT64, nullable=True)
-            schema.add_field("camid", kinds.INT64, nullable=True)
+            for field, kind in layout.types():
+                length = {"max_length": MAX_TEXT} if kind == "VARCHAR" else {}
+                schema.add_field(field, getattr(kinds, kind), **length)
             schema.add_field("vector", kinds.FLOAT_VECTOR, dim=dimension)
             self._create(name, schema, _KINDS[config.kind], settings)
 
@@ -179,16 +176,22 @@ class MilvusServer:
             name, schema=schema, index_params=indexes, consistency_level="Strong", timeout=_TIMEOUT
         )
 
-    def insert(self, name: str, ids: np.ndarray, vectors: np.ndarray, table: pd.DataFrame) -> None:
-        """Add rows, in messages of a size that Milvus accepts.
+    def insert(
+        self,
+        name: str,
+        ids: np.ndarray,
+        vectors: np.ndarray,
+        table: pd.DataFrame,
+        layout: Fields,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Add rows, or replace those of the same ids, in messages of a size that Milvus accepts.
 
         Raises:
-            InputError: a path is too long; Milvus refused the rows.
+            InputError: a text is too long; Milvus refused the rows.
         """
-        for path in table["path"]:
-            if len(path.encode()) > _MAX_TEXT:
-                raise InputError(f"{path[:100]}...: Milvus accepts paths of at most {_MAX_TEXT:,} bytes")
-        labels = table[LABELS].astype(object).where(table[LABELS].notna(), None).to_dict("records")
+        labels, send = layout.records(table), self._client.upsert if replace else self._client.insert
         step = _rows_per_message(vectors.shape[1])
         for start in range(0, len(ids), step):
             rows = [
@@ -201,7 +204,7 @@ class MilvusServer:
                 )
             ]
             with self._errors():
-                self._client.insert(name, rows, timeout=_TIMEOUT)
+                send(name, rows, timeout=_TIMEOUT)
 
     def load(self, name: str) -> None:
         """Load a collection, so that it can be searched."""
@@ -215,33 +218,38 @@ class MilvusServer:
         return int(row["count(*)"])
 
     def rows(
-        self, name: str, stop: int, columns: Sequence[str], dimension: int = 0
-    ) -> Iterator[pd.DataFrame]:
-        """Yield all rows below an id, a block at a time, by increasing id.
+        self, name: str, stop: int, fields: Sequence[str], dimension: int = 0, where: str = ""
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield rows below an id, a block at a time, by increasing id.
 
         Args:
             name: name of the collection.
             stop: larger than all ids.
-            columns: in addition to ``id``.
-            dimension: length of the vectors, if they are among the columns.
+            fields: in addition to ``id``.
+            dimension: length of the vectors, if they are among the fields.
+            where: expression that keeps rows; all by default.
         """
         step = _rows_per_message(dimension) if dimension else LIMIT // 2
         for start in range(0, stop, step):
-            where = f"id >= {start} and id < {min(start + step, stop)}"
+            here = f"id >= {start} and id < {min(start + step, stop)}"
             with self._errors():
                 found = self._client.query(
-                    name, where, output_fields=["id", *columns], limit=step, timeout=_TIMEOUT
+                    name,
+                    f"{here} and ({where})" if where else here,
+                    output_fields=["id", *fields],
+                    limit=step,
+                    timeout=_TIMEOUT,
                 )
             if found:
-                yield _frame(found, ["id", *columns]).sort_values("id", ignore_index=True)
+                yield sorted(found, key=lambda row: row["id"])
 
     def find(
-        self, name: str, column: str, values: Sequence[Any], columns: Sequence[str], stop: int
-    ) -> pd.DataFrame:
-        """Return the rows below an id whose column has one of some values: ``id`` and ``columns``."""
+        self, name: str, field: str, values: Sequence[Any], fields: Sequence[str], stop: int
+    ) -> list[dict[str, Any]]:
+        """Return the rows below an id whose field has one of some values: ``id`` and ``fields``."""
         rows: list[dict[str, Any]] = []
         for start in range(0, len(values), _MAX_VALUES):
-            where = f"{column} in {literal(list(values[start : start + _MAX_VALUES]))}"
+            where = f"{field} in {literal(list(values[start : start + _MAX_VALUES]))}"
             spans = [(0, stop)]
             while spans:  # halved until Milvus can return all rows of each
                 low, high = spans.pop()
@@ -252,12 +260,18 @@ class MilvusServer:
                     continue
                 with self._errors():
                     rows += self._client.query(
-                        name, here, output_fields=["id", *columns], limit=LIMIT, timeout=_TIMEOUT
+                        name, here, output_fields=["id", *fields], limit=LIMIT, timeout=_TIMEOUT
                     )
-        return _frame(rows, ["id", *columns])
+        return rows
 
     def search(
-        self, name: str, queries: np.ndarray, limit: int, where: str, settings: dict[str, int]
+        self,
+        name: str,
+        queries: np.ndarray,
+        limit: int,
+        where: str,
+        settings: dict[str, int],
+        layout: Fields,
     ) -> Iterator[Candidates]:
         """Yield the rows whose product with each query is largest, query by query."""
         step = max(1, _rows_per_message(queries.shape[1]) // limit)
@@ -269,17 +283,16 @@ class MilvusServer:
                     filter=where,
                     limit=limit,
                     anns_field="vector",
-                    output_fields=[*LABELS, "vector"],
+                    output_fields=[*layout.names, "vector"],
                     search_params={"metric_type": "IP", "params": settings},
                     timeout=_TIMEOUT,
                 )
             for hits in answers:
                 ids = np.array([hit["id"] for hit in hits], np.int64)
-                labels = [{key: hit["entity"].get(key) for key in LABELS} for hit in hits]
+                table = layout.table(hit["entity"] for hit in hits)
                 vectors = np.array([hit["entity"]["vector"] for hit in hits], np.float32)
                 vectors = vectors.reshape(len(hits), queries.shape[1])
                 lowest = min((hit["distance"] for hit in hits), default=np.inf)
-                table = gallery_table(_frame(labels, LABELS))
                 lowest = lowest if len(hits) == limit else np.inf
                 yield Candidates(ids, table, vectors, lowest)
 
@@ -317,80 +330,3 @@ def _rows_per_message(dimension: int) -> int:
 
 def _first_line(error: Exception) -> str:
     return (str(getattr(error, "message", "") or error)).strip().split("\n")[0]
-
-
-def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Return rows as a table. Whole numbers stay so: with a null among them they would become floats."""
-    table = pd.DataFrame(list(rows), columns=list(columns), dtype=object)
-    return table.astype({"id": np.int64}) if "id" in columns else table
-
-
-_ALL, _NONE = "id >= 0", "id < 0"
-_OPPOSITE = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A condition in three-valued logic, unknown where neither expression holds."""
-
-    true: str
-    false: str
-
-    def __and__(self, other: Expression) -> Expression:
-        return Expression(f"({self.true} and {other.true})", f"({self.false} or {other.false})")
-
-    def __or__(self, other: Expression) -> Expression:
-        return Expression(f"({self.true} or {other.true})", f"({self.false} and {other.false})")
-
-    def __invert__(self) -> Expression:
-        return Expression(self.false, self.true)
-
-
-class _MilvusBackend:
-    """States filters as expressions of Milvus."""
-
-    def known(self, column: str) -> Expression:
-        if column == "path":
-            return Expression(_ALL, _NONE)
-        return Expression(f"{column} is not null", f"{column} is null")
-
-    def equal(self, column: str, value: int | str) -> Expression:
-        return self._where_known(column, f"{column} == {literal(value)}", f"{column} != {literal(value)}")
-
-    def ordered(self, column: str, sign: str, value: int) -> Expression:
-        return self._where_known(column, f"{column} {sign} {value}", f"{column} {_OPPOSITE[sign]} {value}")
-
-    def one_of(self, column: str, values: Sequence[int | str]) -> Expression:
-        if not values:
-            return self._where_known(column, _NONE, _ALL)
-        return self._where_known(
-            column, f"{column} in {literal(values)}", f"{column} not in {literal(values)}"
-        )
-
-    def contains(self, part: str) -> Expression:
-        escaped = "".join(f"\\{letter}" if letter in "\\%_" else letter for letter in part)
-        like = f"path like {literal(f'%{escaped}%')}"
-        if "\\" in part:
-            # Milvus Lite reads backslashes as escapes only if the pattern has a `_` or a `%` inside
-            followed, preceded = literal(f"%{escaped}_%"), literal(f"%_{escaped}")
-            like = f"(path like {followed} or path like {preceded} or path == {literal(part)})"
-        return Expression(like, f"not ({like})")
-
-    def _where_known(self, column: str, true: str, false: str) -> Expression:
-        known = self.known(column).true
-        return Expression(f"({known} and {true})", f"({known} and {false})")
-
-
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
-
-
-def literal(value: int | str | Sequence[int | str]) -> str:
-    """Return a value, or a list of values, as Milvus writes it. Milvus knows few escapes, and needs no others."""
-    if isinstance(value, str):
-        return f'"{value.translate(_ESCAPES)}"'
-    return str(value) if isinstance(value, int) else f"[{', '.join(map(literal, value))}]"
-
-
-def expression(where: Filter | None) -> str:
-    """Return a filter as Milvus reads it; an empty string keeps all rows."""
-    return "" if where is None else where.build(_MilvusBackend()).true

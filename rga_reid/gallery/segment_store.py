@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from rga_reid.data.columns import Schema
 from rga_reid.gallery.filters import Filter
 from rga_reid.gallery.index import Found, Vectors, search_exact
-from rga_reid.gallery.segments import NewSegment, Segment, Snapshot, append, compact, delete
+from rga_reid.gallery.segments import NewSegment, Segment, Snapshot, append, compact, delete, merge, update
 from rga_reid.gallery.store import (
     DeletionRecord,
     Metadata,
@@ -81,8 +83,17 @@ class SegmentStore(VectorStore):
         indexes = sum(segment.index is not None for segment in new)
         return RemovalResult(len(old) - len(self._snapshot), len(new), indexes, sum(map(len, new)))
 
+    def set_columns(self, columns: Schema) -> None:
+        self._snapshot = replace(self._snapshot, metadata=replace(self.metadata, columns=columns))
+
+    def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
+        self._snapshot = update(self._snapshot, ids, values, self._relabel)
+
     def compact(self) -> None:
         self._snapshot = compact(self._snapshot, self._write)
+
+    def merge(self) -> None:
+        self._snapshot = merge(self._snapshot, self._write)
 
     def copy_from(self, source: VectorStore) -> None:
         if isinstance(source, SegmentStore):  # with their indexes
@@ -92,8 +103,10 @@ class SegmentStore(VectorStore):
             super().copy_from(source)
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
-        log = (*self._snapshot.deletions, *deletions)
-        self._snapshot = replace(self._snapshot, metadata=metadata, deletions=log)
+        self._snapshot = replace(self._snapshot, metadata=metadata)
+        if deletions:
+            log = (*self._snapshot.deletions, *deletions)
+            self._snapshot = replace(self._snapshot, deletions=log, log=None)
 
     def deletion_log(self) -> tuple[DeletionRecord, ...]:
         return self._snapshot.deletions
@@ -123,6 +136,10 @@ class SegmentStore(VectorStore):
     def _write(self, segment: Segment | NewSegment) -> Segment:
         """Store a new segment, or one of another store."""
         return segment.in_memory()
+
+    def _relabel(self, segment: Segment) -> Segment:
+        """Store a segment whose table has changed."""
+        return segment
 
 
 def _nearest(snapshot: Snapshot, queries: np.ndarray, top_k: int, keep: np.ndarray | None) -> Iterator[Found]:

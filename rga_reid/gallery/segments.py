@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import stat
 import struct
 import threading
@@ -18,12 +19,13 @@ import faiss
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import Schema, cast
 from rga_reid.errors import InputError
 from rga_reid.files import checksum, sync
 from rga_reid.gallery.index import Index, IndexConfig, Vectors
 from rga_reid.gallery.manifest import FileRecord, IndexRecord, SegmentRecord
 from rga_reid.gallery.store import DeletionRecord, Metadata, Rows, empty_table
-from rga_reid.gallery.validation import gallery_table, normalized_blocks
+from rga_reid.gallery.validation import normalized_blocks
 from rga_reid.inference.feature_files import read_npy_header
 from rga_reid.inputs import open_bytes, read_parquet, truncate
 
@@ -43,7 +45,7 @@ class Segment:
     Args:
         ids: int64 ``(n,)``, increasing.
         vectors: unit rows, float32 ``(n, d)``; may be a mapped file.
-        table: n rows ``path, pid, camid``, numbered from 0.
+        table: n rows of the gallery's columns, numbered from 0; it may lack newer ones, see ``VectorStore``.
         index: approximate index of the rows; None if they are searched exactly.
         record: its entry in the manifest; None if it is not on disk.
     """
@@ -150,13 +152,13 @@ def max_rows(config: IndexConfig, dimension: int) -> int:
     return SEGMENT_ROWS if config.kind == "flat" else min(INDEXED_ROWS, INDEXED_BYTES // (4 * dimension))
 
 
-def repack(segments: Sequence[Segment], config: IndexConfig) -> Iterator[NewSegment]:
-    """Yield the rows of some segments as few new ones, with indexes by ``config``."""
+def repack(segments: Sequence[Segment], config: IndexConfig, columns: Schema) -> Iterator[NewSegment]:
+    """Yield the rows of some segments as few new ones, with indexes by ``config`` and these columns."""
     if not segments:
         return
     vectors = Vectors([segment.vectors for segment in segments])
     ids = np.concatenate([segment.ids for segment in segments])
-    table = pd.concat([segment.table for segment in segments], ignore_index=True)
+    table = pd.concat([cast(segment.table, columns) for segment in segments], ignore_index=True)
     step = max_rows(config, vectors.dimension)
     for start in range(0, len(ids), step):
         rows = slice(start, min(start + step, len(ids)))
@@ -178,11 +180,7 @@ def write_segment(folder: Path, segment: Segment | NewSegment) -> SegmentRecord:
         for block in segment.blocks():
             output.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
     files[VECTORS] = output.record
-    with _Output(folder / TABLE) as output:
-        table = io.BytesIO()
-        segment.table.assign(id=segment.ids).to_parquet(table, index=False)
-        output.write(table.getbuffer())
-    files[TABLE] = output.record
+    files[TABLE] = _write_table(folder, segment.ids, segment.table)
     built = segment.build_index(_read_vectors(folder / VECTORS, (len(segment), segment.dimension)))
     index = None
     if built is not None:
@@ -197,8 +195,42 @@ def write_segment(folder: Path, segment: Segment | NewSegment) -> SegmentRecord:
     return SegmentRecord(folder.name, len(segment), index, files)
 
 
+def write_relabelled(folder: Path, old: Path, segment: Segment) -> Segment:
+    """Write a segment on disk with another table into a new folder, durably. Its other files get a second name.
+
+    Args:
+        folder: new folder.
+        old: folder of the segment.
+        segment: the segment, with the new table.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    assert segment.record is not None
+    folder.mkdir(parents=True)
+    files = dict(segment.record.files)
+    for name in files.keys() - {TABLE}:
+        try:
+            os.link(old / name, folder / name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(old / name, folder / name)
+            sync(folder / name)
+    files[TABLE] = _write_table(folder, segment.ids, segment.table)
+    sync(folder)
+    sync(folder.parent)
+    return replace(segment, record=replace(segment.record, name=folder.name, files=files))
+
+
+def _write_table(folder: Path, ids: np.ndarray, table: pd.DataFrame) -> FileRecord:
+    with _Output(folder / TABLE) as output:
+        content = io.BytesIO()
+        table.assign(id=ids).to_parquet(content, index=False)
+        output.write(content.getbuffer())
+    return output.record
+
+
 def read_segment(
-    folder: Path, record: SegmentRecord, dimension: int, kind: str, *, mapped: bool = False
+    folder: Path, record: SegmentRecord, dimension: int, kind: str, columns: Schema, *, mapped: bool = False
 ) -> Segment:
     """Open a segment: check sizes and headers, map the vectors, leave the index for the first search.
 
@@ -211,7 +243,7 @@ def read_segment(
     for name, recorded in record.files.items():
         check_size(folder / name, recorded)
     vectors = _read_vectors(folder / VECTORS, (record.count, dimension), mapped=mapped)
-    ids, table = _read_table(folder / TABLE, record.count)
+    ids, table = _read_table(folder / TABLE, record.count, columns)
     index = None
     if record.index is not None:
         file = _IndexFile(folder / INDEX, record.files[INDEX].sha256, kind, (record.count, dimension))
@@ -326,14 +358,14 @@ def _read_vectors(path: Path, shape: tuple[int, int], *, mapped: bool = False) -
         raise InputError(f"{path}: damaged: not an array of NumPy ({truncate(error)})") from None
 
 
-def _read_table(path: Path, count: int) -> tuple[np.ndarray, pd.DataFrame]:
+def _read_table(path: Path, count: int, columns: Schema) -> tuple[np.ndarray, pd.DataFrame]:
     content = read_parquet(path, rows=count)
     try:
-        table = gallery_table(content, name=str(path))
+        table = cast(content, columns)
         ids = content["id"].to_numpy(dtype=np.int64)
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+        if table["path"].isna().any():
+            raise ValueError("a path is null")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged: not a table of a gallery ({truncate(error)})") from None
     if (np.diff(ids) <= 0).any():
         raise InputError(f"{path}: damaged: its ids do not increase")
@@ -342,26 +374,37 @@ def _read_table(path: Path, count: int) -> tuple[np.ndarray, pd.DataFrame]:
 
 SMALL_ROWS = 4096  #: fewer images that are added join segments at the end, up to this number together
 LARGE_ROWS = 65_536  #: the limit where as many as that, or more, are added
+#: sizes at which ``merge`` joins smaller segments at the end; an index of fewer rows would save little
+MERGED_ROWS = (131_072, 16_384)
 
 WriteSegment = Callable[[NewSegment], Segment]  #: stores a new segment and returns it opened
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of a gallery. It never changes; a change makes another one that shares segments with it."""
+    """A state of a gallery. It never changes; a change makes another one that shares segments with it.
+
+    Args:
+        metadata: metadata of the gallery.
+        segments: in the order of the images.
+        deletions: lines of the log of removals.
+        log: name and record of the file of these lines; None if they are in no file.
+    """
 
     metadata: Metadata = field(default_factory=Metadata)
     segments: tuple[Segment, ...] = ()
     deletions: tuple[DeletionRecord, ...] = ()
+    log: tuple[str, FileRecord] | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Columns ``path, pid, camid``, one row per image, in their order."""
-        tables = [segment.table for segment in self.segments] or [empty_table()]
-        return pd.concat(tables, ignore_index=True)
+        """Columns of the gallery, one row per image, in their order."""
+        columns = self.metadata.columns
+        tables = [cast(segment.table, columns) for segment in self.segments] or [empty_table(columns)]
+        return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -370,19 +413,67 @@ class Snapshot:
 
 
 def append(snapshot: Snapshot, rows: Rows, write: WriteSegment) -> Snapshot:
-    """Add images at the end. Nothing else is rewritten, except small segments at the end.
+    """Add images at the end. Nothing else is rewritten, except small segments without an index at the end.
 
-    A segment at the end is joined if it is no larger than what is added to it, like the digits of a binary
+    Such a segment is joined if it is no larger than what is added to it, like the digits of a binary
     counter. So images that come one by one leave few segments, and each image is rewritten a few times only.
-    ``SMALL_ROWS`` limits what one image can cause to be rewritten; ``compact`` joins the rest.
+    ``SMALL_ROWS`` limits what one image can cause to be rewritten, and fewer images get no index: they are
+    searched exactly until ``merge`` or ``compact`` joins them.
     """
     kept, tail, count = list(snapshot.segments), [Segment(rows.ids, rows.vectors, rows.table)], len(rows)
-    limit = SMALL_ROWS if count < SMALL_ROWS else LARGE_ROWS
-    while kept and len(kept[-1]) <= count and len(kept[-1]) + count <= limit:
+    small = count < SMALL_ROWS
+    limit = SMALL_ROWS if small else LARGE_ROWS
+    while kept and kept[-1].index is None and len(kept[-1]) <= count and len(kept[-1]) + count <= limit:
         tail.insert(0, kept.pop())
         count += len(tail[0])
-    new = [write(segment) for segment in repack(tail, snapshot.metadata.index)]
+    metadata = snapshot.metadata
+    config = IndexConfig() if small and kept else metadata.index
+    new = [write(segment) for segment in repack(tail, config, metadata.columns)]
     return replace(snapshot, segments=(*kept, *new))
+
+
+def merge(snapshot: Snapshot, write: WriteSegment) -> Snapshot:
+    """Join small segments at the end once they have enough rows together, and index them.
+
+    With the limits of ``MERGED_ROWS`` each row is rewritten at most twice, and a gallery of n rows has about
+    n / 131,072 large segments and at most 8 of 16,384 rows and more.
+    """
+    metadata = snapshot.metadata
+    for limit in MERGED_ROWS:
+        limit = min(limit, max_rows(metadata.index, metadata.dimension))
+        kept, tail = list(snapshot.segments), list[Segment]()
+        while kept and len(kept[-1]) < limit:
+            tail.insert(0, kept.pop())
+        if len(tail) > 1 and sum(map(len, tail)) >= limit:
+            new = [write(segment) for segment in repack(tail, metadata.index, metadata.columns)]
+            return replace(snapshot, segments=(*kept, *new))
+    return snapshot
+
+
+def update(
+    snapshot: Snapshot, ids: np.ndarray, values: pd.DataFrame, relabel: Callable[[Segment], Segment]
+) -> Snapshot:
+    """Change columns of some images. The vectors and indexes of their segments stay as they are.
+
+    Args:
+        snapshot: state of the gallery, with the columns and types of ``values``.
+        ids, values: see ``VectorStore.update``.
+        relabel: stores a segment whose table has changed, and returns it.
+    """
+    segments = []
+    for segment in snapshot.segments:
+        place = np.searchsorted(ids, segment.ids)
+        place = np.minimum(place, len(ids) - 1)
+        changed = ids[place] == segment.ids
+        if changed.any():
+            table = cast(segment.table, snapshot.metadata.columns).copy(deep=False)
+            for column in values.columns:
+                new = values[column].array.take(place)
+                table[column] = table[column].array.copy()
+                table.loc[changed, column] = new[changed]
+            segment = relabel(replace(segment, table=table))
+        segments.append(segment)
+    return replace(snapshot, segments=tuple(segments))
 
 
 def delete(snapshot: Snapshot, ids: np.ndarray, write: WriteSegment) -> Snapshot:
@@ -412,5 +503,5 @@ def compact(snapshot: Snapshot, write: WriteSegment) -> Snapshot:
         full += 1
     if len(snapshot.segments) - full <= 1:
         return snapshot
-    new = [write(segment) for segment in repack(snapshot.segments[full:], index)]
+    new = [write(segment) for segment in repack(snapshot.segments[full:], index, snapshot.metadata.columns)]
     return replace(snapshot, segments=(*snapshot.segments[:full], *new))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -18,11 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import CAMERA, CAMERA_ALIAS, RESERVED, Schema, cast
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, re_ranked_distances
-from rga_reid.gallery.filters import Filter
+from rga_reid.gallery.filters import Filter, is_among
 from rga_reid.gallery.index import IndexConfig
-from rga_reid.gallery.validation import gallery_table, is_normalized, non_finite_error, normalized_blocks
+from rga_reid.gallery.validation import is_normalized, non_finite_error, normalized_blocks
 from rga_reid.models.checkpoints import ModelFingerprint
 
 METRIC = "cosine"  #: inner product of unit rows
@@ -43,25 +44,31 @@ class Metadata:
         index: kind of index and its settings, as requested.
         model: fingerprint of the model that embedded the images; None if unknown.
         next_id: id of the image that is added next. Ids are never reused.
+        columns: columns of the table and their types, see ``rga_reid.data.columns``.
     """
 
     dimension: int = 0
     index: IndexConfig = field(default_factory=IndexConfig)
     model: ModelFingerprint | None = None
     next_id: int = 0
+    columns: Mapping[str, str] = field(default_factory=lambda: dict(RESERVED))
 
 
 @dataclass(frozen=True)
 class DeletionRecord:
-    """A line of the deletion log. It never contains a path or a vector."""
+    """A line of the log of removals and of new labels. It never contains a path or a vector."""
 
     time: str  #: UTC, ISO 8601
-    pid: int | None  #: null for images of unknown pid
+    pid: int | str | None  #: null for images of unknown pid
     count: int  #: number of images
+    label: int | str | None = None  #: the pid that the images have since; null if they were removed
 
     def to_line(self) -> str:
         """Return the record as a line of JSON."""
-        return json.dumps(asdict(self)) + "\n"
+        fields = asdict(self)
+        if self.label is None:
+            del fields["label"]
+        return json.dumps(fields) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> DeletionRecord:
@@ -71,22 +78,27 @@ class DeletionRecord:
             ValueError, TypeError: another text.
         """
         record = cls(**json.loads(line))
-        valid = isinstance(record.time, str), record.pid is None or type(record.pid) is int
-        if not all(valid) or type(record.count) is not int:
+        valid = [isinstance(record.time, str), type(record.count) is int]
+        valid += [label is None or type(label) in (int, str) for label in (record.pid, record.label)]
+        if not all(valid):
             raise TypeError("expected a time, a pid or null, and a count")
         return record
 
 
-def deletion_records(pids: pd.Series) -> list[DeletionRecord]:
-    """Return the lines of the deletion log for images that are deleted now: one for each person.
+def deletion_records(pids: pd.Series, label: int | str | None = None) -> list[DeletionRecord]:
+    """Return the lines of the log for images that are removed or labelled now: one for each person.
 
     Args:
-        pids: pids of the images, Int64, null where unknown.
+        pids: pids that the images had, null where unknown.
+        label: pid that they get; None if they are removed.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    counts = pids.astype("Int64").value_counts(dropna=False, sort=False)
+    counts = pids.value_counts(dropna=False, sort=False)
     return [
-        DeletionRecord(now, None if pid is pd.NA else int(pid), int(count)) for pid, count in counts.items()
+        DeletionRecord(
+            now, None if pd.isna(pid) else pid if isinstance(pid, str) else int(pid), int(count), label
+        )
+        for pid, count in counts.items()
     ]
 
 
@@ -96,7 +108,7 @@ class Rows:
 
     Args:
         ids: int64 ``(n,)``, increasing.
-        table: n rows ``path, pid, camid``, numbered from 0.
+        table: n rows of the gallery's columns, numbered from 0.
         vectors: unit rows, float32 ``(n, d)``; ``(n, 0)`` where they were not asked for.
     """
 
@@ -126,7 +138,7 @@ class SearchResults:
         counts: int64 ``(q,)``, number of images found for each query; n in all.
         scores: float64 ``(n,)``.
         ids: int64 ``(n,)``.
-        table: n rows ``path, pid, camid``, numbered from 0.
+        table: n rows of the gallery's columns, numbered from 0.
         vectors: returns the vectors of some of the n rows, given their numbers: float32 ``(len(numbers), d)``.
 
     Raises:
@@ -175,31 +187,44 @@ class SearchResults:
             lambda numbers: self.vectors(rows[numbers]),
         )
 
-    def to_frame(self, *, with_ids: bool = False) -> pd.DataFrame:
-        """Return the table that ``Gallery.search`` returns."""
+    def to_frame(self, columns: Schema, *, with_ids: bool = False) -> pd.DataFrame:
+        """Return the table that ``Gallery.search`` returns; ``columns`` are those of the gallery."""
         starts = self.counts.cumsum() - self.counts
-        columns = {
+        shown: dict[str, Any] = {
             "query": np.repeat(np.arange(len(self.counts)), self.counts),
             "rank": np.arange(len(self.ids)) - np.repeat(starts, self.counts) + 1,
             "score": self.scores,
-            **{name: self.table[name].array for name in self.table.columns},
+            **{name: values.array for name, values in result_table(self.table, columns).items()},
         }
-        return pd.DataFrame(columns | {"id": self.ids} if with_ids else columns)
+        return pd.DataFrame(shown | {"id": self.ids} if with_ids else shown)
 
 
-def empty_table() -> pd.DataFrame:
-    """Return a table ``path, pid, camid`` without rows."""
-    return gallery_table(pd.DataFrame({"path": []}))
+def empty_table(columns: Schema = RESERVED) -> pd.DataFrame:
+    """Return a table of a gallery without rows."""
+    return cast(pd.DataFrame({"path": pd.Series([], dtype="str")}), columns)
+
+
+def result_table(table: pd.DataFrame, columns: Schema) -> pd.DataFrame:
+    """Return the columns of a gallery as users see them: beside ``camera``, with its other name ``camid``."""
+    shown = cast(table, columns)
+    place = shown.columns.get_loc(CAMERA) + 1
+    shown = shown.copy(deep=False)
+    shown.insert(place, CAMERA_ALIAS, shown[CAMERA])
+    return shown
 
 
 class VectorStore(Protocol):
     """Keeps the rows of a gallery and searches them. Derive a store from this class.
 
-    Changes happen inside ``transaction``: ``append``, ``delete`` and ``compact``, then ``commit``. A change that
-    was not committed may be lost, and must not be visible to whoever opens the store.
+    Changes happen inside ``transaction``: ``append``, ``delete``, ``update`` and ``compact``, then ``commit``. A
+    change that was not committed may be lost, and must not be visible to whoever opens the store.
+
+    Tables that a store is given have all columns of the gallery at that time. Tables that it returns may lack newer
+    columns, and have labels as integers that are text by now.
     """
 
     location: str = "the gallery"  #: what messages call it
+    wait: float = 30.0  #: seconds that ``transaction`` waits for another writer
     persistent: bool = True  #: whether other programs can open it
 
     @property
@@ -263,12 +288,35 @@ class VectorStore(Protocol):
         """
         return nullcontext()
 
+    def set_columns(self, columns: Schema) -> None:
+        """Prepare for new columns, or for labels that are text from now on; ``append`` or ``update`` follows.
+
+        Args:
+            columns: all columns of the gallery from now on, and their types.
+        """
+        return
+
     def find(self, column: str, values: Sequence[Any]) -> pd.DataFrame:
-        """Return the rows whose ``pid`` or ``path`` is among some values: columns ``id, path, pid, camid``."""
-        found = [empty_table().assign(id=np.empty(0, np.int64))]
+        """Return the rows whose ``pid`` or ``path`` is among some values: the gallery's columns, and ``id``."""
+        return self.select(is_among(column, values, self.metadata.columns))
+
+    def select(self, where: Filter) -> pd.DataFrame:
+        """Return the rows that a filter keeps: the gallery's columns, and ``id``."""
+        columns = self.metadata.columns
+        found = [empty_table(columns).assign(id=np.empty(0, np.int64))]
         for rows in self.rows():
-            found.append(rows.table.assign(id=rows.ids)[rows.table[column].isin(values)])
+            kept = where.mask(rows.table)
+            found.append(cast(rows.table[kept], columns).assign(id=rows.ids[kept]))
         return pd.concat(found, ignore_index=True)
+
+    def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
+        """Change columns of some rows.
+
+        Args:
+            ids: int64 ``(n,)``, increasing; all of them exist.
+            values: n rows of the columns to change, numbered from 0.
+        """
+        raise InputError(f"{self.location}: this store cannot change labels")
 
     def copy_from(self, source: VectorStore) -> None:
         """Append all rows of another store, with their ids."""
@@ -280,7 +328,7 @@ class VectorStore(Protocol):
 
         Args:
             features: numbers ``(n, d)``; may be a mapped file that does not fit in memory.
-            table: n rows ``path, pid, camid``, numbered from 0.
+            table: n rows of the gallery's columns, numbered from 0.
 
         Raises:
             InputError: a row that cannot be normalised.
@@ -290,6 +338,10 @@ class VectorStore(Protocol):
 
     def compact(self) -> None:
         """Tidy up what many changes left, where that makes searches faster."""
+
+    def merge(self) -> None:
+        """Do a part of what ``compact`` does, where it is due by the number of images that were added."""
+        return
 
     def check(self, progress: Progress = ignore_progress) -> int:
         """Read everything back.

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import RESERVED, Schema, conform
 from rga_reid.errors import InputError
-from rga_reid.evaluation.features import feature_matrix, path_column, reject_rows, whole_number_column
+from rga_reid.evaluation.features import feature_matrix, path_column, reject_rows
 from rga_reid.models.checkpoints import ModelFingerprint, is_same_model
 
 _BLOCK = 4096  # rows normalised at a time
@@ -81,36 +82,36 @@ def normalized_blocks(features: np.ndarray, first_row: int = 0) -> Iterator[tupl
         yield rows, normalize_rows(features[rows], first_row=first_row + start)
 
 
-def gallery_table(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:
-    """Return the columns that a gallery keeps, in their types.
+def gallery_table(
+    table: pd.DataFrame, schema: Schema = RESERVED, *, name: str = "table"
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return a table as a gallery keeps it, and the schema with its new columns.
 
     Args:
-        table: a ``path`` column (the files need not exist), optionally ``pid`` and ``camid``: whole numbers,
-            null where unknown. Other columns are left out.
-        name: what error messages call it.
-
-    Returns:
-        A new table: ``path`` (str), ``pid`` and ``camid`` (Int64, nullable), rows numbered from 0.
+        table: a ``path`` column (the files need not exist) and any others, see ``rga_reid.data.columns``.
+        schema: columns of the gallery and their types.
+        name: what error messages call the table.
 
     Raises:
-        InputError: no ``path`` column, a path that is not a string, a pid or camid that is not a whole number.
+        InputError: no ``path`` column, a path that is not a string; see also ``conform``.
     """
     if "path" not in table.columns:
         found = ", ".join(map(str, table.columns)) or "none"
         raise InputError(f"{name}: expected a column 'path', found {found}")
-    kept = pd.DataFrame({"path": path_column(table["path"], len(table), name, allow_null=False)})
-    for column in ("pid", "camid"):
-        values = table[column] if column in table.columns else [pd.NA] * len(kept)
-        kept[column] = whole_number_column(values, len(kept), f"{name}: column '{column}'")
-    return kept
+    paths = path_column(table["path"], len(table), name, allow_null=False)
+    kept, columns = conform(table.drop(columns="path"), schema, name=name)
+    return kept.assign(path=paths), columns
 
 
-def match_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+def match_rows(
+    features: Any, table: pd.DataFrame, schema: Schema = RESERVED
+) -> tuple[np.ndarray, pd.DataFrame, dict[str, str]]:
     """Return features and their table as a gallery keeps them.
 
     Args:
         features: numbers ``(n, d)``.
         table: n rows.
+        schema: columns of the gallery and their types.
 
     Returns:
         Unit rows, float32 ``(n, d)``, and ``gallery_table`` of the table.
@@ -118,13 +119,13 @@ def match_rows(features: Any, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataF
     Raises:
         InputError: they do not fit together, or one of them is invalid.
     """
-    kept = gallery_table(table)
+    kept, columns = gallery_table(table, schema)
     matrix = feature_matrix(features, "features", allow_integers=True, allow_empty=True)
     require_row_each(len(matrix), kept)
     vectors = np.empty(matrix.shape, np.float32)
     for rows, block in normalized_blocks(matrix):
         vectors[rows] = block
-    return vectors, kept
+    return vectors, kept, columns
 
 
 def require_row_each(count: int, table: pd.DataFrame) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import rga_reid.models
 from rga_reid.commands import main
 from rga_reid.gallery import Gallery
-from rga_reid.gallery import gallery as builder
+from rga_reid.gallery import build as builder
 from rga_reid.inference import distributed
 
 
@@ -189,7 +189,7 @@ def test_remove(
         (["--pid", "99"], "pid 99: "),
         (["--pid", "1", "-7"], "pid -7: "),
         (["--path", "no.png"], "no.png: "),
-        (["--pid", "one"], "--pid: "),
+        (["--pid", "one"], "pid: expected a whole number"),
         (["--pid", "1", "--json", "no/facts.json"], "no/facts.json"),
     ],
 )

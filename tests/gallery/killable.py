@@ -26,7 +26,7 @@ import pyarrow.parquet  # noqa: F401 - imported here, not in every process that 
 
 import rga_reid
 from rga_reid.gallery import Gallery, GalleryBuilder
-from rga_reid.gallery import gallery as builder
+from rga_reid.gallery import build as builder
 from rga_reid.gallery import index as indexes
 
 PACKAGE = str(Path(rga_reid.__file__).parent)

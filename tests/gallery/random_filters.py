@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pandas as pd
@@ -51,53 +52,138 @@ PARTS = [
     "ü/",
     "x",
 ]
-LABELS = [None, -1, 0, 1, 2, 2**60 + 1]
+NOW = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
+#: values of the columns, null among them
+VALUES: dict[str, list[Any]] = {
+    "pid": [None, -1, 0, 1, 2, 2**60 + 1],
+    "camera": [None, "cam1", "cam2", "7", "ü"],
+    "time": [None, *(NOW - timedelta(minutes=30 * step, microseconds=step) for step in range(5))],
+    "track": [None, 1, 2, 3],
+    "speed": [None, -0.5, 0.0, 1.5, 2.0, 1e30],
+    "night": [None, True, False],
+    "full name": [None, *PATHS],
+}
+SCHEMA = {"path": "string", "pid": "integer", "camera": "string", "time": "timestamp", "track": "integer"}
+SCHEMA |= {"speed": "float", "night": "boolean", "full name": "string"}
 ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 ORDERS["!="] = operator.ne
+ORDERED = [column for column in SCHEMA if column != "night"]
 
-
-def table_of(rows: list[Row]) -> pd.DataFrame:
-    table = pd.DataFrame({"path": pd.Series([row["path"] for row in rows], dtype="str")})
-    for column in ("pid", "camid"):
-        table[column] = pd.array([row[column] for row in rows], dtype="Int64")
-    return table
-
-
-#: every path with every kind of label
-ROWS = [
-    {"path": path, "pid": LABELS[number % 6], "camid": LABELS[(number // 6 + number) % 5]}
+#: every path twice, with all values of the columns in turn
+ROWS: list[Row] = [
+    {"path": path}
+    | {
+        column: values[(number * (place + 1) + number // 7) % len(values)]
+        for place, (column, values) in enumerate(VALUES.items())
+    }
     for number, path in enumerate(PATHS * 4)
 ]
 
 
-def is_known(column: str, known: bool) -> Case:
-    return f"{column} is {'not ' if known else ''}None", lambda row: (row[column] is not None) == known
-
-
-def ordered(column: str, sign: str, value: int, mirrored: bool) -> Case:
-    mirror = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(sign, sign)
-    text = f"{value} {mirror} {column}" if mirrored else f"{column} {sign} {value}"
-    return text, lambda row: None if row[column] is None else ORDERS[sign](row[column], value)
-
-
-def chained(column: str, low: int, high: int) -> Case:
-    return (
-        f"{low} <= {column} < {high}",
-        lambda row: None if row[column] is None else low <= row[column] < high,
+def table_of(rows: list[Row]) -> pd.DataFrame:
+    dtypes = {
+        "pid": "Int64",
+        "track": "Int64",
+        "time": "datetime64[us, UTC]",
+        "speed": "Float64",
+        "night": "boolean",
+    }
+    return pd.DataFrame(
+        {
+            column: pd.Series([row[column] for row in rows], dtype=dtypes.get(column, "str"))
+            for column in SCHEMA
+        }
     )
 
 
+def named(column: str) -> str:
+    return f"`{column}`" if " " in column else {"camera": "camid"}.get(column, column)
+
+
+def written(value: Any) -> str:
+    """A literal of a filter; a time in one of several forms."""
+    if isinstance(value, datetime):
+        if value.microsecond % 3 == 1:
+            return repr(value.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat())
+        return repr(value.strftime("%Y-%m-%d %H:%M:%S.%f"))
+    return repr(value)
+
+
+def null_aware(column: str, decide: Callable[[Any], bool]) -> Callable[[Row], Truth]:
+    return lambda row: None if row[column] is None else decide(row[column])
+
+
+def is_known(column: str, known: bool, word: str) -> Case:
+    return (
+        f"{named(column)} is {'not ' if known else ''}{word}",
+        lambda row: (row[column] is not None) == known,
+    )
+
+
+def ordered(column: str, sign: str, value: Any, mirrored: bool) -> Case:
+    mirror = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(sign, sign)
+    text = (
+        f"{written(value)} {mirror} {named(column)}"
+        if mirrored
+        else f"{named(column)} {sign} {written(value)}"
+    )
+    return text, null_aware(column, lambda found: ORDERS[sign](found, value))
+
+
+def chained(column: str, low: Any, high: Any) -> Case:
+    return f"{written(low)} <= {named(column)} < {written(high)}", null_aware(
+        column, lambda found: low <= found < high
+    )
+
+
+def between(column: str, low: Any, high: Any, negative: bool) -> Case:
+    text = f"{named(column)} {'NOT ' if negative else ''}BETWEEN {written(low)} AND {written(high)}"
+    return text, null_aware(column, lambda found: (low <= found <= high) != negative)
+
+
 def listed(column: str, values: list[Any], negative: bool) -> Case:
-    text = f"{column} {'not ' if negative else ''}in {values!r}"
-    return text, lambda row: None if row[column] is None else (row[column] in values) != negative
+    text = f"{named(column)} {'not ' if negative else ''}in [{', '.join(map(written, values))}]"
+    return text, null_aware(column, lambda found: (found in values) != negative)
 
 
-def contains(part: str, negative: bool) -> Case:
-    return f"{part!r} {'not ' if negative else ''}in path", lambda row: (part in row["path"]) != negative
+def contains(part: str, negative: bool, column: str = "path") -> Case:
+    text = f"{part!r} {'not ' if negative else ''}in {named(column)}"
+    return text, null_aware(column, lambda found: (part in found) != negative)
 
 
-def equals(path: str, negative: bool) -> Case:
-    return f"path {'!=' if negative else '=='} {path!r}", lambda row: (row["path"] == path) != negative
+def is_like(text: str, pattern: list[str]) -> bool:
+    """Whether a text matches: ``%`` is any text, ``_`` one character, longer parts are themselves."""
+    if not pattern:
+        return text == ""
+    first, rest = pattern[0], pattern[1:]
+    if first == "%":
+        return any(is_like(text[start:], rest) for start in range(len(text) + 1))
+    if first == "_":
+        return bool(text) and is_like(text[1:], rest)
+    literal = first.removeprefix("=")
+    return text.startswith(literal) and is_like(text[len(literal) :], rest)
+
+
+def like(column: str, pattern: list[str], negative: bool) -> Case:
+    """The pattern's parts are ``%``, ``_`` and texts after a ``=``, which stand for themselves."""
+    parts = [part if part in ("%", "_") else escaped(part.removeprefix("=")) for part in pattern]
+    text = f"{named(column)} {'not ' if negative else ''}like {''.join(parts)!r}"
+    return text, null_aware(column, lambda found: is_like(found, pattern) != negative)
+
+
+def escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "\\%_" else letter for letter in text)
+
+
+def relative(sign: str, minutes: int) -> Case:
+    age = f"{minutes}m" if minutes % 60 else f"{minutes // 60}h"
+    return f"time {sign} now - {age}", null_aware(
+        "time", lambda found: ORDERS[sign](found, NOW - timedelta(minutes=minutes))
+    )
+
+
+def is_night() -> Case:
+    return "night", null_aware("night", bool)
 
 
 def negated(case: Case) -> Case:
@@ -118,19 +204,31 @@ def joined(cases: list[Case], conjunction: bool) -> Case:
     return (" and " if conjunction else " or ").join(f"({text})" for text, _ in cases), decide
 
 
-COLUMNS, NUMBERS = (
-    st.sampled_from(["pid", "camid"]),
-    st.sampled_from([label for label in LABELS if label is not None]),
-)
-LEAVES = st.one_of(
-    st.builds(is_known, st.sampled_from(["pid", "camid", "path"]), st.booleans()),
-    st.builds(ordered, COLUMNS, st.sampled_from(list(ORDERS)), NUMBERS, st.booleans()),
-    st.builds(chained, COLUMNS, NUMBERS, NUMBERS),
-    st.builds(listed, COLUMNS, st.lists(NUMBERS, max_size=3), st.booleans()),
-    st.builds(listed, st.just("path"), st.lists(st.sampled_from(PATHS), max_size=3), st.booleans()),
-    st.builds(contains, st.sampled_from(PARTS), st.booleans()),
-    st.builds(equals, st.sampled_from(PATHS), st.booleans()),
-)
+def values_of(column: str) -> st.SearchStrategy[Any]:
+    return st.sampled_from(
+        PATHS if column == "path" else [value for value in VALUES[column] if value is not None]
+    )
+
+
+def leaves(column: str) -> st.SearchStrategy[Case]:
+    name, values = st.just(column), values_of(column)
+    found = [st.builds(is_known, name, st.booleans(), st.sampled_from(["None", "NULL", "null"]))]
+    found.append(st.builds(listed, name, st.lists(values, max_size=3), st.booleans()))
+    if column == "night":
+        return st.one_of(*found, st.builds(is_night))
+    found.append(st.builds(ordered, name, st.sampled_from(list(ORDERS)), values, st.booleans()))
+    found.append(st.builds(chained, name, values, values))
+    found.append(st.builds(between, name, values, values, st.booleans()))
+    if column == "time":
+        found.append(st.builds(relative, st.sampled_from(list(ORDERS)), st.sampled_from([30, 60, 90])))
+    if SCHEMA[column] == "string":
+        parts = st.sampled_from(["%", "_", *(f"={part}" for part in PARTS if part)])
+        found.append(st.builds(contains, st.sampled_from(PARTS), st.booleans(), name))
+        found.append(st.builds(like, name, st.lists(parts, max_size=4), st.booleans()))
+    return st.one_of(*found)
+
+
+LEAVES = st.sampled_from(list(SCHEMA)).flatmap(leaves)
 FILTERS = st.recursive(
     LEAVES,
     lambda inner: (

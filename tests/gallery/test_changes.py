@@ -19,6 +19,7 @@ from rga_reid.gallery import Gallery, RemovalResult, segments
 from rga_reid.gallery import index as indexes
 from tests.folders import files_below
 
+COLUMNS = ["path", "pid", "camera", "camid", "time", "track"]
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
 
@@ -44,7 +45,7 @@ def test_added_images_are_found_and_ids_go_on(make: Callable[..., Gallery], crow
     assert matches["path"].tolist() == table["path"].tolist()
     assert matches["score"].tolist() == pytest.approx([1, 1, 1])
     assert matches["id"].tolist() == [50, 51, 52]
-    assert list(matches.columns) == ["query", "rank", "score", "path", "pid", "camid", "id"]
+    assert list(matches.columns) == ["query", "rank", "score", *COLUMNS, "id"]
 
 
 def test_ids_and_order_outlive_removals(make: Callable[..., Gallery], crowd: Callable) -> None:
@@ -66,7 +67,8 @@ def test_all_may_go_and_others_come(make: Callable[..., Gallery], crowd: Callabl
     assert gallery.search(features[:2]).empty
     assert gallery.table.empty
     texts = pd.Series(["a"], dtype="str").dtype  # pandas 2 calls it object
-    assert list(gallery.table.dtypes) == [texts, pd.Int64Dtype(), pd.Int64Dtype()]
+    whole = pd.Int64Dtype()
+    assert gallery.table.dtypes.tolist() == [texts, *[whole] * 3, "datetime64[us, UTC]", whole]
     with pytest.raises(InputError, match="not in the gallery"):
         gallery.remove(pids=[int(table["pid"][0])])
     gallery.add(features, table)

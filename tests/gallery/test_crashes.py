@@ -22,7 +22,7 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
-from rga_reid.gallery import gallery as builder
+from rga_reid.gallery import build as builder
 from rga_reid.gallery import index as indexes
 from rga_reid.gallery.folder_store import orphaned_files, writing
 
@@ -148,7 +148,7 @@ def test_every_state_of_the_files_is_the_old_gallery_or_the_new(
     if operation in BUILDS:
         shutil.rmtree(folder)
     states = killable.watch_states(operation, folder, tmp_path / "states")
-    assert len(states) > 8
+    assert len(states) > 7
     after = state(Gallery.open(folder), queries)
     # the last ones are around the switch; of those before, some
     for survivor in {*states[-3:], *states[:: max(1, len(states) // 4)]}:
@@ -168,7 +168,7 @@ def test_killed_at_every_point(
     if not change:
         shutil.rmtree(folder)
     points = driver.run(operation, folder)["points"]
-    assert len(points) > 8
+    assert len(points) > 7
     after = state(Gallery.open(folder), queries)
     for point in points:
         shutil.rmtree(folder, ignore_errors=True)

@@ -107,7 +107,7 @@ FORMAT = '{"format": "rga-reid gallery", "version": '
         ("[" * 100_000, "not JSON"),
         ("[]", "not the manifest"),
         ('{"name": "an app"}', "not the manifest"),
-        (FORMAT + "3}", "format version 3"),
+        (FORMAT + "4}", "format version 4"),
         (FORMAT + "2}", "damaged or edited"),
         (FORMAT + '2, "sha256": "\\ud800"}', "damaged or edited"),
         (canonical_json({"format": "rga-reid gallery", "version": 2}).decode(), "damaged manifest"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
 from rga_reid.gallery.filters import parse_filter
-from tests.gallery.random_filters import FILTERS, ROWS, Case, kept_rows, table_of
+from tests.gallery.random_filters import FILTERS, NOW, ROWS, SCHEMA, Case, kept_rows, table_of
 
 TABLE = pd.DataFrame(
     {
@@ -39,16 +39,29 @@ def rows_where(where: str) -> list[int]:
         ("camid == 1 or pid == 3", [0, 3, 4]),  # true or unknown is true
         ("camid == 1 # the hall", [0, 3]),
         ("pid == 9223372036854775807", []),
+        ("camera = 3 OR pid IN (1)", [0, 2]),
+        ("pid <> 1 and pid == 3.0", [4]),
+        ("pid == 2.5 or pid > 1.5", [1, 4]),
+        ("not pid == 2.5", [0, 1, 2, 4]),
+        ("pid <= -.5", [2]),
+        ("path like 'hall/_.%' and path < 'hall/b'", [0]),
+        ("path not like '%a%'", []),
+        ("path like r'%\\(x\\)%' or `path` like '%(x)%'", [3]),
+        ("time is null and track is null", [0, 1, 2, 3, 4]),
+        ("time > now - 2h or not time > now - 1.5d", []),
+        ("camera between 2 and 3", [1, 2]),
+        ("not camera between 2 and 3", [0, 3]),
     ],
 )
 def test_filters_keep_rows_where_they_are_true(where: str, kept: list[int]) -> None:
     assert rows_where(where) == kept
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(FILTERS)
 def test_filters_agree_with_an_independent_evaluator(case: Case) -> None:
-    assert np.flatnonzero(parse_filter(case[0]).mask(table_of(ROWS))).tolist() == kept_rows(case)
+    found = parse_filter(case[0], SCHEMA, now=NOW).mask(table_of(ROWS))
+    assert np.flatnonzero(found).tolist() == kept_rows(case)
 
 
 @pytest.mark.parametrize(
@@ -63,21 +76,19 @@ def test_filters_agree_with_an_independent_evaluator(case: Case) -> None:
         ("1 == 1", "'1'"),
         ("pid == camid", "'camid'"),
         ("pid == '3'", "\"'3'\""),
-        ("pid == 3.0", "'3.0'"),
         ("pid == True", "'True'"),
         ("pid == None", "'None'"),
-        ("pid == 1 + 1", "'1 + 1'"),
+        ("pid == 1 + 1", "'+'"),
         ("pid in 3", "'3'"),
         ("pid in (1, 'a')", "\"'a'\""),
         ("pid is 3", "'3'"),
         ("path == 3", "'3'"),
-        ("path < 'b'", "'path'"),
-        ("3 in pid", "'pid'"),
+        ("3 in pid", "'3'"),
         ("pid == 9223372036854775808", "64 bits"),
-        ("-pid == 3", "'-pid'"),
+        ("-pid == 3", "'-'"),
         ("__import__('os').system('true') == 0", "__import__"),
-        ("pid == len(path)", "'len(path)'"),
-        ("pid.real == 1", "'pid.real'"),
+        ("pid == len(path)", "'len'"),
+        ("pid.real == 1", "'.real"),
         ("[p for p in (1, 2)] == pid", "for p in"),
         ("lambda: pid", "lambda"),
         ("'\\ud800' in path", "\\\\ud800"),

@@ -20,7 +20,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, GalleryBuilder
-from rga_reid.gallery.gallery import save_features
+from rga_reid.gallery.build import save_features
 from rga_reid.inference import ModelFingerprint
 from tests.folders import files_below
 
@@ -73,7 +73,7 @@ def files_of(folder: Path) -> list[Path]:
 def test_the_manifest_lists_all_files(indexed: Path) -> None:
     manifest = json.loads((indexed / "manifest.json").read_text())
     expected = {
-        "version": 2,
+        "version": 3,
         "generation": 2,
         "metric": "cosine",
         "dimension": 24,
@@ -100,7 +100,7 @@ def test_segments_are_plain_arrays_and_tables(saved: Path) -> None:
     features = random_features(30)
     np.testing.assert_allclose(vectors, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-6)
     table = pd.read_parquet(saved / SEGMENT / "table.parquet")
-    assert table.columns.tolist() == ["path", "pid", "camid", "id"]
+    assert table.columns.tolist() == ["path", "pid", "camera", "time", "track", "id"]
     assert table["id"].tolist() == list(range(30))
 
 
@@ -304,7 +304,7 @@ def test_one_index_for_threads_that_search_first_at_once(tmp_path: Path) -> None
         pd.testing.assert_frame_equal(matches, opened.search(random_features(2, seed), 3))
 
 
-@pytest.mark.parametrize("camera", ["3", 1.5, True])
+@pytest.mark.parametrize("camera", ["hall", 1.5, True])
 def test_a_camera_is_a_number(saved: Path, camera: object) -> None:
     opened = Gallery.open(saved)
     with pytest.raises(InputError, match="exclude_camera: "):

@@ -16,11 +16,22 @@ from hypothesis import given, settings
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, GalleryBuilder, milvus_client
-from rga_reid.gallery import gallery as gallery_module
+from rga_reid.gallery import build as builder_module
+from rga_reid.gallery.filters import parse_filter
 from rga_reid.gallery.location import parse_location
 from rga_reid.gallery.milvus_client import MilvusServer
 from rga_reid.inference import ModelFingerprint
-from tests.gallery.random_filters import FILTERS, PARTS, ROWS, Case, contains, kept_rows, table_of
+from tests.gallery.random_filters import (
+    FILTERS,
+    NOW,
+    PARTS,
+    ROWS,
+    SCHEMA,
+    Case,
+    contains,
+    kept_rows,
+    table_of,
+)
 
 DIMENSION = 48
 FINGERPRINT = ModelFingerprint("/models/a.ckpt", "0" * 64, (256, 128))
@@ -92,10 +103,11 @@ def test_deep_searches_and_many_ties(
 def test_filters_keep_the_rows_of_an_independent_evaluator(location: str) -> None:
     """Backslashes, wildcards and quotes of Milvus expressions among them."""
     Gallery.build(np.eye(len(ROWS)), table_of(ROWS)).save(location)
-    gallery, query = Gallery.open(location), np.ones((1, len(ROWS)))
+    gallery = Gallery.open(location)
+    assert gallery.columns == SCHEMA
 
     def check(case: Case) -> None:
-        found = gallery.search(query, len(ROWS), where=case[0], with_ids=True)
+        found = gallery._store.select(parse_filter(case[0], gallery.columns, now=NOW))
         assert sorted(found["id"]) == kept_rows(case), case[0]
 
     for part in PARTS:
@@ -155,7 +167,7 @@ def test_approximate_indexes_score_exactly(location: str, crowd: Callable, index
 @pytest.mark.slow
 def test_building_overwriting_resuming(location: str, rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     features, table = rows
-    monkeypatch.setattr(gallery_module, "SHARD_ROWS", 100)
+    monkeypatch.setattr(builder_module, "SHARD_ROWS", 100)
     with GalleryBuilder(location, model=FINGERPRINT) as builder:
         builder.add(features[:60], table[:60])
         builder.add(features[60:100], table[60:100])

@@ -10,7 +10,7 @@ import pytest
 
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, segments
-from rga_reid.gallery.gallery import save_features
+from rga_reid.gallery.build import save_features
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])

@@ -16,7 +16,7 @@ from rga_reid.gallery import Gallery
 from rga_reid.gallery import index as indexes
 from tests.oracles import naive_re_ranking, squared_distances
 
-COLUMNS = ["query", "rank", "score", "path", "pid", "camid"]
+COLUMNS = ["query", "rank", "score", "path", "pid", "camera", "camid", "time", "track"]
 
 
 def table_of(count: int) -> pd.DataFrame:
@@ -175,8 +175,8 @@ def test_labels_may_be_floats_with_nan_as_csv_readers_give_them() -> None:
         (np.array([["a"], ["b"]]), table_of(2), "of numbers"),
         (random_features(2), table_of(2)[["pid"]], "expected a column 'path', found pid"),
         (random_features(2), table_of(2).assign(path=["a", None]), "row 1: expected a path"),
-        (random_features(2), table_of(2).assign(pid=[1.5, 2]), "column 'pid': expected whole numbers"),
-        (random_features(2), table_of(2).assign(camid=["x", "y"]), "column 'camid': expected whole numbers"),
+        (random_features(2), table_of(2).assign(pid=[1.5, 2]), "row 0: pid: expected whole numbers"),
+        (random_features(2), table_of(2).assign(camid=[True, False]), "camera: expected whole numbers"),
     ],
 )
 def test_build_refuses(features: np.ndarray, table: pd.DataFrame, message: str) -> None:

@@ -1,0 +1,230 @@
+"""Columns of a gallery as fields of a Milvus collection, and filters as Milvus expressions.
+
+A column ``camera`` is the field ``camera`` and the field ``camera_known``, false where it is null: so no version of
+Milvus needs fields that may be null. Columns of users have the prefix ``c_``. Times are microseconds since 1970 in UTC.
+Galleries of rga-reid 1.0 have the fields ``path``, and ``pid`` and ``camid``, which may be null.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rga_reid.data.columns import RESERVED, TYPES, Schema
+from rga_reid.errors import InputError
+from rga_reid.gallery.filters import ANY, ONE, Column, Filter, Value, like_text
+
+MAX_TEXT = 65_535  #: bytes of a text
+#: Milvus types, and the values that stand for null, by type of column
+FIELD_TYPES = {
+    "string": ("VARCHAR", ""),
+    "integer": ("INT64", 0),
+    "timestamp": ("INT64", 0),
+    "float": ("DOUBLE", 0.0),
+    "boolean": ("BOOL", False),
+}
+_ALL, _NONE = "id >= 0", "id < 0"
+_OPPOSITE = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a collection of images.
+
+    Args:
+        columns: columns of the gallery and their types.
+        nullable: the collection is of rga-reid 1.0.
+    """
+
+    columns: Schema
+    nullable: bool = False
+
+    def name(self, column: str) -> str | None:
+        """Return the field of a column; None if it is null in all rows."""
+        if self.nullable:
+            return {"path": "path", "pid": "pid", "camera": "camid"}.get(column)
+        if self.columns.get(column, "null") == "null":
+            return None
+        if column in RESERVED:
+            return column
+        return f"c_{column}" if re.fullmatch(r"[A-Za-z0-9_]{1,200}", column) else f"c_{column.encode().hex()}"
+
+    def known(self, column: str) -> str:
+        """Return the expression for rows where a column is not null."""
+        name = self.name(column)
+        if column == "path" or name is None:
+            return _NONE if name is None else _ALL
+        return f"{name} is not null" if self.nullable else f"{name}_known == true"
+
+    @property
+    def names(self) -> list[str]:
+        """Fields to read for a table."""
+        found = [name for column in self.columns if (name := self.name(column)) is not None]
+        return found if self.nullable else [*found, *(f"{name}_known" for name in found if name != "path")]
+
+    def types(self) -> list[tuple[str, str]]:
+        """Return name and Milvus type of each field of a new collection."""
+        fields = []
+        for column, kind in self.columns.items():
+            name = self.name(column)
+            if name is not None:
+                fields.append((name, FIELD_TYPES[kind][0]))
+            if name is not None and column != "path":
+                fields.append((f"{name}_known", "BOOL"))
+        return fields
+
+    def records(self, table: pd.DataFrame) -> list[dict[str, Any]]:
+        """Return the rows of a table as Milvus stores them.
+
+        Raises:
+            InputError: a text is too long.
+        """
+        values: dict[str, list[Any]] = {}
+        for column, kind in self.columns.items():
+            name = self.name(column)
+            if name is None:
+                continue
+            known = table[column].notna().to_numpy(bool)
+            plain = table[column]
+            if kind == "timestamp":
+                plain = plain.dt.tz_localize(None).astype("int64")
+            empty = FIELD_TYPES[kind][1]
+            values[name] = [
+                value if here else empty for value, here in zip(plain.tolist(), known.tolist(), strict=True)
+            ]
+            if kind == "string":
+                _check_length(column, values[name])
+            if column != "path":
+                values[f"{name}_known"] = known.tolist()
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    def table(self, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """Return the table of some rows of Milvus."""
+        rows = list(rows)
+        columns: dict[str, Any] = {}
+        for column, kind in self.columns.items():
+            name = self.name(column)
+            if name is None:
+                values = [None] * len(rows)
+            elif self.nullable or column == "path":
+                values = [row.get(name) for row in rows]
+            else:
+                values = [row[name] if row[f"{name}_known"] else None for row in rows]
+            if kind == "timestamp":  # microseconds, without a detour over floating-point numbers
+                known = np.array([value is not None for value in values], dtype=bool)
+                micros = np.array([value or 0 for value in values], dtype="int64").view("datetime64[us]")
+                columns[column] = pd.Series(micros).where(pd.Series(known, dtype=bool)).dt.tz_localize("UTC")
+            else:
+                columns[column] = pd.array(values, dtype="str" if column == "path" else TYPES[kind])
+        return pd.DataFrame(columns)
+
+    def expression(self, where: Filter | None) -> str:
+        """Return a filter as Milvus reads it; an empty string keeps all rows."""
+        return "" if where is None else where.build(_MilvusBackend(self)).true
+
+
+def _check_length(column: str, texts: Sequence[str]) -> None:
+    for text in texts:
+        if len(text.encode()) > MAX_TEXT:
+            raise InputError(
+                f"{text[:100]}...: Milvus accepts texts (column {column}) of at most {MAX_TEXT:,} bytes"
+            )
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A condition in three-valued logic, unknown where neither expression holds."""
+
+    true: str
+    false: str
+
+    def __and__(self, other: Expression) -> Expression:
+        return Expression(f"({self.true} and {other.true})", f"({self.false} or {other.false})")
+
+    def __or__(self, other: Expression) -> Expression:
+        return Expression(f"({self.true} or {other.true})", f"({self.false} and {other.false})")
+
+    def __invert__(self) -> Expression:
+        return Expression(self.false, self.true)
+
+
+class _MilvusBackend:
+    """States filters as expressions of Milvus."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+
+    def known(self, column: Column) -> Expression:
+        name = self._fields.name(column.name)
+        if column.name == "path" or name is None:
+            return Expression(_NONE, _ALL) if name is None else Expression(_ALL, _NONE)
+        known = self._fields.known(column.name)
+        unknown = f"{name} is null" if self._fields.nullable else f"{name}_known == false"
+        return Expression(known, unknown)
+
+    def equal(self, column: Column, value: Value) -> Expression:
+        return self._where_known(column, f"{{}} == {literal(value)}", f"{{}} != {literal(value)}")
+
+    def ordered(self, column: Column, sign: str, value: Value) -> Expression:
+        text = literal(value)
+        return self._where_known(column, f"{{}} {sign} {text}", f"{{}} {_OPPOSITE[sign]} {text}")
+
+    def one_of(self, column: Column, values: Sequence[Value]) -> Expression:
+        if not values:
+            return self._where_known(column, _NONE, _ALL)
+        return self._where_known(column, f"{{}} in {literal(values)}", f"{{}} not in {literal(values)}")
+
+    def like(self, column: Column, pattern: Sequence[Any]) -> Expression:
+        found = _like(pattern)
+        return self._where_known(column, found, f"not ({found})")
+
+    def _where_known(self, column: Column, true: str, false: str) -> Expression:
+        """Return a condition on a field, which stands where the expressions have ``{}``."""
+        name = self._fields.name(column.name)
+        if name is None:
+            return Expression(_NONE, _NONE)
+        known = self._fields.known(column.name)
+        return Expression(
+            f"({known} and {true.replace('{}', name)})", f"({known} and {false.replace('{}', name)})"
+        )
+
+
+def _like(pattern: Sequence[Any]) -> str:
+    """Return the expression for a pattern; ``{}`` stands for the field."""
+    if pattern == [ANY]:
+        return _ALL
+    if not any(part is ANY or part is ONE for part in pattern):
+        return f"{{}} == {literal(''.join(pattern))}"
+    texts = [part for part in pattern if isinstance(part, str)]
+    if len(texts) == 1 and "\\" in texts[0] and ONE not in pattern:
+        # Milvus Lite reads backslashes as escapes only if the pattern has a `_` or a `%` inside
+        (text,) = texts
+        choices = [f"{{}} == {literal(text)}"]
+        if pattern[-1] is ANY:
+            choices.append(f"{{}} like {literal(like_text([*pattern[:-1], ONE, ANY]))}")
+        if pattern[0] is ANY:
+            last = pattern[1:-1] if pattern[-1] is ANY else pattern[1:]
+            choices.append(f"{{}} like {literal(like_text([ANY, ONE, *last]))}")
+        return f"({' or '.join(choices)})"
+    return f"{{}} like {literal(like_text(pattern))}"
+
+
+def literal(value: Value | Sequence[Value]) -> str:
+    """Return a value, or a list of values, as Milvus writes it. Milvus knows few escapes, and needs no others."""
+    if isinstance(value, str):
+        return f'"{value.translate(_ESCAPES)}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return str((value - _EPOCH) // (_EPOCH.resolution))
+    if isinstance(value, int | float):
+        return repr(value)
+    return f"[{', '.join(map(literal, value))}]"
