@@ -217,9 +217,7 @@ def convert(
     if (expected, kind) == ("integer", "float"):
         return expected, _to_integers(found, column, at, "as in the gallery")
     row = int(found.notna().to_numpy().argmax())
-    raise InputError(
-        f"{at(row)}: {column}: expected {_WORDS[str(expected)]}, got {_shown(values.iloc[row])}"
-    )
+    raise InputError(f"{at(row)}: {column}: expected {_WORDS[str(expected)]}, got {_shown(values.iloc[row])}")
 
 
 def convert_text(

@@ -30,6 +30,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ivfpq": ("nlist", "nprobe", "pq_m", "pq_bits", "refine"),
 }
 MIN_ROWS = 1024  #: fewer rows are searched exactly: an index would be slower, and approximate
+MAX_EXACT = (
+    16_384  #: rows that a filter leaves are compared exactly up to this number: the index would be slower
+)
 MARGIN = 32  #: candidates in addition to those wanted
 
 Found = tuple[np.ndarray, np.ndarray]  #: row numbers (int64) and scores (float64), best first
@@ -179,11 +182,13 @@ class Index:
     ) -> Iterator[Found]:
         """Like ``search_exact``, but among the candidates that the index finds.
 
-        With ``keep`` the index searches more widely, the more so the fewer rows may be returned. A query for
-        which it finds fewer than ``top_k`` is answered exactly.
+        With ``keep`` the index searches more widely, the more so the fewer rows may be returned; among
+        ``MAX_EXACT`` and fewer the search is exact. A query for which it finds fewer than ``top_k`` is answered
+        exactly.
         """
         available = len(vectors) if keep is None else int(keep.sum())
-        search = self._search if self.is_worthwhile(top_k, available) else search_exact
+        few = keep is not None and available <= MAX_EXACT
+        search = self._search if self.is_worthwhile(top_k, available) and not few else search_exact
         yield from search(vectors, queries, top_k, keep)
 
     def _search(

@@ -1,8 +1,9 @@
 """Feature files: written as ``.npz``, read from ``.npz`` or ``.npy``.
 
-Arrays of an ``.npz`` file: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (integers) and ``paths``
-(text), each ``(n,)``. An array whose values are all unknown is omitted; if some are unknown, ``pids_known`` or
-``camids_known`` (bool) is False for those.
+Arrays of an ``.npz`` file: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (integers or text), ``paths``
+(text) and ``column_NAME`` for any other column (text, numbers, booleans, or times in UTC), each ``(n,)``. An array whose
+values are all unknown is omitted; if some are unknown, ``pids_known``, ``camids_known`` or ``column_NAME_known`` (bool)
+is False for those.
 
 An ``.npy`` file ``NAME.npy`` holds features only, with their labels in ``NAME.csv``: one row for each feature, columns
 ``pid``, ``camid`` and ``path``, cells empty where unknown.
@@ -21,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import conform
 from rga_reid.data.readers import WHOLE_NUMBER
 from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation.features import feature_matrix
@@ -33,6 +35,8 @@ MAX_SMALL = 64 << 20  #: bytes that any archive may unpack to
 MAX_RATIO = 200  #: compression of a larger archive; text in UTF-32 reaches about 100
 
 _LABELS = {"pid": "pids", "camid": "camids"}
+_ARRAY_NAMES = {"pid": "pids", "camera": "camids"}
+_COLUMN = "column_"  # begins the names of the arrays of other columns
 _ARRAYS = ("features", "paths", *_LABELS.values(), *(f"{name}_known" for name in _LABELS.values()))
 _UNKNOWN = ["", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"]  # as tables write unknown values
 
@@ -43,8 +47,7 @@ def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFr
     Args:
         path: file to write.
         features: ``(n, d)``, an array or a CPU tensor; stored as float32.
-        table: n rows; its columns ``path`` (text), ``pid`` and ``camid`` (nullable integers) are written if
-            present.
+        table: n rows, see ``rga_reid.data.columns``; ``path`` may be missing.
 
     Raises:
         InputError: the table has another number of rows, a path is null, or the file cannot be written.
@@ -55,10 +58,11 @@ def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFr
             f"features: expected a matrix with {len(table)} rows, as the table has, got "
             f"{arrays['features'].shape}"
         )
-    for column, name in _LABELS.items():
-        known = table[column].notna().to_numpy() if column in table else np.zeros(len(table), dtype=bool)
+    typed, _ = conform(table.drop(columns="path", errors="ignore"))
+    for column in typed.columns.drop("path"):
+        name, known = _ARRAY_NAMES.get(column, f"{_COLUMN}{column}"), typed[column].notna().to_numpy(bool)
         if known.any():
-            arrays[name] = table[column].astype("Int64").fillna(0).to_numpy(dtype=np.int64)
+            arrays[name] = _to_array(typed[column], known)
         if known.any() and not known.all():
             arrays[f"{name}_known"] = known
     if "path" in table:
@@ -77,7 +81,8 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
 
     Returns:
         Features ``(n, d)``, floating-point as stored (a memory map of an ``.npy`` file), and a table of n rows
-        with the columns ``path`` (text), ``pid`` and ``camid`` (Int64, null where unknown) that the file has.
+        with the columns that the file has: ``path`` (text), ``pid`` and ``camid`` (Int64 or text, null where unknown)
+        and others, see ``rga_reid.data.columns``.
 
     Raises:
         InputError: not such a file; an array that is missing, pickled, damaged, or of another type or length.
@@ -90,15 +95,19 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
     columns: dict[str, Any] = {}
     if "paths" in arrays:
         columns["path"] = pd.Series(_column(path, arrays, "paths", "U", len(features)), dtype="str")
-    for column, name in _LABELS.items():
+    others = {name.removeprefix(_COLUMN): name for name in arrays if name.startswith(_COLUMN)}
+    for column, name in (_LABELS | others).items():
+        if name.endswith("_known") and name.removesuffix("_known") in arrays:
+            continue
         if name in arrays:
-            values = _column(path, arrays, name, "iu", len(features))
+            kinds = "iuU" if column in _LABELS else "iuUfbM"
+            values = _column(path, arrays, name, kinds, len(features))
             if values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any():
                 raise InputError(f"{path}: array '{name}': expected integers below 2^63")
             known = np.ones(len(features), dtype=bool)
             if f"{name}_known" in arrays:
                 known = _column(path, arrays, f"{name}_known", "b", len(features))
-            columns[column] = pd.arrays.IntegerArray(values.astype(np.int64), ~known)
+            columns[column] = _from_array(values, known)
     return features, pd.DataFrame(columns, index=pd.RangeIndex(len(features)))
 
 
@@ -118,7 +127,8 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if "features" not in members:
                 found = truncate(", ".join(members)) or "none"
                 raise InputError(f"{path}: expected an array 'features', found {found}")
-            known = {name: members[name] for name in _ARRAYS if name in members}
+            wanted = [*_ARRAYS, *(name for name in members if name.startswith(_COLUMN))]
+            known = {name: members[name] for name in wanted if name in members}
             _check_size(path, known)
             return {name: _read_member(path, archive, name, member) for name, member in known.items()}
 
@@ -238,17 +248,38 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
     return table
 
 
+def _to_array(values: pd.Series, known: np.ndarray) -> np.ndarray:
+    """Return a column as NumPy stores it; what stands for null does not matter."""
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        return values.dt.tz_localize(None).to_numpy("datetime64[us]")
+    if pd.api.types.is_string_dtype(values):
+        return values.fillna("").to_numpy(np.str_)
+    kind = np.float64 if pd.api.types.is_float_dtype(values) else np.int64
+    return values.to_numpy(dtype=bool if values.dtype == "boolean" else kind, na_value=0)
+
+
+def _from_array(values: np.ndarray, known: np.ndarray) -> pd.Series:
+    """Return a column that ``_to_array`` stored."""
+    if values.dtype.kind == "M":
+        return pd.Series(values.astype("datetime64[us]")).where(known).dt.tz_localize("UTC")
+    if values.dtype.kind == "U":
+        return pd.Series(values.astype(object)).where(known, None).astype("string")
+    if values.dtype.kind in "iu":
+        return pd.Series(pd.arrays.IntegerArray(values.astype(np.int64), ~known))
+    return pd.Series(values).astype("boolean" if values.dtype.kind == "b" else "Float64").where(known)
+
+
 def _column(
     path: str | os.PathLike[str], arrays: dict[str, np.ndarray], name: str, kinds: str, length: int
 ) -> np.ndarray:
     array = arrays[name]
     if array.shape != (length,) or array.dtype.kind not in kinds:
-        what = {"U": "texts", "iu": "integers", "b": "booleans"}[kinds]
+        what = {"U": "texts", "iuU": "integers or texts", "b": "booleans"}.get(kinds, "values")
         raise InputError(
             f"{path}: array '{name}': expected {length} {what}, one for each row of 'features', found "
             f"{array.dtype} {array.shape}"
         )
-    if kinds == "U" and array.dtype.itemsize:
+    if array.dtype.kind == "U" and array.dtype.itemsize:
         points = np.ascontiguousarray(array).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
         if ((points > sys.maxunicode) | ((points >= 0xD800) & (points < 0xE000))).any():
             raise InputError(f"{path}: array '{name}': contains invalid Unicode")

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow.parquet  # noqa: F401 - imported here, not in every process that writes a table
 
 import rga_reid
-from rga_reid.gallery import Gallery, GalleryBuilder
+from rga_reid.gallery import Gallery, GalleryBuilder, segments
 from rga_reid.gallery import build as builder
 from rga_reid.gallery import index as indexes
 
@@ -46,13 +46,31 @@ def build(count: int, seed: int) -> Gallery:
     return Gallery.build(*people(count, seed), index="ivf")
 
 
-def stream(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def stream(folder: Path, *, resume: bool = False, overwrite: bool = False, wait: float = 30) -> None:
     features, table = people(1200, 2)
-    with GalleryBuilder(folder, index="ivf", resume=resume, overwrite=overwrite) as made:
+    with GalleryBuilder(folder, index="ivf", resume=resume, overwrite=overwrite, wait=wait) as made:
         start = len(made.paths)
         for first in range(start, 1200, 100):
             made.add(features[first : first + 100], table[first : first + 100])
         made.finish()
+
+
+def events(count: int, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """People with cameras, times and a column of their own."""
+    features, table = people(count, seed)
+    times = pd.date_range("2026-11-20", periods=count, freq="min", tz="UTC")
+    return features, table.assign(camera="hall", time=times, zone=[row / 2 for row in range(count)])
+
+
+def maintain(folder: Path) -> None:
+    """Join the small segments at the end, whose limit is lowered for that."""
+    limits, segments.MERGED_ROWS = segments.MERGED_ROWS, (2000, 50)
+    try:
+        gallery = Gallery.open(folder)
+        gallery.add(*people(50, 8))
+        gallery.maintain()
+    finally:
+        segments.MERGED_ROWS = limits
 
 
 def add(folder: Path) -> None:
@@ -75,6 +93,10 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "add": add,
     "remove": lambda folder: Gallery.open(folder).remove(pids=7),
     "compact": lambda folder: Gallery.open(folder).compact(),
+    "label": lambda folder: Gallery.open(folder).label("pid in (3, 4) and path like '%3.jpg'", "anna"),
+    "events": lambda folder: Gallery.open(folder).add(*events(30, 3)),
+    "retire": lambda folder: Gallery.open(folder).remove(where="pid == 7 or path like '1/9%'"),
+    "maintain": maintain,
     "churn": churn,
 }
 

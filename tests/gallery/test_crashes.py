@@ -27,7 +27,7 @@ from rga_reid.gallery import index as indexes
 from rga_reid.gallery.folder_store import orphaned_files, writing
 
 DRIVER = Path(__file__).parent / "killable.py"
-CHANGES = ["overwrite", "stream over", "add", "remove", "compact"]
+CHANGES = ["overwrite", "stream over", "add", "remove", "compact", "label", "events", "retire", "maintain"]
 BUILDS = ["save", "stream"]
 HANGS = 600  # seconds; only ends what would never end
 
@@ -262,13 +262,13 @@ def test_a_resumed_build_embeds_only_the_rest(killable: Any, tmp_path: Path) -> 
 
 
 def test_only_one_writer_at_a_time(killable: Any, folder: Path) -> None:
-    gallery = Gallery.open(folder)
+    gallery = Gallery.open(folder, wait=0)
     changes: list[Callable[[], object]] = [
         lambda: gallery.add(*killable.people(1, 6)),
         lambda: gallery.remove(pids=7),
         lambda: gallery.compact(),
-        lambda: gallery.save(folder, overwrite=True),
-        lambda: killable.stream(folder, overwrite=True),
+        lambda: gallery.save(folder, overwrite=True, wait=0),
+        lambda: killable.stream(folder, overwrite=True, wait=0),
     ]
     with writing(folder):
         for change in changes:
