@@ -1,9 +1,9 @@
 """Feature files: written as ``.npz``, read from ``.npz`` or ``.npy``.
 
 Arrays of an ``.npz`` file: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (integers or text), ``paths``
-(text) and ``column_NAME`` for any other column (text, numbers, booleans, or times in UTC), each ``(n,)``. An array whose
-values are all unknown is omitted; if some are unknown, ``pids_known``, ``camids_known`` or ``column_NAME_known`` (bool)
-is False for those.
+(text) and ``column_NAME`` for any other column (text, numbers, booleans, or times in UTC), each ``(n,)``. An array
+whose values are all unknown is omitted; if some are unknown, ``pids_known``, ``camids_known`` or ``column_NAME_known``
+(bool) is False for those.
 
 An ``.npy`` file ``NAME.npy`` holds features only, with their labels in ``NAME.csv``: one row for each feature, columns
 ``pid``, ``camid`` and ``path``, cells empty where unknown.
