@@ -111,6 +111,7 @@ def parser() -> ArgumentParser:
     merge.add_argument("gallery", metavar="A", help=f"first {LOCATION}")
     merge.add_argument("other", metavar="B", help="second gallery, which does not change")
     merge.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
+    add_import_option(merge)
     merge.add_argument(
         "--skip-known",
         action="store_true",

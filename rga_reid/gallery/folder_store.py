@@ -379,14 +379,16 @@ def writing(
 def collect_garbage(folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] = ()) -> None:
     """Remove files that no manifest names. Only for the holder of the lock; ``old``: see ``orphaned_files``."""
     with _disk_errors(folder):
-        if not keep_unfinished:
-            (folder / UNFINISHED).unlink(missing_ok=True)
+        changed = not keep_unfinished and (folder / UNFINISHED).exists()
+        if changed:
+            (folder / UNFINISHED).unlink()
         for path in orphaned_files(folder, old):
+            changed = True
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        for directory in (folder / SEGMENTS, folder):
+        for directory in (folder / SEGMENTS, folder) if changed else ():
             if directory.is_dir():
                 sync(directory)
 

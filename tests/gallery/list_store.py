@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import Schema
 from rga_reid.errors import InputError
 from rga_reid.gallery import VectorStore
 from rga_reid.gallery.filters import Filter
@@ -68,11 +69,21 @@ class ListStore(VectorStore):
         self._rows = Rows(np.concatenate([self._rows.ids, rows.ids]), table, np.concatenate(vectors))
         self._metadata = replace(self._metadata, dimension=rows.vectors.shape[1])
 
+    def set_columns(self, columns: Schema) -> None:
+        self._metadata = replace(self._metadata, columns=columns)
+
     def delete(self, ids: np.ndarray) -> RemovalResult:
         keep = ~np.isin(self._rows.ids, ids)
         table = self._rows.table[keep].reset_index(drop=True)
         self._rows = Rows(self._rows.ids[keep], table, self._rows.vectors[keep])
         return RemovalResult(images=len(ids))
+
+    def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
+        table = self._rows.table.astype(object)
+        for column in values.columns:
+            for number, value in zip(ids, values[column], strict=True):
+                table.loc[self._rows.ids == number, column] = value
+        self._rows = replace(self._rows, table=table)
 
     def rows(self, *, vectors: bool = False) -> Iterator[Rows]:
         yield self._rows

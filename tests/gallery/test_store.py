@@ -38,6 +38,17 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server_manager_instance.release_server(str(tmp_path / f"{name}.db"))
 
 
+def events(crowd: Callable, count: int, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """People with cameras that have names, times, and columns of their own."""
+    features, table = crowd(count, seed=seed)
+    table = table.rename(columns={"camid": "camera"}).astype({"camera": "str"})
+    table["time"] = pd.date_range("2026-11-20", periods=count, freq="h", tz="Europe/Berlin")
+    table.loc[0, "time"] = pd.NaT
+    return features, table.assign(
+        speed=[None, *(row / 2 for row in range(count - 1))], zone="north", night=True
+    )
+
+
 def test_stores_agree_with_a_gallery_in_memory(location: str, crowd: Callable) -> None:
     memory = Gallery.build(*crowd(60), model=FINGERPRINT)
     pids = sorted(memory.table["pid"].unique())[2:5]
@@ -53,6 +64,14 @@ def test_stores_agree_with_a_gallery_in_memory(location: str, crowd: Callable) -
         lambda gallery: gallery.remove(paths=["people/3/00002.jpg"]).images,  # the last id is not reused
         lambda gallery: gallery.add(*crowd(2, seed=4)),
         lambda gallery: gallery.compact(),
+        lambda gallery: gallery.add(*events(crowd, 9, seed=5)),
+        lambda gallery: gallery.label(f"pid = {pids[3]} or speed >= 3", pids[4]),
+        lambda gallery: gallery.label("camera = 2 and speed < 2", "Anna"),
+        lambda gallery: gallery.add(*events(crowd, 3, seed=6)),
+        lambda gallery: gallery.update([0, 70], pd.DataFrame({"zone": ["south", None], "person": [1, 2]})),
+        lambda gallery: gallery.remove(where="time between '2026-11-20' and '2026-11-20T03:00Z'").images,
+        lambda gallery: gallery.remove(where="zone = 'nowhere'").images,
+        lambda gallery: gallery.maintain(),
     ]
     for change in changes:
         assert change(stored) == change(memory)
@@ -66,11 +85,12 @@ def test_stores_agree_with_a_gallery_in_memory(location: str, crowd: Callable) -
             ):
                 found = gallery.search(queries, 7, with_ids=True, **options)
                 pd.testing.assert_frame_equal(found, memory.search(queries, 7, with_ids=True, **options))
-            assert gallery.count(where="camid == 1") == memory.count(where="camid == 1")
+            assert gallery.count(where="camera == 1") == memory.count(where="camid == 1")
             assert gallery.check() > 0
-    assert [(line.pid, line.count) for line in stored.deletion_log] == [
-        (line.pid, line.count) for line in memory.deletion_log
+    assert [(line.pid, line.count, line.label) for line in stored.deletion_log] == [
+        (line.pid, line.count, line.label) for line in memory.deletion_log
     ]
+    assert {"Anna", str(pids[4])} <= {str(line.label) for line in memory.deletion_log}
     described, expected = stored.describe(), memory.describe()
     for key in expected.keys() - {"segments"}:
         assert described[key] == expected[key]
