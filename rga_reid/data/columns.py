@@ -238,8 +238,9 @@ def convert_text(
         return parse(cells, column, expected, timezone=timezone, at=at)
     first = int(cells.notna().to_numpy().argmax())
     kind = _guess(cells.iloc[first])
-    if kind == "integer" and cells.dropna().str.fullmatch(_FLOAT.pattern).all():
-        kind = "integer" if cells.dropna().str.fullmatch(_INTEGER.pattern).all() else "float"
+    if kind == "integer":
+        numbers = cells[cells.str.fullmatch(_FLOAT.pattern).fillna(False).astype(bool)]
+        kind = "integer" if numbers.str.fullmatch(_INTEGER.pattern).all() else "float"
     if kind == "string":
         return cells
     return parse(
