@@ -174,8 +174,12 @@ def values_of(table: pd.DataFrame, column: str, kind: str) -> pd.Series:
         return values
     if values.isna().all():
         return pd.Series([pd.NA], dtype="string").repeat(len(table)).astype(TYPES[kind]).set_axis(table.index)
-    if kind == "string" and not pd.api.types.is_string_dtype(values):
+    if kind == "string" and pd.api.types.is_numeric_dtype(values):
         values = values.astype("Int64")  # labels: 7, not 7.0
+    elif kind == "string" and values.dtype == object:
+        values = values.map(
+            lambda value: value if isinstance(value, str) else str(int(value)), na_action="ignore"
+        )
     return values.astype(TYPES[kind])
 
 

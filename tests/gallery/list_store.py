@@ -79,8 +79,10 @@ class ListStore(VectorStore):
         return RemovalResult(images=len(ids))
 
     def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
-        table = self._rows.table.astype(object)
+        table = self._rows.table.copy()
         for column in values.columns:
+            old = table[column] if column in table else pd.Series(None, index=table.index)
+            table[column] = old.astype(object)
             for number, value in zip(ids, values[column], strict=True):
                 table.loc[self._rows.ids == number, column] = value
         self._rows = replace(self._rows, table=table)
