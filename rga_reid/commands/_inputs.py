@@ -30,7 +30,7 @@ def read_image_table(
     """Return the images to embed and the types of their columns; see ``add_source_options``.
 
     Args:
-        options: of the command.
+        options: parsed options.
         schema: columns of the gallery to which they are added; none by default.
 
     Returns:

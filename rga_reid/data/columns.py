@@ -264,7 +264,7 @@ def parse(
         hint: end of the expectation in the message.
 
     Raises:
-        InputError: a text that is no such value, or a time without a zone.
+        InputError: a text that cannot be read as that type, or a time without a zone.
     """
     known = texts.notna()
     if kind == "timestamp":

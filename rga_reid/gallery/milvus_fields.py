@@ -187,7 +187,7 @@ class _MilvusBackend:
         return self._where_known(column, found, f"not ({found})")
 
     def _where_known(self, column: Column, true: str, false: str) -> Expression:
-        """Return a condition on a field, which stands where the expressions have ``{}``."""
+        """Return a condition on a field; ``{}`` in the expressions is replaced by its name."""
         name = self._fields.name(column.name)
         if name is None:
             return Expression(_NONE, _NONE)
