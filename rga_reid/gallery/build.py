@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import RESERVED, Schema, cast, join_schemas
+from rga_reid.data.columns import Schema, cast, join_schemas
 from rga_reid.errors import InputError
 from rga_reid.gallery.gallery import WAIT, Gallery
 from rga_reid.gallery.index import IndexConfig
@@ -50,7 +50,7 @@ class GalleryBuilder:
         model: ModelFingerprint | None = None,
         overwrite: bool = False,
         resume: bool = False,
-        columns: Schema = RESERVED,
+        columns: Schema | None = None,
         wait: float = WAIT,
         **settings: int,
     ) -> None:
@@ -64,7 +64,7 @@ class GalleryBuilder:
         with self._stack:  # the lock is released if anything fails
             self._stack.enter_context(self._store.transaction(resumable=True))
             metadata = self._store.metadata
-            self._metadata = replace(metadata, columns=join_schemas(metadata.columns, self._columns))
+            self._metadata = replace(metadata, columns=join_schemas(metadata.columns, self._columns or {}))
             if self._metadata.dimension:
                 self._config.check_dimension(self._metadata.dimension)
             self._stack = self._stack.pop_all()

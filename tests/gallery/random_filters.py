@@ -67,7 +67,6 @@ SCHEMA = {"path": "string", "pid": "integer", "camera": "string", "time": "times
 SCHEMA |= {"speed": "float", "night": "boolean", "full name": "string"}
 ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 ORDERS["!="] = operator.ne
-ORDERED = [column for column in SCHEMA if column != "night"]
 
 #: every path twice, with all values of the columns in turn
 ROWS: list[Row] = [
