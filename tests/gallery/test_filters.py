@@ -44,6 +44,8 @@ def rows_where(where: str) -> list[int]:
         ("pid == 2.5 or pid > 1.5", [1, 4]),
         ("not pid == 2.5", [0, 1, 2, 4]),
         ("pid <= -.5", [2]),
+        ("pid <= 2.5 and not pid < 1.5", [1]),
+        ("pid >= 2.5 or pid < -.5", [2, 4]),
         ("path like 'hall/_.%' and path < 'hall/b'", [0]),
         ("path not like '%a%'", []),
         ("path like r'%\\(x\\)%' or `path` like '%(x)%'", [3]),

@@ -85,6 +85,10 @@ def test_parts_of_one_table_have_its_types(tmp_path: Path) -> None:
             builder.add(features[start : start + 10], table[start : start + 10])
         built = builder.finish()
     pd.testing.assert_frame_equal(built.table, whole)
+    gallery = Gallery.build(*events(1, 50))
+    for start in (0, 10):
+        gallery.add(features[start : start + 10], table[start : start + 10], columns=built.columns)
+    assert gallery.table["pid"].tolist()[1:] == whole["pid"].tolist()
 
 
 def test_labels_are_written_without_the_vectors(saved: Path) -> None:
@@ -206,6 +210,12 @@ def test_adding_never_rebuilds_an_index(
     indexes = list((tmp_path / "g" / "segments").glob("*/index.faiss"))
     assert [path.stat().st_ino for path in indexes] == [index.st_ino]
     assert gallery.describe()["segments"] < 10
+    before_index = index.st_ino
+    gallery.add(*crowd(1500, seed=7))  # more than the segment with the index has
+    assert before_index in [
+        path.stat().st_ino for path in (tmp_path / "g" / "segments").glob("*/index.faiss")
+    ]
+    gallery.remove(where="path like 'people/7/%'")
     queries = crowd(5, seed=1)[0]
     before = gallery.search(queries, 5)
     gallery.maintain()  # too few for now
