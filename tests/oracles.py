@@ -83,9 +83,18 @@ def squared_distances(features: np.ndarray, metric: str) -> np.ndarray:
 
 def naive_re_ranking(squares: np.ndarray, queries: int, k1: int, k2: int, share: float) -> np.ndarray:
     """Image by image with dense vectors. ``squares``: squared distances of all items, queries first."""
-    n = len(squares)
+    d = _relative(squares)
+    return (1 - share) * naive_jaccard(squares, k1, k2)[:queries, queries:] + share * d[:queries, queries:]
+
+
+def _relative(squares: np.ndarray) -> np.ndarray:
     largest = squares.max(axis=1, keepdims=True)
-    d = np.divide(squares, largest, out=np.zeros_like(squares), where=largest > 0)
+    return np.divide(squares, largest, out=np.zeros_like(squares), where=largest > 0)
+
+
+def naive_jaccard(squares: np.ndarray, k1: int, k2: int) -> np.ndarray:
+    """Jaccard distances of the k-reciprocal neighbours of all pairs of items."""
+    n, d = len(squares), _relative(squares)
     order = np.argsort(squares, axis=1, kind="stable")
 
     def mutual(i: int, k: int) -> set[int]:
@@ -105,5 +114,5 @@ def naive_re_ranking(squares: np.ndarray, queries: int, k1: int, k2: int, share:
             vectors[i, members] = weights / weights.sum()
     if k2 > 1:
         vectors = np.stack([vectors[order[i, :k2]].mean(axis=0) for i in range(n)])
-    shared = np.stack([np.minimum(vectors[i], vectors[queries:]).sum(axis=1) for i in range(queries)])
-    return (1 - share) * (1 - shared / (2 - shared)) + share * d[:queries, queries:]
+    shared = np.stack([np.minimum(vector, vectors).sum(axis=1) for vector in vectors])
+    return 1 - shared / (2 - shared)

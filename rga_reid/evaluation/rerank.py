@@ -28,8 +28,22 @@ from torch import Tensor
 
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int
-from rga_reid.evaluation.features import StackedRows, expand_ranges, feature_pair, split_by_count
-from rga_reid.evaluation.similarity import BLOCK_SIZE, METRICS, Metric, tiles, use_full_precision
+from rga_reid.evaluation.features import (
+    FeatureRows,
+    StackedRows,
+    expand_ranges,
+    feature_pair,
+    split_by_count,
+)
+from rga_reid.evaluation.similarity import (
+    BLOCK_SIZE,
+    METRICS,
+    CosineScores,
+    EuclideanScores,
+    Metric,
+    tiles,
+    use_full_precision,
+)
 from rga_reid.evaluation.topk import find_neighbours, product_dtype
 
 _QUERIES = 4096  # queries prepared at a time
@@ -172,24 +186,12 @@ class ReRankedScores:
             if len(items) < least:
                 raise TooFewItemsError(name, value, least, len(items))
         self._scores = METRICS[metric](items, items, device)
-        self.device, self.dtype = device, product_dtype(self._scores, len(items))
+        self._encoded = EncodedItems(self._scores, items, settings, block_size=block_size, progress=progress)
+        self.device, self.dtype = device, self._encoded.dtype
+        self._scale, self._vectors = self._encoded.scale, self._encoded.vectors
         self._first_column = len(query)
         self._gallery_rows = gallery_rows
         self._lambda = settings.lambda_value
-
-        found = find_neighbours(
-            self._scores,
-            items,
-            settings.neighbours,
-            dtype=self.dtype,
-            block_size=block_size,
-            progress=progress,
-        )
-        largest = self._scores.identical - found.lowest  # distance of each item's farthest item
-        # no scale for an item that, within rounding, equals all others: its distances are 0
-        apart = largest > self._scores.error(torch.float64)
-        self._scale = np.divide(1, largest, out=np.zeros(len(largest)), where=apart)
-        self._vectors = encode(found.rows, settings.k1, settings.k2, self._symmetric_distance)
 
     def queries(self, rows: np.ndarray, dtype: torch.dtype) -> _Queries:
         factor = torch.from_numpy(self._lambda * self._scale[rows]).to(self.device, dtype)
@@ -215,27 +217,12 @@ class ReRankedScores:
     def exact(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
         items = self._items(gallery_rows)
         overlap = self._vectors.overlap(query_rows, items)
-        distance = self._distance(query_rows, self._scores.exact(query_rows, items))
+        distance = self._encoded.distance(query_rows, self._scores.exact(query_rows, items))
         return (1 - self._lambda) * (jaccard_similarity(overlap) - 1) - self._lambda * distance
 
     def _items(self, gallery_rows: np.ndarray) -> np.ndarray:
         """Return the numbers of gallery rows among queries and gallery together."""
         return self._first_column + np.searchsorted(self._gallery_rows, gallery_rows)
-
-    def _distance(self, item: np.ndarray, score: np.ndarray) -> np.ndarray:
-        """Convert the scores of pairs to distances, divided by the largest distance of the first item."""
-        return np.maximum(self._scores.identical - score, 0) * self._scale[item]
-
-    def _symmetric_distance(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the distances of pairs of items. Most pairs occur in both directions: score them once."""
-        items = len(self._scale)
-        codes = np.minimum(first, second) * items + np.maximum(first, second)
-        once, place = np.unique(codes, return_inverse=True)
-        scores = [
-            self._scores.exact(*np.divmod(once[start : start + _PAIRS], items))
-            for start in range(0, len(once), _PAIRS)
-        ]
-        return self._distance(first, np.concatenate(scores)[place])
 
 
 @dataclass(frozen=True)
@@ -256,6 +243,62 @@ class _Gallery:
 
     rows: Tensor
     vectors: InvertedVectors
+
+
+class EncodedItems:
+    """Items encoded by their k-reciprocal neighbours, and the scale of their distances.
+
+    The vectors are computed from exact distances, so they do not depend on the block size, the number of
+    threads or the device.
+
+    Args:
+        scores: scores of the items with themselves.
+        items: features ``(n, d)``, with n of at least ``settings.neighbours``.
+        settings: k1 and k2 are used.
+        block_size: rows held at a time during the search for neighbours.
+        progress: called with the fraction of that search that is done.
+    """
+
+    def __init__(
+        self,
+        scores: CosineScores | EuclideanScores,
+        items: FeatureRows,
+        settings: ReRanking,
+        *,
+        block_size: int,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self._scores = scores
+        self.dtype = product_dtype(scores, len(items))
+        found = find_neighbours(
+            scores,
+            items,
+            settings.neighbours,
+            dtype=self.dtype,
+            block_size=block_size,
+            progress=progress,
+        )
+        largest = scores.identical - found.lowest  # distance of each item's farthest item
+        # no scale for an item that, within rounding, equals all others: its distances are 0
+        apart = largest > scores.error(torch.float64)
+        #: float64 (n,): converts a difference of scores to a distance divided by the largest of the item
+        self.scale = np.divide(1, largest, out=np.zeros(len(largest)), where=apart)
+        self.vectors = encode(found.rows, settings.k1, settings.k2, self._symmetric_distance)
+
+    def distance(self, item: np.ndarray, score: np.ndarray) -> np.ndarray:
+        """Convert the scores of pairs to distances, divided by the largest distance of the first item."""
+        return np.maximum(self._scores.identical - score, 0) * self.scale[item]
+
+    def _symmetric_distance(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the distances of pairs of items. Most pairs occur in both directions: score them once."""
+        items = len(self.scale)
+        codes = np.minimum(first, second) * items + np.maximum(first, second)
+        once, place = np.unique(codes, return_inverse=True)
+        scores = [
+            self._scores.exact(*np.divmod(once[start : start + _PAIRS], items))
+            for start in range(0, len(once), _PAIRS)
+        ]
+        return self.distance(first, np.concatenate(scores)[place])
 
 
 def jaccard_similarity(overlap: np.ndarray) -> np.ndarray:
