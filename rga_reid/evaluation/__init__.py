@@ -3,6 +3,7 @@
 from rga_reid._deprecated import module_getattr
 from rga_reid.evaluation.calibration import Calibration, PairScores, calibrate, pair_scores, score_pairs
 from rga_reid.evaluation.features import LabelledFeatures
+from rga_reid.evaluation.grouping import Grouping, bcubed_agreement, group_images, pairwise_agreement
 from rga_reid.evaluation.metrics import RankingResult, RepeatedResult
 from rga_reid.evaluation.protocols import (
     PROTOCOLS,
@@ -26,6 +27,7 @@ from rga_reid.evaluation.rerank import ReRanking, re_ranked_distances
 __all__ = [
     "PROTOCOLS",
     "Calibration",
+    "Grouping",
     "IgnoreCameras",
     "LabelledFeatures",
     "MultiQuery",
@@ -36,13 +38,16 @@ __all__ = [
     "RepeatedResult",
     "SingleQuery",
     "SingleShot",
+    "bcubed_agreement",
     "calibrate",
     "evaluate_distances",
     "evaluate_features",
     "evaluate_protocol",
     "evaluate_ranking",
     "expand_queries",
+    "group_images",
     "pair_scores",
+    "pairwise_agreement",
     "ranked_lists",
     "re_ranked_distances",
     "score_pairs",
