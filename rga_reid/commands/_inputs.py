@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rga_reid.evaluation import LabelledFeatures
     from rga_reid.gallery import Gallery
     from rga_reid.inference.embed import Embedder
+    from rga_reid.inference.verify import Threshold
 
 
 def read_image_table(
@@ -138,17 +139,17 @@ def find_checkpoint(gallery: Gallery, options: Namespace) -> Path:
     return Path(options.checkpoint)
 
 
-def load_threshold(options: Namespace) -> float | None:
+def load_threshold(options: Namespace) -> Threshold | None:
     """Return the threshold given by ``--threshold`` or ``--calibration``, or None.
 
     Raises:
         InputError: the calibration file cannot be read.
     """
-    if options.calibration is None:
-        return options.threshold
-    from rga_reid.inference.verify import read_threshold
+    from rga_reid.inference.verify import Threshold, read_calibration
 
-    return read_threshold(options.calibration)
+    if options.calibration is not None:
+        return read_calibration(options.calibration)
+    return None if options.threshold is None else Threshold(options.threshold)
 
 
 def shards_folder(output: str) -> Path:

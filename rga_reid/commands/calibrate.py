@@ -10,14 +10,16 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands._inputs import read_query_and_gallery
 from rga_reid.commands._options import FEATURE_FILES, add_feature_files, check_device, label_files, new_parser
 from rga_reid.commands._output import check_outputs
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, check_int
 from rga_reid.files import atomic_file, write_json
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
-    from rga_reid.evaluation import Calibration
+    from rga_reid.evaluation import Calibration, LabelledFeatures, OpenSetCalibration
 
 MIN_ERRORS = 30  # for a rate within about 30 % (the rule of 30: Doddington et al., 2000)
+FALSE_MATCH_RATE = 0.001
+FPIR = 0.01
 
 
 def parser() -> ArgumentParser:
@@ -26,22 +28,42 @@ def parser() -> ArgumentParser:
         "calibrate",
         "Compare each query with the gallery and find the lowest threshold that accepts no more than the "
         "wanted fraction of impostor pairs, which show two people. Genuine pairs show one person in two "
-        f"cameras. Use people that the model was not trained on. {FEATURE_FILES}",
+        "cameras. With --open-set, find the lowest threshold by which no more than the wanted fraction of "
+        "strangers get an image from a gallery of a given size. Use people that the model was not trained on. "
+        f"{FEATURE_FILES}",
     )
     add_feature_files(command)
     command.add_argument(
         "--false-match-rate",
         type=float,
-        default=0.001,
         metavar="RATE",
-        help="wanted fraction of impostor pairs that are accepted (default: 0.001)",
+        help=f"wanted fraction of impostor pairs that are accepted (default: {FALSE_MATCH_RATE})",
+    )
+    command.add_argument(
+        "--open-set", action="store_true", help="find a threshold for searches in a gallery, not for pairs"
+    )
+    command.add_argument(
+        "--fpir",
+        type=float,
+        metavar="RATE",
+        help="with --open-set: wanted fraction of searches for strangers that return an image, the "
+        f"false-positive identification rate (default: {FPIR})",
+    )
+    command.add_argument(
+        "--gallery-size",
+        type=int,
+        metavar="N",
+        help="with --open-set: images of the gallery to be searched (default: as many as --gallery has of "
+        "other people); the rates of a larger gallery than that are estimates",
     )
     command.add_argument("--device", default="cpu", help="device of the computation, such as cuda")
     command.add_argument(
         "--json", metavar="FILE", help="write the calibration to this file, for verify and query"
     )
     command.add_argument(
-        "--plot", metavar="FILE", help="plot both distributions to this file, .png, .svg or .pdf"
+        "--plot",
+        metavar="FILE",
+        help="plot both distributions, or the DET curve of --open-set, to this file, .png, .svg or .pdf",
     )
     return command
 
@@ -51,25 +73,61 @@ def run(options: Namespace) -> None:
     check_outputs(
         options, {"json": (), "plot": (".png", ".svg", ".pdf")}, label_files(options, "query", "gallery")
     )
-    if not 0 < options.false_match_rate < 1:
-        raise InputError(f"--false-match-rate: expected between 0 and 1, found {options.false_match_rate}")
-
-    from rga_reid.evaluation import calibrate, score_pairs
-
+    _check_rates(options)
     check_device(options.device)
     query, gallery = read_query_and_gallery(options.query, options.gallery)
     try:
-        with progress_bar("scores") as update:
-            scores = score_pairs(query, gallery, device=options.device, progress=update)
-        calibration = calibrate(scores.genuine, scores.impostor)
-        values = calibration.to_dict(options.false_match_rate)
+        (_open_set if options.open_set else _per_pair)(options, query, gallery)
     except InputError as error:
         raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
+
+
+def _check_rates(options: Namespace) -> None:
+    only = ("fpir", "gallery_size") if not options.open_set else ("false_match_rate",)
+    for key in only:
+        if options[key] is not None:
+            raise InputError(
+                f"--{key.replace('_', '-')}: "
+                + (
+                    "goes without --open-set, which takes --fpir"
+                    if options.open_set
+                    else "goes with --open-set"
+                )
+            )
+    for key in ("false_match_rate", "fpir"):
+        if options[key] is not None and not 0 < options[key] < 1:
+            raise InputError(f"--{key.replace('_', '-')}: expected between 0 and 1, found {options[key]}")
+    if options.gallery_size is not None:
+        check_int("--gallery-size", options.gallery_size)
+
+
+def _per_pair(options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures) -> None:
+    from rga_reid.evaluation import calibrate, score_pairs
+
+    with progress_bar("scores") as update:
+        scores = score_pairs(query, gallery, device=options.device, progress=update)
+    calibration = calibrate(scores.genuine, scores.impostor)
+    values = calibration.to_dict(options.false_match_rate or FALSE_MATCH_RATE)
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:
         _draw(options.plot, calibration, values)
     _print(values)
+
+
+def _open_set(options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures) -> None:
+    from rga_reid.evaluation import calibrate_open_set
+
+    with progress_bar("scores") as update:
+        calibration = calibrate_open_set(
+            query, gallery, options.gallery_size, device=options.device, progress=update
+        )
+    values = calibration.to_dict(options.fpir or FPIR)
+    if options.json is not None:
+        write_json(options.json, values)
+    if options.plot is not None:
+        _draw_det(options.plot, calibration, values)
+    _print_open_set(values)
 
 
 def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
@@ -83,6 +141,55 @@ def _draw(file: str, calibration: Calibration, values: dict[str, Any]) -> None:
     figure = calibration_plot(*calibration.histograms(), values["threshold"], note)
     with atomic_file(file) as temporary:
         save_figure(figure, temporary, Path(file).suffix[1:])
+
+
+def _draw_det(file: str, calibration: OpenSetCalibration, values: dict[str, Any]) -> None:
+    from rga_reid.reports.plots import det_plot, save_figure
+
+    size = f"{values['gallery_size']:,} images"
+    if values["estimated"]:
+        size += f" (an estimate, from galleries of {values['measured_gallery_size']:,})"
+    note = (
+        f"Searches in a gallery of {size}.\nThe threshold {values['threshold']:.4f} accepts "
+        f"{100 * values['fpir']:.3g} % of the strangers and misses {100 * values['fnir']:.3g} % of the people "
+        "in the gallery."
+    )
+    _, fpir, fnir = calibration.det()
+    figure = det_plot(fpir, fnir, (values["fpir"], values["fnir"]), note)
+    with atomic_file(file) as temporary:
+        save_figure(figure, temporary, Path(file).suffix[1:])
+
+
+def _print_open_set(values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("open-set calibration")
+    table.add_column("", justify="right")
+    table.add_row("threshold (a match from this score)", f"{values['threshold']:.6f}")
+    table.add_row("images in the gallery", f"{values['gallery_size']:,}")
+    table.add_row("strangers who get an image (FPIR), wanted", f"{values['wanted_fpir']:.3g}")
+    kind = "estimated" if values["estimated"] else "measured"
+    table.add_row(f"strangers who get an image (FPIR), {kind}", f"{values['fpir']:.3g}")
+    table.add_row("people who are missed (FNIR) at the threshold", f"{values['fnir']:.4f}")
+    table.add_row("searches for strangers", f"{values['non_mate_searches']:,}")
+    table.add_row("searches for people in the gallery", f"{values['mate_searches']:,}")
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    if values["estimated"]:
+        console.print(
+            f"The rate is an estimate for {values['gallery_size']:,} images from galleries of "
+            f"{values['measured_gallery_size']:,}, the most that --gallery has of other people.",
+            soft_wrap=True,
+        )
+    ratio = values["measured_gallery_size"] / values["gallery_size"]
+    accepted = values["wanted_fpir"] * ratio * values["non_mate_searches"]
+    if accepted < MIN_ERRORS:
+        console.print(
+            f"The rate is a rough estimate: it was measured on about {accepted:.0f} accepted searches, fewer "
+            f"than {MIN_ERRORS}.",
+            soft_wrap=True,
+        )
 
 
 def _print(values: dict[str, Any]) -> None:

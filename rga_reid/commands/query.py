@@ -28,6 +28,8 @@ from rga_reid.files import atomic_file, write_json, write_json_lines, write_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rga_reid.inference.verify import Threshold
+
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": (), "csv": (), "html": ()}
 MAX_PAGE_QUERIES = 100  # a page of more would have many megabytes
 MAX_PRINTED_QUERIES = 20
@@ -107,7 +109,12 @@ def run(options: Namespace) -> None:
     gallery = Gallery.open(options.gallery)
     if gallery.model is not None:
         check_outputs(options, _OUTPUTS, {"--gallery (its model)": [gallery.model.checkpoint]})
-    gallery.count(exclude_camera=options.exclude_camera, where=options.where)  # refuses a bad filter early
+    searched = gallery.count(
+        exclude_camera=options.exclude_camera, where=options.where
+    )  # or refuses the filter
+    warning = None if threshold is None else threshold.gallery_warning(searched)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     model = load_model(find_checkpoint(gallery, options))
     features, _ = extract_features(model, queries, device=device)
     if options.multi:
@@ -121,7 +128,7 @@ def run(options: Namespace) -> None:
         shortlist=options.shortlist or max(SHORTLIST, options.top_k),
     )
     if threshold is not None:
-        matches = matches[matches["score"] >= threshold].reset_index(drop=True)
+        matches = matches[matches["score"] >= threshold.value].reset_index(drop=True)
     results = _as_json(queries, matches)
     if options.json is not None:
         (write_json_lines if options.json.endswith(".jsonl") else write_json)(options.json, results)
@@ -130,8 +137,8 @@ def run(options: Namespace) -> None:
             _with_images(queries, matches).to_csv(temporary, index=False)
     if options.html is not None:
         gallery_name = Path(options.gallery).absolute().name
-        write_text(options.html, _page(queries, results, gallery_name, options.rerank))
-    _print(results)
+        write_text(options.html, _page(queries, results, gallery_name, options.rerank, threshold))
+    _print(results, threshold)
 
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
@@ -172,7 +179,13 @@ def _with_images(queries: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str, reranked: bool) -> str:
+def _page(
+    queries: pd.DataFrame,
+    results: Sequence[dict[str, Any]],
+    gallery: str,
+    reranked: bool,
+    threshold: Threshold | None,
+) -> str:
     from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
     shown = [Picture(**query) for query in _records(queries.head(MAX_PAGE_QUERIES))]
@@ -186,6 +199,8 @@ def _page(queries: pd.DataFrame, results: Sequence[dict[str, Any]], gallery: str
         count = f"The first {len(shown)} of {count}"
     order = " Matches are in re-ranked order." if reranked else ""
     note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities; 1 is identical.{order}"
+    if threshold is not None:
+        note += f" Images below the threshold of {threshold} are left out."
     return ranked_page(shown, matches, title="Who is this?", note=note)
 
 
@@ -196,13 +211,17 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return plain_records(table)
 
 
-def _print(results: Sequence[dict[str, Any]]) -> None:
+def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     # in a pipe each match is one line, however long its path
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    nothing = "no match in this gallery"
+    if threshold is not None:
+        console.print(f"threshold {threshold}", soft_wrap=True)
+        nothing = "nobody above the threshold"
     for result in results[:MAX_PRINTED_QUERIES]:
         table = Table("#", "score", "person", "camera", box=SIMPLE_HEAD)
         table.add_column("image", overflow="fold")
@@ -210,7 +229,7 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
             labels = ["unknown" if match[key] is None else str(match[key]) for key in ("pid", "camid")]
             table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, sanitize(match["path"]))
         console.print(sanitize(result["image"]), soft_wrap=True)
-        console.print(table if result["matches"] else "no match in this gallery")
+        console.print(table if result["matches"] else nothing)
     if len(results) > MAX_PRINTED_QUERIES:
         more = len(results) - MAX_PRINTED_QUERIES
         console.print(f"... and {more:,} more queries; save all of them with --json or --csv")

@@ -50,13 +50,15 @@ def run(options: Namespace) -> None:
     threshold = load_threshold(options)
     device = choose_device(options.device)
     model = load_model(options.checkpoint, device)
-    found = verify(model, options.first, options.second, threshold, device)
+    value = None if threshold is None else threshold.value
+    found = verify(model, options.first, options.second, value, device)
     if options.json is not None:
         images = {"first": options.first, "second": options.second}
-        write_json(options.json, {**images, **asdict(found), "same": found.same})
+        kind = None if threshold is None else threshold.kind
+        write_json(options.json, {**images, **asdict(found), "threshold_kind": kind, "same": found.same})
     print(f"score {found.score:.6f}")
-    if found.threshold is None:
+    if threshold is None:
         print("no decision: it needs a threshold (--calibration FILE or --threshold T)")
     else:
-        print(f"threshold {found.threshold:.6f}")
+        print(f"threshold {threshold}")
         print(f"decision: {'the same person' if found.same else 'different people'}")

@@ -5,6 +5,7 @@ from rga_reid.evaluation.calibration import Calibration, PairScores, calibrate, 
 from rga_reid.evaluation.features import LabelledFeatures
 from rga_reid.evaluation.grouping import Grouping, bcubed_agreement, group_images, pairwise_agreement
 from rga_reid.evaluation.metrics import RankingResult, RepeatedResult
+from rga_reid.evaluation.open_set import OpenSetCalibration, calibrate_open_set
 from rga_reid.evaluation.protocols import (
     PROTOCOLS,
     IgnoreCameras,
@@ -31,6 +32,7 @@ __all__ = [
     "IgnoreCameras",
     "LabelledFeatures",
     "MultiQuery",
+    "OpenSetCalibration",
     "PairScores",
     "RankedList",
     "RankingResult",
@@ -40,6 +42,7 @@ __all__ = [
     "SingleShot",
     "bcubed_agreement",
     "calibrate",
+    "calibrate_open_set",
     "evaluate_distances",
     "evaluate_features",
     "evaluate_protocol",

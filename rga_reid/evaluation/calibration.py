@@ -90,9 +90,10 @@ class Calibration:
             false_match_rate: wanted rate; if given, its threshold and the rates measured there come first.
 
         Returns:
-            ``threshold``, ``wanted_false_match_rate``, ``false_match_rate``, ``false_matches`` and
-            ``false_non_match_rate`` if a rate was given; then ``equal_error_rate``, ``genuine_pairs``,
-            ``impostor_pairs`` and ``histogram`` (``edges``, ``genuine``, ``impostor``). Rates are fractions.
+            ``kind`` ("per_pair"), ``threshold``, ``wanted_false_match_rate``, ``false_match_rate``,
+            ``false_matches`` and ``false_non_match_rate`` if a rate was given; then ``equal_error_rate``,
+            ``genuine_pairs``, ``impostor_pairs`` and ``histogram`` (``edges``, ``genuine``, ``impostor``). Rates
+            are fractions.
 
         Raises:
             InputError: as ``threshold``.
@@ -101,6 +102,7 @@ class Calibration:
         if false_match_rate is not None:
             threshold = self.threshold(false_match_rate)
             at_threshold = {
+                "kind": "per_pair",
                 "threshold": threshold,
                 "wanted_false_match_rate": false_match_rate,
                 "false_match_rate": self.false_match_rate(threshold),
@@ -320,8 +322,10 @@ class CosineCounts:
     are odd multiples of 2⁻²⁰: the cosines of simple features, above all 0 and 1, are not edges.
     """
 
+    SIZE = _HALF + 1  #: number of cells
+
     def __init__(self) -> None:
-        self._counts = np.zeros(_HALF + 1, dtype=np.int64)
+        self._counts = np.zeros(self.SIZE, dtype=np.int64)
 
     @staticmethod
     def cells(scores: np.ndarray | float) -> np.ndarray:
@@ -345,19 +349,19 @@ class CosineCounts:
     @property
     def bounds(self) -> tuple[float, float]:
         filled = np.flatnonzero(self._counts)
-        return self._edge(int(filled[0])), self._edge(int(filled[-1]) + 1)
+        return self.edge(int(filled[0])), self.edge(int(filled[-1]) + 1)
 
     def at_least(self, thresholds: np.ndarray | float) -> np.ndarray:
         clipped = np.clip(thresholds, -1.0, 1 + 1 / _HALF)  # no score is beyond the last edge
         return self._reaching()[self.cells(clipped)]
 
     def threshold(self, allowed: int) -> float:
-        return self._edge(int(np.argmax(self._reaching() <= allowed)))
+        return self.edge(int(np.argmax(self._reaching() <= allowed)))
 
     @staticmethod
-    def _edge(cell: int) -> float:
-        """Return the lower edge of a cell."""
-        return (2 * cell - 1) / _HALF - 1
+    def edge(cells: Any) -> Any:
+        """Return the lower edge of each cell, given as an integer or an array."""
+        return (2 * cells - 1) / _HALF - 1
 
     def _reaching(self) -> np.ndarray:
         """Count the scores that reach the lower edge of each cell, and the upper edge of the last."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation.similarity import CosineScores
 from rga_reid.inference.embed import Embedder, extract_features
 from rga_reid.inputs import is_number, read_json
@@ -51,14 +51,67 @@ def verify(
     return Verification(float(scores.exact(row, row)[0]), threshold)
 
 
-def read_threshold(path: str | os.PathLike[str]) -> float:
+@dataclass(frozen=True)
+class Threshold:
+    """Least score of a match, and what it was calibrated for."""
+
+    value: float
+    kind: str = "given"  #: "given" by the user, "per_pair" or "open_set"
+    rate: float | None = None  #: wanted rate of false matches (per pair) or of strangers accepted (open set)
+    gallery_size: int | None = None  #: images of the gallery of an open-set threshold
+
+    def __str__(self) -> str:
+        """Return the number, and its kind in words unless the user gave it."""
+        size = f"{self.gallery_size or 0:,} images"
+        known = self.rate is not None
+        kinds = {
+            "per_pair": " (per pair" + (f": false-match rate {self.rate:g})" if known else ")"),
+            "open_set": f" (open set: {f'FPIR {self.rate:g} in ' if known else ''}a gallery of {size})",
+        }
+        return f"{self.value:.6f}{kinds.get(self.kind, '')}"
+
+    def gallery_warning(self, images: int) -> str | None:
+        """Return why the rate does not hold for a search among so many images, or None if it does."""
+        if self.kind == "per_pair":
+            return (
+                f"the threshold is one of pairs: of strangers, {images:,} images accept more; calibrate "
+                "--open-set finds a threshold for a gallery"
+            )
+        if (
+            self.gallery_size is None
+            or self.gallery_size / MAX_RATIO <= images <= self.gallery_size * MAX_RATIO
+        ):
+            return None
+        more = (
+            "accepts more strangers than wanted" if images > self.gallery_size else "misses more than needed"
+        )
+        return (
+            f"the threshold was calibrated for a gallery of {self.gallery_size:,} images; among {images:,} it "
+            f"{more}: calibrate --open-set --gallery-size {images}"
+        )
+
+
+MAX_RATIO = 2  #: between the number of images searched and the calibrated one
+
+
+def read_calibration(path: str | os.PathLike[str]) -> Threshold:
     """Return the threshold in a JSON file of ``rga-reid calibrate``.
 
     Raises:
-        InputError: the file is missing or has no threshold.
+        InputError: the file is missing, has no threshold, or one of an unknown kind.
     """
     values = read_json(path, expected="the JSON of rga-reid calibrate")
-    threshold = values.get("threshold") if isinstance(values, dict) else None
-    if not is_number(threshold):
+    if not isinstance(values, dict) or not is_number(values.get("threshold")):
         raise InputError(f"{path}: expected the JSON of rga-reid calibrate, with a number 'threshold'")
-    return float(threshold)
+    threshold, kind = float(values["threshold"]), values.get("kind", "per_pair")  # without a kind: version 1
+    rate = values.get("wanted_fpir" if kind == "open_set" else "wanted_false_match_rate")
+    rate = float(rate) if is_number(rate) else None
+    if kind == "per_pair":
+        return Threshold(threshold, kind, rate)
+    size = values.get("gallery_size")
+    if kind != "open_set" or type(size) is not int or size < 1:
+        raise InputError(
+            f"{path}: expected a threshold of the kind per_pair, or open_set with a whole number 'gallery_size', "
+            f"found the kind {short_repr(kind)}"
+        )
+    return Threshold(threshold, kind, rate, size)

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # figures without pyplot need no display and leave no global state
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from rga_reid.errors import InputError
 from rga_reid.reports.ablation_stats import Evaluation, by_name
@@ -229,6 +229,37 @@ def calibration_plot(
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def det_plot(fpir: np.ndarray, fnir: np.ndarray, chosen: tuple[float, float], note: str = "") -> Figure:
+    """Draw a DET curve: false-negative against false-positive identification rates, logarithmic scales.
+
+    Args:
+        fpir, fnir: rates of thresholds, as fractions, ``(n,)`` each; rates of 0 are left out.
+        chosen: both rates of the chosen threshold.
+        note: text above the plot.
+    """
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    shown = (fpir > 0) & (fnir > 0)
+    axes.plot(fpir[shown], fnir[shown], color=COLOURS[0])
+    axes.axvline(chosen[0], color="black", linestyle="--", linewidth=0.8)
+    if min(chosen) > 0:
+        axes.plot(*chosen, "o", color="black", label="the chosen threshold")
+        axes.legend(frameon=False)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="strangers who get an image (FPIR)",
+        ylabel="people in the gallery who are missed (FNIR)",
+    )
+    axes.set_title(note, loc="left", size=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -14,6 +14,7 @@ import pytest
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.inference import verify
+from rga_reid.inference.verify import Threshold, read_calibration
 
 
 @pytest.fixture
@@ -78,6 +79,12 @@ def test_the_plot_is_the_same_on_every_day(
     [
         (["--false-match-rate", "1e-9"], r"1e-09 cannot be measured on [0-9,]+ impostor scores"),
         (["--false-match-rate", "0"], r"--false-match-rate: "),
+        (["--fpir", "0.1"], r"--fpir: .*--open-set"),
+        (["--gallery-size", "9"], r"--gallery-size: .*--open-set"),
+        (["--open-set", "--false-match-rate", "0.1"], r"--false-match-rate: .*--fpir"),
+        (["--open-set", "--fpir", "1"], r"--fpir: "),
+        (["--open-set", "--fpir", "0.001"], r"fpir: .* 120 non-mate searches"),
+        (["--open-set", "--gallery-size", "0"], r"--gallery-size: "),
         (["--plot", "scores.txt"], r"--plot scores\.txt: "),
         (["--gallery", "nowhere.npz"], r"nowhere\.npz: no such file"),
         (["--device", "nowhere"], r"--device 'nowhere': "),
@@ -85,6 +92,75 @@ def test_the_plot_is_the_same_on_every_day(
 )
 def test_bad_options(files: list[str], refused: Callable[..., str], options: list[str], message: str) -> None:
     assert re.search(message, refused("calibrate", *files, *options))
+
+
+# Open set --------------------------------------------------------------------------------------------------
+
+
+def scaled_rows(files: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of length 1 and identities of the queries and of the gallery."""
+    sides = []
+    for file in files[1::2]:
+        with np.load(file) as side:
+            sides.append((side["features"] / np.linalg.norm(side["features"], axis=1)[:, None], side["pids"]))
+    return sides
+
+
+def test_an_open_set_threshold_keeps_the_rate_of_strangers(
+    files: list[str], tmp_path: Path, capfd: Any
+) -> None:
+    target = tmp_path / "calibration.json"
+    words = ["calibrate", *files, "--open-set", "--fpir", "0.1", "--json", str(target)]
+    assert main([*words, "--gallery-size", "60"]) == 0
+    values = json.loads(target.read_text())
+    (queries, pids), (gallery, others) = scaled_rows(files)
+    cosines, same = queries @ gallery.T, pids[:, None] == others
+    rng = np.random.default_rng(0)
+    accepted = [
+        (cosines[row, rng.choice(np.flatnonzero(~same[row]), 60, replace=False)] >= values["threshold"]).any()
+        for row in range(120)
+        for _ in range(50)
+    ]
+    assert np.mean(accepted) == pytest.approx(values["fpir"], abs=0.015)
+    assert 0.09 < values["fpir"] <= 0.1
+    missed = (np.where(same, cosines, -1).max(axis=1) < values["threshold"]).mean()
+    assert values["fnir"] == pytest.approx(missed, abs=0.01)
+    assert (values["kind"], values["gallery_size"], values["estimated"]) == ("open_set", 60, False)
+    out, err = capfd.readouterr()
+    assert f"{values['threshold']:.6f}" in out
+    assert "estimate" in out  # 12 accepted searches
+    assert err == ""
+    larger = tmp_path / "larger.json"
+    assert main([*words[:-1], str(larger), "--gallery-size", "1000"]) == 0
+    assert json.loads(larger.read_text())["estimated"] is True
+    assert json.loads(larger.read_text())["threshold"] > values["threshold"]
+    assert "estimated" in capfd.readouterr().out
+
+
+def test_the_det_curve(files: list[str], tmp_path: Path) -> None:
+    for suffix, mark in (("png", b"\x89PNG"), ("svg", b"<svg")):
+        target = tmp_path / f"det.{suffix}"
+        assert main(["calibrate", *files, "--open-set", "--fpir", "0.1", "--plot", str(target)]) == 0
+        assert mark in target.read_bytes()[:2000]
+
+
+def test_thresholds_say_which_kind_they_are(tmp_path: Path) -> None:
+    target = tmp_path / "calibration.json"
+    target.write_text(
+        json.dumps({"kind": "open_set", "threshold": 0.5, "wanted_fpir": 0.01, "gallery_size": 1000})
+    )
+    threshold = read_calibration(target)
+    assert threshold == Threshold(0.5, "open_set", 0.01, 1000)
+    assert str(threshold) == "0.500000 (open set: FPIR 0.01 in a gallery of 1,000 images)"
+    for images, warned in ((1000, False), (500, False), (2000, False), (499, True), (2001, True)):
+        warning = threshold.gallery_warning(images)
+        assert (warning is not None) == warned
+        assert warning is None or f"--gallery-size {images}" in warning
+    assert Threshold(0.5).gallery_warning(10**6) is None
+    assert str(Threshold(0.5)) == "0.500000"
+    pairs = Threshold(0.5, "per_pair", 0.001)
+    assert "--open-set" in str(pairs.gallery_warning(100))
+    assert str(pairs) == "0.500000 (per pair: false-match rate 0.001)"
 
 
 # verify ----------------------------------------------------------------------------------------------------
@@ -110,7 +186,7 @@ def test_verify_decides_by_the_threshold(
     assert main(["verify", *pictures, *words, *filter(None, [given]), *value]) == 0
     lines = [
         f"score {score:.6f}",
-        f"threshold {threshold:.6f}",
+        f"threshold {threshold:.6f}" + (" (per pair)" if given == "--calibration" else ""),
         "decision: the same person" if same else "decision: different people",
     ]
     unknown = [lines[0], "no decision: it needs a threshold (--calibration FILE or --threshold T)"]
@@ -120,6 +196,7 @@ def test_verify_decides_by_the_threshold(
         "second": pictures[1],
         "score": pytest.approx(score, abs=1e-6),
         "threshold": threshold if given else None,
+        "threshold_kind": {"--threshold": "given", "--calibration": "per_pair", None: None}[given],
         "same": same if given else None,
     }
 
@@ -141,6 +218,8 @@ def test_a_score_at_the_threshold_is_a_match(pictures: list[str], tiny_checkpoin
         ("{a} {a} --checkpoint nowhere.ckpt", "nowhere.ckpt"),
         ("{a} {a} --calibration {tmp}/text.jpg", "text.jpg: expected the JSON of rga-reid calibrate"),
         ("{a} {a} --calibration {tmp}/empty.json", "empty.json: expected the JSON of rga-reid calibrate"),
+        ("{a} {a} --calibration {tmp}/sizeless.json", "sizeless.json: "),
+        ("{a} {a} --calibration {tmp}/odd.json", "'odd'"),
         ("{a} {a} --calibration nowhere.json", "nowhere.json: no such file"),
     ],
 )
@@ -149,5 +228,7 @@ def test_bad_arguments_of_verify(
 ) -> None:
     (tmp_path / "text.jpg").write_bytes(b"\xff\xfe")
     (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "sizeless.json").write_text('{"threshold": 0.5, "kind": "open_set"}')
+    (tmp_path / "odd.json").write_text('{"threshold": 0.5, "kind": "odd", "gallery_size": 5}')
     given = words.format(a=pictures[0], tmp=tmp_path).split()
     assert message in refused("verify", "--checkpoint", str(tiny_checkpoint), *given)
