@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # figures without pyplot need no display and leave no global state
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from rga_reid.errors import InputError
 from rga_reid.reports.ablation_stats import Evaluation, by_name
@@ -256,6 +256,7 @@ def det_plot(fpir: np.ndarray, fnir: np.ndarray, chosen: tuple[float, float], no
     )
     axes.set_title(note, loc="left", size=9)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
