@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands import _group
 from rga_reid.commands._inputs import (
     embed_table,
     find_checkpoint,
@@ -145,6 +146,7 @@ def parser() -> ArgumentParser:
     compact = _action("compact", "Merge the segments left by adding and removing, and rebuild the index.")
     add_wait_option(compact)
     actions.add_subcommand("compact", compact)
+    actions.add_subcommand("group", _group.parser())
     return command
 
 
@@ -172,6 +174,9 @@ def run(options: Namespace) -> None:
         "compact": partial(_compact, messages),
     }
     inner = options[options.action]
+    if options.action == "group":
+        _group.group(inner)
+        return
     check_wait(inner)
     labels = label_files(inner, "features") if "features" in inner else {}
     check_outputs(inner, _OUTPUTS | ({"out": (".npz",)} if "out" in inner else {}), labels)

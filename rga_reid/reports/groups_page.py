@@ -1,0 +1,71 @@
+"""HTML page of the persons that a grouping found, for a person to check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rga_reid.reports.html import page_environment, thumbnail
+from rga_reid.runtime import track
+
+MAX_PERSONS = 100  #: persons on a page; those of the least similar images
+MAX_IMAGES = 12  #: images of a person on a page; the least similar ones
+_BOX = (128, 256)  # maximum width and height of thumbnails: twice the size on the page, for sharp screens
+
+
+def groups_page(table: pd.DataFrame, *, title: str, note: str = "") -> str:
+    """Return one self-contained HTML page of persons, the most doubtful first.
+
+    Args:
+        table: columns ``path``, ``person`` (null for none), ``similarity`` (of the image and its person), and
+            ``camera`` or ``camid``, ``track`` and ``time`` if known.
+        title: heading of the page.
+        note: a sentence below the heading.
+    """
+    known = table.dropna(subset=["person"])
+    lowest = known.groupby("person")["similarity"].min().sort_values(kind="stable")
+    persons = lowest.index[:MAX_PERSONS]
+    groups = []
+    for person in track(persons, "thumbnails", len(persons)):
+        rows = known[known["person"] == person].sort_values("similarity", kind="stable")
+        camera = rows["camera"] if "camera" in rows else rows["camid"]
+        groups.append(
+            {
+                "person": int(person),
+                "images": len(rows),
+                "cameras": int(camera.nunique()),
+                "tracks": len(
+                    pd.DataFrame({"camera": camera, "track": rows["track"]}).dropna().drop_duplicates()
+                )
+                if "track" in rows
+                else 0,
+                "shown": [_card(row) for row in rows.head(MAX_IMAGES).to_dict("records")],
+            }
+        )
+    return (
+        page_environment()
+        .get_template("groups_page.html")
+        .render(
+            title=title,
+            note=note,
+            groups=groups,
+            persons=len(lowest),
+            images=len(known),
+            others=len(table) - len(known),
+        )
+    )
+
+
+def _card(row: dict[str, Any]) -> dict[str, str | None]:
+    camera, number, time = (row.get(name) for name in ("camera", "track", "time"))
+    camera = row.get("camid") if camera is None else camera
+    labels = [("camera", camera), ("track", number), ("", time)]
+    return {
+        "picture": thumbnail(row["path"], _BOX),
+        "name": Path(row["path"]).name,
+        "path": row["path"],
+        "similarity": f"{row['similarity']:.3f}",
+        "labels": ", ".join(f"{name} {value}".strip() for name, value in labels if not pd.isna(value)),
+    }

@@ -1,0 +1,90 @@
+"""``gallery group`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from rga_reid import Gallery
+from rga_reid.commands import main
+from rga_reid.evaluation import pairwise_agreement
+
+PIDS = np.append(np.repeat(np.arange(12), 10), 99)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> str:
+    """A gallery of 12 unlabelled people with 10 images each, and an image like no other."""
+    rng = np.random.default_rng(0)
+    centres = np.concatenate([rng.standard_normal((12, 32)), -rng.standard_normal((88, 32))])
+    features = centres[PIDS] + 0.2 * rng.standard_normal((121, 32))
+    Image.new("RGB", (64, 128), "teal").save(tmp_path / "0.jpg")
+    table = pd.DataFrame({"path": [str(tmp_path / f"{number}.jpg") for number in range(121)], "camid": 3})
+    Gallery.build(features, table).save(tmp_path / "G")
+    return str(tmp_path / "G")
+
+
+def test_the_persons_of_a_gallery(gallery: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / name) for name in ("page.html", "persons.csv", "facts.json")]
+    words = ["gallery", "group", "--gallery", gallery, "--threshold", "0.8"]
+    words += ["--out", files[0], "--csv", files[1], "--json", files[2]]
+    assert main(words) == 0
+    assert "120 of 121" in capsys.readouterr().out
+    facts = json.loads(Path(files[2]).read_text())
+    assert facts == {"persons": 12, "images": 121, "grouped": 120, "ungrouped": 1}
+    table = pd.read_csv(files[1])
+    assert table["person"].isna().tolist() == (PIDS == 99).tolist()
+    assert pairwise_agreement(table["person"].fillna(-1), PIDS).f1 == 1
+    page = Path(files[0]).read_text()
+    assert len(re.findall('<section aria-label="person [0-9]+"', page)) == 12
+    assert page.count("<figure>") == 120
+    assert page.count('src="data:image/jpeg') == 1  # the other files do not exist
+    lowest = table.groupby("person")["similarity"].min().sort_values()
+    assert re.findall("<h2>Person ([0-9]+)", page) == [str(int(person)) for person in lowest.index]
+
+
+def test_settings_change_the_groups(gallery: str, tmp_path: Path) -> None:
+    found = {}
+    for change in ("", "--eps 0.001", "--min-samples 11", "--threshold 0.9999"):
+        words = ["gallery", "group", "--gallery", gallery, "--threshold", "0.8", *change.split()]
+        assert main([*words, "--json", str(tmp_path / "facts.json")]) == 0
+        found[change.split(" ")[0]] = json.loads((tmp_path / "facts.json").read_text())["persons"]
+    assert found == {"": 12, "--eps": 0, "--min-samples": 0, "--threshold": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eps", "2"], "eps: "),
+        (["--min-samples", "0"], "min_samples: "),
+        (["--threshold", "3"], "--threshold: "),
+        (["--out", "page.txt"], "--out page.txt: "),
+        (["--calibration", "nowhere.json"], "nowhere.json: "),
+    ],
+)
+def test_bad_options(gallery: str, refused: Callable[..., str], words: list[str], message: str) -> None:
+    assert message in refused("gallery", "group", "--gallery", gallery, *words)
+
+
+def test_a_page_escapes_names_and_counts_what_it_leaves_out() -> None:
+    from rga_reid.reports.groups_page import MAX_IMAGES, MAX_PERSONS, groups_page
+
+    table: Any = pd.DataFrame({"person": pd.array([*range(MAX_PERSONS + 1), *[0] * 20, None], dtype="Int64")})
+    table["path"] = "<b>.jpg"
+    table["similarity"] = np.linspace(0.5, 1, len(table))
+    table["camera"], table["track"], table["time"] = "gate & yard", 7, pd.Timestamp("2026-01-02", tz="UTC")
+    page = groups_page(table, title="<i>")
+    assert "<b>.jpg" not in page
+    assert "<i>" not in page
+    assert "camera gate &amp; yard, track 7, 2026-01-02" in page
+    assert page.count("<section ") == MAX_PERSONS
+    assert f"the {MAX_IMAGES} least similar are shown" in page
+    assert "1 images are like no other" in page
