@@ -138,6 +138,15 @@ def test_tracks_are_whole_and_overlapping_ones_apart(seed: int) -> None:
     assert all((found == group).sum() >= settings.min_samples for group in set(found) - {-1})
 
 
+def test_images_count_not_tracks() -> None:
+    """Two tracks of 3 images are a person of 6 images, which is enough for ``min_samples`` of 4."""
+    rng = np.random.default_rng(0)
+    pids = np.repeat(np.arange(10), 6)
+    features = rng.standard_normal((10, 64))[pids] + 0.2 * rng.standard_normal((60, 64))
+    found = group_images(features, tracks=np.arange(60) // 3, settings=Grouping(min_score=0.8))
+    assert found.tolist() == pids.tolist()
+
+
 def test_pairs_below_the_least_score_are_no_neighbours() -> None:
     """Each of 40 people has a track: without a limit, people who are each other's nearest are joined."""
     rng = np.random.default_rng(0)
