@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._inputs import load_threshold
 from rga_reid.commands._options import LOCATION, add_threshold_options, check_threshold, new_parser
 from rga_reid.commands._output import check_outputs
-from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json, write_text
 from rga_reid.runtime import progress_bar
 
@@ -57,9 +56,6 @@ def group(options: Namespace) -> None:
     limit = -1.0 if threshold is None else threshold.value
     settings = Grouping(options.eps, options.min_samples, limit)
     gallery = Gallery.open(options.gallery)
-    update: Any = getattr(gallery, "update", None)
-    if options.write and update is None:
-        raise InputError("--write: galleries have no further columns in this version; use --csv")
     with progress_bar("grouping") as moved:
         found = group_gallery(gallery, settings, moved)
     facts = _facts(found.table)
@@ -74,7 +70,7 @@ def group(options: Namespace) -> None:
     if options.json is not None:
         write_json(options.json, facts)
     if options.write:
-        update(found.ids, found.table[["person"]])
+        gallery.update(found.ids, found.table[["person"]])
     print(f"persons   {facts['persons']:,}")
     print(f"images    {facts['grouped']:,} of {facts['images']:,}; {facts['ungrouped']:,} are like no other")
 

@@ -51,6 +51,13 @@ def test_the_persons_of_a_gallery(gallery: str, tmp_path: Path, capsys: pytest.C
     assert re.findall("<h2>Person ([0-9]+)", page) == [str(int(person)) for person in lowest.index]
 
 
+def test_persons_are_written_to_the_gallery(gallery: str) -> None:
+    assert main(["gallery", "group", "--gallery", gallery, "--threshold", "0.8", "--write"]) == 0
+    person = Gallery.open(gallery).table["person"]
+    assert person.isna().tolist() == (PIDS == 99).tolist()
+    assert pairwise_agreement(person.fillna(-1), PIDS).f1 == 1
+
+
 def test_settings_change_the_groups(gallery: str, tmp_path: Path) -> None:
     found = {}
     for change in ("", "--eps 0.001", "--min-samples 11", "--threshold 0.9999"):
