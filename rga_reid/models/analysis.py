@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rga_reid.attention import ATTENTION_MODULES, RGA, NonLocal, Step
 from rga_reid.errors import InputError, short_repr
@@ -260,7 +261,10 @@ def count_costs(backbone: Backbone, size: Size | None = None) -> pd.DataFrame:
             sdpa_kernel(SDPBackend.MATH),  # the counter does not see the products of fused attention
             FlopCounterMode(display=False) as counter,
         ):
-            backbone(torch.empty(1, 3, height, width, device=next(backbone.parameters()).device))
+            images = torch.empty(1, 3, height, width, device=next(backbone.parameters()).device)
+            # the counter asks an input that needs a gradient, as a class token does, for its history
+            detached = {name: value.detach() for name, value in backbone.named_parameters()}
+            functional_call(backbone, detached, (images,))
     finally:
         backbone.set_input_size(before)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}

@@ -68,18 +68,12 @@ class TimmBackbone(NetworkBackbone):
             raise InputError(f"backbone timm/{name}: the option {min(wrong)} cannot be set")
         net, stride = _create(name, size, last_stride, pretrained, options or {})
         super().__init__(f"timm/{name}", net, (), size, stride)
-        self._order = "NCHW"  # of the last map; "pooled" for tokens
-        features = self.meta_forward(self.size)
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            self._order = "pooled"
-        elif features.shape[1] != net.num_features and features.shape[3] == net.num_features:
-            self._order = "NHWC"
+        self._order = ""  # of the last map's axes; "pooled" for tokens
+        self._stage_orders: list[str] = []
+        self._dropped: list[str] = []
+        self._probe()
         if self._order == "pooled":
             self.last_stride = None
-        self._drop_unused()
-        self._stage_orders: list[str] = []
-        if self._order != "pooled":
-            self._find_stages()
         self.channels = self.trace(self.size)[-1][1]
         mean, std = net.pretrained_cfg.get("mean"), net.pretrained_cfg.get("std")
         if mean is not None and std is not None:
@@ -95,6 +89,9 @@ class TimmBackbone(NetworkBackbone):
     def forward(self, images: Tensor) -> Tensor:
         """Return the last feature map ``(n, C, h, w)`` of normalised float images ``(n, 3, H, W)``."""
         features = self.net.forward_features(images)
+        if not self._order:  # the first call
+            is_map = isinstance(features, Tensor) and features.ndim == 4
+            self._order = (_find_order([features], self.net.num_features) or "NCHW") if is_map else "pooled"
         if self._order == "pooled":
             return self.net.forward_head(features, pre_logits=True)[:, :, None, None]
         return _to_nchw(features, self._order)
@@ -145,47 +142,48 @@ class TimmBackbone(NetworkBackbone):
         prefixes = tuple(f"{name}." for name in (*names, *self._dropped))
         return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
-    def _drop_unused(self) -> None:
+    def _probe(self) -> None:
+        """Find the order of axes, the stages and unused parts by one forward pass on tensors without memory."""
+        infos = [info for info in _feature_infos(self.net) if info["reduction"] >= MIN_REDUCTION]
+        outputs: dict[str, list[Any]] = {info["module"]: [] for info in infos}
+        handles = [
+            module.register_forward_hook(lambda _, __, output, name=name: outputs[name].append(output))
+            for name, module in self.net.named_modules()
+            if name in outputs
+        ]
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                parameters = {
+                    key: torch.empty_like(value, device="meta").requires_grad_()
+                    for key, value in self.named_parameters()
+                }
+                output = self.meta_forward(self.size, parameters)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.net.train()  # clears tensors that some networks cache in evaluation
+        self._drop_unused(parameters, _find_leaves(output))
+        shapes = []
+        orders = [_find_order(outputs[info["module"]], info["num_chs"]) for info in infos]
+        # stages have one map each, all of different modules
+        if self._order != "pooled" and None not in orders and len(outputs) == len(infos):
+            self.stage_names = tuple(outputs)
+            self._stage_orders = [str(order) for order in orders]
+            maps = (self.stage_map(stage, one) for stage, (one,) in enumerate(outputs.values(), 1))
+            shapes = [tuple(one.shape) for one in maps]
+        self._traced[self.size] = [*shapes, tuple(output.shape)]
+
+    def _drop_unused(self, parameters: Mapping[str, Tensor], used: set[int]) -> None:
         """Remove modules that the feature does not depend on, such as a norm of the classifier.
 
         DistributedDataParallel refuses parameters without gradient.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            parameters = {
-                key: torch.empty_like(value, device="meta").requires_grad_()
-                for key, value in self.named_parameters()
-            }
-            used = _find_leaves(self.meta_forward(self.size, parameters))
         unused = {key.removeprefix("net.") for key, value in parameters.items() if id(value) not in used}
-        self._dropped: list[str] = []
         for name, module in list(self.net.named_modules()):
             keys = {f"{name}.{key}" for key, _ in module.named_parameters()}
             if keys and keys <= unused and not name.startswith(tuple(f"{other}." for other in self._dropped)):
                 self.net.set_submodule(name, nn.Identity())
                 self._dropped.append(name)
-
-    def _find_stages(self) -> None:
-        """Set the stages to timm's, if each ends with a module that returns one map."""
-        infos = [info for info in _feature_infos(self.net) if info["reduction"] >= MIN_REDUCTION]
-        outputs: dict[str, list[Any]] = {info["module"]: [] for info in infos}
-        try:
-            modules = {name: self.net.get_submodule(name) for name in outputs}
-        except AttributeError:  # a removed module
-            return
-        handles = [
-            module.register_forward_hook(lambda _, __, output, name=name: outputs[name].append(output))
-            for name, module in modules.items()
-        ]
-        try:
-            with torch.no_grad():
-                self.meta_forward(self.size)
-        finally:
-            for handle in handles:
-                handle.remove()
-        orders = [_find_order(outputs[info["module"]], info["num_chs"]) for info in infos]
-        if None not in orders and len(outputs) == len(infos):
-            self.stage_names = tuple(outputs)
-            self._stage_orders = [str(order) for order in orders]
 
 
 def _find_order(outputs: list[Any], channels: int) -> str | None:

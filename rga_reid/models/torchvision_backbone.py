@@ -46,7 +46,7 @@ class TorchvisionBackbone(NetworkBackbone):
         super().__init__(f"torchvision/{name}", _create(name, options or {}), (), size, last_stride)
         self._is_nhwc = hasattr(self.net, "permute")  # Swin, whose stages have the channels last
         self.stage_names = self._find_stages()
-        if last_stride != 2:
+        if last_stride != 2 and len(self.stage_names) > 1:
             self._remove_last_stride()
         self.last_stride = 1 if self._has_stride_1() else 2
         if last_stride == 1 != self.last_stride:
@@ -81,7 +81,6 @@ class TorchvisionBackbone(NetworkBackbone):
         return tuple(f"features.{names[n]}" for n in ends if heights[n] <= first)
 
     def _has_stride_1(self) -> bool:
-        self._traced.clear()
         maps = self.trace(self.size)[:-1]
         return len(maps) > 1 and maps[-1][2:] == maps[-2][2:]
 
@@ -99,6 +98,7 @@ class TorchvisionBackbone(NetworkBackbone):
         kept = [module.stride for module in strided]
         for module in strided:
             module.stride = (1, 1)
+        self._traced.clear()
         try:
             if self._has_stride_1():
                 return
@@ -106,6 +106,7 @@ class TorchvisionBackbone(NetworkBackbone):
             pass
         for module, stride in zip(strided, kept, strict=True):
             module.stride = stride
+        self._traced.clear()
 
 
 def _create(name: str, options: Mapping[str, Any]) -> nn.Module:

@@ -78,6 +78,13 @@ def name_of(value: Any) -> str | None:
     )
 
 
+def mark_large(choices: list[Any]) -> list[Any]:
+    """Return parameters; those of the networks that take seconds are for the slow tests."""
+    large = ("resnet50", "timm/resnetv2_50", "torchvision/mobilenet_v2")
+    slow = pytest.mark.slow
+    return [pytest.param(one, id=name_of(one), marks=[slow] if one in large else []) for one in choices]
+
+
 @pytest.fixture(scope="module")
 def models() -> dict[str, EmbeddingModel]:
     """One model of each backbone without attention; tests must not change them."""
@@ -105,7 +112,7 @@ def test_maps_have_the_announced_shapes(model: EmbeddingModel) -> None:
     assert model.dimension == backbone.channels
 
 
-@pytest.mark.parametrize("choice", ALL, ids=name_of)
+@pytest.mark.parametrize("choice", mark_large(ALL))
 def test_round_trip(model: EmbeddingModel, images: Tensor, tmp_path: Path) -> None:
     save_model(model, tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors")
@@ -139,7 +146,7 @@ def test_costs_are_those_of_the_layers(model: EmbeddingModel) -> None:
     assert costs.parameters[:-1].sum() == costs.parameters["total"]
 
 
-@pytest.mark.parametrize("choice", STAGED, ids=name_of)
+@pytest.mark.parametrize("choice", mark_large(STAGED))
 def test_attention_follows_the_stages(choice: str, images: Tensor, tmp_path: Path) -> None:
     """It sees the announced maps, what it returns goes on, and copies have modules of their own."""
     stages = [1, 2] if choice == MINE else [2, 4]
@@ -299,8 +306,8 @@ def test_checkpointing_changes_neither_gradients_nor_running_statistics(choice: 
 
 def test_every_parameter_has_a_gradient() -> None:
     """DistributedDataParallel needs it; timm's classifiers contain norms that the last map does not use."""
-    for choice in ("timm/convnext_atto", "timm/mobilenetv3_small_050", VIT):
-        backbone = build_model(backbone=choice, size=(64, 32)).backbone
+    for choice in ("timm/convnext_atto", "timm/mobilenetv3_small_050", VIT, "timm/tiny_vit_5m_224"):
+        backbone = copy.deepcopy(build_model(backbone=choice, size=(64, 32)).backbone)
         backbone(torch.rand(2, 3, 64, 32)).square().sum().backward()
         assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
 
@@ -312,21 +319,25 @@ def test_normalisation_is_that_of_the_pretrained_weights(models: Any, choice: st
     assert (models[choice].mean[0], models[choice].config["mean"][0]) == (mean, mean)
 
 
-EXPORTS = [pytest.param(MINE, id="SmallNet")]
-EXPORTS += [
-    pytest.param(choice, id=name_of(choice), marks=pytest.mark.slow) for choice in ALL if choice != MINE
+FORMATS = {"torchscript": "pt", "onnx": "onnx", "safetensors": "safetensors"}
+EXPORTS = [
+    pytest.param(
+        choice,
+        kind,
+        id=f"{name_of(choice)}-{kind}",
+        marks=[] if choice == MINE and kind != "onnx" else [pytest.mark.slow],
+    )
+    for choice in ALL
+    for kind in FORMATS
 ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "suffix"), [("torchscript", "pt"), ("onnx", "onnx"), ("safetensors", "safetensors")]
-)
-@pytest.mark.parametrize("choice", EXPORTS)
-def test_export(choice: Any, kind: str, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("choice", "kind"), EXPORTS)
+def test_export(choice: Any, kind: str, tmp_path: Path) -> None:
     """The exporter compares the file with the model."""
     attention = "rga" if choice in STAGED else None
     model = build_model(backbone=choice, attention=attention, size=(64, 32)).eval()
-    assert export_model(model, tmp_path / f"m.{suffix}", kind) > 0.9999
+    assert export_model(model, tmp_path / f"m.{FORMATS[kind]}", kind) > 0.9999
 
 
 @pytest.mark.parametrize(
