@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ def test_export(choice: Any, kind: str, tmp_path: Path) -> None:
         ({"backbone": "mobilenetv2_100"}, "timm/mobilenetv2_100"),
         ({"backbone": "torchvision/mobilenetv2"}, "mobilenet_v2"),
         ({"backbone": "torchvision/resnet18"}, "timm/resnet18"),
-        ({"backbone": "timm/hf-hub:a/b"}, "hf-hub"),
+        ({"backbone": "timm/hf-hub:a/b"}, "no model 'hf-hub"),
         ({"backbone": "no.such.Net"}, "no.such"),
         ({"backbone": {"class_path": VIT, "init_args": {"pretrained": True}}}, "pretrained"),
         ({"backbone": {"class_path": VIT, "init_args": {"depht": 3}}}, "depht"),
@@ -392,3 +393,15 @@ def test_attention_of_a_channels_last_network() -> None:
         module.register_forward_hook(lambda _, x, y: shapes.append((tuple(x[0].shape), tuple(y.shape))))
     assert backbone(torch.rand(1, 3, 64, 32)).shape == (1, 768, 2, 1)
     assert shapes == [((1, 96, 16, 8),) * 2, ((1, 768, 2, 1),) * 2]
+
+
+@pytest.mark.parametrize("path", ["this.Zen", "rga_reid.training.module.ReIDModule"])
+def test_a_checkpoint_imports_no_backbone(path: str, tmp_path: Path) -> None:
+    """Nor does it build other classes of this package, which could import more."""
+    model = build_model(backbone=MINE, size=SIZE)
+    assert model.config is not None
+    model.config["backbone"] = {"class_path": path, "init_args": {}}
+    save_model(model, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match=rf"m\.safetensors: backbone {path}: named by a checkpoint"):
+        load_model(tmp_path / "m.safetensors")
+    assert "this" not in sys.modules
