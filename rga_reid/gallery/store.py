@@ -315,6 +315,9 @@ class VectorStore(Protocol):
         Args:
             ids: int64 ``(n,)``, increasing; all of them exist.
             values: n rows of the columns to change, numbered from 0.
+
+        Raises:
+            InputError: this store cannot change labels.
         """
         raise InputError(f"{self.location}: this store cannot change labels")
 
