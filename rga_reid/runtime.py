@@ -93,6 +93,25 @@ def import_modules(names: Iterable[str]) -> None:
                 sys.path.remove(here)
 
 
+def import_class(path: str, what: str) -> Any:
+    """Return what a class path names; a module may raise anything when it is imported.
+
+    Args:
+        path: module and name, such as ``my_attn.MyAttention``.
+        what: beginning of the error message.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    from rga_reid.inputs import truncate
+
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
+
+
 def _import_error(name: str, error: BaseException) -> InputError:
     """Return an error with the type, the message and the last line of what a module raised."""
     from rga_reid.inputs import truncate  # imports yaml, which --help does not need

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
 import re
@@ -22,7 +21,8 @@ from rga_reid.models.backbone import AttentionFactory, Backbone, Size, check_siz
 from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
 from rga_reid.models.network import NetworkBackbone, UserBackbone
 from rga_reid.models.resnet import DEPTHS, ResNet
-from rga_reid.models.weights import diff_state_dicts, read_initial_weights, read_published_state
+from rga_reid.models.weights import diff_state_dicts, read_own_checkpoint, read_published_state
+from rga_reid.runtime import import_class
 
 AttentionChoice = str | Mapping[str, Any] | None
 BackboneChoice = str | Mapping[str, Any]
@@ -81,14 +81,11 @@ def build_model(
             raise InputError(f"depth: another name of backbone, which is given, too ({short_repr(backbone)})")
         check_choice("depth", depth, DEPTHS)
         backbone = f"resnet{depth}"
-    source: dict[str, Any] | None = None
-    state: dict[str, Tensor] = {}
-    if weights not in (None, "imagenet"):
-        source, state = read_initial_weights(weights)
-    published = weights if source is None else None
+    own = None if weights is None or weights == "imagenet" else read_own_checkpoint(weights)
+    published = weights if own is None else None
     network = _make_backbone(backbone, attention, stages, last_stride, published, size, stem_pool)
-    if source is not None:  # images are prepared as in its training
-        mean, std = (given or source.get(key) for key, given in (("mean", mean), ("std", std)))
+    if own is not None:  # images are prepared as in its training
+        mean, std = (given or own[0].get(key) for key, given in (("mean", mean), ("std", std)))
     mean = network.mean or IMAGENET_MEAN if mean is None else mean
     std = network.std or IMAGENET_STD if std is None else std
     config = {
@@ -103,8 +100,8 @@ def build_model(
         "std": list(std),
     }
     model = EmbeddingModel(network, classes, stripes=stripes, mean=mean, std=std, config=config)
-    if source is not None:
-        _start_from(model, str(weights), source, state)
+    if own is not None:
+        _start_from(model, str(weights), *own)
     return model
 
 
@@ -286,7 +283,7 @@ def _import_class(kind: str, path: str, trusted: bool = True) -> type[nn.Module]
         path: module and class.
         trusted: see ``resolve_attention``.
     """
-    module_name, _, class_name = path.rpartition(".")
+    module_name = path.rpartition(".")[0]
     shown = f"{kind} {truncate(path)}"
     is_ours = kind == "attention" and _is_attention(module_name)
     if not trusted and not is_ours and module_name not in sys.modules:
@@ -294,10 +291,7 @@ def _import_class(kind: str, path: str, trusted: bool = True) -> type[nn.Module]
             f"{shown}: named by a checkpoint but not part of rga_reid.attention; if you trust it, "
             f"add --import {truncate(module_name)} (in Python: import it first)"
         )
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # a module may raise anything
-        raise InputError(f"{shown}: cannot import it ({truncate(error)})") from None
+    found = import_class(path, shown)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"{shown}: expected a torch.nn.Module class, got {short_repr(found)}")
     is_ours = kind == "attention" and _is_attention(found.__module__)

@@ -48,28 +48,20 @@ def read_checkpoint(file: Path) -> Checkpoint:
     return _from_lightning(file, read_torch(file))
 
 
-def read_initial_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Read a checkpoint of this package, or published weights.
-
-    Returns:
-        The model configuration of a checkpoint, or None for published weights; and the state_dict, of published
-        weights without the prefix ``module.`` of DataParallel.
+def read_own_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Read the model configuration and the state_dict of a checkpoint of this package; None for other weights.
 
     Raises:
-        InputError: the file is missing or contains neither.
+        InputError: the file is missing or damaged.
     """
     file = Path(path)
     if file.suffix == ".safetensors":
         state, metadata = read_safetensors(file)
-        if CONFIG_KEY in metadata:
-            config, _, state = _from_safetensors(file, state, metadata)
-            return config, state
+        found = _from_safetensors(file, state, metadata) if CONFIG_KEY in metadata else None
     else:
         content = read_torch(file)
-        if CONFIG_KEY in content:
-            config, _, state = _from_lightning(file, content)
-            return config, state
-    return None, read_published_state(file)
+        found = _from_lightning(file, content) if CONFIG_KEY in content else None
+    return None if found is None else (found[0], found[2])
 
 
 def _from_lightning(file: Path, content: dict[str, Any]) -> Checkpoint:

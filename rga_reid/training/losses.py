@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import re
@@ -22,6 +21,7 @@ from rga_reid._deprecated import rename_option_arguments
 from rga_reid.errors import InputError, check_choice, did_you_mean, short_repr
 from rga_reid.inputs import is_number, truncate
 from rga_reid.models import TrainingOutput
+from rga_reid.runtime import import_class
 
 #: fields of ``TrainingOutput`` that a loss may be computed on
 FIELDS = ("pre_neck", "post_neck", "logits")
@@ -337,16 +337,12 @@ def _import_class(place: str, entry: Any, keys: Sequence[str]) -> Any:
         raise InputError(
             f"{place} ({truncate(path)}): init_args: expected a mapping, got {short_repr(entry['init_args'])}"
         )
-    module, _, name = path.rpartition(".")
-    if not module:
+    if not path.rpartition(".")[0]:
         raise InputError(
             f"{place}: expected a class path such as pytorch_metric_learning.losses.CircleLoss, got "
             f"{short_repr(path)}"
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module may raise anything
-        raise InputError(f"{place} ({truncate(path)}): cannot import it ({truncate(error)})") from None
+    found = import_class(path, f"{place} ({truncate(path)})")
     if not callable(found):
         raise InputError(f"{place} ({truncate(path)}): expected a class, got {short_repr(found)}")
     return found
