@@ -38,8 +38,8 @@ from rga_reid.gallery.store import (
     Rows,
     VectorStore,
     deletion_records,
-    empty_table,
     ignore_progress,
+    read_all_rows,
     result_table,
 )
 from rga_reid.gallery.validation import (
@@ -395,10 +395,8 @@ class Gallery:
         Raises:
             InputError: the file cannot be written.
         """
-        parts = list(self._store.rows(vectors=True))
-        vectors = [np.empty((0, self.dimension), np.float32), *(rows.vectors for rows in parts)]
-        tables = [cast(rows.table, self.columns) for rows in parts] or [empty_table(self.columns)]
-        write_features(path, np.concatenate(vectors), pd.concat(tables, ignore_index=True))
+        rows = read_all_rows(self._store, vectors=True)
+        write_features(path, rows.vectors, rows.table)
 
     def compact(self) -> None:
         """Join the segments that ``add`` and ``remove`` left, and rebuild their indexes.
@@ -546,9 +544,7 @@ class Gallery:
         Columns ``path``, ``pid``, ``camera``, ``camid`` (the same as ``camera``), ``time``, ``track``, null where
         unknown, and the other columns of the tables that were added.
         """
-        columns = self.columns
-        tables = [cast(rows.table, columns) for rows in self._store.rows()] or [empty_table(columns)]
-        return result_table(pd.concat(tables, ignore_index=True), columns)
+        return result_table(read_all_rows(self._store).table, self.columns)
 
     @property
     def ids(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rga_reid.evaluation import Grouping, group_images
 from rga_reid.gallery.gallery import Gallery
-from rga_reid.gallery.store import Progress, ignore_progress
+from rga_reid.gallery.store import Progress, ignore_progress, read_all_rows
 from rga_reid.gallery.validation import require_nonempty
 
 
@@ -18,7 +18,7 @@ class GroupedImages:
     """Images of a gallery with their persons."""
 
     ids: np.ndarray  #: int64 (n,): ids of the images
-    table: pd.DataFrame  #: the gallery's table with the columns ``person`` and ``similarity``
+    table: pd.DataFrame  #: the gallery's columns, and ``person`` and ``similarity``
 
 
 def group_gallery(
@@ -26,8 +26,7 @@ def group_gallery(
 ) -> GroupedImages:
     """Group the images of a gallery into persons by ``group_images``, whatever their pids are.
 
-    Tracks are taken from the columns ``track``, ``camera`` (or ``camid``) and ``time``, if the gallery has
-    them.
+    Tracks are taken from the columns ``track``, ``camera`` and ``time``.
 
     Args:
         gallery: not changed.
@@ -42,16 +41,14 @@ def group_gallery(
     Raises:
         InputError: an empty gallery.
     """
-    rows = list(gallery._store.rows(vectors=True))
-    require_nonempty(sum(map(len, rows)))
-    table = pd.concat([part.table for part in rows], ignore_index=True)
-    features = np.concatenate([part.vectors for part in rows])
-    camera = table["camera"] if "camera" in table else table["camid"]
+    rows = read_all_rows(gallery._store, vectors=True)
+    require_nonempty(len(rows))
+    table, features = rows.table, rows.vectors
     person = group_images(
         features,
-        cameras=camera,
-        tracks=table.get("track"),
-        times=table.get("time"),
+        cameras=table["camera"],
+        tracks=table["track"],
+        times=table["time"],
         settings=settings,
         progress=progress,
     )
@@ -63,4 +60,4 @@ def group_gallery(
     cosine = np.full(len(person), np.nan)
     cosine[known] = (features[known] * means[person[known]]).sum(axis=1)
     table["similarity"] = cosine
-    return GroupedImages(np.concatenate([part.ids for part in rows]), table)
+    return GroupedImages(rows.ids, table)

@@ -405,3 +405,13 @@ class StoreFactory(Protocol):
         Raises:
             InputError: the location is in use and may not be replaced.
         """
+
+
+def read_all_rows(store: VectorStore, *, vectors: bool = False) -> Rows:
+    """Return all rows of a store together, with all columns of the gallery; ``vectors`` as in ``VectorStore.rows``."""
+    columns, parts = store.metadata.columns, list(store.rows(vectors=vectors))
+    ids = np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)])
+    tables = [cast(part.table, columns) for part in parts] or [empty_table(columns)]
+    matrices = [np.empty((0, store.metadata.dimension), np.float32), *(part.vectors for part in parts)]
+    matrix = np.concatenate(matrices) if vectors else np.empty((len(ids), 0), np.float32)
+    return Rows(ids, pd.concat(tables, ignore_index=True), matrix)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from rga_reid.data.columns import rename_camid
 from rga_reid.reports.html import page_environment, thumbnail
 from rga_reid.runtime import track
 
@@ -24,23 +25,18 @@ def groups_page(table: pd.DataFrame, *, title: str, note: str = "") -> str:
         title: heading of the page.
         note: a sentence below the heading.
     """
-    known = table.dropna(subset=["person"])
+    known = rename_camid(table).dropna(subset=["person"])
     lowest = known.groupby("person")["similarity"].min().sort_values(kind="stable")
     persons = lowest.index[:MAX_PERSONS]
     groups = []
     for person in track(persons, "thumbnails", len(persons)):
         rows = known[known["person"] == person].sort_values("similarity", kind="stable")
-        camera = rows["camera"] if "camera" in rows else rows["camid"]
         groups.append(
             {
                 "person": int(person),
                 "images": len(rows),
-                "cameras": int(camera.nunique()),
-                "tracks": len(
-                    pd.DataFrame({"camera": camera, "track": rows["track"]}).dropna().drop_duplicates()
-                )
-                if "track" in rows
-                else 0,
+                "cameras": int(rows["camera"].nunique()),
+                "tracks": len(rows[["camera", "track"]].dropna().drop_duplicates()) if "track" in rows else 0,
                 "shown": [_card(row) for row in rows.head(MAX_IMAGES).to_dict("records")],
             }
         )
@@ -59,9 +55,7 @@ def groups_page(table: pd.DataFrame, *, title: str, note: str = "") -> str:
 
 
 def _card(row: dict[str, Any]) -> dict[str, str | None]:
-    camera, number, time = (row.get(name) for name in ("camera", "track", "time"))
-    camera = row.get("camid") if camera is None else camera
-    labels = [("camera", camera), ("track", number), ("", time)]
+    labels = [("camera", row["camera"]), ("track", row.get("track")), ("", row.get("time"))]
     return {
         "picture": thumbnail(row["path"], _BOX),
         "name": Path(row["path"]).name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from PIL import Image
 from rga_reid import Gallery
 from rga_reid.commands import main
 from rga_reid.evaluation import pairwise_agreement
+from rga_reid.gallery.grouping import group_gallery
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 PIDS = np.append(np.repeat(np.arange(12), 10), 99)
 
 
@@ -56,6 +59,20 @@ def test_persons_are_written_to_the_gallery(gallery: str) -> None:
     person = Gallery.open(gallery).table["person"]
     assert person.isna().tolist() == (PIDS == 99).tolist()
     assert pairwise_agreement(person.fillna(-1), PIDS).f1 == 1
+
+
+def test_old_rows_have_the_columns_of_newer_ones(tmp_path: Path) -> None:
+    """Rows of version 1 have a camera called ``camid``, and no track."""
+    shutil.copytree(FIXTURES / "v1" / "gallery", tmp_path / "G")
+    gallery = Gallery.open(tmp_path / "G")
+    before = gallery.table["camera"].astype("string").fillna("").tolist()
+    rng = np.random.default_rng(0)
+    added = pd.DataFrame({"path": ["x.jpg", "y.jpg"], "camera": "gate", "track": 7})
+    gallery.add(rng.standard_normal((2, gallery.dimension)), added)
+    found = group_gallery(gallery).table
+    assert list(found.columns) == [*gallery.columns, "person", "similarity"]
+    assert found["camera"].fillna("").tolist() == [*before, "gate", "gate"]
+    assert found["track"].tolist()[-2:] == [7, 7]
 
 
 def test_settings_change_the_groups(gallery: str, tmp_path: Path) -> None:
