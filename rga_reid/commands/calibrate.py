@@ -83,17 +83,11 @@ def run(options: Namespace) -> None:
 
 
 def _check_rates(options: Namespace) -> None:
-    only = ("fpir", "gallery_size") if not options.open_set else ("false_match_rate",)
-    for key in only:
-        if options[key] is not None:
-            raise InputError(
-                f"--{key.replace('_', '-')}: "
-                + (
-                    "goes without --open-set, which takes --fpir"
-                    if options.open_set
-                    else "goes with --open-set"
-                )
-            )
+    if options.open_set and options.false_match_rate is not None:
+        raise InputError("--false-match-rate: goes without --open-set, which takes --fpir")
+    for key in ("fpir", "gallery_size"):
+        if options[key] is not None and not options.open_set:
+            raise InputError(f"--{key.replace('_', '-')}: goes with --open-set")
     for key in ("false_match_rate", "fpir"):
         if options[key] is not None and not 0 < options[key] < 1:
             raise InputError(f"--{key.replace('_', '-')}: expected between 0 and 1, found {options[key]}")

@@ -69,6 +69,14 @@ def parser() -> ArgumentParser:
     return command
 
 
+def check_protocol(options: Namespace, *names: str) -> None:
+    """Refuse options that change the order of a gallery for the protocol that draws random galleries."""
+    for name in names:
+        if options.protocol == "cuhk03_classic" and options[name]:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option}: not defined for cuhk03_classic, which draws random galleries")
+
+
 def run(options: Namespace) -> None:
     """Evaluate, print the metrics and write the requested files."""
     check_outputs(
@@ -76,11 +84,7 @@ def run(options: Namespace) -> None:
     )
     if options.query_expansion and options.metric != "cosine":
         raise InputError("--query-expansion: expected --metric cosine, as expanded queries have length 1")
-    if options.protocol == "cuhk03_classic":
-        for option in ("rerank", "query_expansion"):
-            if options[option]:
-                name = option.replace("_", "-")
-                raise InputError(f"--{name}: not defined for cuhk03_classic, which draws random galleries")
+    check_protocol(options, "rerank", "query_expansion")
 
     check_int("--max-rank", options.max_rank)
     check_device(options.device)

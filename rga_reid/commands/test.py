@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._options import add_device_option, add_import_option, new_parser, rename_rerank_error
 from rga_reid.commands._output import check_outputs, print_ranking
-from rga_reid.commands.evaluate import PROTOCOL_HELP, PROTOCOLS
+from rga_reid.commands.evaluate import PROTOCOL_HELP, PROTOCOLS, check_protocol
 from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -41,8 +41,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Embed and rank the test images, and print the metrics."""
-    if options.rerank and options.protocol == "cuhk03_classic":
-        raise InputError("--rerank: not defined for cuhk03_classic, which draws random galleries")
+    check_protocol(options, "rerank")
     if options.html is not None and options.protocol in ("multi_query", "cuhk03_classic"):
         raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
     from rga_reid.data import load_card, read_table

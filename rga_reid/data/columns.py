@@ -102,7 +102,7 @@ def conform(
         types[column], columns[column] = kind, values
     for column, kind in types.items():
         if column not in columns:
-            columns[column] = pd.Series([pd.NA], dtype="string").repeat(len(table)).astype(TYPES[kind]).array
+            columns[column] = _nulls(len(table), kind)
     return pd.DataFrame({column: columns[column] for column in types}, index=pd.RangeIndex(len(table))), types
 
 
@@ -167,13 +167,11 @@ def values_of(table: pd.DataFrame, column: str, kind: str) -> pd.Series:
     """Return a column of a table in a type; null where the table does not have it."""
     if column == CAMERA and CAMERA not in table.columns:
         column = CAMERA_ALIAS
-    if column not in table.columns:
-        return pd.Series([pd.NA], dtype="string").repeat(len(table)).astype(TYPES[kind]).set_axis(table.index)
-    values = table[column]
+    values = table[column] if column in table.columns else _nulls(len(table), kind).set_axis(table.index)
     if values.dtype == TYPES[kind]:
         return values
     if values.isna().all():
-        return pd.Series([pd.NA], dtype="string").repeat(len(table)).astype(TYPES[kind]).set_axis(table.index)
+        return _nulls(len(table), kind).set_axis(table.index)
     if kind == "string" and pd.api.types.is_numeric_dtype(values):
         values = values.astype("Int64")  # labels: 7, not 7.0
     elif kind == "string" and values.dtype == object:
@@ -200,9 +198,7 @@ def convert(
     kind, plain = _plain(values, column, at)
     if kind == "null":
         kind = expected or "null"
-        return kind, pd.Series([pd.NA], dtype="string").repeat(len(values)).astype(TYPES[kind]).reset_index(
-            drop=True
-        )
+        return kind, _nulls(len(values), kind)
     if column in LABELS:
         kind, found = _labels(kind, plain, column, expected, at)
     elif column == "path":
@@ -352,6 +348,11 @@ def label_value(value: Any, kind: str, name: str) -> int | str:
 def is_whole(text: str) -> bool:
     """Return whether a label is a whole number."""
     return _WHOLE.fullmatch(text) is not None
+
+
+def _nulls(count: int, kind: str) -> pd.Series:
+    """Return a column of a type without any value."""
+    return pd.Series([pd.NA], dtype="string").repeat(count).astype(TYPES[kind]).reset_index(drop=True)
 
 
 def _plain(values: pd.Series, column: str, at: At) -> tuple[str, pd.Series]:

@@ -62,7 +62,7 @@ class OpenSetCalibration:
         """
         if not 0 < fpir < 1:
             raise InputError(f"fpir: expected between 0 and 1, found {fpir!r}")
-        measured = self._measured_rate(fpir)
+        measured = _rate_of_size(fpir, self.gallery_size, self.measured_size)
         searches = self.non_mates.searches
         if measured * searches < 1 - 1e-9:
             needed = int(np.ceil(1 / measured - 1e-9))
@@ -79,8 +79,8 @@ class OpenSetCalibration:
         independent scores: 1 − (1 − FPIR)^(gallery_size / measured_size). It is too high rather than too low,
         as some people resemble many others.
         """
-        rate = float(self.non_mates.rates(np.array([threshold]))[0])
-        return float(1 - (1 - rate) ** (self.gallery_size / self.measured_size))
+        rate = self.non_mates.rates(np.array([threshold]))[0]
+        return float(_rate_of_size(rate, self.measured_size, self.gallery_size))
 
     def fnir(self, threshold: float) -> float:
         """Return the false-negative identification rate.
@@ -97,12 +97,8 @@ class OpenSetCalibration:
         """
         wanted = np.geomspace(1 / self.non_mates.searches, 1, DET_POINTS)
         thresholds = self.non_mates.thresholds(wanted)
-        rates = 1 - (1 - self.non_mates.rates(thresholds)) ** (self.gallery_size / self.measured_size)
+        rates = _rate_of_size(self.non_mates.rates(thresholds), self.measured_size, self.gallery_size)
         return thresholds, rates, 1 - self.mates.at_least(thresholds) / self.mates.total
-
-    def _measured_rate(self, fpir: float) -> float:
-        """Convert a wanted rate to one of galleries of ``measured_size``."""
-        return fpir if not self.estimated else 1 - (1 - fpir) ** (self.measured_size / self.gallery_size)
 
     def to_dict(self, fpir: float) -> dict[str, Any]:
         """Return plain values, for JSON: the threshold of a wanted rate, the rates there, and the DET curve.
@@ -125,6 +121,11 @@ class OpenSetCalibration:
             "mate_searches": self.mates.total,
             "det": {name: values.tolist() for name, values in zip(names, self.det(), strict=True)},
         }
+
+
+def _rate_of_size(rates: Any, size: int, other: int) -> Any:
+    """Convert false-positive identification rates of galleries of one size to those of another size."""
+    return rates if size == other else 1 - (1 - rates) ** (other / size)
 
 
 def calibrate_open_set(

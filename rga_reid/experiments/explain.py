@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,8 +144,9 @@ def load_models(
     if isinstance(checkpoints, Mapping):
         models = dict(checkpoints)
     else:
-        options: Any = {"classifier": True} if classifier else {}
-        models = {name: load_model(path, **options) for path, name in shorten_paths(checkpoints).items()}
+        models = {
+            name: load_model(path, classifier=classifier) for path, name in shorten_paths(checkpoints).items()
+        }
     for file, model in models.items():
         found = {stage: attention_name(module) for stage, module in model.backbone.attention_stages().items()}
         names = list(dict.fromkeys(found.values()))

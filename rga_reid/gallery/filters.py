@@ -56,7 +56,7 @@ _MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _SYNONYMS = {"=": "==", "<>": "!="}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _OPENING = {"(": ")", "[": "]", "{": "}"}
-_KEYWORDS = {"and", "or", "not", "in", "is", "between", "like"}
+_NO_COLUMNS = {"and", "or", "not", "in", "is", "between", "like", "true", "false", "now", "null", "none"}
 _TOKEN = re.compile(
     r"(?P<space>\s+|\#[^\n]*)"
     r"|(?P<age>[0-9]+(?:\.[0-9]+)?[smhdw]\b)"
@@ -430,14 +430,7 @@ class _Parser:
 
     def _is_column(self) -> bool:
         token = self._peek()
-        return token.kind == "name" and token.text.lower() not in {
-            *_KEYWORDS,
-            "true",
-            "false",
-            "now",
-            "null",
-            "none",
-        }
+        return token.kind == "name" and token.text.lower() not in _NO_COLUMNS
 
     def _column(self) -> Column:
         name = self._take().text.strip("`")

@@ -57,12 +57,16 @@ class Fields:
             return column
         return f"c_{column}" if re.fullmatch(r"[A-Za-z0-9_]{1,200}", column) else f"c_{column.encode().hex()}"
 
-    def known(self, column: str) -> str:
-        """Return the expression for rows where a column is not null."""
+    def known(self, column: str) -> Expression:
+        """Return the condition that a column is not null."""
         name = self.name(column)
-        if column == "path" or name is None:
-            return _NONE if name is None else _ALL
-        return f"{name} is not null" if self.nullable else f"{name}_known == true"
+        if name is None:
+            return Expression(_NONE, _ALL)
+        if column == "path":
+            return Expression(_ALL, _NONE)
+        if self.nullable:
+            return Expression(f"{name} is not null", f"{name} is null")
+        return Expression(f"{name}_known == true", f"{name}_known == false")
 
     @property
     def names(self) -> list[str]:
@@ -163,12 +167,7 @@ class _MilvusBackend:
         self._fields = fields
 
     def known(self, column: Column) -> Expression:
-        name = self._fields.name(column.name)
-        if column.name == "path" or name is None:
-            return Expression(_NONE, _ALL) if name is None else Expression(_ALL, _NONE)
-        known = self._fields.known(column.name)
-        unknown = f"{name} is null" if self._fields.nullable else f"{name}_known == false"
-        return Expression(known, unknown)
+        return self._fields.known(column.name)
 
     def equal(self, column: Column, value: Value) -> Expression:
         return self._where_known(column, f"{{}} == {literal(value)}", f"{{}} != {literal(value)}")
@@ -191,7 +190,7 @@ class _MilvusBackend:
         name = self._fields.name(column.name)
         if name is None:
             return Expression(_NONE, _NONE)
-        known = self._fields.known(column.name)
+        known = self._fields.known(column.name).true
         return Expression(
             f"({known} and {true.replace('{}', name)})", f"({known} and {false.replace('{}', name)})"
         )

@@ -13,6 +13,8 @@ from rga_reid.evaluation.similarity import CosineScores
 from rga_reid.inference.embed import Embedder, extract_features
 from rga_reid.inputs import is_number, read_json
 
+MAX_RATIO = 2  #: between the number of images searched and the calibrated one
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -89,9 +91,6 @@ class Threshold:
             f"the threshold was calibrated for a gallery of {self.gallery_size:,} images; among {images:,} it "
             f"{more}: calibrate --open-set --gallery-size {images}"
         )
-
-
-MAX_RATIO = 2  #: between the number of images searched and the calibrated one
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Threshold:

@@ -16,6 +16,13 @@ from rga_reid.models.backbone import AttentionFactory, Backbone, Size, eval_mode
 from rga_reid.models.weights import diff_state_dicts, with_counters
 
 
+def no_stride_1_error(name: str) -> InputError:
+    """Return the error for a last stride of 1 that a network does not have."""
+    return InputError(
+        f"last_stride: the backbone {name} has no last stage of stride 1: expected 2 or null, got 1"
+    )
+
+
 class NetworkBackbone(Backbone):
     """A network with attention modules after some of its submodules, inserted by forward hooks.
 
@@ -43,9 +50,8 @@ class NetworkBackbone(Backbone):
         super().__init__(name, size, last_stride)
         self.net = net
         self.stage_names = tuple(stage_names)
-        self._traced: dict[
-            Size, list[tuple[int, ...]]
-        ] = {}  # input size -> shapes of the stages, of the output
+        # input size -> shapes of the stages, and of the output
+        self._traced: dict[Size, list[tuple[int, ...]]] = {}
         self._tracing = False
         self._checkpointing = False
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rga_reid.errors import InputError, did_you_mean, short_repr
 from rga_reid.inputs import truncate
 from rga_reid.models.backbone import Size
-from rga_reid.models.network import NetworkBackbone
+from rga_reid.models.network import NetworkBackbone, no_stride_1_error
 
 MIN_REDUCTION = 4  #: the first stage has a quarter of the input's resolution, as in a ResNet
 
@@ -234,9 +234,7 @@ def _create(
             _remove_dilation(net)
             return net, 1
     if last_stride == 1:
-        raise InputError(
-            f"last_stride: the backbone timm/{name} has no last stage of stride 1: expected 2 or null, got 1"
-        )
+        raise no_stride_1_error(f"timm/{name}")
     error: Exception | None = None
     for sized in [{**extra, "img_size": size} for extra in _SIZE_OPTIONS] if is_fixed else [{}]:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rga_reid.errors import InputError, did_you_mean, short_repr
 from rga_reid.inputs import truncate
 from rga_reid.models.backbone import Size
-from rga_reid.models.network import NetworkBackbone
+from rga_reid.models.network import NetworkBackbone, no_stride_1_error
 from rga_reid.models.resnet import download_torchvision
 
 
@@ -50,9 +50,7 @@ class TorchvisionBackbone(NetworkBackbone):
             self._remove_last_stride()
         self.last_stride = 1 if self._has_stride_1() else 2
         if last_stride == 1 != self.last_stride:
-            raise InputError(
-                f"last_stride: the backbone {self.name} has no last stage of stride 1: expected 2 or null, got 1"
-            )
+            raise no_stride_1_error(self.name)
         self.channels = self.trace(self.size)[-1][1]
         if pretrained:
             self.load_published(download_torchvision(name, "DEFAULT"), "imagenet")
