@@ -28,7 +28,7 @@ COMMANDS = {
     "ablate": "train and test variants over seeds, and report: ablate --config ablations/demo --out DIR",
     "report": "compare finished runs and evaluations: report DIR...",
     "explain": "show what attention relates to what: an interactive page, or figures",
-    "new": "start an attention module of your own: new attention my_attention.py",
+    "new": "start your own attention module: new attention my_attention.py",
     "convert": "convert published weights to a model file: convert IN OUT.safetensors",
     "export": "export a model as one file to deploy: ONNX, TorchScript or safetensors",
 }

@@ -77,7 +77,7 @@ def add_import_option(parser: ArgumentParser) -> None:
         metavar="MODULE",
         action="append",
         default=[],
-        help="import a module of yours first, from the current folder or installed; may be repeated",
+        help="import your module first, from the current folder or installed; may be repeated",
     )
 
 

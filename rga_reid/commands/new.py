@@ -1,4 +1,4 @@
-"""``new``: write files to start an attention module of your own."""
+"""``new``: write the files of a new attention module."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Grouping:
             small gallery where people occur once.
         k1: reciprocal neighbours, about as many as there are images of a person; at most a sixth of the
             items, because a neighbour of all items distinguishes none.
-        k2: neighbours whose vectors are averaged, see ``ReRanking``. With 2, an image that is nobody's
+        k2: neighbours whose vectors are averaged, see ``ReRanking``. With 2, an image without any
             reciprocal neighbour is at a distance of 2/3 or more from all others; with the 6 of re-ranking it
             would be taken for the person of its nearest images.
 
@@ -374,7 +374,7 @@ def _number(group: np.ndarray, min_samples: int) -> np.ndarray:
 
 
 class Agreement(NamedTuple):
-    """How well groups agree with known identities, from 0 to 1."""
+    """Agreement of groups with known identities, from 0 to 1."""
 
     precision: float
     recall: float

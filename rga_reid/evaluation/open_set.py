@@ -50,7 +50,7 @@ class OpenSetCalibration:
 
     @property
     def estimated(self) -> bool:
-        """Whether false-positive rates are extrapolated to a gallery larger than those measured."""
+        """True if false-positive rates are extrapolated to a gallery larger than those measured."""
         return self.measured_size < self.gallery_size
 
     def threshold(self, fpir: float) -> float:

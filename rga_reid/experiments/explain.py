@@ -108,7 +108,7 @@ def explain(
 
 def describe(model: EmbeddingModel) -> str:
     """Describe a network: ``ResNet-50, 256×128 pixels``."""
-    # a module given to EmbeddingModel as it is has no title
+    # EmbeddingModel also takes a plain module, which has no title
     title = getattr(model.backbone, "title", type(model.backbone).__name__)
     return f"{title}, {model.size[0]}×{model.size[1]} pixels"
 

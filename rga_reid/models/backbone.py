@@ -109,7 +109,7 @@ class Backbone(nn.Module):
             shapes: channels and (H, W) of the map after each stage.
 
         Raises:
-            InputError: stages that do not exist, or attention where there are none.
+            InputError: a stage that does not exist, or attention for a backbone without stages.
         """
         known = range(1, len(shapes) + 1)
         if attention is not None and not shapes:

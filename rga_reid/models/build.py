@@ -55,7 +55,7 @@ def build_model(
     Args:
         classes: training identities; 0 for inference only.
         backbone: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``; ``timm/NAME`` or
-            ``torchvision/NAME``; the class path of a network of your own, see ``UserBackbone``; or a mapping
+            ``torchvision/NAME``; the class path of your own network, see ``UserBackbone``; or a mapping
             ``{"class_path": ..., "init_args": {...}}`` of such a name and options of the network.
         depth: 18, 34, 50 or 101, the name of these backbones in version 1.
         attention: None, a short name (``rga_reid.attention.ATTENTION_MODULES``), a class path, or a mapping

@@ -200,7 +200,7 @@ class NetworkBackbone(Backbone):
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are recomputed in the backward pass instead of stored.
+        """True if activations are recomputed in the backward pass instead of stored.
 
         Raises:
             InputError: when set to true, if the network has no stages.

@@ -82,7 +82,7 @@ class HeatMap:
 
     @property
     def is_even(self) -> bool:
-        """Whether all values agree to four digits; colours would show rounding errors."""
+        """True if all values agree to four digits, so that colours would show rounding errors."""
         return f"{self.values.min():.4g}" == f"{self.values.max():.4g}"
 
     @property

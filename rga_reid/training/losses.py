@@ -276,7 +276,7 @@ class LossEntry:
         """Check an entry and import its classes.
 
         Args:
-            place: where the entry stands, such as ``model.losses[0]``; error messages begin with it.
+            place: position of the entry, such as ``model.losses[0]``; error messages begin with it.
             entry: mapping with ``class_path`` and optionally ``init_args``, ``weight``, ``on`` and ``miner``, a
                 mapping with ``class_path`` and ``init_args``.
 

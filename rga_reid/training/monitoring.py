@@ -28,7 +28,7 @@ class EpochMetrics(Callback):
         self.sum: Tensor | None = None  # of the losses over the steps
         self.steps = self.images = 0
         self.learning_rate, self.seconds = 0.0, 0.0
-        self.since: float | None = None  # when the clock was started; None while it stands still
+        self.since: float | None = None  # when the clock was started; None while it is stopped
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

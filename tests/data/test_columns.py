@@ -55,7 +55,7 @@ def test_labels_follow_the_schema() -> None:
     text = {**RESERVED, "pid": "string", "camera": "string"}
     found, schema = conform(table(pid=["007", "8"], camera=[7, None]), text)
     assert schema == text
-    assert found["pid"].tolist() == ["007", "8"]  # among text, what looks like a number is kept as it is
+    assert found["pid"].tolist() == ["007", "8"]  # digits in a column of text stay unchanged
     assert plain_records(found)[0]["camera"] == "7"
     _, promoted = conform(table(pid=["anna", "8"]))
     assert cast(conform(table(pid=[7, None]))[0], promoted)["pid"].tolist() == ["7", pd.NA]

@@ -43,7 +43,7 @@ def test_re_ranking_is_passed_on(tiny_market: Path) -> None:
 
 @pytest.mark.parametrize("cameras", [True, False])
 def test_metrics_and_matches_are_those_of_the_two_splits(cameras: bool) -> None:
-    """What the functions of ``rga_reid.evaluation`` return is tested against a naive loop elsewhere."""
+    """Compare with the functions of ``rga_reid.evaluation``, which have their own tests."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {

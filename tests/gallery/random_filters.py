@@ -151,7 +151,7 @@ def contains(part: str, negative: bool, column: str = "path") -> Case:
 
 
 def is_like(text: str, pattern: list[str]) -> bool:
-    """Whether a text matches: ``%`` is any text, ``_`` one character, longer parts are themselves."""
+    """Return whether a text matches: ``%`` is any text, ``_`` one character, other parts are literal."""
     if not pattern:
         return text == ""
     first, rest = pattern[0], pattern[1:]

@@ -69,7 +69,7 @@ def test_numbers_become_text_beside_text(saved: Path) -> None:
     before = gallery.table["pid"]
     gallery.add(*events(1, 40, pid=["007x"]))
     assert gallery.table["pid"].tolist()[:40] == before.astype("string").tolist()
-    gallery.add(*events(1, 41, pid=["007"]))  # as it is written, among text
+    gallery.add(*events(1, 41, pid=["007"]))  # stays unchanged in a column of text
     assert Gallery.open(saved).table["pid"].tolist()[-2:] == ["007x", "007"]
     assert gallery.count(where="pid = 3") == gallery.count(where="pid in ('3')") == (before == 3).sum()
     assert gallery.remove(pids=[3, "007"]).images == (before == 3).sum() + 1

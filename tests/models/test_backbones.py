@@ -149,7 +149,7 @@ def test_costs_are_those_of_the_layers(model: EmbeddingModel) -> None:
 
 @pytest.mark.parametrize("choice", mark_large(STAGED))
 def test_attention_follows_the_stages(choice: str, images: Tensor, tmp_path: Path) -> None:
-    """It sees the announced maps, what it returns goes on, and copies have modules of their own."""
+    """Attention gets maps of the announced sizes, its output continues, and copies have separate modules."""
     stages = [1, 2] if choice == MINE else [2, 4]
     model = build_model(backbone=choice, attention="rga", stages=stages, size=SIZE).eval()
     backbone = model.backbone

@@ -39,7 +39,7 @@ def changed(value: Any, places: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
         (["--max-rank", str(HUGE)], "max_rank"),
         (["--max-rank", "9" * 5000], "--max-rank"),
@@ -51,9 +51,9 @@ def changed(value: Any, places: dict[str, Any]) -> Any:
         (["--protocol", "\x1b[2J"], "invalid choice"),
     ],
 )
-def test_options(material: Material, words: list[str], told: str, run: Run) -> None:
+def test_options(material: Material, words: list[str], named: str, run: Run) -> None:
     sides = ["--query", "q.npz", "--gallery", "g.npz"]
-    assert told in refusal(run(["evaluate", *sides, *words], material.root))
+    assert named in refusal(run(["evaluate", *sides, *words], material.root))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any, run
 
 
 @pytest.mark.parametrize(
-    ("places", "told"),
+    ("places", "named"),
     [
         ({"synthetic.size": [10**9, 10**9]}, "synthetic size"),
         ({"synthetic.train_identities": HUGE}, "synthetic train_identities"),
@@ -94,12 +94,12 @@ def test_recipes(material: Material, tmp_path: Path, place: str, value: Any, run
         ({"published": "no such data set"}, "published"),
     ],
 )
-def test_plans(material: Material, tmp_path: Path, places: dict[str, Any], told: str, run: Run) -> None:
+def test_plans(material: Material, tmp_path: Path, places: dict[str, Any], named: str, run: Run) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(changed(PLAN, places)))
     words = ["ablate", "--config", "p.yaml", "--data.root", material.path("set"), "--out", "out"]
     error = refusal(run(words, tmp_path))
-    assert told in error
+    assert named in error
     assert len(error) < 1000
     assert not (tmp_path / "out").exists()
 
@@ -153,8 +153,8 @@ def test_half_characters(material: Material, saved: Path, tmp_path: Path, text: 
     letters = np.array(["ab"] * 3)
     letters.view(np.uint32)[1] = ord(text[1])
     np.savez(tmp_path / "f.npz", features=np.eye(3), pids=np.arange(3), paths=letters)
-    told = refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
-    assert "f.npz: array 'paths'" in told
+    named = refusal(run(["evaluate", "--query", "f.npz", "--gallery", "f.npz"], tmp_path))
+    assert "f.npz: array 'paths'" in named
 
 
 def test_names_with_a_zero_byte(material: Material, saved: Path, tmp_path: Path, run: Run) -> None:
@@ -179,8 +179,8 @@ def test_vectors_of_galleries_that_are_none(saved: Path, rows: str, value: float
     vectors = np.load(file)
     vectors[slice(None) if rows == "all" else 1] = value
     put(saved, "vectors.npy", npy(vectors))
-    told = refusal(run(["gallery", "verify", "--gallery", str(saved)], saved.parent))
-    assert "vectors.npy: rows that are not of length 1" in told
+    named = refusal(run(["gallery", "verify", "--gallery", str(saved)], saved.parent))
+    assert "vectors.npy: rows that are not of length 1" in named
     queries = np.eye(vectors.shape[1], dtype=np.float32)
     if np.isfinite(value):
         assert np.isfinite(Gallery.open(saved).search(queries)["score"]).all()

@@ -231,8 +231,8 @@ def test_pages_of_the_demo(tiny_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = out / "model" / f"{NAMES[0]}.safetensors"
     checkpoint.parent.mkdir()
     shutil.copy(tiny_checkpoint, checkpoint)
-    told = run_demo(out, out / "data", checkpoint, seed=0)
+    demo = run_demo(out, out / "data", checkpoint, seed=0)
     image = next(iter((out / "data" / "query").iterdir()))
-    assert_harmless(read(told.page), [str(image.parent)])
-    assert_harmless(read(told.relations), [], scripts=2)
-    assert_report_harmless(told.report.parent, ["colour histogram"])
+    assert_harmless(read(demo.page), [str(image.parent)])
+    assert_harmless(read(demo.relations), [], scripts=2)
+    assert_report_harmless(demo.report.parent, ["colour histogram"])

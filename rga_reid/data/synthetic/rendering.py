@@ -140,7 +140,7 @@ def _cover(
     radius: np.ndarray,
     bulge: float | None,
 ) -> Covered | None:
-    """Return the pixels that a tube covers, and the part of its surface on each; None if there are none."""
+    """Return the pixels that a tube covers, and the part of its surface on each; None if it covers none."""
     reach = float(radius.max()) + 1
     left, right = floor(min(start[0], end[0]) - reach), ceil(max(start[0], end[0]) + reach)
     top, bottom = floor(min(start[1], end[1]) - reach), ceil(max(start[1], end[1]) + reach)
