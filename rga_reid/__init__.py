@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "1.0.0"
 
 _LAZY = {
+    "load_embedder": "rga_reid.inference",
     "load_model": "rga_reid.models",
     "EmbeddingModel": "rga_reid.models",
     "evaluate_ranking": "rga_reid.evaluation",

@@ -22,7 +22,9 @@ def sanitize(text: str) -> str:
 
 
 def short_repr(value: object, most: int = 60) -> str:
-    """Return the ``repr`` of a value, cut to ``most`` characters."""
+    """Return the ``repr`` of a value, cut to ``most`` characters; of bytes, which may be a picture, their number."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value):,} bytes"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer with too many digits, or deep nesting

@@ -27,6 +27,7 @@ MAX_LINE = 1 << 20  #: characters of a line
 MAX_ROWS = 5_000_000  #: rows of a table
 MAX_TABLE = 1 << 30  #: uncompressed bytes of a Parquet file
 
+_MODEL_SUFFIXES = (".ckpt", ".safetensors", ".onnx", ".pt", ".pth", ".bin", ".tar")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
 
 
@@ -146,6 +147,17 @@ def open_text(path: str | os.PathLike[str]) -> Iterator[Iterator[str]]:
         _require_regular(path, name)
         with open(path, newline="", encoding="utf-8-sig") as file:
             yield _read_lines(file, name)
+
+
+def is_class_path(name: str) -> bool:
+    """Return whether a name such as ``my_module.MyEmbedder`` is that of a class, not of a model's file."""
+    parts = name.split(".")
+    return (
+        len(parts) > 1
+        and all(map(str.isidentifier, parts))
+        and not name.endswith(_MODEL_SUFFIXES)
+        and not os.path.exists(name)
+    )
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

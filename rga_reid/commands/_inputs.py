@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from rga_reid.commands._options import check_checkpoint
 from rga_reid.errors import InputError, sanitize
 
 if TYPE_CHECKING:
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
     from rga_reid.data import ImageError
     from rga_reid.evaluation import LabelledFeatures
-    from rga_reid.gallery import Gallery
-    from rga_reid.inference.embed import Embedder
+    from rga_reid.inference import Embedder
     from rga_reid.inference.verify import Threshold
 
 
@@ -66,9 +64,11 @@ def read_image_table(
         table = table_from_images(os.path.abspath(options.images))
     else:
         table = read_table(os.path.abspath(options.data.root), options.data.dataset)
-        table = table[table["split"] == "gallery"].drop(columns="split").reset_index(drop=True)
+        split = options.data.get("split", "gallery")
+        table = table if split is None else table[table["split"] == split].reset_index(drop=True)
+        table = table.drop(columns="split")
         if table.empty:
-            raise InputError(f"--data.root {options.data.root}: the split 'gallery' has no images")
+            raise InputError(f"--data.root {options.data.root}: the split {split!r} has no images")
     kept, columns = conform(table.drop(columns="path"), schema)
     return kept.assign(path=table["path"]), columns
 
@@ -123,22 +123,6 @@ def _read_labelled(path: str) -> tuple[np.ndarray, pd.DataFrame]:
     return features, table
 
 
-def find_checkpoint(gallery: Gallery, options: Namespace) -> Path:
-    """Return the checkpoint that embeds images for a gallery: its own, or the one given if that has moved.
-
-    Raises:
-        InputError: a gallery built from features and no ``--checkpoint``, or a file that does not exist.
-    """
-    if gallery.model is not None:
-        return gallery.model.find_checkpoint(options.checkpoint)
-    if options.checkpoint is None:
-        raise InputError(
-            f"{options.gallery}: built from features, so its model is unknown; name the model with --checkpoint"
-        )
-    check_checkpoint(options.checkpoint)
-    return Path(options.checkpoint)
-
-
 def load_threshold(options: Namespace) -> Threshold | None:
     """Return the threshold given by ``--threshold`` or ``--calibration``, or None.
 
@@ -168,6 +152,11 @@ def embed_table(
     unreadable: list[ImageError] = []
     refused = unreadable if options.skip_unreadable else None
     yield from stream_features(model, table, options.batch_size, device, refused=refused)
+    print_unreadable(unreadable)
+
+
+def print_unreadable(unreadable: Sequence[ImageError]) -> None:
+    """List on stderr the images that ``--skip-unreadable`` left out."""
     if unreadable:
         print(f"left out {len(unreadable):,} unreadable images:", file=sys.stderr)
     for error in unreadable:

@@ -12,8 +12,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from rga_reid.errors import InputError, check_int, did_you_mean
-from rga_reid.inputs import truncate
+from rga_reid.errors import InputError, check_int, did_you_mean, short_repr
+from rga_reid.inputs import is_class_path, truncate
 from rga_reid.runtime import import_modules
 
 LOCATION = (
@@ -196,11 +196,60 @@ def check_images(option: str, *images: str) -> None:
             raise InputError(f"{option} {image}: no such image file")
 
 
+# ---------- model that embeds images ----------
+
+
+def add_checkpoint_options(parser: ArgumentParser, meaning: str = "", *, required: bool = False) -> None:
+    """Add ``--checkpoint``, and the preprocessing of ONNX files whose metadata do not describe it.
+
+    Args:
+        parser: of the command.
+        meaning: added to the help of ``--checkpoint``.
+        required: whether the command needs it.
+    """
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        required=required,
+        help=f"model: .ckpt, .safetensors, .onnx, or the class path of an embedder of yours{meaning}",
+    )
+    parser.add_argument(
+        "--input-size", metavar="HxW", help="ONNX: size of the input in pixels, such as 256x128"
+    )
+    for name, meaning in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--{name}",
+            metavar=("R", "G", "B"),
+            nargs=3,
+            type=float,
+            help=f"ONNX: {meaning} of the channels on the scale 0 to 1, for a float input (default: ImageNet's)",
+        )
+    parser.add_argument(
+        "--float-input", action="store_true", help="ONNX: the input is float, normalised with mean and std"
+    )
+
+
+def add_same_features_option(parser: ArgumentParser) -> None:
+    """Add ``--same-features``."""
+    parser.add_argument(
+        "--same-features",
+        action="store_true",
+        help="trust that the model, or the file of features, makes features like those in the gallery",
+    )
+
+
+def add_skip_option(parser: ArgumentParser) -> None:
+    """Add ``--skip-unreadable``."""
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out unreadable image files, and list them"
+    )
+
+
 # ---------- sources of a gallery ----------
 
 
-def add_source_options(parser: ArgumentParser) -> None:
-    """Add the options that name images, or features computed elsewhere."""
+def add_image_options(parser: ArgumentParser) -> None:
+    """Add the options that name images: a folder, a table or a data set."""
     parser.add_argument("--images", metavar="DIR", help="folder of images, searched with its subfolders")
     parser.add_argument(
         "--pattern",
@@ -221,18 +270,19 @@ def add_source_options(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="zone of times without one, such as Europe/Berlin (default: refuse them)",
     )
-    parser.add_argument("--preview", action="store_true", help="print the first ten rows, and write nothing")
-    parser.add_argument("--data.root", metavar="DIR", help="or a data set: its gallery images")
+    parser.add_argument("--data.root", metavar="DIR", help="or a data set, or a CSV file")
     parser.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
+
+
+def add_source_options(parser: ArgumentParser) -> None:
+    """Add the options that name images, or features computed elsewhere."""
+    add_image_options(parser)
+    parser.add_argument("--preview", action="store_true", help="print the first ten rows, and write nothing")
     parser.add_argument("--features", metavar="FILE.npz", help="or a feature file with paths")
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", help="model that embeds the images; the gallery remembers it"
-    )
+    add_checkpoint_options(parser, "; embeds the images, and the gallery remembers it")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     add_device_option(parser)
-    parser.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out unreadable image files, and list them"
-    )
+    add_skip_option(parser)
 
 
 def check_source(options: Namespace, command: str) -> None:
@@ -242,11 +292,12 @@ def check_source(options: Namespace, command: str) -> None:
         InputError: not exactly one source, an option of another source, a checkpoint for features, or a checkpoint
             that does not exist.
     """
-    sources = (options.images, options.table, options.data.root, options.features)
+    features = options.get("features")
+    sources = (options.images, options.table, options.data.root, features)
     if sum(source is not None for source in sources) != 1:
-        raise InputError(
-            f"{command}: expected one of --images DIR, --table FILE, --data.root DIR and --features FILE.npz"
-        )
+        names = ["--images DIR", "--table FILE", "--data.root DIR", "--features FILE.npz"]
+        names = names if "features" in options else names[:-1]
+        raise InputError(f"{command}: expected one of {', '.join(names[:-1])} and {names[-1]}")
     if options.pattern is not None and options.images is None:
         raise InputError(f"{command}: --pattern is for --images")
     if options.images_root is not None and options.table is None:
@@ -257,15 +308,15 @@ def check_source(options: Namespace, command: str) -> None:
         from rga_reid.data.columns import find_zone
 
         find_zone(options.timezone)
-    if options.features is not None and options.checkpoint is not None:
+    if features is not None and options.checkpoint is not None:
         raise InputError(f"{command}: --checkpoint is for images, but --features was given")
     check_int("--batch-size", options.batch_size)
-    check_checkpoint(options.checkpoint)
+    check_embedder(options)
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Check that ``--checkpoint``, if given, is a file."""
-    if path is not None and not Path(path).is_file():
+    """Check that ``--checkpoint``, if given, is a file or the class path of an embedder."""
+    if path is not None and not Path(path).is_file() and not is_class_path(path):
         raise InputError(f"--checkpoint {path}: no such file")
 
 
@@ -284,6 +335,28 @@ def check_wait(options: Namespace) -> None:
     """Check ``--wait``, if the command has it."""
     if "wait" in options and not 0 <= options.wait < float("inf"):
         raise InputError(f"--wait: expected seconds of at least 0, got {options.wait}")
+
+
+def check_embedder(options: Namespace) -> None:
+    """Check ``--checkpoint``, if given, and ``--input-size``, before anything slow is imported."""
+    check_checkpoint(options.checkpoint)
+    parse_size(options.input_size)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return (H, W) of ``--input-size``.
+
+    Raises:
+        InputError: not of the form ``256x128``.
+    """
+    if text is None:
+        return None
+    parts = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text.strip().lower())
+    if parts is None:
+        raise InputError(
+            f"--input-size: expected height and width in pixels, such as 256x128, got {short_repr(text)}"
+        )
+    return int(parts[1]), int(parts[2])
 
 
 # ---------- labelled feature files ----------

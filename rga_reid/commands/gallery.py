@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands import _group
-from rga_reid.commands._inputs import (
-    embed_table,
-    find_checkpoint,
-    read_gallery_features,
-    read_image_table,
-    shards_folder,
-)
+from rga_reid.commands._embedder import read_embedder, read_gallery_embedder
+from rga_reid.commands._inputs import embed_table, read_gallery_features, read_image_table, shards_folder
 from rga_reid.commands._options import (
     LOCATION,
     add_import_option,
+    add_same_features_option,
     add_source_options,
     add_wait_option,
     check_source,
@@ -79,6 +75,7 @@ def parser() -> ArgumentParser:
     )
     add_source_options(add)
     add_wait_option(add)
+    add_same_features_option(add)
     add.add_argument(
         "--skip-known", action="store_true", help="leave out images whose paths are already in the gallery"
     )
@@ -204,9 +201,8 @@ def _build(options: Namespace) -> Gallery | None:
     from rga_reid.gallery.build import save_features
     from rga_reid.gallery.index import IndexConfig
     from rga_reid.gallery.location import create_store
-    from rga_reid.inference import ModelFingerprint
     from rga_reid.inference.distributed import Batches, process_group
-    from rga_reid.models import load_model
+    from rga_reid.inference.feature_files import read_fingerprint
 
     settings = {name: options[name] for name in SETTINGS if options[name] is not None}
     IndexConfig(options.index, settings)
@@ -216,10 +212,12 @@ def _build(options: Namespace) -> Gallery | None:
                 return None
             create_store(options.gallery, overwrite=options.overwrite)  # refused before features are read
             found = read_gallery_features(options.features)
+            record = read_fingerprint(options.features)
             return save_features(
                 options.gallery,
                 *found,
                 index=options.index,
+                model=record,
                 overwrite=options.overwrite,
                 wait=options.wait,
                 **settings,
@@ -231,8 +229,7 @@ def _build(options: Namespace) -> Gallery | None:
         device, (table, columns) = choose_device(options.device), read_image_table(options)
         if workers.rank == 0:
             print_labels(table)
-        model = load_model(options.checkpoint)
-        record = ModelFingerprint.of(model, options.checkpoint)
+        model = read_embedder(options, device)
         IndexConfig(options.index, settings).check_dimension(model.dimension)  # before embedding
 
         def gathered(rows: pd.DataFrame) -> Batches:
@@ -245,7 +242,7 @@ def _build(options: Namespace) -> Gallery | None:
         with GalleryBuilder(
             options.gallery,
             index=options.index,
-            model=record,
+            model=model.fingerprint,
             overwrite=options.overwrite,
             resume=options.resume,
             columns=columns,
@@ -275,9 +272,8 @@ def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
 def _add(messages: list[str], options: Namespace) -> Gallery | None:
     check_source(options, "gallery add")
     from rga_reid.devices import choose_device
-    from rga_reid.inference import ModelFingerprint
     from rga_reid.inference.distributed import iter_blocks
-    from rga_reid.models import load_model
+    from rga_reid.inference.feature_files import read_fingerprint
 
     gallery = _info(options)
     if options.preview:
@@ -286,17 +282,16 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     if options.features is not None:
         features, table = read_gallery_features(options.features)
         new = _unknown(gallery, table, options)
-        gallery.add(features[new], table[new])
+        model_of_file = None if options.same_features else read_fingerprint(options.features)
+        gallery.add(features[new], table[new], model=model_of_file)
         messages.append(_added(int(new.sum()), int((~new).sum())))
         return gallery
     device, (table, columns) = choose_device(options.device), read_image_table(options, gallery.columns)
     print_labels(table)
     new = _unknown(gallery, table, options)
     known, table = int((~new).sum()), table[new]
-    checkpoint = find_checkpoint(gallery, options)
-    model = load_model(checkpoint)
-    record = ModelFingerprint.of(model, checkpoint)
-    gallery.require_model(record)
+    model = read_gallery_embedder(gallery, options, device)
+    record = None if options.same_features else model.fingerprint
     added = 0
     for features, rows in iter_blocks(embed_table(model, options, device, table)):
         gallery.add(features, rows, model=record, columns=columns)

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._inputs import find_checkpoint, load_threshold
+from rga_reid.commands._embedder import read_gallery_embedder, require_same_model
+from rga_reid.commands._inputs import load_threshold, print_unreadable
 from rga_reid.commands._options import (
     LOCATION,
+    add_checkpoint_options,
     add_device_option,
     add_import_option,
+    add_same_features_option,
+    add_skip_option,
     add_threshold_options,
+    check_embedder,
     check_images,
     check_threshold,
+    label_files,
     new_parser,
 )
 from rga_reid.commands._output import check_outputs
@@ -26,8 +32,12 @@ from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.files import atomic_file, write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    import torch
 
+    from rga_reid.data import ImageError
+    from rga_reid.gallery import Gallery
     from rga_reid.inference.verify import Threshold
 
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": (), "csv": (), "html": ()}
@@ -42,14 +52,12 @@ def parser() -> ArgumentParser:
         "query", "Find the gallery images that look most like the person in each query image."
     )
     command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
-    command.add_argument(
-        "--image", metavar="FILE", nargs="+", required=True, help="query images, or one folder of them"
+    command.add_argument("--image", metavar="FILE", nargs="+", help="query images, or one folder of them")
+    command.add_argument("--features", metavar="FILE.npz", help="or a feature file, each row a query")
+    add_checkpoint_options(
+        command, "; the model of the gallery, if its file has moved since the gallery was built"
     )
-    command.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="model of the gallery, if its file has moved since the gallery was built",
-    )
+    add_same_features_option(command)
     command.add_argument("--top-k", type=int, default=10, help="matches per query")
     command.add_argument("--exclude-camera", metavar="N", type=int, help="leave out images of this camera")
     command.add_argument(
@@ -73,6 +81,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--multi", action="store_true", help="all images show one person: search with their mean feature"
     )
+    add_skip_option(command)
     command.add_argument(
         "--json",
         metavar="FILE",
@@ -95,15 +104,18 @@ def run(options: Namespace) -> None:
         raise InputError("--shortlist: goes with --rerank")
     if options.shortlist is not None and options.shortlist < options.top_k:
         raise InputError(f"--shortlist: expected at least --top-k, {options.top_k}, got {options.shortlist}")
-    check_outputs(options, _OUTPUTS)
-    queries = _query_table(options.image)
+    if (options.image is None) == (options.features is None):
+        raise InputError("query: expected one of --image FILE and --features FILE.npz")
+    if options.features is not None and options.checkpoint is not None:
+        raise InputError("query: --checkpoint is for images, but --features was given")
+    check_embedder(options)
+    check_outputs(options, _OUTPUTS, label_files(options, "features"))
+    queries = None if options.image is None else _query_table(options.image)
 
     from rga_reid.devices import choose_device
     from rga_reid.evaluation import ReRanking
     from rga_reid.gallery import Gallery
     from rga_reid.gallery.gallery import SHORTLIST
-    from rga_reid.inference import extract_features
-    from rga_reid.models import load_model
 
     device, threshold = choose_device(options.device), load_threshold(options)
     gallery = Gallery.open(options.gallery)
@@ -115,8 +127,11 @@ def run(options: Namespace) -> None:
     warning = None if threshold is None else threshold.gallery_warning(searched)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    model = load_model(find_checkpoint(gallery, options))
-    features, _ = extract_features(model, queries, device=device)
+    if queries is None:
+        features, queries = _read_queries(gallery, options)
+    else:
+        features, queries = _embed_queries(gallery, options, queries, device)
+    pictures = [record["path"] for record in _records(queries)] if options.multi else []
     if options.multi:
         features, queries = features.mean(axis=0, keepdims=True), _merge_queries(queries)
     matches = gallery.search(
@@ -130,6 +145,8 @@ def run(options: Namespace) -> None:
     if threshold is not None:
         matches = matches[matches["score"] >= threshold.value].reset_index(drop=True)
     results = _as_json(queries, matches)
+    if options.multi:
+        results[0] = {"query": 0, "image": results[0]["image"], "images": pictures} | results[0]
     if options.json is not None:
         (write_json_lines if options.json.endswith(".jsonl") else write_json)(options.json, results)
     if options.csv is not None:
@@ -137,7 +154,7 @@ def run(options: Namespace) -> None:
             _with_images(queries, matches).to_csv(temporary, index=False)
     if options.html is not None:
         gallery_name = Path(options.gallery).absolute().name
-        write_text(options.html, _page(queries, results, gallery_name, options.rerank, threshold))
+        write_text(options.html, _page(queries, results, gallery_name, options.rerank, threshold, pictures))
     _print(results, threshold)
 
 
@@ -149,6 +166,40 @@ def _query_table(images: Sequence[str]) -> pd.DataFrame:
         return table_from_images(os.path.abspath(images[0]))
     check_images("--image", *images)
     return table_from_files([os.path.abspath(image) for image in images])
+
+
+def _embed_queries(
+    gallery: Gallery, options: Namespace, queries: pd.DataFrame, device: torch.device
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return the features of the query images, and the rows of those that could be read."""
+    from rga_reid.inference import extract_features
+
+    model = read_gallery_embedder(gallery, options, device)
+    unreadable: list[ImageError] = []
+    refused = unreadable if options.skip_unreadable else None
+    features, queries = extract_features(model, queries, device=device, refused=refused)
+    print_unreadable(unreadable)
+    if not len(features):
+        raise InputError("--image: none of the images can be read")
+    return features, queries
+
+
+def _read_queries(gallery: Gallery, options: Namespace) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return the rows of a feature file and their table, with nulls for what the file does not say."""
+    import pandas as pd
+
+    from rga_reid.gallery.validation import normalize_rows
+    from rga_reid.inference.feature_files import read_features, read_fingerprint
+
+    source = f"--features {options.features}"
+    features, table = read_features(options.features)
+    if not len(features):
+        raise InputError(f"{source}: has no features")
+    require_same_model(gallery, read_fingerprint(options.features), options, source)
+    for column, kind in (("path", "str"), ("pid", "Int64"), ("camid", "Int64")):
+        if column not in table:
+            table[column] = pd.Series([None] * len(table), dtype=kind)
+    return normalize_rows(features, name=source), table
 
 
 def _merge_queries(queries: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +216,8 @@ def _merge_queries(queries: pd.DataFrame) -> pd.DataFrame:
 def _as_json(queries: pd.DataFrame, matches: pd.DataFrame) -> list[dict[str, Any]]:
     """One object per query: number, image and matches, best first; unknown values are null."""
     results: list[dict[str, Any]] = [
-        {"query": number, "image": path, "matches": []} for number, path in enumerate(queries["path"])
+        {"query": number, "image": query["path"], "matches": []}
+        for number, query in enumerate(_records(queries))
     ]
     for match in _records(matches):
         results[match.pop("query")]["matches"].append(match)
@@ -185,10 +237,15 @@ def _page(
     gallery: str,
     reranked: bool,
     threshold: Threshold | None,
+    pictures: Sequence[str | None],
 ) -> str:
+    """Return the page; ``pictures`` are those whose mean is the only query, if it is a mean."""
     from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
-    shown = [Picture(**query) for query in _records(queries.head(MAX_PAGE_QUERIES))]
+    shown = [
+        Picture(_name(query["path"], number), query["pid"], query["camid"])
+        for number, query in enumerate(_records(queries.head(MAX_PAGE_QUERIES)))
+    ]
     shown_fields = [field.name for field in fields(Match)]
     matches = [
         [Match(**{name: match[name] for name in shown_fields}) for match in result["matches"]]
@@ -201,7 +258,24 @@ def _page(
     note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities; 1 is identical.{order}"
     if threshold is not None:
         note += f" Images below the threshold of {threshold} are left out."
-    return ranked_page(shown, matches, title="Who is this?", note=note)
+    others = [_name(path, number) for number, path in enumerate(pictures)][1:MAX_PAGE_QUERIES]
+    return ranked_page(
+        shown,
+        matches,
+        title="Who is this?",
+        note=note,
+        captions=[_describe_mean(pictures)] if pictures else (),
+        others=[others] if pictures else (),
+    )
+
+
+def _describe_mean(pictures: Sequence[str | None]) -> str:
+    return f"mean of {len(pictures):,} picture{'s' * (len(pictures) > 1)}"
+
+
+def _name(path: str | None, number: int) -> str:
+    """The path of a query, or its row in a feature file without paths."""
+    return f"row {number} of the features" if path is None else path
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -228,7 +302,15 @@ def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None) -> No
         for match in result["matches"]:
             labels = ["unknown" if match[key] is None else str(match[key]) for key in ("pid", "camid")]
             table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, sanitize(match["path"]))
-        console.print(sanitize(result["image"]), soft_wrap=True)
+        pictures = result.get("images", [])
+        if pictures:
+            console.print(f"{_describe_mean(pictures)}:")
+        for number, path in enumerate(pictures[:MAX_PRINTED_QUERIES]):
+            console.print(f"  {sanitize(_name(path, number))}", soft_wrap=True)
+        if len(pictures) > MAX_PRINTED_QUERIES:
+            console.print(f"  ... and {len(pictures) - MAX_PRINTED_QUERIES:,} more")
+        if not pictures:
+            console.print(sanitize(_name(result["image"], result["query"])), soft_wrap=True)
         console.print(table if result["matches"] else nothing)
     if len(results) > MAX_PRINTED_QUERIES:
         more = len(results) - MAX_PRINTED_QUERIES

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_device_option, add_import_option, new_parser, rename_rerank_error
+from rga_reid.commands._embedder import read_embedder
+from rga_reid.commands._inputs import print_unreadable
+from rga_reid.commands._options import (
+    add_checkpoint_options,
+    add_device_option,
+    add_import_option,
+    add_skip_option,
+    check_embedder,
+    new_parser,
+    rename_rerank_error,
+)
 from rga_reid.commands._output import check_outputs, print_ranking
 from rga_reid.commands.evaluate import PROTOCOL_HELP, PROTOCOLS, check_protocol
 from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.runtime import progress_bar
+
+if TYPE_CHECKING:
+    from rga_reid.data import ImageError
 
 
 def parser() -> ArgumentParser:
@@ -19,7 +32,7 @@ def parser() -> ArgumentParser:
     options = new_parser(
         "test", "Embed the query and gallery images of a data set and rank the gallery for each query."
     )
-    options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
+    add_checkpoint_options(options, required=True)
     options.add_argument("--data.root", metavar="DIR", required=True, help="data set, or a CSV file")
     options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
     options.add_argument(
@@ -29,6 +42,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--rerank", action="store_true", help="re-rank with k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
     add_device_option(options)
+    add_skip_option(options)
     options.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     options.add_argument(
         "--html",
@@ -50,7 +64,7 @@ def run(options: Namespace) -> None:
     from rga_reid.evaluation import RankingResult, ReRanking, evaluate_features
     from rga_reid.experiments.evaluate_model import describe_identical_files, embed_test_images, split_sides
     from rga_reid.files import write_json, write_text
-    from rga_reid.models import FlipTTA, load_model
+    from rga_reid.models import FlipTTA
 
     check_outputs(options, {"json": (), "html": ()})
     if options.html is not None:
@@ -58,13 +72,20 @@ def run(options: Namespace) -> None:
 
         require_layout()
     check_int("--batch-size", options.batch_size)
+    check_embedder(options)
     table = read_table(options.data.root, options.data.dataset)
     device = choose_device(options.device)
-    model = load_model(options.checkpoint, device)
+    model = read_embedder(options, device)
     everything = table
+    unreadable: list[ImageError] = []
     features, table = embed_test_images(
-        FlipTTA(model) if options.flip else model, table, batch_size=options.batch_size, device=device
+        FlipTTA(model) if options.flip else model,
+        table,
+        batch_size=options.batch_size,
+        device=device,
+        refused=unreadable if options.skip_unreadable else None,
     )
+    print_unreadable(unreadable)
     if options.protocol == "no_cameras":
         table = table.assign(camid=table["camid"].where(table["camid"].isna()))
     evaluate = evaluate_features if options.protocol is None else protocols[options.protocol].evaluate

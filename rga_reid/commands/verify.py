@@ -6,11 +6,14 @@ from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rga_reid.commands._embedder import read_embedder
 from rga_reid.commands._inputs import load_threshold
 from rga_reid.commands._options import (
+    add_checkpoint_options,
     add_device_option,
     add_import_option,
     add_threshold_options,
+    check_embedder,
     check_images,
     check_threshold,
     new_parser,
@@ -28,7 +31,7 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("first", metavar="A", help="image file")
     command.add_argument("second", metavar="B", help="image file")
-    command.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
+    add_checkpoint_options(command, required=True)
     add_threshold_options(command, "least score of the same person")
     add_device_option(command)
     command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
@@ -40,16 +43,16 @@ def run(options: Namespace) -> None:
     """Embed, compare and print."""
     check_outputs(options, {"json": ()})
     check_threshold(options)
+    check_embedder(options)
     check_images("A", options.first)
     check_images("B", options.second)
 
     from rga_reid.devices import choose_device
     from rga_reid.inference.verify import verify
-    from rga_reid.models import load_model
 
     threshold = load_threshold(options)
     device = choose_device(options.device)
-    model = load_model(options.checkpoint, device)
+    model = read_embedder(options, device)
     value = None if threshold is None else threshold.value
     found = verify(model, options.first, options.second, value, device)
     if options.json is not None:

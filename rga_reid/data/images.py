@@ -243,6 +243,8 @@ def is_unicode(path: str) -> bool:
 
 def display_path(path: str | os.PathLike[str]) -> str:
     """Return a path for a message, with bytes that are not Unicode escaped."""
+    if isinstance(path, bytes):  # the content of a file, by mistake
+        return f"{len(path):,} bytes"
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, short_repr
 
 _ROWS = 64  # rows converted to float64 at a time: they stay in the processor's cache
 
@@ -264,7 +264,7 @@ def _as_path(value: Any, row: int, name: str) -> str | None:
         return os.fspath(value)
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return None
-    raise InputError(f"{name}: row {row}: expected a path, got {value!r}")
+    raise InputError(f"{name}: row {row}: expected a path, got {short_repr(value)}")
 
 
 def _check_length(found: int, expected: int, name: str) -> None:

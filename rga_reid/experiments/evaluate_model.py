@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.data import ImageError
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, evaluate_features, top_matches
 from rga_reid.evaluation.metrics import RANKS
-from rga_reid.inference import extract_features
-from rga_reid.inference.embed import Embedder
+from rga_reid.inference import Embedder, extract_features
 from rga_reid.reports.plots import COLOURS, Group, feature_space_plot, figure_uri, flat_layout
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
@@ -57,8 +57,11 @@ def embed_test_images(
     *,
     batch_size: int = 64,
     device: str | torch.device | None = None,
+    refused: list[ImageError] | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Return the features ``(n, d)`` of the query and gallery images, and their rows of the table.
+
+    Arguments are those of ``extract_features``.
 
     Raises:
         InputError: no query or no gallery images.
@@ -66,7 +69,7 @@ def embed_test_images(
     for split in ("query", "gallery"):
         if not (table.split == split).any():
             raise InputError(f"testing needs images of the split '{split}': this data set has none")
-    return extract_features(model, table[table.split != "train"], batch_size, device)
+    return extract_features(model, table[table.split != "train"], batch_size, device, refused=refused)
 
 
 def split_sides(features: np.ndarray, table: pd.DataFrame) -> tuple[LabelledFeatures, LabelledFeatures]:

@@ -128,6 +128,7 @@ def save_features(
     table: pd.DataFrame,
     *,
     index: str = "flat",
+    model: ModelFingerprint | None = None,
     overwrite: bool = False,
     wait: float = WAIT,
     **settings: int,
@@ -137,7 +138,7 @@ def save_features(
     Args:
         location: see ``Gallery.open``.
         features: floating-point numbers ``(n, d)``; may be a mapped file.
-        table, index, settings: see ``Gallery.build``.
+        table, index, model, settings: see ``Gallery.build``.
         overwrite, wait: see ``Gallery.save``.
 
     Raises:
@@ -148,10 +149,10 @@ def save_features(
     require_nonempty(count)
     require_row_each(count, kept)
     config.check_dimension(dimension)
-    store = create_store(location, config, overwrite=overwrite)
+    store = create_store(location, config, model, overwrite=overwrite)
     store.wait = wait
     with store.transaction():
         store.set_columns(columns)
         store.append_features(features, kept)
-        store.commit(Metadata(dimension, config, None, count, columns))
+        store.commit(Metadata(dimension, config, model, count, columns))
     return Gallery.open(location)

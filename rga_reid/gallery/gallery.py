@@ -396,7 +396,7 @@ class Gallery:
             InputError: the file cannot be written.
         """
         rows = read_all_rows(self._store, vectors=True)
-        write_features(path, rows.vectors, rows.table)
+        write_features(path, rows.vectors, rows.table, self.model)
 
     def compact(self) -> None:
         """Join the segments that ``add`` and ``remove`` left, and rebuild their indexes.

@@ -5,35 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from rga_reid.data import ImageError, decode
 from rga_reid.errors import InputError, check_int
+from rga_reid.inference.embedder import Embedder
 from rga_reid.runtime import keep_freed_memory, track
 
 PathLike = str | os.PathLike[str]
-
-
-class Embedder(Protocol):
-    """An ``EmbeddingModel``, a ``ColourHistogram`` or any class with the same interface."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the input images in pixels."""
-
-    @property
-    def dimension(self) -> int:
-        """Length d of a feature."""
-
-    def embed(
-        self, images: Tensor, *, batch_size: int = 64, device: str | torch.device | None = None
-    ) -> Tensor:
-        """Embed uint8 ``(n, 3, H, W)`` as float32 ``(n, d)`` on the CPU, rows L2-normalised."""
 
 
 def extract_features(
@@ -41,6 +23,8 @@ def extract_features(
     table_or_paths: pd.DataFrame | PathLike | Sequence[PathLike],
     batch_size: int = 64,
     device: str | torch.device | None = None,
+    *,
+    refused: list[ImageError] | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Embed image files, holding at most two batches of pixels in memory.
 
@@ -49,27 +33,37 @@ def extract_features(
         table_or_paths: a table with a column ``path``, an image file, or a list of n image files.
         batch_size: images in one forward pass.
         device: device to run on; by default the model's current one.
+        refused: collects the errors of unreadable images, which are then left out.
 
     Returns:
         Features, float32 ``(n, d)`` with L2-normalised rows, and the table with its rows numbered from 0 (for
         files, a table with the column ``path`` only).
 
     Raises:
-        InputError: a file is not an image (the message names it) or its feature is NaN or infinite; the table
-            has no column ``path``; the batch size is below 1.
+        InputError: a file is not an image (the message names it), unless ``refused`` is given; its feature is NaN or
+            infinite; an item that is not a path; the table has no column ``path``; the batch size is below 1.
     """
     table = _to_table(table_or_paths)
-    batches = stream_features(model, table, batch_size, device)
-    return collect(batches, len(table), model.dimension), table
+    batches = stream_features(model, table, batch_size, device, refused=refused)
+    return collect(batches, table, model.dimension)
 
 
-def collect(batches: Iterable[tuple[np.ndarray, pd.DataFrame]], count: int, dimension: int) -> np.ndarray:
-    """Return the features of up to ``count`` images as one matrix; remaining rows are arbitrary."""
-    features, done = np.empty((count, dimension), np.float32), 0
-    for batch, _ in batches:
+def collect(
+    batches: Iterable[tuple[np.ndarray, pd.DataFrame]], table: pd.DataFrame, dimension: int
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return features and rows of all batches, in one matrix and one table with its rows numbered from 0.
+
+    Args:
+        batches: rows of ``table`` in its order, some of which may be missing.
+        table: all rows.
+        dimension: length of a feature.
+    """
+    features, parts, done = np.empty((len(table), dimension), np.float32), [table.head(0)], 0
+    for batch, rows in batches:
         features[done : done + len(batch)] = batch
+        parts.append(rows)
         done += len(batch)
-    return features
+    return features[:done], pd.concat(parts, ignore_index=True)
 
 
 def stream_features(
@@ -113,7 +107,9 @@ def stream_features(
             images, rows = upcoming.result()
             upcoming = reader.submit(read, start + batch_size)
             if len(rows):
-                features = model.embed(torch.from_numpy(images), batch_size=batch_size, device=device).numpy()
+                features = np.asarray(
+                    model.embed(torch.from_numpy(images), batch_size=batch_size, device=device)
+                )
                 _require_finite(features, rows)
                 yield features, rows
 
@@ -126,9 +122,13 @@ def _require_finite(features: np.ndarray, rows: pd.DataFrame) -> None:
 
 
 def _to_table(table_or_paths: pd.DataFrame | PathLike | Sequence[PathLike]) -> pd.DataFrame:
-    if isinstance(table_or_paths, str | os.PathLike):
+    if isinstance(table_or_paths, str | bytes | os.PathLike):
         table_or_paths = [table_or_paths]
     if not isinstance(table_or_paths, pd.DataFrame):
+        for number, path in enumerate(table_or_paths):
+            if not isinstance(path, str | os.PathLike):
+                found = type(path).__name__
+                raise InputError(f"images[{number}]: expected the path of an image file, got {found}")
         return pd.DataFrame({"path": pd.Series([os.fspath(path) for path in table_or_paths], dtype="str")})
     if "path" not in table_or_paths.columns:
         found = ", ".join(map(str, table_or_paths.columns)) or "none"

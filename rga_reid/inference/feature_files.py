@@ -1,9 +1,9 @@
 """Feature files: written as ``.npz``, read from ``.npz`` or ``.npy``.
 
 Arrays of an ``.npz`` file: ``features`` ``(n, d)``, and optionally ``pids``, ``camids`` (integers or text), ``paths``
-(text) and ``column_NAME`` for any other column (text, numbers, booleans, or times in UTC), each ``(n,)``. An array
-whose values are all unknown is omitted; if some are unknown, ``pids_known``, ``camids_known`` or ``column_NAME_known``
-(bool) is False for those.
+(text) and ``column_NAME`` for any other column (text, numbers, booleans, or times in UTC), each ``(n,)``, and
+``model``, the fingerprint of the model as JSON text, ``()``. An array whose values are all unknown is omitted; if some
+are unknown, ``pids_known``, ``camids_known`` or ``column_NAME_known`` (bool) is False for those.
 
 An ``.npy`` file ``NAME.npy`` holds features only, with their labels in ``NAME.csv``: one row for each feature, columns
 ``pid``, ``camid`` and ``path``, cells empty where unknown.
@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import os
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,7 @@ from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation.features import feature_matrix
 from rga_reid.files import atomic_file
 from rga_reid.inputs import open_bytes, open_text, truncate
+from rga_reid.models.checkpoints import ModelFingerprint
 from rga_reid.runtime import free_memory
 
 MAX_CSV = 1 << 30  #: bytes of a table of labels
@@ -38,16 +41,23 @@ _LABELS = {"pid": "pids", "camid": "camids"}
 _ARRAY_NAMES = {"pid": "pids", "camera": "camids"}
 _COLUMN = "column_"  # begins the names of the arrays of other columns
 _ARRAYS = ("features", "paths", *_LABELS.values(), *(f"{name}_known" for name in _LABELS.values()))
+_MODEL = "model"
 _UNKNOWN = ["", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"]  # as tables write unknown values
 
 
-def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFrame) -> None:
+def write_features(
+    path: str | os.PathLike[str],
+    features: Any,
+    table: pd.DataFrame,
+    model: ModelFingerprint | None = None,
+) -> None:
     """Write features and their labels to an ``.npz`` file, atomically, replacing an existing one.
 
     Args:
         path: file to write.
         features: ``(n, d)``, an array or a CPU tensor; stored as float32.
         table: n rows, see ``rga_reid.data.columns``; ``path`` may be missing.
+        model: fingerprint of the model that made the features; None if unknown.
 
     Raises:
         InputError: the table has another number of rows, a path is null, or the file cannot be written.
@@ -65,6 +75,8 @@ def write_features(path: str | os.PathLike[str], features: Any, table: pd.DataFr
             arrays[name] = _to_array(typed[column], known)
         if known.any() and not known.all():
             arrays[f"{name}_known"] = known
+    if model is not None:
+        arrays[_MODEL] = np.array(json.dumps(model.to_json()), dtype=np.str_)
     if "path" in table:
         if table["path"].isna().any():
             raise InputError(f"table: row {int(table['path'].isna().argmax())}: expected a path, found none")
@@ -111,8 +123,29 @@ def read_features(path: str | os.PathLike[str]) -> tuple[np.ndarray, pd.DataFram
     return features, pd.DataFrame(columns, index=pd.RangeIndex(len(features)))
 
 
-def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the arrays of ``_ARRAYS`` that an ``.npz`` file has."""
+def read_fingerprint(path: str | os.PathLike[str]) -> ModelFingerprint | None:
+    """Return the fingerprint of the model that made the features of a file; None if the file does not say.
+
+    Raises:
+        InputError: see ``read_features``; an array ``model`` that is not the JSON of a fingerprint.
+    """
+    if os.fspath(path).endswith(".npy"):
+        return None
+    array = _read_npz(path, (_MODEL,)).get(_MODEL)
+    if array is None:
+        return None
+    try:
+        if array.shape != () or array.dtype.kind != "U":
+            raise ValueError(f"{array.dtype} {array.shape}")
+        return ModelFingerprint.from_json(json.loads(str(array)))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{path}: array 'model': expected the fingerprint of a model as JSON ({truncate(error)})"
+        ) from None
+
+
+def _read_npz(path: str | os.PathLike[str], wanted: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read those of the wanted arrays that an ``.npz`` file has; by default features, labels and columns."""
     with open_bytes(path) as file:
         if file.read(6) == b"\x93NUMPY":
             raise InputError(f"{path}: expected an .npz file, found a single array (.npy)")
@@ -127,8 +160,8 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if "features" not in members:
                 found = truncate(", ".join(members)) or "none"
                 raise InputError(f"{path}: expected an array 'features', found {found}")
-            wanted = [*_ARRAYS, *(name for name in members if name.startswith(_COLUMN))]
-            known = {name: members[name] for name in wanted if name in members}
+            chosen = list(wanted or [*_ARRAYS, *(name for name in members if name.startswith(_COLUMN))])
+            known = {name: members[name] for name in chosen if name in members}
             _check_size(path, known)
             return {name: _read_member(path, archive, name, member) for name, member in known.items()}
 

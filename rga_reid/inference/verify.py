@@ -10,7 +10,8 @@ import torch
 
 from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation.similarity import CosineScores
-from rga_reid.inference.embed import Embedder, extract_features
+from rga_reid.inference.embed import extract_features
+from rga_reid.inference.embedder import Embedder
 from rga_reid.inputs import is_number, read_json
 
 MAX_RATIO = 2  #: between the number of images searched and the calibrated one

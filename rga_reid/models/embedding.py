@@ -120,6 +120,8 @@ class EmbeddingModel(nn.Module):
         self.config = config
         #: statistics of the training data, if the checkpoint has them
         self.trained_on: dict[str, Any] | None = None
+        #: ``ModelFingerprint`` of the file that ``load_embedder`` read; None for other models
+        self.fingerprint: Any = None
 
     def forward(self, images: Tensor) -> Any:
         """Embed normalised float images ``(n, 3, H, W)``.
@@ -276,10 +278,10 @@ class FlipTTA:
     """Embed an image as the normalised sum of its embedding and that of its mirror image.
 
     Args:
-        model: model that embeds both.
+        model: embeds both; an ``EmbeddingModel`` or another embedder with its interface.
     """
 
-    def __init__(self, model: EmbeddingModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.model, self.size, self.dimension = model, model.size, model.dimension
 
     def embed(

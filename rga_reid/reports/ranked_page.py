@@ -68,6 +68,7 @@ def ranked_page(
     title: str = "Ranked matches",
     note: str = "",
     captions: Sequence[str] = (),
+    others: Sequence[Sequence[str]] = (),
     template: str = "ranked_page.html",
     **more: Any,
 ) -> str:
@@ -79,6 +80,7 @@ def ranked_page(
         title: heading of the page.
         note: a sentence below the heading.
         captions: texts below each query; none by default.
+        others: for each query the files of further pictures of it, shown small below the first; none by default.
         template: a template that extends ``ranked_page.html``.
         more: further variables of that template.
 
@@ -90,10 +92,12 @@ def ranked_page(
     """
     if len(queries) != len(matches):
         raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
+    others = others or [()] * len(queries)
     paths = {picture.path: None for found in (queries, *matches) for picture in found}
+    paths |= dict.fromkeys(path for files in others for path in files)
     pictures = {path: thumbnail(path, _BOX) for path in track(paths, "thumbnails", len(paths))}
     captions = captions or [""] * len(queries)
-    rows = [_row(*three) for three in zip(queries, matches, captions, strict=True)]
+    rows = [_row(*four) for four in zip(queries, matches, captions, others, strict=True)]
     environment = page_environment()
     environment.filters["file_name"] = lambda path: Path(path).name
     seen = {card["verdict"] for row in rows for card in row["cards"]}
@@ -108,7 +112,7 @@ def ranked_page(
     )
 
 
-def _row(query: Picture, matches: Sequence[Match], caption: str) -> dict[str, Any]:
+def _row(query: Picture, matches: Sequence[Match], caption: str, others: Sequence[str]) -> dict[str, Any]:
     cards = [{"match": match, "verdict": verdict(query, match)} for match in matches]
     counts = Counter(card["verdict"] for card in cards)
     scores = {match.score for match in matches}
@@ -119,6 +123,7 @@ def _row(query: Picture, matches: Sequence[Match], caption: str) -> dict[str, An
     return {
         "query": query,
         "caption": caption,
+        "others": others,
         "cards": cards,
         "correct": counts["correct"],
         "judged": counts["correct"] + counts["wrong"],

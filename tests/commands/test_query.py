@@ -132,7 +132,13 @@ def test_several_images_of_one_person(
     expected = Gallery.open(gallery).search(features.mean(axis=0, keepdims=True), 3)
     assert [match["score"] for match in result["matches"]] == expected["score"].tolist()
     assert "1 query against" in (tmp_path / "m.html").read_text(encoding="utf-8")
-    assert capsys.readouterr().out.count("0002_c") == 1
+    assert result["images"] == [str(file) for file in files]
+    printed = capsys.readouterr().out
+    assert "mean of 2 pictures" in printed
+    assert [printed.count(file.name) for file in files] == [1, 1]
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert "mean of 2 pictures" in page
+    assert page.count("data:image/jpeg") == 5  # both pictures and three matches
 
 
 def test_rerank(mean_colour: Any, red: Path, tmp_path: Path, gallery: Path, query: Any) -> None:
@@ -182,7 +188,7 @@ def test_the_model_of_a_gallery_may_be_missing(
         words = ["query", "--gallery", str(folder), "--image", str(red)]
         assert message in refused(*words)
         assert "none.ckpt" in refused(*words, "--checkpoint", "none.ckpt")
-        assert main([*words, "--checkpoint", str(moved)]) == 0
+        assert main([*words, "--checkpoint", str(moved), "--same-features"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rga_reid.commands import main
 from rga_reid.data import read_image
 from rga_reid.errors import InputError
 from rga_reid.inference import extract_features, stream_features
+from rga_reid.models.embedding import iter_batches
 
 
 class MeanColour:
@@ -147,3 +148,20 @@ def test_features_of_a_command(tiny_market: Path, tiny_checkpoint: Path, tmp_pat
     with np.load(out) as file:
         assert file["features"].shape == (4, 512)
         assert sorted(file["pids"]) == [11, 12, 13, 14]
+
+
+def test_errors_do_not_print_the_content_of_files() -> None:
+    content = b"\xff\xd8 secret picture" * 5000
+    model = MeanColour()
+    calls: list[Any] = [
+        lambda: extract_features(model, [content]),  # type: ignore[list-item]
+        lambda: extract_features(model, content),  # type: ignore[arg-type]
+        lambda: read_image(content),  # type: ignore[arg-type]
+        lambda: list(iter_batches([content], (8, 4), 1)),
+        lambda: list(iter_batches(content, (8, 4), content)),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "secret" not in str(caught.value)
+        assert len(str(caught.value)) < 200

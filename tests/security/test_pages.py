@@ -102,6 +102,7 @@ def test_page_of_queries(pictures: Path, tiny_checkpoint: Path, tmp_path: Path) 
     np.savez(tmp_path / "f.npz", features=features, paths=np.array(NAMES), pids=numbers, camids=numbers)
     assert main(["gallery", "build", "--features", str(tmp_path / "f.npz"), "--gallery", str(gallery)]) == 0
     words = ["query", "--gallery", str(gallery), "--checkpoint", str(tiny_checkpoint), "--top-k", "20"]
+    words.append("--same-features")
     assert main([*words, "--html", str(page), "--image", *files]) == 0
     assert_harmless(read(page), [*NAMES, *files, f"“{NAMES[0]}”", f"person {LARGE}", f"camera {-LARGE - 1}"])
 

@@ -175,6 +175,15 @@ def test_no_features_are_unpickled(tmp_path: Path, mark: Path, kind: str, run: R
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("model", ["pickle", "[" * 10_000, "{", "null", '{"checkpoint": 1}', 5, ["a", "b"]])
+def test_no_fingerprint_of_features_is_unpickled(tmp_path: Path, mark: Path, model: Any, run: Run) -> None:
+    content = object_array(mark) if model == "pickle" else np.array(model)
+    np.savez(tmp_path / "f.npz", features=np.eye(3), paths=np.array(["a"] * 3), model=content)
+    refused = refusal(run(["gallery", "build", "--features", "f.npz", "--gallery", "G"], tmp_path))
+    assert "f.npz: array 'model'" in refused
+    assert not mark.exists()
+
+
 class Extension(pa.ExtensionType):
     """Of an Arrow type that older releases would have unpickled: its name is theirs."""
 
@@ -274,6 +283,8 @@ def test_every_place_that_loads_is_known() -> None:
             "gallery/manifest.py",
             "gallery/milvus.py",
             "gallery/store.py",
+            "inference/feature_files.py",
+            "inference/onnx_embedder.py",
             "inputs.py",
             "models/checkpoints.py",
             "models/weights.py",
@@ -289,7 +300,7 @@ def test_every_place_that_loads_is_known() -> None:
         "numpy.lib.format.read_array": {"inference/feature_files.py"},
         "csv.reader": {"data/events.py", "inference/feature_files.py"},
         "pyarrow.parquet.ParquetFile": {"inputs.py"},
-        "onnxruntime.InferenceSession": {"models/export.py"},
+        "onnxruntime.InferenceSession": {"inference/onnx_embedder.py", "models/export.py"},
         "torch.jit.load": {"models/export.py"},
         "safetensors.safe_open": {"models/weights.py"},
         "torch.load": {"models/weights.py"},
