@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import zoneinfo
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from typing import Any
@@ -292,6 +292,27 @@ def parse_time(text: str, zone: tzinfo = timezone.utc) -> datetime | None:
         return local.replace(tzinfo=timezone.utc) - offset
     except OverflowError:
         return None
+
+
+def find_columns(names: Sequence[str], schema: Schema, source: str) -> list[str]:
+    """Return the columns of these names, without duplicates.
+
+    Args:
+        names: ``camid`` means ``camera``.
+        schema: known columns.
+        source: what messages call the names, such as ``--columns``.
+
+    Raises:
+        InputError: an unknown column; the message has the nearest names.
+    """
+    found = [CAMERA if name == CAMERA_ALIAS else name for name in names]
+    for name in found:
+        if name not in schema:
+            hint = did_you_mean(name, schema, most=3)
+            raise InputError(
+                f"{source}: unknown column {short_repr(name)}; expected one of {', '.join(schema)}{hint}"
+            )
+    return list(dict.fromkeys(found))
 
 
 def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from rga_reid.data.columns import (
 )
 from rga_reid.errors import InputError, check_int
 from rga_reid.evaluation import ReRanking
-from rga_reid.gallery.filters import Filter, is_known, other_cameras, parse_filter
+from rga_reid.gallery.filters import Filter, parse_filter
+from rga_reid.gallery.grouped_search import PER_GROUP, search_groups
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.location import create_store, open_store
 from rga_reid.gallery.segment_store import SegmentStore
@@ -41,6 +42,7 @@ from rga_reid.gallery.store import (
     ignore_progress,
     read_all_rows,
     result_table,
+    search_filter,
 )
 from rga_reid.gallery.validation import (
     gallery_table,
@@ -444,8 +446,10 @@ class Gallery:
         rerank: ReRanking | None = None,
         shortlist: int = SHORTLIST,
         with_ids: bool = False,
+        group_by: str | None = None,
+        per_group: int = PER_GROUP,
     ) -> pd.DataFrame:
-        """Return the nearest images to each query.
+        """Return the nearest images to each query, or the nearest groups of images.
 
         The score is the cosine: the float64 dot product of the two float32 rows, L2-normalised. Images of equal
         score are in gallery order. With a flat index the result does not depend on other queries, the number
@@ -454,7 +458,7 @@ class Gallery:
 
         Args:
             features: numbers ``(q, d)``, one row per query.
-            top_k: matches per query; all images where the gallery has fewer.
+            top_k: matches, or groups, per query; all where the gallery has fewer.
             exclude_camera: leave out the images of this camera. Images of unknown cameras stay.
             where: search only the images that this filter keeps, such as
                 ``camera == 3 and time >= now - 2h``: see docs/galleries.md.
@@ -462,38 +466,37 @@ class Gallery:
                 Scores remain cosines, so they no longer decrease with rank.
             shortlist: how many of the nearest images are re-ranked; at least ``top_k``.
             with_ids: add the ids of the images as a last column ``id``.
+            group_by: return the nearest groups by ``track`` (of a camera), ``camera``, ``pid`` or another column. An
+                image that does not have it is a group of its own.
+            per_group: images of each group, the best ones.
 
         Returns:
-            Columns ``query`` (from 0), ``rank`` (from 1), ``score``, and those of ``table``, sorted by ``query``,
-            then ``rank``.
+            Columns ``query`` (from 0), ``rank`` (from 1; of the group), ``score``, and those of ``table``, sorted by
+            ``query``, then ``rank``.
 
         Raises:
             InputError: features of another dimension, a row that cannot be normalised, ``top_k`` below 1, a
                 shortlist shorter than it, a camera to exclude from a gallery without any known camera, an
-                invalid filter.
+                invalid filter, an unknown column.
         """
-        top_k, condition = check_int("top_k", top_k), self._filter(exclude_camera, where)
+        top_k, condition = check_int("top_k", top_k), search_filter(self._store, exclude_camera, where)
         queries = normalize_rows(features, name="query features")
         self._require_dimension("query features", queries)
+        if rerank is not None:
+            check_int("shortlist", shortlist, top_k)
+        if group_by is not None:
+            results = search_groups(
+                self._store, queries, top_k, group_by, per_group, condition, rerank, shortlist
+            )
+            return results.to_frame(self.columns, with_ids=with_ids)
         if rerank is None:
             return self._store.search(queries, top_k, condition).to_frame(self.columns, with_ids=with_ids)
-        results = self._store.search(queries, check_int("shortlist", shortlist, top_k), condition)
+        results = self._store.search(queries, shortlist, condition)
         return results.rerank(queries, rerank, top_k).to_frame(self.columns, with_ids=with_ids)
 
     def count(self, *, exclude_camera: int | str | None = None, where: str | None = None) -> int:
         """Return how many images a search with these limits compares; ``InputError`` as for ``search``."""
-        return self._store.count(self._filter(exclude_camera, where))
-
-    def _filter(self, exclude_camera: int | str | None, where: str | None) -> Filter | None:
-        condition = None if where is None else self._parse(where)
-        if exclude_camera is None:
-            return condition
-        columns = self.columns
-        camera = label_value(exclude_camera, columns["camera"], "exclude_camera")
-        if not self._store.count(is_known("camera", columns)):
-            raise InputError(f"exclude_camera {camera}: this gallery does not know the camera of any image")
-        others = other_cameras(camera, columns)
-        return others if condition is None else others & condition
+        return self._store.count(search_filter(self._store, exclude_camera, where))
 
     def _parse(self, where: str) -> Filter:
         return parse_filter(where, self.columns)

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import CAMERA, CAMERA_ALIAS, RESERVED, Schema, cast
+from rga_reid.data.columns import CAMERA, CAMERA_ALIAS, RESERVED, Schema, cast, label_value
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking, re_ranked_distances
-from rga_reid.gallery.filters import Filter, is_among
+from rga_reid.gallery.filters import Filter, is_among, is_known, other_cameras, parse_filter
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.validation import is_normalized, non_finite_error, normalized_blocks
 from rga_reid.models.checkpoints import ModelFingerprint
@@ -140,6 +140,7 @@ class SearchResults:
         ids: int64 ``(n,)``.
         table: n rows of the gallery's columns, numbered from 0.
         vectors: returns the vectors of some of the n rows, given their numbers: float32 ``(len(numbers), d)``.
+        ranks: int64 ``(n,)``, ranks of the groups of the images; by default each image has the next rank.
 
     Raises:
         InputError: a score is NaN or infinite, so the gallery's vectors are too.
@@ -150,6 +151,7 @@ class SearchResults:
     ids: np.ndarray
     table: pd.DataFrame
     vectors: Callable[[np.ndarray], np.ndarray]
+    ranks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.scores).all():
@@ -190,9 +192,10 @@ class SearchResults:
     def to_frame(self, columns: Schema, *, with_ids: bool = False) -> pd.DataFrame:
         """Return the table that ``Gallery.search`` returns; ``columns`` are those of the gallery."""
         starts = self.counts.cumsum() - self.counts
+        order = np.arange(len(self.ids)) - np.repeat(starts, self.counts) + 1
         shown: dict[str, Any] = {
             "query": np.repeat(np.arange(len(self.counts)), self.counts),
-            "rank": np.arange(len(self.ids)) - np.repeat(starts, self.counts) + 1,
+            "rank": order if self.ranks is None else self.ranks,
             "score": self.scores,
             **{name: values.array for name, values in result_table(self.table, columns).items()},
         }
@@ -405,6 +408,23 @@ class StoreFactory(Protocol):
         Raises:
             InputError: the location is in use and may not be replaced.
         """
+
+
+def search_filter(store: VectorStore, exclude_camera: int | str | None, where: str | None) -> Filter | None:
+    """Return the filter of the rows that a search compares, see ``Gallery.search``; None for all rows.
+
+    Raises:
+        InputError: an invalid filter or camera; no row of the store has a known camera to exclude.
+    """
+    columns = store.metadata.columns
+    condition = None if where is None else parse_filter(where, columns)
+    if exclude_camera is None:
+        return condition
+    camera = label_value(exclude_camera, columns[CAMERA], "exclude_camera")
+    if not store.count(is_known(CAMERA, columns)):
+        raise InputError(f"exclude_camera {camera}: this gallery does not know the camera of any image")
+    others = other_cameras(camera, columns)
+    return others if condition is None else others & condition
 
 
 def read_all_rows(store: VectorStore, *, vectors: bool = False) -> Rows:
