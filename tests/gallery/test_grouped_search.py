@@ -101,7 +101,9 @@ def test_a_group_that_fills_every_search_hides_no_other(size: int) -> None:
     """The nearest images are of three tracks; those without a track, and two others, come last."""
     generator = np.random.default_rng(1)
     features = np.ones((3 * size + 12, DIMENSION)) + 0.01 * generator.normal(size=(3 * size + 12, DIMENSION))
-    features[3 * size :] -= np.linspace(1, 6, 12)[:, None] * np.eye(DIMENSION)[0]
+    features[size : 2 * size, 0] -= 0.3
+    features[2 * size : 3 * size, 0] -= 0.6
+    features[3 * size :, 0] -= np.linspace(1, 6, 12)
     track = [*np.arange(3 * size) // size, None, 8, None, 8, None, None, 9, None, 8, 9, None, 9]
     table = pd.DataFrame({"path": "x.jpg", "camera": 1, "track": pd.array(track, dtype="Int64")})
     gallery = Gallery.build(features, table)
@@ -114,12 +116,18 @@ def test_a_group_that_fills_every_search_hides_no_other(size: int) -> None:
 def test_filters_go_along(crowded: Any) -> None:
     features, table, gallery = crowded
     matches = gallery.search(
-        features[:2], 12, group_by="pid", per_group=2, where="track > 1", exclude_camera="cam3", with_ids=True
+        features[:2],
+        40,
+        group_by="pid",
+        per_group=2,
+        where="track > 1",
+        exclude_camera="cam3",
+        with_ids=True,
     )
     kept = (table["track"].fillna(0) > 1) & (table["camera"].fillna("") != "cam3")
     for number in range(2):
         order = sorted_rows(features, features[number], np.flatnonzero(kept))
-        assert found(matches, number) == expected(order, table, ["pid"], 12, 2)
+        assert found(matches, number) == expected(order, table, ["pid"], 40, 2)
     assert gallery.search(features[:2], group_by="pid", where="track > 99").empty
 
 
