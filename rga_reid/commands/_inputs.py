@@ -35,9 +35,9 @@ def read_image_table(
     Returns:
         The table, with absolute paths, which stay valid in any working folder, and ``schema`` with its new columns.
     """
-    from rga_reid.data import read_table, table_from_images
+    from rga_reid.data import read_table
     from rga_reid.data.columns import RESERVED, conform
-    from rga_reid.data.events import read_events, table_from_pattern
+    from rga_reid.data.events import read_events
 
     schema = RESERVED if schema is None else schema
     if options.table is not None:
@@ -48,29 +48,49 @@ def read_image_table(
             schema=schema,
             must_exist=not options.skip_unreadable,
         )
-    if options.pattern is not None:
-        folder = os.path.abspath(options.images)
-        table, columns, matching = table_from_pattern(
-            folder, options.pattern, timezone=options.timezone, schema=schema
-        )
+    if options.images is not None:
+        table, columns, matching = read_folder(options, schema)
         if not matching.all():
-            first = os.path.relpath(table["path"][int((~matching).to_numpy().argmax())], folder)
+            first = os.path.relpath(table["path"][int((~matching).to_numpy().argmax())], options.images)
             print(
                 f"{int((~matching).sum()):,} of {len(table):,} images do not match the pattern, such as "
                 f"{sanitize(first)}"
             )
         return table, columns
-    if options.images is not None:
-        table = table_from_images(os.path.abspath(options.images))
-    else:
-        table = read_table(os.path.abspath(options.data.root), options.data.dataset)
-        split = options.data.get("split", "gallery")
-        table = table if split is None else table[table["split"] == split].reset_index(drop=True)
-        table = table.drop(columns="split")
-        if table.empty:
-            raise InputError(f"--data.root {options.data.root}: the split {split!r} has no images")
+    table = read_table(os.path.abspath(options.data.root), options.data.dataset)
+    split = options.data.get("split", "gallery")
+    table = table if split is None else table[table["split"] == split].reset_index(drop=True)
+    table = table.drop(columns="split")
+    if table.empty:
+        raise InputError(f"--data.root {options.data.root}: the split {split!r} has no images")
     kept, columns = conform(table.drop(columns="path"), schema)
     return kept.assign(path=table["path"]), columns
+
+
+def read_folder(
+    options: Namespace, schema: Mapping[str, str], paths: Sequence[Path] | None = None
+) -> tuple[pd.DataFrame, dict[str, str], pd.Series]:
+    """Return images below ``--images``, the types of their columns, and which match ``--pattern``, if it is given.
+
+    Args:
+        options: parsed options.
+        schema: columns of the gallery.
+        paths: images below the folder; all by default.
+    """
+    import pandas as pd
+
+    from rga_reid.data import table_from_images
+    from rga_reid.data.columns import conform
+    from rga_reid.data.events import table_from_pattern
+
+    folder = os.path.abspath(options.images)
+    if options.pattern is not None:
+        return table_from_pattern(
+            folder, options.pattern, timezone=options.timezone, schema=schema, paths=paths
+        )
+    table = table_from_images(folder, paths)
+    kept, columns = conform(table.drop(columns="path"), schema)
+    return kept.assign(path=table["path"]), columns, pd.Series(True, index=table.index)
 
 
 def read_gallery_features(file: str) -> tuple[np.ndarray, pd.DataFrame]:

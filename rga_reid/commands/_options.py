@@ -251,12 +251,7 @@ def add_skip_option(parser: ArgumentParser) -> None:
 def add_image_options(parser: ArgumentParser) -> None:
     """Add the options that name images: a folder, a table or a data set."""
     parser.add_argument("--images", metavar="DIR", help="folder of images, searched with its subfolders")
-    parser.add_argument(
-        "--pattern",
-        metavar="REGEX",
-        help="with --images: regular expression whose named groups are columns, such as "
-        "'(?P<camera>cam\\d+)/(?P<time>\\d{8}T\\d{6})_trk(?P<track>\\d+)', searched in the path within the folder",
-    )
+    add_pattern_option(parser)
     parser.add_argument(
         "--table",
         metavar="FILE",
@@ -265,11 +260,7 @@ def add_image_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--images-root", metavar="DIR", help="with --table: folder of its paths (default: the table's own)"
     )
-    parser.add_argument(
-        "--timezone",
-        metavar="NAME",
-        help="zone of times without one, such as Europe/Berlin (default: refuse them)",
-    )
+    add_timezone_option(parser)
     parser.add_argument("--data.root", metavar="DIR", help="or a data set, or a CSV file")
     parser.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
 
@@ -283,6 +274,25 @@ def add_source_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     add_device_option(parser)
     add_skip_option(parser)
+
+
+def add_pattern_option(parser: ArgumentParser) -> None:
+    """Add ``--pattern``."""
+    parser.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help="with --images: regular expression whose named groups are columns, such as "
+        "'(?P<camera>cam\\d+)/(?P<time>\\d{8}T\\d{6})_trk(?P<track>\\d+)', searched in the path within the folder",
+    )
+
+
+def add_timezone_option(parser: ArgumentParser) -> None:
+    """Add ``--timezone``."""
+    parser.add_argument(
+        "--timezone",
+        metavar="NAME",
+        help="zone of times without one, such as Europe/Berlin (default: refuse them)",
+    )
 
 
 def check_source(options: Namespace, command: str) -> None:

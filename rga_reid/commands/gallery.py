@@ -1,4 +1,4 @@
-"""``gallery``: build one of images or features, add, label, remove, merge, export, look at it, check it."""
+"""``gallery``: build one of images or features, add, watch, label, remove, merge, export, look at it, check it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands import _group
+from rga_reid.commands import _group, _watch
 from rga_reid.commands._embedder import read_embedder, read_gallery_embedder
 from rga_reid.commands._inputs import embed_table, read_gallery_features, read_image_table, shards_folder
 from rga_reid.commands._options import (
@@ -131,6 +131,7 @@ def parser() -> ArgumentParser:
     actions = command.add_subcommands(dest="action")
     actions.add_subcommand("build", build)
     actions.add_subcommand("add", add)
+    actions.add_subcommand("watch", _watch.parser())
     actions.add_subcommand("remove", remove)
     actions.add_subcommand("label", label)
     actions.add_subcommand("merge", merge)
@@ -161,6 +162,7 @@ def run(options: Namespace) -> None:
     actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
         "add": partial(_add, messages),
+        "watch": partial(_watch.watch, messages),
         "remove": partial(_remove, messages),
         "label": partial(_label, messages),
         "merge": partial(_merge, messages),
@@ -285,6 +287,7 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
         model_of_file = None if options.same_features else read_fingerprint(options.features)
         gallery.add(features[new], table[new], model=model_of_file)
         messages.append(_added(int(new.sum()), int((~new).sum())))
+        _maintain(messages, gallery, int(new.sum()))
         return gallery
     device, (table, columns) = choose_device(options.device), read_image_table(options, gallery.columns)
     print_labels(table)
@@ -297,7 +300,19 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
         gallery.add(features, rows, model=record, columns=columns)
         added += len(rows)
     messages.append(_added(added, known))
+    _maintain(messages, gallery, added)
     return gallery
+
+
+def _maintain(messages: list[str], gallery: Gallery, added: int) -> None:
+    """Join small segments after an addition of many images, which has succeeded whatever happens here."""
+    from rga_reid.gallery.segments import MAINTAINED_ROWS
+
+    if added >= MAINTAINED_ROWS:
+        try:
+            gallery.maintain()
+        except InputError as error:
+            messages.append(f"not compacted: {error}")
 
 
 def _added(new: int, known: int) -> str:

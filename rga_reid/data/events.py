@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def table_from_pattern(
     *,
     timezone: str | None = None,
     schema: Schema = RESERVED,
+    paths: Sequence[Path] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, str], pd.Series]:
     """Return the images below a folder, with what a pattern finds in their paths.
 
@@ -91,44 +93,69 @@ def table_from_pattern(
         pattern: regular expression with named groups, the columns. It is searched in the path within the folder,
             with ``/``; in images that do not match, the columns are null.
         timezone, schema: see ``read_events``.
+        paths: images below the folder, of which none needs to match; all by default.
 
     Returns:
-        The table, sorted by path, the schema with its new columns, and which images match, bool ``(n,)``.
+        The table, sorted by path or in the order of ``paths``, the schema with its new columns, and which images match,
+        bool ``(n,)``.
 
     Raises:
-        InputError: not a regular expression, one without named groups, or one that matches no image (three paths
-            are shown); a value of another type than the others in its column.
+        InputError: see ``match_paths``; a value of another type than the others in its column.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"--pattern: not a regular expression ({truncate(error)})") from None
-    paths = [path for path in list_images(folder) if is_unicode(str(path))]
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    shown = ", ".join(map(display_path, names[:_SHOWN]))
-    if not compiled.groupindex:
-        raise InputError(
-            f"--pattern {pattern}: expected named groups such as (?P<camera>cam[0-9]+); the first paths are {shown}"
-        )
-    if "path" in compiled.groupindex:
-        raise InputError(f"--pattern {pattern}: a group is called path; expected another name")
-    found = [compiled.search(name) for name in names]
-    if not any(found):
-        raise InputError(
-            f"--pattern {pattern}: matches none of {len(names):,} images; the first paths are {shown}"
-        )
-    groups = [{} if match is None else match.groupdict() for match in found]
-    cells = pd.DataFrame(groups, columns=list(compiled.groupindex), dtype=object)
+    must_match = paths is None
+    if paths is None:
+        paths = [path for path in list_images(folder) if is_unicode(str(path))]
+    found = match_paths(folder, pattern, paths, must_match=must_match)
+    names = list(found)
+    groups = [{} if match is None else match.groupdict() for match in found.values()]
+    cells = pd.DataFrame(groups, columns=list(_compile(pattern).groupindex), dtype=object)
 
     def at(row: int) -> str:
         return f"{folder}, {display_path(names[row])}"
 
     table = _convert(cells, schema, timezone, at)
     kept, columns = conform(table, schema, timezone=timezone, name="--pattern", at=at)
-    matching = pd.Series([match is not None for match in found])
+    matching = pd.Series([match is not None for match in found.values()])
     return kept.assign(path=pd.Series(map(str, paths), dtype="str")), columns, matching
+
+
+def match_paths(
+    folder: str | os.PathLike[str], pattern: str, paths: Sequence[Path], *, must_match: bool = False
+) -> dict[str, re.Match[str] | None]:
+    """Search a pattern in the paths of images, see ``table_from_pattern``.
+
+    Returns:
+        The match for each path within the folder; None where there is none.
+
+    Raises:
+        InputError: not a regular expression, or one without named groups; with ``must_match`` also one that matches
+            no image. The message shows three paths.
+    """
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    shown = ", ".join(map(display_path, names[:_SHOWN])) or "none"
+    compiled = _compile(pattern)
+    if not compiled.groupindex:
+        raise InputError(
+            f"--pattern {pattern}: expected named groups such as (?P<camera>cam[0-9]+); the first paths are {shown}"
+        )
+    found = {name: compiled.search(name) for name in names}
+    if must_match and not any(found.values()):
+        raise InputError(
+            f"--pattern {pattern}: matches none of {len(names):,} images; the first paths are {shown}"
+        )
+    return found
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"--pattern: not a regular expression ({truncate(error)})") from None
+    if "path" in compiled.groupindex:
+        raise InputError(f"--pattern {pattern}: a group is called path; expected another name")
+    return compiled
 
 
 def _convert(cells: pd.DataFrame, schema: Schema, timezone: str | None, at: At) -> pd.DataFrame:

@@ -196,13 +196,20 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return images
 
 
-def find_images(folder: str | os.PathLike[str]) -> tuple[list[Path], Counter[str]]:
-    """Return the images of ``list_images``, and the number of other files by suffix."""
+def find_images(
+    folder: str | os.PathLike[str], *, allow_none: bool = False
+) -> tuple[list[Path], Counter[str]]:
+    """Return the images of ``list_images``, and the number of other files by suffix.
+
+    Args:
+        folder: folder, searched with its subfolders.
+        allow_none: accept a folder without an image.
+    """
     root = Path(folder)
     if not root.is_dir():
         found = "found a file" if root.exists() else "no such folder"
         raise InputError(f"{root}: expected a folder of images, {found}")
-    suffixes = {suffix for suffixes in _formats().values() for suffix in suffixes}
+    suffixes = image_suffixes()
     images: list[Path] = []
     skipped: Counter[str] = Counter()
     for path in _walk(root):
@@ -210,12 +217,17 @@ def find_images(folder: str | os.PathLike[str]) -> tuple[list[Path], Counter[str
             images.append(path)
         else:
             skipped[path.suffix.lower()] += 1
-    if not images:
+    if not images and not allow_none:
         found = f"; {describe_skipped(skipped)}" if skipped else ""
         raise InputError(
             f"{root}: no image found in this folder (suffixes {' '.join(sorted(suffixes))}{found})"
         )
     return sorted(images, key=lambda path: path.relative_to(root).as_posix()), skipped
+
+
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, by which images are recognised."""
+    return frozenset(suffix for suffixes in _formats().values() for suffix in suffixes)
 
 
 def describe_skipped(skipped: Counter[str]) -> str:

@@ -289,20 +289,24 @@ def _read_row(scan: Scan, seen: set[tuple[str, str]], row: dict[str, str], file:
         scan.add(split, name, path, int(pid[1]), None if camid is None else int(camid[1]))
 
 
-def table_from_images(folder: str | os.PathLike[str]) -> pd.DataFrame:
+def table_from_images(folder: str | os.PathLike[str], paths: Sequence[Path] | None = None) -> pd.DataFrame:
     """Return the images below any folder, with the labels that their names and folders give.
 
     A file name that begins as Market-1501's do, ``PPPP_cC``, gives pid and camid. A folder directly below
     ``folder`` whose name is an integer gives the pid of its images. Dates such as 20261128 are not pids.
 
+    Args:
+        folder: folder, searched with its subfolders.
+        paths: images below the folder; all by default, see ``list_images``.
+
     Returns:
         Columns ``path`` (str, below ``folder`` as given), ``pid`` and ``camid`` (Int64, null where unknown),
-        sorted by the path within ``folder``.
+        sorted by the path within ``folder``, or in the order of ``paths``.
 
     Raises:
         InputError: a folder and a file name in it give different pids; see also ``list_images``.
     """
-    paths = list_images(folder)
+    paths = list_images(folder) if paths is None else paths
     labels: list[tuple[int | None, int | None]] = []
     conflicts = []
     for path in paths:

@@ -376,6 +376,8 @@ SMALL_ROWS = 4096  #: fewer images that are added join segments at the end, up t
 LARGE_ROWS = 65_536  #: the limit where as many as that, or more, are added
 #: sizes at which ``merge`` joins smaller segments at the end; an index of fewer rows would save little
 MERGED_ROWS = (131_072, 16_384)
+#: images after whose addition commands call ``Gallery.maintain``: the addition of a few must not wait for an index
+MAINTAINED_ROWS = 1024
 
 WriteSegment = Callable[[NewSegment], Segment]  #: stores a new segment and returns it opened
 

@@ -1,0 +1,128 @@
+"""``gallery watch``: follow a folder, and add its images to a gallery."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rga_reid.commands._embedder import read_gallery_embedder
+from rga_reid.commands._inputs import read_folder
+from rga_reid.commands._options import (
+    LOCATION,
+    add_checkpoint_options,
+    add_device_option,
+    add_import_option,
+    add_pattern_option,
+    add_same_features_option,
+    add_timezone_option,
+    add_wait_option,
+    check_embedder,
+    new_parser,
+)
+from rga_reid.errors import InputError, check_int, sanitize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from rga_reid.data import ImageError
+    from rga_reid.gallery import Gallery
+
+_TRIED = 10  # images present at the start whose columns are read before anything is added
+
+
+def parser() -> ArgumentParser:
+    """Options of ``gallery watch``."""
+    command = new_parser(
+        "gallery watch",
+        "Follow a folder until Ctrl-C or SIGTERM: add the images that are not in the gallery yet, then those that "
+        "appear. Prints the path of each image once it is safely in the gallery.",
+    )
+    command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
+    command.add_argument(
+        "--images", metavar="DIR", required=True, help="folder of images, followed with its subfolders"
+    )
+    add_pattern_option(command)
+    add_timezone_option(command)
+    add_checkpoint_options(command, "; default: that of the gallery")
+    add_same_features_option(command)
+    command.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    add_device_option(command)
+    add_wait_option(command)
+    command.add_argument(
+        "--json", metavar="FILE", help="at the end, write the description of the gallery as JSON"
+    )
+    add_import_option(command)
+    return command
+
+
+def watch(messages: list[str], options: Namespace) -> Gallery:
+    """Add images until a signal stops the program; return the gallery."""
+    folder = Path(os.path.abspath(options.images))
+    if not folder.is_dir():
+        raise InputError(f"--images {options.images}: no such folder")
+    if options.timezone is not None and options.pattern is None:
+        raise InputError("gallery watch: --timezone is for --pattern")
+    check_int("--batch-size", options.batch_size)
+    check_embedder(options)
+    from rga_reid.devices import choose_device
+    from rga_reid.gallery import Gallery
+    from rga_reid.gallery.watch import Arrivals, watch_folder
+    from rga_reid.inference import stream_features
+
+    gallery, device = Gallery.open(options.gallery, wait=options.wait), choose_device(options.device)
+    _check_present(options, folder, gallery.columns)
+    model = read_gallery_embedder(gallery, options, device)
+    record = None if options.same_features else model.fingerprint
+
+    def describe(paths: Sequence[Path], schema: Mapping[str, str]) -> tuple[pd.DataFrame, Mapping[str, str]]:
+        table, columns, _ = read_folder(options, schema, paths)
+        return table, columns
+
+    def embed(table: pd.DataFrame, unreadable: list[ImageError]) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+        return stream_features(model, table, options.batch_size, device, refused=unreadable)
+
+    print(f"following {sanitize(str(folder))}: {len(gallery):,} images in the gallery", flush=True)
+    added = refused = 0
+    try:
+        for batch in watch_folder(
+            gallery, Arrivals(folder, gallery.known_paths), describe, embed, model=record
+        ):
+            for path in batch.added:
+                print(f"added {sanitize(os.path.relpath(path, folder))}")
+            sys.stdout.flush()
+            for error in batch.refused:
+                print(f"left out: {sanitize(error)}", file=sys.stderr)
+            added, refused = added + len(batch.added), refused + len(batch.refused)
+    except KeyboardInterrupt:  # Ctrl-C or SIGTERM: the usual end
+        pass
+    messages.append(f"stopped: {added:,} added" + (f", {refused:,} left out" if refused else ""))
+    return gallery
+
+
+def _check_present(options: Namespace, folder: Path, schema: Mapping[str, str]) -> None:
+    """Refuse a pattern that fits none of the images that are there, or gives none of a sample valid values."""
+    from rga_reid.data.columns import find_zone
+    from rga_reid.data.events import match_paths
+    from rga_reid.data.images import find_images
+
+    if options.pattern is None:
+        return
+    if options.timezone is not None:
+        find_zone(options.timezone)
+    present, _ = find_images(folder, allow_none=True)
+    match_paths(folder, options.pattern, present, must_match=bool(present))
+    errors = []
+    sample = present[:: -(-len(present) // _TRIED) or 1]
+    for path in sample:
+        try:
+            read_folder(options, schema, [path])
+        except InputError as error:
+            errors.append(error)
+    if errors and len(errors) == len(sample):
+        raise errors[0]
