@@ -28,6 +28,7 @@ import rga_reid
 from rga_reid.gallery import Gallery, GalleryBuilder, segments
 from rga_reid.gallery import build as builder
 from rga_reid.gallery import index as indexes
+from rga_reid.gallery.watch import Arrivals, watch_folder
 
 PACKAGE = str(Path(rga_reid.__file__).parent)
 SHARD = 300
@@ -77,6 +78,24 @@ def add(folder: Path) -> None:
     Gallery.open(folder).add(*people(30, 3))
 
 
+def watch(folder: Path) -> None:
+    """Follow a folder beside the gallery until its images are added."""
+    crops = folder.parent / "crops"
+    if not crops.exists():
+        crops.mkdir()
+        for row in range(30):
+            (crops / f"{row:02d}.jpg").write_bytes(b"pixels")
+            os.utime(crops / f"{row:02d}.jpg", (1e9, 1e9))  # complete
+    gallery, (features, table) = Gallery.open(folder), events(30, 3)
+    following = watch_folder(
+        gallery,
+        Arrivals(crops, gallery.known_paths),
+        lambda paths, schema: (table.assign(path=list(map(str, paths))), schema),
+        lambda rows, unreadable: [(features, rows)],
+    )
+    next(following)
+
+
 def churn(folder: Path) -> None:
     gallery = Gallery.open(folder)
     for seed in range(10, 22):
@@ -97,6 +116,7 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "events": lambda folder: Gallery.open(folder).add(*events(30, 3)),
     "retire": lambda folder: Gallery.open(folder).remove(where="pid == 7 or path like '1/9%'"),
     "maintain": maintain,
+    "watch": watch,
     "churn": churn,
 }
 

@@ -28,6 +28,7 @@ from rga_reid.gallery.folder_store import orphaned_files, writing
 
 DRIVER = Path(__file__).parent / "killable.py"
 CHANGES = ["overwrite", "stream over", "add", "remove", "compact", "label", "events", "retire", "maintain"]
+CHANGES += ["watch"]
 BUILDS = ["save", "stream"]
 HANGS = 600  # seconds; only ends what would never end
 
