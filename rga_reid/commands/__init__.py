@@ -23,7 +23,7 @@ COMMANDS = {
     "evaluate": "compute the same metrics for features of any model",
     "calibrate": "find the threshold for a wanted false-match rate",
     "verify": "decide whether two pictures show the same person: score, threshold, decision",
-    "gallery": "manage galleries of people: gallery build, add, remove, info, verify, compact",
+    "gallery": "manage galleries of people: gallery build, add, watch, remove, info, check, compact",
     "query": "find a person in a gallery: ranked matches as a table, JSON, CSV or a page of pictures",
     "ablate": "train and test variants over seeds, and report: ablate --config ablations/demo --out DIR",
     "report": "compare finished runs and evaluations: report DIR...",

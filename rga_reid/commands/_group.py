@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._inputs import load_threshold
-from rga_reid.commands._options import LOCATION, add_threshold_options, check_threshold, new_parser
+from rga_reid.commands._options import (
+    LOCATION,
+    add_threshold_options,
+    add_wait_option,
+    check_threshold,
+    check_wait,
+    new_parser,
+)
 from rga_reid.commands._output import check_outputs
+from rga_reid.errors import InputError
 from rga_reid.files import atomic_file, write_json, write_text
 from rga_reid.runtime import progress_bar
 
@@ -34,6 +42,11 @@ def parser() -> ArgumentParser:
         "--write", action="store_true", help="keep the persons in the gallery, as its column person"
     )
     command.add_argument(
+        "--persons",
+        metavar="FILE",
+        help="do not group, but write the persons of a table to the gallery: one of --csv that you have corrected",
+    )
+    command.add_argument(
         "--eps",
         type=float,
         default=0.55,
@@ -41,6 +54,7 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--min-samples", type=int, default=4, help="least images of a person")
     add_threshold_options(command, "least score of neighbours (default: none)")
+    add_wait_option(command)
     return command
 
 
@@ -48,6 +62,10 @@ def group(options: Namespace) -> None:
     """Group, write the requested files and print a summary."""
     check_outputs(options, OUTPUTS)
     check_threshold(options)
+    check_wait(options)
+    if options.persons is not None:
+        _import(options)
+        return
     from rga_reid.evaluation import Grouping
     from rga_reid.gallery import Gallery
     from rga_reid.gallery.grouping import group_gallery
@@ -55,13 +73,13 @@ def group(options: Namespace) -> None:
     threshold = load_threshold(options)
     limit = -1.0 if threshold is None else threshold.value
     settings = Grouping(options.eps, options.min_samples, limit)
-    gallery = Gallery.open(options.gallery)
+    gallery = Gallery.open(options.gallery, wait=options.wait)
     with progress_bar("grouping") as moved:
         found = group_gallery(gallery, settings, moved)
     facts = _facts(found.table)
     if options.csv is not None:
         with atomic_file(options.csv) as temporary:
-            found.table.to_csv(temporary, index=False)
+            found.table.assign(id=found.ids).to_csv(temporary, index=False)
     if options.out is not None:
         from rga_reid.reports.groups_page import groups_page
 
@@ -73,6 +91,20 @@ def group(options: Namespace) -> None:
         gallery.update(found.ids, found.table[["person"]])
     print(f"persons   {facts['persons']:,}")
     print(f"images    {facts['grouped']:,} of {facts['images']:,}; {facts['ungrouped']:,} are like no other")
+
+
+def _import(options: Namespace) -> None:
+    """Write the persons of ``--persons`` to the gallery."""
+    given = [f"--{key}" for key in (*OUTPUTS, "write", "threshold", "calibration") if options[key]]
+    if given:
+        raise InputError(f"{given[0]}: goes with grouping, but --persons was given")
+    from rga_reid.gallery import Gallery
+    from rga_reid.gallery.grouping import import_persons
+
+    changed, missing = import_persons(Gallery.open(options.gallery, wait=options.wait), options.persons)
+    print(f"persons changed of {changed:,} images")
+    if missing:
+        print(f"{missing:,} rows name images that are not in the gallery")
 
 
 def _facts(table: pd.DataFrame) -> dict[str, int]:

@@ -106,7 +106,7 @@ def watch(messages: list[str], options: Namespace) -> Gallery:
 
 
 def _check_present(options: Namespace, folder: Path, schema: Mapping[str, str]) -> None:
-    """Refuse a pattern that fits none of the images that are there, or gives none of a sample valid values."""
+    """Refuse a pattern that matches no present image, or gives no image of a sample valid values."""
     from rga_reid.data.columns import find_zone
     from rga_reid.data.events import match_paths
     from rga_reid.data.images import find_images

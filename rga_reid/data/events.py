@@ -50,15 +50,7 @@ def read_events(
         InputError: not such a file, no column ``path``, no rows, a missing image, or a value of another type than
             the others in its column; the message names the line.
     """
-    suffix = Path(file).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{file}: expected a table that ends in {' or '.join(SUFFIXES)}")
-    if suffix == ".csv":
-        cells, lines = _read_csv(file)
-        at: At = lambda row: f"{file}, line {lines[row]}"  # noqa: E731
-        table = _convert(cells, schema, timezone, at)
-    else:
-        table, at = read_parquet(file), partial("{}: row {}".format, file)
+    table, at = read_columns(file, timezone=timezone, schema=schema)
     if "path" not in table.columns:
         found = truncate(", ".join(map(str, table.columns))) or "none"
         raise InputError(f"{file}: expected a column 'path', found {found}")
@@ -76,6 +68,38 @@ def read_events(
         table.drop(columns="path"), schema, timezone=timezone, name=os.fspath(file), at=at
     )
     return kept.assign(path=pd.Series(paths, dtype="str")), columns
+
+
+def read_columns(
+    file: str | os.PathLike[str],
+    *,
+    timezone: str | None = None,
+    schema: Schema = RESERVED,
+    only: Sequence[str] | None = None,
+) -> tuple[pd.DataFrame, At]:
+    """Return the columns of a ``.csv`` or ``.parquet`` file, and a function that names its rows in messages.
+
+    Args:
+        file, timezone, schema: see ``read_events``.
+        only: columns to read, if the file has them; all by default.
+
+    Raises:
+        InputError: see ``read_events``; any columns are accepted.
+    """
+    suffix = Path(file).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{file}: expected a table that ends in {' or '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        table, at = read_parquet(file), partial("{}: row {}".format, file)
+        return table if only is None else table[[name for name in table.columns if name in only]], at
+    cells, lines = _read_csv(file)
+    if only is not None:
+        cells = cells[[name for name in cells.columns if name in only]]
+
+    def name_line(row: int) -> str:
+        return f"{file}, line {lines[row]}"
+
+    return _convert(cells, schema, timezone, name_line), name_line
 
 
 def table_from_pattern(

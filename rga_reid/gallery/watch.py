@@ -1,4 +1,4 @@
-"""Follow a folder: add its images to a gallery, those that are there and those that appear later."""
+"""Follow a folder, and add its present and future images to a gallery."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _state(path: str) -> _State | None:
 
 @dataclass(frozen=True)
 class WatchedBatch:
-    """What ``watch_folder`` did with some images."""
+    """Outcome of ``watch_folder`` for some images."""
 
     added: list[str]  #: paths of the images that the gallery has now
     refused: list[str]  #: errors of images that are left out

@@ -61,6 +61,54 @@ def test_persons_are_written_to_the_gallery(gallery: str) -> None:
     assert pairwise_agreement(person.fillna(-1), PIDS).f1 == 1
 
 
+@pytest.mark.parametrize("key", ["id", "path"])
+def test_corrected_persons_are_written_to_the_gallery(
+    gallery: str, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "persons.csv")
+    words = ["gallery", "group", "--gallery", gallery]
+    assert main([*words, "--threshold", "0.8", "--csv", file, "--write"]) == 0
+    table = pd.read_csv(file, dtype={"person": "Int64"})
+    before = table["person"].tolist()
+    table.loc[[3, 4], "person"] = 77  # one image of another person, and the one like no other
+    table.loc[5, "person"] = pd.NA
+    table = table.drop(index=9).sample(frac=1, random_state=0)
+    left = table if key == "id" else table.drop(columns="id")
+    left.assign(pid="anyone").to_csv(file, index=False)  # other columns do not matter
+    Gallery.open(gallery).remove(paths=str(tmp_path / "8.jpg"))
+    capsys.readouterr()
+    assert main([*words, "--persons", file]) == 0
+    printed = capsys.readouterr().out
+    assert "changed of 3 images" in printed
+    assert "1 rows name images that are not in the gallery" in printed
+    changed = Gallery.open(gallery).table
+    expected = [77 if row in (3, 4) else None if row == 5 else before[row] for row in range(121) if row != 8]
+    assert [None if pd.isna(value) else value for value in changed["person"]] == [
+        None if pd.isna(value) else value for value in expected
+    ]
+    assert changed["pid"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,persons\n0,1\n", "'person'"),
+        ("person\n1\n", "'id'"),
+        ("id,person\n0,1\n0,2\n", "line 3: id"),
+        ("id,person\n0,1\n1,Anna\n", "line 3"),
+        ("id,person\nfirst,1\n", "line 2"),
+        ("id,person\n500,1\n", "none of its 1 images"),
+        ("id,person\n,1\n", "line 2: id"),
+    ],
+)
+def test_bad_tables_of_persons(
+    gallery: str, tmp_path: Path, text: str, message: str, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    assert message in refused("gallery", "group", "--gallery", gallery, "--persons", str(tmp_path / "p.csv"))
+    assert "person" not in Gallery.open(gallery).columns
+
+
 def test_old_rows_have_the_columns_of_newer_ones(tmp_path: Path) -> None:
     """Rows of version 1 have a camera called ``camid``, and no track."""
     shutil.copytree(FIXTURES / "v1" / "gallery", tmp_path / "G")
@@ -92,6 +140,9 @@ def test_settings_change_the_groups(gallery: str, tmp_path: Path) -> None:
         (["--threshold", "3"], "--threshold: "),
         (["--out", "page.txt"], "--out page.txt: "),
         (["--calibration", "nowhere.json"], "nowhere.json: "),
+        (["--persons", "nowhere.csv"], "nowhere.csv: "),
+        (["--persons", "p.csv", "--write"], "--write: "),
+        (["--wait", "-1"], "--wait: "),
     ],
 )
 def test_bad_options(gallery: str, refused: Callable[..., str], words: list[str], message: str) -> None:
