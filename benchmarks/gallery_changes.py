@@ -21,6 +21,7 @@ import pstats
 import shutil
 import tempfile
 import time
+from contextlib import ExitStack
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,9 @@ def open_gallery(path: Path) -> float:
 def measure_filter(folder: Path, kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds and recall with and without a filter."""
     say(f"filter: building {kind}")
-    path = build(folder, kind, kind, options.filter_count)
+    path = folder / kind
+    if not path.exists():
+        build(folder, kind, kind, options.filter_count)
     (seconds,) = in_fresh_processes(open_gallery, [path])
     gallery = Gallery.open(path)
     queries, vectors = np.load(folder / "queries.npy"), np.load(folder / "gallery.npy", mmap_mode="r")
@@ -233,7 +236,8 @@ def measure_filter(folder: Path, kind: str, options: argparse.Namespace) -> dict
         )
         row[f"batch {batch} p50 ms"] = milliseconds(plain, 50)
         row[f"batch {batch} filtered p50 ms"] = milliseconds(filtered, 50)
-    shutil.rmtree(path)  # one gallery at a time on the disk
+    if not options.keep:
+        shutil.rmtree(path)  # one gallery at a time on the disk
     return row
 
 
@@ -254,16 +258,26 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", help="for vectors and galleries, while they are needed")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep vectors and filtered galleries in --folder, for the next run",
+    )
     parser.add_argument("--profile", action="store_true", help="print where the time of additions goes")
     parser.add_argument("--out", help="write the results there as JSON")
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
     facts, results = {**describe_machine(), "faiss": faiss.__version__}, []
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(
+            options.folder
+            if options.keep
+            else stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder))
+        )
         count = max(options.filter_count if part == "filter" else options.count for part in options.parts)
-        say(f"making {count:,} vectors")
-        write_vectors(folder, count, options.dimension)
+        if not (folder / "queries.npy").exists():
+            say(f"making {count:,} vectors")
+            write_vectors(folder, count, options.dimension)
         for part in options.parts:
             for kind in options.indexes if part == "filter" else [options.index]:
                 if part == "adds":
