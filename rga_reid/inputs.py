@@ -90,6 +90,9 @@ def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:
         raise InputError(f"{name}: not valid YAML ({truncate(error)})") from None
 
 
+_FEW_ROWS = 65_536  # of a table that one thread converts sooner than several would start
+
+
 def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd.DataFrame:
     """Return the table in a Parquet file.
 
@@ -114,7 +117,7 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
             if found != rows if rows is not None else found > MAX_ROWS:
                 expected = f"{rows:,}" if rows is not None else f"at most {MAX_ROWS:,}"
                 raise InputError(f"{name}: expected {expected} rows, found {found:,}")
-            return opened.read().to_pandas(integer_object_nulls=True)
+            return opened.read().to_pandas(integer_object_nulls=True, use_threads=found > _FEW_ROWS)
         except InputError:
             raise
         except Exception as error:  # Arrow and pandas raise many types for a damaged file

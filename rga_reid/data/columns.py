@@ -40,6 +40,8 @@ LABELS = ("pid", "camera", "track")
 CAMERA, CAMERA_ALIAS = "camera", "camid"
 RESULT_COLUMNS = ("id", "query", "rank", "score")  #: names that the results of a search use
 
+#: types whose columns have no value but valid ones: text may be empty, floating-point numbers may be NaN
+_EXACT = ("integer", "boolean", "timestamp")
 _WORDS = {
     "string": "text",
     "integer": "whole numbers",
@@ -195,6 +197,8 @@ def convert(
     Raises:
         InputError: see ``conform``.
     """
+    if expected in _EXACT and values.dtype == TYPES[expected]:
+        return expected, values
     kind, plain = _plain(values, column, at)
     if kind == "null":
         kind = expected or "null"

@@ -47,7 +47,7 @@ from rga_reid.gallery.segments import (
     write_relabelled,
     write_segment,
 )
-from rga_reid.gallery.store import DeletionRecord, Metadata, Progress, Rows, ignore_progress
+from rga_reid.gallery.store import DeletionRecord, Metadata, Progress, RemovalResult, Rows, ignore_progress
 from rga_reid.gallery.validation import is_normalized, require_finished, require_same_model
 from rga_reid.inputs import open_text, read_file, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
@@ -102,7 +102,12 @@ class FolderStore(SegmentStore):
         with super().transaction(), writing(self._folder, wait=self.wait) as self._writer:
             # others may have written since
             self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
+            self._writer.erases = False
             yield
+
+    def delete(self, ids: np.ndarray) -> RemovalResult:
+        self._writer.erases = True
+        return super().delete(ids)
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         super().commit(metadata, deletions)
@@ -284,6 +289,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.erases = True  #: whether what the old gallery had must not come back after a power failure
         self._folder = folder
         self._old = old = _readable_manifest(folder)
         self.generation = 1 if old is None else old.generation + 1
@@ -303,7 +309,9 @@ class Writer:
         path = next(self._unused)
         with _disk_errors(self._folder):
             record = write_segment(path, segment)
-        return read_segment(path, record, segment.dimension, segment.kind, columns, mapped=mapped)
+        return read_segment(
+            path, record, segment.dimension, segment.kind, columns, mapped=mapped, written=segment
+        )
 
     def relabel(self, segment: Segment) -> Segment:
         """Write a segment on disk whose table has changed, see ``write_relabelled``."""
@@ -367,17 +375,27 @@ def writing(
         unreadable = (folder / MANIFEST).exists() and _readable_manifest(folder) is None
         old = frozenset(_own_files(folder) if unreadable else ())
         collect_garbage(folder, keep_unfinished=resume, old=old)
+        writer = Writer(folder)
         try:
-            yield Writer(folder)
+            yield writer
         finally:
             with defer_signals():
-                collect_garbage(folder, keep_unfinished=keep, old=old)
+                collect_garbage(folder, keep_unfinished=keep, old=old, durably=writer.erases)
                 if created and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
                     shutil.rmtree(folder)
 
 
-def collect_garbage(folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] = ()) -> None:
-    """Remove files that no manifest names. Only for the holder of the lock; ``old``: see ``orphaned_files``."""
+def collect_garbage(
+    folder: Path, *, keep_unfinished: bool = False, old: Collection[Path] = (), durably: bool = True
+) -> None:
+    """Remove files that no manifest names. Only for the holder of the lock.
+
+    Args:
+        folder: folder of the gallery.
+        keep_unfinished: keep an unfinished build.
+        old: see ``orphaned_files``.
+        durably: wait for the disk. Otherwise the next writer may have to remove them again after a power failure.
+    """
     with _disk_errors(folder):
         changed = not keep_unfinished and (folder / UNFINISHED).exists()
         if changed:
@@ -388,7 +406,7 @@ def collect_garbage(folder: Path, *, keep_unfinished: bool = False, old: Collect
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        for directory in (folder / SEGMENTS, folder) if changed else ():
+        for directory in (folder / SEGMENTS, folder) if changed and durably else ():
             if directory.is_dir():
                 sync(directory)
 

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import faiss
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from rga_reid.data.columns import Schema, cast
 from rga_reid.errors import InputError
@@ -222,20 +224,27 @@ def write_relabelled(folder: Path, old: Path, segment: Segment) -> Segment:
 
 
 def _write_table(folder: Path, ids: np.ndarray, table: pd.DataFrame) -> FileRecord:
+    content = io.BytesIO()
+    parquet.write_table(pa.Table.from_pandas(table.assign(id=ids), preserve_index=False), content)
     with _Output(folder / TABLE) as output:
-        content = io.BytesIO()
-        table.assign(id=ids).to_parquet(content, index=False)
         output.write(content.getbuffer())
     return output.record
 
 
 def read_segment(
-    folder: Path, record: SegmentRecord, dimension: int, kind: str, columns: Schema, *, mapped: bool = False
+    folder: Path,
+    record: SegmentRecord,
+    dimension: int,
+    kind: str,
+    columns: Schema,
+    *,
+    mapped: bool = False,
+    written: Segment | NewSegment | None = None,
 ) -> Segment:
     """Open a segment: check sizes and headers, map the vectors, leave the index for the first search.
 
     Small files of vectors are read into memory, unless ``mapped``. What is open stays readable when another
-    program removes the files.
+    program removes the files. The table of a segment that was ``written`` just now is not read again.
 
     Raises:
         InputError: a file that is missing, damaged or not part of a gallery; the message names it.
@@ -243,7 +252,10 @@ def read_segment(
     for name, recorded in record.files.items():
         check_size(folder / name, recorded)
     vectors = _read_vectors(folder / VECTORS, (record.count, dimension), mapped=mapped)
-    ids, table = _read_table(folder / TABLE, record.count, columns)
+    if written is None:
+        ids, table = _read_table(folder / TABLE, record.count, columns)
+    else:
+        ids, table = written.ids, cast(written.table, columns)
     index = None
     if record.index is not None:
         file = _IndexFile(folder / INDEX, record.files[INDEX].sha256, kind, (record.count, dimension))
@@ -361,8 +373,8 @@ def _read_vectors(path: Path, shape: tuple[int, int], *, mapped: bool = False) -
 def _read_table(path: Path, count: int, columns: Schema) -> tuple[np.ndarray, pd.DataFrame]:
     content = read_parquet(path, rows=count)
     try:
+        ids = content.pop("id").to_numpy(dtype=np.int64)
         table = cast(content, columns)
-        ids = content["id"].to_numpy(dtype=np.int64)
         if table["path"].isna().any():
             raise ValueError("a path is null")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

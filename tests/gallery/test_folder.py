@@ -15,6 +15,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -216,7 +217,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
 
     owner, name = {
         "vectors": (np.lib.format, "write_array_header_1_0"),
-        "table": (pd.DataFrame, "to_parquet"),
+        "table": (pyarrow.parquet, "write_table"),
         "index": (faiss, "write_index"),
         "log": (Path, "write_text"),
         "manifest": (os, "replace"),
