@@ -31,12 +31,12 @@ class Source:
             data set may name their folders differently.
         list: layout ``lists``: text file in the root with a line ``path pid`` per image, the path relative to
             the folder. Layout ``cuhk03``: MATLAB file of the protocol.
-        pid: layout ``names``: pid of all images of this source, whatever their names.
+        pid: layout ``names``: pid (a number or text) of all images of this source, whatever their names.
     """
 
     folder: tuple[str, ...]
     list: str | None = None
-    pid: int | None = None
+    pid: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Card:
     layout: str
     splits: Mapping[str, Split]
     pattern: str | None = None
-    junk_pids: tuple[int, ...] = ()
-    distractor_pids: tuple[int, ...] = ()
+    junk_pids: tuple[int | str, ...] = ()
+    distractor_pids: tuple[int | str, ...] = ()
     cameras: int | None = None
     citation: str = ""
     url: str = ""
@@ -197,6 +197,10 @@ def _is_integer(value: Any) -> bool:
     return type(value) is int  # not a bool
 
 
+def _is_label(value: Any) -> bool:
+    return _is_integer(value) or _is_text(value)
+
+
 def _is_list(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(is_item, value))
 
@@ -206,8 +210,10 @@ _COUNT = ("a count (a whole number, not negative)", lambda value: _is_integer(va
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("name", "title", "layout", "pattern", "citation", "url", "terms", "list"), _TEXT),
     **dict.fromkeys(("images", "identities", "junk", "distractors", "cameras"), _COUNT),
-    **dict.fromkeys(("junk_pids", "distractor_pids"), ("a list of whole numbers", _is_list(_is_integer))),
-    "pid": ("a whole number", _is_integer),
+    **dict.fromkeys(
+        ("junk_pids", "distractor_pids"), ("a list of whole numbers or texts", _is_list(_is_label))
+    ),
+    "pid": ("a whole number or a text", _is_label),
     "optional": ("true or false", lambda value: isinstance(value, bool)),
     "folder": ("a folder name, or a list of them", _is_list(_is_text)),
     "sources": ("a list of sources", lambda value: isinstance(value, list)),

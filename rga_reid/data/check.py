@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
+from rga_reid.data.columns import is_label
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.data.images import ImageError, describe_skipped, display_path, map_in_threads, read_image
 from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
@@ -97,9 +98,9 @@ def check_data(
     card = None if card is None and is_csv(root) else load_card(card or DEFAULT_CARD)
     scan = scan_data(root, card or DEFAULT_CARD)
     table = to_table(scan)
-    table["junk"] = table.pid.isin(card.junk_pids if card else (-1,))
-    table["distractor"] = table.pid.isin(card.distractor_pids if card else ())
-    table["person"] = ~(table.junk | table.distractor)
+    table["junk"] = is_label(table.pid, card.junk_pids if card else (-1,))
+    table["distractor"] = is_label(table.pid, card.distractor_pids if card else ())
+    table["person"] = ~(table.junk | table.distractor) & table.pid.notna()
     counts = {split: _count(table[table.split == split]) for split in SPLITS if (table.split == split).any()}
     matched = _matched_queries(table[table.person])
     expected = _expected_counts(card) if card else {}

@@ -66,8 +66,8 @@ def describe_duplicate(rows: pd.DataFrame) -> str:
     others = rows.path.unique()[1:]
     more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
     same = f"the same image as {others[0]}{more}" if len(others) else "the same image twice"
-    pids = sorted(rows.pid.unique())
-    persons = f"persons {', '.join(map(str, pids))}" if len(pids) > 1 else f"person {pids[0]}"
+    pids = sorted(rows.pid.dropna().unique())
+    persons = f"person{'s' * (len(pids) > 1)} {', '.join(map(str, pids)) or 'unknown'}"
     return f"{same}: in {', '.join(rows.split.unique())}, {persons}"
 
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rga_reid.data.columns import CAMERA_ALIAS, RESERVED, At, Schema, conform, convert_text
+from rga_reid.data.columns import CAMERA_ALIAS, RESERVED, UNKNOWN, At, Schema, conform, convert_text
 from rga_reid.data.images import display_path, is_unicode, list_images
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import MAX_ROWS, open_text, read_parquet, truncate
 
-#: how tables write an unknown value
-UNKNOWN = ("", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None")
 SUFFIXES = (".csv", ".parquet")
 _SHOWN = 3  # paths in a message about a pattern
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from rga_reid.data.columns import plain_records, rename_camid
+from rga_reid.data.columns import is_whole, plain_records, rename_camid
 from rga_reid.data.images import display_path
 from rga_reid.errors import sanitize
 
@@ -30,6 +30,12 @@ def parse_integer(text: str) -> int | None:
     return None if match is None else int(match[1])
 
 
+def parse_label(text: str) -> int | str:
+    """Return the label that a name, or a part of it, stands for; ``label_column`` decides whether 007 is a number."""
+    number = parse_integer(text)
+    return text if number is None or is_whole(text) else number
+
+
 def parse_pid(text: str) -> int | None:
     """Return the identity that a name stands for: an integer that does not read as a date."""
     return None if _DATE.fullmatch(text) else parse_integer(text)
@@ -41,22 +47,17 @@ def parse_file_name(name: str) -> tuple[int | None, int | None]:
     return (None, None) if match is None else (parse_pid(match["pid"]), int(match["camid"]))
 
 
-def parse_groups(pattern: str | None, name: str) -> dict[str, int | None] | None:
-    """Return the integers of a card's pattern by group, such as ``pid`` and ``camid``.
+def parse_groups(pattern: str | None, name: str) -> dict[str, int | str | None] | None:
+    """Return the labels of a card's pattern by group, such as ``pid`` and ``camid``; None if the name does not fit.
 
     Any name fits if there is no pattern.
-
-    Returns:
-        None if the name does not fit the pattern, or a group is not an integer.
     """
     if pattern is None:
         return {}
     match = re.fullmatch(pattern, name)
     if match is None:
         return None
-    texts = match.groupdict()
-    numbers = {group: None if text is None else parse_integer(text) for group, text in texts.items()}
-    return None if any(numbers[group] is None and texts[group] is not None for group in texts) else numbers
+    return {group: parse_label(text) if text else None for group, text in match.groupdict().items()}
 
 
 def summarize_labels(table: pd.DataFrame, rows: int = 3) -> Iterator[str]:

@@ -6,25 +6,22 @@ import csv
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, Source, load_card
+from rga_reid.data.columns import UNKNOWN, is_label, label_column
 from rga_reid.data.cuhk03 import scan_cuhk03
-from rga_reid.data.images import describe_skipped, is_ignored_file, list_images
-from rga_reid.data.labels import parse_file_name, parse_groups, parse_integer, parse_pid
+from rga_reid.data.images import describe_skipped, display_path, is_ignored_file, list_images
+from rga_reid.data.labels import parse_file_name, parse_groups, parse_integer, parse_label, parse_pid
 from rga_reid.data.records import Scan, list_entries
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import open_text, truncate
 
 DEFAULT_CARD = "market1501"
 COLUMNS = ("path", "pid", "camid", "split")
-
-# a spreadsheet or data frame writes 3 as "3.0" in a column with empty cells
-WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
 
 _MAX_SHOWN = 3  # problems in an error message; `data check` lists all
 
@@ -42,8 +39,9 @@ def read_table(
         card: name of a bundled card (``market1501``, ``folders``), path of a card of your own, or a ``Card``.
 
     Returns:
-        Columns ``path`` (str, below ``root`` as given), ``pid`` (Int64, never null), ``camid`` (Int64, null
-        where unknown) and ``split`` (str). Sorted by split (train, query, gallery), then by path.
+        Columns ``path`` (str, below ``root`` as given), ``pid`` and ``camid`` (Int64, or text if not all are whole
+        numbers; null where unknown, a pid in CSV files only) and ``split`` (str). Sorted by split (train, query,
+        gallery), then by path.
 
     Raises:
         InputError: the root is missing, empty or of another layout; a file name does not fit the card; a row
@@ -79,12 +77,17 @@ def to_table(scan: Scan) -> pd.DataFrame:
     return labels.assign(split=pd.Series([row.split for row in scan.rows], dtype="str"))
 
 
-def _label_columns(paths: Sequence[str], labels: Sequence[tuple[int | None, int | None]]) -> pd.DataFrame:
+def _label_columns(
+    paths: Sequence[str], labels: Sequence[tuple[int | str | None, int | str | None]]
+) -> pd.DataFrame:
+    def at(row: int) -> str:
+        return display_path(paths[row])
+
     return pd.DataFrame(
         {
             "path": pd.Series(paths, dtype="str"),
-            "pid": pd.array([pid for pid, _ in labels], dtype="Int64"),
-            "camid": pd.array([camid for _, camid in labels], dtype="Int64"),
+            "pid": label_column([pid for pid, _ in labels], "pid", at=at),
+            "camid": label_column([camid for _, camid in labels], "camera", at=at),
         }
     )
 
@@ -121,13 +124,13 @@ def _read_names(root: Path, card: Card) -> Scan:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if is_ignored_file(entry.name):
                 continue
-            numbers = parse_groups(card.pattern, entry.name)
-            if numbers is None or numbers["pid"] is None:
+            labels = parse_groups(card.pattern, entry.name)
+            if labels is None or labels["pid"] is None:
                 scan.add_problem("name", entry.path, "the name does not fit the card's pattern")
             elif not entry.is_file():
                 scan.add_problem("name", entry.path, "not a file")
             else:
-                scan.add(split, entry.name, entry.path, numbers["pid"], numbers.get("camid"))
+                scan.add(split, entry.name, entry.path, labels["pid"], labels.get("camid"))
         if len(scan.rows) == before:
             raise InputError(
                 f"{folder}: expected images named as {truncate(card.pattern)} (card {card.name}), "
@@ -152,13 +155,14 @@ def _read_lists(root: Path, card: Card) -> Scan:
                     continue
                 empty, where = False, f"{file}, line {number}"
                 name, _, pid = line.strip().replace("\t", " ").rpartition(" ")
-                label = parse_integer(pid)
-                if not name.strip() or label is None:
+                if not name.strip():
                     scan.add_problem(
                         "line", where, f"expected 'path pid', got {short_repr(line.strip(), 200)}"
                     )
                 else:
-                    scan.add_listed(split, folder, name.rstrip(), label, pattern=card.pattern, where=where)
+                    scan.add_listed(
+                        split, folder, name.rstrip(), parse_label(pid), pattern=card.pattern, where=where
+                    )
         if empty:
             raise InputError(f"{file}: empty, expected a line 'path pid' for each image")
     return scan
@@ -177,7 +181,7 @@ def _read_identities(root: Path, card: Card) -> Scan:
                 images.append((split, name, path, identity))
             else:
                 scan.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
-    pids = _number_folders(root, {(split, identity) for split, _, _, identity in images}, card)
+    pids = _label_folders(root, {(split, identity) for split, _, _, identity in images}, card)
     for name in sorted({identity for *_, identity in images} - pids.keys()):
         where = next(path.parent for _, _, path, identity in images if identity == name)
         scan.add_problem("name", where, "most folders of identities are named by numbers, this one is not")
@@ -188,29 +192,26 @@ def _read_identities(root: Path, card: Card) -> Scan:
     return scan
 
 
-def _number_folders(root: Path, folders: set[tuple[str, str]], card: Card) -> dict[str, int]:
+def _label_folders(root: Path, folders: set[tuple[str, str]], card: Card) -> dict[str, int | str]:
     """Return the pid of each folder name, the same in all splits.
 
-    Folders named by integers have them as pids. If most folders are so, others are left out; otherwise all
-    are numbered in the order of their names, apart from junk and distractors of the card.
+    Folders named by integers have them as pids. If most folders are so, others are left out; otherwise the pids
+    are the names, apart from junk and distractors of the card.
     """
     special = {*card.junk_pids, *card.distractor_pids}
     names = sorted({name for _, name in folders})
     pids = {name: pid for name in names if (pid := parse_integer(name)) is not None}
-    persons = [name for name in names if pids.get(name) not in special]
+    persons = [name for name in names if pids.get(name, name) not in special]
     numbered = [name for name in persons if name in pids]
     if persons and 2 * len(numbered) <= len(persons) and len(numbered) < len(persons):
-        free = (number for number in range(len(names) + len(special)) if number not in special)
-        return {name: pids[name] for name in names if name not in persons} | dict(
-            zip(persons, free, strict=False)
-        )
+        return {name: name if name in persons else pids.get(name, name) for name in names}
     owners: dict[tuple[str, int], str] = {}
     for split, name in sorted(folders):
         if name in pids and (owner := owners.setdefault((split, pids[name]), name)) != name:
             raise InputError(
                 f"{root}: in {split} the folders {owner!r} and {name!r} are both pid {pids[name]}"
             )
-    return pids
+    return {name: pids.get(name, name) for name in names if name in pids or name in special}
 
 
 def _find_sources(root: Path, card: Card) -> Iterator[tuple[str, Source, Path]]:
@@ -269,14 +270,10 @@ def _read_row(scan: Scan, seen: set[tuple[str, str]], row: dict[str, str], file:
         scan.add_problem("line", where, "the number of cells differs from the header's")
         return
     name, split = row["path"].strip(), row["split"].strip()
-    pid, camid = (WHOLE_NUMBER.fullmatch(row[column].strip()) for column in ("pid", "camid"))
+    labels = (row[column].strip() for column in ("pid", "camid"))
+    pid, camid = (None if label in UNKNOWN else label for label in labels)
     path = os.path.join(file.parent, name)
-    if pid is None:
-        scan.add_problem("line", where, f"pid: expected a whole number, got {short_repr(row['pid'])}")
-    elif camid is None and row["camid"].strip():
-        found = short_repr(row["camid"])
-        scan.add_problem("line", where, f"camid: expected a whole number or nothing, got {found}")
-    elif split not in SPLITS:
+    if split not in SPLITS:
         scan.add_problem(
             "line", where, f"split: expected {', '.join(SPLITS)}, got {short_repr(row['split'])}"
         )
@@ -286,7 +283,7 @@ def _read_row(scan: Scan, seen: set[tuple[str, str]], row: dict[str, str], file:
         scan.add_problem("missing", where, f"path: no such image file: {path}")
     else:
         seen.add((split, name))
-        scan.add(split, name, path, int(pid[1]), None if camid is None else int(camid[1]))
+        scan.add(split, name, path, pid, camid)
 
 
 def table_from_images(folder: str | os.PathLike[str], paths: Sequence[Path] | None = None) -> pd.DataFrame:
@@ -357,9 +354,10 @@ def read_training(roots: Sequence[str], cards: Sequence[str | os.PathLike[str] |
         roots, cards: a folder or CSV file, and a card, for each data set; one card may serve all.
 
     Returns:
-        As ``read_table``, with the column ``dataset``, the number of the set. Junk (a negative pid, or one
-        of the card's junk pids) is left out. For several sets, pids and camids are renumbered from 0, in the
-        order of the sets and of the numbers within.
+        As ``read_table``, with the column ``dataset``, the number of the set. Pids and camids are integers: text
+        is numbered from 0 in its order. Images of unknown pid and junk (a negative pid, or one of the card's junk
+        pids) are left out. For several sets, pids and camids are renumbered from 0, in the order of the sets and
+        of the numbers within.
 
     Raises:
         InputError: as ``read_table``; fewer or more cards than roots; a file in two sets.
@@ -371,11 +369,13 @@ def read_training(roots: Sequence[str], cards: Sequence[str | os.PathLike[str] |
     tables = []
     for number, (root, card) in enumerate(zip(roots, cards, strict=True)):
         table = read_table(root, card)
-        junk = (table.pid < 0) | table.pid.isin(() if is_csv(root) else load_card(card).junk_pids)
-        table = table[(table.split == "train") & ~junk].reset_index(drop=True)
+        junk = is_label(table.pid, () if is_csv(root) else load_card(card).junk_pids)
+        trained = (table.split == "train") & table.pid.notna() & ~junk & ~_is_negative(table.pid)
+        table = table[trained].reset_index(drop=True)
         if table.empty:
             raise InputError(f"{root}: no training images (split 'train') in this data set")
-        tables.append(table.assign(dataset=number))
+        numbers = {column: _number_text(table[column]) for column in ("pid", "camid")}
+        tables.append(table.assign(dataset=number, **numbers))
     if len(tables) == 1:
         return tables[0]
     joined = pd.concat(tables, ignore_index=True)
@@ -392,3 +392,17 @@ def read_training(roots: Sequence[str], cards: Sequence[str | os.PathLike[str] |
     known = joined.camid.notna()
     joined.loc[known, "camid"] = joined[known].groupby(["dataset", "camid"]).ngroup().astype("Int64")
     return joined
+
+
+def _is_negative(pids: pd.Series) -> pd.Series:
+    if pd.api.types.is_string_dtype(pids):
+        return pids.str.fullmatch(r"-[0-9]+").fillna(False).astype(bool)
+    return (pids < 0).fillna(False).astype(bool)
+
+
+def _number_text(labels: pd.Series) -> pd.Series:
+    """Return labels that are text as numbers from 0, in the order of the texts; integers as they are."""
+    if not pd.api.types.is_string_dtype(labels):
+        return labels
+    numbers, _ = pd.factorize(labels, sort=True)
+    return pd.Series(numbers, labels.index, dtype="Int64").mask(labels.isna())

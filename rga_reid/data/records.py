@@ -17,13 +17,16 @@ MAX_PROBLEMS = 100_000  #: problems of a data set after which reading stops
 
 
 class Row(NamedTuple):
-    """One image. Rows of a split are ordered by ``name``, the path within the split, with ``/``."""
+    """One image. Rows of a split are ordered by ``name``, the path within the split, with ``/``.
+
+    Labels are numbers, or text as it was found; ``to_table`` gives the columns their types.
+    """
 
     split: str
     name: str
     path: str
-    pid: int
-    camid: int | None
+    pid: int | str | None
+    camid: int | str | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)  #: files without a suffix of images, by suffix
 
-    def add(self, split: str, name: str, path: str, pid: int, camid: int | None) -> None:
+    def add(self, split: str, name: str, path: str, pid: int | str | None, camid: int | str | None) -> None:
         """Add an image. Raise ``InputError`` beyond ``MAX_ROWS``."""
         if len(self.rows) >= MAX_ROWS:
             raise InputError(
@@ -58,7 +61,7 @@ class Scan:
             self.add_problem("name", path, "the name is not valid UTF-8")
 
     def add_listed(
-        self, split: str, folder: Path, name: str, pid: int, *, pattern: str | None, where: str
+        self, split: str, folder: Path, name: str, pid: int | str, *, pattern: str | None, where: str
     ) -> None:
         """Add an image that a list names, or the problem with it.
 
@@ -69,16 +72,16 @@ class Scan:
             pattern: pattern of the card, for the last part of ``name``; it gives the camera.
             where: the list, or its line.
         """
-        path, numbers = os.path.join(folder, name), parse_groups(pattern, name.rpartition("/")[2])
+        path, labels = os.path.join(folder, name), parse_groups(pattern, name.rpartition("/")[2])
         shown = short_repr(name, 200)
         if not is_inside(name):
             self.add_problem("name", where, f"{shown} leads outside the data set")
-        elif numbers is None:
+        elif labels is None:
             self.add_problem("name", where, f"the name {shown} does not fit the card's pattern")
         elif not os.path.isfile(path):
             self.add_problem("missing", where, f"no such image file: {path}")
         else:
-            self.add(split, name, path, pid, numbers.get("camid"))
+            self.add(split, name, path, pid, labels.get("camid"))
 
     def add_problem(self, kind: str, where: str | os.PathLike[str], detail: str) -> None:
         """Add a problem. Raise ``InputError`` beyond ``MAX_PROBLEMS``."""

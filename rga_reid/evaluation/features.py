@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, Union
 
 import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.data.columns import label_column
 from rga_reid.errors import InputError, short_repr
 
 _ROWS = 64  # rows converted to float64 at a time: they stay in the processor's cache
@@ -22,13 +24,13 @@ class LabelledFeatures:
 
     Args:
         features: floating-point numbers ``(n, d)``, an array (memory maps too) or a tensor on any device.
-        pids: identities, whole numbers ``(n,)``, null (None, NaN, NA or masked) where unknown.
-        camids: cameras, whole numbers ``(n,)``, null where unknown; None if no camera is known.
+        pids: identities, whole numbers or text ``(n,)``, null (None, NaN, NA or masked) where unknown.
+        camids: cameras, whole numbers or text ``(n,)``, null where unknown; None if no camera is known.
         paths: files ``(n,)``, null where unknown; None if no file is known.
         name: prefix of the arguments in error messages: "query" for ``query_features``, ``query_pids``, ...
 
-    Once checked, ``features`` is an array, made without a copy if possible, ``pids`` and ``camids`` are Int64
-    series and ``paths`` is a series of strings.
+    Once checked, ``features`` is an array, made without a copy if possible, ``pids`` and ``camids`` are
+    series, Int64 if all values are whole numbers and text otherwise, and ``paths`` is a series of strings.
 
     Raises:
         InputError: features that are not a matrix of floating-point numbers; labels of another length or type.
@@ -211,17 +213,17 @@ def distance_matrix(values: Any) -> np.ndarray:
     return matrix
 
 
-def whole_number_column(values: Any, length: int, name: str) -> pd.Series:
-    """Return identities or cameras as a nullable Int64 series, rows numbered from 0.
+def label_series(values: Any, length: int, name: str) -> pd.Series:
+    """Return identities or cameras as a nullable series, rows numbered from 0: Int64, or text if not all are numbers.
 
     Args:
-        values: ``length`` whole numbers, null (None, NaN, NA or masked) where unknown: a list, an array, a
+        values: ``length`` whole numbers or texts, null (None, NaN, NA or masked) where unknown: a list, an array, a
             tensor, a masked or pandas array.
         length: number of values expected.
         name: what error messages call them.
 
     Raises:
-        InputError: another length, or a value that is not a whole number.
+        InputError: another length, or a value that is neither a whole number nor text.
     """
     plain: Any = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
     if isinstance(plain, np.ma.MaskedArray):
@@ -232,11 +234,15 @@ def whole_number_column(values: Any, length: int, name: str) -> pd.Series:
         series = pd.Series(plain, dtype=object if isinstance(plain, list | tuple) else None)
         series = series.reset_index(drop=True)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: expected {length} whole numbers ({error})") from None
+        raise InputError(f"{name}: expected {length} whole numbers or texts ({error})") from None
     _check_length(len(series), length, name)
+    if series.dtype == "string":  # known to be text
+        return series
     kind = pd.api.types.infer_dtype(series.dropna())
+    if kind in ("string", "mixed-integer"):
+        return label_column(series, name, at=partial("{}: row {}".format, name))
     if kind not in ("integer", "floating", "mixed-integer-float", "empty"):
-        raise InputError(f"{name}: expected whole numbers, null where unknown, found {kind} values")
+        raise InputError(f"{name}: expected whole numbers or text, null where unknown, found {kind} values")
     try:
         return series.astype("Int64")
     except (TypeError, ValueError, OverflowError):
@@ -294,8 +300,8 @@ def label_table(length: int, pids: Any, camids: Any, paths: Any, *, prefix: str 
     return pd.DataFrame(
         {
             "path": path,
-            "pid": whole_number_column(pids, length, f"{prefix}pids"),
-            "camid": whole_number_column(unknown if camids is None else camids, length, f"{prefix}camids"),
+            "pid": label_series(pids, length, f"{prefix}pids"),
+            "camid": label_series(unknown if camids is None else camids, length, f"{prefix}camids"),
             "file": identify_files(path),
         }
     )

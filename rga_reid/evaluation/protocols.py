@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.data.columns import align_labels, is_label
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int, short_repr
 from rga_reid.evaluation.features import (
@@ -51,7 +52,7 @@ class Protocol(ABC):
         return replace(result, settings={**result.settings, "protocol": type(self).__name__})
 
     def _require_cameras(
-        self, query: LabelledFeatures, gallery: LabelledFeatures, junk_pids: Sequence[int] = (-1,)
+        self, query: LabelledFeatures, gallery: LabelledFeatures, junk_pids: Sequence[int | str] = (-1,)
     ) -> None:
         """Raise an InputError if the camera of an image of a known person is unknown."""
         check_pair(query, gallery)
@@ -122,7 +123,7 @@ class SingleShot(Protocol):
         metric: Metric = "cosine",
         average_precision: AveragePrecision = "step",
         max_rank: int = 50,
-        junk_pids: Sequence[int] = (-1,),
+        junk_pids: Sequence[int | str] = (-1,),
         rerank: None = None,
         device: str | torch.device = "cpu",
         block_size: int = BLOCK_SIZE,
@@ -207,11 +208,11 @@ def evaluate_protocol(
     return protocol.evaluate(query, gallery, **options)
 
 
-def _known(table: pd.DataFrame, junk_pids: Sequence[int]) -> pd.Series:
-    return table["pid"].notna() & ~table["pid"].isin(list(junk_pids))
+def _known(table: pd.DataFrame, junk_pids: Sequence[int | str]) -> pd.Series:
+    return table["pid"].notna() & ~is_label(table["pid"], junk_pids)
 
 
-def _average_queries(query: LabelledFeatures, junk_pids: Sequence[int]) -> LabelledFeatures:
+def _average_queries(query: LabelledFeatures, junk_pids: Sequence[int | str]) -> LabelledFeatures:
     """Return the mean feature of each person in each camera, of length 1. A mean has no path."""
     row_norms(query.features, "query_features", allow_zero=True)  # rejects a bad row by its number
     rows = np.flatnonzero(_known(query.table, junk_pids))
@@ -239,13 +240,14 @@ def _average_queries(query: LabelledFeatures, junk_pids: Sequence[int]) -> Label
 
 
 def _draw_galleries(
-    query: pd.DataFrame, gallery: pd.DataFrame, junk: Sequence[int], generator: np.random.Generator
+    query: pd.DataFrame, gallery: pd.DataFrame, junk: Sequence[int | str], generator: np.random.Generator
 ) -> Iterator[Relevance]:
     """For each camera of the queries, yield its queries and one random image of each person by other cameras."""
-    drawable = gallery[["pid", "camid"]].notna().all(axis=1) & ~gallery["pid"].isin(junk)
-    for camera in sorted(query["camid"].dropna().unique()):
-        elsewhere = np.flatnonzero(drawable & (gallery["camid"] != camera))
+    drawable = gallery[["pid", "camid"]].notna().all(axis=1) & ~is_label(gallery["pid"], junk)
+    query_cameras, gallery_cameras = align_labels(query["camid"], gallery["camid"])
+    for camera in sorted(query_cameras.dropna().unique()):
+        elsewhere = np.flatnonzero(drawable & (gallery_cameras != camera))
         mixed = generator.permutation(elsewhere)
         drawn = np.zeros(len(gallery), dtype=bool)
         drawn[mixed[~gallery["pid"].iloc[mixed].duplicated().to_numpy()]] = True
-        yield Relevance(query.assign(pid=query["pid"].where(query["camid"] == camera)), gallery, junk, drawn)
+        yield Relevance(query.assign(pid=query["pid"].where(query_cameras == camera)), gallery, junk, drawn)

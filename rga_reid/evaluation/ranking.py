@@ -50,7 +50,7 @@ def evaluate_ranking(
     metric: Metric = "cosine",
     average_precision: AveragePrecision = "step",
     max_rank: int = 50,
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     query_paths: Iterable[Any] | None = None,
     gallery_paths: Iterable[Any] | None = None,
     rerank: ReRanking | None = None,
@@ -68,9 +68,9 @@ def evaluate_ranking(
     Args:
         query_features, gallery_features: floating-point numbers ``(q, d)`` and ``(g, d)``, arrays (memory
             maps too) or tensors, with rows of any length; ranked as float32.
-        query_pids, gallery_pids: identities, whole numbers ``(q,)`` and ``(g,)``, null (None, NaN, NA) where
-            unknown: such a query is skipped, such a gallery item is a wrong answer for every query.
-        query_camids, gallery_camids: cameras, whole numbers, null where unknown: items and queries of unknown
+        query_pids, gallery_pids: identities, whole numbers or text ``(q,)`` and ``(g,)``, null (None, NaN, NA)
+            where unknown: such a query is skipped, such a gallery item is a wrong answer for every query.
+        query_camids, gallery_camids: cameras, whole numbers or text, null where unknown: items and queries of unknown
             camera are never removed for their camera. None: no camera is known.
         metric: "cosine", the dot product of the rows scaled to length 1, or "euclidean", the distance of the
             unscaled rows.
@@ -121,7 +121,7 @@ def evaluate_features(
     metric: Metric = "cosine",
     average_precision: AveragePrecision = "step",
     max_rank: int = 50,
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
     block_size: int = BLOCK_SIZE,
@@ -174,7 +174,7 @@ def evaluate_distances(
     *,
     average_precision: AveragePrecision = "step",
     max_rank: int = 50,
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     query_paths: Iterable[Any] | None = None,
     gallery_paths: Iterable[Any] | None = None,
     block_size: int = BLOCK_SIZE,
@@ -221,7 +221,7 @@ def _evaluate(
 
 
 def ranking_settings(
-    metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int]
+    metric: str, average_precision: str, max_rank: int, junk_pids: Sequence[int | str]
 ) -> dict[str, Any]:
     """Check the settings of a ranking and return those that a result records."""
     check_choice("average_precision", average_precision, get_args(AveragePrecision))
@@ -232,7 +232,7 @@ def ranking_settings(
         "metric": metric,
         "average_precision": average_precision,
         "max_rank": max_rank,
-        "junk_pids": tuple(int(pid) for pid in junk_pids),
+        "junk_pids": tuple(pid if isinstance(pid, str) else int(pid) for pid in junk_pids),
         "reranked": False,
     }
 
@@ -265,7 +265,7 @@ def ranked_lists(
     *,
     top_k: int = 10,
     metric: Metric = "cosine",
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
 ) -> list[RankedList]:
@@ -296,7 +296,7 @@ def top_matches(
     *,
     top_k: int = 10,
     metric: Metric = "cosine",
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
 ) -> list[RankedList]:

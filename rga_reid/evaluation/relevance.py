@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from rga_reid.data.columns import align_labels, is_label
 from rga_reid.errors import InputError
 from rga_reid.evaluation.features import expand_ranges, split_by_count
 
@@ -33,8 +34,8 @@ class Relevance:
     unknown camera differs from every camera.
 
     Args:
-        query, gallery: tables as from ``label_table``: ``pid`` and ``camid`` (nullable integers) and ``file``
-            (nullable strings).
+        query, gallery: tables as from ``label_table``: ``pid`` and ``camid`` (nullable integers or text) and
+            ``file`` (nullable strings).
         junk_pids: identities to leave out.
         drawn: bool ``(g,)``, gallery items to rank; all by default.
     """
@@ -43,15 +44,15 @@ class Relevance:
         self,
         query: pd.DataFrame,
         gallery: pd.DataFrame,
-        junk_pids: Sequence[int],
+        junk_pids: Sequence[int | str],
         drawn: np.ndarray | None = None,
     ) -> None:
         junk = list(junk_pids)
-        ranked = ~gallery["pid"].isin(junk).to_numpy()
+        ranked = ~is_label(gallery["pid"], junk).to_numpy(bool)
         #: rows of the gallery that are ranked, ascending: column c is row gallery_rows[c]
         self.gallery_rows = np.flatnonzero(ranked if drawn is None else ranked & drawn)
         gallery = gallery.iloc[self.gallery_rows]
-        query_pids = query["pid"].mask(query["pid"].isin(junk))
+        query_pids = query["pid"].mask(is_label(query["pid"], junk))
         self._query_pids, self._gallery_pids = _common_codes(query_pids, gallery["pid"])
         self._query_camids, self._gallery_camids = _common_codes(query["camid"], gallery["camid"])
         self._query_files, self._gallery_files = _common_codes(query["file"], gallery["file"])
@@ -164,6 +165,7 @@ class _Lookup:
 
 def _common_codes(query: pd.Series, gallery: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Encode labels of both sides as integers; unknown ones, −1 in queries and −2 in the gallery, differ."""
+    query, gallery = align_labels(query, gallery)
     codes = pd.factorize(pd.concat([query, gallery], ignore_index=True))[0]
     query_codes, gallery_codes = codes[: len(query)], codes[len(query) :]
     return query_codes, np.where(gallery_codes < 0, -2, gallery_codes)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from rga_reid.data import ImageError
+from rga_reid.data.columns import is_label, plain_label
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, evaluate_features, top_matches
@@ -24,7 +25,7 @@ def evaluate_model(
     model: Embedder,
     table: pd.DataFrame,
     *,
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     batch_size: int = 64,
     device: str | torch.device | None = None,
     max_rank: int = 50,
@@ -85,7 +86,7 @@ def rank_test_images(
     features: np.ndarray,
     table: pd.DataFrame,
     *,
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     max_rank: int = 50,
     rerank: ReRanking | None = None,
     progress: Callable[[float], None] | None = None,
@@ -101,7 +102,7 @@ def rank_test_images(
 
 
 def tabulate_top_matches(
-    features: np.ndarray, table: pd.DataFrame, count: int = 10, *, junk_pids: Sequence[int] = (-1,)
+    features: np.ndarray, table: pd.DataFrame, count: int = 10, *, junk_pids: Sequence[int | str] = (-1,)
 ) -> pd.DataFrame:
     """Return the ``top_matches`` of every query as a table.
 
@@ -129,14 +130,14 @@ def tabulate_top_matches(
     )
 
 
-def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int] = (-1,)) -> str | None:
+def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int | str] = (-1,)) -> str | None:
     """Return a warning if files of the same content falsify a test, otherwise None.
 
     Args:
         table: images of all splits, as from ``read_table``.
         junk_pids: identities to leave out.
     """
-    duplicates = find_duplicates(table[~table.pid.isin(list(junk_pids))])
+    duplicates = find_duplicates(table[~is_label(table.pid, junk_pids)])
     groups = [rows for rows in duplicates if not is_never_ranked(rows)]
     if not groups:
         return None
@@ -166,7 +167,7 @@ class Example:
 class Person:
     """A person in the plot of the feature space."""
 
-    pid: int
+    pid: int | str
     queries: dict[int, int]  #: row in the table of test images -> number of the query on the page
     colour: str
     marker: str
@@ -195,7 +196,7 @@ def ranking_page(
     table: pd.DataFrame,
     result: RankingResult,
     *,
-    junk_pids: Sequence[int] = (-1,),
+    junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
     title: str = "Test",
     note: str = "",
@@ -223,7 +224,7 @@ def ranking_page(
         pictures = [_labels(row) for row in gallery.table.iloc[found.rows].itertuples()]
         ranked = enumerate(zip(pictures, found.scores, strict=True), 1)
         matches.append([Match(**one, rank=rank, score=float(score)) for rank, (one, score) in ranked])
-    space = table[~table.pid.isin(list(junk_pids))]
+    space = table[~is_label(table.pid, junk_pids)]
     people = _people(examples, query.pids, np.flatnonzero(table.split == "query"))
     shown = space.iloc[_sample(space, [person.pid for person in people], seed)]
     groups = _groups(people, shown)
@@ -245,15 +246,14 @@ def ranking_page(
 
 
 def _labels(row: Any) -> dict[str, Any]:
-    known = {name: getattr(row, name) for name in ("pid", "camid")}
-    return {"path": row.path, **{name: None if pd.isna(one) else int(one) for name, one in known.items()}}
+    return {"path": row.path, **{name: plain_label(getattr(row, name)) for name in ("pid", "camid")}}
 
 
 def _people(examples: Sequence[Example], pids: pd.Series, rows: np.ndarray) -> list[Person]:
     """Return the people of the example queries; ``rows`` are the rows of all queries in the table."""
-    numbers: dict[int, list[int]] = {}
+    numbers: dict[Any, list[int]] = {}
     for number, one in enumerate(examples):
-        numbers.setdefault(int(pids.iloc[one.query]), []).append(number)
+        numbers.setdefault(plain_label(pids.iloc[one.query]), []).append(number)
     people = []
     for place, (pid, of_person) in enumerate(numbers.items()):
         queries = {int(rows[examples[number].query]): number + 1 for number in of_person}
@@ -262,9 +262,9 @@ def _people(examples: Sequence[Example], pids: pd.Series, rows: np.ndarray) -> l
     return people
 
 
-def _sample(space: pd.DataFrame, pids: Sequence[int], seed: int) -> np.ndarray:
+def _sample(space: pd.DataFrame, pids: Sequence[int | str], seed: int) -> np.ndarray:
     """Return positions in ``space``, ascending: all images of ``pids``, then others up to ``MAX_POINTS``."""
-    named = space.pid.isin(list(pids)).to_numpy(dtype=bool)
+    named = is_label(space.pid, pids).to_numpy(dtype=bool)
     others = np.flatnonzero(~named)
     count = min(len(others), max(0, MAX_POINTS - int(named.sum())))
     drawn = np.random.default_rng(seed).choice(others, count, replace=False)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.errors import InputError, short_repr
+from rga_reid.evaluation.features import label_series
 from rga_reid.evaluation.metrics import RANKS
 from rga_reid.experiments import ablation
 from rga_reid.experiments.ablation_worker import read_training_seconds
@@ -23,9 +24,9 @@ from rga_reid.models.analysis import total_costs
 from rga_reid.models.weights import read_torch
 from rga_reid.reports.ablation_stats import Evaluation
 
-_LABELS = {"path": "str", "pid": "Int64", "camid": "Int64"}  # identities and cameras may be unknown
-_QUERIES = {**_LABELS, "query": "int64", "AP_step": "float64", "matches": "int64"}
-_RANKED = {**_LABELS, "query": "int64", "rank": "int64", "score": "float64"}
+_LABELS = ("pid", "camid")  # whole numbers or text, null where unknown
+_QUERIES = {"path": "str", "query": "int64", "AP_step": "float64", "matches": "int64"}
+_RANKED = {"path": "str", "query": "int64", "rank": "int64", "score": "float64"}
 _CURVE = ["epoch", "step", "loss"]
 _MAX_NUMBER = 1e18
 _METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
@@ -176,7 +177,8 @@ def read_run(folder: Path) -> Evaluation:
             found = queries[queries["matches"] > 0]
             if queries["query"].duplicated().any() or not found["AP_step"].between(0, 1).all():
                 raise ValueError("expected one row per query, with its average precision")
-            found["pid"].astype("int64")  # raises if one is unknown
+            if found["pid"].isna().any():
+                raise ValueError("expected the identity of each query with a match")
     with _explain_damage(file):
         result = read_json(file)
         return Evaluation(
@@ -269,7 +271,9 @@ def _read_table(file: Path, types: Mapping[str, str]) -> pd.DataFrame | None:
         return None
     table = read_parquet(file)
     with _explain_damage(file):
-        return table.astype({name: kind for name, kind in types.items() if name != "path" or name in table})
+        labels = {name: label_series(table[name], len(table), name) for name in _LABELS}
+        types = {name: kind for name, kind in types.items() if name != "path" or name in table}
+        return table.astype(types).assign(**labels)
 
 
 @contextmanager

@@ -18,15 +18,15 @@ import os
 import sys
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import conform
-from rga_reid.data.readers import WHOLE_NUMBER
-from rga_reid.errors import InputError, short_repr
+from rga_reid.data.columns import LABELS, RESERVED, UNKNOWN, conform, label_column
+from rga_reid.errors import InputError
 from rga_reid.evaluation.features import feature_matrix
 from rga_reid.files import atomic_file
 from rga_reid.inputs import open_bytes, open_text, truncate
@@ -42,7 +42,6 @@ _ARRAY_NAMES = {"pid": "pids", "camera": "camids"}
 _COLUMN = "column_"  # begins the names of the arrays of other columns
 _ARRAYS = ("features", "paths", *_LABELS.values(), *(f"{name}_known" for name in _LABELS.values()))
 _MODEL = "model"
-_UNKNOWN = ["", "NA", "<NA>", "N/A", "NaN", "nan", "NULL", "null", "None"]  # as tables write unknown values
 
 
 def write_features(
@@ -68,7 +67,9 @@ def write_features(
             f"features: expected a matrix with {len(table)} rows, as the table has, got "
             f"{arrays['features'].shape}"
         )
-    typed, _ = conform(table.drop(columns="path", errors="ignore"))
+    labels = table.drop(columns="path", errors="ignore")
+    text = {name: "string" for name in LABELS if name in labels and labels[name].dtype == "string"}
+    typed, _ = conform(labels, {**RESERVED, **text})
     for column in typed.columns.drop("path"):
         name, known = _ARRAY_NAMES.get(column, f"{_COLUMN}{column}"), typed[column].notna().to_numpy(bool)
         if known.any():
@@ -269,15 +270,9 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
         if column == "path":
             table[column] = texts.where(texts != "", None)
             continue
-        texts = texts.mask(texts.isin(_UNKNOWN), "")
-        wrong = ~texts.str.fullmatch(WHOLE_NUMBER.pattern) & (texts != "")
-        if wrong.any():
-            raise InputError(
-                f"{file}: column '{column}': expected integers, empty where unknown, found "
-                f"{short_repr(texts[wrong].iloc[0])}"
-            )
-        numbers = texts.str.partition(".")[0]
-        table[column] = pd.array([int(text) if text else None for text in numbers], dtype="Int64")
+        table[column] = label_column(
+            texts.mask(texts.isin(UNKNOWN)), column, at=partial("{}: row {}".format, file)
+        )
     return table
 
 

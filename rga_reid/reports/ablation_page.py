@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from rga_reid.data.columns import plain_label
 from rga_reid.files import atomic_file, make_folder
 from rga_reid.reports.ablation_stats import Evaluation, average_precisions, by_name
 from rga_reid.reports.ablation_tables import (
@@ -174,16 +175,12 @@ def largest_changes(
 
 
 def _picture(row: pd.Series) -> Picture:
-    return Picture(str(row.get("path", "")), _number(row["pid"]), _number(row["camid"]))
+    return Picture(str(row.get("path", "")), plain_label(row["pid"]), plain_label(row["camid"]))
 
 
 def _matches(ranked: pd.DataFrame, number: int) -> tuple[Match, ...]:
     rows = ranked[ranked["query"] == number].sort_values("rank")
     return tuple(
-        Match(str(r.path), _number(r.pid), _number(r.camid), rank=int(r.rank), score=float(r.score))
+        Match(str(r.path), plain_label(r.pid), plain_label(r.camid), rank=int(r.rank), score=float(r.score))
         for r in rows.itertuples()
     )
-
-
-def _number(value: object) -> int | None:
-    return None if value is None or pd.isna(value) else int(value)  # type: ignore[call-overload]

@@ -201,7 +201,7 @@ def bootstrap_interval(values: np.ndarray, *, draws: int = DRAWS, seed: int = SE
 def _per_query(queries: pd.DataFrame) -> pd.Series:
     valid = queries[queries["matches"] > 0]
     names = valid["path"].map(lambda path: Path(path).name) if "path" in valid else [""] * len(valid)
-    index = pd.MultiIndex.from_arrays([valid["query"], names, valid["pid"].astype("int64")])
+    index = pd.MultiIndex.from_arrays([valid["query"], names, valid["pid"].astype(object)])
     return pd.Series(valid["AP_step"].to_numpy(dtype=np.float64), index)
 
 

@@ -14,7 +14,7 @@ from rga_reid.runtime import track
 
 Correctness = Literal["correct", "wrong", "junk", "unknown"]
 
-JUNK_PID = -1  #: label of a detection without a clear person
+JUNK_PIDS = (-1, "-1")  #: labels of a detection without a clear person, also where labels are text
 _DECIMALS = (3, 4, 5, 6)  # of scores: the fewest that distinguish the scores of a query
 _BOX = (192, 384)  # maximum width and height of thumbnails: twice the size on the page, for sharp screens
 
@@ -29,8 +29,8 @@ class Picture:
     """
 
     path: str
-    pid: int | None = None
-    camid: int | None = None
+    pid: int | str | None = None
+    camid: int | str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ def verdict(query: Picture, match: Picture) -> Correctness:
     ``junk`` is ignored by evaluations: a pid of −1, the same person from the same camera, or the query file
     itself. ``unknown`` means that labels are missing.
     """
-    if match.pid == JUNK_PID or match.path == query.path:
+    if match.pid in JUNK_PIDS or match.path == query.path:
         return "junk"
-    if query.pid is None or query.pid == JUNK_PID or match.pid is None:
+    if query.pid is None or query.pid in JUNK_PIDS or match.pid is None:
         return "unknown"
-    if query.pid != match.pid:
+    if str(query.pid) != str(match.pid):  # one of them may be text
         return "wrong"
-    return "junk" if match.camid is not None and match.camid == query.camid else "correct"
+    return "junk" if match.camid is not None and str(match.camid) == str(query.camid) else "correct"
 
 
 def ranked_page(
