@@ -58,13 +58,14 @@ def read_image_table(
             )
         return table, columns
     table = read_table(os.path.abspath(options.data.root), options.data.dataset)
-    split = options.data.get("split", "gallery")
-    table = table if split is None else table[table["split"] == split].reset_index(drop=True)
-    table = table.drop(columns="split")
-    if table.empty:
+    # the types of labels are those of the whole data set, whichever split is chosen
+    kept, columns = conform(table.drop(columns=["path", "split"]), schema)
+    kept, split = kept.assign(path=table["path"]), options.data.get("split", "gallery")
+    if split is not None:
+        kept = kept[table["split"] == split].reset_index(drop=True)
+    if kept.empty:
         raise InputError(f"--data.root {options.data.root}: the split {split!r} has no images")
-    kept, columns = conform(table.drop(columns="path"), schema)
-    return kept.assign(path=table["path"]), columns
+    return kept, columns
 
 
 def read_folder(

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
-from rga_reid.data.columns import is_label
+from rga_reid.data.columns import is_label, is_whole
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.data.images import ImageError, describe_skipped, display_path, map_in_threads, read_image
 from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
 from rga_reid.data.records import Problem
+from rga_reid.errors import short_repr
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def check_data(
     name = os.fspath(root)
     problems = scan.problems + faults
     notes = [describe_skipped(scan.skipped)] if scan.skipped else []
+    notes += [note for column in ("pid", "camid") if (note := _describe_text(table[column], column))]
     if not fast:
         duplicates = find_duplicates(table[~table.junk], threads)
         harmful = [rows for rows in duplicates if not is_never_ranked(rows)]
@@ -145,6 +147,17 @@ def check_data(
         notes=notes,
         decoded=not fast,
     )
+
+
+def _describe_text(labels: pd.Series, column: str) -> str | None:
+    """Return which label makes a column text, if most of them are whole numbers."""
+    if not pd.api.types.is_string_dtype(labels):
+        return None
+    known = labels.dropna().drop_duplicates()
+    words = known[~known.map(is_whole)]
+    if 2 * len(words) > len(known):
+        return None
+    return f"{column}: all are text, as {short_repr(words.iloc[0])} is not a whole number"
 
 
 def _count(rows: pd.DataFrame) -> Counts:

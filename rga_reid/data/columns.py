@@ -379,18 +379,17 @@ def label_value(value: Any, kind: str, name: str) -> int | str:
     return number
 
 
-def label_column(values: Iterable[int | str | None], column: str, *, at: At) -> pd.Series:
+def label_column(values: Iterable[int | str | None], at: At) -> pd.Series:
     """Return labels as integers if all are whole numbers, otherwise as text.
 
     Args:
         values: whole numbers or text, None where unknown.
-        column: name of the column.
         at: names a row in error messages.
 
     Raises:
         InputError: values of another type, or numbers of more than 64 bits.
     """
-    return convert(pd.Series(values, dtype=object), column, RESERVED["pid"], at=at)[1]
+    return convert(pd.Series(values, dtype=object), "pid", RESERVED["pid"], at=at)[1]
 
 
 def align_labels(one: pd.Series, other: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -399,7 +398,7 @@ def align_labels(one: pd.Series, other: pd.Series) -> tuple[pd.Series, pd.Series
     If one has integers and the other text, both become text, and whole numbers in that text lose their zeros: 7
     and "007" are equal.
     """
-    if one.dtype == other.dtype:
+    if pd.api.types.is_string_dtype(one) == pd.api.types.is_string_dtype(other):
         return one, other
     aligned = []
     for labels in (one, other):
@@ -425,6 +424,11 @@ def is_label(labels: pd.Series, wanted: Iterable[int | str]) -> pd.Series:
         ]
         return labels.isin(numbers)
     return labels.isin([str(value) for value in wanted])
+
+
+def is_text(labels: pd.Series) -> bool:
+    """Return whether labels are text for good: a column of a typed table, not of one as users and files have it."""
+    return isinstance(labels.dtype, pd.StringDtype) and labels.dtype.na_value is pd.NA
 
 
 def is_whole(text: str) -> bool:

@@ -86,8 +86,8 @@ def _label_columns(
     return pd.DataFrame(
         {
             "path": pd.Series(paths, dtype="str"),
-            "pid": label_column([pid for pid, _ in labels], "pid", at=at),
-            "camid": label_column([camid for _, camid in labels], "camera", at=at),
+            "pid": label_column([pid for pid, _ in labels], at),
+            "camid": label_column([camid for _, camid in labels], at),
         }
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data.columns import label_column
+from rga_reid.data.columns import is_text, label_column
 from rga_reid.errors import InputError, short_repr
 
 _ROWS = 64  # rows converted to float64 at a time: they stay in the processor's cache
@@ -64,8 +64,9 @@ class LabelledFeatures:
 
     @classmethod
     def from_table(cls, features: Any, table: pd.DataFrame, *, name: str = "") -> LabelledFeatures:
-        """Take the labels from the columns ``pid``, ``camid`` and ``path`` of a table, if it has them."""
-        return cls(features, table.get("pid"), table.get("camid"), table.get("path"), name=name)
+        """Take the labels from the columns ``pid``, ``camid`` (or ``camera``) and ``path``, if the table has them."""
+        cameras = table.get("camid", table.get("camera"))
+        return cls(features, table.get("pid"), cameras, table.get("path"), name=name)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -236,17 +237,21 @@ def label_series(values: Any, length: int, name: str) -> pd.Series:
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected {length} whole numbers or texts ({error})") from None
     _check_length(len(series), length, name)
-    if series.dtype == "string":  # known to be text
+    if is_text(series):
         return series
     kind = pd.api.types.infer_dtype(series.dropna())
-    if kind in ("string", "mixed-integer"):
-        return label_column(series, name, at=partial("{}: row {}".format, name))
+    if kind == "string" or (kind == "mixed-integer" and all(map(_is_label, series.dropna()))):
+        return label_column(series, partial("{}: row {}".format, name))
     if kind not in ("integer", "floating", "mixed-integer-float", "empty"):
         raise InputError(f"{name}: expected whole numbers or text, null where unknown, found {kind} values")
     try:
         return series.astype("Int64")
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}: expected whole numbers of 64 bits, null where unknown") from None
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int | np.integer | str)
 
 
 def path_column(values: Iterable[Any], length: int, name: str, *, allow_null: bool = True) -> pd.Series:

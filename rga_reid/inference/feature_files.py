@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import LABELS, RESERVED, UNKNOWN, conform, label_column
+from rga_reid.data.columns import LABELS, RESERVED, UNKNOWN, conform, is_text, label_column
 from rga_reid.errors import InputError
 from rga_reid.evaluation.features import feature_matrix
 from rga_reid.files import atomic_file
@@ -68,7 +68,7 @@ def write_features(
             f"{arrays['features'].shape}"
         )
     labels = table.drop(columns="path", errors="ignore")
-    text = {name: "string" for name in LABELS if name in labels and labels[name].dtype == "string"}
+    text = {name: "string" for name in LABELS if name in labels and is_text(labels[name])}
     typed, _ = conform(labels, {**RESERVED, **text})
     for column in typed.columns.drop("path"):
         name, known = _ARRAY_NAMES.get(column, f"{_COLUMN}{column}"), typed[column].notna().to_numpy(bool)
@@ -265,14 +265,14 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
     cells = pd.DataFrame(rows, columns=header, dtype="str")
     cells = cells.loc[:, ~cells.columns.duplicated()]
     table = pd.DataFrame(index=pd.RangeIndex(length))
+    if "camid" not in cells:
+        cells = cells.rename(columns={"camera": "camid"})
     for column in (name for name in ("path", *_LABELS) if name in cells):
         texts = cells[column].str.strip()
         if column == "path":
             table[column] = texts.where(texts != "", None)
             continue
-        table[column] = label_column(
-            texts.mask(texts.isin(UNKNOWN)), column, at=partial("{}: row {}".format, file)
-        )
+        table[column] = label_column(texts.mask(texts.isin(UNKNOWN)), partial("{}: row {}".format, file))
     return table
 
 

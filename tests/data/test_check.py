@@ -162,7 +162,7 @@ def test_own_data_by_csv(small: Path, card: Card) -> None:
     assert [problem.kind for problem in report.problems] == ["match"]  # never ranked for itself
     assert len(report.notes) == 1
     assert report.to_json()["cameras"][0]["camid"] is None
-    report = check_data(write_csv(small, "none.jpg,1,1,train", "none.jpg,x,1,train"))
+    report = check_data(write_csv(small, "none.jpg,1,1,train", "none.jpg,1,1,x"))
     assert (report.counts, [problem.kind for problem in report.problems]) == ({}, ["missing", "line"])
 
 
