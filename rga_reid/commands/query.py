@@ -59,7 +59,9 @@ def parser() -> ArgumentParser:
     )
     add_same_features_option(command)
     command.add_argument("--top-k", type=int, default=10, help="matches per query")
-    command.add_argument("--exclude-camera", metavar="N", type=int, help="leave out images of this camera")
+    command.add_argument(
+        "--exclude-camera", metavar="CAMERA", type=str, help="leave out images of this camera"
+    )
     command.add_argument(
         "--where",
         metavar="FILTER",

@@ -155,7 +155,7 @@ def _describe_text(labels: pd.Series, column: str) -> str | None:
         return None
     known = labels.dropna().drop_duplicates()
     words = known[~known.map(is_whole)]
-    if 2 * len(words) > len(known):
+    if 2 * len(words) >= len(known):
         return None
     return f"{column}: all are text, as {short_repr(words.iloc[0])} is not a whole number"
 

@@ -236,15 +236,22 @@ def det_plot(fpir: np.ndarray, fnir: np.ndarray, chosen: tuple[float, float], no
     """Draw a DET curve: false-negative against false-positive identification rates, logarithmic scales.
 
     Args:
-        fpir, fnir: rates of thresholds, as fractions, ``(n,)`` each; rates of 0 are left out.
+        fpir, fnir: rates of thresholds, as fractions, ``(n,)`` each; rates of 0 are left out. If one of the two is 0
+            at every threshold, the plot says so.
         chosen: both rates of the chosen threshold.
         note: text above the plot.
     """
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
     shown = (fpir > 0) & (fnir > 0)
+    axes.set_title(note, loc="left", size=9)
+    if not shown.any():
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no curve: at every threshold one of the two rates is 0", ha="center")
+        return figure
     axes.plot(fpir[shown], fnir[shown], color=COLOURS[0])
-    axes.axvline(chosen[0], color="black", linestyle="--", linewidth=0.8)
+    if chosen[0] > 0:
+        axes.axvline(chosen[0], color="black", linestyle="--", linewidth=0.8)
     if min(chosen) > 0:
         axes.plot(*chosen, "o", color="black", label="the chosen threshold")
         axes.legend(frameon=False)
@@ -254,7 +261,6 @@ def det_plot(fpir: np.ndarray, fnir: np.ndarray, chosen: tuple[float, float], no
         xlabel="strangers who get an image (FPIR)",
         ylabel="people in the gallery who are missed (FNIR)",
     )
-    axes.set_title(note, loc="left", size=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
