@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, load_card
-from rga_reid.data.columns import is_label, is_whole
+from rga_reid.data.columns import is_whole
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.data.images import ImageError, describe_skipped, display_path, map_in_threads, read_image
+from rga_reid.data.labels import is_label
 from rga_reid.data.readers import DEFAULT_CARD, is_csv, scan_data, to_table
 from rga_reid.data.records import Problem
 from rga_reid.errors import short_repr

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from typing import Any
@@ -346,13 +346,6 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
         ) from None
 
 
-def plain_label(value: Any) -> int | str | None:
-    """Return a label of a table as Python has it, None for null."""
-    if isinstance(value, str):
-        return value
-    return None if pd.isna(value) else int(value)
-
-
 def label_value(value: Any, kind: str, name: str) -> int | str:
     """Return a label in the type of its column: 7 and "7" are equal, "007" is 7 among integers.
 
@@ -377,58 +370,6 @@ def label_value(value: Any, kind: str, name: str) -> int | str:
     if not -(2**63) <= number < 2**63:
         raise InputError(f"{name}: expected a number of at most 64 bits, got {short_repr(value)}")
     return number
-
-
-def label_column(values: Iterable[int | str | None], at: At) -> pd.Series:
-    """Return labels as integers if all are whole numbers, otherwise as text.
-
-    Args:
-        values: whole numbers or text, None where unknown.
-        at: names a row in error messages.
-
-    Raises:
-        InputError: values of another type, or numbers of more than 64 bits.
-    """
-    return convert(pd.Series(values, dtype=object), "pid", RESERVED["pid"], at=at)[1]
-
-
-def align_labels(one: pd.Series, other: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Return two columns of labels in one type, so that equal labels compare equal.
-
-    If one has integers and the other text, both become text, and whole numbers in that text lose their zeros: 7
-    and "007" are equal.
-    """
-    if pd.api.types.is_string_dtype(one) == pd.api.types.is_string_dtype(other):
-        return one, other
-    aligned = []
-    for labels in (one, other):
-        if pd.api.types.is_string_dtype(labels):
-            # each distinct text once: labels repeat
-            numbers = {
-                text: str(int(match[1]))
-                for text in labels.dropna().unique()
-                if (match := _WHOLE.fullmatch(text))
-            }
-            labels = labels.replace(numbers) if numbers else labels
-        aligned.append(labels.astype(TYPES["string"]))
-    return aligned[0], aligned[1]
-
-
-def is_label(labels: pd.Series, wanted: Iterable[int | str]) -> pd.Series:
-    """Return which labels are among the wanted ones, as booleans; null labels are not."""
-    if not pd.api.types.is_string_dtype(labels):
-        numbers = [
-            value if isinstance(value, int | np.integer) else int(value)
-            for value in wanted
-            if not isinstance(value, str) or is_whole(value)
-        ]
-        return labels.isin(numbers)
-    return labels.isin([str(value) for value in wanted])
-
-
-def is_text(labels: pd.Series) -> bool:
-    """Return whether labels are text for good: a column of a typed table, not of one as users and files have it."""
-    return isinstance(labels.dtype, pd.StringDtype) and labels.dtype.na_value is pd.NA
 
 
 def is_whole(text: str) -> bool:

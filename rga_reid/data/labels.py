@@ -1,4 +1,6 @@
-"""Identities and cameras from the names of files and folders: one rule for every command.
+"""Labels: identities and cameras, as numbers or text, and one rule for those in the names of files and folders.
+
+A column of labels has integers if all are whole numbers, otherwise text.
 
 A file name that begins as Market-1501's do, ``PPPP_cC``, gives the identity and the camera. The folder of an
 image gives its identity if the folder's name is an integer. A number that reads as a date is not an identity.
@@ -9,11 +11,12 @@ what its names mean, and takes precedence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pandas as pd
 
-from rga_reid.data.columns import is_whole, plain_records, rename_camid
+from rga_reid.data.columns import RESERVED, TYPES, At, convert, is_whole, plain_records, rename_camid
 from rga_reid.data.images import display_path
 from rga_reid.errors import sanitize
 
@@ -22,6 +25,63 @@ _MARKET_NAME = re.compile(r"(?P<pid>0*-1|[0-9]{1,18})_c(?P<camid>[0-9]{1,18})(?!
 _DATE = re.compile(  # 20261128, perhaps followed by a time, 1530 or 153000
     r"(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])([0-9]{4}|[0-9]{6})?"
 )
+
+
+def label_column(values: Iterable[int | str | None], at: At) -> pd.Series:
+    """Return labels as integers if all are whole numbers, otherwise as text.
+
+    Args:
+        values: whole numbers or text, None where unknown.
+        at: names a row in error messages.
+
+    Raises:
+        InputError: values of another type, or numbers of more than 64 bits.
+    """
+    return convert(pd.Series(values, dtype=object), "pid", RESERVED["pid"], at=at)[1]
+
+
+def align_labels(one: pd.Series, other: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return two columns of labels in one type, so that equal labels compare equal.
+
+    If one has integers and the other text, both become text, and whole numbers in that text lose their zeros: 7
+    and "007" are equal.
+    """
+    if pd.api.types.is_string_dtype(one) == pd.api.types.is_string_dtype(other):
+        return one, other
+    aligned = []
+    for labels in (one, other):
+        if pd.api.types.is_string_dtype(labels):
+            # each distinct text once: labels repeat
+            numbers = {
+                text: str(int(text.partition(".")[0])) for text in labels.dropna().unique() if is_whole(text)
+            }
+            labels = labels.replace(numbers) if numbers else labels
+        aligned.append(labels.astype(TYPES["string"]))
+    return aligned[0], aligned[1]
+
+
+def is_label(labels: pd.Series, wanted: Iterable[int | str]) -> pd.Series:
+    """Return which labels are among the wanted ones, as booleans; null labels are not."""
+    if not pd.api.types.is_string_dtype(labels):
+        numbers = [
+            int(value.partition(".")[0]) if isinstance(value, str) else value
+            for value in wanted
+            if not isinstance(value, str) or is_whole(value)
+        ]
+        return labels.isin(numbers)
+    return labels.isin([str(value) for value in wanted])
+
+
+def is_text(labels: pd.Series) -> bool:
+    """Return whether labels are text for good: a column of a typed table, not of one as users and files have it."""
+    return isinstance(labels.dtype, pd.StringDtype) and labels.dtype.na_value is pd.NA
+
+
+def plain_label(value: Any) -> int | str | None:
+    """Return a label of a table as Python has it, None for null."""
+    if isinstance(value, str):
+        return value
+    return None if pd.isna(value) else int(value)
 
 
 def parse_integer(text: str) -> int | None:

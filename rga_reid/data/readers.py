@@ -12,10 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, Source, load_card
-from rga_reid.data.columns import UNKNOWN, is_label, label_column
+from rga_reid.data.columns import UNKNOWN
 from rga_reid.data.cuhk03 import scan_cuhk03
 from rga_reid.data.images import describe_skipped, display_path, is_ignored_file, list_images
-from rga_reid.data.labels import parse_file_name, parse_groups, parse_integer, parse_label, parse_pid
+from rga_reid.data.labels import (
+    is_label,
+    label_column,
+    parse_file_name,
+    parse_groups,
+    parse_integer,
+    parse_label,
+    parse_pid,
+)
 from rga_reid.data.records import Scan, list_entries
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import open_text, truncate

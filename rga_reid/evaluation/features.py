@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data.columns import is_text, label_column
+from rga_reid.data.labels import is_text, label_column
 from rga_reid.errors import InputError, short_repr
 
 _ROWS = 64  # rows converted to float64 at a time: they stay in the processor's cache

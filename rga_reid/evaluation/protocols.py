@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data.columns import align_labels, is_label
+from rga_reid.data.labels import align_labels, is_label
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int, short_repr
 from rga_reid.evaluation.features import (

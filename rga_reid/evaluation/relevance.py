@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import align_labels, is_label
+from rga_reid.data.labels import align_labels, is_label
 from rga_reid.errors import InputError
 from rga_reid.evaluation.features import expand_ranges, split_by_count
 

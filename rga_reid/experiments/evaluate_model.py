@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from rga_reid.data import ImageError
-from rga_reid.data.columns import is_label, plain_label
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
+from rga_reid.data.labels import is_label, plain_label
 from rga_reid.errors import InputError
 from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, evaluate_features, top_matches
 from rga_reid.evaluation.metrics import RANKS

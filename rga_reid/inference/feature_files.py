@@ -25,7 +25,8 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import LABELS, RESERVED, UNKNOWN, conform, is_text, label_column
+from rga_reid.data.columns import LABELS, RESERVED, UNKNOWN, conform
+from rga_reid.data.labels import is_text, label_column
 from rga_reid.errors import InputError
 from rga_reid.evaluation.features import feature_matrix
 from rga_reid.files import atomic_file

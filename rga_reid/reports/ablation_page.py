@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rga_reid.data.columns import plain_label
+from rga_reid.data.labels import plain_label
 from rga_reid.files import atomic_file, make_folder
 from rga_reid.reports.ablation_stats import Evaluation, average_precisions, by_name
 from rga_reid.reports.ablation_tables import (
