@@ -4,7 +4,7 @@
 |---|---|
 | ``people``, ``./a.b:c`` | a folder, searched by FAISS |
 | ``people.db`` | Milvus Lite, embedded in this process |
-| ``milvus://HOST:PORT/COLLECTION`` | a collection on a Milvus server |
+| ``milvus://HOST:PORT/COLLECTION``, ``MilvusURI`` | a collection on a Milvus server |
 | ``my_module.MyStore:NAME`` | your own store: a class (see ``StoreFactory``), and a name that it understands |
 
 A class is imported from where Python finds it: installed, or in a folder of ``PYTHONPATH``.
@@ -23,16 +23,12 @@ from rga_reid.errors import InputError
 from rga_reid.gallery.folder_store import FolderStore
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.milvus import MilvusStore
-from rga_reid.gallery.milvus_client import IMAGES, SCHEME, MilvusURI
+from rga_reid.gallery.milvus_uri import SCHEME, MilvusURI, parse_milvus
 from rga_reid.gallery.store import StoreFactory, VectorStore
 from rga_reid.models.checkpoints import ModelFingerprint
 
 EMBEDDED = ".db"  #: ending of the files of Milvus Lite
-_SERVER = re.compile(
-    r"milvus://(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})/(?P<name>[A-Za-z_]\w*)"
-)
 _CLASS = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.(?P<name>[A-Za-z_]\w*):(?P<target>.+)")
-_MAX_NAME = 200  # characters of a collection's name: of 255, some are for the names of its companions
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ def parse_location(location: str | os.PathLike[str]) -> Location:
     """
     text = os.fspath(location)
     if text.startswith(SCHEME):
-        return Location(MilvusStore, _parse_server(text), text)
+        server = location if isinstance(location, MilvusURI) else parse_milvus(text)
+        return Location(MilvusStore, server, str(server))
     if text.endswith(EMBEDDED):
         path = os.path.abspath(text)
         return Location(MilvusStore, MilvusURI(path, "gallery", embedded=True), path)
@@ -88,17 +85,6 @@ def create_store(
     parsed = parse_location(location)
     index = IndexConfig() if index is None else index
     return parsed.factory.create(parsed.target, index, model, overwrite=overwrite, resume=resume)
-
-
-def _parse_server(text: str) -> MilvusURI:
-    parts = _SERVER.fullmatch(text)
-    if parts is None or len(parts["name"]) > _MAX_NAME or not 0 < int(parts["port"]) < 65_536:
-        raise InputError(
-            f"{text}: expected milvus://HOST:PORT/COLLECTION, such as milvus://localhost:19530/people"
-        )
-    if IMAGES in parts["name"]:
-        raise InputError(f"{text}: expected a name without {IMAGES!r}, which marks the images of a gallery")
-    return MilvusURI(f"http://{parts['host']}:{parts['port']}", parts["name"], embedded=False)
 
 
 def _import_store(text: str, module: str, name: str) -> StoreFactory:

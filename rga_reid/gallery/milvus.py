@@ -24,24 +24,21 @@ from rga_reid.evaluation.similarity import product_error
 from rga_reid.gallery.filters import Filter
 from rga_reid.gallery.index import MARGIN, IndexConfig, Vectors, rescore_batch
 from rga_reid.gallery.manifest import FORMAT, columns_from_json
-from rga_reid.gallery.milvus_client import (
-    IMAGES,
-    LIMIT,
-    TRAINED_ROWS,
-    Candidates,
-    MilvusServer,
-    MilvusURI,
-)
-from rga_reid.gallery.milvus_fields import Fields
+from rga_reid.gallery.milvus_client import LIMIT, TRAINED_ROWS, Candidates, MilvusServer
+from rga_reid.gallery.milvus_fields import Fields, UnsupportedFilterError, literal
+from rga_reid.gallery.milvus_lock import WriterLock
+from rga_reid.gallery.milvus_uri import IMAGES, MilvusURI
 from rga_reid.gallery.store import (
     METRIC,
     DeletionRecord,
     Metadata,
+    Progress,
     RemovalResult,
     Rows,
     SearchResults,
     VectorStore,
     empty_table,
+    ignore_progress,
 )
 from rga_reid.gallery.validation import require_finished, require_same_model
 from rga_reid.inputs import truncate
@@ -67,11 +64,6 @@ class State:
     generation: int
     metadata: Metadata
     version: int = VERSION
-
-    @property
-    def fields(self) -> Fields:
-        """Fields of the collection of images."""
-        return Fields(self.metadata.columns, nullable=self.version == OLD_VERSION)
 
     def to_text(self) -> str:
         """Return the state as JSON."""
@@ -120,6 +112,8 @@ class State:
 class MilvusStore(VectorStore):
     """A gallery in Milvus. Searches see what others have written since it was opened."""
 
+    _lock: WriterLock | None = None
+
     def __init__(self, server: MilvusServer, state: State) -> None:
         self._server, self._state = server, state
         self.location = str(server.location)
@@ -165,10 +159,22 @@ class MilvusStore(VectorStore):
 
     @property
     def _fields(self) -> Fields:
-        return self._state.fields
+        state = self._state
+        return Fields(state.metadata.columns, state.version == OLD_VERSION, self._server.version)
+
+    def _expression(self, where: Filter | None) -> str:
+        """Return a filter as Milvus reads it; evaluate it here, and list the ids, if the server is too old for it."""
+        try:
+            return self._fields.expression(where)
+        except UnsupportedFilterError:
+            ids: list[int] = []
+            for rows in self._stored_rows(vectors=False):
+                assert where is not None
+                ids += rows.ids[where.mask(cast(rows.table, self.metadata.columns))].tolist()
+            return f"id in {literal(ids)}" if ids else "id < 0"
 
     def count(self, where: Filter | None = None) -> int:
-        return self._retry(lambda: self._server.count(self._images, self._fields.expression(where)))
+        return self._retry(lambda: self._server.count(self._images, self._expression(where)))
 
     def rows(self, *, vectors: bool = False) -> Iterator[Rows]:
         self._refresh()
@@ -192,13 +198,13 @@ class MilvusStore(VectorStore):
 
     def select(self, where: Filter) -> pd.DataFrame:
         self._refresh()
-        kept = self._stored_rows(vectors=False, where=self._fields.expression(where))
+        kept = self._stored_rows(vectors=False, where=self._expression(where))
         tables = [rows.table.assign(id=rows.ids) for rows in kept]
         empty = empty_table(self.metadata.columns).assign(id=np.empty(0, np.int64))
         return pd.concat(tables or [empty], ignore_index=True)
 
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
-        return self._retry(lambda: self._search(queries, top_k, self._fields.expression(where)))
+        return self._retry(lambda: self._search(queries, top_k, self._expression(where)))
 
     def _search(self, queries: np.ndarray, top_k: int, condition: str) -> SearchResults:
         limit = self._candidates(top_k)
@@ -265,22 +271,35 @@ class MilvusStore(VectorStore):
         return {"nprobe": settings["nprobe"]} if "nprobe" in settings else {}
 
     @contextmanager
-    def transaction(self, *, resumable: bool = False) -> Iterator[None]:
-        self._refresh()
-        before = self._committed = self._state
-        try:
-            if self._state.version == OLD_VERSION:
-                self._rewrite(np.empty(0, np.int64))
+    def _exclusive(self) -> Iterator[None]:
+        """Wait for other writers, and keep them waiting. Milvus Lite has a lock of its own."""
+        if self._server.location.embedded:
             yield
-        except BaseException:
-            self._state = before
-            raise
+            return
+        with WriterLock(self._server, self._name, self.wait) as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    @contextmanager
+    def transaction(self, *, resumable: bool = False) -> Iterator[None]:
+        with self._exclusive():
+            self._refresh()
+            before = self._committed = self._written = self._state
+            try:
+                if self._state.version == OLD_VERSION:
+                    self._rewrite(np.empty(0, np.int64))
+                yield
+            except BaseException:
+                self._state = before
+                raise
 
     def append(self, rows: Rows) -> None:
         # first the ids, then the rows: no id is used twice, even after an interruption
         self._write_state(replace(self.metadata, next_id=int(rows.ids[-1]) + 1))
         self._server.insert(self._images, rows.ids, rows.vectors, rows.table, self._fields)
-        self._server.flush(self._images)
+        self._server.persist(self._images)
 
     def set_columns(self, columns: Schema) -> None:
         self._rewrite(np.empty(0, np.int64), columns)
@@ -298,13 +317,14 @@ class MilvusStore(VectorStore):
                 self._server.insert(
                     self._images, rows.ids[changed], rows.vectors[changed], table, self._fields, replace=True
                 )
-        self._server.flush(self._images)
+        self._server.persist(self._images)
 
     def delete(self, ids: np.ndarray) -> RemovalResult:
         if self._server.location.embedded:
             # Milvus Lite keeps deleted rows in its files until it compacts them at times of its choice
             rewritten = self._rewrite(ids)
             return RemovalResult(len(ids), int(rewritten > 0), int(rewritten > 0), rewritten)
+        self._require_lock()
         self._server.delete(self._images, ids.tolist())
         return RemovalResult(len(ids))
 
@@ -312,6 +332,7 @@ class MilvusStore(VectorStore):
         if self._server.location.embedded:
             self._rewrite(np.empty(0, np.int64))
         else:
+            self._server.flush(self._images)
             self._server.compact(self._images)
 
     def _rewrite(self, without: np.ndarray, columns: Schema | None = None) -> int:
@@ -320,12 +341,13 @@ class MilvusStore(VectorStore):
         metadata = old.metadata if columns is None else replace(old.metadata, columns=columns)
         new = State(unused_generation(self._server, self._name), metadata)
         name = images_name(self._name, new.generation)
-        self._server.create_images(name, metadata.dimension, metadata.index, new.fields)
+        fields = Fields(metadata.columns)
+        self._server.create_images(name, metadata.dimension, metadata.index, fields)
         for rows in self._stored_rows(vectors=True):
             keep = ~np.isin(rows.ids, without)
             if keep.any():
                 table = cast(rows.table[keep].reset_index(drop=True), metadata.columns)
-                self._server.insert(name, rows.ids[keep], rows.vectors[keep], table, new.fields)
+                self._server.insert(name, rows.ids[keep], rows.vectors[keep], table, fields)
             copied += int(keep.sum())
         self._server.flush(name)
         self._server.load(name)
@@ -335,14 +357,32 @@ class MilvusStore(VectorStore):
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         self._write_state(metadata, log_notes(self._server, self._name, deletions) if deletions else {})
         if deletions or self._committed.generation != self._state.generation:
+            self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        with suppress(InputError):  # the change is done; the next one tries again
             collect_garbage(self._server, self._state)
 
     def _write_state(self, metadata: Metadata, log: Mapping[int, str] | None = None) -> None:
         """Switch to another state, and add to the deletion log at the same time."""
         state = replace(self._state, metadata=metadata)
-        if log or state != self._committed:
+        if log or state != self._written:
+            self._require_lock()
             self._server.write_notes(self._name, {**(log or {}), CURRENT: state.to_text()})
-        self._state = state
+        self._state = self._written = state
+
+    def _require_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.require()
+
+    def check(self, progress: Progress = ignore_progress) -> int:
+        before = self._server.notes(self._name)
+        try:
+            return super().check(progress)
+        except InputError:
+            if self._server.notes(self._name) == before and not self._server.marks(self._name):
+                raise
+            raise InputError(f"{self.location}: changed by another program meanwhile; check again") from None
 
     def deletion_log(self) -> tuple[DeletionRecord, ...]:
         return read_log(self._server.notes(self._name), self._server.location)
@@ -401,11 +441,17 @@ class MilvusDraft(MilvusStore):
         elif not os.path.isdir(os.path.dirname(location.uri)):
             raise InputError(f"{location}: cannot write there: its folder does not exist")
 
-    def _connect(self) -> dict[int, str]:
-        """Connect to Milvus and return the notes; ``InputError`` where a gallery may not be built."""
-        location, existed = self._target, os.path.exists(self._target.uri)
-        self._server = MilvusServer(location, create=True)
-        notes = self._server.notes(location.collection) if existed or not location.embedded else {}
+    def _connect(self) -> None:
+        """Connect to Milvus; ``InputError`` where a gallery may not be built."""
+        existed = os.path.exists(self._target.uri)
+        self._server = MilvusServer(self._target, create=True)
+        if existed or not self._target.embedded:
+            self._require_replaceable()
+
+    def _require_replaceable(self) -> dict[int, str]:
+        """Return the notes; ``InputError`` where a gallery may not be built."""
+        location = self._target
+        notes = self._server.notes(location.collection)
         unfinished = bool(notes.get(UNFINISHED))
         require_finished(location, unfinished, overwrite=self._overwrite, resume=self._resume)
         if notes.get(CURRENT) and not self._overwrite and not (self._resume and unfinished):
@@ -416,17 +462,21 @@ class MilvusDraft(MilvusStore):
 
     @contextmanager
     def transaction(self, *, resumable: bool = False) -> Iterator[None]:
-        notes = self._connect()
-        self._resumable = resumable
-        if self._resume and notes.get(UNFINISHED):
-            self._restore(State.from_text(notes[UNFINISHED], self._target))
-        try:
-            yield
-        except BaseException:
-            if self._state.generation and not resumable:
-                with suppress(InputError):  # the error of the block is the one to report
-                    self._server.drop(self._images)
-            raise
+        self._connect()
+        if not self._target.embedded:
+            self._server.create_notes(self._name)  # where writers leave their marks
+        with self._exclusive():
+            notes = self._require_replaceable()
+            self._resumable = resumable
+            if self._resume and notes.get(UNFINISHED):
+                self._restore(State.from_text(notes[UNFINISHED], self._target))
+            try:
+                yield
+            except BaseException:
+                if self._state.generation and not resumable:
+                    with suppress(InputError):  # the error of the block is the one to report
+                        self._server.drop(self._images)
+                raise
 
     def _restore(self, state: State) -> None:
         """Continue an interrupted build."""
@@ -445,6 +495,7 @@ class MilvusDraft(MilvusStore):
         self._create_collections(metadata)
         self._state = replace(self._state, metadata=metadata)
         if self._resumable:
+            self._require_lock()
             self._server.write_notes(self._name, {UNFINISHED: self._state.to_text()})
         self._server.insert(self._images, rows.ids, rows.vectors, rows.table, self._fields)
 
@@ -457,6 +508,8 @@ class MilvusDraft(MilvusStore):
     def _create_collections(self, metadata: Metadata) -> None:
         if not self._state.generation:
             self._server.create_notes(self._name)
+            if not self._server.notes(self._name):
+                self._server.write_notes(self._name, {CURRENT: "", UNFINISHED: ""})
             self._state = State(unused_generation(self._server, self._name), metadata)
             self._server.create_images(self._images, metadata.dimension, metadata.index, self._fields)
 
@@ -466,8 +519,9 @@ class MilvusDraft(MilvusStore):
         self._server.load(self._images)
         self._state = replace(self._state, metadata=metadata)
         log = log_notes(self._server, self._name, deletions)
+        self._require_lock()
         self._server.write_notes(self._name, {**log, CURRENT: self._state.to_text()})
-        collect_garbage(self._server, self._state)
+        self._collect_garbage()
 
     def _refresh(self) -> None:
         """Do nothing: nobody else writes the new collection."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,34 +20,21 @@ from rga_reid.errors import InputError
 from rga_reid.files import size_of
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.milvus_fields import MAX_TEXT, Fields, literal
+from rga_reid.gallery.milvus_uri import TOKEN, MilvusURI
+from rga_reid.inputs import truncate
 
-SCHEME = "milvus://"
-IMAGES = "__images_"  #: in the names of collections that belong to a gallery; no gallery has it in its name
+OLDEST = (2, 3)  #: oldest version of Milvus with everything that is used here
 LIMIT = 16_384  #: maximum number of rows that Milvus returns at a time
+NOTES_TIMEOUT = 6.0  #: seconds in which notes are written
 TRAINED_ROWS = 65_536  #: index settings are those for this many rows: Milvus has an index for each segment
 
 _MESSAGE_BYTES = 1 << 24  # of vectors in a message; servers accept 64 MiB
 _MAX_VALUES = 256  # in a list of an expression
-_TIMEOUT = 600.0  # seconds; loading or compacting a large collection is slow
+_CONNECT_TIMEOUT = 10.0  # seconds
+_START_TIMEOUT = 60.0  # for a server that has just been started
+_TIMEOUT = 120.0
+_LONG_TIMEOUT = 600.0  # loading or flushing a large collection is slow
 _KINDS = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT", "ivfpq": "IVF_PQ"}
-
-
-@dataclass(frozen=True)
-class MilvusURI:
-    """A collection in Milvus.
-
-    Args:
-        uri: address of the server, or path of an embedded one.
-        collection: its name.
-        embedded: whether the data are files of this machine.
-    """
-
-    uri: str
-    collection: str
-    embedded: bool
-
-    def __str__(self) -> str:
-        return self.uri if self.embedded else f"{self.uri.replace('http://', SCHEME)}/{self.collection}"
 
 
 @dataclass(frozen=True)
@@ -67,32 +58,37 @@ class MilvusServer:
     """A connection to Milvus, embedded or on a server.
 
     Args:
-        location: only its ``uri`` matters here.
+        location: its ``collection`` does not matter here.
         create: create an embedded one if it does not exist.
 
     Raises:
-        InputError: pymilvus is not installed, the server does not answer, or there is no such file.
+        InputError: pymilvus is not installed, the server does not answer, refuses the user or is too old, or there
+            is no such file.
     """
 
     def __init__(self, location: MilvusURI, *, create: bool = False) -> None:
         self.location = location
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors arrive as exceptions, reported once
         try:
             import pymilvus
+            from grpc import RpcError
         except ImportError:
             raise InputError(f"{location}: needs pymilvus: pip install pymilvus milvus-lite") from None
-        # their errors arrive as exceptions, reported once
         for library in ("pymilvus", "milvus_lite", "grpc._server"):
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
         self._library: Any = pymilvus
+        self._failures: tuple[type[Exception], ...] = (pymilvus.MilvusException, RpcError, OSError)
         if location.embedded:
             self._check_folder(create)
-        try:
-            self._client = pymilvus.MilvusClient(location.uri, timeout=10)
-        except (pymilvus.MilvusException, OSError) as error:
-            why = "does not answer"
-            if location.embedded:
-                why = "cannot be opened: another program has it open, or it is not of this Milvus Lite"
-            raise InputError(f"{location}: {why} ({_first_line(error)})") from None
+        self._secrets = [location.password, location.read_token()]
+        self._secrets += self._secrets[1].split(":", 1)[1:]
+        self._client = self._connect()
+        #: version of the server, such as (2, 3, 5); None if it does not say
+        self.version = None if location.embedded else self._read_version()
+        if self.version is not None and self.version < OLDEST:
+            raise InputError(
+                f"{location}: expected Milvus {_dotted(OLDEST)} or newer, found {_dotted(self.version)}"
+            )
 
     def _check_folder(self, create: bool) -> None:
         path = Path(self.location.uri)
@@ -103,13 +99,74 @@ class MilvusServer:
         if not create and not path.exists():
             raise InputError(f"{path}: expected a gallery, found nothing")
 
+    def _connect(self) -> Any:
+        location, settings = self.location, {}
+        if not location.embedded:
+            settings = {
+                "token": location.read_token(),
+                "db_name": location.db_name,
+                "secure": location.secure,
+                "server_name": location.server_name,
+                "server_pem_path": location.server_pem_path,
+                "ca_pem_path": location.ca_pem_path,
+                "client_pem_path": location.client_pem_path,
+                "client_key_path": location.client_key_path,
+            }
+            if (
+                location.ca_pem_path and not location.client_pem_path
+            ):  # pymilvus reads it with a client's only
+                settings["server_pem_path"] = location.server_pem_path or location.ca_pem_path
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            try:
+                client = self._library.MilvusClient(location.uri, timeout=_CONNECT_TIMEOUT, **settings)
+                client.list_collections(timeout=_CONNECT_TIMEOUT)
+                return client
+            except self._failures as error:
+                line = self._first_line(error)
+                if not re.search("not ready|not healthy|Abnormal", line) or time.monotonic() > deadline:
+                    raise InputError(f"{location}: {self._explain(error, line)}") from None
+                time.sleep(0.5)
+
+    def _explain(self, error: Exception, line: str) -> str:
+        """Return why a connection failed."""
+        if self.location.embedded:
+            return f"cannot be opened: another program has it open, or it is not of this Milvus Lite ({line})"
+        cause = error if hasattr(error, "details") else error.__cause__
+        code = getattr(getattr(cause, "code", lambda: None)(), "name", "")
+        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            how = "the user, password or token is wrong" if any(self._secrets) else f"give a user, or {TOKEN}"
+            return f"access refused: {how} ({line})"
+        if code:
+            details = truncate(self._hide(" ".join(str(cause.details()).split())))  # type: ignore[union-attr]
+            return f"does not answer ({details})"
+        return f"cannot be opened ({line})"
+
+    def _read_version(self) -> tuple[int, ...] | None:
+        with self._errors():
+            text = str(self._client.get_server_version(timeout=_TIMEOUT))
+        numbers = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
+        return None if numbers is None else tuple(int(number or 0) for number in numbers.groups())
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Report errors of Milvus in one line."""
         try:
             yield
-        except (self._library.MilvusException, OSError) as error:
-            raise InputError(f"{self.location}: Milvus: {_first_line(error)}") from None
+        except self._failures as error:
+            raise InputError(f"{self.location}: Milvus: {self._first_line(error)}") from None
+
+    def _first_line(self, error: Exception) -> str:
+        """Return the line of an error that says what happened, without passwords."""
+        text = error.details() if hasattr(error, "details") else getattr(error, "message", "") or error
+        lines = [line for line in str(text).strip().splitlines() if line.strip()] or [type(error).__name__]
+        line = lines[-1] if lines[0].startswith("stack trace") else lines[0]
+        return truncate(self._hide(line.strip(": \t")))
+
+    def _hide(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***") if secret else text
+        return text
 
     def collections(self) -> list[str]:
         """Return the names of all collections."""
@@ -117,7 +174,7 @@ class MilvusServer:
             return list(self._client.list_collections(timeout=_TIMEOUT))
 
     def create_notes(self, name: str) -> None:
-        """Create a collection of numbered texts, if it is missing. Texts 0 and 1 are empty at first."""
+        """Create a collection of numbered texts, if it is missing."""
         if name not in self.collections():
             kinds = self._library.DataType
             with self._errors():
@@ -126,8 +183,6 @@ class MilvusServer:
                 schema.add_field("text", kinds.VARCHAR, max_length=MAX_TEXT)
                 schema.add_field("vector", kinds.FLOAT_VECTOR, dim=2)  # every collection needs a vector
                 self._create(name, schema, "FLAT", {})
-        if not self.notes(name):
-            self.write_notes(name, {0: "", 1: ""})
 
     def has_notes(self, name: str) -> bool:
         """Return whether a collection is like those of ``create_notes``."""
@@ -142,16 +197,38 @@ class MilvusServer:
         """Write or replace texts by their numbers, all at once."""
         with self._errors():
             rows = [{"id": number, "text": text, "vector": [1.0, 0.0]} for number, text in texts.items()]
-            self._client.upsert(name, rows, timeout=_TIMEOUT)
-            self._client.flush(name, timeout=_TIMEOUT)
+            timeout = _TIMEOUT if self.location.embedded else NOTES_TIMEOUT
+            self._client.upsert(name, rows, timeout=timeout)
+        self.persist(name)
+
+    def delete_notes(self, name: str, numbers: Sequence[int]) -> None:
+        """Delete texts by their numbers."""
+        with self._errors():
+            self._client.delete(name, ids=list(numbers), timeout=NOTES_TIMEOUT)
 
     def notes(self, name: str) -> dict[int, str]:
-        """Return all texts by their numbers; none if there is no such collection."""
+        """Return the texts of numbers from 0, without gaps; none if there is no such collection."""
         if not self.has_notes(name):
             return {}
         self.load(name)
-        parts = self.rows(name, self.count(name), ["text"])  # numbered without gaps
-        return {int(row["id"]): row["text"] for part in parts for row in part}
+        texts: dict[int, str] = {}
+        for start in itertools.count(0, LIMIT // 2):
+            found = self._texts(name, f"id >= {start} and id < {start + LIMIT // 2}")
+            texts |= found
+            if len(found) < LIMIT // 2:
+                return texts
+        raise AssertionError  # not reached
+
+    def marks(self, name: str) -> dict[int, str]:
+        """Return the texts of negative numbers."""
+        return self._texts(name, "id < 0")
+
+    def _texts(self, name: str, where: str) -> dict[int, str]:
+        with self._errors():
+            found = self._client.query(
+                name, where, output_fields=["id", "text"], limit=LIMIT, timeout=_TIMEOUT
+            )
+        return {int(row["id"]): row["text"] for row in sorted(found, key=lambda row: row["id"])}
 
     def create_images(self, name: str, dimension: int, config: IndexConfig, layout: Fields) -> None:
         """Create a collection of vectors and their columns."""
@@ -173,7 +250,7 @@ class MilvusServer:
         indexes = self._client.prepare_index_params()
         indexes.add_index("vector", index_type=index, metric_type="IP", params=settings)
         self._client.create_collection(
-            name, schema=schema, index_params=indexes, consistency_level="Strong", timeout=_TIMEOUT
+            name, schema=schema, index_params=indexes, consistency_level="Strong", timeout=_LONG_TIMEOUT
         )
 
     def insert(
@@ -209,7 +286,7 @@ class MilvusServer:
     def load(self, name: str) -> None:
         """Load a collection, so that it can be searched."""
         with self._errors():
-            self._client.load_collection(name, timeout=_TIMEOUT)
+            self._client.load_collection(name, timeout=_LONG_TIMEOUT)
 
     def count(self, name: str, where: str = "") -> int:
         """Return the number of rows that an expression keeps."""
@@ -285,6 +362,7 @@ class MilvusServer:
                     anns_field="vector",
                     output_fields=[*layout.names, "vector"],
                     search_params={"metric_type": "IP", "params": settings},
+                    consistency_level=self.location.consistency_level,
                     timeout=_TIMEOUT,
                 )
             for hits in answers:
@@ -301,7 +379,7 @@ class MilvusServer:
         with self._errors():
             for start in range(0, len(ids), LIMIT):
                 self._client.delete(name, ids=list(map(int, ids[start : start + LIMIT])), timeout=_TIMEOUT)
-            self._client.flush(name, timeout=_TIMEOUT)
+        self.flush(name)
         self.compact(name)
 
     def compact(self, name: str) -> None:
@@ -309,10 +387,15 @@ class MilvusServer:
         with self._errors():
             self._client.compact(name, timeout=_TIMEOUT)
 
+    def persist(self, name: str) -> None:
+        """Wait until everything is on the disk. What a server has acknowledged is in its log."""
+        if self.location.embedded:
+            self.flush(name)
+
     def flush(self, name: str) -> None:
-        """Wait until everything is on the disk."""
+        """Write what is in memory to segments, which get an index, and are compacted."""
         with self._errors():
-            self._client.flush(name, timeout=_TIMEOUT)
+            self._client.flush(name, timeout=_LONG_TIMEOUT)
 
     def drop(self, name: str) -> None:
         """Delete a collection and its files."""
@@ -328,5 +411,5 @@ def _rows_per_message(dimension: int) -> int:
     return int(np.clip(_MESSAGE_BYTES // (4 * max(1, dimension)), 1, LIMIT // 2))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(getattr(error, "message", "") or error)).strip().split("\n")[0]
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -29,10 +29,18 @@ FIELD_TYPES = {
     "float": ("DOUBLE", 0.0),
     "boolean": ("BOOL", False),
 }
+NULLS, PATTERNS = (
+    (2, 5),
+    (2, 4),
+)  #: first versions with fields that may be null, and with any pattern of ``like``
 _ALL, _NONE = "id >= 0", "id < 0"
 _OPPOSITE = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+
+
+class UnsupportedFilterError(Exception):
+    """A filter that this version of Milvus cannot evaluate."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,12 @@ class Fields:
     Args:
         columns: columns of the gallery and their types.
         nullable: the collection is of rga-reid 1.0.
+        version: of the server; None for the newest.
     """
 
     columns: Schema
     nullable: bool = False
+    version: tuple[int, ...] | None = None
 
     def name(self, column: str) -> str | None:
         """Return the field of a column; None if it is null in all rows."""
@@ -65,8 +75,14 @@ class Fields:
         if column == "path":
             return Expression(_ALL, _NONE)
         if self.nullable:
+            self.require(NULLS)
             return Expression(f"{name} is not null", f"{name} is null")
         return Expression(f"{name}_known == true", f"{name}_known == false")
+
+    def require(self, version: tuple[int, ...]) -> None:
+        """Raise ``UnsupportedFilterError`` if the server is older than a version."""
+        if self.version is not None and self.version < version:
+            raise UnsupportedFilterError
 
     @property
     def names(self) -> list[str]:
@@ -131,7 +147,11 @@ class Fields:
         return pd.DataFrame(columns)
 
     def expression(self, where: Filter | None) -> str:
-        """Return a filter as Milvus reads it; an empty string keeps all rows."""
+        """Return a filter as Milvus reads it; an empty string keeps all rows.
+
+        Raises:
+            UnsupportedFilterError: this version of Milvus cannot evaluate it.
+        """
         return "" if where is None else where.build(_MilvusBackend(self)).true
 
 
@@ -182,6 +202,8 @@ class _MilvusBackend:
         return self._where_known(column, f"{{}} in {literal(values)}", f"{{}} not in {literal(values)}")
 
     def like(self, column: Column, pattern: Sequence[Any]) -> Expression:
+        if not _is_prefix(pattern):
+            self._fields.require(PATTERNS)
         found = _like(pattern)
         return self._where_known(column, found, f"not ({found})")
 
@@ -194,6 +216,13 @@ class _MilvusBackend:
         return Expression(
             f"({known} and {true.replace('{}', name)})", f"({known} and {false.replace('{}', name)})"
         )
+
+
+def _is_prefix(pattern: Sequence[Any]) -> bool:
+    """Return whether a pattern is a text, or its beginning."""
+    texts = pattern[:-1] if pattern and pattern[-1] is ANY else pattern
+    plain = all(isinstance(part, str) and not re.search(r"[\\\\%_]", part) for part in texts)
+    return (plain and len(texts) <= 1) or not any(part is ANY or part is ONE for part in pattern)
 
 
 def _like(pattern: Sequence[Any]) -> str:

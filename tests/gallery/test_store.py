@@ -18,7 +18,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery import Gallery, GalleryBuilder
 from rga_reid.gallery.location import parse_location
-from rga_reid.gallery.milvus_client import MilvusURI
+from rga_reid.gallery.milvus_uri import MilvusURI
 from rga_reid.inference import ModelFingerprint
 
 OLD = Path(__file__).parents[1] / "fixtures" / "v1" / "gallery"
