@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._inputs import load_threshold
+from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
     add_threshold_options,
@@ -55,6 +56,7 @@ def parser() -> ArgumentParser:
     command.add_argument("--min-samples", type=int, default=4, help="least images of a person")
     add_threshold_options(command, "least score of neighbours (default: none)")
     add_wait_option(command)
+    add_milvus_options(command)
     return command
 
 

@@ -157,8 +157,9 @@ def load_threshold(options: Namespace) -> Threshold | None:
     return None if options.threshold is None else Threshold(options.threshold)
 
 
-def shards_folder(output: str) -> Path:
+def shards_folder(location: str | os.PathLike[str]) -> Path:
     """Return the folder, next to an output, where several processes write their shards of it."""
+    output = os.fspath(location)
     if "://" in output:
         return Path.cwd() / f"{output.rpartition('/')[2]}.shards"
     return Path(f"{os.path.abspath(output)}.shards")

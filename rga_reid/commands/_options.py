@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from rga_reid.commands._milvus import locate_galleries
 from rga_reid.errors import InputError, check_int, did_you_mean, short_repr
 from rga_reid.inputs import is_class_path, truncate
 from rga_reid.runtime import import_modules
@@ -111,7 +112,9 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
     if "--import" in _list_options(parser):
         import_modules(_find_imports(words))
     try:
-        return parser.parse_args(list(words))
+        options = parser.parse_args(list(words))
+        locate_galleries(options)
+        return options
     except SystemExit as exit_:  # argparse exits after --help and on its own errors
         if exit_.code in (0, None):
             return None

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._embedder import read_gallery_embedder
 from rga_reid.commands._inputs import read_folder
+from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
     add_checkpoint_options,
@@ -58,6 +59,7 @@ def parser() -> ArgumentParser:
         "--json", metavar="FILE", help="at the end, write the description of the gallery as JSON"
     )
     add_import_option(command)
+    add_milvus_options(command)
     return command
 
 

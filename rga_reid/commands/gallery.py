@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands import _group, _watch
 from rga_reid.commands._embedder import read_embedder, read_gallery_embedder
 from rga_reid.commands._inputs import embed_table, read_gallery_features, read_image_table, shards_folder
+from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
     add_import_option,
@@ -110,6 +111,7 @@ def parser() -> ArgumentParser:
     merge.add_argument("other", metavar="B", help="second gallery, which does not change")
     merge.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
     add_import_option(merge)
+    add_milvus_options(merge)
     merge.add_argument(
         "--skip-known",
         action="store_true",
@@ -153,6 +155,7 @@ def _action(name: str, description: str) -> ArgumentParser:
     action.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     action.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
     add_import_option(action)
+    add_milvus_options(action)
     return action
 
 

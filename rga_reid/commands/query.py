@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._embedder import read_gallery_embedder, require_same_model
 from rga_reid.commands._inputs import load_threshold, print_unreadable
+from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
     add_checkpoint_options,
@@ -95,6 +96,7 @@ def parser() -> ArgumentParser:
     )
     add_device_option(command)
     add_import_option(command)
+    add_milvus_options(command)
     return command
 
 

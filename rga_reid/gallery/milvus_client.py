@@ -77,6 +77,7 @@ class MilvusServer:
         for library in ("pymilvus", "milvus_lite", "grpc._server"):
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
         self._library: Any = pymilvus
+        self._call_error: Any = RpcError
         self._failures: tuple[type[Exception], ...] = (pymilvus.MilvusException, RpcError, OSError)
         if location.embedded:
             self._check_folder(create)
@@ -132,15 +133,14 @@ class MilvusServer:
         """Return why a connection failed."""
         if self.location.embedded:
             return f"cannot be opened: another program has it open, or it is not of this Milvus Lite ({line})"
-        cause = error if hasattr(error, "details") else error.__cause__
-        code = getattr(getattr(cause, "code", lambda: None)(), "name", "")
-        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        cause: Any = error if isinstance(error, self._call_error) else error.__cause__
+        if not isinstance(cause, self._call_error):
+            return f"cannot be opened ({line})"
+        details = self._first_line(cause)
+        if cause.code().name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             how = "the user, password or token is wrong" if any(self._secrets) else f"give a user, or {TOKEN}"
-            return f"access refused: {how} ({line})"
-        if code:
-            details = truncate(self._hide(" ".join(str(cause.details()).split())))  # type: ignore[union-attr]
-            return f"does not answer ({details})"
-        return f"cannot be opened ({line})"
+            return f"access refused: {how} ({details})"
+        return f"does not answer ({details})"
 
     def _read_version(self) -> tuple[int, ...] | None:
         with self._errors():
@@ -158,7 +158,10 @@ class MilvusServer:
 
     def _first_line(self, error: Exception) -> str:
         """Return the line of an error that says what happened, without passwords."""
-        text = error.details() if hasattr(error, "details") else getattr(error, "message", "") or error
+        if isinstance(error, self._call_error):
+            text = error.details()
+        else:
+            text = getattr(error, "message", "") or error
         lines = [line for line in str(text).strip().splitlines() if line.strip()] or [type(error).__name__]
         line = lines[-1] if lines[0].startswith("stack trace") else lines[0]
         return truncate(self._hide(line.strip(": \t")))

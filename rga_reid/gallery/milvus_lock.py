@@ -23,10 +23,9 @@ from rga_reid.gallery.milvus_client import NOTES_TIMEOUT, MilvusServer
 
 BEAT = 2.0  #: seconds between changes of a mark
 LEASE = 20.0  #: seconds after which an unchanged mark is removed
+#: Without an answer for so long, a writer stops: what it sent last is written, or refused, before its mark is removed.
+MAX_SILENCE = LEASE - NOTES_TIMEOUT - BEAT
 _PAUSE = 0.5  # seconds between looks at the marks of others, on average
-
-# Without an answer for so long, a writer stops: what it has just sent is done, or refused, before its mark is removed.
-_MAX_SILENCE = LEASE - NOTES_TIMEOUT - BEAT
 
 
 class WriterLock:
@@ -98,7 +97,7 @@ class WriterLock:
     def _keep(self) -> None:
         """Change the mark now and then, until the block ends or the server has not answered for too long."""
         while not self._done.wait(BEAT):
-            if time.monotonic() - self._answered > _MAX_SILENCE:
+            if time.monotonic() - self._answered > MAX_SILENCE:
                 return
             try:
                 self._beat()
@@ -112,7 +111,7 @@ class WriterLock:
             InputError: the server has not answered for too long, or this program was suspended.
         """
         silence = time.monotonic() - self._answered
-        if silence > _MAX_SILENCE:
+        if silence > MAX_SILENCE:
             why = self._error or "this program was suspended, or is too slow"
             raise InputError(
                 f"{self._server.location}: stopped: no sign of life to other writers for {silence:.0f} s ({why})"

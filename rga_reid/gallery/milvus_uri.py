@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from rga_reid.errors import InputError, check_choice
@@ -129,10 +130,14 @@ class MilvusURI:
         return known if self.user or self.password else os.environ.get(TOKEN) or known
 
 
-def parse_milvus(text: str) -> MilvusURI:
+def parse_milvus(text: str, **options: Any) -> MilvusURI:
     """Parse ``milvus://HOST:PORT/COLLECTION``.
 
     There may be ``USER:PASSWORD@`` before the host, and a database before the collection.
+
+    Args:
+        text: location.
+        options: other arguments of ``MilvusURI``.
 
     Raises:
         InputError: another text; the message does not contain the password.
@@ -144,7 +149,7 @@ def parse_milvus(text: str) -> MilvusURI:
         raise InputError(
             f"{shown}: expected milvus://HOST:PORT/COLLECTION, such as milvus://localhost:19530/people"
         )
-    return MilvusURI(address, collection)
+    return MilvusURI(address, collection, **options)
 
 
 def _without_password(text: str) -> str:
