@@ -158,10 +158,9 @@ class MilvusServer:
 
     def _first_line(self, error: Exception) -> str:
         """Return the line of an error that says what happened, without passwords."""
-        if isinstance(error, self._call_error):
-            text = error.details()
-        else:
-            text = getattr(error, "message", "") or error
+        text = (
+            error.details() if isinstance(error, self._call_error) else getattr(error, "message", "") or error
+        )
         lines = [line for line in str(text).strip().splitlines() if line.strip()] or [type(error).__name__]
         line = lines[-1] if lines[0].startswith("stack trace") else lines[0]
         return truncate(self._hide(line.strip(": \t")))

@@ -25,7 +25,7 @@ BEAT = 2.0  #: seconds between changes of a mark
 LEASE = 20.0  #: seconds after which an unchanged mark is removed
 #: Without an answer for so long, a writer stops: what it sent last is written, or refused, before its mark is removed.
 MAX_SILENCE = LEASE - NOTES_TIMEOUT - BEAT
-_PAUSE = 0.5  # seconds between looks at the marks of others, on average
+PAUSE = 0.5  #: seconds between looks at the marks of others, on average
 
 
 class WriterLock:
@@ -62,7 +62,7 @@ class WriterLock:
                     f"{self._server.location}: locked: {next(iter(others.values()))} is changing it; --wait "
                     "SECONDS waits longer"
                 )
-            time.sleep(random.uniform(0.5, 1.5) * _PAUSE)
+            time.sleep(random.uniform(0.5, 1.5) * PAUSE)
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
         return self
