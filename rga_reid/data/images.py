@@ -79,18 +79,21 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     return _to_rgb(image, path)
 
 
-def normalise_image(source: bytes | Image.Image, name: str = "image") -> Image.Image:
+def normalise_image(
+    source: bytes | Image.Image, name: str = "image", *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return an encoded or PIL image as 8-bit RGB, upright, by the rules of ``read_image``.
 
     Args:
         source: content of an image file, or a PIL image, which is not changed.
         name: how error messages name the image.
+        max_pixels: limit for an encoded image.
 
     Raises:
         ImageError: see ``read_image``.
     """
     if isinstance(source, bytes):
-        image: Image.Image = _open(io.BytesIO(source), name)
+        image: Image.Image = _open(io.BytesIO(source), name, max_pixels)
         _load(image, name)
         return _to_rgb(image, name)
     try:
@@ -314,7 +317,7 @@ def _formats() -> dict[str, tuple[str, ...]]:
     return {**_FORMATS, **found}
 
 
-def _open(file: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
+def _open(file: BinaryIO, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read the header only, and check the size."""
     try:
         image = Image.open(file, formats=list(_formats()))
@@ -323,8 +326,8 @@ def _open(file: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
     except Exception as error:  # plug-ins raise many types for a damaged header
         raise _damaged(error, path) from None
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        detail = f"image of {height} x {width} pixels, refused: more than {MAX_PIXELS:,}"
+    if width * height > max_pixels:
+        detail = f"image of {height} x {width} pixels, refused: more than {max_pixels:,}"
         raise ImageError(path, "too large", detail)
     return image
 

@@ -16,8 +16,8 @@ literal    = number | string | "true" | "false" | "now" [("+" | "-") number unit
 ```
 
 Strings have single or double quotes and Python's backslash escapes; a column whose name is not a word is written
-in backticks. Times are strings in ISO 8601, in UTC unless they name a zone. As in SQL, a comparison with
-null is neither true nor false, and a row is kept where the whole filter is true.
+in backticks. ``id`` is the number of an image. Times are strings in ISO 8601, in UTC unless they name a zone. As in
+SQL, a comparison with null is neither true nor false, and a row is kept where the whole filter is true.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ _TOKEN = re.compile(
     r"|(?P<sign>==|!=|<>|<=|>=|[=<>+\-(){}\[\],])",
     re.DOTALL,
 )
+
+ID = "id"  #: name of the ids of images, which every gallery has beside its columns
 
 ANY, ONE = object(), object()  #: any text, and one character, in a ``like`` pattern
 
@@ -118,16 +120,17 @@ class Filter:
     def __invert__(self) -> Filter:
         return Filter(lambda backend: ~self.build(backend))
 
-    def mask(self, table: pd.DataFrame) -> np.ndarray:
+    def mask(self, table: pd.DataFrame, ids: np.ndarray | None = None) -> np.ndarray:
         """Return which rows of a table the filter keeps.
 
         Args:
             table: n rows of a gallery. A column that it lacks is null.
+            ids: int64 ``(n,)``, their ids; null by default.
 
         Returns:
             bool ``(n,)``.
         """
-        kept: pd.arrays.BooleanArray = self.build(_TableBackend(table))
+        kept: pd.arrays.BooleanArray = self.build(_TableBackend(table, ids))
         return kept.to_numpy(dtype=bool, na_value=False)
 
 
@@ -138,7 +141,8 @@ def is_known(column: str, schema: Schema) -> Filter:
 
 def is_among(column: str, values: Sequence[Value], schema: Schema) -> Filter:
     """Return the filter that keeps the rows whose column has one of some values, in its type."""
-    return Filter(lambda backend: backend.one_of(Column(column, schema[column]), values))
+    kind = "integer" if column == ID else schema[column]
+    return Filter(lambda backend: backend.one_of(Column(column, kind), values))
 
 
 def other_cameras(camera: int | str, schema: Schema) -> Filter:
@@ -146,17 +150,19 @@ def other_cameras(camera: int | str, schema: Schema) -> Filter:
     return ~is_known(CAMERA, schema) | ~is_among(CAMERA, [camera], schema)
 
 
-def parse_filter(where: str, schema: Schema = RESERVED, *, now: datetime | None = None) -> Filter:
+def parse_filter(where: str | Filter, schema: Schema = RESERVED, *, now: datetime | None = None) -> Filter:
     """Parse a filter.
 
     Args:
-        where: text of the filter.
+        where: text of the filter; one that was parsed is returned.
         schema: columns that it may use, and their types.
         now: what ``now`` means, with a zone; the time of the call by default.
 
     Raises:
         InputError: not a filter; the message shows what was not understood.
     """
+    if isinstance(where, Filter):
+        return where
     if not isinstance(where, str) or len(where) > _MAX_LENGTH:
         raise InputError(
             f"where: expected a string of at most {_MAX_LENGTH:,} characters, such as 'camera == 3'"
@@ -167,8 +173,10 @@ def parse_filter(where: str, schema: Schema = RESERVED, *, now: datetime | None 
 class _TableBackend:
     """Conditions on the rows of a table: a ``BooleanArray``, null where unknown."""
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    def __init__(self, table: pd.DataFrame, ids: np.ndarray | None) -> None:
         self._table, self._columns = table, dict[Column, pd.Series]()
+        if ids is not None:
+            self._columns[Column(ID, "integer")] = pd.Series(ids, dtype="Int64")
 
     def known(self, column: Column) -> pd.arrays.BooleanArray:
         truth = self._values(column).notna().to_numpy(dtype=bool, copy=True)
@@ -435,6 +443,8 @@ class _Parser:
     def _column(self) -> Column:
         name = self._take().text.strip("`")
         name = CAMERA if name == CAMERA_ALIAS else name
+        if name == ID:
+            return Column(ID, "integer")
         if name not in self._schema:
             columns = [column for column in self._schema if column != "path"]
             hint = did_you_mean(name, [*columns, "path"])

@@ -8,10 +8,11 @@ what they have open stays readable.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +79,8 @@ class FolderStore(SegmentStore):
     def __init__(self, folder: Path) -> None:
         super().__init__(read_gallery(folder))
         self._folder, self.location = folder, str(folder)
+        self._locked = False  # by ``exclusive``
+        self._seen: tuple[int, int] | None = None  # the manifest that ``refresh`` has read
 
     @classmethod
     def open(cls, folder: Path) -> FolderStore:
@@ -99,7 +102,8 @@ class FolderStore(SegmentStore):
 
     @contextmanager
     def transaction(self, *, resumable: bool = False) -> Iterator[None]:
-        with super().transaction(), writing(self._folder, wait=self.wait) as self._writer:
+        held = self._locked
+        with super().transaction(), writing(self._folder, wait=self.wait, locked=held) as self._writer:
             # others may have written since
             self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
             self._writer.erases = False
@@ -113,6 +117,21 @@ class FolderStore(SegmentStore):
         super().commit(metadata, deletions)
         if self._snapshot != self._committed:
             self._snapshot = self._committed = self._writer.commit(self._snapshot)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with _locked(self._folder, self.wait):
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    def refresh(self) -> None:
+        status = os.stat(self._folder / MANIFEST)
+        if self._seen != (seen := (status.st_ino, status.st_mtime_ns)):  # each change writes another file
+            self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
+            self._seen = seen
 
     def check(self, progress: Progress = ignore_progress) -> int:
         return check_folder(self._folder, progress)
@@ -350,7 +369,13 @@ class Writer:
 
 @contextmanager
 def writing(
-    folder: Path, *, create: bool = False, keep: bool = False, resume: bool = False, wait: float = 0.0
+    folder: Path,
+    *,
+    create: bool = False,
+    keep: bool = False,
+    resume: bool = False,
+    wait: float = 0.0,
+    locked: bool = False,
 ) -> Iterator[Writer]:
     """Hold the lock of a gallery folder, and leave nothing but a gallery in it.
 
@@ -360,6 +385,7 @@ def writing(
         keep: keep the unfinished build of the block, if it fails.
         resume: keep the unfinished build of an earlier block; otherwise it is removed.
         wait: seconds to wait for another program that is writing.
+        locked: the caller holds the lock.
 
     Raises:
         InputError: no gallery there, another program is still writing, the disk is full or cannot be written.
@@ -370,7 +396,7 @@ def writing(
             folder.mkdir(parents=True, exist_ok=True)
     else:
         read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
-    with _locked(folder, wait):
+    with nullcontext() if locked else _locked(folder, wait):
         # a gallery that cannot be read, damaged or of another version, stays until another replaces it
         unreadable = (folder / MANIFEST).exists() and _readable_manifest(folder) is None
         old = frozenset(_own_files(folder) if unreadable else ())

@@ -160,7 +160,7 @@ class Gallery:
         *,
         model: ModelFingerprint | None = None,
         columns: Schema | None = None,
-    ) -> None:
+    ) -> np.ndarray:
         """Add images at the end.
 
         In a folder they become a new segment. Nothing else is rewritten, except small segments without an index
@@ -174,6 +174,9 @@ class Gallery:
             model: fingerprint of the model that embedded them; None if it is known to be the same.
             columns: columns and types of a larger table of which ``table`` is a part.
 
+        Returns:
+            Ids of the images, int64 ``(n,)``.
+
         Raises:
             InputError: another dimension, another model, a column of another type than in the gallery, and as for
                 ``build``; for an opened gallery also as for ``save``.
@@ -184,34 +187,36 @@ class Gallery:
         if model is not None:
             self.require_model(model)
         expected = self.model if model is None else model
-        if len(vectors):
-            with self._store.transaction():
-                # another program may have replaced the gallery since it was opened, or added columns
-                self._require_dimension("features", vectors)
-                if expected is not None:
-                    self.require_model(expected)
-                if (now := self._joined(columns)) != schema:
-                    kept, new = gallery_table(table, now)
-                self._append(vectors, kept, new)
+        if not len(vectors):
+            return np.empty(0, np.int64)
+        with self._store.transaction():
+            # another program may have replaced the gallery since it was opened, or added columns
+            self._require_dimension("features", vectors)
+            if expected is not None:
+                self.require_model(expected)
+            if (now := self._joined(columns)) != schema:
+                kept, new = gallery_table(table, now)
+            return self._append(vectors, kept, new)
 
     def _joined(self, columns: Schema | None) -> dict[str, str]:
         """Return the columns of the gallery and others."""
         return join_schemas(self.columns, {} if columns is None else columns)
 
-    def _append(self, vectors: np.ndarray, table: pd.DataFrame, columns: Schema) -> None:
+    def _append(self, vectors: np.ndarray, table: pd.DataFrame, columns: Schema) -> np.ndarray:
         metadata = self._store.metadata
         if columns != metadata.columns:
             self._store.set_columns(columns)
-        stop = metadata.next_id + len(vectors)
-        self._store.append(Rows(np.arange(metadata.next_id, stop), table, vectors))
-        self._store.commit(replace(metadata, next_id=stop, columns=columns))
+        ids = np.arange(metadata.next_id, metadata.next_id + len(vectors))
+        self._store.append(Rows(ids, table, vectors))
+        self._store.commit(replace(metadata, next_id=metadata.next_id + len(ids), columns=columns))
+        return ids
 
     def remove(
         self,
         *,
         pids: int | str | Iterable[int | str] = (),
         paths: str | Iterable[str] = (),
-        where: str | None = None,
+        where: str | Filter | None = None,
     ) -> RemovalResult:
         """Erase all images of some persons, the images of some paths, or those that a filter keeps.
 
@@ -244,7 +249,7 @@ class Gallery:
         *,
         pids: int | str | Iterable[int | str] = (),
         paths: str | Iterable[str] = (),
-        where: str | None = None,
+        where: str | Filter | None = None,
     ) -> pd.DataFrame:
         """Return the rows of ``table`` that ``remove`` would erase with these arguments, with their ids.
 
@@ -258,7 +263,7 @@ class Gallery:
         return result_table(found, self.columns).assign(id=found["id"])
 
     def _find(
-        self, pids: int | str | Iterable[int | str], paths: str | Iterable[str], where: str | None
+        self, pids: int | str | Iterable[int | str], paths: str | Iterable[str], where: str | Filter | None
     ) -> pd.DataFrame:
         persons = [pids] if isinstance(pids, int | np.integer | str) else list(pids)
         files = [paths] if isinstance(paths, str) else list(paths)
@@ -276,7 +281,7 @@ class Gallery:
                 raise InputError(f"{column} {missing[0]}: not in the gallery; nothing was removed")
         return pd.concat(found, ignore_index=True).drop_duplicates("id").sort_values("id")
 
-    def label(self, where: str, pid: int | str) -> int:
+    def label(self, where: str | Filter, pid: int | str) -> int:
         """Give the images that a filter keeps a pid. The log gets a line for each old pid among them.
 
         Args:
@@ -442,7 +447,7 @@ class Gallery:
         top_k: int = 10,
         *,
         exclude_camera: int | str | None = None,
-        where: str | None = None,
+        where: str | Filter | None = None,
         rerank: ReRanking | None = None,
         shortlist: int = SHORTLIST,
         with_ids: bool = False,
@@ -494,11 +499,11 @@ class Gallery:
         results = self._store.search(queries, shortlist, condition)
         return results.rerank(queries, rerank, top_k).to_frame(self.columns, with_ids=with_ids)
 
-    def count(self, *, exclude_camera: int | str | None = None, where: str | None = None) -> int:
+    def count(self, *, exclude_camera: int | str | None = None, where: str | Filter | None = None) -> int:
         """Return how many images a search with these limits compares; ``InputError`` as for ``search``."""
         return self._store.count(search_filter(self._store, exclude_camera, where))
 
-    def _parse(self, where: str) -> Filter:
+    def _parse(self, where: str | Filter) -> Filter:
         return parse_filter(where, self.columns)
 
     def require_model(self, model: ModelFingerprint) -> None:

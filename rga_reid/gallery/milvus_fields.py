@@ -18,7 +18,7 @@ import pandas as pd
 
 from rga_reid.data.columns import RESERVED, TYPES, Schema
 from rga_reid.errors import InputError
-from rga_reid.gallery.filters import ANY, ONE, Column, Filter, Value, like_text
+from rga_reid.gallery.filters import ANY, ID, ONE, Column, Filter, Value, like_text
 
 MAX_TEXT = 65_535  #: bytes of a text
 #: Milvus types, and the values that stand for null, by type of column
@@ -59,6 +59,8 @@ class Fields:
 
     def name(self, column: str) -> str | None:
         """Return the field of a column; None if it is null in all rows."""
+        if column == ID:
+            return ID
         if self.nullable:
             return {"path": "path", "pid": "pid", "camera": "camid"}.get(column)
         if self.columns.get(column, "null") == "null":
@@ -72,7 +74,7 @@ class Fields:
         name = self.name(column)
         if name is None:
             return Expression(_NONE, _ALL)
-        if column == "path":
+        if column in ("path", ID):
             return Expression(_ALL, _NONE)
         if self.nullable:
             self.require(NULLS)

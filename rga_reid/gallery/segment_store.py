@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,7 +51,7 @@ class SegmentStore(VectorStore):
 
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
         snapshot = self._snapshot  # one state, whatever another thread changes meanwhile
-        keep = None if where is None else where.mask(snapshot.table)
+        keep = None if where is None else where.mask(snapshot.table, snapshot.ids)
         found = list(_nearest(snapshot, queries, top_k, keep))
         rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in found)])
         vectors = Vectors([segment.vectors for segment in snapshot.segments])
@@ -71,7 +72,16 @@ class SegmentStore(VectorStore):
                 start += len(block)
 
     def count(self, where: Filter | None = None) -> int:
-        return len(self._snapshot) if where is None else int(where.mask(self._snapshot.table).sum())
+        snapshot = self._snapshot
+        return len(snapshot) if where is None else int(where.mask(snapshot.table, snapshot.ids).sum())
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        snapshot = self._snapshot
+        rows = np.searchsorted(snapshot.ids, ids)
+        return Vectors([segment.vectors for segment in snapshot.segments]).take(rows)
+
+    def view(self) -> SegmentStore:
+        return copy.copy(self)  # it has the same snapshot, which never changes
 
     def append(self, rows: Rows) -> None:
         self._snapshot = append(self._snapshot, rows, self._write)

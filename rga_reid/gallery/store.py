@@ -291,6 +291,27 @@ class VectorStore(Protocol):
         """
         return nullcontext()
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Refuse other writers until the block ends, also between the transactions of this one."""
+        return nullcontext()
+
+    def refresh(self) -> None:
+        """See what others have written since."""
+        return
+
+    def view(self) -> VectorStore:
+        """Return a store with the present state, which other threads can read while this one is changed."""
+        return self
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """Return the vectors of some rows: unit rows, float32 ``(n, d)``.
+
+        Args:
+            ids: int64 ``(n,)``, increasing; all of them exist.
+        """
+        found = [rows.vectors[np.isin(rows.ids, ids)] for rows in self.rows(vectors=True)]
+        return np.concatenate([np.empty((0, self.metadata.dimension), np.float32), *found])
+
     def set_columns(self, columns: Schema) -> None:
         """Prepare for new columns, or for labels that are text from now on; ``append`` or ``update`` follows.
 
@@ -308,7 +329,7 @@ class VectorStore(Protocol):
         columns = self.metadata.columns
         found = [empty_table(columns).assign(id=np.empty(0, np.int64))]
         for rows in self.rows():
-            kept = where.mask(rows.table)
+            kept = where.mask(rows.table, rows.ids)
             found.append(cast(rows.table[kept], columns).assign(id=rows.ids[kept]))
         return pd.concat(found, ignore_index=True)
 
@@ -410,7 +431,9 @@ class StoreFactory(Protocol):
         """
 
 
-def search_filter(store: VectorStore, exclude_camera: int | str | None, where: str | None) -> Filter | None:
+def search_filter(
+    store: VectorStore, exclude_camera: int | str | None, where: str | Filter | None
+) -> Filter | None:
     """Return the filter of the rows that a search compares, see ``Gallery.search``; None for all rows.
 
     Raises:

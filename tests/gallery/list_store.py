@@ -47,7 +47,9 @@ class ListStore(VectorStore):
         return self._metadata
 
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
-        kept = np.flatnonzero(np.ones(self.count()) if where is None else where.mask(self._rows.table))
+        kept = np.flatnonzero(
+            np.ones(self.count()) if where is None else where.mask(self._rows.table, self._rows.ids)
+        )
         found, scores = [np.empty(0, np.int64)], [np.empty(0)]
         for query in queries:
             cosines = (self._rows.vectors[kept] * query.astype(np.float64)).sum(axis=1)
@@ -91,7 +93,7 @@ class ListStore(VectorStore):
         yield self._rows
 
     def count(self, where: Filter | None = None) -> int:
-        return len(self._rows) if where is None else int(where.mask(self._rows.table).sum())
+        return len(self._rows) if where is None else int(where.mask(self._rows.table, self._rows.ids).sum())
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
         self._metadata = metadata

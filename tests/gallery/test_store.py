@@ -74,7 +74,7 @@ def test_stores_agree_with_a_gallery_in_memory(location: str, crowd: Callable) -
         lambda gallery: gallery.maintain(),
     ]
     for change in changes:
-        assert change(stored) == change(memory)
+        assert np.array_equal(change(stored), change(memory))
         for gallery in (stored, Gallery.open(location)):
             assert gallery.ids.tolist() == memory.ids.tolist()
             pd.testing.assert_frame_equal(gallery.table, memory.table)
