@@ -18,7 +18,8 @@ MAX_LINES = 600
 #: From top to bottom. A package or module imports only from the lines below its own.
 LAYERS = (
     {"retrieval"},
-    {"commands", "serving"},
+    {"commands"},
+    {"serving"},
     {"experiments"},
     {"reports"},
     {"training"},

@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "decide whether two pictures show the same person: score, threshold, decision",
     "gallery": "manage galleries of people: gallery build, add, watch, remove, info, check, compact",
     "query": "find a person in a gallery: ranked matches as a table, JSON, CSV or a page of pictures",
+    "serve": "serve a gallery as an HTTP API and a page: serve --gallery DIR",
     "ablate": "train and test variants over seeds, and report: ablate --config ablations/demo --out DIR",
     "report": "compare finished runs and evaluations: report DIR...",
     "explain": "show what attention relates to what: an interactive page, or figures",

@@ -127,11 +127,15 @@ class FolderStore(SegmentStore):
             finally:
                 self._locked = False
 
-    def refresh(self) -> None:
-        status = os.stat(self._folder / MANIFEST)
-        if self._seen != (seen := (status.st_ino, status.st_mtime_ns)):  # each change writes another file
-            self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
-            self._seen = seen
+    def refresh(self) -> bool:
+        with _disk_errors(self._folder):
+            status = os.stat(self._folder / MANIFEST)
+        seen = (status.st_ino, status.st_mtime_ns)
+        if seen == self._seen:  # each change writes another file
+            return False
+        self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
+        self._seen = seen
+        return True
 
     def check(self, progress: Progress = ignore_progress) -> int:
         return check_folder(self._folder, progress)

@@ -393,6 +393,11 @@ class MilvusStore(VectorStore):
     def size_on_disk(self) -> int | None:
         return self._server.size()
 
+    def refresh(self) -> bool:
+        before = self._state
+        self._refresh()
+        return self._state != before
+
     def _refresh(self) -> None:
         """Read the state, which other programs may have changed."""
         notes = self._server.notes(self._name)

@@ -295,9 +295,9 @@ class VectorStore(Protocol):
         """Refuse other writers until the block ends, also between the transactions of this one."""
         return nullcontext()
 
-    def refresh(self) -> None:
-        """See what others have written since."""
-        return
+    def refresh(self) -> bool:
+        """See what others have written since; return whether there was something."""
+        return False
 
     def view(self) -> VectorStore:
         """Return a store with the present state, which other threads can read while this one is changed."""

@@ -175,6 +175,13 @@ def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") 
     return figure
 
 
+def map_card(one: HeatMap) -> dict[str, Any]:
+    """Return a picture and its map as data URIs, with the map's remarks."""
+    card = _card(one)
+    photo = jpeg_uri(_enlarge(one.pixels), quality=90)
+    return {"photo": photo, "map": card["uri"] or photo, "notes": [*one.notes]}
+
+
 def _draw(axes: Any, one: HeatMap) -> None:
     from rga_reid.reports.plots import escape_mathtext
 
