@@ -270,7 +270,7 @@ class Gallery:
         if bool(persons or files) == (where is not None):
             raise InputError("remove: expected pids or paths, or a filter")
         if where is not None:
-            return self._store.select(self._parse(where))
+            return self._store.select(parse_filter(where, self.columns))
         persons = [label_value(pid, self.columns["pid"], "pid") for pid in persons]
         found = []
         for column, wanted in (("pid", persons), ("path", files)):
@@ -301,7 +301,7 @@ class Gallery:
             value = label_value(pid, columns["pid"], "pid")
             if value == "":
                 raise InputError("pid: expected a whole number or text, got ''")
-            found = self._store.select(self._parse(where))
+            found = self._store.select(parse_filter(where, self.columns))
             old = values_of(found, "pid", columns["pid"])
             changed = (old.isna() | (old != value)).to_numpy(dtype=bool, na_value=True)
             if not changed.any():
@@ -502,9 +502,6 @@ class Gallery:
     def count(self, *, exclude_camera: int | str | None = None, where: str | Filter | None = None) -> int:
         """Return how many images a search with these limits compares; ``InputError`` as for ``search``."""
         return self._store.count(search_filter(self._store, exclude_camera, where))
-
-    def _parse(self, where: str | Filter) -> Filter:
-        return parse_filter(where, self.columns)
 
     def require_model(self, model: ModelFingerprint) -> None:
         """Refuse features of another model, or of another preprocessing.

@@ -30,12 +30,11 @@ from rga_reid.serving.audit import AuditLog
 from rga_reid.serving.auth import ANYBODY, Caller, RateLimit, Tokens
 from rga_reid.serving.bodies import Id, read_body
 from rga_reid.serving.description import add_bodies, describe_page
-from rga_reid.serving.engine import Addition, Engine
+from rga_reid.serving.engine import Addition, Engine, SearchSettings
 from rga_reid.serving.explanation import Explainer
 from rga_reid.serving.metrics import Metrics
 from rga_reid.serving.middleware import Guard
 from rga_reid.serving.problems import Problem, problem_of, problem_response
-from rga_reid.serving.search import search
 from rga_reid.serving.uploads import Picture, thumbnail
 
 PAGE = Path(__file__).parent / "page"  #: files of the page, served under ``/static``
@@ -175,7 +174,21 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         features = np.empty((0, engine.gallery.dimension), np.float32)
         if body.features is not None or images or not body.ids:
             features, _ = await features_of(body, images)
-        queries = await search(engine, features, body)
+        if body.ids:
+            features = np.concatenate([features, await run_in_threadpool(engine.features, body.ids)])
+        if body.multi:
+            features = features.mean(axis=0, keepdims=True)
+        wanted = SearchSettings(
+            body.top_k,
+            body.where,
+            body.rerank,
+            body.group_by,
+            body.per_group,
+            body.threshold,
+            left_out=(*body.ids, *body.not_ids),
+            rejected=(*body.not_ids,),
+        )
+        queries = await asyncio.wrap_future(engine.search(features, wanted))
         found = sum(len(query["matches"]) for query in queries)
         audit.write(caller, "search", body.where, queries=len(queries), matches=found)
         return answers.json_response({"queries": queries})

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rga_reid.data.columns import CAMERA_ALIAS, RESULT_COLUMNS
+from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.inputs import parse_json, truncate
 from rga_reid.serving.problems import Problem
 from rga_reid.serving.uploads import COLUMN
@@ -59,7 +60,7 @@ class SearchBody(Body):
     top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="matches per query")
     where: Where | None = None
     group_by: str | None = Field(None, description="column whose values group matches, such as `track`")
-    per_group: int | None = Field(None, ge=1, le=MAX_TOP_K, description="matches of each group")
+    per_group: int = Field(PER_GROUP, ge=1, le=MAX_TOP_K, description="matches of each group")
     threshold: Threshold | None = Field(None, description="matches with a lower score are left out")
     rerank: bool = Field(False, description="k-reciprocal re-ranking of the nearest images")
     multi: bool = Field(False, description="all queries show one person: search with their mean")

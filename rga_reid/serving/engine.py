@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data.columns import label_value, plain_records
+from rga_reid.data.columns import label_value
 from rga_reid.data.images import MAX_PIXELS
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
+from rga_reid.gallery.answers import answers_to_json
 from rga_reid.gallery.filters import ID, Filter, is_among, parse_filter
 from rga_reid.gallery.gallery import SHORTLIST, Gallery
+from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.gallery.location import open_store
 from rga_reid.gallery.milvus_client import SCHEME
 from rga_reid.gallery.validation import gallery_table, normalize_rows
@@ -47,6 +49,11 @@ class SearchSettings(NamedTuple):
     top_k: int = 10
     where: str | None = None
     rerank: bool = False
+    group_by: str | None = None
+    per_group: int = PER_GROUP
+    threshold: float | None = None  #: least score of a match
+    left_out: tuple[int, ...] = ()  #: ids of images that are no matches
+    rejected: tuple[int, ...] = ()  #: ids of images of other people, see ``SearchBody.not_ids``
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ class Engine:
             wait=WAIT,
             observe=metrics.batches("embed"),
         )
-        self._searching: Batcher[np.ndarray, list[list[dict[str, Any]]]] = Batcher(
+        self._searching: Batcher[np.ndarray, list[dict[str, Any]]] = Batcher(
             "search",
             self._search_batch,
             threads=max(2, workers),
@@ -223,7 +230,7 @@ class Engine:
         """Return the context in which a request decodes images, so that a batch waits for them."""
         return self._embedding.expect()
 
-    def search(self, queries: np.ndarray, settings: SearchSettings) -> Future[list[list[dict[str, Any]]]]:
+    def search(self, queries: np.ndarray, settings: SearchSettings) -> Future[list[dict[str, Any]]]:
         """Search.
 
         Args:
@@ -231,7 +238,7 @@ class Engine:
             settings: of the search.
 
         Returns:
-            For each query its matches, best first, as values of JSON.
+            For each query ``matches`` and ``groups``, see ``answers_to_json``.
         """
         return self._searching.submit(queries, len(queries), settings)
 
@@ -341,20 +348,40 @@ class Engine:
 
     def _search_batch(
         self, settings: SearchSettings, items: Sequence[np.ndarray]
-    ) -> list[list[list[dict[str, Any]]]]:
-        found = self.gallery.search(
-            np.concatenate(items),
-            settings.top_k,
-            where=settings.where,
+    ) -> list[list[dict[str, Any]]]:
+        queries, gallery = np.concatenate(items), self.gallery
+        condition = None if settings.where is None else parse_filter(settings.where, gallery.columns)
+        if settings.left_out:
+            others = ~is_among(ID, settings.left_out, gallery.columns)
+            condition = others if condition is None else condition & others
+        most = settings.top_k * (2 if settings.rejected else 1)
+        found = gallery.search(
+            queries,
+            most,
+            where=condition,
             rerank=ReRanking() if settings.rerank else None,
-            shortlist=max(SHORTLIST, settings.top_k),
+            shortlist=max(SHORTLIST, most),
             with_ids=True,
+            group_by=settings.group_by,
+            per_group=settings.per_group,
         )
-        answers: list[list[dict[str, Any]]] = [[] for item in items for _ in item]
-        for match in plain_records(found):
-            answers[match.pop("query")].append(match)
+        if settings.rejected:
+            found = self._without(found, settings)
+        answers = answers_to_json(
+            found, len(queries), group_by=settings.group_by, threshold=settings.threshold
+        )
         stream = iter(answers)
-        return [[next(stream) for _ in item] for item in items]
+        return [[{"groups": [], **next(stream)} for _ in item] for item in items]
+
+    def _without(self, found: pd.DataFrame, settings: SearchSettings) -> pd.DataFrame:
+        """Leave out matches that are more like a rejected image than like the query."""
+        if found.empty:
+            return found
+        ids, place = np.unique(found["id"], return_inverse=True)
+        likeness = (self.features(ids.tolist()) @ self.features(settings.rejected).T).max(axis=1)[place]
+        kept = found[found["score"].to_numpy() >= likeness]
+        ranks = kept.groupby("query")["rank"].rank("dense").astype("int64")
+        return kept.assign(rank=ranks)[ranks <= settings.top_k].reset_index(drop=True)
 
     def _decode(self, content: bytes, size: tuple[int, int], name: str) -> Picture:
         return decode_upload(content, size, name, self._max_pixels)
