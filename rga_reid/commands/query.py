@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +36,18 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import torch
+    from rich.table import Table
 
     from rga_reid.data import ImageError
     from rga_reid.gallery import Gallery
     from rga_reid.inference.verify import Threshold
+    from rga_reid.reports.ranked_page import Match
 
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": (), "csv": (), "html": ()}
 MAX_PAGE_QUERIES = 100  # a page of more would have many megabytes
 MAX_PRINTED_QUERIES = 20
 _PIPE_WIDTH = 10_000  # characters
+_SHOWN = ("path", "pid", "camera", "track", "time")  # columns that are shown always
 
 
 def parser() -> ArgumentParser:
@@ -59,14 +62,25 @@ def parser() -> ArgumentParser:
         command, "; the model of the gallery, if its file has moved since the gallery was built"
     )
     add_same_features_option(command)
-    command.add_argument("--top-k", type=int, default=10, help="matches per query")
-    command.add_argument(
-        "--exclude-camera", metavar="CAMERA", type=str, help="leave out images of this camera"
-    )
+    command.add_argument("--top-k", type=int, default=10, help="matches, or groups, per query")
+    command.add_argument("--exclude-camera", metavar="CAMERA", help="leave out images of this camera")
     command.add_argument(
         "--where",
         metavar="FILTER",
         help="search only images that match, such as 'camid == 3 and pid in (1, 2)'",
+    )
+    command.add_argument(
+        "--group-by",
+        metavar="COLUMN",
+        help="rank groups instead of images: track (of a camera), camera, pid or another column of the gallery",
+    )
+    command.add_argument(
+        "--per-group", metavar="N", type=int, help="with --group-by: best images of each group (default: 3)"
+    )
+    command.add_argument(
+        "--columns",
+        metavar="A,B",
+        help="further columns of the gallery to show (default: none in the table and the page, all in JSON and CSV)",
     )
     command.add_argument(
         "--rerank",
@@ -80,7 +94,10 @@ def parser() -> ArgumentParser:
         type=int,
         help="with --rerank: number of nearest images to re-rank (default: 100, or --top-k if larger)",
     )
-    add_threshold_options(command, "leave out matches with a lower score")
+    add_threshold_options(
+        command,
+        "least score of a match; others are left out of JSON and CSV, and below a line in the table and the page",
+    )
     command.add_argument(
         "--multi", action="store_true", help="all images show one person: search with their mean feature"
     )
@@ -104,6 +121,9 @@ def run(options: Namespace) -> None:
     """Search, write the requested files and print the matches."""
     check_int("--top-k", options.top_k)
     check_threshold(options)
+    if options.per_group is not None and options.group_by is None:
+        raise InputError("--per-group: goes with --group-by")
+    check_int("--per-group", 1 if options.per_group is None else options.per_group)
     if options.shortlist is not None and not options.rerank:
         raise InputError("--shortlist: goes with --rerank")
     if options.shortlist is not None and options.shortlist < options.top_k:
@@ -116,15 +136,24 @@ def run(options: Namespace) -> None:
     check_outputs(options, _OUTPUTS, label_files(options, "features"))
     queries = None if options.image is None else _query_table(options.image)
 
+    from rga_reid.data.columns import find_columns
     from rga_reid.devices import choose_device
     from rga_reid.evaluation import ReRanking
     from rga_reid.gallery import Gallery
+    from rga_reid.gallery.answers import answers_to_json
     from rga_reid.gallery.gallery import SHORTLIST
+    from rga_reid.gallery.grouped_search import PER_GROUP
 
     device, threshold = choose_device(options.device), load_threshold(options)
     gallery = Gallery.open(options.gallery)
     if gallery.model is not None:
         check_outputs(options, _OUTPUTS, {"--gallery (its model)": [gallery.model.checkpoint]})
+    columns = None
+    if options.columns is not None:
+        names = [name.strip() for name in options.columns.split(",")]
+        columns = find_columns(names, gallery.columns, "--columns")
+    if options.group_by is not None:
+        find_columns([options.group_by], gallery.columns, "--group-by")
     searched = gallery.count(
         exclude_camera=options.exclude_camera, where=options.where
     )  # or refuses the filter
@@ -145,21 +174,30 @@ def run(options: Namespace) -> None:
         where=options.where,
         rerank=ReRanking() if options.rerank else None,
         shortlist=options.shortlist or max(SHORTLIST, options.top_k),
+        with_ids=True,
+        group_by=options.group_by,
+        per_group=options.per_group or PER_GROUP,
     )
-    if threshold is not None:
-        matches = matches[matches["score"] >= threshold.value].reset_index(drop=True)
-    results = _as_json(queries, matches)
-    if options.multi:
-        results[0] = {"query": 0, "image": results[0]["image"], "images": pictures} | results[0]
+    limit = None if threshold is None else threshold.value
+    found, kept = (
+        _with_queries(
+            queries,
+            answers_to_json(
+                matches, len(queries), group_by=options.group_by, threshold=least, columns=columns
+            ),
+            pictures,
+        )
+        for least in (None, limit)
+    )
     if options.json is not None:
-        (write_json_lines if options.json.endswith(".jsonl") else write_json)(options.json, results)
+        (write_json_lines if options.json.endswith(".jsonl") else write_json)(options.json, kept)
     if options.csv is not None:
-        with atomic_file(options.csv) as temporary:
-            _with_images(queries, matches).to_csv(temporary, index=False)
+        _write_csv(
+            options.csv, queries, matches if limit is None else matches[matches["score"] >= limit], columns
+        )
     if options.html is not None:
-        gallery_name = Path(options.gallery).absolute().name
-        write_text(options.html, _page(queries, results, gallery_name, options.rerank, threshold, pictures))
-    _print(results, threshold)
+        write_text(options.html, _page(queries, found, options, threshold, columns or []))
+    _print(found, threshold, columns or [])
 
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
@@ -217,59 +255,96 @@ def _merge_queries(queries: pd.DataFrame) -> pd.DataFrame:
     return one
 
 
-def _as_json(queries: pd.DataFrame, matches: pd.DataFrame) -> list[dict[str, Any]]:
-    """One object per query: number, image and matches, best first; unknown values are null."""
-    results: list[dict[str, Any]] = [
-        {"query": number, "image": query["path"], "matches": []}
-        for number, query in enumerate(_records(queries))
+def _with_queries(
+    queries: pd.DataFrame, answers: Sequence[dict[str, Any]], pictures: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    """Add number and image of each query to its answer, and all pictures whose mean was the query."""
+    mean = {"images": list(pictures)} if pictures else {}
+    return [
+        {"query": number, "image": query["path"], **mean, **answer}
+        for number, (query, answer) in enumerate(zip(_records(queries), answers, strict=True))
     ]
-    for match in _records(matches):
-        results[match.pop("query")]["matches"].append(match)
-    return results
 
 
-def _with_images(queries: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
-    """The matches with a column for the path of the query image."""
-    table = matches.copy()
+def _write_csv(
+    path: str, queries: pd.DataFrame, matches: pd.DataFrame, columns: Sequence[str] | None
+) -> None:
+    """Write a row for each match, with the number and the image of its query."""
+    import pandas as pd
+
+    from rga_reid.gallery.answers import match_table
+
+    table = match_table(matches, columns)
     table.insert(1, "image", queries["path"].take(matches["query"]).to_numpy())
-    return table
+    for column in table.columns:
+        if isinstance(table[column].dtype, pd.DatetimeTZDtype):
+            table[column] = table[column].map(lambda time: time.isoformat(), na_action="ignore")
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def _page(
     queries: pd.DataFrame,
     results: Sequence[dict[str, Any]],
-    gallery: str,
-    reranked: bool,
+    options: Namespace,
     threshold: Threshold | None,
-    pictures: Sequence[str | None],
+    columns: Sequence[str],
 ) -> str:
-    """Return the page; ``pictures`` are those whose mean is the only query, if it is a mean."""
-    from rga_reid.reports.ranked_page import Match, Picture, ranked_page
+    """Return the page of the first queries; images of one group are drawn together."""
+    from rga_reid.reports.ranked_page import Picture, ranked_page
 
     shown = [
         Picture(_name(query["path"], number), query["pid"], query["camid"])
         for number, query in enumerate(_records(queries.head(MAX_PAGE_QUERIES)))
     ]
-    shown_fields = [field.name for field in fields(Match)]
-    matches = [
-        [Match(**{name: match[name] for name in shown_fields}) for match in result["matches"]]
-        for result in results[: len(shown)]
-    ]
+    results = results[: len(shown)]
     count = f"{len(queries):,} {'query' if len(queries) == 1 else 'queries'}"
     if len(shown) < len(queries):
         count = f"The first {len(shown)} of {count}"
-    order = " Matches are in re-ranked order." if reranked else ""
-    note = f"{count} against the gallery “{gallery}”. Scores are cosine similarities; 1 is identical.{order}"
+    name = Path(options.gallery).absolute().name
+    note = f"{count} against the gallery “{name}”. Scores are cosine similarities; 1 is identical."
+    if options.group_by is not None:
+        note += f" Images are grouped by {options.group_by}; the best ones of each group are shown."
+    if options.rerank:
+        note += " Matches are in re-ranked order."
     if threshold is not None:
-        note += f" Images below the threshold of {threshold} are left out."
+        note += f" The threshold is {threshold}."
+    pictures = results[0].get("images", []) if results else []
     others = [_name(path, number) for number, path in enumerate(pictures)][1:MAX_PAGE_QUERIES]
     return ranked_page(
         shown,
-        matches,
+        [_page_matches(result, columns) for result in results],
         title="Who is this?",
         note=note,
         captions=[_describe_mean(pictures)] if pictures else (),
         others=[others] if pictures else (),
+        threshold=None if threshold is None else threshold.value,
+    )
+
+
+def _page_matches(result: Mapping[str, Any], columns: Sequence[str]) -> list[Match]:
+    """Return the matches of a query, or the groups, each as its best image with the others."""
+    groups = result["groups"] if "groups" in result else [{"matches": [one]} for one in result["matches"]]
+    found = []
+    for group in groups:
+        (best, *others) = group["matches"]
+        found.append(_page_match(best, columns, tuple(_page_match(one, columns) for one in others)))
+    return found
+
+
+def _page_match(match: Mapping[str, Any], columns: Sequence[str], others: tuple[Match, ...] = ()) -> Match:
+    from rga_reid.reports.ranked_page import Match
+
+    return Match(
+        match["path"],
+        match["pid"],
+        match["camera"],
+        match["track"],
+        None if match["time"] is None else datetime.fromisoformat(match["time"]),
+        {name: match[name] for name in columns if name not in _SHOWN},
+        rank=match["rank"],
+        score=match["score"],
+        others=others,
     )
 
 
@@ -289,24 +364,15 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return plain_records(table)
 
 
-def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None) -> None:
-    from rich.box import SIMPLE_HEAD
+def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None, columns: Sequence[str]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     # in a pipe each match is one line, however long its path
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    nothing = "no match in this gallery"
     if threshold is not None:
         console.print(f"threshold {threshold}", soft_wrap=True)
-        nothing = "nobody above the threshold"
     for result in results[:MAX_PRINTED_QUERIES]:
-        table = Table("#", "score", "person", "camera", box=SIMPLE_HEAD)
-        table.add_column("image", overflow="fold")
-        for match in result["matches"]:
-            labels = ["unknown" if match[key] is None else str(match[key]) for key in ("pid", "camid")]
-            table.add_row(str(match["rank"]), f"{match['score']:.4f}", *labels, sanitize(match["path"]))
-        pictures = result.get("images", [])
+        pictures, scores = result.get("images", []), [match["score"] for match in result["matches"]]
         if pictures:
             console.print(f"{_describe_mean(pictures)}:")
         for number, path in enumerate(pictures[:MAX_PRINTED_QUERIES]):
@@ -315,7 +381,49 @@ def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None) -> No
             console.print(f"  ... and {len(pictures) - MAX_PRINTED_QUERIES:,} more")
         if not pictures:
             console.print(sanitize(_name(result["image"], result["query"])), soft_wrap=True)
-        console.print(table if result["matches"] else nothing)
+        if not scores:
+            console.print("no match in this gallery")
+            continue
+        if threshold is not None and max(scores) < threshold.value:
+            console.print(f"nobody: no match reaches the threshold; the best score is {max(scores):.4f}")
+        console.print(_table(result["matches"], None if threshold is None else threshold.value, columns))
     if len(results) > MAX_PRINTED_QUERIES:
         more = len(results) - MAX_PRINTED_QUERIES
         console.print(f"... and {more:,} more queries; save all of them with --json or --csv")
+
+
+def _table(matches: Sequence[dict[str, Any]], threshold: float | None, columns: Sequence[str]) -> Table:
+    """Return the matches as a table, those below the threshold after a line; without columns that none knows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    wanted = {"pid": "pid", "camera": "camera", "track": "track", "time": "time (UTC)"}
+    wanted |= {column: column for column in columns if column not in _SHOWN}
+    known = [column for column in wanted if any(match[column] is not None for match in matches)]
+    table = Table("#", "score", *(sanitize(wanted[column]) for column in known), box=SIMPLE_HEAD)
+    table.add_column("image", overflow="fold")
+    best: dict[int, float] = {}  # groups are above or below as their best images are
+    for match in matches:
+        best[match["rank"]] = max(match["score"], best.get(match["rank"], match["score"]))
+    above = [match for match in matches if threshold is None or best[match["rank"]] >= threshold]
+    below = [match for match in matches if threshold is not None and best[match["rank"]] < threshold]
+    for part in (above, below):
+        if part is below and below:
+            table.add_row("", f"{threshold:.4f}", *("" for _ in known), "----- threshold -----")
+        for match in part:
+            values = [_cell(column, match[column]) for column in known]
+            style = "dim" if threshold is not None and match["score"] < threshold else ""
+            table.add_row(
+                str(match["rank"]), f"{match['score']:.4f}", *values, sanitize(match["path"]), style=style
+            )
+    return table
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if column == "time":
+        from rga_reid.data.columns import show_time
+
+        return show_time(datetime.fromisoformat(value))
+    return sanitize(str(value))

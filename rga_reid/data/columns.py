@@ -321,6 +321,12 @@ def find_columns(names: Sequence[str], schema: Schema, source: str) -> list[str]
     return list(dict.fromkeys(found))
 
 
+def show_time(time: datetime) -> str:
+    """Return a time in UTC for people to read, such as ``2026-11-20 09:15:00``, with milliseconds if it has any."""
+    utc = time.astimezone(timezone.utc).replace(tzinfo=None)
+    return utc.isoformat(" ", "milliseconds" if utc.microsecond else "seconds")
+
+
 def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table as values of JSON: null is None, times are ISO 8601 in UTC."""
     plain = table.copy(deep=False)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import PurePath
 from typing import Any, Literal
 
+from rga_reid.data.columns import show_time
 from rga_reid.errors import InputError
 from rga_reid.reports.html import page_environment, thumbnail
+from rga_reid.reports.timeline import Sighting, make_timeline
 from rga_reid.runtime import track
 
 Correctness = Literal["correct", "wrong", "junk", "unknown"]
 
 JUNK_PIDS = (-1, "-1")  #: labels of a detection without a clear person, also where labels are text
 _DECIMALS = (3, 4, 5, 6)  # of scores: the fewest that distinguish the scores of a query
+_PATH = 60  # characters of a path that are shown
 _BOX = (192, 384)  # maximum width and height of thumbnails: twice the size on the page, for sharp screens
 
 
@@ -25,25 +29,47 @@ class Picture:
 
     Args:
         path: image file; a missing or unreadable one is shown as a placeholder.
-        pid, camid: identity and camera; None if unknown.
+        pid, camid, track: labels; None if unknown.
+        time: when it was taken, with a zone; None if unknown.
+        more: further values to show, by their names.
     """
 
     path: str
     pid: int | str | None = None
     camid: int | str | None = None
+    track: int | str | None = None
+    time: datetime | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[str]:
+        """What is known about it, in words."""
+        found = []
+        if self.pid is not None:
+            found.append("no one (−1)" if self.pid in JUNK_PIDS else f"person {self.pid}")
+        found += [
+            f"{name} {value}"
+            for name, value in (("camera", self.camid), ("track", self.track))
+            if value is not None
+        ]
+        if self.time is not None:
+            found.append(f"{show_time(self.time)} UTC")
+        return found + [f"{name}: {value}" for name, value in self.more.items() if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match(Picture):
-    """A gallery image in a ranking.
+    """A gallery image in a ranking, or the best image of a group.
 
     Args:
         rank: from 1.
         score: similarity to the query; higher is more similar.
+        others: other images of its group.
     """
 
     rank: int
     score: float
+    others: tuple[Match, ...] = ()
 
 
 def verdict(query: Picture, match: Picture) -> Correctness:
@@ -69,6 +95,7 @@ def ranked_page(
     note: str = "",
     captions: Sequence[str] = (),
     others: Sequence[Sequence[str]] = (),
+    threshold: float | None = None,
     template: str = "ranked_page.html",
     **more: Any,
 ) -> str:
@@ -81,11 +108,13 @@ def ranked_page(
         note: a sentence below the heading.
         captions: texts below each query; none by default.
         others: for each query the files of further pictures of it, shown small below the first; none by default.
+        threshold: matches of lower scores are shown below a line; a query may have no others.
         template: a template that extends ``ranked_page.html``.
         more: further variables of that template.
 
     Returns:
-        The page. It embeds the thumbnails and escapes every name. Without labels, no match is marked.
+        The page. It embeds the thumbnails and escapes every name. Without labels, no match is marked; with times,
+        there is a timeline for each query.
 
     Raises:
         InputError: not one list of matches for each query.
@@ -93,39 +122,95 @@ def ranked_page(
     if len(queries) != len(matches):
         raise InputError(f"matches: expected {len(queries)} lists, one per query, got {len(matches)}")
     others = others or [()] * len(queries)
-    paths = {picture.path: None for found in (queries, *matches) for picture in found}
+    shown = [one for found in matches for match in found for one in (match, *match.others)]
+    paths = {picture.path: None for picture in (*queries, *shown)}
     paths |= dict.fromkeys(path for files in others for path in files)
     pictures = {path: thumbnail(path, _BOX) for path in track(paths, "thumbnails", len(paths))}
     captions = captions or [""] * len(queries)
-    rows = [_row(*four) for four in zip(queries, matches, captions, others, strict=True)]
+    rows = [
+        _row(number, *four, threshold)
+        for number, four in enumerate(zip(queries, matches, captions, others, strict=True), 1)
+    ]
     environment = page_environment()
-    environment.filters["file_name"] = lambda path: Path(path).name
-    seen = {card["verdict"] for row in rows for card in row["cards"]}
+    environment.filters["shorten_path"] = shorten_path
+    seen = {card["verdict"] for row in rows for card in (*row["above"], *row["below"])}
     return environment.get_template(template).render(
         title=title,
         note=note,
         rows=rows,
         pictures=pictures,
         labelled=bool(seen - {"unknown"}),
+        threshold=threshold,
         legend=[name for name in ("correct", "wrong", "junk", "unknown") if name in seen],
         **more,
     )
 
 
-def _row(query: Picture, matches: Sequence[Match], caption: str, others: Sequence[str]) -> dict[str, Any]:
-    cards = [{"match": match, "verdict": verdict(query, match)} for match in matches]
+def _row(
+    number: int,
+    query: Picture,
+    matches: Sequence[Match],
+    caption: str,
+    others: Sequence[str],
+    threshold: float | None,
+) -> dict[str, Any]:
+    cards = list(_cards(number, query, matches, threshold))
     counts = Counter(card["verdict"] for card in cards)
     scores = {match.score for match in matches}
 
     def distinguish(decimals: int) -> bool:
         return len({f"{score:.{decimals}f}" for score in scores}) == len(scores)
 
+    decimals = next(filter(distinguish, _DECIMALS), _DECIMALS[-1])
+    sightings = [
+        Sighting(one.camid, one.time, one.score, _title(one, decimals), link, below)
+        for card in cards
+        for one, link, below in card["images"]
+        if one.time is not None
+    ]
     return {
         "query": query,
         "caption": caption,
         "others": others,
-        "cards": cards,
+        "above": [card for card in cards if not card["below"]],
+        "below": [card for card in cards if card["below"]],
+        "grouped": any(match.others for match in matches),
+        "best": max(scores, default=None),
         "correct": counts["correct"],
         "judged": counts["correct"] + counts["wrong"],
-        "decimals": next(filter(distinguish, _DECIMALS), _DECIMALS[-1]),
+        "decimals": decimals,
+        "timeline": make_timeline(sightings),
+        "title": lambda one: _title(one, decimals),
     }
+
+
+def _cards(
+    number: int, query: Picture, matches: Sequence[Match], threshold: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield a card for each match: its images with their ids on the page and whether they miss the threshold."""
+    count = 0
+    for match in matches:
+        images = []
+        for one in (match, *match.others):
+            count += 1
+            below = threshold is not None and one.score < threshold
+            images.append((one, f"query{number}-match{count}", below))
+        yield {
+            "match": match,
+            "images": images,
+            "verdict": verdict(query, match),
+            "below": all(below for _, _, below in images),
+        }
+
+
+def _title(match: Match, decimals: int) -> str:
+    """Return the tooltip of a match."""
+    return "\n".join([f"#{match.rank}, score {match.score:.{decimals}f}", *match.labels, match.path])
+
+
+def shorten_path(path: str) -> str:
+    """Return the file and its folder, or the end of a longer path."""
+    parts = PurePath(path).parts
+    short = str(PurePath(*parts[-2:]))
+    start = "…/" if len(parts) > 2 else ""
+    return start + short if len(short) <= _PATH else f"…{short[1 - _PATH :]}"

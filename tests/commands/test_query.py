@@ -72,7 +72,7 @@ def test_json_csv_and_table(red: Path, tmp_path: Path, query: Any, capsys: Any) 
     assert [(result["query"], result["image"]) for result in results] == [(0, str(red)), (1, str(blue))]
     assert [names(result) for result in results] == [["0", "1"], ["2", "3"]]
     first, unlabelled = results[0]["matches"][0], results[1]["matches"][1]
-    labels = {"pid": 1, "camera": 1, "camid": 1, "time": None, "track": None}
+    labels = {"id": 0, "pid": 1, "camera": 1, "camid": 1, "time": None, "track": None}
     assert first == {"rank": 1, "score": pytest.approx(1), "path": first["path"], **labels}
     assert (unlabelled["pid"], unlabelled["camid"]) == (None, None)
     matches = [
@@ -85,8 +85,10 @@ def test_json_csv_and_table(red: Path, tmp_path: Path, query: Any, capsys: Any) 
         check_dtype=False,
     )
     printed = capsys.readouterr().out
-    for text in (red.name, blue.name, "1.0000", "unknown"):
+    for text in (red.name, blue.name, "1.0000", "camera"):
         assert text in printed
+    for text in ("unknown", "None", "time", "track"):
+        assert text not in printed
 
 
 def test_a_folder_and_json_lines(tmp_path: Path, gallery: Path, query: Callable[..., Any]) -> None:
@@ -120,6 +122,85 @@ def test_filters_and_thresholds(
     file.write_text('{"threshold": 0.9}')
     (result,) = query("--image", red, *options.format(calibration=file).split())
     assert names(result) == expected
+
+
+@pytest.fixture
+def events(mean_colour: Any, tmp_path: Path, checkpoint: Path) -> Path:
+    """Nine crops by camera, time and track, from red to blue; the last is of no track."""
+    colours = [(250 - 25 * row, 10, 10 + 25 * row) for row in range(9)]
+    paths = [draw(tmp_path / "crops" / f"{row}.png", colour) for row, colour in enumerate(colours)]
+    hours = pd.to_timedelta(range(9), unit="h")
+    table = pd.DataFrame(
+        {
+            "path": list(map(str, paths)),
+            "camera": ["cam10", "cam10", "cam10", "cam2", "cam2", "cam2", "cam2", "cam2", None],
+            "track": pd.array([1, 1, 1, 1, 1, 7, 7, 7, None], dtype="Int64"),
+            "time": (pd.Timestamp("2026-11-20T09:15:00", tz="Europe/Berlin") + hours).where(hours < hours[8]),
+            "speed": [float(row) for row in range(9)],
+            "zone": ["north"] * 9,
+        }
+    )
+    model = mean_colour()
+    features, table = extract_features(model, table)
+    Gallery.build(features, table, model=ModelFingerprint.of(model, checkpoint)).save(tmp_path / "events")
+    return tmp_path / "events"
+
+
+def test_groups_by_track(red: Path, tmp_path: Path, events: Path, query: Any, capsys: Any) -> None:
+    words = ["--gallery", events, "--image", red, "--csv", tmp_path / "m.csv", "--html", tmp_path / "m.html"]
+    (result,) = query(*words, "--group-by", "track", "--per-group", 2, "--top-k", 3, "--columns", "speed")
+    groups = result["groups"]
+    assert [(group["rank"], group["camera"], group["track"]) for group in groups] == [
+        (1, "cam10", 1),
+        (2, "cam2", 1),
+        (3, "cam2", 7),
+    ]
+    assert [names(group) for group in groups] == [["0", "1"], ["3", "4"], ["5", "6"]]
+    assert names(result) == ["0", "1", "3", "4", "5", "6"]
+    assert list(result["matches"][0])[-3:] == ["time", "track", "speed"]
+    assert result["matches"][2]["time"] == "2026-11-20T11:15:00+00:00"
+    written = pd.read_csv(tmp_path / "m.csv")
+    assert written["time"].tolist() == [match["time"] for match in result["matches"]]
+    assert written["rank"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert "zone" not in written
+    printed = capsys.readouterr().out
+    for text in ("cam10", "2026-11-20 08:15:00", "time (UTC)", "speed", "6.0"):
+        assert text in printed
+    assert "pid" not in printed
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 7  # the query, and two of each group
+    assert page.count("<circle cx") == 6
+    assert "grouped by track" in page
+    for text in ("track 7", "2026-11-20 08:15:00 UTC", "speed: 0.0"):
+        assert text in page
+
+
+def test_an_image_without_a_track_is_a_group(red: Path, events: Path, query: Any) -> None:
+    words = ["--gallery", events, "--image", red, "--group-by", "track", "--exclude-camera", "cam10"]
+    (result,) = query(*words)
+    assert [names(group) for group in result["groups"]] == [["3", "4"], ["5", "6", "7"], ["8"]]
+
+
+def test_nobody_reaches_the_threshold(
+    red: Path, tmp_path: Path, events: Path, query: Any, capsys: Any
+) -> None:
+    blue = draw(tmp_path / "blue.png", BLUE)
+    words = ["--gallery", events, "--image", red, blue, "--html", tmp_path / "m.html", "--top-k", 2]
+    first, second = query(*words, "--threshold", 0.9, "--where", "speed < 3", "--csv", tmp_path / "m.csv")
+    assert (names(first), first["nobody"]) == (["0", "1"], False)
+    assert (second["matches"], second["nobody"]) == ([], True)
+    assert 0 < second["best_score"] < 0.9 < first["best_score"]
+    assert len(pd.read_csv(tmp_path / "m.csv")) == 2
+    before, _, after = capsys.readouterr().out.partition("nobody")
+    best = f"{second['best_score']:.4f}"
+    assert best not in before
+    assert best in after.partition("threshold -")[0]
+    assert "1.png" in after.partition("threshold -")[2]  # shown below the line
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert page.count("Nobody: no match reaches the threshold; the best score is 0.") == 1
+    assert page.count('class="matches below"') == 1
+    query(*words, "--threshold", 0.9, "--where", "speed > 99")
+    assert capsys.readouterr().out.count("no match in this gallery") == 2
 
 
 def test_several_images_of_one_person(
@@ -204,6 +285,11 @@ def test_the_model_of_a_gallery_may_be_missing(
         ("--image {red} --calibration {tmp}/c.json", "c.json"),
         ("--image {red} --shortlist 20", "--shortlist: goes with --rerank"),
         ("--image {red} --rerank --shortlist 3", "--shortlist: expected at least --top-k, 10, got 3"),
+        ("--image {red} --per-group 2", "--per-group: goes with --group-by"),
+        ("--image {red} --group-by camera --per-group 0", "--per-group"),
+        ("--image {red} --group-by cam", "--group-by: unknown column 'cam'"),
+        ("--image {red} --columns pid,camra", "did you mean camera"),
+        ("--image {red} --exclude-camera hall", "exclude_camera"),
         ("--image {red} --where camid=>3", "expected a column or a value, found '>'"),
         ("--image {red} --gallery milvus://host", "milvus://host: expected milvus://HOST:PORT/COLLECTION"),
         ("--image {red} --gallery {tmp}/none", "none: expected a gallery"),
