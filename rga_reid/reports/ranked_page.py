@@ -43,7 +43,7 @@ class Picture:
 
     @property
     def labels(self) -> list[str]:
-        """What is known about it, in words."""
+        """Return what is known about it, in words."""
         found = []
         if self.pid is not None:
             found.append("no one (−1)" if self.pid in JUNK_PIDS else f"person {self.pid}")

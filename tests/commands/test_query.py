@@ -169,7 +169,7 @@ def test_groups_by_track(red: Path, tmp_path: Path, events: Path, query: Any, ca
     assert "pid" not in printed
     page = (tmp_path / "m.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 7  # the query, and two of each group
-    assert page.count("<circle cx") == 6
+    assert page.count('<a href="#query1-match') == 6
     assert "grouped by track" in page
     for text in ("track 7", "2026-11-20 08:15:00 UTC", "speed: 0.0"):
         assert text in page
