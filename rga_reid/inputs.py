@@ -26,6 +26,7 @@ MAX_YAML = 1 << 20  #: bytes of a YAML file
 MAX_LINE = 1 << 20  #: characters of a line
 MAX_ROWS = 5_000_000  #: rows of a table
 MAX_TABLE = 1 << 30  #: uncompressed bytes of a Parquet file
+_FEW_ROWS = 65_536  # of a table: one thread has read it before several have started
 
 _MODEL_SUFFIXES = (".ckpt", ".safetensors", ".onnx", ".pt", ".pth", ".bin", ".tar")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
@@ -90,9 +91,6 @@ def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:
         raise InputError(f"{name}: not valid YAML ({truncate(error)})") from None
 
 
-_FEW_ROWS = 65_536  # of a table that one thread converts sooner than several would start
-
-
 def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd.DataFrame:
     """Return the table in a Parquet file.
 
@@ -117,7 +115,9 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
             if found != rows if rows is not None else found > MAX_ROWS:
                 expected = f"{rows:,}" if rows is not None else f"at most {MAX_ROWS:,}"
                 raise InputError(f"{name}: expected {expected} rows, found {found:,}")
-            return opened.read().to_pandas(integer_object_nulls=True, use_threads=found > _FEW_ROWS)
+            threads = found > _FEW_ROWS
+            table = opened.read(use_threads=threads)
+            return table.to_pandas(integer_object_nulls=True, use_threads=threads)
         except InputError:
             raise
         except Exception as error:  # Arrow and pandas raise many types for a damaged file

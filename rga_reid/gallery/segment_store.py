@@ -65,8 +65,11 @@ class SegmentStore(VectorStore):
 
     def rows(self, *, vectors: bool = False) -> Iterator[Rows]:
         for segment in self._snapshot.segments:
+            if not vectors:
+                yield Rows(segment.ids, segment.table, np.empty((len(segment), 0), np.float32))
+                continue
             start = 0
-            for block in segment.blocks() if vectors else [np.empty((len(segment), 0), np.float32)]:
+            for block in segment.blocks():
                 rows = slice(start, start + len(block))
                 yield Rows(segment.ids[rows], segment.table[rows].reset_index(drop=True), block)
                 start += len(block)

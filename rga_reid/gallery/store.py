@@ -330,7 +330,8 @@ class VectorStore(Protocol):
         found = [empty_table(columns).assign(id=np.empty(0, np.int64))]
         for rows in self.rows():
             kept = where.mask(rows.table, rows.ids)
-            found.append(cast(rows.table[kept], columns).assign(id=rows.ids[kept]))
+            if kept.any():
+                found.append(cast(rows.table[kept], columns).assign(id=rows.ids[kept]))
         return pd.concat(found, ignore_index=True)
 
     def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
