@@ -2,6 +2,7 @@
 
 from rga_reid.gallery.build import GalleryBuilder
 from rga_reid.gallery.gallery import Gallery
+from rga_reid.gallery.milvus_uri import MilvusURI
 from rga_reid.gallery.store import RemovalResult, VectorStore
 
-__all__ = ["Gallery", "GalleryBuilder", "RemovalResult", "VectorStore"]
+__all__ = ["Gallery", "GalleryBuilder", "MilvusURI", "RemovalResult", "VectorStore"]
