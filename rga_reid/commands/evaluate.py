@@ -131,9 +131,10 @@ def _evaluate(
 
 def _neighbours(gallery: LabelledFeatures) -> np.ndarray:
     """Return the gallery features that can join a query: those that are not junk."""
+    from rga_reid.data.labels import is_label
     from rga_reid.evaluation.query_expansion import NEIGHBOURS
 
-    junk = (gallery.pids == -1).fillna(False).to_numpy(dtype=bool)
+    junk = is_label(gallery.pids, (-1,)).to_numpy(dtype=bool)
     found = len(gallery) - int(junk.sum())
     if found < NEIGHBOURS:
         raise InputError(

@@ -17,6 +17,7 @@ from PIL import Image
 from rga_reid import Gallery
 from rga_reid.commands import main
 from rga_reid.inference.feature_files import read_features
+from tests.evaluation.conftest import draw_people
 from tests.onnx_files import DIMENSION, write_onnx
 from tests.training.conftest import small_network, small_run
 
@@ -181,6 +182,22 @@ def test_metrics_are_those_of_numbers(tmp_path: Path, sides: Callable[[str], lis
     table = pd.read_parquet(tmp_path / "named.parquet")
     assert set(table["pid"]) == set(PEOPLE)
     assert set(table["camid"]) == set(CAMERAS)
+
+
+@pytest.mark.parametrize("options", [["--query-expansion"], ["--protocol", "multi_query"]])
+def test_metrics_with_junk(tmp_path: Path, options: list[str]) -> None:
+    case = draw_people(2, 20, 80, junk=True)
+    results = []
+    for prefix in ("", "Ann"):
+        words: list[object] = []
+        for side in ("query", "gallery"):
+            pids = [str(pid) if pid < 0 else f"{prefix}{pid}" for pid in case[f"{side}_pids"]]
+            arrays = {"features": case[f"{side}_features"], "camids": case[f"{side}_camids"]}
+            np.savez(tmp_path / f"{side}.npz", **arrays, pids=pids if prefix else case[f"{side}_pids"])
+            words += [f"--{side}", tmp_path / f"{side}.npz"]
+        run("evaluate", *words, *options, "--json", tmp_path / "e.json")
+        results.append((tmp_path / "e.json").read_text())
+    assert results[0] == results[1]
 
 
 def test_testing_by_names(tmp_path: Path, named: Path, numbered: Path, onnx: str) -> None:

@@ -125,3 +125,15 @@ def test_junk_may_have_a_name() -> None:
     eye = np.eye(3, dtype=np.float32)
     result = evaluate_ranking(eye[:2], eye, ["Anna", "crowd"], ["Anna", "crowd", "Zoë"], junk_pids=("crowd",))
     assert (result.gallery, result.to_frame()["matches"].tolist()) == (2, [1, 0])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_with_text_on_one_side(people: dict[str, Any], protocol: str) -> None:
+    text = {
+        key: pd.Series(
+            [str(label) for label in people[key]], dtype="string"
+        )  # stays text, as in a larger table
+        for key in ("query_pids", "query_camids")
+    }
+    expected = evaluate_protocol(PROTOCOLS[protocol], **people)
+    assert evaluate_protocol(PROTOCOLS[protocol], **(people | text)).to_dict() == expected.to_dict()

@@ -84,6 +84,19 @@ def test_the_page_has_every_run_and_each_picture_once(report: AblationReport) ->
     assert len(re.findall(r"<ol", page)) == 40
 
 
+def test_people_with_names(report: AblationReport) -> None:
+    def name(table: pd.DataFrame | None) -> pd.DataFrame:
+        assert table is not None
+        camids = [f"cam {camid}" for camid in table["camid"]]
+        return table.assign(pid=[f"{EVIL}{pid}" for pid in table["pid"]], camid=camids)
+
+    named = [replace(one, queries=name(one.queries), ranked=name(one.ranked)) for one in report.evaluations]
+    page = report_page(replace(report, evaluations=named))
+    assert "<img src=x" not in page
+    assert re.search(r"person &lt;img[^<]*10\d\d, camera cam 1", page)
+    assert page.count("✓") == report_page(report).count("✓")
+
+
 def test_page_without_photos_names_people_by_numbers(report: AblationReport, tmp_path: Path) -> None:
     files = write_report(report, tmp_path / "out", photos=False)
     names = ["report.html", "report.md", "report.csv", "report.tex", "learning.svg", "cmc.svg"]
