@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._embedder import read_embedder, read_gallery_embedder
 from rga_reid.commands._inputs import load_threshold
+from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
     add_checkpoint_options,
@@ -85,6 +86,7 @@ def parser() -> ArgumentParser:
     )
     add_device_option(command)
     add_import_option(command)
+    add_milvus_options(command)
     return command
 
 

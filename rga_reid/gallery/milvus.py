@@ -170,7 +170,7 @@ class MilvusStore(VectorStore):
             ids: list[int] = []
             for rows in self._stored_rows(vectors=False):
                 assert where is not None
-                ids += rows.ids[where.mask(cast(rows.table, self.metadata.columns))].tolist()
+                ids += rows.ids[where.mask(cast(rows.table, self.metadata.columns), rows.ids)].tolist()
             return f"id in {literal(ids)}" if ids else "id < 0"
 
     def count(self, where: Filter | None = None) -> int:

@@ -25,7 +25,7 @@ from rga_reid.inputs import truncate
 
 OLDEST = (2, 3)  #: oldest version of Milvus with everything that is used here
 LIMIT = 16_384  #: maximum number of rows that Milvus returns at a time
-NOTES_TIMEOUT = 6.0  #: seconds in which notes are written
+NOTES_TIMEOUT = 8.0  #: seconds in which notes are written
 TRAINED_ROWS = 65_536  #: index settings are those for this many rows: Milvus has an index for each segment
 
 _MESSAGE_BYTES = 1 << 24  # of vectors in a message; servers accept 64 MiB

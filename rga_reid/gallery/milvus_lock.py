@@ -22,7 +22,7 @@ from rga_reid.errors import InputError
 from rga_reid.gallery.milvus_client import NOTES_TIMEOUT, MilvusServer
 
 BEAT = 2.0  #: seconds between changes of a mark
-LEASE = 20.0  #: seconds after which an unchanged mark is removed
+LEASE = 25.0  #: seconds after which an unchanged mark is removed
 #: Without an answer for so long, a writer stops: what it sent last is written, or refused, before its mark is removed.
 MAX_SILENCE = LEASE - NOTES_TIMEOUT - BEAT
 PAUSE = 0.5  #: seconds between looks at the marks of others, on average

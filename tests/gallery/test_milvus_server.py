@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -27,7 +28,13 @@ from rga_reid.gallery.milvus_uri import MilvusURI
 from tests.gallery.milvus_server import Server
 from tests.gallery.random_filters import FILTERS, NOW, PARTS, ROWS, Case, contains, kept_rows, table_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform == "linux" and platform.machine() != "x86_64",
+        reason="milvus has no wheel for this machine",
+    ),
+]
 
 PASSWORD = "Sesame-11"
 CHECKOUT = Path(__file__).parents[2]

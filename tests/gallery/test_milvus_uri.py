@@ -150,7 +150,9 @@ def test_commands_take_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         ["gallery", "build", "--gallery", "folder"],
         ["gallery", "merge", "folder", "other"],
         ["gallery", "group", "--gallery", "folder"],
+        ["gallery", "watch", "--gallery", "folder", "--images", "a"],
         ["query", "--gallery", "folder", "--image", "a.jpg"],
+        ["serve", "--gallery", "folder"],
     ):
         assert main([*words, "--milvus-password", SECRET]) == 2
         shown = capsys.readouterr().err
