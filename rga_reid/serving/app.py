@@ -254,6 +254,9 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         after: Annotated[int, Query(ge=-1, lt=2**63, description="list only larger ids")] = -1,
         limit: Annotated[int, Query(ge=0, le=MAX_LISTED)] = 100,
     ) -> Response:
+        if limit == 0 and after == -1:
+            count = await run_in_threadpool(lambda: engine.gallery.count(where=where))
+            return answers.json_response({"count": count, "images": [], "next": None})
         found = await run_in_threadpool(engine.list_images, where, after)
         images = plain_records(found.head(limit))
         following = images[-1]["id"] if images and len(found) > limit else None

@@ -1,0 +1,95 @@
+"""A small gallery that is served in this process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from rga_reid.gallery import Gallery
+from rga_reid.models import ColourHistogram
+from rga_reid.serving.app import Settings, create_app
+from rga_reid.serving.engine import Engine
+
+EMBEDDER = ColourHistogram((64, 32))
+
+
+def draw(person: int, shot: int = 0, kind: str = "PNG") -> bytes:
+    """Return a picture of a person: a coarse pattern of colours, and noise that differs between shots."""
+    pattern = np.random.default_rng(person).integers(0, 256, (4, 2, 3)).repeat(16, 0).repeat(16, 1)
+    noise = np.random.default_rng((person, shot)).integers(-9, 10, (64, 32, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(pattern + noise, 0, 255).astype(np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Served(NamedTuple):
+    """A server in this process."""
+
+    http: TestClient
+    engine: Engine
+    location: Path
+
+    def post(self, path: str, *pictures: bytes, headers: dict[str, str] | None = None, **fields: Any) -> Any:
+        """Send pictures and fields as a form."""
+        files = [("image", (f"{number}.png", picture)) for number, picture in enumerate(pictures)]
+        return self.http.post(path, files=files, data=fields, headers=headers)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """A gallery of four persons with three images each, by two cameras and in tracks, and its pictures."""
+    rows = []
+    (tmp_path / "pictures").mkdir()
+    for person in range(4):
+        for shot in range(3):
+            file = tmp_path / "pictures" / f"{person}_{shot}.png"
+            file.write_bytes(draw(person, shot))
+            rows.append(
+                {
+                    "path": str(file),
+                    "pid": person,
+                    "camera": shot % 2,
+                    "track": person,
+                    "time": pd.Timestamp("2026-11-20T10:00Z") + pd.Timedelta(minutes=10 * person + shot),
+                    "zone": "north" if shot else "south",
+                }
+            )
+    table = pd.DataFrame(rows)
+    Gallery.build(EMBEDDER.embed(table["path"].tolist()), table).save(tmp_path / "gallery")
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def serve(people: Path) -> Iterator[Callable[..., Served]]:
+    """Serve the gallery of ``people``, or another one; options are those of ``Engine`` and ``Settings``."""
+    with ExitStack() as stack:
+
+        def start(location: Path = people, embedder: Any = EMBEDDER, **options: Any) -> Served:
+            known = {"images_root", "read_only", "workers", "max_pixels"}
+            settings = Settings(
+                **{name: value for name, value in options.items() if name not in known - {"read_only"}}
+            )
+            inner = {name: value for name, value in options.items() if name in known}
+            engine = Engine(str(location), embedder, metrics=settings.metrics, **inner)
+            app = create_app(engine, settings)
+            http = stack.enter_context(
+                TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+            )
+            return Served(http, engine, location)
+
+        yield start
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served], people: Path) -> Served:
+    """Serve the gallery of ``people`` with the folder of its pictures."""
+    return serve(images_root=people.parent)
