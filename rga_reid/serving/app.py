@@ -275,7 +275,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     async def erase_images(
         request: Request, caller: Eraser, where: bodies.Where | None = None, pid: str | None = None
     ) -> Response:
-        body = bodies.EraseBody(where=where, pid=pid)
+        body = bodies.validate(bodies.EraseBody, {"where": where, "pid": pid})
         if int(request.headers.get("content-length", 0)) or "transfer-encoding" in request.headers:
             if where is not None or pid is not None:
                 raise Problem(422, "ids, where, pid: expected in the address or in the body, found both")
