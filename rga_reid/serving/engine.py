@@ -25,7 +25,7 @@ from rga_reid.gallery.filters import ID, Filter, is_among, parse_filter
 from rga_reid.gallery.gallery import SHORTLIST, Gallery
 from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.gallery.location import open_store
-from rga_reid.gallery.milvus_client import SCHEME
+from rga_reid.gallery.milvus_uri import SCHEME
 from rga_reid.gallery.validation import gallery_table, normalize_rows
 from rga_reid.inference.embedder import Embedder
 from rga_reid.runtime import keep_freed_memory
