@@ -167,9 +167,16 @@ def test_an_unreadable_file_is_tried_again_then_left_out(gallery: Gallery, folde
 def test_an_invalid_name_does_not_keep_the_others_out(gallery: Gallery, folder: Path) -> None:
     save(folder / "invalid.png")
     save(folder / "valid.png")
-    (batch,) = watch(gallery, folder, 3)
-    assert [Path(path).name for path in batch.added] == ["new.png", "valid.png"]
-    assert batch.refused == ["invalid: expected another name"]
+
+    def look_again(number: int) -> None:
+        if number == 1:
+            (folder / "invalid.png").chmod(0o600)  # a notice of a change, but the content is the same
+            save(folder / "later.png")
+
+    first, second = watch(gallery, folder, 4, look_again)
+    assert [Path(path).name for path in first.added] == ["new.png", "valid.png"]
+    assert first.refused == ["invalid: expected another name"]
+    assert ([Path(path).name for path in second.added], second.refused) == (["later.png"], [])
 
 
 def test_small_segments_are_joined_while_nothing_arrives(
