@@ -62,8 +62,8 @@ class MilvusServer:
         create: create an embedded one if it does not exist.
 
     Raises:
-        InputError: pymilvus is not installed, the server does not answer, refuses the user or is too old, or there
-            is no such file.
+        InputError: pymilvus is not installed, the server does not answer, refuses the user or is too old; a file is
+            missing.
     """
 
     def __init__(self, location: MilvusURI, *, create: bool = False) -> None:
@@ -102,6 +102,10 @@ class MilvusServer:
 
     def _connect(self) -> Any:
         location, settings = self.location, {}
+        for name in ("server_pem_path", "ca_pem_path", "client_pem_path", "client_key_path"):
+            path = getattr(location, name)
+            if path and not Path(path).is_file():
+                raise InputError(f"{location}: {name} {path}: no such file")
         if not location.embedded:
             settings = {
                 "token": location.read_token(),

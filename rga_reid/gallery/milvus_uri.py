@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -46,8 +45,7 @@ class MilvusURI:
             strongly consistent.
 
     Raises:
-        InputError: an address or a name that Milvus does not accept, or a missing file. The message never
-            contains a password.
+        InputError: an address or a name that Milvus does not accept. The message never contains a password.
     """
 
     uri: str
@@ -82,10 +80,6 @@ class MilvusURI:
             raise InputError(f"{self}: client_pem_path and client_key_path go together")
         if self.client_pem_path and not self.ca_pem_path:
             raise InputError(f"{self}: client_pem_path goes with ca_pem_path")
-        for name in ("server_pem_path", "ca_pem_path", "client_pem_path", "client_key_path"):
-            path = getattr(self, name)
-            if path and not Path(path).is_file():
-                raise InputError(f"{name} {path}: no such file")
 
     def _parse_address(self) -> None:
         """Leave host and port in ``uri``; user, password and database become fields."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -92,7 +93,7 @@ class Engine:
 
     def __init__(
         self,
-        location: str,
+        location: str | os.PathLike[str],
         embedder: Embedder | None = None,
         *,
         images_root: Path | None = None,
@@ -106,7 +107,7 @@ class Engine:
         self.uploads = None if images_root is None else UploadStore(images_root)
         self._max_pixels = max_pixels
         # a Milvus server is shared with other programs, and a writer's view of it changes before it is committed
-        self._is_shared = location.startswith(SCHEME)
+        self._is_shared = os.fspath(location).startswith(SCHEME)
         store = open_store(location)
         store.wait = LOCK_WAIT
         self._writer, self._reader = Gallery(store), open_store(location) if self._is_shared else store

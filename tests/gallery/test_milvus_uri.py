@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from rga_reid.commands import main
 from rga_reid.commands._milvus import add_milvus_options, locate_galleries
 from rga_reid.errors import InputError
+from rga_reid.gallery import Gallery
 from rga_reid.gallery.location import parse_location
 from rga_reid.gallery.milvus_uri import MilvusURI
 
@@ -86,13 +87,14 @@ def test_names_certificates_and_levels_are_checked(tmp_path: Path) -> None:
         {"collection": "a b"},
         {"collection": "x" * 201},
         {"consistency_level": "strong"},
-        {"server_pem_path": str(tmp_path / "none.pem")},
         {"client_pem_path": str(pem)},
         {"client_pem_path": str(pem), "client_key_path": str(pem)},
         {"uri": "http://host/one", "db_name": "two"},
     ):
         with pytest.raises(InputError):
             MilvusURI(**{"uri": "http://host", "collection": "people", "password": SECRET, **wrong})
+    with pytest.raises(InputError, match=r"none\.pem"):
+        Gallery.open(MilvusURI("http://127.0.0.1:9", "people", server_pem_path=str(tmp_path / "none.pem")))
 
 
 @pytest.mark.parametrize(
