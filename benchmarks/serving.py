@@ -159,7 +159,8 @@ def measure_searches(folder: Path, model: Any, pictures: Path) -> dict[str, Any]
     with serving(folder / "gallery", folder / "log", "--read-only") as (_, address, _):
         for turn in range(6):
             one = [
-                timed(lambda: in_process(gallery, model, [contents[n % len(contents)]])) for n in range(40)
+                timed(lambda n=n: in_process(gallery, model, [contents[n % len(contents)]]))
+                for n in range(40)
             ]
             answered = run_clients(address, pictures, 1, 40)
             together = [
