@@ -89,7 +89,22 @@ class Server:
         config.write_text(text)
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server, and wait until it answers.
+
+        It may end while the session of a server that was killed is still registered, and is then started again.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        process = self._launch()
+        while not self._healthy():
+            if time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"Milvus did not start: see {self.folder}/logs")
+            if process.poll() is not None:
+                time.sleep(2)
+                process = self._launch()
+            time.sleep(0.2)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         binary = self.folder / "bin" / "milvus"
         variables = {
             "DEPLOY_MODE": "STANDALONE",
@@ -106,12 +121,7 @@ class Server:
                 stderr=log,
                 preexec_fn=_end_with_parent,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"Milvus did not start: see {self.folder}/logs")
-            time.sleep(0.2)
+        return self._process
 
     def _healthy(self) -> bool:
         try:
