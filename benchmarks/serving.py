@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,10 @@ def measure_searches(folder: Path, model: Any, pictures: Path) -> dict[str, Any]
     served: list[float] = []
     batches: list[float] = []
     many: list[dict[str, Any]] = []
+    pictures_in_turn = cycle(contents)
     with serving(folder / "gallery", folder / "log", "--read-only") as (_, address, _):
         for turn in range(6):
-            one = [
-                timed(lambda n=n: in_process(gallery, model, [contents[n % len(contents)]]))
-                for n in range(40)
-            ]
+            one = [timed(lambda: in_process(gallery, model, [next(pictures_in_turn)])) for _ in range(40)]
             answered = run_clients(address, pictures, 1, 40)
             together = [
                 timed(lambda: in_process(gallery, model, (contents * CLIENTS)[:CLIENTS])) for _ in range(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from rga_reid.files import DiskError, make_folder, require_new, write_text
 if TYPE_CHECKING:
     from rga_reid.experiments.demo import DemoResult
 
+DEFAULT = "demo"  # folder
 MARKER = ".rga-reid-demo"  # in a folder made by a demo, which another demo may clear
 FOLDERS = ("data", "model", "gallery", "report")
 FILES = ("query.html", "explain.html", "metrics.json")
@@ -28,7 +30,7 @@ def parser() -> ArgumentParser:
         "Generate a synthetic data set, train on it, test, build a gallery, query it, explain and report. "
         "Downloads nothing; takes a few minutes on two CPU cores.",
     )
-    options.add_argument("--out", metavar="DIR", default="demo", help="folder for all results")
+    options.add_argument("--out", metavar="DIR", default=DEFAULT, help="folder for all results")
     options.add_argument("--config", default="demo", help="recipe to train with")
     options.add_argument("--epochs", type=int, help="train for this many epochs instead of the recipe's")
     options.add_argument("--seed", type=int, default=0, help="random seed")
@@ -129,4 +131,13 @@ def _print(result: DemoResult, seconds: float) -> None:
     console.print(f"  gallery     {result.gallery}")
     console.print(f"  checkpoint  {result.checkpoint}")
     console.print(f"  data set    {result.data}")
+    console.print("To search the gallery in a browser:")
+    console.print(f"  rga-reid serve {_served(result.gallery)}")
     console.print(f"Done in {seconds / 60:.1f} minutes.")
+
+
+def _served(gallery: Path) -> str:
+    """Options of ``serve`` for the gallery of a demo."""
+    if gallery.parent == Path(DEFAULT):
+        return "--demo"
+    return f"--gallery {shlex.quote(str(gallery))} --images-root {shlex.quote(str(gallery.parent))}"

@@ -22,6 +22,7 @@ from rga_reid.commands._options import (
     check_threshold,
     new_parser,
 )
+from rga_reid.commands.demo import DEFAULT as DEMO
 from rga_reid.errors import InputError, check_int
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from rga_reid.gallery import Gallery
     from rga_reid.inference.embedder import LoadedEmbedder
 
-DEMO = "demo"  # folder of `rga-reid demo`
 _NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
@@ -84,6 +84,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--cors", metavar="ORIGIN", nargs="+", default=[], help="other sites whose pages may use the API"
     )
+    add_milvus_options(command)
     add_device_option(command)
     add_import_option(command)
     add_milvus_options(command)

@@ -27,6 +27,7 @@ from rga_reid.gallery.gallery import SHORTLIST, Gallery
 from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.gallery.location import open_store
 from rga_reid.gallery.milvus_uri import SCHEME
+from rga_reid.gallery.segments import MAINTAINED_ROWS
 from rga_reid.gallery.validation import gallery_table, normalize_rows
 from rga_reid.inference.embedder import Embedder
 from rga_reid.runtime import keep_freed_memory
@@ -38,7 +39,6 @@ from rga_reid.serving.uploads import COLUMN, Picture, UploadStore, decode_upload
 MAX_BATCH = 64  #: images embedded, or queries searched, at once
 MAX_COMMIT = 4096  #: images added by one commit
 WAIT = 0.005  #: seconds that a batch waits for images that are being decoded
-MAINTAINED_ROWS = 1024  #: images after whose addition ``Gallery.maintain`` is called
 LOCK_WAIT = 5.0  #: seconds to wait for another writer of the gallery at the start
 _REFRESHED = 1.0  # seconds after which a gallery on a server is looked at again
 _DESCRIBED = 5.0  # seconds for which the description of a gallery that others may change is kept
