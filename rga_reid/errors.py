@@ -16,6 +16,10 @@ class InputError(ValueError):
     """
 
 
+class UnavailableError(InputError):
+    """Bad luck rather than bad input: a full disk, a server that does not answer, another program that is writing."""
+
+
 def sanitize(text: str) -> str:
     """Replace the characters of a text that would control the terminal."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)

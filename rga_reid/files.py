@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, UnavailableError
 from rga_reid.process import defer_signals
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 _PROBE_BYTES = 1 << 20
 
 
-class DiskError(InputError):
+class DiskError(UnavailableError):
     """An output that cannot be written: missing folder, no permission, or a full or broken disk.
 
     Args:

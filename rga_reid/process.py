@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rga_reid.errors import InputError
+from rga_reid.errors import UnavailableError
 
 #: Ctrl-C, ``kill``, and a closed terminal
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -83,7 +83,7 @@ def _install_handler(handler: Callable[..., Any], replaces: Callable[[Any], bool
             signal.signal(signum, before)
 
 
-class LockedError(InputError):
+class LockedError(UnavailableError):
     """Another process holds a lock."""
 
 

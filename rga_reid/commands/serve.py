@@ -120,7 +120,6 @@ def run(options: Namespace) -> None:
     listener = bind(options.host, options.port)
 
     from rga_reid.devices import choose_device
-    from rga_reid.gallery import Gallery
     from rga_reid.serving.app import Settings, create_app
     from rga_reid.serving.audit import AuditLog
     from rga_reid.serving.engine import Engine
@@ -139,13 +138,13 @@ def run(options: Namespace) -> None:
     )
     engine = Engine(
         options.gallery,
-        _read_embedder(Gallery.open(options.gallery), options, device),
         images_root=None if options.images_root is None else Path(options.images_root),
         read_only=options.read_only,
         workers=options.workers,
         max_pixels=options.max_pixels,
         metrics=metrics,
     )
+    engine.embedder = _read_embedder(engine.gallery, options, device)
     serve(create_app(engine, settings), listener)
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 
 from rga_reid.data.columns import Schema
 from rga_reid.data.images import is_ignored_file
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, UnavailableError
 from rga_reid.files import DiskError, checksum, require_new, size_of, sync
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.manifest import (
@@ -556,7 +556,7 @@ def _locked(folder: Path, wait: float) -> Iterator[None]:
             try:
                 stack.enter_context(hold_lock(folder / LOCK, wait=wait))
             except LockedError:
-                raise InputError(
+                raise UnavailableError(
                     f"{folder}: locked: another program is changing this gallery, and did not finish in {wait:g} s; "
                     "--wait SECONDS waits longer"
                 ) from None
@@ -569,9 +569,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        raise InputError(f"{folder}: cannot write the gallery ({error.reason})") from None
+        raise UnavailableError(f"{folder}: cannot write the gallery ({error.reason})") from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot write the gallery ({error.strerror or error})") from None
+        raise UnavailableError(f"{folder}: cannot write the gallery ({error.strerror or error})") from None
 
 
 def _readable_manifest(folder: Path) -> Manifest | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, UnavailableError
 from rga_reid.files import size_of
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.milvus_fields import MAX_TEXT, Fields, literal
@@ -158,7 +158,7 @@ class MilvusServer:
         try:
             yield
         except self._failures as error:
-            raise InputError(f"{self.location}: Milvus: {self._first_line(error)}") from None
+            raise UnavailableError(f"{self.location}: Milvus: {self._first_line(error)}") from None
 
     def _first_line(self, error: Exception) -> str:
         """Return the line of an error that says what happened, without passwords."""

@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, UnavailableError
 from rga_reid.gallery.milvus_client import NOTES_TIMEOUT, MilvusServer
 
 BEAT = 2.0  #: seconds between changes of a mark
@@ -58,7 +58,7 @@ class WriterLock:
                     break
                 self._server.delete_notes(self._name, [self._number])
             if time.monotonic() >= deadline:
-                raise InputError(
+                raise UnavailableError(
                     f"{self._server.location}: locked: {next(iter(others.values()))} is changing it; --wait "
                     "SECONDS waits longer"
                 )

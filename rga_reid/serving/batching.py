@@ -38,6 +38,8 @@ class Batcher(Generic[Item, Result]):
         max_size: rows in a batch, unless one item has more.
         wait: seconds that a batch waits for items that are expected.
         observe: called with the number of rows of each batch.
+        split_on: error after which the items of a batch are processed one by one, so that only the request that causes
+            it gets it.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Batcher(Generic[Item, Result]):
         max_size: int = 64,
         wait: float = 0.0,
         observe: Callable[[int], object] = lambda size: None,
+        split_on: type[Exception] = Exception,
     ) -> None:
+        self._split_on = split_on
         self._run, self._max_size, self._wait, self._observe = run, max_size, wait, observe
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
@@ -145,11 +149,11 @@ class Batcher(Generic[Item, Result]):
         try:
             results = self._run(batch[0].key, [waiting.item for waiting in batch])
         except Exception as error:
-            if len(batch) > 1:  # only the request that causes an error gets it
-                for waiting in batch:
+            for waiting in batch:
+                if len(batch) > 1 and isinstance(error, self._split_on):
                     self._finish([waiting])
-            else:
-                batch[0].future.set_exception(error)
+                else:
+                    waiting.future.set_exception(error)
             return
         for waiting, result in zip(batch, results, strict=True):
             waiting.future.set_result(result)

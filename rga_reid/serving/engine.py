@@ -23,7 +23,7 @@ from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery.answers import answers_to_json
 from rga_reid.gallery.filters import ID, Filter, is_among, parse_filter
-from rga_reid.gallery.gallery import SHORTLIST, Gallery
+from rga_reid.gallery.gallery import SHORTLIST, WAIT, Gallery
 from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.gallery.location import open_store
 from rga_reid.gallery.milvus_uri import SCHEME
@@ -38,8 +38,8 @@ from rga_reid.serving.uploads import COLUMN, Picture, UploadStore, decode_upload
 
 MAX_BATCH = 64  #: images embedded, or queries searched, at once
 MAX_COMMIT = 4096  #: images added by one commit
-WAIT = 0.005  #: seconds that a batch waits for images that are being decoded
-LOCK_WAIT = 5.0  #: seconds to wait for another writer of the gallery at the start
+DECODING_WAIT = 0.005  #: seconds that a batch waits for images that are being decoded
+LOCK_WAIT = 5.0  #: seconds to wait for another writer of a folder at the start
 _REFRESHED = 1.0  # seconds after which a gallery on a server is looked at again
 _DESCRIBED = 5.0  # seconds for which the description of a gallery that others may change is kept
 
@@ -70,6 +70,10 @@ class Addition:
     features: np.ndarray
     rows: Sequence[dict[str, Any]]
     pictures: Sequence[Picture] = ()
+
+
+class _ConflictError(InputError):
+    """Additions that cannot be written together: one has text where another has numbers."""
 
 
 class Engine:
@@ -109,7 +113,7 @@ class Engine:
         # a Milvus server is shared with other programs, and a writer's view of it changes before it is committed
         self._is_shared = os.fspath(location).startswith(SCHEME)
         store = open_store(location)
-        store.wait = LOCK_WAIT
+        store.wait = WAIT if self._is_shared else LOCK_WAIT
         self._writer, self._reader = Gallery(store), open_store(location) if self._is_shared else store
         self._stack, self._refreshing = ExitStack(), threading.Lock()
         if not read_only:
@@ -128,7 +132,7 @@ class Engine:
             self._embed_batch,
             threads=workers,
             max_size=MAX_BATCH,
-            wait=WAIT,
+            wait=DECODING_WAIT,
             observe=metrics.batches("embed"),
         )
         self._searching: Batcher[np.ndarray, list[dict[str, Any]]] = Batcher(
@@ -139,7 +143,11 @@ class Engine:
             observe=metrics.batches("search"),
         )
         self._writing: Batcher[Any, Any] = Batcher(
-            "write", self._write_batch, max_size=MAX_COMMIT, observe=metrics.batches("write")
+            "write",
+            self._write_batch,
+            max_size=MAX_COMMIT,
+            observe=metrics.batches("write"),
+            split_on=_ConflictError,
         )
         metrics.watch("embed", lambda: self._embedding.rows_waiting)
         metrics.watch("search", lambda: self._searching.rows_waiting)
@@ -301,6 +309,11 @@ class Engine:
         table = pd.concat([_table(addition) for addition in additions], ignore_index=True)
         if self.uploads is None:
             table[COLUMN] = ""
+        if len(additions) > 1:
+            try:
+                gallery_table(table, self._writer.columns)
+            except InputError as error:
+                raise _ConflictError(str(error)) from None
         features = np.concatenate([addition.features for addition in additions])
         with nullcontext() if self.uploads is None else self.uploads.adding(pictures):
             ids = iter(self._writer.add(features, table).tolist())
@@ -397,7 +410,8 @@ class Engine:
     def _publish(self) -> None:
         """Show readers the present state."""
         if self._is_shared:
-            self._reader.refresh()
+            with suppress(InputError):  # the change was committed; the next refresh sees it
+                self._reader.refresh()
         self._gallery = Gallery(self._reader.view())
 
     def _refresh(self) -> None:

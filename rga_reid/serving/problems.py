@@ -10,9 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from rga_reid.data.images import ImageError
-from rga_reid.errors import InputError
-from rga_reid.files import DiskError
-from rga_reid.process import LockedError
+from rga_reid.errors import InputError, UnavailableError
 
 MEDIA_TYPE = "application/problem+json"
 #: statuses that the description of every operation lists
@@ -38,7 +36,7 @@ def problem_of(error: InputError) -> Problem:
     """Return the problem for bad input, or for a disk or store that does not work."""
     if isinstance(error, ImageError):
         return Problem(_IMAGE_STATUSES.get(error.fault, 422), str(error))
-    if isinstance(error, DiskError | LockedError):
+    if isinstance(error, UnavailableError):
         return Problem(503, str(error), {"Retry-After": "5"})
     return Problem(422, str(error))
 

@@ -130,7 +130,8 @@ class UploadStore:
                 _pending(path).unlink(missing_ok=True)
             raise
         for path in new:
-            os.replace(_pending(path), path)
+            with suppress(OSError):  # the rows are durable; ``recover`` tries again
+                os.replace(_pending(path), path)
 
     @contextmanager
     def erasing(self, names: Iterable[str], used: Callable[[list[str]], set[str]]) -> Iterator[None]:
