@@ -36,6 +36,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import psutil
+from serving_client import TOP_K, ask
 
 from rga_reid.experiments.benchmark import describe_machine
 from rga_reid.files import write_json
@@ -43,7 +44,7 @@ from rga_reid.gallery import Gallery
 from rga_reid.inference import load_embedder
 
 CLIENTS = 32
-TOP_K = 10
+CLIENT = Path(__file__).with_name("serving_client.py")
 WRITERS, READERS = 4, 8
 WARM_UP = 30.0  # seconds after which memory is measured first
 
@@ -99,46 +100,9 @@ def in_process(gallery: Gallery, model: Any, pictures: Sequence[bytes]) -> None:
     gallery.search(model.embed(list(pictures)), TOP_K, with_ids=True)
 
 
-def ask(http: httpx.Client, picture: bytes) -> float:
-    """Search by a picture; return the seconds."""
-    start = time.perf_counter()
-    answer = http.post("/v1/search", files={"image": picture}, data={"top_k": TOP_K})
-    seconds = time.perf_counter() - start
-    if answer.status_code != 200 or len(answer.json()["queries"][0]["matches"]) != TOP_K:
-        raise RuntimeError(answer.text)
-    return seconds
-
-
-def client(address: str, pictures: Path, clients: int, requests: int) -> None:
-    """The process of the clients: print the seconds of each request, and of all together, as JSON."""
-    contents = [file.read_bytes() for file in sorted(pictures.iterdir())]
-    seconds: list[float] = []
-    errors: list[str] = []
-
-    def run(number: int) -> None:
-        with httpx.Client(base_url=address, timeout=600) as http:
-            ask(http, contents[number % len(contents)])
-            ready.wait()
-            for turn in range(requests):
-                try:
-                    seconds.append(ask(http, contents[(number + turn) % len(contents)]))
-                except (RuntimeError, httpx.HTTPError) as error:
-                    errors.append(str(error))
-
-    ready = threading.Barrier(clients + 1)
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    ready.wait()
-    start = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    print(json.dumps({"seconds": seconds, "total": time.perf_counter() - start, "errors": errors}))
-
-
 def run_clients(address: str, pictures: Path, clients: int, requests: int) -> dict[str, Any]:
-    """Run ``client`` in another process."""
-    words = [sys.executable, __file__, "--client", address, str(pictures), str(clients), str(requests)]
+    """Run the clients in another process."""
+    words = [sys.executable, str(CLIENT), address, str(pictures), str(clients), str(requests)]
     return dict(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
 
 
@@ -312,7 +276,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--client", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", default="demo/model/last.ckpt")
     parser.add_argument("--images", default="demo/data/query")
     parser.add_argument("--count", type=int, default=20_000, help="images in the gallery")
@@ -320,10 +283,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--out", help="write the result as JSON")
     options = parser.parse_args()
-    if options.client:
-        address, pictures, clients, requests = options.client
-        client(address, Path(pictures), int(clients), int(requests))
-        return
     model = load_embedder(options.checkpoint)
     pictures = Path(options.images).absolute()
     contents = [file.read_bytes() for file in sorted(pictures.iterdir())]

@@ -30,14 +30,14 @@ def start(people: Path) -> Iterator[Start]:
     """Start ``rga-reid serve`` on the gallery of ``people``; return the process and its address."""
     processes = []
 
-    def run(*words: str) -> tuple[subprocess.Popen[str], str]:
+    def run(*words: str, location: str | None = None) -> tuple[subprocess.Popen[str], str]:
         command = [
             sys.executable,
             "-m",
             "rga_reid.commands",
             "serve",
             "--gallery",
-            str(people),
+            location or str(people),
             "--port",
             "0",
             *words,
