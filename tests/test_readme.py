@@ -130,8 +130,15 @@ def make_checkpoint():
     save_model(build_model(depth=18, attention="rga", stages=(4,), size=(64, 32)), "last.safetensors")
 """
 GUIDES = ["docs/evaluation.md", "docs/galleries.md", "docs/testing.md", "docs/explain.md"]
-#: Documents whose blocks run in other tests; docs/milvus.md needs a server.
-ELSEWHERE = {"README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/export.md", "docs/milvus.md"}
+#: Documents whose blocks run in other tests; docs/milvus.md and docs/serving.md need a server.
+ELSEWHERE = {
+    "docs/serving.md",
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "docs/export.md",
+    "docs/milvus.md",
+}
 
 
 def find_programs(code_blocks: Callable[..., list[Any]], document: str) -> list[Any]:

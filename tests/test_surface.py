@@ -23,6 +23,7 @@ PACKAGES = (
     "rga_reid.gallery",
     "rga_reid.inference",
     "rga_reid.models",
+    "rga_reid.serving",
     "rga_reid.training",
 )
 

@@ -16,7 +16,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +97,11 @@ class UploadStore:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Hold the lock of the folder, so that no other server changes rows and files meanwhile."""
-        with hold_lock(self._folder / _LOCK, wait=_LOCK_WAIT):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold_lock(self._folder / _LOCK, wait=_LOCK_WAIT))
+            except OSError as error:
+                raise DiskError.of(self._folder, error) from None
             yield
 
     @contextmanager

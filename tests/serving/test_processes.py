@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from rga_reid.gallery import Gallery
+from rga_reid.inference import load_embedder
 from tests.serving.conftest import EMBEDDER, draw
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -133,3 +135,25 @@ def test_a_second_server_of_a_folder_is_refused(start: Start, people: Path) -> N
     _, other = start("--read-only")
     for address in (reader, other):
         assert httpx.get(f"{address}/v1/gallery", timeout=600).json()["count"] == 12
+
+
+@pytest.mark.slow
+def test_program_of_the_guide_runs(
+    start: Start, people: Path, tiny_checkpoint: Path, code_blocks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    (program,) = [block.text for block in code_blocks("docs/serving.md") if block.language == "python"]
+    model = load_embedder(tiny_checkpoint)
+    table = Gallery.open(people).table
+    table.loc[0, ["track", "camera"]] = 17, 3
+    Gallery.build(model.embed(table["path"].tolist()), table, model=model.fingerprint).save(tmp_path / "deep")
+    (tmp_path / "A.jpg").write_bytes(draw(0, kind="JPEG"))
+    _, address = start(location=str(tmp_path / "deep"))
+    text = program.replace("http://localhost:8000", address) + "\nprint(matches.shape, gallery.count())"
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
+    assert done.stdout.split() == ["(1,", "11)", "11"], done.stderr
