@@ -1,4 +1,4 @@
-"""Clients of ``benchmarks/serving.py``, in a process of their own that imports little."""
+"""Clients of ``benchmarks/serving.py``: a separate process that imports little."""
 
 from __future__ import annotations
 

@@ -87,7 +87,6 @@ def parser() -> ArgumentParser:
     add_milvus_options(command)
     add_device_option(command)
     add_import_option(command)
-    add_milvus_options(command)
     return command
 
 
