@@ -69,7 +69,7 @@ function confirmedBox() {
   const confirmed = [...state.confirmed.values()];
   if (!confirmed.length) return [];
   return [el("section", { class: "group confirmed", "aria-labelledby": "confirmed-title" },
-    el("header", {}, el("h3", { id: "confirmed-title" }, icon("check", "good"), " ", t("mark_confirmed"))),
+    el("header", {}, el("h3", { id: "confirmed-title" }, icon("check", "good"), " ", t("confirmed", { n: formatNumber(confirmed.length) }))),
     el("div", { class: "cards" }, ...confirmed.map(({ match }) => card(match, null))))];
 }
 
