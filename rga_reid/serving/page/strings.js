@@ -26,7 +26,6 @@ export const STRINGS = {
 
     "filters": "Where and when",
     "cameras": "Cameras",
-    "cameras_all": "none chosen: all",
     "cameras_text": "Cameras, separated by commas",
     "from": "From",
     "to": "Until",
@@ -193,7 +192,6 @@ export const STRINGS = {
 
     "filters": "地点与时间",
     "cameras": "摄像头",
-    "cameras_all": "未选择时检索全部",
     "cameras_text": "摄像头，用逗号分隔",
     "from": "从",
     "to": "到",
