@@ -238,7 +238,10 @@ def disk(
 
 @pytest.fixture(scope="session")
 def browse() -> Callable[..., AbstractContextManager[Any]]:
-    """Open a page in headless Chromium without network access: ``with browse(page) as browser``."""
+    """Open a page in headless Chromium: ``with browse(page) as browser``.
+
+    A file has no network access; an address of a local server has.
+    """
     from selenium import webdriver
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -248,22 +251,29 @@ def browse() -> Callable[..., AbstractContextManager[Any]]:
         pytest.fail("Chromium or chromedriver not found: apt-get install -y chromium chromium-driver")
 
     @contextmanager
-    def open_page(page: Path, *, width: int = 1280, height: int = 1000) -> Iterator[Any]:
+    def open_page(
+        page: Path | str, *, width: int = 1280, height: int = 1000, language: str = "en", dark: bool = False
+    ) -> Iterator[Any]:
         options = webdriver.ChromeOptions()
         options.binary_location = binary
         for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
             options.add_argument(flag)
         if os.geteuid() == 0:
             options.add_argument("--no-sandbox")  # Chromium does not run as root otherwise
+        options.add_argument("--use-fake-device-for-media-stream")  # a camera with a drawn picture
+        options.add_argument("--use-fake-ui-for-media-stream")
+        options.add_experimental_option("prefs", {"intl.accept_languages": language})
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         try:
-            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            offline = {"offline": isinstance(page, Path), "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
             browser.execute_cdp_cmd("Network.enable", {})
             browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
             screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-            browser.get(page.as_uri())
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            browser.get(page.as_uri() if isinstance(page, Path) else page)
             ready = (  # pages without a script have loaded their pictures then
                 "return document.readyState === 'complete' && "
                 "(document.scripts.length === 0 || document.body.dataset.ready === 'yes')"

@@ -99,4 +99,6 @@ def test_controls_have_names() -> None:
 def test_scripts_write_no_markup(file: Path) -> None:
     """Names from the gallery become text, never elements."""
     text = file.read_text(encoding="utf-8")
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text
+    )
