@@ -10,6 +10,7 @@ import pandas as pd
 
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
+from rga_reid.data.synthetic.dataset import FRAMES_PER_SIGHTING
 from rga_reid.evaluation import RankingResult
 from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
 from rga_reid.experiments.explain import explain
@@ -30,6 +31,8 @@ from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 PAGE_QUERIES = 12
 MODEL = "ResNet-18 + RGA-SC"
+_START = pd.Timestamp("2026-01-05T08:00:00Z")  # of all cameras, which take one frame per second
+_FRAME = r"_(\d{6})_\d\d\.jpg$"
 _CONDITIONS = "Parameters and multiply-accumulates of the backbone, for one image."
 
 
@@ -73,10 +76,8 @@ def run_demo(
     result, trained = _evaluate(MODEL, model, table)
 
     report_step("gallery: build and query")
-    gallery = Gallery.build(
-        *extract_features(model, table[table.split == "gallery"]),
-        model=ModelFingerprint.of(model, checkpoint),
-    )
+    features, rows = extract_features(model, table[table.split == "gallery"])
+    gallery = Gallery.build(features, _with_tracks(rows), model=ModelFingerprint.of(model, checkpoint))
     gallery.save(out / "gallery")
     queries = table[table.split == "query"].drop_duplicates("pid")
     queries = queries.sample(min(PAGE_QUERIES, len(queries)), random_state=seed).reset_index(drop=True)
@@ -101,6 +102,12 @@ def run_demo(
     return DemoResult(
         histogram, result, root, checkpoint, out / "gallery", page, explained, pages[0], metrics
     )
+
+
+def _with_tracks(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the tracks and times that the frame numbers in the names of synthetic images imply."""
+    frames = table["path"].str.extract(_FRAME, expand=False).astype(int)
+    return table.assign(track=frames // FRAMES_PER_SIGHTING, time=_START + pd.to_timedelta(frames, unit="s"))
 
 
 def _explain(image: str, model: EmbeddingModel) -> str:

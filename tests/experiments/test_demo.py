@@ -67,7 +67,10 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"colour histogram", "model"}
     assert metrics["model"]["valid_queries"] == 6
-    assert len(Gallery.open(out / "gallery")) == metrics["model"]["gallery"] + 2  # with the junk image
+    table = Gallery.open(out / "gallery").table
+    assert len(table) == metrics["model"]["gallery"] + 2  # with the junk image
+    assert table["time"].notna().all()
+    assert (table.groupby(["camera", "track"])["pid"].nunique() == 1).all()
     for file, texts in {
         "query.html": ["correct", "<img"],
         "explain.html": ["rga, trained", "rga, untrained"],

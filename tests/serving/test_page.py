@@ -191,14 +191,23 @@ class Page:
         return list(self.browser.get_log("browser"))
 
 
-@pytest.fixture(params=WIDTHS)
-def page(request: pytest.FixtureRequest, server: str, browse: Browse) -> Iterator[Page]:
-    """The page in a wide and in a narrow window; nothing may complain in the console."""
+@pytest.fixture(scope="module", params=WIDTHS)
+def window(request: pytest.FixtureRequest, server: str, browse: Browse) -> Iterator[Any]:
+    """A wide and a narrow window."""
     with browse(server, width=request.param) as browser:
-        opened = Page(browser)
-        yield opened
-        assert opened.fits()
-        assert opened.complaints() == []
+        yield browser
+
+
+@pytest.fixture
+def page(window: Any, server: str) -> Iterator[Page]:
+    """The page as it is opened for the first time; nothing may complain in the console."""
+    window.execute_script("localStorage.clear(); sessionStorage.clear()")
+    window.get(server)
+    opened = Page(window)
+    opened.wait("document.body.dataset.ready === 'yes'")
+    yield opened
+    assert opened.fits()
+    assert opened.complaints() == []
 
 
 @pytest.fixture(scope="module")

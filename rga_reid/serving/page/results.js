@@ -11,7 +11,8 @@ export const formatScore = (score) => score.toFixed(3);
 
 export const cameraName = (match) => (match.camera === null ? t("camera_unknown") : t("camera", { value: match.camera }));
 const trackName = (match) => (match.track === null ? t("track_unknown") : t("track", { value: match.track }));
-const personName = (match) => (match.pid === null ? t("person_unknown") : t("person", { value: match.pid }));
+const JUNK = -1; // pid of background and of people who are cut off
+const personName = ({ pid }) => (pid === null ? t("person_unknown") : pid === JUNK ? t("person_none") : t("person", { value: pid }));
 export const timeOf = (match) => (match.time === null ? t("time_unknown") : formatTime(match.time));
 
 /** Return the name of a result for screen readers. */
@@ -50,7 +51,7 @@ function renderStatus(groups, groupBy) {
   if (state.confirmed.size) figures.push(t("summary_confirmed", { n: formatNumber(state.confirmed.size) }));
   const notes = [t("score_meaning")];
   if (threshold() === null) notes.push(t("no_threshold"));
-  else if (state.gallery.threshold_note) notes.push(state.gallery.threshold_note);
+  else if (state.gallery.threshold_note) notes.push(t("threshold_note"));
   if (state.results.untracked) notes.push(t("no_tracks"));
   $("status").replaceChildren(el("p", { class: "figures" }, figures.join(" · ")), ...notes.map((note) => el("p", { class: "hint" }, note)));
 }

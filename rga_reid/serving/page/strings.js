@@ -80,6 +80,7 @@ export const STRINGS = {
     "nobody_else": "Nobody else above the threshold",
     "summary_confirmed": "{n} confirmed",
     "no_model": "This server has no model that embeds pictures, so it cannot search with pictures.",
+    "threshold_note": "The threshold was not calibrated for a gallery of this size: some pictures above it may show other people.",
     "no_threshold": "No threshold is set, so these are simply the most similar pictures: the person may not be among them.",
     "no_tracks": "These pictures have no tracks, so each is shown by itself.",
 
@@ -97,6 +98,7 @@ export const STRINGS = {
     "track": "track {value}",
     "track_unknown": "no track",
     "person": "person {value}",
+    "person_none": "nobody in particular",
     "person_unknown": "no label",
     "time_unknown": "time unknown",
     "below": "below threshold",
@@ -164,7 +166,8 @@ export const STRINGS = {
     "error": "This did not work",
     "error_network": "The server does not answer.",
     "error_token": "A token is needed.",
-    "dismiss": "Dismiss"
+    "dismiss": "Dismiss",
+    "api": "For programmers: the API"
   },
   "zh": {
     "title": "行人检索",
@@ -246,6 +249,7 @@ export const STRINGS = {
     "nobody_else": "没有其他人达到阈值",
     "summary_confirmed": "已确认 {n} 张",
     "no_model": "此服务器没有可提取图片特征的模型，无法用图片检索。",
+    "threshold_note": "该阈值并非针对这一规模的图库校准：高于阈值的图片中可能有其他人。",
     "no_threshold": "未设置阈值，因此这里只是最相似的图片，此人可能不在其中。",
     "no_tracks": "这些图片没有轨迹信息，因此逐张显示。",
 
@@ -263,6 +267,7 @@ export const STRINGS = {
     "track": "轨迹 {value}",
     "track_unknown": "无轨迹",
     "person": "人物 {value}",
+    "person_none": "无明确人物",
     "person_unknown": "无标签",
     "time_unknown": "时间未知",
     "below": "低于阈值",
@@ -330,7 +335,8 @@ export const STRINGS = {
     "error": "操作未成功",
     "error_network": "服务器没有响应。",
     "error_token": "需要令牌。",
-    "dismiss": "关闭提示"
+    "dismiss": "关闭提示",
+    "api": "面向程序员：API"
   }
 };
 

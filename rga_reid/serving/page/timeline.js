@@ -53,7 +53,8 @@ export function renderTimeline(open) {
     mark.addEventListener("keydown", (event) => moveMark(event, marks, number, () => open(match)));
     return mark;
   });
-  chart.append(...marks);
+  const isFirst = (mark) => mark.classList.contains("below"); // other marks are drawn over them
+  chart.append(...marks.filter(isFirst), ...marks.filter((mark) => !isFirst(mark)));
   $("timeline-chart").replaceChildren(chart);
   renderLegend(matches, all.length - matches.length);
 }
