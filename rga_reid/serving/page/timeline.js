@@ -47,6 +47,7 @@ export function renderTimeline(open) {
     const mark = shape(markOf(match), x(times[number]), y(match));
     mark.setAttribute("tabindex", number ? "-1" : "0");
     mark.setAttribute("role", "button");
+    mark.setAttribute("data-id", match.id);
     mark.setAttribute("aria-label", describeMatch(match));
     mark.append(svg("title", {}, describeMatch(match)));
     mark.addEventListener("click", () => open(match));
