@@ -453,6 +453,7 @@ def test_rejected_track_is_hidden_as_a_whole(page: Page, queries: list[Path], ga
     gone = int(group.find_element(By.CSS_SELECTOR, ".card").get_attribute("data-id"))
     with page.searching():
         page.click("#above .group header .no")
+    page.choose("#top-k", "50")
     page.choose("#group-by", "")
     same = (table["camera"] == table["camera"][gone]) & (table["track"] == table["track"][gone])
     assert set(page.cards()) == set(table.index[~same])
@@ -549,7 +550,8 @@ def test_contrast_is_that_of_wcag_aa(server: str, queries: list[Path], browse: B
         page.type("#threshold", "0.5")
         with page.searching():
             page.click("#results .card .yes")
-        page.type("#where", "no such column")
+        page.find("#where").send_keys("no such column", Keys.ENTER)
+        page.wait("document.querySelectorAll('#messages .message').length === 1")
         assert page.run(LOW_CONTRAST) == []
         page.click("#results .card .open")
         page.wait("document.querySelectorAll('#compare-match img').length === 1")
@@ -611,7 +613,6 @@ def test_labels_and_erasures_change_the_gallery(
 
         page.click("#compare-erase")
         assert page.run("return document.activeElement.textContent") == "Cancel"
-        page.find("#erase-dialog").send_keys(Keys.ENTER)
         ActionChains(page.browser).send_keys(Keys.ENTER).perform()
         page.wait("!document.querySelector('#erase-dialog').open")
         assert list(table_of(copied).index) == list(before.index)  # nothing was erased
