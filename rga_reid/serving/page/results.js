@@ -31,7 +31,10 @@ export function renderResults() {
   const below = groups.filter((group) => !isAbove(group));
   const rendered = (some) => el("div", { class: flat ? "flat" : "groups" }, ...some.map((group) => (flat ? card(group.matches[0], null) : groupBox(group, groupBy))));
   renderStatus(groups, groupBy);
-  $("above").replaceChildren(...confirmedBox(), ...(above.length ? [rendered(above)] : nobody(groups, limit)));
+  const first = above.length ? [rendered(above)] : nobody(groups, limit);
+  if (above.length && !flat) first[0].prepend(...confirmedBox());
+  else first.unshift(...confirmedBox());
+  $("above").replaceChildren(...first);
   if (!below.length) {
     $("below").replaceChildren();
     return;
