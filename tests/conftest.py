@@ -266,7 +266,12 @@ def browse() -> Callable[..., AbstractContextManager[Any]]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         try:
-            offline = {"offline": isinstance(page, Path), "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            offline = {
+                "offline": isinstance(page, Path),
+                "latency": 0,
+                "downloadThroughput": 0,
+                "uploadThroughput": 0,
+            }
             browser.execute_cdp_cmd("Network.enable", {})
             browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
             screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
