@@ -128,7 +128,7 @@ def test_hostile_pictures_are_refused(serve: Callable[..., Served], people: Path
         (huge_png(1024), 413),
         (huge_png(9600), 413),
         (jpeg[:-40], 422),
-        (jpeg[:300], 415),
+        (jpeg[:300], 422),
         (b"", 415),
         (b"%PDF-1.7", 415),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
