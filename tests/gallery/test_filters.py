@@ -26,6 +26,14 @@ def rows_where(where: str) -> list[int]:
     return np.flatnonzero(parse_filter(where).mask(TABLE)).tolist()
 
 
+def test_ids_are_a_column_of_every_filter() -> None:
+    ids = np.array([4, 7, 8, 9, 12])
+    kept = parse_filter("id in (7, 9, 99) or (id > 9 and pid = 3)").mask(TABLE, ids)
+    assert ids[kept].tolist() == [7, 9, 12]
+    parsed = parse_filter("pid = 1")
+    assert parse_filter(parsed) is parsed
+
+
 @pytest.mark.parametrize(
     ("where", "kept"),
     [

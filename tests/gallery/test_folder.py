@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, GalleryBuilder
 from rga_reid.gallery.build import save_features
+from rga_reid.gallery.location import open_store
 from rga_reid.inference import ModelFingerprint
 from tests.folders import files_below
 
@@ -335,3 +337,33 @@ def test_a_manifest_that_cannot_be_read_now_is_not_replaced(
         gallery_of(5).save(saved, overwrite=True)
     monkeypatch.undo()
     assert len(Gallery.open(saved)) == 30
+
+
+def test_stores_follow_others_when_refreshed_and_their_views_do_not(tmp_path: Path, crowd: Callable) -> None:
+    features, table = crowd(20)
+    Gallery.build(features, table).save(tmp_path / "gallery")
+    store, other = open_store(tmp_path / "gallery"), Gallery.open(tmp_path / "gallery")
+    store.refresh()
+    view = store.view()
+    assert not store.refresh()
+    assert other.add(*crowd(3, seed=1)).tolist() == [20, 21, 22]
+    other.remove(where="id in (0, 21)")
+    assert store.count() == 20
+    assert store.refresh()
+    assert (store.count(), view.count()) == (21, 20)
+    found = store.vectors(np.array([1, 20, 22]))
+    wanted = [*features[1:2], *crowd(3, seed=1)[0][[0, 2]]]
+    assert np.allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6)
+    assert np.array_equal(view.vectors(np.array([1])), found[:1])
+
+
+def test_an_exclusive_writer_keeps_the_lock_between_changes(tmp_path: Path, crowd: Callable) -> None:
+    Gallery.build(*crowd(20)).save(tmp_path / "gallery")
+    store, other = open_store(tmp_path / "gallery"), Gallery.open(tmp_path / "gallery", wait=0)
+    with store.exclusive():
+        Gallery(store).add(*crowd(3, seed=1))
+        with pytest.raises(InputError, match="locked"):
+            other.remove(where="id = 0")
+        Gallery(store).remove(where="id = 1")
+    assert other.remove(where="id = 0").images == 1
+    assert other.ids.tolist() == list(range(2, 23))

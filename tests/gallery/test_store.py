@@ -81,6 +81,7 @@ def test_stores_agree_with_a_gallery_in_memory(location: str, crowd: Callable) -
             for options in (
                 {},
                 {"exclude_camera": 2, "where": "pid not in (1, 2)"},
+                {"where": "id >= 3 and id not in (4, 70)"},
                 {"rerank": ReRanking(k1=5, k2=2), "shortlist": 20},
             ):
                 found = gallery.search(queries, 7, with_ids=True, **options)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +22,10 @@ from rga_reid.models import ColourHistogram
 from rga_reid.serving.app import Settings, create_app
 from rga_reid.serving.engine import Engine
 
+CHECKOUT = Path(__file__).parent.parent.parent
 EMBEDDER = ColourHistogram((64, 32))
+
+Start = Callable[..., tuple[subprocess.Popen[str], str]]  # see the fixture ``start``
 
 
 def draw(person: int, shot: int = 0, kind: str = "PNG") -> bytes:
@@ -93,3 +99,40 @@ def serve(people: Path) -> Iterator[Callable[..., Served]]:
 def served(serve: Callable[..., Served], people: Path) -> Served:
     """Serve the gallery of ``people`` with the folder of its pictures."""
     return serve(images_root=people.parent)
+
+
+@pytest.fixture
+def start(people: Path) -> Iterator[Start]:
+    """Start ``rga-reid serve`` on the gallery of ``people``; return the process and its address."""
+    processes = []
+
+    def run(*words: str, location: str | None = None) -> tuple[subprocess.Popen[str], str]:
+        command = [
+            sys.executable,
+            "-m",
+            "rga_reid.commands",
+            "serve",
+            "--gallery",
+            location or str(people),
+            "--port",
+            "0",
+            *words,
+        ]
+        log = open(people.parent / "log", "a")  # noqa: SIM115 - of the process
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("ready http://127.0.0.1:"), (people.parent / "log").read_text()
+        return process, line.split()[1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()

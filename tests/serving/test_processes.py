@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +19,9 @@ import pytest
 
 from rga_reid.gallery import Gallery
 from rga_reid.inference import load_embedder
-from tests.serving.conftest import EMBEDDER, draw
+from tests.serving.conftest import CHECKOUT, EMBEDDER, Start, draw
 
-CHECKOUT = Path(__file__).parent.parent.parent
 FEATURES = np.asarray(EMBEDDER.embed([draw(1, 9)])).tolist()
-
-Start = Callable[..., tuple[subprocess.Popen[str], str]]
-
-
-@pytest.fixture
-def start(people: Path) -> Iterator[Start]:
-    """Start ``rga-reid serve`` on the gallery of ``people``; return the process and its address."""
-    processes = []
-
-    def run(*words: str, location: str | None = None) -> tuple[subprocess.Popen[str], str]:
-        command = [
-            sys.executable,
-            "-m",
-            "rga_reid.commands",
-            "serve",
-            "--gallery",
-            location or str(people),
-            "--port",
-            "0",
-            *words,
-        ]
-        log = open(people.parent / "log", "a")  # noqa: SIM115 - of the process
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        )
-        processes.append(process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("ready http://127.0.0.1:"), (people.parent / "log").read_text()
-        return process, line.split()[1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.wait()
 
 
 def add_until(address: str, stop: threading.Event, acknowledged: list[int]) -> None:
@@ -143,7 +103,7 @@ def test_program_of_the_guide_runs(
 ) -> None:
     (program,) = [block.text for block in code_blocks("docs/serving.md") if block.language == "python"]
     model = load_embedder(tiny_checkpoint)
-    table = Gallery.open(people).table
+    table = Gallery.open(people).table.drop(columns="camid")
     table.loc[0, ["track", "camera"]] = 17, 3
     Gallery.build(model.embed(table["path"].tolist()), table, model=model.fingerprint).save(tmp_path / "deep")
     (tmp_path / "A.jpg").write_bytes(draw(0, kind="JPEG"))

@@ -15,8 +15,7 @@ import pytest
 
 from rga_reid.gallery import Gallery
 from tests.gallery.milvus_server import Server
-from tests.serving.conftest import EMBEDDER, draw
-from tests.serving.test_processes import Start
+from tests.serving.conftest import EMBEDDER, Start, draw
 
 pytestmark = [
     pytest.mark.slow,
