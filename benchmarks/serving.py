@@ -10,7 +10,7 @@ The server is a process of its own, and so are the clients, on the same cores. F
   from the start of the command until it answers.
 
     python benchmarks/serving.py --out serving.json
-    python benchmarks/serving.py --count 2000 --seconds 10 --kills 3      # to see that it runs
+    python benchmarks/serving.py --count 2000 --turns 1 --seconds 10 --kills 3  # to see that it runs
 
 The model is that of ``make demo``, the pictures are those of its data set.
 """
@@ -113,7 +113,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_searches(folder: Path, model: Any, pictures: Path) -> dict[str, Any]:
+def measure_searches(folder: Path, model: Any, pictures: Path, turns: int) -> dict[str, Any]:
     """Parts ``latency`` and ``throughput``; the server and this process take turns."""
     contents = [file.read_bytes() for file in sorted(pictures.iterdir())]
     gallery = Gallery.open(folder / "gallery")
@@ -123,7 +123,7 @@ def measure_searches(folder: Path, model: Any, pictures: Path) -> dict[str, Any]
     many: list[dict[str, Any]] = []
     pictures_in_turn = cycle(contents)
     with serving(folder / "gallery", folder / "log", "--read-only") as (_, address, _):
-        for turn in range(6):
+        for turn in range(turns + 1):
             one = [timed(lambda: in_process(gallery, model, [next(pictures_in_turn)])) for _ in range(40)]
             answered = run_clients(address, pictures, 1, 40)
             together = [
@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--images", default="demo/data/query")
     parser.add_argument("--count", type=int, default=20_000, help="images in the gallery")
     parser.add_argument("--seconds", type=float, default=300, help="duration of the part writers")
+    parser.add_argument("--turns", type=int, default=5, help="turns of the searches")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--out", help="write the result as JSON")
     options = parser.parse_args()
@@ -294,7 +295,7 @@ def main() -> None:
             "images": options.count,
             "cores": os.cpu_count(),
         }
-        result |= measure_searches(folder, model, pictures)
+        result |= measure_searches(folder, model, pictures, options.turns)
         print(json.dumps(result, indent=2), flush=True)
         result["writers"] = measure_writers(folder, features, contents[0], options.seconds)
         print(json.dumps(result["writers"], indent=2), flush=True)
