@@ -120,6 +120,7 @@ class Engine:
             self._stack.enter_context(store.exclusive())
             store.refresh()
             if self.uploads is not None:
+                self.uploads.create()
                 with self.uploads.changing():
                     self.uploads.recover(self._names_in_use)
         self._publish()

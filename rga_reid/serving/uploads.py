@@ -70,14 +70,12 @@ class UploadStore:
 
     Args:
         root: the images root.
-
-    Raises:
-        DiskError: the folder cannot be made.
     """
 
     root: Path
 
-    def __post_init__(self) -> None:
+    def create(self) -> None:
+        """Make the folder of the files, if it does not exist; ``DiskError`` if that fails."""
         make_folder(self._folder)
 
     @property
@@ -120,7 +118,7 @@ class UploadStore:
                     file.write(picture.content)
                     file.flush()
                     os.fsync(file.fileno())
-            for folder in {path.parent for path in new}:
+            for folder in {path.parent for path in new} | ({self._folder} if new else set()):
                 sync(folder)
         except OSError as error:
             for path in new:

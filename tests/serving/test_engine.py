@@ -192,6 +192,7 @@ def test_interrupted_changes_of_files_are_decided_by_rows(people: Path) -> None:
 
 def test_a_failed_addition_leaves_no_file(tmp_path: Path) -> None:
     store, picture = UploadStore(tmp_path), decode_upload(draw(1), (64, 32), "x")
+    store.create()
     with pytest.raises(RuntimeError), store.adding([picture]):
         assert list(tmp_path.glob("uploads/*/*.pending"))
         raise RuntimeError

@@ -240,7 +240,9 @@ def test_rate_is_limited_by_token(serve: Callable[..., Served]) -> None:
 def test_read_only_servers_change_nothing_and_see_changes(serve: Callable[..., Served], people: Path) -> None:
     from rga_reid.gallery import Gallery
 
-    served = serve(read_only=True)
+    served = serve(read_only=True, images_root=people.parent)
+    assert served.http.get("/v1/images/0/thumbnail").status_code == 200
+    assert not (people.parent / "uploads").exists()
     for answer in (
         served.post("/v1/images", draw(5)),
         served.http.patch("/v1/images", json={"ids": [0], "pid": 1}),
