@@ -72,6 +72,7 @@ def test_a_batch_waits_for_items_that_are_expected() -> None:
     batcher = Batcher("test", gate, wait=60)
     with batcher.expect():
         first = batcher.submit(1)
+        assert not gate.started.wait(0.3)  # it waits, up to 60 s
         second = batcher.submit(2)
     assert (first.result(60), second.result(60)) == (10, 20)
     assert gate.batches == [[1, 2]]
