@@ -12,6 +12,8 @@ import httpx
 import numpy as np
 import pandas as pd
 
+PAGE = 1000  #: rows in an answer to a request for the table
+
 Picture = str | os.PathLike[str] | bytes  #: an image file, or its content
 
 
@@ -224,7 +226,7 @@ class Client:
     def _rows(self, where: str | None) -> Iterator[dict[str, Any]]:
         after: int | None = -1
         while after is not None:
-            parameters: dict[str, Any] = {"limit": 1000, "after": after}
+            parameters: dict[str, Any] = {"limit": PAGE, "after": after}
             if where is not None:
                 parameters["where"] = where
             page = self._send("GET", "/v1/images", parameters=parameters)

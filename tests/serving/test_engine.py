@@ -220,7 +220,9 @@ def test_names_from_a_gallery_stay_in_the_folder(tmp_path: Path) -> None:
 # ---------- client ----------
 
 
-def test_client_has_the_methods_of_a_gallery(serve: Callable[..., Served], people: Path) -> None:
+def test_client_has_the_methods_of_a_gallery(
+    serve: Callable[..., Served], people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rga_reid.serving import Client
     from rga_reid.serving.client import ServerError
 
@@ -244,6 +246,7 @@ def test_client_has_the_methods_of_a_gallery(serve: Callable[..., Served], peopl
         dict(gallery.columns),
         None,
     )
+    monkeypatch.setattr("rga_reid.serving.client.PAGE", 5)
     assert client.ids.tolist() == gallery.ids.tolist()
     pd.testing.assert_frame_equal(client.table[list(gallery.table.columns)], gallery.table, check_dtype=False)
     assert np.allclose(client.embed([draw(1, 9)]), features[:1], atol=1e-6)
