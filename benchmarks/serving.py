@@ -42,6 +42,7 @@ from rga_reid.experiments.benchmark import describe_machine
 from rga_reid.files import write_json
 from rga_reid.gallery import Gallery
 from rga_reid.inference import load_embedder
+from rga_reid.runtime import keep_freed_memory
 
 CLIENTS = 32
 CLIENT = Path(__file__).with_name("serving_client.py")
@@ -122,7 +123,8 @@ def measure_searches(folder: Path, model: Any, pictures: Path, turns: int) -> di
     batches: list[float] = []
     many: list[dict[str, Any]] = []
     pictures_in_turn = cycle(contents)
-    with serving(folder / "gallery", folder / "log", "--read-only") as (_, address, _):
+    read_only = serving(folder / "gallery", folder / "log", "--read-only")
+    with keep_freed_memory(), read_only as (_, address, _):  # as the server does
         for turn in range(turns + 1):
             one = [timed(lambda: in_process(gallery, model, [next(pictures_in_turn)])) for _ in range(40)]
             answered = run_clients(address, pictures, 1, 40)
