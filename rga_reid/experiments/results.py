@@ -271,7 +271,7 @@ def _read_table(file: Path, types: Mapping[str, str]) -> pd.DataFrame | None:
         return None
     table = read_parquet(file)
     with _explain_damage(file):
-        labels = {name: label_series(table[name], len(table), name) for name in _LABELS}
+        labels = {name: label_series(table[name], len(table), f"{file}: column {name}") for name in _LABELS}
         types = {name: kind for name, kind in types.items() if name != "path" or name in table}
         return table.astype(types).assign(**labels)
 

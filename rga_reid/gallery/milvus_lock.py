@@ -122,5 +122,5 @@ def _writer(text: str) -> str:
     try:
         mark = json.loads(text)
         return f"process {mark['process']} on {mark['host']}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return "another program"

@@ -339,9 +339,9 @@ def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_p
     ("name", "column", "value"),
     [
         ("queries.parquet", "pid", float("inf")),
-        ("queries.parquet", "camid", "a"),
+        ("queries.parquet", "camid", 1.5),
         ("queries.parquet", "AP_step", float("nan")),
-        ("ranked.parquet", "pid", "a"),
+        ("ranked.parquet", "pid", True),
         ("ranked.parquet", "rank", float("nan")),
     ],
 )

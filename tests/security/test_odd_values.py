@@ -211,9 +211,9 @@ def run_folder(tmp_path: Path, run: Run) -> Path:
     ("name", "column", "value"),
     [
         ("queries.parquet", "pid", float("inf")),
-        ("queries.parquet", "camid", "a"),
+        ("queries.parquet", "camid", 1.5),
         ("queries.parquet", "AP_step", NAN),
-        ("ranked.parquet", "pid", "a"),
+        ("ranked.parquet", "pid", True),
         ("ranked.parquet", "rank", NAN),
     ],
 )
