@@ -50,7 +50,9 @@ def read_image_table(
         )
     if options.images is not None:
         table, columns, matching = read_folder(options, schema)
-        if not matching.all():
+        if options.pattern is not None and matching.all():
+            print(f"all {len(table):,} images match the pattern")
+        elif not matching.all():
             first = os.path.relpath(table["path"][int((~matching).to_numpy().argmax())], options.images)
             print(
                 f"{int((~matching).sum()):,} of {len(table):,} images do not match the pattern, such as "

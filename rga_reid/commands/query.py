@@ -197,7 +197,7 @@ def run(options: Namespace) -> None:
         )
     if options.html is not None:
         write_text(options.html, _page(queries, found, options, threshold, columns or []))
-    _print(found, threshold, columns or [])
+    _print(found, threshold, columns or [], searched)
 
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
@@ -364,7 +364,9 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return plain_records(table)
 
 
-def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None, columns: Sequence[str]) -> None:
+def _print(
+    results: Sequence[dict[str, Any]], threshold: Threshold | None, columns: Sequence[str], searched: int
+) -> None:
     from rich.console import Console
 
     # in a pipe each match is one line, however long its path
@@ -382,7 +384,7 @@ def _print(results: Sequence[dict[str, Any]], threshold: Threshold | None, colum
         if not pictures:
             console.print(sanitize(_name(result["image"], result["query"])), soft_wrap=True)
         if not scores:
-            console.print("no match in this gallery")
+            console.print("no match in this gallery" if searched else "no match: the filter leaves no image")
             continue
         if threshold is not None and max(scores) < threshold.value:
             console.print(f"nobody: no match reaches the threshold; the best score is {max(scores):.4f}")

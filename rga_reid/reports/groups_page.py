@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from rga_reid.data.columns import rename_camid
+from rga_reid.data.columns import rename_camid, show_time
 from rga_reid.reports.html import page_environment, thumbnail
 from rga_reid.runtime import track
 
@@ -54,12 +54,15 @@ def groups_page(table: pd.DataFrame, *, title: str, note: str = "") -> str:
     )
 
 
-def _card(row: dict[str, Any]) -> dict[str, str | None]:
-    labels = [("camera", row["camera"]), ("track", row.get("track")), ("", row.get("time"))]
+def _card(row: dict[str, Any]) -> dict[str, Any]:
+    labels = [(name, row.get(name)) for name in ("camera", "track")]
+    known = [f"{name} {value}" for name, value in labels if not pd.isna(value)]
+    if not pd.isna(row.get("time")):
+        known.append(f"{show_time(row['time'])} UTC")
     return {
         "picture": thumbnail(row["path"], _BOX),
         "name": Path(row["path"]).name,
         "path": row["path"],
         "similarity": f"{row['similarity']:.3f}",
-        "labels": ", ".join(f"{name} {value}".strip() for name, value in labels if not pd.isna(value)),
+        "labels": known,
     }

@@ -159,7 +159,7 @@ def test_a_page_escapes_names_and_counts_what_it_leaves_out() -> None:
     page = groups_page(table, title="<i>")
     assert "<b>.jpg" not in page
     assert "<i>" not in page
-    assert "camera gate &amp; yard, track 7, 2026-01-02" in page
+    assert "<span>camera gate &amp; yard</span><span>track 7</span><span>2026-01-02" in page
     assert page.count("<section ") == MAX_PERSONS
     assert f"the {MAX_IMAGES} least similar are shown" in page
     assert "1 images are like no other" in page

@@ -200,7 +200,7 @@ def test_nobody_reaches_the_threshold(
     assert page.count("Nobody: no match reaches the threshold; the best score is 0.") == 1
     assert page.count('class="matches below"') == 1
     query(*words, "--threshold", 0.9, "--where", "speed > 99")
-    assert capsys.readouterr().out.count("no match in this gallery") == 2
+    assert capsys.readouterr().out.count("the filter leaves no image") == 2
 
 
 def test_several_images_of_one_person(
