@@ -25,10 +25,14 @@ def match_table(matches: pd.DataFrame, columns: Sequence[str] | None = None) -> 
         matches: result of ``Gallery.search(..., with_ids=True)``.
         columns: the gallery's own columns to keep, in this order; all by default.
     """
+    return matches[_answer_columns(matches, columns)]
+
+
+def _answer_columns(matches: pd.DataFrame, columns: Sequence[str] | None) -> list[str]:
     own = [column for column in matches.columns if column not in ("query", *MATCH_COLUMNS)]
     if columns is not None:
         own = [column for column in columns if column in own]
-    return matches[["query", *(column for column in MATCH_COLUMNS if column in matches.columns), *own]]
+    return ["query", *(column for column in MATCH_COLUMNS if column in matches.columns), *own]
 
 
 def answers_to_json(
@@ -56,7 +60,7 @@ def answers_to_json(
         columns: the gallery's own columns to show; all by default.
     """
     found: list[list[dict[str, Any]]] = [[] for _ in range(queries)]
-    for match in plain_records(match_table(matches, columns)):
+    for match in plain_records(matches, _answer_columns(matches, columns)):
         found[match.pop("query")].append(match)
     return [_answer(list_, group_by, threshold) for list_ in found]
 

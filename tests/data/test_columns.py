@@ -193,3 +193,24 @@ def test_plain_records_are_values_of_json() -> None:
         "time": "2025-12-31T23:00:00+00:00",
         "track": None,
     }
+
+
+def test_plain_records_of_some_columns() -> None:
+    found = pd.DataFrame(
+        {
+            "flag": pd.array([True, None], "boolean"),
+            "speed": pd.array([1.5, None], "Float64"),
+            "score": [0.25, np.nan],
+            "rank": np.array([3, 4]),
+            "other": np.array([np.int64(7), None], object),
+        }
+    )
+    columns = ["other", "rank", "score", "speed", "flag"]
+    records = plain_records(found, columns)
+    assert [list(record) for record in records] == [columns, columns]
+    assert [list(record.values()) for record in records] == [
+        [7, 3, 0.25, 1.5, True],
+        [None, 4, None, None, None],
+    ]
+    assert {type(value) for value in records[0].values()} == {int, float, bool}
+    assert plain_records(found.head(0)) == []
