@@ -6,6 +6,7 @@ import asyncio
 import logging
 import mimetypes
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,12 +150,15 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         futures = [engine.decode(image, f"image {number}") for number, image in enumerate(images)]
         return [await asyncio.wrap_future(future) for future in futures]
 
-    async def embed(images: Sequence[bytes]) -> tuple[np.ndarray, list[Picture]]:
+    async def start_embedding(images: Sequence[bytes]) -> tuple[Future[np.ndarray], list[Picture]]:
         if not images:
             raise Problem(422, "image: expected at least one picture")
         with engine.expect_images():
             pictures = await decode(images)
-            future = engine.embed(np.stack([picture.pixels for picture in pictures]))
+            return engine.embed(np.stack([picture.pixels for picture in pictures])), pictures
+
+    async def embed(images: Sequence[bytes]) -> tuple[np.ndarray, list[Picture]]:
+        future, pictures = await start_embedding(images)
         return await asyncio.wrap_future(future), pictures
 
     async def features_of(body: Any, images: Sequence[bytes]) -> tuple[np.ndarray, list[Picture]]:
@@ -171,13 +175,17 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     @app.post("/v1/search", response_model=answers.SearchAnswer, summary="Find people")
     async def search_gallery(request: Request, caller: Reader) -> Response:
         body, images = await read_body(request, bodies.SearchBody)
-        features = np.empty((0, engine.gallery.dimension), np.float32)
-        if body.features is not None or images or not body.ids:
-            features, _ = await features_of(body, images)
-        if body.ids:
-            features = np.concatenate([features, await run_in_threadpool(engine.features, body.ids)])
-        if body.multi:
-            features = features.mean(axis=0, keepdims=True)
+        queries: np.ndarray | Future[np.ndarray]
+        if body.features is None and not body.ids and not body.multi:
+            queries, _ = await start_embedding(images)
+        else:
+            queries = np.empty((0, engine.gallery.dimension), np.float32)
+            if body.features is not None or images or not body.ids:
+                queries, _ = await features_of(body, images)
+            if body.ids:
+                queries = np.concatenate([queries, await run_in_threadpool(engine.features, body.ids)])
+            if body.multi:
+                queries = queries.mean(axis=0, keepdims=True)
         wanted = SearchSettings(
             body.top_k,
             body.where,
@@ -188,10 +196,10 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
             left_out=(*body.ids, *body.not_ids),
             rejected=(*body.not_ids,),
         )
-        queries = await asyncio.wrap_future(engine.search(features, wanted))
-        found = sum(len(query["matches"]) for query in queries)
-        audit.write(caller, "search", body.where, queries=len(queries), matches=found)
-        return answers.json_response({"queries": queries})
+        found = await asyncio.wrap_future(engine.search(queries, wanted))
+        matches = sum(len(query["matches"]) for query in found)
+        audit.write(caller, "search", body.where, queries=len(found), matches=matches)
+        return answers.json_response({"queries": found})
 
     @app.post("/v1/verify", response_model=answers.VerifyAnswer, summary="Compare two pictures")
     async def verify(request: Request, caller: Reader) -> Response:

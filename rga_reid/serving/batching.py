@@ -18,6 +18,38 @@ Result = TypeVar("Result")
 MAX_WAITING = 4096  #: rows that may wait; further requests are refused
 
 
+def chain(first: Future[Item], then: Callable[[Item], Future[Result]]) -> Future[Result]:
+    """Return a future of what follows another one, without a way through the thread that waits for it.
+
+    Args:
+        first: its errors are those of the result.
+        then: called with its result, in the thread that has it.
+    """
+    last: Future[Result] = Future()
+
+    def finish(done: Future[Result]) -> None:
+        if not last.set_running_or_notify_cancel():  # the client has gone
+            return
+        error = done.exception()
+        if error is None:
+            last.set_result(done.result())
+        else:
+            last.set_exception(error)
+
+    def go_on(done: Future[Item]) -> None:
+        if last.cancelled():
+            return
+        try:
+            then(done.result()).add_done_callback(finish)
+        except Exception as error:
+            if last.set_running_or_notify_cancel():
+                last.set_exception(error)
+
+    last.add_done_callback(lambda done: first.cancel() if done.cancelled() else None)
+    first.add_done_callback(go_on)
+    return last
+
+
 class _Waiting(NamedTuple):
     key: Hashable
     item: Any

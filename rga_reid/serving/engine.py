@@ -31,7 +31,7 @@ from rga_reid.gallery.segments import MAINTAINED_ROWS
 from rga_reid.gallery.validation import gallery_table, normalize_rows
 from rga_reid.inference.embedder import Embedder
 from rga_reid.runtime import keep_freed_memory
-from rga_reid.serving.batching import Batcher
+from rga_reid.serving.batching import Batcher, chain
 from rga_reid.serving.metrics import Metrics
 from rga_reid.serving.problems import Problem
 from rga_reid.serving.uploads import COLUMN, Picture, UploadStore, decode_upload
@@ -240,16 +240,21 @@ class Engine:
         """Return the context in which a request decodes images, so that a batch waits for them."""
         return self._embedding.expect()
 
-    def search(self, queries: np.ndarray, settings: SearchSettings) -> Future[list[dict[str, Any]]]:
+    def search(
+        self, queries: np.ndarray | Future[np.ndarray], settings: SearchSettings
+    ) -> Future[list[dict[str, Any]]]:
         """Search.
 
         Args:
-            queries: unit rows, float32 ``(q, d)``.
+            queries: unit rows, float32 ``(q, d)``, or the result of ``embed``. Images that are embedded together
+                are then searched together.
             settings: of the search.
 
         Returns:
             For each query ``matches`` and ``groups``, see ``answers_to_json``.
         """
+        if isinstance(queries, Future):
+            return chain(queries, lambda rows: self._searching.submit(rows, len(rows), settings))
         return self._searching.submit(queries, len(queries), settings)
 
     def normalize(self, features: Any) -> np.ndarray:

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,18 +32,31 @@ from rga_reid.process import hold_lock
 COLUMN = "upload"  #: column of a gallery with the names of files
 FOLDER = "uploads"  #: below the images root
 _NAME = re.compile(r"[0-9a-f]{64}\.[a-z]{2,4}")
+_SUFFIXES = {"JPEG": "jpg"}  # others are the format in lower case
 _PENDING = ".pending"
 _LOCK = "lock"
 _LOCK_WAIT = 60.0  # seconds
 _BOX = (256, 512)  # largest width and height of a thumbnail
 
 
-class Picture(NamedTuple):
-    """An uploaded picture."""
+@dataclass(frozen=True)
+class Picture:
+    """An uploaded picture.
 
-    name: str  #: of its file
+    Args:
+        content: of an image file.
+        pixels: uint8 ``(3, H, W)``, of the model's size.
+    """
+
     content: bytes
-    pixels: np.ndarray  #: uint8 (3, H, W), of the model's size
+    pixels: np.ndarray
+
+    @cached_property
+    def name(self) -> str:
+        """Name of its file. Only pictures that are kept need it."""
+        with Image.open(io.BytesIO(self.content)) as opened:  # its header was read before
+            kind = opened.format or "bin"
+        return f"{hashlib.sha256(self.content).hexdigest()}.{_SUFFIXES.get(kind, kind.lower())}"
 
 
 def decode_upload(content: bytes, size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -59,9 +72,7 @@ def decode_upload(content: bytes, size: tuple[int, int], name: str, max_pixels: 
         ImageError: see ``normalise_image``.
     """
     image = normalise_image(content, name, max_pixels=max_pixels)
-    with Image.open(io.BytesIO(content)) as opened:  # its header was read before
-        suffix = {"JPEG": "jpg"}.get(opened.format or "", (opened.format or "bin").lower())
-    return Picture(f"{hashlib.sha256(content).hexdigest()}.{suffix}", content, to_pixels(image, size))
+    return Picture(content, to_pixels(image, size))
 
 
 @dataclass(frozen=True)
