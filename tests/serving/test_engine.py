@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from rga_reid.gallery import Gallery
-from rga_reid.serving.batching import MAX_WAITING, Batcher
+from rga_reid.serving.batching import MAX_WAITING, Batcher, chain
 from rga_reid.serving.engine import Addition, Engine
 from rga_reid.serving.problems import Problem
 from rga_reid.serving.uploads import UploadStore, decode_upload
@@ -90,6 +90,31 @@ def test_requests_are_refused_when_too_many_wait() -> None:
     assert refused.value.status == 503
     gate.open.set()
     batcher.close()
+
+
+def test_a_future_of_what_follows_has_its_result_or_any_error() -> None:
+    first_gate, then_gate = Gate(), Gate()
+    then_gate.open.set()
+    first, then = Batcher("first", first_gate), Batcher("then", then_gate)
+    first.submit(0)
+    assert first_gate.started.wait(60)
+    one, two, failed = (chain(first.submit(item), then.submit) for item in (1, 2, 13))
+
+    def refuse(item: int) -> Future[int]:
+        raise Problem(503, "the server is stopping")
+
+    refused, gone = chain(first.submit(3), refuse), chain(first.submit(4), then.submit)
+    assert gone.cancel()  # its client has gone
+    first_gate.open.set()
+    assert (one.result(60), two.result(60)) == (100, 200)
+    with pytest.raises(ValueError, match="13"):
+        failed.result(60)
+    with pytest.raises(Problem):
+        refused.result(60)
+    first.close()
+    then.close()
+    assert first_gate.batches == [[0], [1, 2, 13, 3], [1], [2], [13], [3]]
+    assert [item for batch in then_gate.batches for item in batch] == [10, 20]
 
 
 def additions(count: int) -> list[Addition]:
