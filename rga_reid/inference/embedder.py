@@ -16,7 +16,7 @@ from rga_reid.errors import InputError, short_repr
 from rga_reid.inference.onnx_embedder import OnnxEmbedder
 from rga_reid.inputs import is_class_path, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
-from rga_reid.models.embedding import ChannelOrder, Images, iter_batches
+from rga_reid.models.embedding import ChannelOrder, Images, iter_batches, join_features
 from rga_reid.runtime import import_class
 
 
@@ -99,16 +99,18 @@ class CustomEmbedder:
         Raises:
             InputError: see ``EmbeddingModel.embed``; the class returns an array of another shape.
         """
-        rows = [torch.empty(0, self.dimension)]
-        for batch in iter_batches(images, self.size, batch_size, channel_order=channel_order):
+
+        def embed(batch: Tensor) -> Tensor:
             features = torch.as_tensor(self._embedder.embed(batch, batch_size=batch_size, device=device))
             if features.shape != (len(batch), self.dimension):
                 raise InputError(
                     f"{self._class_path}: embed: expected features of shape {(len(batch), self.dimension)}, got "
                     f"{tuple(features.shape)}"
                 )
-            rows.append(F.normalize(features.detach().float().cpu()))
-        return torch.cat(rows)
+            return F.normalize(features.detach().float().cpu())
+
+        batches = iter_batches(images, self.size, batch_size, channel_order=channel_order)
+        return join_features(map(embed, batches), self.dimension)
 
 
 def load_embedder(

@@ -20,7 +20,14 @@ from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import is_number, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
-from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, ChannelOrder, Images, iter_batches
+from rga_reid.models.embedding import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ChannelOrder,
+    Images,
+    iter_batches,
+    join_features,
+)
 
 _log = logging.getLogger("rga_reid")
 
@@ -105,10 +112,10 @@ class OnnxEmbedder:
         Raises:
             InputError: see ``EmbeddingModel.embed``; onnxruntime cannot run the graph.
         """
-        rows = [torch.empty(0, self.dimension)]
-        for batch in iter_batches(images, self.size, self._batch or batch_size, channel_order=channel_order):
-            rows.append(F.normalize(torch.from_numpy(self._run(batch.numpy()))))
-        return torch.cat(rows)
+        batches = iter_batches(images, self.size, self._batch or batch_size, channel_order=channel_order)
+        return join_features(
+            (F.normalize(torch.from_numpy(self._run(batch.numpy()))) for batch in batches), self.dimension
+        )
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         """Return the float32 ``(n, d)`` output for uint8 RGB ``(n, 3, H, W)``."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rga_reid.errors import InputError
-from rga_reid.models.embedding import ChannelOrder, Images, iter_batches
+from rga_reid.models.embedding import ChannelOrder, Images, iter_batches, join_features
 
 STRIPES = 8
 HUES, SATURATIONS, VALUES, GREYS = 18, 3, 3, 4
@@ -60,10 +60,8 @@ class ColourHistogram:
         Raises:
             InputError: see ``EmbeddingModel.embed``.
         """
-        rows = [torch.empty(0, self.dimension)]
-        for batch in iter_batches(images, self.size, batch_size, channel_order=channel_order):
-            rows.append(self._histograms(batch))
-        return torch.cat(rows)
+        batches = iter_batches(images, self.size, batch_size, channel_order=channel_order)
+        return join_features(map(self._histograms, batches), self.dimension)
 
     def _histograms(self, images: Tensor) -> Tensor:
         n, _, height, width = images.shape

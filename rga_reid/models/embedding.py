@@ -9,7 +9,7 @@ arXiv 1711.09349, section 3.1).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -274,6 +274,11 @@ def _read_pixels(image: ImageInput, size: Size, channel_order: ChannelOrder, nam
     return to_pixels(Image.fromarray(np.ascontiguousarray(image)), size)
 
 
+def join_features(batches: Iterable[Tensor], dimension: int) -> Tensor:
+    """Return the features of all batches, ``(n, dimension)``; without batches ``(0, dimension)``."""
+    return torch.cat([torch.empty(0, dimension), *batches])
+
+
 class FlipTTA:
     """Embed an image as the normalised sum of its embedding and that of its mirror image.
 
@@ -300,9 +305,11 @@ class FlipTTA:
         Returns:
             float32, ``(n, dimension)``, rows of length 1.
         """
-        rows = [torch.empty(0, self.dimension)]
-        for batch in iter_batches(images, self.size, batch_size, channel_order=channel_order):
+
+        def embed(batch: Tensor) -> Tensor:
             straight = self.model.embed(batch, batch_size=batch_size, device=device)
             mirrored = self.model.embed(batch.flip(-1), batch_size=batch_size, device=device)
-            rows.append(F.normalize(straight + mirrored))
-        return torch.cat(rows)
+            return F.normalize(straight + mirrored)
+
+        batches = iter_batches(images, self.size, batch_size, channel_order=channel_order)
+        return join_features(map(embed, batches), self.dimension)
