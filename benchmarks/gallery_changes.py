@@ -4,7 +4,7 @@
 a large gallery, by a program that has it open, and as ``gallery add`` does it (open, look for the path, add; without
 start and embedding). ``filter``: a gallery with six columns of metadata is opened, and searched with and without a
 filter by time that keeps 1 % of the images; recall@10 is that against the exact search with the same filter. Times are
-drawn at random, so the images that the filter keeps lie anywhere in the files.
+drawn at random, so the images that the filter keeps are spread over the files.
 
     python benchmarks/gallery_changes.py adds one filter --out gallery_changes.json
     python benchmarks/gallery_changes.py filter --filter-count 1000000 --indexes flat ivf hnsw
@@ -71,7 +71,7 @@ def build(folder: Path, name: str, kind: str, count: int) -> Path:
 
 
 def add_for(gallery: str, number: int, options: argparse.Namespace, start: Barrier, counts: Any) -> None:
-    """Add rows for some seconds, in a process of its own."""
+    """Add rows for some seconds, in a separate process."""
     rng = np.random.default_rng(number)
     features = rng.standard_normal((options.rows, options.dimension), np.float32)
     opened, added, seconds = Gallery.open(gallery), 0, []
@@ -248,8 +248,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000, help="images before anything is added")
     parser.add_argument("--filter-count", type=int, default=1_000_000, help="images of filtered galleries")
     parser.add_argument("--dimension", type=int, default=512)
-    parser.add_argument("--index", default="flat", help="of the galleries that grow")
-    parser.add_argument("--indexes", nargs="+", default=["flat", "ivf", "hnsw"], help="of filtered galleries")
+    parser.add_argument("--index", default="flat", help="index of the growing galleries")
+    parser.add_argument(
+        "--indexes", nargs="+", default=["flat", "ivf", "hnsw"], help="indexes of the filtered galleries"
+    )
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--rows", type=int, default=32, help="rows of an addition")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long rows are added")

@@ -1,6 +1,6 @@
 """A gallery that is served beside the same work in this process, and how it behaves under writers and kills.
 
-The server is a process of its own, and so are the clients, on the same cores. Four parts:
+The server and the clients are separate processes on the same cores. Four parts:
 
 - ``latency``: search by picture, one request at a time, against decoding, embedding and searching in this process.
 - ``throughput``: 32 clients at once, against batches of 32 in this process.

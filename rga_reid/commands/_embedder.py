@@ -86,7 +86,7 @@ def require_same_model(
     Args:
         gallery: searched, or added to.
         model: fingerprint of the model that made the features; None if unknown.
-        options: of the command.
+        options: options of the command.
         source: what the features come from, at the beginning of the message.
 
     Raises:

@@ -206,7 +206,7 @@ def add_checkpoint_options(parser: ArgumentParser, meaning: str = "", *, require
     """Add ``--checkpoint``, and the preprocessing of ONNX files whose metadata do not describe it.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         meaning: added to the help of ``--checkpoint``.
         required: whether the command needs it.
     """

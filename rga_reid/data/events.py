@@ -147,7 +147,7 @@ def match_paths(
     """Search a pattern in the paths of images, see ``table_from_pattern``.
 
     Returns:
-        The match for each path within the folder; None where there is none.
+        The match for each path within the folder; None where the pattern does not match.
 
     Raises:
         InputError: not a regular expression, or one without named groups; with ``must_match`` also one that matches

@@ -472,7 +472,7 @@ class Gallery:
             shortlist: how many of the nearest images are re-ranked; at least ``top_k``.
             with_ids: add the ids of the images as a last column ``id``.
             group_by: return the nearest groups by ``track`` (of a camera), ``camera``, ``pid`` or another column. An
-                image that does not have it is a group of its own.
+                image that does not have it forms a separate group.
             per_group: images of each group, the best ones.
 
         Returns:

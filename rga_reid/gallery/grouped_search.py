@@ -48,7 +48,7 @@ def search_groups(
 ) -> SearchResults:
     """Return the best images of the nearest groups of each query.
 
-    An image whose group is unknown is a group of its own. If the store knows no camera, a track is identified by its
+    An image whose group is unknown forms a separate group. If the store knows no camera, a track is identified by its
     number alone.
 
     Args:

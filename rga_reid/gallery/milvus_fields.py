@@ -50,7 +50,7 @@ class Fields:
     Args:
         columns: columns of the gallery and their types.
         nullable: the collection is of rga-reid 1.0.
-        version: of the server; None for the newest.
+        version: version of the server; None for the newest.
     """
 
     columns: Schema

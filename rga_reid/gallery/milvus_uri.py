@@ -33,7 +33,7 @@ class MilvusURI:
         uri: address of the server, such as ``http://localhost:19530``; or path of Milvus Lite.
         collection: name of the gallery.
         embedded: whether the data are files of this machine (Milvus Lite).
-        user, password: of the server.
+        user, password: credentials for the server.
         token: instead of them, ``user:password`` or an API key.
         db_name: database; the server's default one if empty.
         secure: use TLS; implied by ``https://`` and by certificates.
@@ -116,7 +116,7 @@ class MilvusURI:
         return str(self)
 
     def read_token(self) -> str:
-        """Return the token to connect with, from the fields or the environment; empty if there is none."""
+        """Return the token to connect with, from the fields or the environment; empty if none is set."""
         if self.token:
             return self.token
         password = self.password or os.environ.get(PASSWORD)

@@ -159,7 +159,7 @@ class Arrivals:
 
 
 def _state(path: str) -> _State | None:
-    """Return the state of a file; None if there is none."""
+    """Return the state of a file; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -107,7 +107,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
 
     Args:
         engine: serves the gallery; closed when the application stops.
-        settings: of the server.
+        settings: settings of the server.
     """
     settings = Settings() if settings is None else settings
     audit = settings.audit

@@ -11,7 +11,7 @@ from typing import Any
 from rga_reid.files import DiskError
 from rga_reid.serving.auth import Caller
 
-MAX_BYTES = 10 << 20  #: of the file; then it is renamed to NAME.1, NAME.1 to NAME.2, and so on
+MAX_BYTES = 10 << 20  #: size at which the file is renamed to NAME.1, NAME.1 to NAME.2, and so on
 KEPT = 9  #: renamed files that are kept
 
 

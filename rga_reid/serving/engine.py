@@ -53,7 +53,7 @@ class SearchSettings(NamedTuple):
     group_by: str | None = None
     per_group: int = PER_GROUP
     threshold: float | None = None  #: least score of a match
-    left_out: tuple[int, ...] = ()  #: ids of images that are no matches
+    left_out: tuple[int, ...] = ()  #: ids of images to exclude
     rejected: tuple[int, ...] = ()  #: ids of images of other people, see ``SearchBody.not_ids``
 
 
@@ -195,7 +195,7 @@ class Engine:
         return gallery.find(where=condition)
 
     def picture(self, id: int) -> Path | None:
-        """Return the file of an image's picture below the images root; None if there is none.
+        """Return the file of an image's picture below the images root; None if it does not exist.
 
         Raises:
             Problem: the id is not in the gallery.

@@ -26,7 +26,7 @@ class Explainer:
 
     @property
     def is_able(self) -> bool:
-        """Whether the model can be explained."""
+        """Return whether the model can be explained."""
         return isinstance(self._embedder, EmbeddingModel)
 
     def explain(self, images: Sequence[bytes], names: Sequence[str]) -> dict[str, Any]:

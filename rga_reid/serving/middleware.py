@@ -1,4 +1,4 @@
-"""What happens to every request: limits, protection of browsers, metrics and a line of the log."""
+"""Apply limits and security headers to every request, and record metrics and a log line."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_approximate_indexes_score_exactly(location: str, crowd: Callable, index
 
 
 def test_programs_that_add_at_once_lose_nothing(location: str, crowd: Callable) -> None:
-    """One of them is killed; what it was told to be added is there, and the others continue."""
+    """One of them is killed: every row it acknowledged is stored, and the others continue."""
     Gallery.build(*crowd(50)).save(location)
     programs = [add_in_background(location, name, 6) for name in ("a", "bb")]
     killed = add_in_background(location, "killed", 1000)

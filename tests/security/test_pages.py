@@ -120,7 +120,7 @@ def test_splits_and_paths_that_are_none(tmp_path: Path, tiny_checkpoint: Path, n
 
 @pytest.mark.parametrize("label", NAMES)
 def test_people_and_cameras_of_any_name(tmp_path: Path, tiny_checkpoint: Path, label: str) -> None:
-    """People and cameras may be text, which pages show as it is."""
+    """People and cameras may be text, which pages show unchanged."""
     files = [f"{number}.png" for number in range(4)]
     for number, name in enumerate(files):
         Image.new("RGB", (4, 8), (40 * number, 0, 0)).save(tmp_path / name)
