@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeGuard
 
 import yaml
@@ -91,12 +91,15 @@ def read_yaml(path: str | os.PathLike[str], *, what: str) -> Any:
         raise InputError(f"{name}: not valid YAML ({truncate(error)})") from None
 
 
-def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd.DataFrame:
+def read_parquet(
+    path: str | os.PathLike[str], *, rows: int | None = None, file: BinaryIO | None = None
+) -> pd.DataFrame:
     """Return the table in a Parquet file.
 
     Args:
         path: path of the file.
         rows: number of rows that it must have; by default at most ``MAX_ROWS``.
+        file: the file, if it is open or in memory already.
 
     Raises:
         InputError: no such file, a damaged or too large one, or another number of rows.
@@ -104,9 +107,9 @@ def read_parquet(path: str | os.PathLike[str], *, rows: int | None = None) -> pd
     from pyarrow import parquet
 
     name = os.fspath(path)
-    with open_bytes(path) as file:
+    with open_bytes(path) if file is None else nullcontext(file) as source:
         try:
-            opened = parquet.ParquetFile(file)
+            opened = parquet.ParquetFile(source)
             metadata = opened.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
             if size > MAX_TABLE:

@@ -148,3 +148,11 @@ def lock(path: Path, *, create: bool = False) -> int | None:
         os.close(handle)
         raise NoLocksError(error.errno, error.strerror) from None
     return handle
+
+
+def unlock(handle: int) -> None:
+    """Release a lock that ``lock`` returned, also where a child process has inherited it."""
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)

@@ -11,8 +11,10 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,43 +26,64 @@ from rga_reid.data.columns import Schema
 from rga_reid.data.images import is_ignored_file
 from rga_reid.errors import InputError, UnavailableError
 from rga_reid.files import DiskError, checksum, require_new, size_of, sync
+from rga_reid.gallery.additions import (
+    ADDITION_FILE,
+    WaitingAddition,
+    answer_additions,
+    is_alive,
+    take_additions,
+)
+from rga_reid.gallery.folder_reader import (
+    SEGMENTS,
+    check_folder,
+    find_manifest,
+    read_gallery,
+    read_log,
+    read_snapshot,
+)
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.manifest import (
     MANIFEST,
     SEGMENT_NAME,
     FileRecord,
     Manifest,
-    SegmentRecord,
     read_manifest,
     write_manifest,
 )
 from rga_reid.gallery.segment_store import SegmentStore
 from rga_reid.gallery.segments import (
-    VECTORS,
+    SMALL_ROWS,
     NewSegment,
     NormalizedVectors,
     Segment,
     Snapshot,
-    check_size,
     max_rows,
     read_segment,
     repack,
     write_relabelled,
     write_segment,
 )
-from rga_reid.gallery.store import DeletionRecord, Metadata, Progress, RemovalResult, Rows, ignore_progress
-from rga_reid.gallery.validation import is_normalized, require_finished, require_same_model
-from rga_reid.inputs import open_text, read_file, truncate
+from rga_reid.gallery.store import (
+    Addition,
+    DeletionRecord,
+    Metadata,
+    Progress,
+    RemovalResult,
+    Rows,
+    ignore_progress,
+    join_rows,
+)
+from rga_reid.gallery.validation import require_finished, require_same_model
 from rga_reid.models.checkpoints import ModelFingerprint
-from rga_reid.process import LockedError, defer_signals, hold_lock
+from rga_reid.process import LockedError, NoLocksError, defer_signals, hold_lock, lock, unlock
 
 UNFINISHED = "unfinished.json"  #: manifest of a build that was interrupted
-SEGMENTS = "segments"
 LOCK = "lock"
+_POLL = 0.002  # seconds between looks whether an addition was answered
 _LOG = "removals-{generation}.jsonl"
 _OWN_FILES = re.compile(
     r"(manifest|unfinished)\.json|\.(manifest|unfinished)\.json\.[0-9a-f]{12}\.json"  # and their drafts
-    r"|segments|lock|removals-[0-9]+\.jsonl"
+    rf"|segments|lock|removals-[0-9]+\.jsonl|{ADDITION_FILE.pattern}"
 )
 
 
@@ -80,6 +103,10 @@ class FolderStore(SegmentStore):
         super().__init__(read_gallery(folder))
         self._folder, self.location = folder, str(folder)
         self._locked = False  # by ``exclusive``
+        self._changing = (
+            threading.RLock()
+        )  # threads that add may see what others of this process have written
+        self._appended: list[Rows] = []
         self._seen: tuple[int, int] | None = None  # the manifest that ``refresh`` has read
 
     @classmethod
@@ -102,21 +129,58 @@ class FolderStore(SegmentStore):
 
     @contextmanager
     def transaction(self, *, resumable: bool = False) -> Iterator[None]:
-        held = self._locked
-        with super().transaction(), writing(self._folder, wait=self.wait, locked=held) as self._writer:
+        with ExitStack() as stack:
+            if not self._locked:
+                read_manifest(self._folder / MANIFEST)  # before a lock is left in a folder of other things
+                stack.enter_context(_locked(self._folder, self.wait))
+            stack.enter_context(self._change())
+            yield
+
+    @contextmanager
+    def adding(self, addition: Addition) -> Iterator[int | None]:
+        if self._locked or len(addition) >= SMALL_ROWS:
+            with self.transaction():
+                yield None
+            return
+        with _locked_or_added(self._folder, addition, self.wait) as first:
+            if first is None:
+                with self._change():
+                    yield None
+                return
+        with self._changing:
+            self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
+        yield first
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Enclose a change by the holder of the lock."""
+        with self._changing, super().transaction(), writing(self._folder, locked=True) as self._writer:
             # others may have written since
             self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
-            self._writer.erases = False
+            self._writer.erases, self._appended = False, []
             yield
+
+    def append(self, rows: Rows) -> None:
+        self._appended.append(rows)  # written by ``commit``, with those of others
 
     def delete(self, ids: np.ndarray) -> RemovalResult:
         self._writer.erases = True
         return super().delete(ids)
 
     def commit(self, metadata: Metadata, deletions: Sequence[DeletionRecord] = ()) -> None:
+        added = {}
+        if self._appended:
+            parts, next_id = self._appended, metadata.next_id
+            room = SMALL_ROWS - 1 - sum(map(len, parts))
+            for name, addition in take_additions(self._folder, metadata, room):
+                ids = np.arange(next_id, next_id + len(addition))
+                parts.append(Rows(ids, addition.table, addition.vectors))
+                added[name], next_id = next_id, next_id + len(addition)
+            super().append(join_rows(parts))
+            metadata = replace(metadata, next_id=next_id)
         super().commit(metadata, deletions)
         if self._snapshot != self._committed:
-            self._snapshot = self._committed = self._writer.commit(self._snapshot)
+            self._snapshot = self._committed = self._writer.commit(self._snapshot, added)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -133,7 +197,8 @@ class FolderStore(SegmentStore):
         seen = (status.st_ino, status.st_mtime_ns)
         if seen == self._seen:  # each change writes another file
             return False
-        self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
+        with self._changing:
+            self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
         self._seen = seen
         return True
 
@@ -190,7 +255,7 @@ class FolderDraft(SegmentStore):
             yield
 
     def append(self, rows: Rows) -> None:
-        segment = Segment(rows.ids, rows.vectors, rows.table)
+        segment = Segment.of(rows.ids, rows.vectors, rows.table)
         part = self._writer.write(segment, self.metadata.columns, mapped=True)
         self._parts.append(part)
         self._show_parts(replace(self.metadata, dimension=part.dimension, next_id=int(rows.ids[-1]) + 1))
@@ -253,57 +318,6 @@ class FolderDraft(SegmentStore):
             raise InputError(f"{folder}: not replaced: {name!r} in it is not part of a gallery")
 
 
-def read_gallery(folder: Path, known: Snapshot | None = None) -> Snapshot:
-    """Read the gallery in a folder; check its manifest, and the sizes and headers of all files.
-
-    Args:
-        folder: folder of the gallery.
-        known: an earlier state, whose segments are not opened again.
-
-    Raises:
-        InputError: no gallery there, one of another version, or a file that is missing, damaged or not part
-            of a gallery; the message names it.
-    """
-    manifest = read_manifest(folder / MANIFEST)
-    while True:
-        try:
-            return read_snapshot(folder, manifest, known=known)
-        except InputError:
-            # a writer may have removed the segments of this manifest since; then there is a newer one
-            newer = read_manifest(folder / MANIFEST)
-            if newer == manifest:
-                raise
-            manifest = newer
-
-
-def read_snapshot(
-    folder: Path, manifest: Manifest, *, mapped: bool = False, known: Snapshot | None = None
-) -> Snapshot:
-    """Open what a manifest names; for ``mapped`` see ``read_segment``, for ``known`` ``read_gallery``."""
-    metadata = manifest.metadata
-    opened = (
-        {}
-        if known is None
-        else {segment.record.name: segment for segment in known.segments if segment.record}
-    )
-
-    def read(record: SegmentRecord) -> Segment:
-        segment = opened.get(record.name)
-        if segment is not None and segment.record == record:
-            return segment
-        path = folder / SEGMENTS / record.name
-        return read_segment(
-            path, record, metadata.dimension, metadata.index.kind, metadata.columns, mapped=mapped
-        )
-
-    segments = tuple(map(read, manifest.segments))
-    if manifest.log is None:
-        return Snapshot(metadata, segments)
-    if known is not None and known.log == manifest.log:
-        return Snapshot(metadata, segments, known.deletions, known.log)
-    return Snapshot(metadata, segments, _read_log(folder / manifest.log[0], manifest.log[1]), manifest.log)
-
-
 class Writer:
     """The one program that may change a gallery folder, while it holds the lock.
 
@@ -314,7 +328,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.erases = True  #: whether what the old gallery had must not come back after a power failure
         self._folder = folder
-        self._old = old = _readable_manifest(folder)
+        self._old = old = find_manifest(folder)
         self.generation = 1 if old is None else old.generation + 1
         if old is None and (folder / UNFINISHED).exists():  # started while the gallery could be read
             self.generation = read_manifest(folder / UNFINISHED).generation
@@ -325,7 +339,7 @@ class Writer:
     def deletions(self) -> tuple[DeletionRecord, ...]:
         """Deletion log of the old gallery."""
         old = self._old
-        return () if old is None or old.log is None else _read_log(self._folder / old.log[0], old.log[1])
+        return () if old is None or old.log is None else read_log(self._folder / old.log[0], old.log[1])
 
     def write(self, segment: Segment | NewSegment, columns: Schema, *, mapped: bool = False) -> Segment:
         """Write a segment that no manifest names yet; return it opened, see ``read_segment``."""
@@ -344,12 +358,17 @@ class Writer:
                 next(self._unused), self._folder / SEGMENTS / segment.record.name, segment
             )
 
-    def commit(self, snapshot: Snapshot) -> Snapshot:
-        """Switch to a new state, all of whose segments are on the disk; return it with the file of its log."""
+    def commit(self, snapshot: Snapshot, added: Mapping[str, int] | None = None) -> Snapshot:
+        """Switch to a new state, all of whose segments are on the disk; return it with the file of its log.
+
+        Args:
+            snapshot: the new state.
+            added: see ``Manifest``.
+        """
         with _disk_errors(self._folder):
             if snapshot.deletions and snapshot.log is None:
                 snapshot = replace(snapshot, log=self._write_log(snapshot))
-            write_manifest(self._manifest(snapshot), self._folder / MANIFEST)
+            write_manifest(replace(self._manifest(snapshot), added=added or {}), self._folder / MANIFEST)
         return snapshot
 
     def keep_unfinished(self, snapshot: Snapshot) -> None:
@@ -402,7 +421,7 @@ def writing(
         read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
     with nullcontext() if locked else _locked(folder, wait):
         # a gallery that cannot be read, damaged or of another version, stays until another replaces it
-        unreadable = (folder / MANIFEST).exists() and _readable_manifest(folder) is None
+        unreadable = (folder / MANIFEST).exists() and find_manifest(folder) is None
         old = frozenset(_own_files(folder) if unreadable else ())
         collect_garbage(folder, keep_unfinished=resume, old=old)
         writer = Writer(folder)
@@ -427,6 +446,8 @@ def collect_garbage(
         durably: wait for the disk. Otherwise the next writer may have to remove them again after a power failure.
     """
     with _disk_errors(folder):
+        if (manifest := find_manifest(folder)) is not None:
+            answer_additions(folder, manifest.added)
         changed = not keep_unfinished and (folder / UNFINISHED).exists()
         if changed:
             (folder / UNFINISHED).unlink()
@@ -435,7 +456,7 @@ def collect_garbage(
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)  # an addition that was withdrawn
         for directory in (folder / SEGMENTS, folder) if changed and durably else ():
             if directory.is_dir():
                 sync(directory)
@@ -452,7 +473,7 @@ def orphaned_files(folder: Path, old: Collection[Path] = ()) -> list[Path]:
     """
     named = {folder / name for name in (MANIFEST, UNFINISHED, LOCK, SEGMENTS)}
     segments: set[Path] = set()
-    manifest = _readable_manifest(folder)
+    manifest = find_manifest(folder)
     if manifest is None:
         named |= set(old)
     manifests = [] if manifest is None else [manifest]
@@ -463,7 +484,8 @@ def orphaned_files(folder: Path, old: Collection[Path] = ()) -> list[Path]:
         named |= {folder / manifest.log[0]} if manifest.log else set()
     if not all(segment.is_dir() for segment in segments):
         return []
-    return sorted(path for path in _own_files(folder) if path not in named | segments)
+    orphans = sorted(path for path in _own_files(folder) if path not in named | segments)
+    return [path for path in orphans if not (ADDITION_FILE.fullmatch(path.name) and is_alive(path))]
 
 
 def _own_files(folder: Path) -> list[Path]:
@@ -480,87 +502,80 @@ def _list_files(folder: Path) -> list[Path]:
     return [path for place in places for path in sorted(place.iterdir())]
 
 
-def check_folder(folder: Path, progress: Progress = ignore_progress) -> int:
-    """Check every byte of every file of a gallery.
-
-    Args:
-        folder: folder of the gallery.
-        progress: called with the fraction of the bytes that is done.
-
-    Returns:
-        Number of files checked.
-
-    Raises:
-        InputError: the names of all damaged and missing files; or the gallery was changed meanwhile.
-    """
-    manifest = read_manifest(folder / MANIFEST)
-    records = [
-        (folder / SEGMENTS / segment.name / name, record)
-        for segment in manifest.segments
-        for name, record in segment.files.items()
-    ]
-    if manifest.log is not None:
-        records.append((folder / manifest.log[0], manifest.log[1]))
-    total, done, problems = sum(record.bytes for _, record in records), 0, []
-    for path, record in records:
-        try:
-            _check_bytes(path, record)
-        except InputError as error:
-            problems.append(str(error))
-        done += record.bytes
-        progress(done / total)
-    if read_manifest(folder / MANIFEST) != manifest:
-        raise InputError(f"{folder}: the gallery was changed while it was checked; check it again")
-    if problems:
-        raise InputError("; ".join(problems))
-    for segment, described in zip(read_snapshot(folder, manifest).segments, manifest.segments, strict=True):
-        if not all(is_normalized(block).all() for block in segment.blocks()):
-            raise InputError(f"{folder / SEGMENTS / described.name / VECTORS}: rows that are not of length 1")
-        if segment.index is not None:
-            segment.index.load()
-    return len(records) + 1
-
-
-def _check_bytes(path: Path, record: FileRecord) -> None:
-    check_size(path, record)
-    try:
-        with open(path, "rb") as file:
-            found = checksum(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this file ({error.strerror})") from None
-    if found != record.sha256:
-        raise InputError(f"{path}: damaged: its checksum differs from the manifest")
-
-
-def _read_log(path: Path, record: FileRecord) -> tuple[DeletionRecord, ...]:
-    """Read the deletion log, however long: it grows with each removal, and is never cut."""
-    _check_bytes(path, record)
-    try:
-        with open_text(path) as lines:
-            return tuple(map(DeletionRecord.from_line, lines))
-    except InputError:
-        raise
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged: not a deletion log ({truncate(error)})") from None
-
-
 @contextmanager
 def _locked(folder: Path, wait: float) -> Iterator[None]:
     """Hold the lock. The system releases it when the process ends, in whatever way."""
-    if (folder / SEGMENTS).is_symlink():  # files behind a link may be anybody's, and are never removed
-        raise InputError(
-            f"{folder / SEGMENTS}: expected a folder, found a link; this gallery can only be read"
-        )
+    _refuse_link(folder)
     with ExitStack() as stack:
         with _disk_errors(folder):
             try:
                 stack.enter_context(hold_lock(folder / LOCK, wait=wait))
             except LockedError:
-                raise UnavailableError(
-                    f"{folder}: locked: another program is changing this gallery, and did not finish in {wait:g} s; "
-                    "--wait SECONDS waits longer"
-                ) from None
+                raise _locked_error(folder, wait) from None
         yield
+
+
+@contextmanager
+def _locked_or_added(folder: Path, addition: Addition, wait: float) -> Iterator[int | None]:
+    """Hold the lock, or wait until its holder has added some rows: then yield the id of the first, without the lock."""
+    read_manifest(folder / MANIFEST)  # before a lock is left in a folder of other things
+    _refuse_link(folder)
+    first = None
+    with ExitStack() as stack:
+        with _disk_errors(folder):
+            try:
+                handle = lock(folder / LOCK, create=True)
+            except NoLocksError:
+                stack.enter_context(_locked(folder, wait))
+            else:
+                if handle is None:
+                    handle, first = _wait_for_lock(folder, addition, wait)
+                if handle is not None:
+                    stack.callback(unlock, handle)
+        yield first
+
+
+def _wait_for_lock(folder: Path, addition: Addition, wait: float) -> tuple[int | None, int | None]:
+    """Wait for the lock or an answer: return the handle of the lock, or the id of the first row that was added."""
+    until, waiting = time.monotonic() + wait, None
+    with ExitStack() as stack:
+        if wait > 0:
+            with suppress(OSError):  # a full disk, for example; then it waits for the lock only
+                waiting = WaitingAddition(folder, addition)
+                stack.callback(waiting.close)
+        while True:
+            if waiting is not None and (first := waiting.answer()) is not None:
+                return None, first
+            if (handle := lock(folder / LOCK, create=True)) is not None:
+                break
+            # one that was taken will be answered soon
+            if time.monotonic() > until and (waiting is None or waiting.withdraw()):
+                raise _locked_error(folder, wait)
+            time.sleep(_POLL)
+        with ExitStack() as locked:
+            locked.callback(unlock, handle)
+            if waiting is not None:
+                # a writer that was killed may have added the rows, and may not have waited for the disk
+                sync(folder)
+                answer_additions(folder, read_manifest(folder / MANIFEST).added)
+                if (first := waiting.answer()) is not None:
+                    return None, first
+            locked.pop_all()
+            return handle, None
+
+
+def _refuse_link(folder: Path) -> None:
+    if (folder / SEGMENTS).is_symlink():  # files behind a link may be anybody's, and are never removed
+        raise InputError(
+            f"{folder / SEGMENTS}: expected a folder, found a link; this gallery can only be read"
+        )
+
+
+def _locked_error(folder: Path, wait: float) -> UnavailableError:
+    return UnavailableError(
+        f"{folder}: locked: another program is changing this gallery, and did not finish in {wait:g} s; "
+        "--wait SECONDS waits longer"
+    )
 
 
 @contextmanager
@@ -572,15 +587,3 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise UnavailableError(f"{folder}: cannot write the gallery ({error.reason})") from None
     except OSError as error:
         raise UnavailableError(f"{folder}: cannot write the gallery ({error.strerror or error})") from None
-
-
-def _readable_manifest(folder: Path) -> Manifest | None:
-    """Read a manifest; return None if it is missing, damaged or of another version."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    read_file(path)  # an error of the disk does not mean that it is damaged
-    try:
-        return read_manifest(path)
-    except InputError:
-        return None

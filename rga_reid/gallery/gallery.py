@@ -32,6 +32,7 @@ from rga_reid.gallery.segment_store import SegmentStore
 from rga_reid.gallery.segments import Snapshot
 from rga_reid.gallery.store import (
     METRIC,
+    Addition,
     DeletionRecord,
     Metadata,
     Progress,
@@ -44,12 +45,7 @@ from rga_reid.gallery.store import (
     result_table,
     search_filter,
 )
-from rga_reid.gallery.validation import (
-    gallery_table,
-    match_rows,
-    normalize_rows,
-    require_nonempty,
-)
+from rga_reid.gallery.validation import gallery_table, match_rows, normalize_rows, require_nonempty
 from rga_reid.inference.feature_files import write_features
 from rga_reid.models.checkpoints import ModelFingerprint
 
@@ -189,7 +185,9 @@ class Gallery:
         expected = self.model if model is None else model
         if not len(vectors):
             return np.empty(0, np.int64)
-        with self._store.transaction():
+        with self._store.adding(Addition(kept, vectors, new, expected)) as first:
+            if first is not None:  # another writer has added them with its own
+                return np.arange(first, first + len(vectors))
             # another program may have replaced the gallery since it was opened, or added columns
             self._require_dimension("features", vectors)
             if expected is not None:

@@ -7,7 +7,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ READABLE = (2, VERSION)  #: version 2, of rga-reid 1.0, has no columns but path,
 MANIFEST = "manifest.json"
 
 SEGMENT_NAME = re.compile(r"[0-9]{6,}-[0-9]+")
+ADDITION_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{12}")
 _LOG_NAME = re.compile(r"removals-[0-9]+\.jsonl")
 _MAX_COUNT = 2**62
 _NO_CHECKSUM = "0" * 64  # in place of the manifest's own checksum while it is computed
@@ -91,12 +93,14 @@ class Manifest:
         metadata: metadata of the gallery.
         segments: in the order of the images.
         log: name and record of the deletion log; None if nothing was ever removed.
+        added: first ids of the waiting additions that became part of it, by their names, see ``additions``.
     """
 
     generation: int
     metadata: Metadata
     segments: tuple[SegmentRecord, ...]
     log: tuple[str, FileRecord] | None = None
+    added: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -124,6 +128,9 @@ class Manifest:
             ),
             segments=tuple(map(SegmentRecord.from_json, value["segments"])),
             log=None if log is None else (_text(log["name"], _LOG_NAME), FileRecord.from_json(log)),
+            added={
+                _text(name, ADDITION_NAME): _count(first) for name, first in value.get("added", {}).items()
+            },
         )
         if value["count"] != manifest.count:
             raise ValueError(f"count: {short_repr(value['count'])}, but its segments have {manifest.count}")
@@ -146,6 +153,7 @@ class Manifest:
             "model": None if metadata.model is None else metadata.model.to_json(),
             "segments": [asdict(segment) for segment in self.segments],
             "removals": None if self.log is None else {"name": self.log[0], **asdict(self.log[1])},
+            "added": dict(self.added),
         }
 
 
@@ -188,7 +196,11 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{folder}: expected a gallery, a folder; found {found}")
     if not os.path.exists(path):
         raise InputError(f"{path}: missing; is this folder a gallery?")
-    content = read_file(path)
+    return _parse(path, read_file(path))
+
+
+@lru_cache(maxsize=4)  # a writer reads the same content several times
+def _parse(path: Path, content: bytes) -> Manifest:
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +29,7 @@ from rga_reid.gallery.manifest import FileRecord, IndexRecord, SegmentRecord
 from rga_reid.gallery.store import DeletionRecord, Metadata, Rows, empty_table
 from rga_reid.gallery.validation import normalized_blocks
 from rga_reid.inference.feature_files import read_npy_header
-from rga_reid.inputs import open_bytes, read_parquet, truncate
+from rga_reid.inputs import open_bytes, read_file, read_parquet, truncate
 
 SEGMENT_ROWS = 65_536  #: maximum number of images in a segment that is searched exactly
 INDEXED_ROWS = 1 << 20  #: maximum in a segment with an index: every index costs a search
@@ -45,21 +45,45 @@ class Segment:
     """Some images of a gallery, in their order.
 
     Args:
-        ids: int64 ``(n,)``, increasing.
+        read: returns the ids and the table; called once.
         vectors: unit rows, float32 ``(n, d)``; may be a mapped file.
-        table: n rows of the gallery's columns, numbered from 0; it may lack newer ones, see ``VectorStore``.
         index: approximate index of the rows; None if they are searched exactly.
         record: its entry in the manifest; None if it is not on disk.
     """
 
-    ids: np.ndarray
+    read: Callable[[], tuple[np.ndarray, pd.DataFrame]]
     vectors: np.ndarray
-    table: pd.DataFrame
     index: Index | None = None
     record: SegmentRecord | None = None
 
+    @classmethod
+    def of(
+        cls,
+        ids: np.ndarray,
+        vectors: np.ndarray,
+        table: pd.DataFrame,
+        index: Index | None = None,
+        record: SegmentRecord | None = None,
+    ) -> Segment:
+        """Return a segment of these ids and this table."""
+        return cls(lambda: (ids, table), vectors, index, record)
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.vectors)
+
+    @cached_property
+    def _content(self) -> tuple[np.ndarray, pd.DataFrame]:
+        return self.read()
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 ``(n,)``, increasing."""
+        return self._content[0]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """n rows of the gallery's columns, numbered from 0; it may lack newer ones, see ``VectorStore``."""
+        return self._content[1]
 
     @property
     def dimension(self) -> int:
@@ -128,7 +152,7 @@ class NewSegment:
         """Return the segment, without a file."""
         blocks = list(self.blocks())
         vectors = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return Segment(self.ids, vectors, self.table, self.build_index(vectors))
+        return Segment.of(self.ids, vectors, self.table, self.build_index(vectors))
 
 
 class NormalizedVectors(Vectors):
@@ -239,12 +263,14 @@ def read_segment(
     columns: Schema,
     *,
     mapped: bool = False,
+    lazy: bool = False,
     written: Segment | NewSegment | None = None,
 ) -> Segment:
     """Open a segment: check sizes and headers, map the vectors, leave the index for the first search.
 
     Small files of vectors are read into memory, unless ``mapped``. What is open stays readable when another
-    program removes the files. The table of a segment that was ``written`` just now is not read again.
+    program removes the files. A ``lazy`` segment reads the file of its table now and parses it when it is needed. The
+    table of a segment that was ``written`` just now is not read again.
 
     Raises:
         InputError: a file that is missing, damaged or not part of a gallery; the message names it.
@@ -252,15 +278,17 @@ def read_segment(
     for name, recorded in record.files.items():
         check_size(folder / name, recorded)
     vectors = _read_vectors(folder / VECTORS, (record.count, dimension), mapped=mapped)
-    if written is None:
-        ids, table = _read_table(folder / TABLE, record.count, columns)
-    else:
-        ids, table = written.ids, cast(written.table, columns)
-    index = None
+    path, index = folder / TABLE, None
     if record.index is not None:
-        file = _IndexFile(folder / INDEX, record.files[INDEX].sha256, kind, (record.count, dimension))
-        index = Index(kind, record.index.settings, file.load, record.index.recall_at_10)
-    return Segment(ids, vectors, table, index, record)
+        loader = _IndexFile(folder / INDEX, record.files[INDEX].sha256, kind, (record.count, dimension))
+        index = Index(kind, record.index.settings, loader.load, record.index.recall_at_10)
+    if written is not None:
+        return Segment.of(written.ids, vectors, cast(written.table, columns), index, record)
+    if lazy and record.files[TABLE].bytes <= _IN_MEMORY:
+        file = io.BytesIO(read_file(path, _IN_MEMORY))
+        return Segment(partial(_read_table, path, record.count, columns, file), vectors, index, record)
+    ids, table = _read_table(path, record.count, columns)
+    return Segment.of(ids, vectors, table, index, record)
 
 
 def check_size(path: Path, recorded: FileRecord) -> None:
@@ -370,8 +398,10 @@ def _read_vectors(path: Path, shape: tuple[int, int], *, mapped: bool = False) -
         raise InputError(f"{path}: damaged: not an array of NumPy ({truncate(error)})") from None
 
 
-def _read_table(path: Path, count: int, columns: Schema) -> tuple[np.ndarray, pd.DataFrame]:
-    content = read_parquet(path, rows=count)
+def _read_table(
+    path: Path, count: int, columns: Schema, file: BinaryIO | None = None
+) -> tuple[np.ndarray, pd.DataFrame]:
+    content = read_parquet(path, rows=count, file=file)
     try:
         ids = content.pop("id").to_numpy(dtype=np.int64)
         table = cast(content, columns)
@@ -434,7 +464,7 @@ def append(snapshot: Snapshot, rows: Rows, write: WriteSegment) -> Snapshot:
     ``SMALL_ROWS`` limits what one image can cause to be rewritten, and fewer images get no index: they are
     searched exactly until ``merge`` or ``compact`` joins them.
     """
-    kept, tail, count = list(snapshot.segments), [Segment(rows.ids, rows.vectors, rows.table)], len(rows)
+    kept, tail, count = list(snapshot.segments), [Segment.of(rows.ids, rows.vectors, rows.table)], len(rows)
     small = count < SMALL_ROWS
     limit = SMALL_ROWS if small else LARGE_ROWS
     while kept and kept[-1].index is None and len(kept[-1]) <= count and len(kept[-1]) + count <= limit:
@@ -485,7 +515,7 @@ def update(
                 new = values[column].array.take(place)
                 table[column] = table[column].array.copy()
                 table.loc[changed, column] = new[changed]
-            segment = relabel(replace(segment, table=table))
+            segment = relabel(Segment.of(segment.ids, segment.vectors, table, segment.index, segment.record))
         segments.append(segment)
     return replace(snapshot, segments=tuple(segments))
 

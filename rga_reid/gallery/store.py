@@ -120,6 +120,37 @@ class Rows:
         return len(self.ids)
 
 
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of several parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        np.concatenate([part.ids for part in parts]),
+        pd.concat([part.table for part in parts], ignore_index=True),
+        np.concatenate([part.vectors for part in parts]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """Images to be added to a gallery.
+
+    Args:
+        table: n rows of the columns ``columns``, numbered from 0.
+        vectors: unit rows, float32 ``(n, d)``.
+        columns: columns of the gallery with those of the table, and their types.
+        model: fingerprint of the model that embedded them; None if unknown.
+    """
+
+    table: pd.DataFrame
+    vectors: np.ndarray
+    columns: Schema
+    model: ModelFingerprint | None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
 @dataclass(frozen=True)
 class RemovalResult:
     """Result of a removal."""
@@ -290,6 +321,17 @@ class VectorStore(Protocol):
                 resume it.
         """
         return nullcontext()
+
+    def adding(self, addition: Addition) -> AbstractContextManager[int | None]:
+        """Enclose an addition: as ``transaction``, unless another writer can add its rows together with its own.
+
+        Args:
+            addition: what will be added.
+
+        Returns:
+            A block whose value is None, or, if the rows have been added already, the id of the first one.
+        """
+        return self.transaction()
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Refuse other writers until the block ends, also between the transactions of this one."""
