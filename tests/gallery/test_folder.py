@@ -331,7 +331,7 @@ def test_a_manifest_that_cannot_be_read_now_is_not_replaced(
     def broken(path: Path) -> bytes:
         raise InputError(f"{path}: cannot read this file (Input/output error)")
 
-    for module in ("folder_store", "manifest"):
+    for module in ("folder_reader", "manifest"):
         monkeypatch.setattr(f"rga_reid.gallery.{module}.read_file", broken)
     with pytest.raises(InputError, match="Input/output error"):
         gallery_of(5).save(saved, overwrite=True)
