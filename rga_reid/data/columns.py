@@ -62,6 +62,8 @@ _TIME = re.compile(
     r"(?:[.,](?P<fraction>[0-9]{1,9}))?)?\s?(?P<zone>[zZ]|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
 )
 
+_TEXT = pd.StringDtype("pyarrow", na_value=pd.NA)
+
 Schema = Mapping[str, str]
 At = Callable[[int], str]  #: names the row of a number, such as ``table: row 3``
 
@@ -408,6 +410,8 @@ def _plain(values: pd.Series, column: str, at: At) -> tuple[str, pd.Series]:
         return _plain(values.astype(dtype.categories.dtype), column, at)
     if values.isna().all():
         return "null", values
+    if dtype == _TEXT:  # as in a gallery
+        return "string", values
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind in ("datetime64", "datetime"):
         return _plain_times(values)
@@ -424,7 +428,8 @@ def _plain(values: pd.Series, column: str, at: At) -> tuple[str, pd.Series]:
     try:
         if names[kind] == "float":
             values = values.astype("Float64")
-            values = values.mask(np.isnan(values.to_numpy(float, na_value=np.nan)))
+            unknown = np.isnan(values.to_numpy(float, na_value=np.nan))
+            values = values.mask(unknown) if unknown.any() else values
         return names[kind], values.astype(TYPES[names[kind]])
     except UnicodeError:
         raise InputError(f"{at(0)}: {column}: contains text that is not Unicode") from None
@@ -468,7 +473,8 @@ def _labels(kind: str, values: pd.Series, column: str, expected: str | None, at:
     if kind == "float":
         kind, values = "integer", _to_integers(values, column, at, "or text")
     if kind == "string":
-        values = values.mask(values == "")  # an empty cell
+        empty = values == ""  # a cell without a value
+        values = values.mask(empty) if empty.any() else values
         if expected == "string" or not values.dropna().str.fullmatch(_WHOLE.pattern).all():
             return "string", values
         return "integer", _whole_numbers(values)

@@ -75,11 +75,11 @@ class WaitingAddition:
         return int(text) if re.fullmatch(rb"[0-9]+\n", text) else None
 
     def withdraw(self) -> bool:
-        """Remove the file; return whether nobody has taken it."""
+        """Remove the file; return whether nobody has taken it, so that the rows will not be added."""
         try:
             self._path.unlink()
-        except FileNotFoundError:
-            return False
+        except FileNotFoundError:  # taken, answered, or removed by hand
+            return os.fstat(self._handle).st_nlink == 0 and self.answer() is None
         return True
 
     def close(self) -> None:

@@ -99,8 +99,12 @@ def gallery_table(
         found = ", ".join(map(str, table.columns)) or "none"
         raise InputError(f"{name}: expected a column 'path', found {found}")
     paths = path_column(table["path"], len(table), name, allow_null=False)
-    kept, columns = conform(table.drop(columns="path"), schema, name=name)
-    return kept.assign(path=paths), columns
+    others = {column: kind for column, kind in schema.items() if column != "path"}
+    kept, columns = conform(table.loc[:, table.columns != "path"], others, name=name)
+    place = list(schema).index("path")
+    kept.insert(place, "path", paths)
+    names = list(kept.columns)
+    return kept, {column: RESERVED["path"] if column == "path" else columns[column] for column in names}
 
 
 def match_rows(

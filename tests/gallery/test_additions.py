@@ -60,7 +60,9 @@ def generation(folder: Path) -> int:
     return read_manifest(folder / "manifest.json").generation
 
 
-def add_while_locked(folder: Path, additions: list[Callable[[], np.ndarray]]) -> list[np.ndarray | InputError]:
+def add_while_locked(
+    folder: Path, additions: list[Callable[[], np.ndarray]]
+) -> list[np.ndarray | InputError]:
     """Start additions while the lock is held, one after the other; return their results."""
 
     def attempt(add: Callable[[], np.ndarray]) -> np.ndarray | InputError:
@@ -174,7 +176,11 @@ ADDER = [sys.executable, "-m", "tests.gallery.adder"]
 
 def start_adder(folder: Path, name: str, count: int) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     command = [*ADDER, str(folder), name, str(count)]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=environment)
 

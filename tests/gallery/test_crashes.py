@@ -24,7 +24,10 @@ from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
 from rga_reid.gallery import build as builder
 from rga_reid.gallery import index as indexes
+from rga_reid.gallery.additions import WaitingAddition
 from rga_reid.gallery.folder_store import orphaned_files, writing
+from rga_reid.gallery.store import Addition
+from rga_reid.gallery.validation import match_rows
 
 DRIVER = Path(__file__).parent / "killable.py"
 CHANGES = ["overwrite", "stream over", "add", "remove", "compact", "label", "events", "retire", "maintain"]
@@ -181,6 +184,37 @@ def test_killed_at_every_point(
             check_changed(killable, folder, [state(Gallery.open(old), queries), after], what)
         else:
             check_built(killable, folder, operation, after, what)
+
+
+@pytest.mark.slow
+def test_an_addition_that_waited_for_a_writer_killed_at_any_point_is_added_once_or_not(
+    driver: Driver, killable: Any, old: Path, folder: Path
+) -> None:
+    """Its own process lives, and is told by the next writer what became of it."""
+    vectors, table, columns = match_rows(*killable.people(5, 12), Gallery.open(old).columns)
+    addition, found = Addition(table, vectors, columns, None), set()
+    points = None
+    while points is None or points:
+        shutil.rmtree(folder)
+        shutil.copytree(old, folder)
+        waiting = WaitingAddition(folder, addition)
+        if points is None:
+            points = driver.run("add", folder)["points"]
+        else:
+            assert driver.run("add", folder, points.pop())["killed"]
+        with writing(folder):
+            pass
+        rows = Gallery.open(folder).table["path"].str.startswith("12/")
+        first = waiting.answer()
+        assert rows.sum() == (0 if first is None else 5)
+        if first is not None:
+            assert Gallery.open(folder).ids[rows].tolist() == list(range(first, first + 5))
+        assert waiting.withdraw() == (first is None)
+        waiting.close()
+        assert orphaned_files(folder) == []
+        assert list(folder.glob("add-*")) == []
+        found.add(first is None)
+    assert found == {True, False}
 
 
 def is_writing(process: int, folder: Path) -> bool:
