@@ -22,6 +22,7 @@ from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery
 from rga_reid.gallery.folder_store import orphaned_files, writing
 from rga_reid.gallery.manifest import read_manifest
+from rga_reid.inference import ModelFingerprint
 
 HANGS = 60  # seconds; only ends what would never end
 
@@ -148,6 +149,29 @@ def test_of_another_dimension(folder: Path) -> None:
     assert [isinstance(one, InputError) for one in found] == [True, False, True]
     assert found[1].tolist() == [5, 6, 7]
     assert len(Gallery.open(folder)) == 8
+
+
+def test_of_another_model(folder: Path) -> None:
+    """The gallery was replaced meanwhile by one of another model, whose vectors are as long."""
+    models = [ModelFingerprint(f"/models/{name}.ckpt", name * 64, (256, 128)) for name in "ab"]
+    Gallery.build(*rows("first", 20), model=models[0]).save(folder, overwrite=True)
+    old = [Gallery.open(folder), Gallery.open(folder)]
+    Gallery.build(*rows("new", 5), model=models[1]).save(folder, overwrite=True)
+    new = Gallery.open(folder)
+    found = add_while_locked(
+        folder,
+        [
+            lambda: new.add(*rows("a"), model=models[1]),
+            lambda: old[0].add(*rows("b"), model=models[0]),
+            lambda: old[1].add(*rows("c")),  # in the space that it has opened
+            lambda: new.add(*rows("d")),
+        ],
+    )
+    assert [isinstance(one, InputError) for one in found] == [False, True, True, False]
+    assert sorted(np.concatenate([found[0], found[3]])) == list(range(5, 11))
+    paths = Gallery.open(folder).table["path"]
+    assert sorted({path[0] for path in paths}) == ["a", "d", "n"]
+    assert waiting(folder) == []
 
 
 def test_one_that_gives_up_leaves_nothing(folder: Path) -> None:
