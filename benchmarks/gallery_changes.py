@@ -75,14 +75,17 @@ def add_for(gallery: str, number: int, options: argparse.Namespace, start: Barri
     rng = np.random.default_rng(number)
     features = rng.standard_normal((options.rows, options.dimension), np.float32)
     opened, added, seconds = Gallery.open(gallery), 0, []
+    # made before the clock starts: more than one writer can add
+    tables = [events(options.rows, f"{number}/{turn}") for turn in range(int(100 * options.seconds))]
     start.wait()
     until = time.perf_counter() + options.seconds
     profile = cProfile.Profile()
     if options.profile and number == 0:
         profile.enable()
     while time.perf_counter() < until:
+        table = tables.pop()
         begun = time.perf_counter()
-        opened.add(features, events(options.rows, f"{number}/{added}"))
+        opened.add(features, table)
         seconds.append(time.perf_counter() - begun)
         added += options.rows
     profile.disable()

@@ -18,6 +18,7 @@ import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -96,20 +97,45 @@ def conform(
         InputError: two columns of one name, a name that results use, values of mixed types or of another type
             than the schema's; the message names the column and the first such row.
     """
-    table = rename_camid(table, name=name).reset_index(drop=True)
+    columns, types = conform_columns(table, schema, timezone=timezone, name=name, at=at)
+    return make_table(columns, types, len(table)), types
+
+
+def conform_columns(
+    table: pd.DataFrame,
+    schema: Schema,
+    known: Mapping[str, pd.Series] = MappingProxyType({}),
+    *,
+    timezone: str | None = None,
+    name: str = "table",
+    at: At | None = None,
+) -> tuple[dict[str, pd.Series], dict[str, str]]:
+    """Return what ``conform`` returns, as columns; those of ``known`` as they are there."""
+    table = rename_camid(table, name=name)
     at = partial("{}: row {}".format, name) if at is None else at
-    types, columns = dict(schema), dict[str, Any]()
+    types, columns = dict(schema), dict(known)
     for column in map(str, table.columns):
         if column in RESULT_COLUMNS:
             raise InputError(
                 f"{name}: column '{column}': results of searches use this name; rename the column"
             )
-        kind, values = convert(table[column], column, types.get(column), timezone=timezone, at=at)
-        types[column], columns[column] = kind, values
+        if column not in known:
+            values = table[column].reset_index(drop=True)
+            types[column], columns[column] = convert(
+                values, column, types.get(column), timezone=timezone, at=at
+            )
     for column, kind in types.items():
         if column not in columns:
             columns[column] = _nulls(len(table), kind)
-    return pd.DataFrame({column: columns[column] for column in types}, index=pd.RangeIndex(len(table))), types
+    return columns, types
+
+
+def make_table(columns: Mapping[str, pd.Series], types: Schema, length: int) -> pd.DataFrame:
+    """Return columns numbered from 0 as a table, in the order of a schema."""
+    # pandas would copy the columns, which takes longer than to convert a few rows
+    return pd.DataFrame(
+        {column: columns[column] for column in types}, index=pd.RangeIndex(length), copy=False
+    )
 
 
 def rename_camid(table: pd.DataFrame, *, name: str = "table") -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.columns import RESERVED, Schema, conform
+from rga_reid.data.columns import RESERVED, Schema, conform_columns, make_table
 from rga_reid.errors import InputError
 from rga_reid.evaluation.features import feature_matrix, path_column, reject_rows
 from rga_reid.models.checkpoints import ModelFingerprint, is_same_model
@@ -99,12 +99,8 @@ def gallery_table(
         found = ", ".join(map(str, table.columns)) or "none"
         raise InputError(f"{name}: expected a column 'path', found {found}")
     paths = path_column(table["path"], len(table), name, allow_null=False)
-    others = {column: kind for column, kind in schema.items() if column != "path"}
-    kept, columns = conform(table.loc[:, table.columns != "path"], others, name=name)
-    place = list(schema).index("path")
-    kept.insert(place, "path", paths)
-    names = list(kept.columns)
-    return kept, {column: RESERVED["path"] if column == "path" else columns[column] for column in names}
+    columns, types = conform_columns(table, schema, {"path": paths}, name=name)
+    return make_table(columns, types, len(table)), types
 
 
 def match_rows(
