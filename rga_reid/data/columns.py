@@ -425,7 +425,7 @@ def is_whole(text: str) -> bool:
 
 def _nulls(count: int, kind: str) -> pd.Series:
     """Return a column of a type without any value."""
-    return pd.Series([pd.NA], dtype="string").repeat(count).astype(TYPES[kind]).reset_index(drop=True)
+    return pd.Series(index=pd.RangeIndex(count), dtype=TYPES[kind])
 
 
 def _plain(values: pd.Series, column: str, at: At) -> tuple[str, pd.Series]:

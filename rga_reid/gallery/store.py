@@ -369,11 +369,13 @@ class VectorStore(Protocol):
     def select(self, where: Filter) -> pd.DataFrame:
         """Return the rows that a filter keeps: the gallery's columns, and ``id``."""
         columns = self.metadata.columns
-        found = [empty_table(columns).assign(id=np.empty(0, np.int64))]
+        found = []
         for rows in self.rows():
             kept = where.mask(rows.table, rows.ids)
             if kept.any():
                 found.append(cast(rows.table[kept], columns).assign(id=rows.ids[kept]))
+        if not found:
+            return empty_table(columns).assign(id=np.empty(0, np.int64))
         return pd.concat(found, ignore_index=True)
 
     def update(self, ids: np.ndarray, values: pd.DataFrame) -> None:
