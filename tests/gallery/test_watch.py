@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rga_reid.data import ImageError, read_image
 from rga_reid.errors import InputError
 from rga_reid.gallery import Gallery, segments
 from rga_reid.gallery import watch as watch_module
-from rga_reid.gallery.watch import Arrivals, WatchedBatch, watch_folder
+from rga_reid.gallery.watch import Arrivals, Embed, WatchedBatch, watch_folder
 
 MAX_ROUNDS = 100  # only ends what would never end
 NEVER = 4e9  # a time of change that does not pass during a test
@@ -83,6 +84,7 @@ def watch(
     folder: Path,
     wanted: int = 1,
     on_batch: Callable[[int], object] = lambda number: None,
+    embed: Embed = embed,
     **settings: Any,
 ) -> list[WatchedBatch]:
     """Follow a folder until some files were given out; call a function after each batch."""
@@ -150,10 +152,20 @@ def test_an_unreadable_file_is_tried_again_then_left_out(gallery: Gallery, folde
     def repair(number: int) -> None:
         if number == 1:
             save(folder / "repaired.png")
-        if number == 3:  # after it was left out
+        if number == 3:  # after they were left out
+            (folder / "never.png").chmod(0o600)  # its content stays
             save(folder / "replaced.png")
 
-    batches = watch(gallery, folder, 4 + 3 + 2 + 1, repair, retries=(0.01, 0.01))
+    reads = Counter[str]()
+
+    def embed_counted(
+        table: pd.DataFrame, unreadable: list[ImageError]
+    ) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+        reads.update(Path(path).name for path in table["path"])
+        return embed(table, unreadable)
+
+    batches = watch(gallery, folder, 4 + 3 + 2 + 1, repair, embed_counted, retries=(0.01, 0.01))
+    assert reads == {"new.png": 1, "repaired.png": 2, "never.png": 3, "replaced.png": 4}
     assert [[Path(path).name for path in batch.added] for batch in batches] == [
         ["new.png"],
         ["repaired.png"],
