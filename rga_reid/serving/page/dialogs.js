@@ -1,7 +1,7 @@
 // Dialogs: comparison, label, erasure, camera, token.
 import { eraseImages, explainMatch, labelImages, thumbnail } from "./api.js";
 import { $, el, fillFrame, frame, icon, openDialog, showMessage } from "./dom.js";
-import { actions, cameraName, formatScore, timeOf } from "./results.js";
+import { actions, cameraName, formatScore, formatThreshold, timeOf } from "./results.js";
 import { isBelow, isInQuery, listMatches, queryPictures, sameWhere, state, threshold } from "./state.js";
 import { plural, t } from "./strings.js";
 
@@ -36,7 +36,7 @@ function show(match) {
   showQuery();
   $("compare-score").textContent = t("score", { score: formatScore(match.score) });
   const limit = threshold();
-  $("compare-verdict").textContent = limit === null ? t("score_meaning") : t(isBelow(match) ? "below_line" : "above_line", { threshold: formatScore(limit) });
+  $("compare-verdict").textContent = limit === null ? t("score_meaning") : t(isBelow(match) ? "below_line" : "above_line", { threshold: formatThreshold(limit) });
   $("compare-columns").replaceChildren(...Object.entries(match).filter(([name]) => !HIDDEN_COLUMNS.includes(name)).flatMap(([name, value]) => [
     el("dt", {}, ["camera", "time", "track", "pid", "path"].includes(name) ? t(`column_${name}`) : name),
     el("dd", {}, value === null ? t("unknown") : name === "time" ? timeOf(match) : String(value)),

@@ -55,7 +55,7 @@ async function loadGallery() {
   state.gallery = await describeGallery();
   if (first) {
     const { threshold, columns } = state.gallery;
-    if (typeof threshold === "number") $("threshold").value = Math.round(threshold * 1000) / 1000;
+    if (typeof threshold === "number") $("threshold").value = Math.floor(threshold * 1e6) / 1e6; // not above a score that is equal
     for (const option of [...$("group-by").options]) if (option.value && !(option.value in columns)) option.remove();
     renderCameras();
     if (state.gallery.embeds === false) showMessage(t("no_model"));

@@ -7,7 +7,15 @@ import { formatNumber, formatTime, plural, t } from "./strings.js";
 /** What the buttons of a card do: open(match), confirm(matches), reject(match), rejectGroup(group). Set by page.js. */
 export const actions = {};
 
-export const formatScore = (score) => score.toFixed(3);
+/** Write a score, with more than three decimals where these would hide on which side of the threshold it is. */
+export function formatScore(score) {
+  const limit = threshold();
+  let decimals = 3;
+  while (limit !== null && score !== limit && decimals < 6 && score.toFixed(decimals) === limit.toFixed(decimals)) decimals += 1;
+  return score.toFixed(decimals);
+}
+
+export const formatThreshold = (limit) => limit.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 6 });
 
 export const cameraName = (match) => (match.camera === null ? t("camera_unknown") : t("camera", { value: match.camera }));
 const trackName = (match) => (match.track === null ? t("track_unknown") : t("track", { value: match.track }));
@@ -41,7 +49,7 @@ export function renderResults() {
   }
   const count = below.reduce((sum, group) => sum + group.matches.length, 0);
   $("below").replaceChildren(
-    el("p", { class: "line" }, t("threshold_line", { threshold: formatScore(limit) })),
+    el("p", { class: "line" }, t("threshold_line", { threshold: formatThreshold(limit) })),
     el("details", { open: above.length > 0 }, el("summary", {}, plural("below_count", count)), rendered(below)),
   );
 }
@@ -64,7 +72,7 @@ const bestScore = (groups) => Math.max(...groups.map((group) => group.score));
 /** Say honestly that no picture reaches the threshold. */
 function nobody(groups, limit) {
   if (!groups.length) return [];
-  const values = { threshold: formatScore(limit), best: formatScore(bestScore(groups)) };
+  const values = { threshold: formatThreshold(limit), best: formatScore(bestScore(groups)) };
   return [el("div", { class: "nobody", id: "nobody" }, el("h2", {}, icon("warning", "bad"), t(state.confirmed.size ? "nobody_else" : "nobody")), el("p", {}, t("nobody_detail", values)))];
 }
 
