@@ -75,11 +75,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     On a CPU, queries are processed in blocks, because torch's fused kernel there materialises all weights if values
     and keys differ in length. Inference thus holds the (B, N, M) weights of at most 512 queries; training keeps all
-    of them for the gradient. Other devices use the fused kernel.
+    of them for the gradient. Other devices use a fused kernel, which refuses rows that are not contiguous; torch would
+    then materialise the weights there, too.
 
     Shape: query (B, E, N), key (B, E, M), value (B, C, M) -> (B, C, N).
     """
     if not query.is_cpu:
-        q, k, v = (t.mT.unsqueeze(1) for t in (query, key, value))
+        q, k, v = (t.mT.contiguous().unsqueeze(1) for t in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).mT
     return gather(((block.mT @ key).softmax(dim=2) for block in iter_blocks(query, dim=2)), value)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from rga_reid.attention import ATTENTION_MODULES, CAM, DualAttention, NonLocal
 from tests.memory import measured
@@ -112,3 +114,49 @@ def test_runs_on_a_gpu_without_leaving_it(name: str, fake_gpu: FakeTensorMode) -
     assert (y.device.type, y.shape) == ("cuda", x.shape)
     output = module.relations(x).output
     assert (output.device.type, output.shape) == ("cuda", x.shape)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_runs_in_mixed_precision_on_a_gpu(
+    name: str, dtype: torch.dtype, train: bool, fake_gpu: FakeTensorMode
+) -> None:
+    with torch.device("cuda"):
+        module = EXPORTED[name](64, (30, 20)).train(train)
+        x = torch.empty(2, 64, 30, 20, dtype=dtype)
+    torch.set_autocast_dtype("cuda", dtype)
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast disables itself without a GPU
+    try:
+        y = module(x)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert (y.device.type, y.shape) == ("cuda", x.shape)
+
+
+class AttentionCalls(TorchFunctionMode):
+    """Collects the arguments of ``scaled_dot_product_attention``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: list[torch.Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.arguments += args[:3]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["pam", "cam", "dual", "nonlocal", "nonlocal_gaussian"])
+def test_fused_kernels_accept_the_memory_layout(
+    name: str, layout: torch.memory_format, fake_gpu: FakeTensorMode
+) -> None:
+    with torch.device("cuda"):
+        module = EXPORTED[name](64, (30, 20))
+        x = torch.empty(2, 64, 30, 20).to(memory_format=layout)
+    with AttentionCalls() as calls:
+        module(x)
+    assert calls.arguments
+    # torch's CUDA kernels need contiguous rows; it would fall back to one that holds all N x N weights
+    assert {argument.stride(-1) for argument in calls.arguments} == {1}
