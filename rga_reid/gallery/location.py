@@ -12,7 +12,6 @@ A class is imported from where Python finds it: installed, or in a folder of ``P
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from rga_reid.gallery.milvus import MilvusStore
 from rga_reid.gallery.milvus_uri import SCHEME, MilvusURI, parse_milvus
 from rga_reid.gallery.store import StoreFactory, VectorStore
 from rga_reid.models.checkpoints import ModelFingerprint
+from rga_reid.runtime import import_class
 
 EMBEDDED = ".db"  #: ending of the files of Milvus Lite
-_CLASS = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.(?P<name>[A-Za-z_]\w*):(?P<target>.+)")
+_CLASS = re.compile(r"(?P<path>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+):(?P<target>.+)")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def parse_location(location: str | os.PathLike[str]) -> Location:
         path = os.path.abspath(text)
         return Location(MilvusStore, MilvusURI(path, "gallery", embedded=True), path)
     if parts := _CLASS.fullmatch(text):
-        return Location(_import_store(text, parts["module"], parts["name"]), parts["target"], text)
+        return Location(_import_store(text, parts["path"]), parts["target"], text)
     return Location(FolderStore, Path(text), os.path.abspath(text))
 
 
@@ -87,13 +87,8 @@ def create_store(
     return parsed.factory.create(parsed.target, index, model, overwrite=overwrite, resume=resume)
 
 
-def _import_store(text: str, module: str, name: str) -> StoreFactory:
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{text}: cannot import the class {module}.{name} ({error}); write ./{text} for a folder"
-        ) from None
+def _import_store(text: str, path: str) -> StoreFactory:
+    found = import_class(path, f"{text}: the class {path} (write ./{text} for a folder)")
     if not all(callable(getattr(found, method, None)) for method in ("open", "create")):
-        raise InputError(f"{text}: {module}.{name} is not a vector store: expected methods open and create")
+        raise InputError(f"{text}: {path} is not a vector store: expected methods open and create")
     return found
