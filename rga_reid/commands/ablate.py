@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -56,12 +56,12 @@ def run(options: Namespace) -> int:
     plan = read_plan(options.config, options.imports)
     load_published(plan.published)  # raises before training rather than after it
     _check_selection(options, plan)
-    _check_recipes(plan, options.config)
+    recipes = _parse_recipes(plan, options.config)
     out = Path(options.out)
     check_ablation_folder(out)
     require_writable(out)
     runs = plan_runs(plan, out, _prepare_data(options, plan, out))
-    _try_variants([run for run in runs if _is_selected(options, run)], options.config)
+    _try_variants([run for run in runs if _is_selected(options, run)], recipes, options.config)
     write_plan(plan, out)
     with _Display() as display:
         outcome = make_runs(
@@ -101,29 +101,25 @@ def _check_selection(options: Namespace, plan: Plan) -> None:
             raise InputError(f"--seed {seed}: none of the selected variants has this seed")
 
 
-def _check_recipes(plan: Plan, name: str) -> None:
-    """Parse the recipe of each variant, so that a wrong option is reported before training."""
-    from rga_reid.commands import train
-
-    parser = train.parser()
-    for number, variant in enumerate(plan.variants):
-        try:
-            _parse_recipe(parser, variant.recipe)
-        except InputError as error:
-            raise InputError(f"plan {name}: variants[{number}] ({variant.name}): {error}") from None
-
-
-def _parse_recipe(parser: ArgumentParser, recipe: Mapping[str, Any], *words: str) -> Namespace:
-    """Import what a recipe imports, and parse it together with more words for ``train``."""
+def _parse_recipes(plan: Plan, name: str) -> dict[str, Namespace]:
+    """Return the options of ``train`` of each variant, so that a wrong one is reported before training."""
     import yaml
 
-    import_modules(recipe.get("imports", []))
-    options = parse(parser, ["--config", yaml.safe_dump(dict(recipe), sort_keys=False), *words])
-    assert options is not None  # no --help among the words
-    return options
+    from rga_reid.commands import train
+
+    parser, parsed = train.parser(), {}
+    for number, variant in enumerate(plan.variants):
+        try:
+            import_modules(variant.recipe.get("imports", []))
+            options = parse(parser, ["--config", yaml.safe_dump(dict(variant.recipe), sort_keys=False)])
+        except InputError as error:
+            raise InputError(f"plan {name}: variants[{number}] ({variant.name}): {error}") from None
+        assert options is not None  # no --help among the words
+        parsed[variant.name] = options
+    return parsed
 
 
-def _try_variants(runs: Sequence[Run], name: str) -> None:
+def _try_variants(runs: Sequence[Run], recipes: Mapping[str, Namespace], name: str) -> None:
     """Build, run, save and load the model of each variant that is not finished, before anything is trained."""
     from rga_reid.commands import train
     from rga_reid.experiments.ablation_check import check_model
@@ -132,8 +128,9 @@ def _try_variants(runs: Sequence[Run], name: str) -> None:
     parser = train.parser()
     with progress_bar("checking the models") as progress:
         for done, run in enumerate(first.values(), 1):
+            options = recipes[run.variant]
+            options.data.root = run.data.root
             try:
-                options = _parse_recipe(parser, run.recipe, *run.train_options())
                 built = train.build_objects(parser, options)
                 check_model(built.model, None if options.trainer.accelerator == "auto" else "cpu")
             except InputError as error:
