@@ -76,14 +76,14 @@ def read_features(folder: Path) -> dict[str, Any]:
     return inputs
 
 
-def bare_product(left: list[np.ndarray], right: list[np.ndarray]) -> None:
+def bare_product(left: list[np.ndarray], right: list[np.ndarray], device: str | torch.device = "cpu") -> None:
     """Multiply all rows on the left with all on the right in float32, block by block, keeping nothing."""
     for rows in left:
         for start in range(0, len(rows), LEFT):
-            held = torch.from_numpy(np.array(rows[start : start + LEFT])).split(BLOCK)
+            held = torch.from_numpy(np.array(rows[start : start + LEFT])).to(device).split(BLOCK)
             for others in right:
                 for first in range(0, len(others), BLOCK):
-                    b = torch.from_numpy(np.array(others[first : first + BLOCK]))
+                    b = torch.from_numpy(np.array(others[first : first + BLOCK])).to(device)
                     for a in held:
                         a @ b.T
 

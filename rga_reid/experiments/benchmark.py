@@ -75,6 +75,16 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def peak_memory(run: Callable[[], object], device: torch.device) -> float:
+    """Return the peak growth of memory during a call, in MiB: allocated on a GPU, or resident on a CPU."""
+    if device.type != "cuda":
+        return peak_resident(run)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
 def peak_resident(run: Callable[[], object]) -> float:
     """Return the growth of the peak resident set during a call, in MiB (Linux, glibc)."""
     release_memory()
@@ -173,13 +183,7 @@ def _measure_memory(path: str, imports: Sequence[str]) -> float:
     model = load_model(path, device)
     with torch.inference_mode():
         _forward(model, _random_images(model, 2))  # loads libraries
-        run = partial(_forward, model, _random_images(model, _BATCH))
-        if device.type != "cuda":
-            return peak_resident(run)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return peak_memory(partial(_forward, model, _random_images(model, _BATCH)), device)
 
 
 def _random_images(model: EmbeddingModel, count: int) -> Tensor:
