@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import torch
 
 from rga_reid.experiments import benchmark
 from rga_reid.experiments.benchmark import in_fresh_processes
@@ -91,3 +92,8 @@ def test_measurements_are_kept_for_the_same_model(tmp_path: Path, monkeypatch: p
     (tmp_path / benchmark.MEASUREMENTS).write_text("{}")
     benchmark.measure({"a": other}, tmp_path)
     assert len(calls) == 6
+
+
+def test_peak_memory_counts_what_is_freed_again() -> None:
+    grown = benchmark.peak_memory(lambda: torch.ones(2**24), torch.device("cpu"))  # 64 MiB
+    assert 60 < grown < 200
