@@ -1,6 +1,6 @@
 """Check on one GPU what the tests check on a CPU, and measure it; at most eight minutes, without data or downloads.
 
-Five parts, each in a process of its own, so that the others run if one fails or takes too long:
+Five parts, each in a separate process, so that the others run if one fails or takes too long:
 
 - ``attention``: output and gradients of every attention module, in training and in evaluation, in float32 and with
   autocast to bfloat16 and float16, against float64 on the CPU. The error is the Euclidean norm of the difference
@@ -400,7 +400,7 @@ def run_part(name: str, setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def run_in_process(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the same from a process of its own, which is ended when its time is over."""
+    """Yield the same from a separate process, which is ended when its time is over."""
     seconds = PARTS[name][1]
     command = [sys.executable, __file__, "--worker", name, "--device", options.device]
     command += ["--small"] if options.small else []
