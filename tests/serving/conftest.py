@@ -50,14 +50,13 @@ class Served(NamedTuple):
         return self.http.post(path, files=files, data=fields, headers=headers)
 
 
-@pytest.fixture
-def people(tmp_path: Path) -> Path:
-    """A gallery of four persons with three images each, by two cameras and in tracks, and its pictures."""
+def build_people(folder: Path) -> Path:
+    """Write a gallery of four persons with three images each, by two cameras and in tracks, and its pictures."""
     rows = []
-    (tmp_path / "pictures").mkdir()
+    (folder / "pictures").mkdir()
     for person in range(4):
         for shot in range(3):
-            file = tmp_path / "pictures" / f"{person}_{shot}.png"
+            file = folder / "pictures" / f"{person}_{shot}.png"
             file.write_bytes(draw(person, shot))
             rows.append(
                 {
@@ -70,29 +69,42 @@ def people(tmp_path: Path) -> Path:
                 }
             )
     table = pd.DataFrame(rows)
-    Gallery.build(EMBEDDER.embed(table["path"].tolist()), table).save(tmp_path / "gallery")
-    return tmp_path / "gallery"
+    Gallery.build(EMBEDDER.embed(table["path"].tolist()), table).save(folder / "gallery")
+    return folder / "gallery"
+
+
+def open_server(stack: ExitStack, location: Path, embedder: Any = EMBEDDER, **options: Any) -> Served:
+    """Serve a gallery until the stack is closed; options are those of ``Engine`` and ``Settings``."""
+    known = {"images_root", "read_only", "workers", "max_pixels"}
+    settings = Settings(
+        **{name: value for name, value in options.items() if name not in known - {"read_only"}}
+    )
+    inner = {name: value for name, value in options.items() if name in known}
+    engine = Engine(str(location), embedder, metrics=settings.metrics, **inner)
+    app = create_app(engine, settings)
+    http = stack.enter_context(TestClient(app, base_url="http://localhost", raise_server_exceptions=False))
+    return Served(http, engine, location)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """The gallery of ``build_people``."""
+    return build_people(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of such a gallery with the folder of its pictures, for tests that change nothing."""
+    location = build_people(tmp_path_factory.mktemp("shared"))
+    with ExitStack() as stack:
+        yield open_server(stack, location, images_root=location.parent)
 
 
 @pytest.fixture
 def serve(people: Path) -> Iterator[Callable[..., Served]]:
-    """Serve the gallery of ``people``, or another one; options are those of ``Engine`` and ``Settings``."""
+    """Serve the gallery of ``people``, or another one, see ``open_server``."""
     with ExitStack() as stack:
-
-        def start(location: Path = people, embedder: Any = EMBEDDER, **options: Any) -> Served:
-            known = {"images_root", "read_only", "workers", "max_pixels"}
-            settings = Settings(
-                **{name: value for name, value in options.items() if name not in known - {"read_only"}}
-            )
-            inner = {name: value for name, value in options.items() if name in known}
-            engine = Engine(str(location), embedder, metrics=settings.metrics, **inner)
-            app = create_app(engine, settings)
-            http = stack.enter_context(
-                TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
-            )
-            return Served(http, engine, location)
-
-        yield start
+        yield lambda location=people, *words, **options: open_server(stack, location, *words, **options)
 
 
 @pytest.fixture

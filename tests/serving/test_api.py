@@ -46,13 +46,13 @@ def expected(served: Served, features: np.ndarray = FEATURES, top_k: int = 10, *
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 3}, {"where": "camera == 1 and time > '2026-11-20T10:05Z'"}]
 )
-def test_search_finds_what_the_gallery_finds(served: Served, options: dict[str, Any]) -> None:
-    wanted = expected(served, **options)
+def test_search_finds_what_the_gallery_finds(shared: Served, options: dict[str, Any]) -> None:
+    wanted = expected(shared, **options)
     pictures = [draw(1, 9), draw(2, 9)]
     found = [
-        served.post("/v1/search", *pictures, **options),
-        served.http.post("/v1/search", json={"images": [encode(one) for one in pictures], **options}),
-        served.http.post("/v1/search", json={"features": FEATURES.tolist(), **options}),
+        shared.post("/v1/search", *pictures, **options),
+        shared.http.post("/v1/search", json={"images": [encode(one) for one in pictures], **options}),
+        shared.http.post("/v1/search", json={"features": FEATURES.tolist(), **options}),
     ]
     for answer in found:
         assert matches_of(answer) == wanted
@@ -62,38 +62,38 @@ def test_search_finds_what_the_gallery_finds(served: Served, options: dict[str, 
     assert first["time"].endswith("+00:00")
 
 
-def test_several_pictures_of_one_person_are_one_query(served: Served) -> None:
+def test_several_pictures_of_one_person_are_one_query(shared: Served) -> None:
     mean = FEATURES.mean(axis=0, keepdims=True)
-    answer = served.post("/v1/search", draw(1, 9), draw(2, 9), multi="true", top_k=4)
-    assert matches_of(answer) == expected(served, mean, 4)
+    answer = shared.post("/v1/search", draw(1, 9), draw(2, 9), multi="true", top_k=4)
+    assert matches_of(answer) == expected(shared, mean, 4)
 
 
-def test_groups_are_those_of_the_gallery(served: Served) -> None:
-    answer = served.post("/v1/search", draw(1, 9), group_by="track", per_group=1, top_k=2).json()
+def test_groups_are_those_of_the_gallery(shared: Served) -> None:
+    answer = shared.post("/v1/search", draw(1, 9), group_by="track", per_group=1, top_k=2).json()
     (query,) = answer["queries"]
     assert [match["id"] for match in query["matches"]] == [
-        match["id"] for match in expected(served, FEATURES[:1], 2, group_by="track", per_group=1)[0]
+        match["id"] for match in expected(shared, FEATURES[:1], 2, group_by="track", per_group=1)[0]
     ]
     assert [group["track"] for group in query["groups"]] == [match["track"] for match in query["matches"]]
-    assert served.post("/v1/search", draw(1, 9)).json()["queries"][0]["groups"] == []
+    assert shared.post("/v1/search", draw(1, 9)).json()["queries"][0]["groups"] == []
 
 
-def test_threshold_leaves_out_lower_scores(served: Served) -> None:
-    scores = [match["score"] for match in expected(served, FEATURES[:1])[0]]
-    answer = served.post("/v1/search", draw(1, 9), threshold=scores[2])
+def test_threshold_leaves_out_lower_scores(shared: Served) -> None:
+    scores = [match["score"] for match in expected(shared, FEATURES[:1])[0]]
+    answer = shared.post("/v1/search", draw(1, 9), threshold=scores[2])
     assert [match["score"] for match in matches_of(answer)[0]] == scores[:3]
-    (nobody,) = served.post("/v1/search", draw(1, 9), threshold=1).json()["queries"]
+    (nobody,) = shared.post("/v1/search", draw(1, 9), threshold=1).json()["queries"]
     assert (nobody["matches"], nobody["nobody"], nobody["best_score"]) == ([], True, scores[0])
 
 
-def test_images_of_the_gallery_are_queries_that_do_not_find_themselves(served: Served) -> None:
-    gallery = Gallery.open(served.location)
+def test_images_of_the_gallery_are_queries_that_do_not_find_themselves(shared: Served) -> None:
+    gallery = Gallery.open(shared.location)
     vector = EMBEDDER.embed([draw(1, 0)])
-    (found,) = matches_of(served.http.post("/v1/search", json={"ids": [3], "top_k": 12}))
+    (found,) = matches_of(shared.http.post("/v1/search", json={"ids": [3], "top_k": 12}))
     others = gallery.search(vector, 12, with_ids=True, where="id != 3")
     assert [match["id"] for match in found] == others["id"].tolist()
     assert np.allclose([match["score"] for match in found], others["score"], atol=1e-6)
-    both = served.http.post(
+    both = shared.http.post(
         "/v1/search", json={"ids": [3, 6], "images": [encode(draw(1, 9))], "multi": True, "top_k": 12}
     )
     mean = np.mean([vector[0].numpy(), EMBEDDER.embed([draw(2, 0)])[0].numpy(), FEATURES[0]], axis=0)
@@ -101,23 +101,23 @@ def test_images_of_the_gallery_are_queries_that_do_not_find_themselves(served: S
     assert [match["id"] for match in matches_of(both)[0]] == wanted["id"].tolist()
 
 
-def test_images_of_another_person_drive_out_those_that_are_more_like_them(served: Served) -> None:
+def test_images_of_another_person_drive_out_those_that_are_more_like_them(shared: Served) -> None:
     features = np.asarray(EMBEDDER.embed([draw(1, 9), draw(2, 0)]))
     vectors = np.asarray(EMBEDDER.embed([draw(person, shot) for person in range(4) for shot in range(3)]))
     scores, likeness = vectors @ features[0], vectors @ features[1]
     kept = {row for row in range(12) if scores[row] >= likeness[row] and row != 6}
     body = {"images": [encode(draw(1, 9))], "not_ids": [6], "top_k": 12}
-    (found,) = matches_of(served.http.post("/v1/search", json=body))
+    (found,) = matches_of(shared.http.post("/v1/search", json=body))
     assert {match["id"] for match in found} == kept
     assert {7, 8} & kept == set()
     assert [match["rank"] for match in found] == list(range(1, len(kept) + 1))
 
 
-def test_rerank_is_that_of_the_gallery(served: Served) -> None:
+def test_rerank_is_that_of_the_gallery(shared: Served) -> None:
     from rga_reid.evaluation import ReRanking
 
-    answer = served.post("/v1/search", draw(1, 9), rerank="true", top_k=5)
-    assert matches_of(answer) == expected(served, FEATURES[:1], 5, rerank=ReRanking())
+    answer = shared.post("/v1/search", draw(1, 9), rerank="true", top_k=5)
+    assert matches_of(answer) == expected(shared, FEATURES[:1], 5, rerank=ReRanking())
 
 
 def test_verify_and_embed_use_the_model(serve: Callable[..., Served]) -> None:
@@ -223,16 +223,16 @@ def test_ids_stay_when_the_gallery_is_compacted(serve: Callable[..., Served], pe
     assert after.http.get("/v1/images/12/thumbnail").status_code == 200
 
 
-def test_listed_pages_are_the_table(served: Served) -> None:
+def test_listed_pages_are_the_table(shared: Served) -> None:
     pages, after = [], -1
     while after is not None:
-        page = served.http.get("/v1/images", params={"where": "pid > 0", "limit": 4, "after": after}).json()
+        page = shared.http.get("/v1/images", params={"where": "pid > 0", "limit": 4, "after": after}).json()
         pages.append([image["id"] for image in page["images"]])
         after = page["next"]
     assert pages == [[3, 4, 5, 6], [7, 8, 9, 10], [11]]
-    one = served.http.get("/v1/images/11").json()
+    one = shared.http.get("/v1/images/11").json()
     assert (one["id"], one["pid"], one["zone"]) == (11, 3, "north")
-    assert served.http.get("/v1/images", params={"limit": 0}).json() == {
+    assert shared.http.get("/v1/images", params={"limit": 0}).json() == {
         "count": 12,
         "images": [],
         "next": None,
@@ -267,25 +267,25 @@ def test_metrics_count_requests_and_batches(served: Served) -> None:
         assert line in text.splitlines()
 
 
-def test_health_and_readiness(served: Served) -> None:
-    assert served.http.get("/healthz").json() == {"status": "ok"}
-    assert served.http.get("/readyz").json() == {"status": "ready"}
+def test_health_and_readiness(shared: Served) -> None:
+    assert shared.http.get("/healthz").json() == {"status": "ok"}
+    assert shared.http.get("/readyz").json() == {"status": "ready"}
 
 
-def test_pages_load_nothing_from_elsewhere(served: Served) -> None:
+def test_pages_load_nothing_from_elsewhere(shared: Served) -> None:
     for path in ("/", "/docs"):
-        answer = served.http.get(path)
+        answer = shared.http.get(path)
         assert answer.headers["content-type"].startswith("text/html")
         assert "://" not in answer.text.replace("http://www.w3.org/", "")
     assert "script-src 'self'" in answer.headers["content-security-policy"]
-    assert served.http.get("/static/docs.css").status_code == 200
-    assert served.http.get("/static/..%2Fapp.py").status_code == 404
-    described = served.http.get("/openapi.json").json()["paths"]
+    assert shared.http.get("/static/docs.css").status_code == 200
+    assert shared.http.get("/static/..%2Fapp.py").status_code == 404
+    described = shared.http.get("/openapi.json").json()["paths"]
     assert set(described["/v1/images"]) == {"get", "post", "patch", "delete"}
     form = described["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert {"image", "top_k", "where", "group_by", "multi"} <= set(form["properties"])
     for path, operations in described.items():
-        assert path in served.http.get("/docs").text
+        assert path in shared.http.get("/docs").text
         assert all(path[:3] != "/v1" or "422" in one["responses"] for one in operations.values())
 
 
@@ -300,10 +300,18 @@ def test_a_match_is_explained_by_maps_of_both_pictures(
     one, two = model.embed([draw(1, 9), draw(1, 1)])
     assert explained["score"] == pytest.approx(float(one @ two), abs=0.002)
     assert [len(explained["maps"]), explained["maps"][0]["map"][:16]] == [2, "data:image/jpeg;"]
-    page = served.http.post("/v1/explain?format=html", files={"image": draw(1, 9)}, data={"id": "4"})
-    assert page.headers["content-type"].startswith("text/html")
     assert served.post("/v1/explain", draw(1, 9)).status_code == 422
     assert served.post("/v1/explain", draw(1, 9), id=400).status_code == 404
+
+
+@pytest.mark.slow
+def test_a_match_is_explained_by_a_page(
+    serve: Callable[..., Served], tiny_checkpoint: Path, people: Path
+) -> None:
+    served = serve(embedder=load_model(tiny_checkpoint), images_root=people.parent)
+    page = served.http.post("/v1/explain?format=html", files={"image": draw(1, 9)}, data={"id": "4"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.text.count("data:image/jpeg;") >= 2
 
 
 def test_gallery_of_features_is_searched_by_features_only(serve: Callable[..., Served]) -> None:

@@ -146,7 +146,7 @@ def send_requests(served: Served, count: int, seed: int) -> None:
 
 
 def test_no_request_is_an_unexpected_error(serve: Callable[..., Served], people: Path) -> None:
-    send_requests(serve(images_root=people.parent), 100, seed=0)
+    send_requests(serve(images_root=people.parent), 40, seed=0)
 
 
 @pytest.mark.slow

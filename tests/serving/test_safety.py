@@ -76,20 +76,20 @@ BAD = [
 
 @pytest.mark.parametrize(("path", "request_", "status", "word"), BAD)
 def test_bad_requests_are_problems(
-    served: Served, path: str, request_: dict[str, Any], status: int, word: str
+    shared: Served, path: str, request_: dict[str, Any], status: int, word: str
 ) -> None:
-    assert_problem(served.http.post(path, **request_), status, word)
-    assert len(served.engine.gallery) == 12
+    assert_problem(shared.http.post(path, **request_), status, word)
+    assert len(shared.engine.gallery) == 12
 
 
-def test_unknown_addresses_and_methods_are_problems(served: Served) -> None:
-    assert_problem(served.http.get("/v1/nothing"), 404)
-    assert_problem(served.http.put("/v1/images"), 405)
-    assert_problem(served.http.get("/v1/images/abc"), 422, "id")
-    assert_problem(served.http.get("/v1/images/12345678901234567890123"), 422, "id")
-    assert_problem(served.http.get("/v1/images", params={"where": "pid ="}), 422, "where")
-    assert_problem(served.http.patch("/v1/images", json={"ids": [1]}), 422, "pid")
-    assert_problem(served.http.patch("/v1/images", json={"pid": 1}), 422, "ids")
+def test_unknown_addresses_and_methods_are_problems(shared: Served) -> None:
+    assert_problem(shared.http.get("/v1/nothing"), 404)
+    assert_problem(shared.http.put("/v1/images"), 405)
+    assert_problem(shared.http.get("/v1/images/abc"), 422, "id")
+    assert_problem(shared.http.get("/v1/images/12345678901234567890123"), 422, "id")
+    assert_problem(shared.http.get("/v1/images", params={"where": "pid ="}), 422, "where")
+    assert_problem(shared.http.patch("/v1/images", json={"ids": [1]}), 422, "pid")
+    assert_problem(shared.http.patch("/v1/images", json={"pid": 1}), 422, "ids")
 
 
 def test_an_unexpected_error_shows_no_details(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,8 @@ def test_large_requests_are_refused_with_and_without_their_length(serve: Callabl
     assert served.post("/v1/search", draw(1)).status_code == 200
 
 
-def test_too_many_pictures_are_refused(served: Served) -> None:
-    assert_problem(served.post("/v1/embed", *[b"x"] * 257), 413)
+def test_too_many_pictures_are_refused(shared: Served) -> None:
+    assert_problem(shared.post("/v1/embed", *[b"x"] * 257), 413)
 
 
 # ---------- callers ----------
@@ -287,9 +287,9 @@ def test_pages_of_other_sites_are_refused(serve: Callable[..., Served]) -> None:
     )
 
 
-def test_every_answer_has_headers_that_protect_browsers(served: Served) -> None:
+def test_every_answer_has_headers_that_protect_browsers(shared: Served) -> None:
     for path in ("/", "/v1/gallery", "/nowhere", "/v1/images/0/thumbnail"):
-        headers = served.http.get(path).headers
+        headers = shared.http.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert "unsafe" not in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
