@@ -36,7 +36,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import psutil
-from serving_client import TOP_K, ask
+from serving_client import TOP_K
 
 from rga_reid.experiments.benchmark import describe_machine
 from rga_reid.files import write_json
@@ -174,6 +174,16 @@ def writer(address: str, features: np.ndarray, number: int, end: Callable[[], bo
                 return
             if answer.status_code == 201:
                 done.extend(answer.json()["ids"])
+
+
+def ask(http: httpx.Client, picture: bytes) -> float:
+    """Search by a picture; return the seconds."""
+    start = time.perf_counter()
+    answer = http.post("/v1/search", files={"image": picture}, data={"top_k": TOP_K})
+    seconds = time.perf_counter() - start
+    if answer.status_code != 200 or len(answer.json()["queries"][0]["matches"]) != TOP_K:
+        raise RuntimeError(answer.text)
+    return seconds
 
 
 def reader(
