@@ -64,8 +64,8 @@ class AddAnswer(BaseModel):
     ids: list[int]
 
 
-class LabelAnswer(BaseModel):
-    """Number of images whose pid has changed."""
+class ChangeAnswer(BaseModel):
+    """Number of images whose pid has changed, or whose columns were written."""
 
     changed: int
 
@@ -90,11 +90,17 @@ class ImageAnswer(BaseModel):
 
 
 class ImagesAnswer(BaseModel):
-    """Images of a filter by increasing id; ``next`` is the ``after`` of the next page, null on the last one."""
+    """Images by increasing id; ``next`` is the ``after`` of the next page, null on the last one."""
 
     count: int
     images: list[ImageAnswer]
     next: int | None
+
+
+class FindAnswer(ImagesAnswer):
+    """The same, with unit vectors if they were asked for."""
+
+    features: list[list[float]] | None = None
 
 
 class MapAnswer(BaseModel):
@@ -113,6 +119,33 @@ class ExplainAnswer(BaseModel):
     title: str
     reading: str
     maps: list[MapAnswer]
+
+
+class MaintenanceAnswer(BaseModel):
+    """Number of images in the gallery."""
+
+    count: int
+
+
+class CheckAnswer(BaseModel):
+    """Number of files, or rows of a gallery in Milvus, that were checked."""
+
+    checked: int
+
+
+class RemovalAnswer(BaseModel):
+    """A line of the deletion log; ``label`` is the new pid of images that were not removed."""
+
+    time: str
+    pid: int | str | None
+    count: int
+    label: int | str | None
+
+
+class RemovalsAnswer(BaseModel):
+    """The deletion log, oldest line first."""
+
+    removals: list[RemovalAnswer]
 
 
 class GalleryAnswer(BaseModel):

@@ -8,11 +8,12 @@ import mimetypes
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -24,12 +25,13 @@ from starlette.responses import Response
 import rga_reid
 from rga_reid.data.columns import plain_records
 from rga_reid.errors import InputError
+from rga_reid.evaluation import ReRanking
 from rga_reid.inference.verify import Threshold
 from rga_reid.inputs import truncate
 from rga_reid.serving import answers, bodies
 from rga_reid.serving.audit import AuditLog
 from rga_reid.serving.auth import ANYBODY, Caller, RateLimit, Tokens
-from rga_reid.serving.bodies import Id, read_body
+from rga_reid.serving.bodies import MAX_LISTED, Id, read_body
 from rga_reid.serving.description import add_bodies, describe_page
 from rga_reid.serving.engine import Addition, Engine, SearchSettings
 from rga_reid.serving.explanation import Explainer
@@ -43,7 +45,6 @@ MAX_BYTES = 64 << 20  #: of a request
 RATE = 100.0  #: requests per second of a token
 #: pages that are made here have their style inside, and no script
 PLAIN_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
-MAX_LISTED = 1000
 
 log = logging.getLogger("rga_reid.serving")
 T = TypeVar("T")
@@ -75,8 +76,8 @@ class Settings:
     metrics: Metrics = field(default_factory=Metrics)
 
 
-def _role(name: str) -> Any:
-    """Return the dependency of operations that need a role: the caller."""
+def _role(name: str, *, changes: bool) -> Any:
+    """Return the dependency of operations that need a role, and of those that change the gallery: the caller."""
 
     async def check(
         request: Request,
@@ -89,7 +90,7 @@ def _role(name: str) -> Any:
             request.app.state.limit.check(caller)
         request.state.caller = caller
         caller.require(name)
-        if name != "read" and settings.read_only:
+        if changes and settings.read_only:
             raise Problem(403, "this server is read-only")
         return caller
 
@@ -97,9 +98,10 @@ def _role(name: str) -> Any:
 
 
 # at the level of the module, where FastAPI finds the names of annotations
-Reader = Annotated[Caller, _role("read")]
-Writer = Annotated[Caller, _role("write")]
-Eraser = Annotated[Caller, _role("erase")]
+Reader = Annotated[Caller, _role("read", changes=False)]
+Checker = Annotated[Caller, _role("write", changes=False)]
+Writer = Annotated[Caller, _role("write", changes=True)]
+Eraser = Annotated[Caller, _role("erase", changes=True)]
 
 
 def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
@@ -189,7 +191,9 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         wanted = SearchSettings(
             body.top_k,
             body.where,
-            body.rerank,
+            _re_ranking(body.rerank),
+            body.shortlist,
+            body.exclude_camera,
             body.group_by,
             body.per_group,
             body.threshold,
@@ -259,22 +263,56 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     async def list_images(
         caller: Reader,
         where: bodies.Where | None = None,
+        exclude_camera: str | None = None,
         after: Annotated[int, Query(ge=-1, lt=2**63, description="list only larger ids")] = -1,
         limit: Annotated[int, Query(ge=0, le=MAX_LISTED)] = 100,
     ) -> Response:
         if limit == 0 and after == -1:
-            count = await run_in_threadpool(lambda: engine.gallery.count(where=where))
+            count = await run_in_threadpool(
+                lambda: engine.gallery.count(exclude_camera=exclude_camera, where=where)
+            )
             return answers.json_response({"count": count, "images": [], "next": None})
-        found = await run_in_threadpool(engine.list_images, where, after)
-        images = plain_records(found.head(limit))
-        following = images[-1]["id"] if images and len(found) > limit else None
-        audit.write(caller, "list", where, images=len(images))
-        return answers.json_response({"count": len(found), "images": images, "next": following})
+        found = await run_in_threadpool(
+            lambda: engine.list_images(after, where=where, exclude_camera=exclude_camera)
+        )
+        page = _page(found, limit)
+        audit.write(caller, "list", where, images=len(page["images"]))
+        return answers.json_response(page)
 
-    @app.patch("/v1/images", response_model=answers.LabelAnswer, summary="Give images a pid")
-    async def label_images(request: Request, caller: Writer) -> Response:
-        body, _ = await read_body(request, bodies.LabelBody)
+    @app.post("/v1/images/find", response_model=answers.FindAnswer, summary="List images and their features")
+    async def find_images(request: Request, caller: Reader) -> Response:
+        body, _ = await read_body(request, bodies.FindBody)
+
+        def work() -> dict[str, Any]:
+            found = engine.list_images(
+                body.after,
+                where=body.where,
+                pids=body.pids,
+                paths=body.paths,
+                missing_ok=body.missing_ok,
+            )
+            page = _page(found, body.limit)
+            if body.features:
+                page["features"] = engine.features([image["id"] for image in page["images"]]).tolist()
+            return page
+
+        page = await run_in_threadpool(work)
+        audit.write(caller, "list", body.where, images=len(page["images"]))
+        return answers.json_response(page)
+
+    @app.patch("/v1/images", response_model=answers.ChangeAnswer, summary="Label images, or change columns")
+    async def change_images(request: Request, caller: Writer) -> Response:
+        body, _ = await read_body(request, bodies.ChangeBody)
+        _require_one(pid=body.pid, rows=body.rows)
         _require_one(ids=body.ids, where=body.where)
+        if body.pid is None:
+            ids, rows = body.ids or [], body.rows or []
+            if len(ids) != len(rows):
+                raise Problem(422, f"rows: expected {len(ids)}, one for each of ids, found {len(rows)}")
+            bodies.check_rows(rows, same_columns=True)
+            changed = await asyncio.wrap_future(engine.update(ids, rows))
+            audit.write(caller, "update", images=changed)
+            return answers.json_response({"changed": changed})
         changed = await asyncio.wrap_future(engine.label(body.pid, where=body.where, ids=body.ids))
         audit.write(caller, "label", body.where, images=changed, pid=body.pid)
         return answers.json_response({"changed": changed})
@@ -288,8 +326,9 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
             if where is not None or pid is not None:
                 raise Problem(422, "ids, where, pid: expected in the address or in the body, found both")
             body, _ = await read_body(request, bodies.EraseBody)
-        _require_one(ids=body.ids, where=body.where, pid=body.pid)
-        future = engine.erase(where=body.where, ids=body.ids, pid=body.pid)
+        named = [*body.pids, *body.paths] or None
+        _require_one(ids=body.ids, where=body.where, pid=body.pid, pids_or_paths=named)
+        future = engine.erase(where=body.where, ids=body.ids, pid=body.pid, pids=body.pids, paths=body.paths)
         deleted = await asyncio.wrap_future(future)
         audit.write(caller, "erase", body.where, images=deleted, pid=body.pid)
         return answers.json_response({"deleted": deleted})
@@ -330,6 +369,32 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
             "version": rga_reid.__version__,
         }
         return answers.json_response(described | server)
+
+    @app.get("/v1/gallery/removals", response_model=answers.RemovalsAnswer, summary="Get the deletion log")
+    async def list_removals(caller: Reader) -> Response:
+        log = await run_in_threadpool(lambda: engine.gallery.deletion_log)
+        return answers.json_response({"removals": [asdict(record) for record in log]})
+
+    @app.get("/v1/gallery/check", response_model=answers.CheckAnswer, summary="Look for damage on the disk")
+    async def check_gallery(caller: Checker) -> Response:
+        try:
+            checked = await asyncio.wrap_future(engine.check())
+        except InputError as error:
+            raise Problem(503, str(error)) from None
+        audit.write(caller, "check")
+        return answers.json_response({"checked": checked})
+
+    @app.post("/v1/gallery/compact", response_model=answers.MaintenanceAnswer, summary="Join all segments")
+    async def compact_gallery(caller: Writer) -> Response:
+        count = await asyncio.wrap_future(engine.compact())
+        audit.write(caller, "compact")
+        return answers.json_response({"count": count})
+
+    @app.post("/v1/gallery/maintain", response_model=answers.MaintenanceAnswer, summary="Join small segments")
+    async def maintain_gallery(caller: Writer) -> Response:
+        count = await asyncio.wrap_future(engine.maintain())
+        audit.write(caller, "maintain")
+        return answers.json_response({"count": count})
 
     @app.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
     async def metrics(caller: Reader) -> Response:
@@ -384,6 +449,19 @@ def _picture_file(engine: Engine, id: int) -> Path:
     if file is None:
         raise Problem(404, f"image {id}: the server has no picture of it")
     return file
+
+
+def _re_ranking(wanted: bool | bodies.ReRankingBody) -> ReRanking | None:
+    if isinstance(wanted, bool):
+        return ReRanking() if wanted else None
+    return ReRanking(**wanted.model_dump())
+
+
+def _page(found: pd.DataFrame, limit: int) -> dict[str, Any]:
+    """Return the first rows as an answer."""
+    images = plain_records(found.head(limit))
+    following = images[-1]["id"] if images and len(found) > limit else None
+    return {"count": len(found), "images": images, "next": following}
 
 
 def _require_one(**given: Any) -> None:

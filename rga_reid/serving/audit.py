@@ -42,7 +42,8 @@ class AuditLog:
 
         Args:
             caller: who did it.
-            action: what was done: search, verify, embed, add, label, erase, explain.
+            action: what was done: search, verify, embed, explain, list, add, label, update, erase, check, compact,
+                maintain.
             where: filter, if there was one.
             counts: numbers of images and results; pid of a label.
         """

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rga_reid.data.columns import CAMERA_ALIAS, RESULT_COLUMNS
+from rga_reid.evaluation import ReRanking
 from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.inputs import parse_json, truncate
 from rga_reid.serving.problems import Problem
@@ -23,6 +24,7 @@ from rga_reid.serving.uploads import COLUMN
 MAX_IMAGES = 256  #: pictures in a request
 MAX_ROWS = 4096  #: features, rows or ids in a request
 MAX_TOP_K = 1000
+MAX_LISTED = 1000  #: images in a page of a list
 _MAX_DEPTH = 3  # of JSON: an object, a list of rows, a row
 _INT64 = 2**63
 
@@ -31,6 +33,8 @@ Label = Annotated[int, Field(ge=-_INT64, lt=_INT64, strict=True)] | Annotated[st
 Vector = list[float]
 Encoded = Annotated[list[str], Field(max_length=MAX_IMAGES, description="pictures in base64")]
 Ids = Annotated[list[Id], Field(max_length=MAX_ROWS)]
+Labels = Annotated[list[Label], Field(max_length=MAX_ROWS)]
+Paths = Annotated[list[str], Field(max_length=MAX_ROWS, description="as in the gallery; no file is opened")]
 Rows = Annotated[
     list[dict[str, Any]], Field(max_length=MAX_ROWS, description="one object of columns for each")
 ]
@@ -45,6 +49,14 @@ class Body(BaseModel):
     """A body. Unknown fields are refused, so that a misspelt one is not ignored."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class ReRankingBody(Body):
+    """Settings of k-reciprocal re-ranking."""
+
+    k1: int = Field(ReRanking.k1, ge=1, le=MAX_TOP_K)
+    k2: int = Field(ReRanking.k2, ge=1, le=MAX_TOP_K)
+    lambda_value: float = Field(ReRanking.lambda_value, ge=0, le=1)
 
 
 class SearchBody(Body):
@@ -62,7 +74,11 @@ class SearchBody(Body):
     group_by: str | None = Field(None, description="column whose values group matches, such as `track`")
     per_group: int = Field(PER_GROUP, ge=1, le=MAX_TOP_K, description="matches of each group")
     threshold: Threshold | None = Field(None, description="matches with a lower score are left out")
-    rerank: bool = Field(False, description="k-reciprocal re-ranking of the nearest images")
+    rerank: bool | ReRankingBody = Field(False, description="k-reciprocal re-ranking of the nearest images")
+    shortlist: int | None = Field(
+        None, ge=1, le=2 * MAX_TOP_K, description="nearest images that are re-ranked, at least `top_k`"
+    )
+    exclude_camera: Label | None = Field(None, description="search only images of other cameras")
     multi: bool = Field(False, description="all queries show one person: search with their mean")
 
 
@@ -86,12 +102,25 @@ class AddBody(Body):
     rows: Rows | None = None
 
 
-class LabelBody(Body):
-    """Images and the pid that they get."""
+class FindBody(Body):
+    """Images to list: those of a filter, or of some persons and paths; all without any of them."""
+
+    where: Where | None = None
+    pids: Labels = []
+    paths: Paths = []
+    missing_ok: bool = Field(False, description="do not refuse pids and paths without an image")
+    after: int = Field(-1, ge=-1, lt=_INT64, description="list only larger ids")
+    limit: int = Field(100, ge=1, le=MAX_LISTED)
+    features: bool = Field(False, description="with the features of the images")
+
+
+class ChangeBody(Body):
+    """Images and the pid that they get, or the values of other columns for each."""
 
     ids: Ids | None = None
     where: Where | None = None
-    pid: Label
+    pid: Label | None = None
+    rows: Rows | None = None
 
 
 class EraseBody(Body):
@@ -100,6 +129,8 @@ class EraseBody(Body):
     ids: Ids | None = None
     where: Where | None = None
     pid: Label | None = None
+    pids: Labels = []
+    paths: Paths = []
 
 
 class ExplainBody(Body):
@@ -229,13 +260,19 @@ def _require_unicode(texts: Sequence[str]) -> None:
             raise Problem(400, "form: expected text in UTF-8") from None
 
 
-def check_rows(rows: Sequence[dict[str, Any]]) -> None:
+def check_rows(rows: Sequence[dict[str, Any]], *, same_columns: bool = False) -> None:
     """Refuse rows that a gallery cannot keep.
+
+    Args:
+        rows: objects of columns.
+        same_columns: all of them must have the same ones, at least one.
 
     Raises:
         Problem: a column that the server sets, or a value that is not null, text, a finite number or a boolean.
     """
     reserved = {COLUMN, *RESULT_COLUMNS} - {CAMERA_ALIAS}
+    if same_columns and (len(sets := {frozenset(row) for row in rows}) != 1 or not min(sets)):
+        raise Problem(422, "rows: expected the same columns in each, at least one")
     for number, row in enumerate(rows):
         for name, value in row.items():
             place = f"rows.{number}.{truncate(name, 100)}"

@@ -1,10 +1,14 @@
-"""A client of a gallery on a server: the methods of ``Gallery``, over HTTP. It needs no other file of the package."""
+"""A client of a gallery on a server: the methods of ``Gallery``, over HTTP.
+
+Only ``export`` needs other files of the package.
+"""
 
 from __future__ import annotations
 
 import base64
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +17,18 @@ import numpy as np
 import pandas as pd
 
 PAGE = 1000  #: rows in an answer to a request for the table
+PAGE_FEATURES = 100  #: rows in an answer to a request for the table with features
+SHORTLIST = 100  #: images of each query that are re-ranked
+PER_GROUP = 3  #: matches of each group
+#: dtypes of the table by the types of columns, as of ``Gallery.table``
+DTYPES = {
+    "string": "string",
+    "integer": "Int64",
+    "float": "Float64",
+    "boolean": "boolean",
+    "timestamp": "datetime64[us, UTC]",
+    "null": "string",
+}
 
 Picture = str | os.PathLike[str] | bytes  #: an image file, or its content
 
@@ -30,8 +46,28 @@ class ServerError(ValueError):
         self.status, self.detail = status, detail
 
 
+@dataclass(frozen=True)
+class RemovalResult:
+    """Result of a removal."""
+
+    images: int  #: images removed
+
+
+@dataclass(frozen=True)
+class DeletionRecord:
+    """A line of the log of removals and of new labels."""
+
+    time: str  #: UTC, ISO 8601
+    pid: int | str | None  #: null for images of unknown pid
+    count: int  #: number of images
+    label: int | str | None = None  #: the pid that the images have since; null if they were removed
+
+
 class Client:
     """A gallery on a server, with the methods of ``Gallery``.
+
+    ``build``, ``open``, ``save`` and ``merge`` work with folders of the server's machine, so a client does not have
+    them. ``export`` writes a file of this machine.
 
     Args:
         url: address of the server, such as ``http://localhost:8000``.
@@ -43,6 +79,10 @@ class Client:
         >>> from rga_reid.serving import Client
         >>> with Client("http://localhost:8000") as gallery:  # doctest: +SKIP
         ...     matches = gallery.search(images=["a.jpg"], top_k=5, where="camera == 3")
+
+    Raises:
+        ServerError: by every method: the request was refused.
+        httpx.HTTPError: by every method: the server does not answer.
     """
 
     def __init__(
@@ -55,6 +95,7 @@ class Client:
     ) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._types: dict[str, str] = {}  # of the columns, as far as they were needed
 
     def close(self) -> None:
         """Close the connection."""
@@ -78,40 +119,45 @@ class Client:
         features: Any = None,
         top_k: int = 10,
         *,
+        exclude_camera: int | str | None = None,
+        where: str | None = None,
+        rerank: Any = None,
+        shortlist: int = SHORTLIST,
+        with_ids: bool = True,
+        group_by: str | None = None,
+        per_group: int = PER_GROUP,
         images: Sequence[Picture] = (),
         ids: Sequence[int] = (),
         not_ids: Sequence[int] = (),
-        where: str | None = None,
-        group_by: str | None = None,
-        per_group: int | None = None,
         threshold: float | None = None,
-        rerank: bool = False,
         multi: bool = False,
     ) -> pd.DataFrame:
-        """Return the nearest images to each query.
+        """Return the nearest images to each query, or the nearest groups of images.
 
         Args:
             features: numbers ``(q, d)``; or give ``images`` or ``ids``.
             top_k: matches, or groups, per query.
+            exclude_camera, where, shortlist, group_by, per_group: see ``Gallery.search``.
+            rerank: re-rank each query's shortlist: a ``ReRanking``, or True for the default one.
+            with_ids: with the ids of the images as a last column ``id``; unlike ``Gallery.search``, by default.
             images: pictures that the server embeds.
             ids: images of the gallery as further queries.
             not_ids: images of other people, see docs/serving.md.
-            where, group_by, per_group: see ``Gallery.search``.
             threshold: least score of a match.
-            rerank: re-rank each query's shortlist.
             multi: all queries show one person: search with their mean.
 
         Returns:
-            Columns ``query``, ``rank``, ``score``, ``id``, and those of the gallery.
-
-        Raises:
-            ServerError: the request was refused.
-            httpx.HTTPError: the server does not answer.
+            Columns ``query``, ``rank``, ``score``, those of the gallery, and ``id``.
         """
-        body: dict[str, Any] = {"top_k": top_k, "rerank": rerank, "multi": multi, "ids": list(ids)}
-        body |= {"not_ids": list(not_ids), "where": where, "group_by": group_by, "threshold": threshold}
-        if per_group is not None:
-            body["per_group"] = per_group
+        body: dict[str, Any] = {"top_k": top_k, "multi": multi, "ids": list(ids), "not_ids": list(not_ids)}
+        body |= {"exclude_camera": exclude_camera, "where": where, "threshold": threshold}
+        body |= {"group_by": group_by, "per_group": per_group}
+        if rerank:
+            names = () if rerank is True else ("k1", "k2", "lambda_value")
+            body |= {
+                "rerank": {name: getattr(rerank, name) for name in names} or True,
+                "shortlist": shortlist,
+            }
         if features is not None:
             body["features"] = np.asarray(features, dtype=float).tolist()
         if images:
@@ -120,9 +166,15 @@ class Client:
         rows = [
             {"query": number, **match} for number, query in enumerate(found) for match in query["matches"]
         ]
-        return _table(
-            rows, ["query", "rank", "score", "id", "path", "pid", "camera", "camid", "time", "track"]
+        table = self._table(rows)
+        first = pd.DataFrame(
+            {
+                "query": np.array([row["query"] for row in rows], np.int64),
+                "rank": np.array([row["rank"] for row in rows], np.int64),
+                "score": np.array([row["score"] for row in rows], np.float64),
+            }
         )
+        return pd.concat([first, table if with_ids else table.drop(columns="id")], axis=1)
 
     def embed(self, images: Sequence[Picture]) -> np.ndarray:
         """Return the features of pictures, float32 ``(n, d)``."""
@@ -134,13 +186,36 @@ class Client:
         body = {"images": _encode([first, second]), "threshold": threshold}
         return dict(self._send("POST", "/v1/verify", body))
 
-    def find(self, where: str | None = None) -> pd.DataFrame:
-        """Return the rows that a filter keeps, or all, with their ids."""
-        return _table(list(self._rows(where)), ["id", "path", "pid", "camera", "camid", "time", "track"])
+    def find(
+        self,
+        *,
+        pids: int | str | Iterable[int | str] = (),
+        paths: str | Iterable[str] = (),
+        where: str | None = None,
+    ) -> pd.DataFrame:
+        """Return the rows of some persons and paths, those that a filter keeps, or all.
 
-    def count(self, where: str | None = None) -> int:
-        """Return the number of images, or of those that a filter keeps."""
-        parameters = {"limit": 0} if where is None else {"limit": 0, "where": where}
+        Args:
+            pids, paths, where: see ``Gallery.find``.
+
+        Returns:
+            The columns of ``table``, and ``id``, by increasing id.
+        """
+        body = {"pids": _listed(pids), "paths": _listed(paths), "where": where}
+        return self._table([row for page in self._pages(body) for row in page["images"]])
+
+    def known_paths(self, paths: Iterable[str]) -> set[str]:
+        """Return those of some paths of which the gallery has an image."""
+        wanted, known = list(paths), set[str]()
+        for start in range(0, len(wanted), PAGE):
+            body = {"paths": wanted[start : start + PAGE], "missing_ok": True}
+            known.update(row["path"] for page in self._pages(body) for row in page["images"])
+        return known
+
+    def count(self, *, exclude_camera: int | str | None = None, where: str | None = None) -> int:
+        """Return how many images a search with these limits compares."""
+        given = {"limit": 0, "exclude_camera": exclude_camera, "where": where}
+        parameters = {name: value for name, value in given.items() if value is not None}
         return int(self._send("GET", "/v1/images", parameters=parameters)["count"])
 
     def describe(self) -> dict[str, Any]:
@@ -151,8 +226,39 @@ class Client:
         """Return an image as a small JPEG."""
         return self._request("GET", f"/v1/images/{id}/thumbnail").content
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write features and table to an ``.npz`` file, from which a gallery can be built again."""
+        from rga_reid.inference.feature_files import write_features
+        from rga_reid.models.checkpoints import ModelFingerprint
+
+        pages = list(self._pages({"features": True, "limit": PAGE_FEATURES}))
+        vectors = [np.array(page["features"], np.float32) for page in pages if page["images"]]
+        table = self._table([row for page in pages for row in page["images"]]).drop(columns=["id", "camid"])
+        features = np.concatenate([*vectors, np.empty((0, self.dimension), np.float32)])
+        model = self.model
+        write_features(path, features, table, None if model is None else ModelFingerprint.from_json(model))
+
+    def check(self) -> int:
+        """Check what is on the server's disk now, however long it takes, see ``Gallery.check``."""
+        return int(self._request("GET", "/v1/gallery/check", timeout=None).json()["checked"])
+
+    def require_model(self, model: Any) -> None:
+        """Refuse features of another model.
+
+        Args:
+            model: a ``ModelFingerprint``.
+
+        Raises:
+            ValueError: the gallery was built with another model.
+        """
+        own = self.model
+        if own is not None and not type(model).from_json(own).is_same(model):
+            raise ValueError(
+                f"model {model.checkpoint}: the gallery was built with another model: {own['checkpoint']}"
+            )
+
     def __len__(self) -> int:
-        return int(self.describe()["count"])
+        return self.count()
 
     @property
     def dimension(self) -> int:
@@ -176,21 +282,35 @@ class Client:
 
     @property
     def ids(self) -> np.ndarray:
-        """A number for each row of ``table``."""
+        """A number for each row of ``table``, int64 ``(n,)``."""
         return self.find()["id"].to_numpy(np.int64)
+
+    @property
+    def deletion_log(self) -> tuple[DeletionRecord, ...]:
+        """Time, pid and number of images of each removal."""
+        found = self._send("GET", "/v1/gallery/removals")["removals"]
+        return tuple(DeletionRecord(**record) for record in found)
 
     # ---------- writing ----------
 
     def add(
-        self, features: Any = None, table: pd.DataFrame | None = None, *, images: Sequence[Picture] = ()
+        self,
+        features: Any = None,
+        table: pd.DataFrame | None = None,
+        *,
+        model: Any = None,
+        images: Sequence[Picture] = (),
     ) -> np.ndarray:
         """Add images, and return their ids. They are durable when this returns.
 
         Args:
             features: numbers ``(n, d)``; or give ``images``.
             table: n rows, see ``Gallery.add``.
+            model: ``ModelFingerprint`` of the model that embedded them; None if it is known to be the same.
             images: pictures, which the server embeds, and keeps if it has an images root.
         """
+        if model is not None:
+            self.require_model(model)
         body: dict[str, Any] = {}
         if features is not None:
             body["features"] = np.asarray(features, dtype=float).tolist()
@@ -207,31 +327,77 @@ class Client:
         body = {"where": where, "ids": None if ids is None else list(ids), "pid": pid}
         return int(self._send("PATCH", "/v1/images", body)["changed"])
 
+    def update(self, ids: Any, table: pd.DataFrame) -> None:
+        """Change columns of some images, or add columns to the gallery.
+
+        Args:
+            ids: ids of n images.
+            table: n rows of the columns to change, except ``path`` and ``pid`` (see ``label``).
+        """
+        rows = [_plain(row) for row in table.to_dict("records")]
+        self._send("PATCH", "/v1/images", {"ids": np.asarray(ids, np.int64).tolist(), "rows": rows})
+
     def remove(
         self,
         *,
         pids: int | str | Iterable[int | str] = (),
-        ids: Sequence[int] | None = None,
+        paths: str | Iterable[str] = (),
         where: str | None = None,
-    ) -> int:
-        """Erase the images of some persons, of some ids or of a filter; return their number."""
-        persons = [pids] if isinstance(pids, int | str) else list(pids)
-        bodies: list[dict[str, Any]] = [{"pid": pid} for pid in persons]
-        if ids is not None or where is not None or not bodies:
-            bodies.append({"ids": None if ids is None else list(ids), "where": where})
-        return sum(int(self._send("DELETE", "/v1/images", body)["deleted"]) for body in bodies)
+        ids: Sequence[int] | None = None,
+    ) -> RemovalResult:
+        """Erase the images of some persons and paths, of a filter, or of some ids.
+
+        Args:
+            pids, paths, where: see ``Gallery.remove``.
+            ids: ids of images.
+
+        Returns:
+            Number of images that were removed.
+        """
+        body: dict[str, Any] = {"pids": _listed(pids), "paths": _listed(paths), "where": where}
+        body["ids"] = None if ids is None else list(ids)
+        return RemovalResult(int(self._send("DELETE", "/v1/images", body)["deleted"]))
+
+    def compact(self) -> None:
+        """Join segments and rebuild their indexes, however long it takes, see ``Gallery.compact``."""
+        self._request("POST", "/v1/gallery/compact", timeout=None)
+
+    def maintain(self) -> None:
+        """Join small segments, however long it takes. The server does so by itself as images are added."""
+        self._request("POST", "/v1/gallery/maintain", timeout=None)
 
     # ---------- requests ----------
 
-    def _rows(self, where: str | None) -> Iterator[dict[str, Any]]:
+    def _pages(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         after: int | None = -1
         while after is not None:
-            parameters: dict[str, Any] = {"limit": PAGE, "after": after}
-            if where is not None:
-                parameters["where"] = where
-            page = self._send("GET", "/v1/images", parameters=parameters)
-            yield from page["images"]
+            page = self._send("POST", "/v1/images/find", {"limit": PAGE, **body, "after": after})
+            yield page
             after = page["next"]
+
+    def _table(self, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+        """Return the columns of the gallery in their types, and ``id``."""
+        if not all(self._has_type(name, value) for row in rows for name, value in row.items()):
+            self._types = self.columns
+        types = self._types or self.columns
+        columns: dict[str, Any] = {}
+        for name, kind in types.items():
+            values = pd.Series([row.get(name) for row in rows], dtype=object)
+            if kind == "timestamp":
+                values = pd.to_datetime(values, utc=True, format="ISO8601")
+            columns[name] = values.astype("str" if name == "path" else DTYPES[kind])
+            if name == "camera":
+                columns["camid"] = columns[name]
+        return pd.DataFrame(columns | {"id": np.array([row["id"] for row in rows], np.int64)})
+
+    def _has_type(self, name: str, value: Any) -> bool:
+        """Return whether a value fits the known type of its column; it may have got another one since."""
+        if name in ("query", "rank", "score", "id", "camid"):
+            return True
+        kind = self._types.get(name)
+        if kind is None or kind == "null":
+            return kind is not None and value is None
+        return isinstance(value, str) == (kind in ("string", "timestamp")) or value is None
 
     def _send(
         self, method: str, path: str, body: Any = None, parameters: dict[str, Any] | None = None
@@ -274,11 +440,9 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns))
-    if "time" in table:
-        table["time"] = pd.to_datetime(table["time"], utc=True, format="ISO8601")
-    for column in ("pid", "camera", "camid", "track"):
-        if column in table and not table[column].map(lambda value: isinstance(value, str)).any():
-            table[column] = table[column].astype("Int64")
-    return table
+def _listed(values: Any) -> list[Any]:
+    """Return one value, or some, as a list of JSON."""
+    one = isinstance(values, str | int | np.integer)
+    return [
+        value.item() if isinstance(value, np.generic) else value for value in ([values] if one else values)
+    ]

@@ -19,7 +19,8 @@ BODIES: dict[tuple[str, str], type[bodies.Body]] = {
     ("POST", "/v1/embed"): bodies.ImagesBody,
     ("POST", "/v1/explain"): bodies.ExplainBody,
     ("POST", "/v1/images"): bodies.AddBody,
-    ("PATCH", "/v1/images"): bodies.LabelBody,
+    ("POST", "/v1/images/find"): bodies.FindBody,
+    ("PATCH", "/v1/images"): bodies.ChangeBody,
     ("DELETE", "/v1/images"): bodies.EraseBody,
 }
 _PROBLEM = {

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data.columns import label_value
+from rga_reid.data.columns import CAMERA, label_value
 from rga_reid.data.images import MAX_PIXELS
 from rga_reid.errors import InputError
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery.answers import answers_to_json
-from rga_reid.gallery.filters import ID, Filter, is_among, parse_filter
+from rga_reid.gallery.filters import ID, Filter, is_among, other_cameras, parse_filter
 from rga_reid.gallery.gallery import SHORTLIST, WAIT, Gallery
 from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.gallery.location import open_store
@@ -49,7 +49,9 @@ class SearchSettings(NamedTuple):
 
     top_k: int = 10
     where: str | None = None
-    rerank: bool = False
+    rerank: ReRanking | None = None
+    shortlist: int | None = None  #: by default 100, or as many as are wanted
+    exclude_camera: int | str | None = None
     group_by: str | None = None
     per_group: int = PER_GROUP
     threshold: float | None = None  #: least score of a match
@@ -186,12 +188,34 @@ class Engine:
         """
         return _find(self.gallery, ids)
 
-    def list_images(self, where: str | None, after: int) -> pd.DataFrame:
-        """Return the rows of a filter, or all, whose ids are larger than ``after``; see ``find``."""
+    def list_images(
+        self,
+        after: int,
+        *,
+        where: str | None = None,
+        exclude_camera: int | str | None = None,
+        pids: Sequence[int | str] = (),
+        paths: Sequence[str] = (),
+        missing_ok: bool = False,
+    ) -> pd.DataFrame:
+        """Return the rows of a filter, of some persons and paths, or all, whose ids are larger than ``after``.
+
+        Args:
+            after: an id, or -1.
+            where: a filter; without pids and paths.
+            exclude_camera: leave out the images of this camera.
+            pids, paths: see ``Gallery.find``.
+            missing_ok: do not refuse those that have no image.
+        """
         gallery = self.gallery
         condition = parse_filter(f"id > {after}", gallery.columns)
-        if where is not None:
+        if pids or paths:
+            condition &= _named(gallery, where, pids, paths, missing_ok)
+        elif where is not None:
             condition &= parse_filter(where, gallery.columns)
+        if exclude_camera is not None:
+            camera = label_value(exclude_camera, gallery.columns[CAMERA], "exclude_camera")
+            condition &= other_cameras(camera, gallery.columns)
         return gallery.find(where=condition)
 
     def picture(self, id: int) -> Path | None:
@@ -293,21 +317,63 @@ class Engine:
         where: str | None = None,
         ids: Sequence[int] | None = None,
         pid: int | str | None = None,
+        pids: Sequence[int | str] = (),
+        paths: Sequence[str] = (),
     ) -> Future[int]:
-        """Erase the images of a filter, of some ids or of a person; the result is their number."""
+        """Erase the images of a filter, of some ids, of a person, or of persons and paths; the result is their number.
+
+        Each of ``pids`` and ``paths`` must have an image, as for ``Gallery.remove``.
+        """
+        if pids or paths:
+            return self._change(lambda: self._erase(_named(self._writer, where, pids, paths)))
         return self._change(lambda: self._erase(self._condition(where, ids, pid)))
+
+    def update(self, ids: Sequence[int], rows: Sequence[dict[str, Any]]) -> Future[int]:
+        """Change columns of some images, see ``Gallery.update``; the result is their number."""
+
+        def work() -> int:
+            _find(self._writer, ids)
+            self._writer.update(ids, pd.DataFrame(rows, dtype=object))
+            return len(ids)
+
+        return self._change(work)
+
+    def compact(self) -> Future[int]:
+        """Join segments and rebuild their indexes, see ``Gallery.compact``; the result is the number of images."""
+
+        def work() -> int:
+            self._writer.compact()
+            return len(self._writer)
+
+        return self._change(work)
+
+    def maintain(self) -> Future[int]:
+        """Join small segments, see ``Gallery.maintain``; the result is the number of images."""
+
+        def work() -> int:
+            self._writer.maintain()
+            return len(self._writer)
+
+        return self._change(work)
+
+    def check(self) -> Future[int]:
+        """Read the gallery back, see ``Gallery.check``, while changes of this server wait.
+
+        The result is the number of files or rows that were checked.
+        """
+        return self._change(lambda: self.gallery.check())
 
     def _change(self, work: Callable[[], int]) -> Future[int]:
         return self._writing.submit(work, 1, object())  # a key of its own, so a batch of its own
 
     def _write_batch(self, key: object, items: Sequence[Any]) -> Sequence[Any]:
-        with nullcontext() if self.uploads is None else self.uploads.changing():
+        with nullcontext() if self.uploads is None or self.read_only else self.uploads.changing():
             results = self._add(items) if key == "add" else [items[0]()]
         self._publish()
         if self._added >= MAINTAINED_ROWS:
             self._added = 0
             with suppress(Problem):  # the server is stopping
-                self._change(self._maintain)
+                self.maintain()
         return results
 
     def _add(self, additions: Sequence[Addition]) -> list[list[int]]:
@@ -325,10 +391,6 @@ class Engine:
             ids = iter(self._writer.add(features, table).tolist())
         self._added += len(table)
         return [[next(ids) for _ in addition.rows] for addition in additions]
-
-    def _maintain(self) -> int:
-        self._writer.maintain()
-        return 0
 
     def _erase(self, condition: Filter) -> int:
         if self.uploads is None or COLUMN not in self._writer.columns:
@@ -378,9 +440,10 @@ class Engine:
         found = gallery.search(
             queries,
             most,
+            exclude_camera=settings.exclude_camera,
             where=condition,
-            rerank=ReRanking() if settings.rerank else None,
-            shortlist=max(SHORTLIST, most),
+            rerank=settings.rerank,
+            shortlist=max(SHORTLIST, most) if settings.shortlist is None else settings.shortlist,
             with_ids=True,
             group_by=settings.group_by,
             per_group=settings.per_group,
@@ -438,6 +501,24 @@ def _table(addition: Addition) -> pd.DataFrame:
         label = row.get("path") or name or f"features-{sha256(vector.tobytes()).hexdigest()[:16]}"
         rows.append({**row, "path": label, COLUMN: name})
     return pd.DataFrame(rows, dtype=object)
+
+
+def _named(
+    gallery: Gallery,
+    where: str | None,
+    pids: Sequence[int | str],
+    paths: Sequence[str],
+    missing_ok: bool = False,
+) -> Filter:
+    """Return the filter of the images of some persons and paths."""
+    if not missing_ok or where is not None:
+        found = gallery.find(pids=pids, paths=paths, where=where)
+        return is_among(ID, found["id"].tolist(), gallery.columns)
+    columns = gallery.columns
+    persons = [label_value(pid, columns["pid"], "pid") for pid in pids]
+    if not persons or not paths:
+        return is_among("pid" if persons else "path", persons or paths, columns)
+    return is_among("pid", persons, columns) | is_among("path", paths, columns)
 
 
 def _find(gallery: Gallery, ids: Sequence[int]) -> pd.DataFrame:
