@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,38 +113,36 @@ def served(serve: Callable[..., Served], people: Path) -> Served:
     return serve(images_root=people.parent)
 
 
+@contextmanager
+def run_server(location: str, log: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run ``rga-reid serve`` on a gallery; yield the process and its address.
+
+    Args:
+        location: of the gallery.
+        log: file to which its log is appended.
+        words: other options.
+    """
+    command = [sys.executable, "-m", "rga_reid.commands", "serve", "--gallery", location, "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    with (
+        open(log, "a") as errors,
+        subprocess.Popen(
+            [*command, *words], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("ready http://127.0.0.1:"), log.read_text()
+            yield process, line.split()[1]
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def start(people: Path) -> Iterator[Start]:
-    """Start ``rga-reid serve`` on the gallery of ``people``; return the process and its address."""
-    processes = []
-
-    def run(*words: str, location: str | None = None) -> tuple[subprocess.Popen[str], str]:
-        command = [
-            sys.executable,
-            "-m",
-            "rga_reid.commands",
-            "serve",
-            "--gallery",
-            location or str(people),
-            "--port",
-            "0",
-            *words,
-        ]
-        log = open(people.parent / "log", "a")  # noqa: SIM115 - of the process
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    """Start ``rga-reid serve`` on the gallery of ``people`` or another one, see ``run_server``."""
+    with ExitStack() as stack:
+        yield lambda *words, location=str(people): stack.enter_context(
+            run_server(location, people.parent / "log", *words)
         )
-        processes.append(process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("ready http://127.0.0.1:"), (people.parent / "log").read_text()
-        return process, line.split()[1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.wait()

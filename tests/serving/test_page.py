@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,6 +21,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from rga_reid import Gallery, load_model
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.inference import ModelFingerprint, extract_features
+from tests.serving.conftest import run_server
 
 pytestmark = pytest.mark.slow
 Browse = Callable[..., AbstractContextManager[Any]]
@@ -81,22 +79,9 @@ def queries(people: Path) -> list[Path]:
 @contextmanager
 def serve(gallery: Path, people: Path, *options: str) -> Iterator[str]:
     """Run the server; return its address."""
-    words = [sys.executable, "-m", "rga_reid.commands", "serve", "--gallery", str(gallery), "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*words, "--images-root", str(people), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("ready "), line
-            yield line.split()[1]
-        finally:
-            process.terminate()
+    log = gallery.with_name(f"{gallery.name}.log")
+    with run_server(str(gallery), log, "--images-root", str(people), *options) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="module")
