@@ -248,15 +248,24 @@ def test_columns_are_changed(client: Client, people: Path) -> None:
             client.update(ids, pd.DataFrame(table, index=[0]))
 
 
-def test_segments_are_joined(client: Client, people: Path) -> None:
-    client.add(FEATURES[:1], pd.DataFrame({"path": ["a"]}))
-    client.remove(where="id = 3")
-    before = client.table
+def test_segments_are_joined(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = np.random.default_rng(0).standard_normal((1024, 8))
+    table = pd.DataFrame({"path": [str(row) for row in range(1024)]})
+    Gallery.build(features, table, index="hnsw").save(tmp_path / "indexed")
+    client = connect(serve(tmp_path / "indexed", None))
+    client.add(features[:1], table.head(1))
+    before = client.find()
+    assert client.describe()["segments"] == 2
     client.compact()
-    client.maintain()
-    pd.testing.assert_frame_equal(client.table, before)
     assert client.describe()["segments"] == 1
-    assert client.check() == Gallery.open(people).check()
+    pd.testing.assert_frame_equal(client.find(), before)
+    assert client.check() == Gallery.open(tmp_path / "indexed").check()
+    called: list[Gallery] = []
+    monkeypatch.setattr(Gallery, "maintain", lambda gallery: called.append(gallery))
+    client.maintain()
+    assert len(called) == 1
 
 
 def test_damage_is_found(client: Client, people: Path) -> None:
@@ -269,8 +278,8 @@ def test_damage_is_found(client: Client, people: Path) -> None:
     assert (damaged.value.status, file.name in damaged.value.detail) == (503, True)
 
 
-def test_changes_need_a_server_that_writes(serve: Callable[..., Served]) -> None:
-    client = connect(serve(read_only=True))
+def test_changes_need_a_server_that_writes(serve: Callable[..., Served], people: Path) -> None:
+    client = connect(serve(read_only=True, images_root=people.parent))
     for change in (
         client.compact,
         client.maintain,

@@ -90,6 +90,24 @@ def test_unknown_addresses_and_methods_are_problems(shared: Served) -> None:
     assert_problem(shared.http.get("/v1/images", params={"where": "pid ="}), 422, "where")
     assert_problem(shared.http.patch("/v1/images", json={"ids": [1]}), 422, "pid")
     assert_problem(shared.http.patch("/v1/images", json={"pid": 1}), 422, "ids")
+    assert_problem(shared.http.patch("/v1/images/find", json={}), 405)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"ids": [1, 2], "rows": [{"zone": "a"}]},
+        {"ids": [1, 2], "rows": [{"zone": "a"}, {"height": 1.8}]},
+        {"ids": [1], "rows": [{}]},
+        {"ids": [], "rows": []},
+        {"where": "id = 1", "rows": [{"zone": "a"}]},
+        {"ids": [1], "pid": 3, "rows": [{"zone": "a"}]},
+    ],
+)
+def test_rows_have_an_id_and_the_same_columns(shared: Served, body: dict[str, Any]) -> None:
+    before = shared.http.get("/v1/images/1").json()
+    assert_problem(shared.http.patch("/v1/images", json=body), 422, "rows")
+    assert shared.http.get("/v1/images/1").json() == before
 
 
 def test_an_unexpected_error_shows_no_details(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +200,17 @@ def test_roles_of_tokens(serve: Callable[..., Served], token: str, search: int, 
     assert served.post("/v1/search", draw(1), headers=headers).status_code == search
     assert served.post("/v1/images", draw(1), headers=headers).status_code == add
     patch = served.http.patch("/v1/images", json={"ids": [0], "pid": 1}, headers=headers)
-    assert patch.status_code == (200 if add == 201 else 403)
+    change = 200 if add == 201 else 403
+    assert patch.status_code == change
+    for method, path, status in (
+        ("POST", "/v1/gallery/compact", change),
+        ("POST", "/v1/gallery/maintain", change),
+        ("GET", "/v1/gallery/check", change),
+        ("GET", "/v1/gallery/removals", search),
+        ("POST", "/v1/images/find", search),
+    ):
+        content: dict[str, Any] = {"json": {}} if path.endswith("find") else {}
+        assert served.http.request(method, path, headers=headers, **content).status_code == status, path
     assert served.http.delete("/v1/images?where=id=0", headers=headers).status_code == erase
 
 
