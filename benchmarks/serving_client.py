@@ -17,7 +17,7 @@ _BOUNDARY = b"0123456789abcdef"
 
 
 def make_request(host: str, picture: bytes) -> bytes:
-    """Return a search by a picture, as it is sent."""
+    """Return the bytes of a search by a picture."""
     body = b"".join(
         [
             b'--%s\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n%d\r\n' % (_BOUNDARY, TOP_K),

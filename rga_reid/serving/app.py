@@ -330,7 +330,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         _require_one(ids=body.ids, where=body.where, pid=body.pid, pids_or_paths=named)
         future = engine.erase(where=body.where, ids=body.ids, pid=body.pid, pids=body.pids, paths=body.paths)
         deleted = await asyncio.wrap_future(future)
-        audit.write(caller, "erase", body.where, images=deleted, pid=body.pid)
+        audit.write(caller, "erase", body.where, images=deleted, pid=body.pids or body.pid)
         return answers.json_response({"deleted": deleted})
 
     @app.get("/v1/images/{id}", response_model=answers.ImageAnswer, summary="Get an image's columns")
@@ -372,8 +372,8 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
 
     @app.get("/v1/gallery/removals", response_model=answers.RemovalsAnswer, summary="Get the deletion log")
     async def list_removals(caller: Reader) -> Response:
-        log = await run_in_threadpool(lambda: engine.gallery.deletion_log)
-        return answers.json_response({"removals": [asdict(record) for record in log]})
+        records = await run_in_threadpool(lambda: engine.gallery.deletion_log)
+        return answers.json_response({"removals": [asdict(record) for record in records]})
 
     @app.get("/v1/gallery/check", response_model=answers.CheckAnswer, summary="Look for damage on the disk")
     async def check_gallery(caller: Checker) -> Response:

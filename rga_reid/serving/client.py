@@ -69,6 +69,9 @@ class Client:
     ``build``, ``open``, ``save`` and ``merge`` work with folders of the server's machine, so a client does not have
     them. ``export`` writes a file of this machine.
 
+    Every method raises ``ServerError`` if the request was refused, and ``httpx.HTTPError`` if the server does not
+    answer.
+
     Args:
         url: address of the server, such as ``http://localhost:8000``.
         token: token, if the server has tokens.
@@ -79,10 +82,6 @@ class Client:
         >>> from rga_reid.serving import Client
         >>> with Client("http://localhost:8000") as gallery:  # doctest: +SKIP
         ...     matches = gallery.search(images=["a.jpg"], top_k=5, where="camera == 3")
-
-    Raises:
-        ServerError: by every method: the request was refused.
-        httpx.HTTPError: by every method: the server does not answer.
     """
 
     def __init__(

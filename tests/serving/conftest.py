@@ -118,7 +118,7 @@ def run_server(location: str, log: Path, *words: str) -> Iterator[tuple[subproce
     """Run ``rga-reid serve`` on a gallery; yield the process and its address.
 
     Args:
-        location: of the gallery.
+        location: gallery, see ``Gallery.open``.
         log: file to which its log is appended.
         words: other options.
     """

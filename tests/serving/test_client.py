@@ -289,6 +289,7 @@ def test_changes_need_a_server_that_writes(serve: Callable[..., Served], people:
             change()
         assert refused.value.status == 403
     assert client.check() > 0
+    assert not (people.parent / "uploads").exists()
 
 
 @pytest.mark.slow
