@@ -117,6 +117,7 @@ class Engine:
         store = open_store(location)
         store.wait = WAIT if self._is_shared else LOCK_WAIT
         self._writer, self._reader = Gallery(store), open_store(location) if self._is_shared else store
+        self._store = store
         self._stack, self._refreshing = ExitStack(), threading.Lock()
         if not read_only:
             self._stack.enter_context(store.exclusive())
@@ -368,6 +369,8 @@ class Engine:
 
     def _write_batch(self, key: object, items: Sequence[Any]) -> Sequence[Any]:
         with nullcontext() if self.uploads is None or self.read_only else self.uploads.changing():
+            if self._is_shared:
+                self._store.refresh()  # filters may use columns, or texts as pids, that another server has added
             results = self._add(items) if key == "add" else [items[0]()]
         self._publish()
         if self._added >= MAINTAINED_ROWS:
