@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rga_reid._deprecated import rename_option_arguments, renamed_method
-from rga_reid.data import cached_images, read_training, table_digest
+from rga_reid.data import cached_images, load_card, read_training, table_digest
+from rga_reid.data.readers import is_csv
 from rga_reid.errors import InputError, check_int
 from rga_reid.training.sampler import IdentitySampler
 
@@ -105,6 +106,12 @@ class ReIDData(pl.LightningDataModule):
         check_int("data.val_seed", val_seed, 0)
         roots, cards = ([item] if isinstance(item, str) else list(item) for item in (root, dataset))
         self.table = read_training(roots, cards)
+        sets = [
+            load_card(card)
+            for place, card in zip(roots, cards * len(roots), strict=False)
+            if not is_csv(place)
+        ]
+        self._terms = sorted({f"{card.title}: {card.terms}" for card in sets if card.terms})
         pids = np.sort(self.table.pid.unique().astype(np.int64))
         val_pids = np.random.default_rng(val_seed).permutation(pids)[: round(val_fraction * len(pids))]
         self._in_val = self.table.pid.isin(val_pids).to_numpy()
@@ -134,14 +141,15 @@ class ReIDData(pl.LightningDataModule):
         return int(self.train_table.pid.nunique())
 
     @property
-    def statistics(self) -> dict[str, int]:
-        """Counts of training data, which checkpoints keep."""
-        return {
+    def statistics(self) -> dict[str, Any]:
+        """Counts and terms of use of training data, which checkpoints keep."""
+        counts = {
             "images": len(self.train_table),
             "identities": self.classes,
             "cameras": int(self.train_table.camid.nunique()),
             "datasets": int(self.train_table.dataset.nunique()),
         }
+        return counts | ({"terms": " ".join(self._terms)} if self._terms else {})
 
     @cached_property
     def digest(self) -> str:

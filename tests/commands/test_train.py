@@ -33,6 +33,8 @@ Refused = Callable[..., str]
 EMA = [{"class_path": "rga_reid.training.EMA", "init_args": {"decay": 0.5}}]
 ONE_EPOCH = {"trainer": {"max_epochs": 1}}
 
+TERMS = "Market-1501: For research only; the pictures show real people and must not be passed on."
+
 
 def load(checkpoint: Path) -> dict[str, Any]:
     return torch.load(checkpoint, weights_only=True)
@@ -64,7 +66,8 @@ def test_train_test_and_features(tiny_market: Path, tmp_path: Path) -> None:
     model = load_model(out / "last.ckpt")
     assert model.backbone.attention3.query_conv.weight.shape == (64, 256, 1, 1)
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert model.trained_on == {"images": 48, "identities": 8, "cameras": 2, "datasets": 1}
+    counts = {"images": 48, "identities": 8, "cameras": 2, "datasets": 1}
+    assert model.trained_on == counts | {"terms": TERMS}
 
     report = tmp_path / "metrics.json"
     words = ["test", "--checkpoint", str(out / "last.ckpt"), "--data.root", str(tiny_market), "--flip"]
@@ -138,7 +141,7 @@ def test_several_data_sets_and_test_on_another(
     checkpoint = load(tmp_path / "run" / "last.ckpt")
     assert checkpoint["state_dict"]["model.classifier.weight"].shape[0] == 16
     expected = {"images": 96, "identities": 16, "cameras": 4, "datasets": 2}
-    assert checkpoint["rga_reid_data"] == expected
+    assert checkpoint["rga_reid_data"] == expected | {"terms": TERMS}
     metrics = json.loads((tmp_path / "run" / "test.json").read_text())
     assert (metrics["queries"], metrics["gallery"]) == (4, 13)
 
