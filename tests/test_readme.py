@@ -138,6 +138,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md",
     "docs/export.md",
     "docs/milvus.md",
+    "docs/trackers.md",
 }
 
 

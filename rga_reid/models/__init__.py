@@ -8,7 +8,7 @@ from rga_reid.models.checkpoints import fingerprint, load_model, save_model
 from rga_reid.models.colour_histogram import ColourHistogram
 from rga_reid.models.convert import ConvertedModel, read_official_rga, read_published
 from rga_reid.models.embedding import EmbeddingModel, FlipTTA, TrainingOutput
-from rga_reid.models.export import export_model
+from rga_reid.models.export import ExportSettings, export_model
 from rga_reid.models.resnet import ResNet, count_parameters
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ColourHistogram",
     "ConvertedModel",
     "EmbeddingModel",
+    "ExportSettings",
     "FlipTTA",
     "ResNet",
     "TrainingOutput",
