@@ -1,0 +1,1 @@
+"""Other programs that read exported models, each in a separate environment."""
