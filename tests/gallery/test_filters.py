@@ -67,7 +67,7 @@ def test_filters_keep_rows_where_they_are_true(where: str, kept: list[int]) -> N
     assert rows_where(where) == kept
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(FILTERS)
 def test_filters_agree_with_an_independent_evaluator(case: Case) -> None:
     found = parse_filter(case[0], SCHEMA, now=NOW).mask(table_of(ROWS))
