@@ -27,7 +27,7 @@ def relation_figure(
 
     Args:
         exhibits: of one picture.
-        stage: number of the stage; by default the last whose position matrices are complete.
+        stage: number of the stage; by default the finest whose position matrices are complete.
         point: chosen position, as fractions of height and width from the top left.
 
     Raises:
@@ -149,8 +149,9 @@ def _draw_positions(axes: Any, exhibit: Exhibit, matrix: MatrixView, point: tupl
 def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[float, float]) -> None:
     channel = _choose_channel(matrix)
     row = matrix.row(int(np.searchsorted(matrix.chosen, channel)))
-    most, least = find_related(row, channel, 2)
-    ties = int((np.delete(row, channel) == row[least[0]]).sum())
+    most, least = find_related(row, channel, 2, among=matrix.live)
+    others = matrix.live[matrix.live != channel]
+    ties = int((row[others] == row[least[0]]).sum())
     lowest = f"least: {least[0]}" if ties == 1 else f"least: {least[0]} and {ties - 1} more"
     places = {int(node): place for place, node in enumerate(matrix.map_channels)}
     for one, node, title in (
@@ -234,7 +235,7 @@ Place = tuple[float, float]  #: centre of a box, inches from the top left
 
 
 def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
-    """Draw the data flow after a stage, by default the last whose position matrices are complete."""
+    """Draw the data flow after a stage, by default the finest whose position matrices are complete."""
     view = exhibit.stage(stage)
     return draw_flow(view.flow, f"{lookup(exhibit.mechanism).title}, after stage {view.stage}")
 

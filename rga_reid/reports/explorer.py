@@ -14,10 +14,18 @@ from PIL import Image
 
 from rga_reid.errors import InputError
 from rga_reid.reports.glossary import lookup
-from rga_reid.reports.html import TEMPLATES, jpeg_uri, page_environment, script_hash
-from rga_reid.reports.relation_views import MAX_WHOLE, MatrixView, StageView
+from rga_reid.reports.html import jpeg_uri
+from rga_reid.reports.language import LANGUAGES, load_strings, render_page
+from rga_reid.reports.relation_views import MAX_WHOLE, Calculation, MatrixView, StageView
 
-SCRIPTS = ("explorer_numbers.js", "explorer_view.js")  #: of the page, concatenated in this order
+#: of the page, concatenated in this order
+SCRIPTS = (
+    "explorer_numbers.js",
+    "explorer_view.js",
+    "explorer_flow.js",
+    "explorer_tour.js",
+    "explorer_controls.js",
+)
 COLOURS = {"sequential": "cividis", "diverging": "PuOr_r"}  #: colour maps suited to colour-blind readers
 
 
@@ -54,14 +62,16 @@ class Exhibit:
         return f"{name} ({self.source})" if self.source else name
 
     def stage(self, number: int | None = None) -> StageView:
-        """Return a stage by its number; by default the last whose position matrices are complete."""
+        """Return a stage by its number; by default the finest whose position matrices are complete.
+
+        Without such a stage, it is the last.
+        """
         if number is None:
-            whole = [
-                view
-                for view in self.stages
-                if all(matrix.whole for matrix in view.matrices if matrix.kind == "positions")
-            ]
-            return (whole or list(self.stages))[-1]
+            for view in self.stages:
+                positions = [matrix for matrix in view.matrices if matrix.kind == "positions"]
+                if positions and all(matrix.whole for matrix in positions):
+                    return view
+            return self.stages[-1]
         for view in self.stages:
             if view.stage == number:
                 return view
@@ -69,16 +79,19 @@ class Exhibit:
         raise InputError(f"stage {number}: expected a stage with {self.mechanism}: {known}")
 
 
-def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explorer", note: str = "") -> str:
+def explorer_page(
+    exhibits: Sequence[Exhibit], *, title: str = "", note: str = "", lang: str | None = None
+) -> str:
     """Return one self-contained HTML page.
 
     Args:
         exhibits: to be shown; exhibits of one image are compared with each other.
-        title: heading of the page.
+        title: heading of the page; by default "Relation explorer" in the language of the page.
         note: a sentence below the heading.
+        lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
 
     Raises:
-        InputError: no exhibits.
+        InputError: no exhibits, or an unknown language.
     """
     if not exhibits:
         raise InputError("exhibits: expected at least one, got none")
@@ -96,26 +109,30 @@ def explorer_page(exhibits: Sequence[Exhibit], *, title: str = "Relation explore
         ],
         "exhibits": [_exhibit(exhibit, places[id(exhibit.pixels)], pack) for exhibit in exhibits],
         "colours": {name: _colours(map_name) for name, map_name in COLOURS.items()},
+        # English texts are their own keys
+        "flow": {one: load_strings(one).get("flow", {}) for one in LANGUAGES},
+        "formula": {one: load_strings(one).get("formula", {}) for one in LANGUAGES},
+        "modules": [
+            {
+                "words": {one: asdict(lookup(name, one)) for one in LANGUAGES},
+                "asymmetry": asymmetry,
+                "related": related,
+            }
+            for name in dict.fromkeys(exhibit.mechanism for exhibit in exhibits)
+            for asymmetry, related in [_asymmetries([one for one in exhibits if one.mechanism == name])]
+        ],
     }
     data["blobs"] = pack.blobs
-    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    names = list(dict.fromkeys(exhibit.mechanism for exhibit in exhibits))
-    return (
-        page_environment()
-        .get_template("explorer.html")
-        .render(
-            title=title,
-            note=note,
-            untrained=not any(exhibit.trained for exhibit in exhibits),
-            modules=[
-                (name, lookup(name), *_asymmetries([one for one in exhibits if one.mechanism == name]))
-                for name in names
-            ],
-            max_whole=MAX_WHOLE,
-            data=data,
-            script=script,
-            script_hash=script_hash(script),
-        )
+    return render_page(
+        "explorer.html",
+        ["explorer"],
+        data=data,
+        scripts=SCRIPTS,
+        lang=lang,
+        title=title,
+        note=note,
+        untrained=not any(exhibit.trained for exhibit in exhibits),
+        max_whole=MAX_WHOLE,
     )
 
 
@@ -133,7 +150,9 @@ def _exhibit(exhibit: Exhibit, photo: int, pack: Pack) -> dict[str, Any]:
         "trained": exhibit.trained,
         "model": exhibit.model,
         "photo": photo,
-        "words": asdict(lookup(exhibit.mechanism)),
+        "source": exhibit.source,
+        "start": list(exhibit.stages).index(exhibit.stage()),
+        "words": {one: asdict(lookup(exhibit.mechanism, one)) for one in LANGUAGES},
         "stages": [_stage(view, pack) for view in exhibit.stages],
     }
 
@@ -143,7 +162,10 @@ def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
         "stage": view.stage,
         "channels": view.channels,
         "grid": view.grid,
-        "flow": [asdict(step) for step in view.flow],
+        "flow": [
+            {**asdict(step), "picture": None if one is None else {"kind": one.kind, **pack.add(one.values)}}
+            for step, one in zip(view.flow, view.pictures, strict=True)
+        ],
         "matrices": [_matrix(matrix, pack) for matrix in view.matrices],
         "attention": None if view.attention is None else pack.add(view.attention),
         "channel_attention": None if view.channel_attention is None else pack.add(view.channel_attention),
@@ -162,6 +184,20 @@ def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
         "columns": None if matrix.whole else pack.add(matrix.columns),
         "maps": pack.add_pictures(matrix.maps) if len(matrix.maps) else None,
         "map_channels": matrix.map_channels.tolist(),
+        "live": matrix.live.tolist(),
+        "calculation": None if matrix.calculation is None else _calculation(matrix.calculation, pack),
+    }
+
+
+def _calculation(calculation: Calculation, pack: Pack) -> dict[str, Any]:
+    nodes, keys = calculation.nodes, calculation.keys
+    return {
+        **{name: getattr(calculation, name) for name in ("form", "step", "left", "right")},
+        "lefts": pack.add_exact(calculation.lefts),
+        "rights": pack.add_exact(calculation.rights),
+        "nodes": None if nodes is None else nodes.tolist(),
+        "keys": None if keys is None else keys.tolist(),
+        "logsumexp": pack.add_exact(calculation.logsumexp),
     }
 
 
@@ -198,6 +234,10 @@ class Pack:
         pairs = np.frombuffer(halves.tobytes(), np.uint8).reshape(-1, 2)
         planes = pairs[:, 1].tobytes() + pairs[:, 0].tobytes()  # high bytes, then low ones: compresses better
         return {"blob": self._keep(planes), "shape": list(array.shape), "scale": 2.0**exponent}
+
+    def add_exact(self, array: np.ndarray) -> dict[str, Any]:
+        """Add an array in single precision."""
+        return {"blob": self._keep(array.astype("<f4").tobytes()), "shape": list(array.shape), "exact": True}
 
     def add_pictures(self, maps: np.ndarray) -> dict[str, Any]:
         """Add maps ``(n, h, w)`` as pictures, each scaled from its minimum and maximum to 0 and 255."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rga_reid.attention import ATTENTION_MODULES
+from rga_reid.reports.language import load_strings
 
 
 @dataclass(frozen=True)
@@ -169,15 +170,22 @@ GLOSSARY |= {
 }
 
 
-def lookup(name: str) -> GlossaryEntry:
-    """Return the entry of an attention module by its short name.
+def lookup(name: str, lang: str = "en") -> GlossaryEntry:
+    """Return the entry of an attention module by its short name, in a language of the pages.
 
-    A module without an entry gets one with its name as title and the first line of its docstring as idea.
+    A module without an entry gets one with its name as title and the first line of its docstring as idea, in English.
     """
     if name in GLOSSARY:
-        return GLOSSARY[name]
+        return GLOSSARY[name] if lang == "en" else replace(GLOSSARY[name], **_translations(name, lang))
     module = ATTENTION_MODULES.get(name)
     module = getattr(module, "func", module)  # of a partial
     idea = (getattr(module, "__doc__", None) or "").strip().partition("\n")[0]
     row, column = "Row i of the matrix.", "Column i of the matrix."
     return GlossaryEntry(name, idea=idea, row_caption=row, column_caption=column)
+
+
+def _translations(name: str, lang: str) -> dict[str, str]:
+    """Return the translated fields of an entry; a variant has those of its module that it does not replace."""
+    known = load_strings(lang)["glossary"]
+    base = next(one for one in sorted(known, key=len) if name == one or name.startswith(f"{one}_"))
+    return {**known[base], **known[name]}

@@ -39,6 +39,15 @@ def symbols_to_html(text: str) -> Markup:
     return Markup(SUBSCRIPT.sub(r"\1<sub>\2</sub>", str(escape(text))))
 
 
+_MARKUP = re.compile(r"`([^`]+)`|\*\*([^*]+)\*\*")
+
+
+def text_to_html(text: str) -> Markup:
+    """Escape a text and set subscripts, ``code`` in backticks and bold between double asterisks."""
+    html = _MARKUP.sub(lambda m: f"<code>{m[1]}</code>" if m[1] else f"<b>{m[2]}</b>", symbols_to_html(text))
+    return Markup(html)
+
+
 def thumbnail(path: str, box: tuple[int, int], quality: int = 85) -> str | None:
     """Return an image file as a JPEG data URI that fits into ``box`` (width, height).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,8 @@ from rga_reid.models.analysis import StageCapture
 
 Grid = tuple[int, int]  #: (rows, columns) of a map of positions
 Kind = Literal["matrix", "weight", "between"]
+PictureKind = Literal["map", "strip", "matrix"]
+Form = Literal["product", "mean", "softmax", "softmin"]
 
 MAX_WHOLE = 512  #: nodes of a matrix that is kept complete; a larger one is pooled
 MAX_BLOCKS = 128  #: blocks per side of a pooled matrix
@@ -23,7 +26,15 @@ EXACT_POINTS: Grid = (8, 4)  #: evenly spread positions whose rows stay exact in
 EXACT_CHANNELS = 16  #: most active channels whose rows stay exact in a pooled matrix
 RELATED = 4  #: most and least related channels that are shown for a channel
 MAX_MAP_CELLS = 128  #: cells of an activation map
+MAX_OPERAND = (
+    20_000  #: values of an operand that is kept for all nodes; a larger one for the exact nodes only
+)
+MAX_CELLS = 64  #: cells per side of the picture of a square tensor in the data flow
 BOTH_PASSES = "both_passes"
+
+_PRODUCT = re.compile(r"([^\s(\[]+)\[:, i\] · ([^\s(\[]+)\[:, j\]")  # columns are nodes
+_OF_COLUMNS = re.compile(r"(\S+)ᵀ (\S+)")
+_OF_ROWS = re.compile(r"(\S+) (\S+)ᵀ")
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,45 @@ class FlowStep:
 
 
 @dataclass(frozen=True, eq=False)
+class StepPicture:
+    """What is drawn of a tensor in the data flow.
+
+    Args:
+        kind: ``map``: the mean magnitude at each position; ``strip``: at each channel; ``matrix``: the tensor itself,
+            pooled if large.
+        values: float32 ``(h, w)`` for maps and matrices, ``(n,)`` for strips.
+    """
+
+    kind: PictureKind
+    values: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Calculation:
+    """How an entry of a matrix follows from two vectors: entry [i, j] is f(left[i] · right[j]).
+
+    Args:
+        form: f is the identity (``product``), division by the number of keys (``mean``), or the softmax of the
+            products (``softmax``) or of the negative products (``softmin``) over the row.
+        step: symbol of the products; the matrix itself unless the flow has them as a step.
+        left, right: symbols of the operands.
+        lefts, rights: float32 ``(nodes, F)`` and ``(keys, F)``.
+        nodes, keys: nodes of ``lefts`` and keys of ``rights``; None for all.
+        logsumexp: float32 ``(R,)``, logarithm of the denominator of the softmax of each row; empty without one.
+    """
+
+    form: Form
+    step: str
+    left: str
+    right: str
+    lefts: np.ndarray
+    rights: np.ndarray
+    nodes: np.ndarray | None
+    keys: np.ndarray | None
+    logsumexp: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class MatrixView:
     """One relation matrix with R rows and K columns.
 
@@ -67,6 +117,8 @@ class MatrixView:
         reach: mean share of non-zero entries in a row.
         maps: activation maps of channels, float32 ``(m, h, w)``; empty for positions.
         map_channels: channels of ``maps``.
+        live: channels whose activation is not 0 everywhere; empty for positions.
+        calculation: how an entry is computed; None if it is not a product of two vectors.
     """
 
     name: str
@@ -87,6 +139,8 @@ class MatrixView:
     reach: float
     maps: np.ndarray
     map_channels: np.ndarray
+    live: np.ndarray
+    calculation: Calculation | None = None
 
     @property
     def whole(self) -> bool:
@@ -121,6 +175,7 @@ class StageView:
         stage: from 1 to 4.
         channels, grid: shape of the map.
         flow: intermediate tensors, in order.
+        pictures: of the tensors of ``flow``; None for one that is neither of positions nor of channels.
         matrices: relation matrices; criss-cross attention also has the product of its passes.
         attention: weight of each position, float32 ``(H, W)``, or None.
         channel_attention: weight of each channel, float32 ``(C,)``, or None.
@@ -131,6 +186,7 @@ class StageView:
     channels: int
     grid: Grid
     flow: list[FlowStep]
+    pictures: list[StepPicture | None]
     matrices: list[MatrixView]
     attention: np.ndarray | None
     channel_attention: np.ndarray | None
@@ -149,11 +205,19 @@ def stage_view(capture: StageCapture) -> StageView:
     passes = [m[0] for name, m in capture.matrices.items() if name.startswith("pass_")]
     if len(passes) > 1:
         matrices.append(_both_passes(capture, passes))
+    known = list(map(id, capture.matrices.values()))
+    related = [step for step in capture.flow if id(step.tensor) in known]
+    squares = {step.symbol for step in related}
+    squares |= {name for step in related if step.formula.startswith("softmax") for name in step.inputs}
     return StageView(
         capture.stage,
         channels,
         (height, width),
         flow_steps(capture.flow, capture.matrices.values(), capture.weights.values()),
+        [
+            step_picture(step.tensor, channels, (height, width), is_square=step.symbol in squares)
+            for step in capture.flow
+        ],
         matrices,
         None if spatial is None else _array(spatial[0, 0]),
         None if channel is None else _array(channel[0, :, 0, 0]),
@@ -175,6 +239,80 @@ def flow_steps(flow: Sequence[Step], matrices: Iterable[Tensor], weights: Iterab
     return steps
 
 
+def step_picture(tensor: Tensor, channels: int, grid: Grid, *, is_square: bool = False) -> StepPicture | None:
+    """Return what is drawn of a tensor of batch length 1 in a data flow.
+
+    Args:
+        tensor: of any shape.
+        channels, grid: shape of the map of the stage.
+        is_square: a matrix, or the products it is computed from.
+    """
+    values, positions = tensor[0].detach().float(), grid[0] * grid[1]
+    if is_square and values.dim() == 2 and values.shape[0] == values.shape[1]:
+        side = min(MAX_CELLS, len(values))
+        return StepPicture("matrix", _array(torch.nn.functional.adaptive_avg_pool2d(values[None], side)[0]))
+    if tuple(values.shape[1:]) == grid:
+        return StepPicture("map", _array(values.abs().mean(0)))
+    columns = values.reshape(values.shape[0], -1) if values.dim() > 1 else values[None]
+    if columns.shape[1] == positions:
+        return StepPicture("map", _array(columns.abs().mean(0).reshape(grid)))
+    if columns.shape[1] == channels:
+        return StepPicture("strip", _array(columns.abs().mean(0)))
+    if columns.shape[1] == 1:
+        return StepPicture("strip", _array(columns[:, 0].abs()))
+    return None
+
+
+def find_calculation(
+    flow: Sequence[Step], matrix: Step, chosen: Tensor | None, keys: Tensor | None
+) -> Calculation | None:
+    """Return how an entry of a matrix is computed, as its formula says.
+
+    Args:
+        flow: all steps.
+        matrix: the step of the matrix.
+        chosen, keys: exact nodes and keys of a large matrix; None for all.
+    """
+    steps = {step.symbol: step for step in flow}
+    of_softmax = matrix.formula.startswith("softmax")
+    direct = _PRODUCT.search(matrix.formula)
+    energy = matrix if direct else next((steps[name] for name in matrix.inputs if of_softmax), None)
+    if energy is None:
+        return None
+    found = direct or _OF_COLUMNS.fullmatch(energy.formula) or _OF_ROWS.fullmatch(energy.formula)
+    if found is None or not {*found.groups()} <= set(steps):
+        return None
+    lefts, rights = (steps[name].tensor[0].flatten(1) for name in found.groups())
+    if found.re is not _OF_ROWS:
+        lefts, rights = lefts.mT, rights.mT
+    if lefts.shape[1] != rights.shape[1] or (len(lefts), len(rights)) != tuple(matrix.tensor.shape[1:]):
+        return None
+    form: Form = "softmax" if of_softmax else "mean" if matrix.formula.endswith("/ N") else "product"
+    logsumexp = torch.zeros(0)
+    if of_softmax:
+        products = lefts.double() @ rights.double().mT
+        if "−" in matrix.formula:  # CAM: the softmax of what is missing to the maximum
+            form, products = "softmin", -products
+        logsumexp = products.masked_fill(matrix.tensor[0] == 0, -torch.inf).logsumexp(1)
+    if max(lefts.numel(), rights.numel()) > MAX_OPERAND:
+        nodes = _spread_evenly(len(lefts)) if chosen is None else chosen
+        columns = nodes if keys is None and len(lefts) == len(rights) else keys
+        columns = _spread_evenly(len(rights)) if columns is None else columns
+        lefts, rights = lefts[nodes], rights[columns]
+    else:
+        nodes = columns = None
+    return Calculation(
+        form,
+        energy.symbol,
+        *found.groups(),
+        _array(lefts),
+        _array(rights),
+        None if nodes is None else nodes.cpu().numpy(),
+        None if columns is None else columns.cpu().numpy(),
+        _array(logsumexp),
+    )
+
+
 def asymmetry(matrix: Tensor) -> float:
     """Return the asymmetry of a square matrix: 0 if symmetric, 1 if no relation is mutual.
 
@@ -193,9 +331,19 @@ def pool(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
     return rows.T
 
 
-def find_related(row: np.ndarray, own: int, count: int = RELATED) -> tuple[list[int], list[int]]:
-    """Return the nodes with the highest and with the lowest values in a row, except the node itself."""
-    order = [int(node) for node in np.argsort(-row, kind="stable") if node != own]
+def find_related(
+    row: np.ndarray, own: int, count: int = RELATED, *, among: np.ndarray | None = None
+) -> tuple[list[int], list[int]]:
+    """Return the nodes with the highest and with the lowest values in a row, except the node itself.
+
+    Args:
+        row: (K,).
+        own: the node of the row.
+        count: of nodes on each side.
+        among: nodes to choose from; all by default.
+    """
+    known = range(len(row)) if among is None else among.tolist()
+    order = sorted((node for node in known if node != own), key=lambda node: (-row[node], node))
     return order[:count], order[: -count - 1 : -1]
 
 
@@ -205,8 +353,8 @@ def _matrix_view(capture: StageCapture, name: str, matrix: Tensor) -> MatrixView
     grid: Grid = (capture.x.shape[2], capture.x.shape[3])
     if name.startswith("channel"):
         node_map = _node_map(capture.flow, step, rows, grid)
-        return _view(name, step, "channels", matrix, (rows, 1), (keys, 1), node_map)
-    return _view(name, step, "positions", matrix, grid, _key_grid(grid, keys), None)
+        return _view(name, step, "channels", matrix, (rows, 1), (keys, 1), node_map, capture.flow)
+    return _view(name, step, "positions", matrix, grid, _key_grid(grid, keys), None, capture.flow)
 
 
 def _both_passes(capture: StageCapture, passes: Sequence[Tensor]) -> MatrixView:
@@ -228,6 +376,7 @@ def _view(
     grid: Grid,
     key_grid: Grid,
     node_map: Tensor | None,
+    flow: Sequence[Step] = (),
 ) -> MatrixView:
     rows, keys = matrix.shape
     whole = max(rows, keys) <= MAX_WHOLE
@@ -241,10 +390,14 @@ def _view(
     chosen_keys = torch.tensor([_key(int(node), grid, key_grid) for node in chosen])
     exact_rows = _array(matrix[:0] if whole else matrix[chosen])
     exact_columns = _array(matrix.T[:0] if whole else matrix.T[chosen_keys])
-    mapped = np.arange(rows)  # channels whose activation maps are kept
+    mapped = live = np.arange(rows)  # channels whose activation maps are kept
+    if node_map is not None:
+        active = node_map.flatten(1).any(1).nonzero().flatten().cpu().numpy()
+        live = active if len(active) > 1 else live  # a channel needs another one to be compared with
     if node_map is not None and not whole:
         lines = [*zip(chosen, exact_rows, strict=True), *zip(chosen, exact_columns, strict=True)]
-        related = [node for own, line in lines for side in find_related(line, int(own)) for node in side]
+        sides = [find_related(line, int(own), among=live) for own, line in lines]
+        related = [node for both in sides for side in both for node in side]
         mapped = np.unique([*chosen.tolist(), *related])
     return MatrixView(
         name,
@@ -265,6 +418,8 @@ def _view(
         float((matrix != 0).double().mean()),
         np.zeros((0, 1, 1), np.float32) if node_map is None else _small_maps(node_map[mapped]),
         mapped[:0] if node_map is None else mapped,
+        live[:0] if node_map is None else live,
+        find_calculation(flow, step, None if whole else chosen, None if whole else chosen_keys),
     )
 
 
@@ -299,6 +454,12 @@ def _spread(grid: Grid) -> Tensor:
     rows = ((torch.arange(down) + 0.5) * height / down).long()
     columns = ((torch.arange(across) + 0.5) * width / across).long()
     return (rows[:, None] * width + columns).flatten()
+
+
+def _spread_evenly(count: int) -> Tensor:
+    """At most as many nodes as there are exact points, evenly spread."""
+    most = min(count, EXACT_POINTS[0] * EXACT_POINTS[1])
+    return ((torch.arange(most) + 0.5) * count / most).long()
 
 
 def _key_grid(grid: Grid, keys: int) -> Grid:

@@ -261,7 +261,7 @@ def lines_of(browser: Any, dots: int) -> set[int]:
         "copy.width = m.width; copy.height = m.height;"
         "const c = copy.getContext('2d', {willReadFrequently: true}); c.drawImage(m, 0, 0);"
         "return Array.from({length: arguments[0]}, (_, k) =>"
-        " [...c.getImageData(1, (k + 0.5) * 512 / arguments[0], 1, 1).data])",
+        " [...c.getImageData(1, (k + 0.5) * m.height / arguments[0], 1, 1).data])",
         dots,
     )
     return {place for place, (red, green, blue, _) in enumerate(edge) if (red, green, blue) == (232, 89, 12)}
@@ -291,19 +291,21 @@ def test_the_page_needs_no_network_and_names_are_text(small_page: str) -> None:
 def test_smoke_in_the_browser(
     picture: Path, checkpoints: dict[str, Path], small_page: str, tmp_path: Path, browse: Browse
 ) -> None:
-    """The page opens on a phone, and a tap shows a number of ``relations``."""
+    """The page opens on a phone at the finest stage, and a tap shows a number of ``relations``."""
     (tmp_path / "page.html").write_text(small_page, encoding="utf-8")
     model = load_model(checkpoints["rga"])
     with torch.inference_mode():
-        relations = model.backbone.attention4.relations(inputs_of(model, picture)[4])
+        relations = model.backbone.attention1.relations(inputs_of(model, picture)[1])
     spatial = relations.matrices["spatial"][0]
     with browse(tmp_path / "page.html", width=390, height=844) as browser:
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-        point_at(browser, "photo", 2, 1, (8, 4)).click().perform()
-        wait_for(browser, "node", 9)
-        point_at(browser, "row", 6, 3, (8, 4)).click().perform()
-        wait_for(browser, "other", 27)
-        assert number(browser, "value-row") == pytest.approx(float(spatial[9, 27]), rel=SHOWN)
+        point_at(browser, "photo", 12, 5, (32, 16)).click().perform()
+        wait_for(browser, "node", 12 * 16 + 5)
+        point_at(browser, "row", 20, 9, (32, 16)).click().perform()
+        wait_for(browser, "other", 20 * 16 + 9)
+        assert number(browser, "value-row") == pytest.approx(
+            float(spatial[12 * 16 + 5, 20 * 16 + 9]), rel=SHOWN
+        )
         no_complaints(browser)
 
 
@@ -370,15 +372,15 @@ def test_words_are_those_of_the_block_that_is_there(picture: Path, tmp_path: Pat
     page = tmp_path / "page.html"
     words = ["--image", str(picture), "--attention", "nonlocal", "--checkpoint", *files, "--out", str(page)]
     assert main(["explain", *words]) == 0
-    text = page.read_text(encoding="utf-8")
-    first, second = re.findall(r'<tr><th scope="row">(.*?)</tr>', text, re.DOTALL)
+    held = held_data(page.read_text(encoding="utf-8"))
+    first, second = (" ".join(module["words"]["en"].values()) for module in held["modules"])
     assert "dot product" in first
     assert "not a share" in first
     assert "does not sum to 1" in first
     assert "sums to 1" in second
     assert "row only" in second
-    assert "not square" in second
-    assert held_data(text)["exhibits"][0]["mechanism"] == "nonlocal_dot_product"
+    assert held["modules"][1]["asymmetry"] == []
+    assert held["exhibits"][0]["mechanism"] == "nonlocal_dot_product"
 
 
 @pytest.mark.parametrize(

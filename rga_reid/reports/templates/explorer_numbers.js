@@ -1,7 +1,4 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const state = { photo: 0, exhibit: 0, stage: 0, matrix: 0, v: 0.36, u: 0.5, ov: 0.8, ou: 0.5, channel: 0, held: false };
+const state = { photo: 0, exhibit: 0, stage: 0, matrix: 0, v: 0.36, u: 0.5, ov: 0.8, ou: 0.5, channel: null, held: false, kind: "positions", open: new Set() };
 const PER_PIXEL = 2; // canvas pixels for one of the photo
 
 // ---------- numbers: half precision in two byte planes, deflated ----------
@@ -23,6 +20,7 @@ async function numbers(reference) {
   if (!reference) return null;
   if (!reference.values) {
     const bytes = await inflate(reference.blob), n = bytes.length / 2;
+    if (reference.exact) return (reference.values = new Float32Array(bytes.slice().buffer));
     const values = new Float32Array(n);
     for (let k = 0; k < n; k++) values[k] = HALVES[(bytes[k] << 8) | bytes[k + n]] * reference.scale;
     reference.values = values;
@@ -47,26 +45,13 @@ const range = (values) => {
   return [low, high];
 };
 
-// ---------- symbols: G_s is G with the subscript s ----------
-const SUBSCRIPT = /(?<![A-Za-z])([A-Za-zΑ-ω]|softmax|max)_([A-Za-z0-9])(?![A-Za-z0-9])/g;
-/** Text as nodes to append, with subscripts. */
-function typeset(text) {
-  const nodes = [];
-  let done = 0;
-  for (const found of text.matchAll(SUBSCRIPT)) {
-    const lowered = document.createElement("sub");
-    lowered.textContent = found[2];
-    nodes.push(text.slice(done, found.index) + found[1], lowered);
-    done = found.index + found[0].length;
-  }
-  return [...nodes, text.slice(done)];
-}
-
 // ---------- a relation matrix: complete, or exact at chosen nodes ----------
 async function ready(matrix) {
   if (matrix.ready) return matrix;
   const [picture, rows, columns] = await Promise.all([numbers(matrix.picture), numbers(matrix.rows), numbers(matrix.columns)]);
   if (matrix.maps) matrix.pixels = await inflate(matrix.maps.blob);
+  const calculation = matrix.calculation;
+  if (calculation) for (const name of ["lefts", "rights", "logsumexp"]) await numbers(calculation[name]);
   Object.assign(matrix, { values: picture, exactRows: rows, exactColumns: columns, ready: true });
   return matrix;
 }
@@ -149,10 +134,23 @@ function overPhoto(canvas, photo, picture) {
   }
   return context;
 }
+/** Colour of a CSS variable under the chosen theme, in a form that a canvas takes. */
+function colourOf(name) {
+  const key = `${name} ${document.documentElement.dataset.theme}`;
+  if (!resolved.has(key)) {
+    const probe = document.createElement("span");
+    probe.style.color = `var(${name})`;
+    document.body.append(probe);
+    resolved.set(key, getComputedStyle(probe).color);
+    probe.remove();
+  }
+  return resolved.get(key);
+}
+const resolved = new Map();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { resolved.clear(); themeChanged(); });
 function mark(context, v, u, grid, other) {
   const { width, height } = context.canvas, h = Math.max(height / grid[0], 10), w = Math.max(width / grid[1], 10);
-  const style = getComputedStyle(document.documentElement);
-  for (const [colour, thick] of [["#fff", 7], [style.getPropertyValue(other ? "--other" : "--mark").trim(), 4]]) {
+  for (const [colour, thick] of [["#fff", 7], [colourOf(other ? "--other" : "--mark"), 4]]) {
     context.strokeStyle = colour; context.lineWidth = thick;
     context.beginPath();
     if (other) context.rect(u * width - w / 2, v * height - h / 2, w, h);

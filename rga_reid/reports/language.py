@@ -1,0 +1,91 @@
+"""Texts of the pages, in one table per language: ``strings/en.yaml`` and ``strings/zh.yaml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from rga_reid.errors import check_choice
+from rga_reid.reports.html import TEMPLATES, page_environment, script_hash, text_to_html
+
+LANGUAGES = ("en", "zh")
+STRINGS = Path(__file__).with_name("strings")
+
+
+@cache
+def load_strings(lang: str) -> dict[str, dict[str, Any]]:
+    """Return the texts of a language by section and key."""
+    tables: dict[str, dict[str, Any]] = yaml.safe_load((STRINGS / f"{lang}.yaml").read_text(encoding="utf-8"))
+    return tables
+
+
+def translate(lang: str, section: str, key: str, **values: Any) -> str:
+    """Return a text with ``{name}`` replaced by the values."""
+    text = str(load_strings(lang)[section][key])
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
+
+
+def render_page(
+    template: str,
+    sections: Sequence[str],
+    *,
+    data: dict[str, Any] | None = None,
+    scripts: Sequence[str] = (),
+    lang: str | None = None,
+    **context: Any,
+) -> str:
+    """Render a page in English that can be switched to the other languages.
+
+    Templates write texts as ``{{ t("key", name=value) }}``, and texts of attributes as
+    ``{{ attribute("title", "key") }}``; keys are looked up in ``sections``, in order.
+
+    Args:
+        template: name of the template.
+        sections: sections of the tables that the page needs, besides ``page``.
+        data: further values for the scripts.
+        scripts: further scripts, after ``page.js``.
+        lang: language in which the page opens; by default that of the reader's browser.
+        context: variables of the template.
+
+    Raises:
+        InputError: an unknown language.
+    """
+    if lang is not None:
+        check_choice("lang", lang, LANGUAGES)
+    shown = lang or LANGUAGES[0]
+    names = ("page", *sections)
+    tables = {
+        one: {key: text for name in names for key, text in load_strings(one)[name].items()}
+        for one in LANGUAGES
+    }
+
+    def fill(key: str, values: dict[str, Any]) -> str:
+        section = next(name for name in names if key in load_strings(shown)[name])
+        return translate(shown, section, key, **values)
+
+    def t(key: str, **values: Any) -> Markup:
+        more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
+        return Markup('<span data-t="{}"{}>{}</span>').format(key, more, text_to_html(fill(key, values)))
+
+    def attribute(name: str, key: str, **values: Any) -> Markup:
+        more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
+        return Markup('{}="{}" data-t-{}="{}"{}').format(name, fill(key, values), name, key, more)
+
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", *scripts))
+    environment = page_environment()
+    environment.globals |= {"t": t, "attribute": attribute}
+    return environment.get_template(template).render(
+        lang=shown,
+        data={**(data or {}), "strings": tables, "lang": lang},
+        script=script,
+        script_hash=script_hash(script),
+        **context,
+    )

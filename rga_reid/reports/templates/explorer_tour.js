@@ -1,0 +1,64 @@
+// ---------- guided tour: six steps from "a position is a row" to "why G[i, j] is not G[j, i] in RGA" ----------
+let tour = 0; // step, or 0
+const positionPlaces = (wanted) => {
+  for (const [e, shown] of data.exhibits.entries()) {
+    if (shown.photo !== state.photo || !wanted(shown)) continue;
+    const stages = [shown.start, ...shown.stages.keys()];
+    for (const s of stages) {
+      const m = shown.stages[s].matrices.findIndex((one) => one.kind === "positions" && one.size[0] === one.size[1]);
+      if (m >= 0) return [e, s, m];
+    }
+  }
+  return null;
+};
+const placeOfBoth = () => positionPlaces(readsBoth);
+const placeOfAny = () => placeOfBoth() ?? positionPlaces((shown) => shown.trained) ?? positionPlaces(() => true);
+const placeOfShares = () => positionPlaces((shown) => !readsBoth(shown) && shown.words.en.row.includes("sums to 1") && shown.trained) ??
+  positionPlaces((shown) => !readsBoth(shown) && shown.words.en.row.includes("sums to 1"));
+const STEPS = [
+  { at: placeOfAny, marked: ["photo", "matrix"] },
+  { at: placeOfAny, marked: ["row"] },
+  { at: placeOfAny, marked: [], open: true },
+  { at: placeOfAny, marked: ["column", "matrix"] },
+  { at: () => placeOfShares() ?? placeOfAny(), marked: ["row", "readout"] },
+  { at: placeOfAny, marked: ["difference", "readout"] },
+];
+
+async function goTour(step) {
+  tour = step;
+  for (const element of document.querySelectorAll(".toured")) element.classList.remove("toured");
+  $("tour").hidden = !step;
+  remember({ tour: step || null });
+  if (!step) return $("start-tour").focus({ preventScroll: true });
+  const { at, marked, open } = STEPS[step - 1], [e, s, m] = at();
+  Object.assign(state, { exhibit: e, stage: s, matrix: m, kind: "positions" });
+  await choose();
+  for (const name of marked) ($(`fig-${name}`) ?? $(name)).classList.add("toured");
+  let target = $("look");
+  if (open) {
+    await openStep(matrix().symbol, true);
+    target = boxes().find((box) => box.dataset.symbol === matrix().symbol) ?? target;
+    target.classList.add("toured");
+  }
+  target.scrollIntoView({ block: "start" });
+  showTour();
+  $("tour-next").focus({ preventScroll: true });
+}
+function showTour() {
+  if (!tour || !matrix()?.ready || matrix().kind !== "positions") return;
+  const { m, forward, backward, total } = readPositions(), both = readsBoth(exhibit());
+  const values = {
+    symbol: m.symbol, h: m.grid[0], w: m.grid[1], n: m.size[0], keys: m.size[1], kh: m.key_grid[0], kw: m.key_grid[1], name: wordsOf(exhibit()).title,
+    row: formatNumber(forward), column: formatNumber(backward), sum: formatNumber(total), asymmetry: formatNumber(m.asymmetry ?? 0, 3),
+  };
+  const key = tour === 5 && both ? "tour_5_plain" : tour === 6 && !both ? "tour_6_plain" : `tour_${tour}`;
+  set("tour-step", t("tour_step", { n: tour, count: STEPS.length }));
+  set("tour-text", t(key, values));
+  $("tour-back").disabled = tour === 1; $("tour-next").disabled = tour === STEPS.length;
+}
+$("start-tour").hidden = !placeOfAny();
+$("start-tour").addEventListener("click", () => goTour(1));
+$("tour-back").addEventListener("click", () => goTour(tour - 1));
+$("tour-next").addEventListener("click", () => goTour(tour + 1));
+$("tour-end").addEventListener("click", () => goTour(0));
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && tour) goTour(0); });
