@@ -17,6 +17,7 @@ _LAZY = {
     "evaluate_ranking": "rga_reid.evaluation",
     "Gallery": "rga_reid.gallery",
     "extract_features": "rga_reid.inference",
+    "show": "rga_reid.experiments.show",
     "InputError": "rga_reid.errors",
 }
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAMES = re.compile(r"[A-Za-zΑ-ω][A-Za-zΑ-ω0-9]*(?:_[A-Za-z0-9]+)?'?")  # x, θ_s, x' in a formula
 
@@ -73,7 +77,7 @@ class Trace:
         return self.step(symbol, meaning, formula, tensor)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Relations:
     """Explicit form of an attention module on one batch.
 
@@ -88,13 +92,73 @@ class Relations:
     x: Tensor  #: input map
     matrices: dict[str, Tensor]  #: relation matrices by name
     #: computes the output from the map and records each step in the trace
-    explicit: Callable[[Tensor, Trace], Tensor] = field(repr=False)
+    explicit: Callable[[Tensor, Trace], Tensor]
 
     @classmethod
     def of(cls, explicit: Callable[[Tensor, Trace], Tensor], x: Tensor) -> Relations:
         """Run ``explicit(x, trace) -> output`` once and keep its matrices."""
         relations = cls(x, {}, explicit)
         return replace(relations, matrices=relations.trace()[0].matrices)
+
+    def __repr__(self) -> str:
+        """Return the shapes, and how much each matrix differs from its transpose."""
+        lines = [f"Relations of a map {tuple(self.x.shape)}"]
+        for name, matrix in self.matrices.items():
+            matrix = matrix.detach()
+            rows, keys = matrix.shape[-2:]
+            total = 2 * matrix.abs().sum() if rows == keys else torch.zeros(())
+            differs = float((matrix - matrix.mT).abs().sum() / total) if total > 0 else None
+            note = "" if differs is None else f", asymmetry {differs:.2f}"
+            lines.append(
+                f"  {name}: {tuple(matrix.shape)}, {float(matrix.min()):.3g} to {float(matrix.max()):.3g}{note}"
+            )
+        return "\n".join(lines)
+
+    def plot(self, *, item: int = 0, point: tuple[float, float] = (0.36, 0.5)) -> Figure:
+        """Draw each matrix with the row and the column of one node.
+
+        Args:
+            item: index in the batch.
+            point: chosen position, as fractions of height and width from the top left. Of channels, the most active
+                one is chosen.
+
+        Returns:
+            A matplotlib figure, which notebooks display: a line for each matrix, which is shown with its row and its
+            column, as maps where the nodes are positions.
+
+        Raises:
+            ValueError: the module has no relation matrix.
+        """
+        from matplotlib.figure import Figure
+
+        if not self.matrices:
+            raise ValueError("plot: expected relation matrices, got a module with weights only")
+
+        height, width = self.x.shape[2:]
+        figure = Figure(figsize=(8, 2.6 * len(self.matrices)), layout="constrained")
+        axes = figure.subplots(len(self.matrices), 3, squeeze=False)
+        for line, (name, matrix) in zip(axes, self.matrices.items(), strict=True):
+            values = matrix[item].detach().float().cpu()
+            rows, keys = values.shape
+            of_channels = name.startswith("channel")
+            if of_channels:
+                node = key = int(self.x[item].flatten(1).abs().mean(1).argmax())
+                row, column = (one[None].numpy() for one in (values[node], values[:, key]))
+            else:
+                v, u = min(height - 1, int(point[0] * height)), min(width - 1, int(point[1] * width))
+                h, w = (height, width) if keys == height * width else (height // 2, width // 2)
+                node, key = v * width + u, (v * h // height) * w + u * w // width
+                row = values[node].reshape(h, w).numpy()
+                column = values[:, key].reshape(height, width).numpy()
+            titles = (f"{name}, {rows}×{keys}", f"row {node}", f"column {key}")
+            for one, picture, title in zip(line, (values.numpy(), row, column), titles, strict=True):
+                shown = one.imshow(
+                    picture, "cividis", aspect="auto" if of_channels or one is line[0] else "equal"
+                )
+                one.set(xticks=[], yticks=[])
+                one.set_title(title, fontsize=9)
+                figure.colorbar(shown, ax=one, shrink=0.7).ax.tick_params(labelsize=7)
+        return figure
 
     def trace(self) -> tuple[Trace, Tensor]:
         """Return all steps and the output of one run."""

@@ -294,17 +294,18 @@ def find_calculation(
         if "−" in matrix.formula:  # CAM: the softmax of what is missing to the maximum
             form, products = "softmin", -products
         logsumexp = products.masked_fill(matrix.tensor[0] == 0, -torch.inf).logsumexp(1)
+    nodes: Tensor | None = None
+    columns: Tensor | None = None
     if max(lefts.numel(), rights.numel()) > MAX_OPERAND:
         nodes = _spread_evenly(len(lefts)) if chosen is None else chosen
         columns = nodes if keys is None and len(lefts) == len(rights) else keys
         columns = _spread_evenly(len(rights)) if columns is None else columns
         lefts, rights = lefts[nodes], rights[columns]
-    else:
-        nodes = columns = None
     return Calculation(
         form,
         energy.symbol,
-        *found.groups(),
+        found[1],
+        found[2],
         _array(lefts),
         _array(rights),
         None if nodes is None else nodes.cpu().numpy(),
