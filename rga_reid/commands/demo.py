@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "demo"  # folder
 MARKER = ".rga-reid-demo"  # in a folder made by a demo, which another demo may clear
-FOLDERS = ("data", "model", "gallery", "report")
-FILES = ("query.html", "explain.html", "metrics.json")
+FOLDERS = ("data", "model", "gallery", "report", "mechanisms")  # mechanisms: of explain --demo
+FILES = ("query.html", "explain.html", "metrics.json", "mechanisms.html")
 
 
 def parser() -> ArgumentParser:
@@ -62,7 +62,7 @@ def run(options: Namespace) -> None:
         raise InputError(f"--config {options.config}: {what}") from None
     assert settings is not None  # no --help among the words
     if options.epochs is not None:
-        _shorten(settings, options.epochs)
+        set_epochs(settings, options.epochs)
     print_step(f"data: rendering pedestrians into {root}")
     clear(out)  # after all options are checked
     demo.make_data(root, options.seed)
@@ -77,7 +77,7 @@ def print_step(step: str) -> None:
     print(f"== {step}", flush=True)
 
 
-def _shorten(settings: Namespace, epochs: int) -> None:
+def set_epochs(settings: Namespace, epochs: int) -> None:
     """Set the number of epochs, and scale the resolution schedule to it."""
     before = settings.trainer.max_epochs
     before = before if before and before > 0 else epochs

@@ -10,16 +10,22 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._options import add_import_option, check_images, new_parser
 from rga_reid.commands._output import check_outputs
+from rga_reid.commands.demo import DEFAULT, MARKER
 from rga_reid.errors import MAX_SEED, InputError, check_int
-from rga_reid.files import atomic_file, write_text
+from rga_reid.files import atomic_file, make_folder, write_text
+from rga_reid.reports.language import LANGUAGES
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
+    from rga_reid.experiments.explain import Models
     from rga_reid.models import EmbeddingModel
     from rga_reid.reports.explorer import Exhibit
     from rga_reid.reports.heat_maps import HeatMap, MapView
 
 _FORMATS = ("html", "png", "pdf")
+TRAINED = "mechanisms"  # folder of the networks that --demo trains
+PAGE = "mechanisms.html"
+DONE = "done"  # in the folder of a network that was trained to the end
 _VIEWS = ("relations", "gates", "gradcam", "activation")
 
 
@@ -31,7 +37,12 @@ def parser() -> ArgumentParser:
         "applied attention; gates, the weights that multiply a map; Grad-CAM; or the activation of the last map. "
         "Without a checkpoint, untrained ResNet-50s at 256x128 are compared.",
     )
-    command.add_argument("--image", metavar="FILE", nargs="+", required=True, help="pictures of people")
+    command.add_argument(
+        "--image",
+        metavar="FILE",
+        nargs="+",
+        help="pictures of people; required, but with --demo one of the demo set by default",
+    )
     command.add_argument(
         "--view",
         choices=_VIEWS,
@@ -59,7 +70,29 @@ def parser() -> ArgumentParser:
         help="attention modules or class paths to compare (default: rga nonlocal pam cam criss_cross; for gates "
         "rga se cbam); with a checkpoint: modules that it must have",
     )
-    command.add_argument("--out", metavar="FILE", required=True, help="file to write")
+    command.add_argument(
+        "--demo",
+        metavar="DIR",
+        nargs="?",
+        const=DEFAULT,
+        help="compare trained networks: one per attention module, trained on the synthetic data set of "
+        f"`rga-reid demo`, which is made if necessary, and kept in DIR/{TRAINED} (default DIR: {DEFAULT}); "
+        "10 to 20 minutes on two CPU cores, then seconds",
+    )
+    command.add_argument(
+        "--epochs", type=int, help="with --demo: train for this many epochs instead of the recipe's 12"
+    )
+    command.add_argument(
+        "--runs", metavar="DIR", help="compare the trained variants of an ablation, each with its first seed"
+    )
+    command.add_argument(
+        "--lang", choices=LANGUAGES, help="language in which the page opens (default: that of the browser)"
+    )
+    command.add_argument(
+        "--out",
+        metavar="FILE",
+        help="file to write; required, but with --demo DIR/mechanisms.html by default",
+    )
     command.add_argument(
         "--format",
         choices=_FORMATS,
@@ -69,8 +102,8 @@ def parser() -> ArgumentParser:
         "--stage",
         type=int,
         metavar="N",
-        help="stage of the figures of relations (default: the last with at most 512 positions, which is shown "
-        "unpooled)",
+        help="stage of the figures of relations (default: the first with at most 512 positions, the finest that is "
+        "shown unpooled)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed of untrained weights")
     add_import_option(command)
@@ -79,18 +112,29 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Run the models; write the page or the figures."""
+    _check_sources(options)
     kind = _choose_format(options)
-    check_outputs(options, {"out": ()})
+    if options.demo is not None:
+        make_folder(Path(options.demo))
+    read = options.clone()
+    read.demo = None  # its page is replaced
+    check_outputs(read, {"out": ()})
     check_int("--seed", options.seed, 0, MAX_SEED)
     _check_score(options)
-    check_images("--image", *options.image)
+    if options.demo is not None:
+        _prepare_demo(options)
+    check_images("--image", *(options.image or []))
     if options.similar_to is not None:
         check_images("--similar-to", options.similar_to)
 
     from rga_reid.experiments.explain import load_models
     from rga_reid.experiments.heat_maps import default_view
+    from rga_reid.experiments.mechanisms import load_variants
 
-    models = load_models(options.checkpoint, options.attention, classifier=options.identity is not None)
+    checkpoints: Models = options.checkpoint
+    if options.runs is not None:
+        checkpoints = load_variants(Path(options.runs))
+    models = load_models(checkpoints, options.attention, classifier=options.identity is not None)
     explains_score = options.similar_to is not None or options.identity is not None
     view = options.view or ("gradcam" if explains_score else default_view(models))
     if view == "relations":
@@ -106,6 +150,58 @@ def run(options: Namespace) -> None:
         f"{options.out}: {views} {what}{'' if views == 1 else 's'} of {photos} picture"
         f"{'' if photos == 1 else 's'}"
     )
+
+
+def _check_sources(options: Namespace) -> None:
+    """Check which models are compared; fill in what ``--demo`` implies."""
+    given = [f"--{name}" for name in ("checkpoint", "demo", "runs") if options[name]]
+    if len(given) > 1:
+        raise InputError(f"{', '.join(given)}: expected one of them, found {len(given)}")
+    if options.epochs is not None:
+        check_int("--epochs", options.epochs)
+        if options.demo is None:
+            raise InputError("--epochs: expected --demo, whose networks are trained")
+    if options.demo is not None:
+        options.out = options.out or str(Path(options.demo) / PAGE)
+    for name in ("image", "out"):
+        if not options[name] and not (name == "image" and options.demo is not None):
+            raise InputError(f"--{name}: required, except with --demo")
+
+
+def _prepare_demo(options: Namespace) -> None:
+    """Make the demo set and train a network for each attention module, unless they are there."""
+    from rga_reid.commands import train
+    from rga_reid.commands._options import parse
+    from rga_reid.commands.demo import print_step, set_epochs
+    from rga_reid.experiments.demo import make_data
+    from rga_reid.experiments.mechanisms import MECHANISMS, measure_use
+    from rga_reid.models import load_model
+
+    folder, names = Path(options.demo), tuple(options.attention) or MECHANISMS
+    root = folder / "data"
+    if not root.is_dir():
+        print_step(f"data: rendering pedestrians into {root}")
+        write_text(folder / MARKER, "Results of rga-reid demo, which --overwrite replaces.\n")
+        make_data(root, options.seed)
+    if not options.image:
+        options.image = [str(sorted((root / "query").glob("*.jpg"))[0])]
+    make_folder(folder / TRAINED)
+    for name in names:
+        out = folder / TRAINED / name
+        checkpoint = out / "last.ckpt"
+        if not (out / DONE).is_file():
+            print_step(f"train: ResNet-18 with {name}")
+            words = ["--config", "demo", "--data.root", str(root), "--out", str(out), "--overwrite"]
+            words += ["--seed", str(options.seed), "--model.attention", name]
+            settings = parse(train.parser(), train.prepare(words))
+            assert settings is not None  # no --help among the words
+            if options.epochs is not None:
+                set_epochs(settings, options.epochs)
+            checkpoint = train.fit_recipe(settings)
+            write_text(out / DONE, "trained to the end\n")
+        print(f"{name}: {measure_use(load_model(checkpoint), options.image[0])}", flush=True)
+        options.checkpoint = [*options.checkpoint, str(checkpoint)]
+    options.attention = []
 
 
 def _check_score(options: Namespace) -> None:
@@ -131,7 +227,12 @@ def _show_relations(options: Namespace, kind: str, models: Mapping[str, Embeddin
 
     with progress_bar("relations") as moved:
         exhibits = explain(
-            options.image, checkpoints=models, attention=options.attention, seed=options.seed, progress=moved
+            options.image,
+            checkpoints=models,
+            attention=options.attention,
+            seed=options.seed,
+            twins=options.demo is None and options.runs is None,  # these compare trained models
+            progress=moved,
         )
     if kind == "html":
         _write_page(options, exhibits, models)
@@ -188,7 +289,7 @@ def _write_page(options: Namespace, exhibits: list[Exhibit], trained: Mapping[st
     note = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
     if trained:
         note += f". Trained: {', '.join(trained)}"
-    write_text(options.out, explorer_page(exhibits, note=note))
+    write_text(options.out, explorer_page(exhibits, note=note, lang=options.lang))
 
 
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:

@@ -33,18 +33,19 @@ def explain(
     checkpoints: Models = (),
     attention: Sequence[str] = (),
     seed: int = 0,
+    twins: bool = True,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[Exhibit]:
     """Trace attention modules on pictures.
 
     Args:
         images: image files; equal file names are shown with their folders.
-        checkpoints: trained models, as files or loaded, each shown next to an untrained network of the same
-            architecture.
+        checkpoints: trained models, as files or loaded.
         attention: short names or class paths of attention modules. Without checkpoints, one untrained ResNet-50
             with each of them (by default ``DEFAULT_ATTENTION``), all with the same backbone weights. With
             checkpoints, the modules that they must have.
         seed: random seed of untrained weights.
+        twins: show each trained model next to an untrained network of the same architecture.
         progress: called with the finished fraction.
 
     Raises:
@@ -72,7 +73,7 @@ def explain(
         is_unique = modules.count(module) == 1
         plans.append((True, name, "" if is_unique else name, partial(lambda loaded: loaded, model)))
         # one untrained network for models that differ in weights only
-        if model.config is not None and repr(model.config) not in configs:
+        if twins and model.config is not None and repr(model.config) not in configs:
             configs.add(repr(model.config))
             build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
             plans.append((False, f"untrained {name}", "" if is_unique else describe(model), build))

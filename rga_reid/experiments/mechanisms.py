@@ -1,0 +1,58 @@
+"""Trained networks that differ in their attention: those of ``explain --demo``, and the variants of an ablation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rga_reid.errors import InputError
+from rga_reid.experiments.ablation import LAST, TRAIN
+from rga_reid.models import EmbeddingModel, load_model
+from rga_reid.models.analysis import capture_stages, has_relations
+from rga_reid.models.embedding import uint8_batch
+
+#: attention modules with relations that ``explain --demo`` compares
+MECHANISMS = ("rga", "pam", "cam", "dual", "nonlocal", "criss_cross")
+MIN_USE = 0.01  #: change of the map, or spread of the gates, from which a module is said to be in use
+
+
+def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
+    """Load the variants of an ablation that have relations, each with its first finished seed.
+
+    Args:
+        folder: output folder of ``ablate``.
+
+    Raises:
+        InputError: no such variant.
+    """
+    models: dict[str, EmbeddingModel] = {}
+    runs = sorted(folder.glob(f"*/seed-*/{TRAIN}/{LAST}"), key=lambda file: int(file.parts[-3][5:]))
+    for file in runs:
+        variant = file.parts[-4]
+        if variant not in models and has_relations(model := load_model(file)):
+            models[variant] = model
+    if not models:
+        raise InputError(
+            f"--runs {folder}: expected the folder of an ablation with a trained variant that has relations, found none"
+        )
+    return dict(sorted(models.items()))
+
+
+def measure_use(model: EmbeddingModel, image: str | os.PathLike[str]) -> str:
+    """Describe how much each attention module does on a picture, and whether all of them are in use.
+
+    A module that adds to the map (PAM, CAM, dual, non-local, criss-cross) is the identity before training: its use
+    is the norm of its change relative to the map. The use of a module that scales the map by gates (RGA) is the
+    standard deviation of the gates over positions or channels. Both are 0 without an effect.
+    """
+    found = []
+    for capture in capture_stages(model, uint8_batch([image], model.size)):
+        if capture.weights:
+            use = max(float(one.std()) for one in capture.weights.values())
+        else:
+            use = float((capture.output - capture.x).norm() / capture.x.norm())
+        found.append((capture.stage, use))
+    kind = "gates vary by" if capture.weights else "the map changes by"
+    stages = ", ".join(f"{100 * use:.1f} % after stage {stage}" for stage, use in found)
+    idle = [str(stage) for stage, use in found if use < MIN_USE]
+    return f"{kind} {stages}" + (f"; less than {100 * MIN_USE:g} %: stage {', '.join(idle)}" if idle else "")
