@@ -11,7 +11,7 @@ import torch
 
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.models.analysis import StageCapture
-from rga_reid.reports.explorer import RELATIVE_ERROR, Pack
+from rga_reid.reports.explorer import RELATIVE_ERROR, Exhibit, Pack
 from rga_reid.reports.relation_views import FlowStep, asymmetry, find_related, pool, stage_view
 
 
@@ -98,6 +98,37 @@ def test_both_passes_of_criss_cross_reach_everything() -> None:
     first, second = (capture.matrices[f"pass_{n}"][0].double() for n in (1, 2))
     expected = [[sum(second[i, k] * first[k, j] for k in range(24)) for j in range(24)] for i in range(3)]
     np.testing.assert_allclose(both.picture[:3], np.array(expected, float), rtol=1e-5)
+
+
+def test_the_finest_stage_with_whole_matrices_is_shown_first() -> None:
+    views = [stage_view(captured("rga_s", 16, size)) for size in ((32, 24), (16, 8), (8, 4))]
+    pixels = np.zeros((64, 32, 3), np.uint8)
+    exhibit = Exhibit("rga_s", True, "a.jpg", pixels, views, "a model")
+    assert exhibit.stage() is views[1]
+    assert Exhibit("rga_s", True, "a.jpg", pixels, views[:1], "a model").stage() is views[0]
+
+
+@pytest.mark.parametrize("name", ["rga", "pam", "cam", "dual", "nonlocal", "criss_cross"])
+def test_entries_follow_from_their_vectors(name: str) -> None:
+    capture = captured(name, 16, (6, 4))
+    for matrix in stage_view(capture).matrices:
+        if matrix.name == "both_passes":
+            assert matrix.calculation is None
+            continue
+        calculation = matrix.calculation
+        assert calculation is not None
+        values = calculation.lefts.astype(float) @ calculation.rights.astype(float).T
+        if calculation.form in ("softmax", "softmin"):
+            sign = 1 if calculation.form == "softmax" else -1
+            values = np.exp(sign * values - calculation.logsumexp[:, None]) * (matrix.picture != 0)
+        np.testing.assert_allclose(values, matrix.picture, rtol=1e-4, atol=1e-6)
+
+
+def test_vectors_of_large_tensors_are_kept_at_some_nodes() -> None:
+    calculation = stage_view(captured("pam", 512, (24, 16))).matrices[0].calculation  # 64 · 384 values
+    assert calculation is not None
+    assert calculation.nodes is not None
+    assert calculation.lefts.shape == (len(calculation.nodes), 64)
 
 
 def test_flow_and_change() -> None:
