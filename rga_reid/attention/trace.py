@@ -77,6 +77,17 @@ class Trace:
         return self.step(symbol, meaning, formula, tensor)
 
 
+def asymmetry(matrix: Tensor) -> float:
+    """Return the asymmetry of square matrices ``(..., N, N)``: 0 if symmetric, 1 if no relation is mutual.
+
+    Σ |M[i, j] − M[j, i]| / Σ (|M[i, j]| + |M[j, i]|) over i ≠ j, and over all matrices.
+    """
+    exact = matrix.double()
+    m = exact - torch.diag_embed(exact.diagonal(dim1=-2, dim2=-1))
+    total = 2 * m.abs().sum()
+    return float((m - m.mT).abs().sum() / total) if total > 0 else 0.0
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Relations:
     """Explicit form of an attention module on one batch.
@@ -106,9 +117,7 @@ class Relations:
         for name, matrix in self.matrices.items():
             matrix = matrix.detach()
             rows, keys = matrix.shape[-2:]
-            total = 2 * matrix.abs().sum() if rows == keys else torch.zeros(())
-            differs = float((matrix - matrix.mT).abs().sum() / total) if total > 0 else None
-            note = "" if differs is None else f", asymmetry {differs:.2f}"
+            note = f", asymmetry {asymmetry(matrix):.2f}" if rows == keys else ""
             lines.append(
                 f"  {name}: {tuple(matrix.shape)}, {float(matrix.min()):.3g} to {float(matrix.max()):.3g}{note}"
             )

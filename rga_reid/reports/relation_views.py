@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rga_reid.attention import Step
+from rga_reid.attention.trace import asymmetry
 from rga_reid.errors import InputError
 from rga_reid.models.analysis import StageCapture
 
@@ -59,7 +60,7 @@ class FlowStep:
 
 @dataclass(frozen=True, eq=False)
 class StepPicture:
-    """What is drawn of a tensor in the data flow.
+    """Picture of a tensor in the data flow.
 
     Args:
         kind: ``map``: the mean magnitude at each position; ``strip``: at each channel; ``matrix``: the tensor itself,
@@ -73,7 +74,7 @@ class StepPicture:
 
 @dataclass(frozen=True, eq=False)
 class Calculation:
-    """How an entry of a matrix follows from two vectors: entry [i, j] is f(left[i] · right[j]).
+    """Calculation of the entries of a matrix from vectors: entry [i, j] is f(left[i] · right[j]).
 
     Args:
         form: f is the identity (``product``), division by the number of keys (``mean``), or the softmax of the
@@ -175,7 +176,7 @@ class StageView:
         stage: from 1 to 4.
         channels, grid: shape of the map.
         flow: intermediate tensors, in order.
-        pictures: of the tensors of ``flow``; None for one that is neither of positions nor of channels.
+        pictures: a picture of each tensor in ``flow``; None for one that has neither positions nor channels.
         matrices: relation matrices; criss-cross attention also has the product of its passes.
         attention: weight of each position, float32 ``(H, W)``, or None.
         channel_attention: weight of each channel, float32 ``(C,)``, or None.
@@ -312,16 +313,6 @@ def find_calculation(
         None if columns is None else columns.cpu().numpy(),
         _array(logsumexp),
     )
-
-
-def asymmetry(matrix: Tensor) -> float:
-    """Return the asymmetry of a square matrix: 0 if symmetric, 1 if no relation is mutual.
-
-    Σ |M[i, j] − M[j, i]| / Σ (|M[i, j]| + |M[j, i]|) over i ≠ j.
-    """
-    m = matrix.double() - torch.diag(matrix.double().diagonal())
-    total = 2 * m.abs().sum()
-    return float((m - m.T).abs().sum() / total) if total > 0 else 0.0
 
 
 def pool(matrix: Tensor, grid: Grid, key_grid: Grid) -> Tensor:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rga_reid.attention import ATTENTION_MODULES
+from rga_reid.attention.trace import asymmetry
 from rga_reid.models.analysis import StageCapture
 from rga_reid.reports.explorer import RELATIVE_ERROR, Exhibit, Pack
-from rga_reid.reports.relation_views import FlowStep, asymmetry, find_related, pool, stage_view
+from rga_reid.reports.relation_views import FlowStep, find_related, pool, stage_view
 
 
 def captured(name: str, channels: int, size: tuple[int, int]) -> StageCapture:
