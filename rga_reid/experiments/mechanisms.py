@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rga_reid.errors import InputError
-from rga_reid.experiments.ablation import LAST, TRAIN
+from rga_reid.experiments.ablation import LAST, TRAIN, TRAINED
 from rga_reid.models import EmbeddingModel, load_model
 from rga_reid.models.analysis import capture_stages, has_relations
 from rga_reid.models.embedding import uint8_batch
@@ -17,7 +17,7 @@ MIN_USE = 0.01  #: change of the map, or spread of the gates, from which a modul
 
 
 def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
-    """Load the variants of an ablation that have relations, each with its first finished seed.
+    """Load the variants of an ablation that have relations, each with its first seed that was trained to the end.
 
     Args:
         folder: output folder of ``ablate``.
@@ -26,10 +26,10 @@ def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
         InputError: no such variant.
     """
     models: dict[str, EmbeddingModel] = {}
-    runs = sorted(folder.glob(f"*/seed-*/{TRAIN}/{LAST}"), key=lambda file: int(file.parts[-3][5:]))
-    for file in runs:
-        variant = file.parts[-4]
-        if variant not in models and has_relations(model := load_model(file)):
+    runs = [file.parent for file in folder.glob(f"*/seed-*/{TRAINED}")]
+    for run in sorted(runs, key=lambda run: int(run.name.removeprefix("seed-"))):
+        variant = run.parent.name
+        if variant not in models and has_relations(model := load_model(run / TRAIN / LAST)):
             models[variant] = model
     if not models:
         raise InputError(

@@ -27,14 +27,16 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sorted((root / "query").glob("*.jpg"))[0]
 
 
-def write_run(folder: Path, variant: str, seed: int, attention: str | None) -> None:
-    """Write the checkpoint of a run of an ablation."""
+def write_run(folder: Path, variant: str, seed: int, attention: str | None, trained: bool = True) -> None:
+    """Write the checkpoint of a run of an ablation, which interrupted runs have, too."""
     torch.manual_seed(seed)
     place = folder / variant / f"seed-{seed}" / "train"
     place.mkdir(parents=True)
     model = build_model(depth=18, attention=attention, stages=(4,), size=(64, 32))
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state, CONFIG_KEY: model.config}, place / "last.ckpt")
+    if trained:
+        (place.parent / "trained.json").write_text('{"runs_side_by_side": 1}')
 
 
 def test_each_variant_with_relations_is_compared_with_its_first_seed(
@@ -44,6 +46,8 @@ def test_each_variant_with_relations_is_compared_with_its_first_seed(
     for variant, attention in (("plain", None), ("position", "pam"), ("relation", "rga")):
         for seed in (10, 2):
             write_run(runs, variant, seed, attention)
+    write_run(runs, "position", 1, "pam", trained=False)
+    write_run(runs, "unfinished", 0, "cam", trained=False)
     models = load_variants(runs)
     assert list(models) == ["position", "relation"]
     torch.manual_seed(2)
