@@ -31,7 +31,7 @@ COMMANDS = {
     "explain": "show what attention relates to what: an interactive page, or figures",
     "new": "start your own attention module: new attention my_attention.py",
     "convert": "convert published weights to a model file: convert IN OUT.safetensors",
-    "export": "export a model as one file to deploy: ONNX, TorchScript or safetensors",
+    "export": "export a model to deploy: ONNX, TorchScript, OpenVINO or safetensors",
 }
 
 _USAGE = "usage: rga-reid COMMAND [options]    (options of a command: rga-reid COMMAND --help)"

@@ -169,7 +169,7 @@ def _check_sources(options: Namespace) -> None:
 
 
 def _prepare_demo(options: Namespace) -> None:
-    """Make the demo set and train a network for each attention module, unless they are there."""
+    """Make the demo set and train a network for each attention module, unless that was done before."""
     from rga_reid.commands import train
     from rga_reid.commands._options import parse
     from rga_reid.commands.demo import print_step, set_epochs

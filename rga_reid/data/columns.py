@@ -110,7 +110,7 @@ def conform_columns(
     name: str = "table",
     at: At | None = None,
 ) -> tuple[dict[str, pd.Series], dict[str, str]]:
-    """Return what ``conform`` returns, as columns; those of ``known`` as they are there."""
+    """Return what ``conform`` returns, as columns. Those in ``known`` are not converted."""
     table = rename_camid(table, name=name)
     at = partial("{}: row {}".format, name) if at is None else at
     types, columns = dict(schema), dict(known)

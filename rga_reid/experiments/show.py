@@ -84,7 +84,7 @@ def show(
         are_files = all(Path(name).suffix in _FILES for name in names)
         chosen = {"checkpoints" if are_files else "attention": names}
     with tempfile.TemporaryDirectory() as folder:
-        file: str | os.PathLike[str] | Path
+        file: str | os.PathLike[str]
         if isinstance(image, str | os.PathLike):
             file = image
         else:

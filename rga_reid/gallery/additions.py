@@ -6,7 +6,7 @@ one manifest, which names them with their first ids. Then it answers: the id rep
 removed. The waiting writer still has it open, and reads the id when the file has no name any more.
 
 A file is locked by the process that waits. One without its process is garbage, and its rows are never added. The file
-is not synced: nobody was told that these rows are safe.
+is not synced: these rows have not been acknowledged.
 """
 
 from __future__ import annotations

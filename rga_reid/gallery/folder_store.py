@@ -103,9 +103,8 @@ class FolderStore(SegmentStore):
         super().__init__(read_gallery(folder))
         self._folder, self.location = folder, str(folder)
         self._locked = False  # by ``exclusive``
-        self._changing = (
-            threading.RLock()
-        )  # threads that add may see what others of this process have written
+        # threads that add may see what others of this process have written
+        self._changing = threading.RLock()
         self._appended: list[Rows] = []
         self._seen: tuple[int, int] | None = None  # the manifest that ``refresh`` has read
 

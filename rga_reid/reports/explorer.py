@@ -18,7 +18,7 @@ from rga_reid.reports.html import jpeg_uri
 from rga_reid.reports.language import LANGUAGES, load_strings, render_page
 from rga_reid.reports.relation_views import MAX_WHOLE, Calculation, MatrixView, StageView
 
-#: of the page, concatenated in this order
+#: scripts of the page, concatenated in this order
 SCRIPTS = (
     "explorer_numbers.js",
     "explorer_view.js",

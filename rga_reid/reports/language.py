@@ -49,7 +49,7 @@ def render_page(
 
     Args:
         template: name of the template.
-        sections: sections of the tables that the page needs, besides ``page``.
+        sections: sections of the tables that the page needs; it always has ``page``.
         data: further values for the scripts.
         scripts: further scripts, after ``page.js``.
         lang: language in which the page opens; by default that of the reader's browser.

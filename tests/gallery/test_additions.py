@@ -224,7 +224,7 @@ def test_the_rows_of_a_killed_process_that_waited_are_never_added(folder: Path, 
 
 @pytest.mark.slow
 def test_processes_that_are_killed_while_all_add(folder: Path) -> None:
-    """What was acknowledged is there, once; of what was not, all three rows of an addition or none."""
+    """Acknowledged rows exist once; of other additions, all three rows exist or none."""
     generator, said = np.random.default_rng(0), list[str]()
     for turn in range(8):
         adders = [start_adder(folder, f"{turn}-{number}", 10_000) for number in range(4)]

@@ -190,7 +190,7 @@ def test_killed_at_every_point(
 def test_an_addition_that_waited_for_a_writer_killed_at_any_point_is_added_once_or_not(
     driver: Driver, killable: Any, old: Path, folder: Path
 ) -> None:
-    """Its own process lives, and is told by the next writer what became of it."""
+    """Its own process lives, and gets the answer of the next writer."""
     vectors, table, columns = match_rows(*killable.people(5, 12), Gallery.open(old).columns)
     addition, found = Addition(table, vectors, columns, None), set()
     points = None
