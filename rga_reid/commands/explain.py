@@ -77,7 +77,7 @@ def parser() -> ArgumentParser:
         const=DEFAULT,
         help="compare trained networks: one per attention module, trained on the synthetic data set of "
         f"`rga-reid demo`, which is made if necessary, and kept in DIR/{TRAINED} (default DIR: {DEFAULT}); "
-        "10 to 20 minutes on two CPU cores, then seconds",
+        "the first call trains, the next ones take seconds",
     )
     command.add_argument(
         "--epochs", type=int, help="with --demo: train for this many epochs instead of the recipe's 12"
