@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rga_reid.errors import InputError, short_repr
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Size = tuple[int, int]
 AttentionFactory = Callable[[int, Size], nn.Module]
@@ -51,6 +54,7 @@ class Backbone(nn.Module):
         input_size: the input size that attention currently takes.
         stages: the stages with an attention slot in use, or all stages without attention.
         checkpointing: recompute the activations of each stage in the backward pass instead of storing them.
+        frozen_stages: number of first stages that keep their weights, see ``freeze_stages``.
         mean, std: normalisation of the RGB channels that pretrained weights expect; None for ImageNet's.
 
     Raises:
@@ -69,6 +73,8 @@ class Backbone(nn.Module):
         self.size: Size = (size[0], size[1])
         self.input_size = self.size
         self.checkpointing = False
+        self.frozen_stages = 0
+        self._frozen: list[str] = []
 
     @property
     def title(self) -> str:
@@ -86,6 +92,38 @@ class Backbone(nn.Module):
     def parts(self) -> list[tuple[str, list[str]]]:
         """Return the name of each part, such as ``stem`` or ``stage 1``, and its submodules, for costs."""
         return [("network", [name for name, _ in self.named_children() if not _SLOT.fullmatch(name)])]
+
+    def freeze_stages(self, count: int) -> None:
+        """Keep the first stages, and what is before them, as they are.
+
+        Their parameters get no gradient, and their batch norms use and keep the statistics that they have.
+        Attention modules are trained.
+
+        Args:
+            count: number of stages; 0 freezes nothing.
+
+        Raises:
+            InputError: more stages than the backbone has.
+        """
+        parts = self.parts()
+        stages = [row for row, (name, _) in enumerate(parts, 1) if name.startswith("stage ")]
+        if type(count) is not int or not 0 <= count <= len(stages):
+            raise InputError(
+                f"frozen_stages: expected an integer from 0 to {len(stages)}, the stages of the backbone "
+                f"{self.name}, got {short_repr(count)}"
+            )
+        self.frozen_stages = count
+        self._frozen = [name for _, names in parts[: stages[count - 1] if count else 0] for name in names]
+        for name in self._frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def map_layer(self) -> nn.Module:
         """Return the module whose output holds the last spatial activations."""

@@ -212,6 +212,7 @@ def build_reid_module(
     channels_last: bool = True,
     seed: int = 0,
     losses: list[dict] | None = None,
+    frozen_stages: int = 0,
 ) -> ReIDModule:
     """Build a ``ReIDModule`` from the plain values of a recipe.
 
@@ -240,10 +241,12 @@ def build_reid_module(
         seed: random seed of augmentation and dropout; taken from ``--seed``.
         losses: list of losses in place of ``loss``, each with class_path, init_args, weight, on (pre_neck,
             post_neck or logits) and miner; see docs/extending.md.
+        frozen_stages: number of first stages that, with what is before them, keep their initial weights and
+            statistics. Saves time and memory in training from pretrained weights.
 
     Raises:
-        InputError: a ``resolution_schedule`` that does not end with ``size``; a model, loss or optimizer that
-            cannot be made.
+        InputError: a ``resolution_schedule`` that does not end with ``size``; more ``frozen_stages`` than the
+            backbone has; a model, loss or optimizer that cannot be made.
     """
     height, width = size
     callbacks = [ResolutionSchedule(resolution_schedule, (height, width))] if resolution_schedule else []
@@ -264,6 +267,8 @@ def build_reid_module(
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     model.backbone.checkpointing = checkpointing
+    if frozen_stages:
+        model.backbone.freeze_stages(frozen_stages)
     if compile:
         model.compile()
     if entries is not None:

@@ -305,6 +305,39 @@ def test_checkpointing_changes_neither_gradients_nor_running_statistics(choice: 
         assert torch.equal(one, two), name
 
 
+FIRST_STAGE = {
+    "resnet18": ("conv1.", "bn1.", "layer1."),
+    "torchvision/mobilenet_v2": tuple(f"net.features.{row}." for row in range(4)),
+    "timm/mobilenetv2_100": ("net.conv_stem.", "net.bn1.", "net.blocks.0.", "net.blocks.1."),
+    MINE: ("net.first.",),
+}
+
+
+@pytest.mark.parametrize("choice", FIRST_STAGE, ids=name_of)
+def test_frozen_stages_keep_weights_and_statistics(choice: str) -> None:
+    model = build_model(backbone=choice, attention="pam", size=(64, 32))
+    model.backbone.freeze_stages(1)
+    model.eval()
+    model = copy.deepcopy(model).train()
+    before = copy.deepcopy(model.backbone.state_dict())
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, 1e6)  # some gradients are tiny
+    model(torch.randn(4, 3, 64, 32)).pre_neck.square().mean().backward()
+    optimizer.step()
+    after = model.backbone.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any(name.startswith("attention1.") for name in moved)
+    network = {name for name in after if not name.startswith("attention")}
+    assert network - moved == {name for name in network if name.startswith(FIRST_STAGE[choice])}
+
+
+@pytest.mark.parametrize(("choice", "count"), [("resnet18", 5), ("resnet18", -1), (PLAIN, 1)])
+def test_frozen_stages_that_do_not_exist(choice: Any, count: int) -> None:
+    backbone = build_model(backbone=choice, attention=None, size=(64, 32)).backbone
+    with pytest.raises(InputError, match="frozen_stages"):
+        backbone.freeze_stages(count)
+
+
 def test_every_parameter_has_a_gradient() -> None:
     """DistributedDataParallel needs it; timm's classifiers contain norms that the last map does not use."""
     for choice in ("timm/convnext_atto", "timm/mobilenetv3_small_050", VIT, "timm/tiny_vit_5m_224"):

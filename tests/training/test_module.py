@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
@@ -132,6 +133,19 @@ def test_options_for_memory_and_speed(small_network: None, monkeypatch: pytest.M
     assert (plain.model.backbone.checkpointing, other.model.backbone.checkpointing) == (False, True)
     weights = [one.model.backbone.layers[4].weight for one in (plain, other)]  # type: ignore[union-attr, index]
     assert [w.is_contiguous(memory_format=torch.channels_last) for w in weights] == [True, False]
+
+
+def test_frozen_stages_are_not_given_to_the_optimizer() -> None:
+    given: list[nn.Parameter] = []
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+        given[:] = parameters
+        return torch.optim.SGD(given, lr=1.0)
+
+    trained = module(optimizer=optimizer, frozen_stages=2)
+    names = {id(p): name for name, p in trained.model.backbone.named_parameters()}
+    trained_parts = {names[id(p)].partition(".")[0] for p in given if id(p) in names}
+    assert trained_parts == {"layer3", "layer4"}
 
 
 def test_steps_leave_the_global_generator_alone(small_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
