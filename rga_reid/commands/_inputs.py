@@ -63,6 +63,7 @@ def read_image_table(
     # the types of labels are those of the whole data set, whichever split is chosen
     kept, columns = conform(table.drop(columns=["path", "split"]), schema)
     kept, split = kept.assign(path=table["path"]), options.data.get("split", "gallery")
+    split = "train" if split == "val" else split  # held out of training
     if split is not None:
         kept = kept[table["split"] == split].reset_index(drop=True)
     if kept.empty:

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._inputs import read_query_and_gallery
-from rga_reid.commands._options import FEATURE_FILES, add_feature_files, check_device, label_files, new_parser
+from rga_reid.commands._inputs import load_threshold, read_query_and_gallery
+from rga_reid.commands._options import (
+    FEATURE_FILES,
+    add_feature_files,
+    add_threshold_options,
+    check_device,
+    check_threshold,
+    label_files,
+    new_parser,
+)
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError, check_int
 from rga_reid.files import atomic_file, write_json
@@ -30,6 +38,7 @@ def parser() -> ArgumentParser:
         "wanted fraction of impostor pairs, which show two people. Genuine pairs show one person in two "
         "cameras. With --open-set, find the lowest threshold by which no more than the wanted fraction of "
         "strangers get an image from a gallery of a given size. Use people that the model was not trained on. "
+        "With --threshold or --calibration, measure the error rates of that threshold. "
         f"{FEATURE_FILES}",
     )
     add_feature_files(command)
@@ -56,6 +65,7 @@ def parser() -> ArgumentParser:
         help="with --open-set: images of the gallery to be searched (default: as many as --gallery has of "
         "other people); the rates of a larger gallery than that are estimates",
     )
+    add_threshold_options(command, "measure the error rates of this threshold (of a cosine)")
     command.add_argument("--device", default="cpu", help="device of the computation, such as cuda")
     command.add_argument(
         "--json", metavar="FILE", help="write the calibration to this file, for verify and query"
@@ -74,6 +84,7 @@ def run(options: Namespace) -> None:
         options, {"json": (), "plot": (".png", ".svg", ".pdf")}, label_files(options, "query", "gallery")
     )
     _check_rates(options)
+    check_threshold(options)
     check_device(options.device)
     query, gallery = read_query_and_gallery(options.query, options.gallery)
     try:
@@ -91,8 +102,16 @@ def _check_rates(options: Namespace) -> None:
     for key in ("false_match_rate", "fpir"):
         if options[key] is not None and not 0 < options[key] < 1:
             raise InputError(f"--{key.replace('_', '-')}: expected between 0 and 1, found {options[key]}")
+        if options[key] is not None and (options.threshold, options.calibration) != (None, None):
+            raise InputError(f"--{key.replace('_', '-')}: goes without --threshold and --calibration")
     if options.gallery_size is not None:
         check_int("--gallery-size", options.gallery_size)
+
+
+def _values(options: Namespace, calibration: Any, wanted: float) -> dict[str, Any]:
+    """Return the rates at the given threshold, or else at the one that has the wanted rate."""
+    given = load_threshold(options)
+    return calibration.to_dict(wanted) if given is None else calibration.to_dict(threshold=given.value)
 
 
 def _per_pair(options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures) -> None:
@@ -101,7 +120,7 @@ def _per_pair(options: Namespace, query: LabelledFeatures, gallery: LabelledFeat
     with progress_bar("scores") as update:
         scores = score_pairs(query, gallery, device=options.device, progress=update)
     calibration = calibrate(scores.genuine, scores.impostor)
-    values = calibration.to_dict(options.false_match_rate or FALSE_MATCH_RATE)
+    values = _values(options, calibration, options.false_match_rate or FALSE_MATCH_RATE)
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:
@@ -116,7 +135,7 @@ def _open_set(options: Namespace, query: LabelledFeatures, gallery: LabelledFeat
         calibration = calibrate_open_set(
             query, gallery, options.gallery_size, device=options.device, progress=update
         )
-    values = calibration.to_dict(options.fpir or FPIR)
+    values = _values(options, calibration, options.fpir or FPIR)
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:
@@ -162,7 +181,8 @@ def _print_open_set(values: dict[str, Any]) -> None:
     table.add_column("", justify="right")
     table.add_row("threshold (a match from this score)", f"{values['threshold']:.6f}")
     table.add_row("images in the gallery", f"{values['gallery_size']:,}")
-    table.add_row("strangers who get an image (FPIR), wanted", f"{values['wanted_fpir']:.3g}")
+    if values["wanted_fpir"] is not None:
+        table.add_row("strangers who get an image (FPIR), wanted", f"{values['wanted_fpir']:.3g}")
     kind = "estimated" if values["estimated"] else "measured"
     table.add_row(f"strangers who get an image (FPIR), {kind}", f"{values['fpir']:.3g}")
     table.add_row("people who are missed (FNIR) at the threshold", f"{values['fnir']:.4f}")
@@ -177,7 +197,7 @@ def _print_open_set(values: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     ratio = values["measured_gallery_size"] / values["gallery_size"]
-    accepted = values["wanted_fpir"] * ratio * values["non_mate_searches"]
+    accepted = (values["wanted_fpir"] or values["fpir"]) * ratio * values["non_mate_searches"]
     if accepted < MIN_ERRORS:
         console.print(
             f"The rate is a rough estimate: it was measured on about {accepted:.0f} accepted searches, fewer "
@@ -193,7 +213,8 @@ def _print(values: dict[str, Any]) -> None:
     table = Table("calibration")
     table.add_column("", justify="right")
     table.add_row("threshold (the same person from this score)", f"{values['threshold']:.6f}")
-    table.add_row("false-match rate, wanted", f"{values['wanted_false_match_rate']:.3g}")
+    if values["wanted_false_match_rate"] is not None:
+        table.add_row("false-match rate, wanted", f"{values['wanted_false_match_rate']:.3g}")
     matches, pairs = values["false_matches"], values["impostor_pairs"]
     table.add_row(
         "false-match rate, measured", f"{values['false_match_rate']:.3g} ({matches:,} of {pairs:,})"

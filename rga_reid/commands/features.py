@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -36,7 +37,10 @@ def parser() -> ArgumentParser:
     add_checkpoint_options(options, required=True)
     add_image_options(options)
     options.add_argument(
-        "--data.split", choices=("train", "query", "gallery"), help="embed this split only (default: all)"
+        "--data.split",
+        choices=("train", "val", "query", "gallery"),
+        help="embed this split only (default: all); val: the identities that --checkpoint was validated on, out of "
+        "the training split",
     )
     options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
     options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
@@ -62,10 +66,12 @@ def run(options: Namespace) -> None:
     require_new(options.out, overwrite=options.overwrite)
     table, _ = read_image_table(options)
     with process_group() as workers:
-        if workers.rank == 0:
-            print_labels(table)
         device = choose_device(options.device)
         model = read_embedder(options, device)
+        if options.data.split == "val":
+            table = _held_out(table, options, getattr(model, "trained_on", None))
+        if workers.rank == 0:
+            print_labels(table)
 
         def embed(rows: pd.DataFrame) -> Batches:
             return embed_table(model, options, device, rows)
@@ -79,3 +85,23 @@ def run(options: Namespace) -> None:
             )
         write_features(options.out, features, embedded, model.fingerprint)
         print(f"{options.out}: {len(features):,} images, {features.shape[1]} features each")
+
+
+def _held_out(table: pd.DataFrame, options: Namespace, trained_on: Any) -> pd.DataFrame:
+    """Return the rows of a training split that show identities held out of the training of the checkpoint."""
+    from rga_reid.data import read_training
+    from rga_reid.data.readers import choose_held_out
+
+    if not isinstance(trained_on, dict) or "val_fraction" not in trained_on:
+        raise InputError(
+            f"--data.split val: {options.checkpoint} does not say which identities were held out of its training; "
+            "expected a checkpoint of train with --data.val_fraction"
+        )
+    training = read_training([os.path.abspath(options.data.root)], [options.data.dataset])
+    held_out = choose_held_out(training, trained_on["val_fraction"], trained_on["val_seed"])
+    if (identities := training.pid[~held_out].nunique()) != trained_on["identities"]:
+        raise InputError(
+            f"--data.split val: {options.checkpoint} was trained on {trained_on['identities']:,} identities, and "
+            f"without those held out {options.data.root} has {identities:,}; expected the data set of its training"
+        )
+    return table[table["path"].isin(training.path[held_out])].reset_index(drop=True)

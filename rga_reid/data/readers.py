@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rga_reid.data.cards import SPLITS, Card, Source, load_card
@@ -353,6 +354,19 @@ def table_digest(table: pd.DataFrame) -> str:
     names = table["path"].map(os.path.basename)
     text = table.assign(path=names)[["path", "pid", "camid", "split"]].to_csv(index=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def choose_held_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.Series:
+    """Return which images of a training table show one of the identities held out for validation.
+
+    Args:
+        table: images with integer pids, as of ``read_training``.
+        fraction: fraction of the identities.
+        seed: random seed of the choice.
+    """
+    pids = np.sort(table.pid.unique().astype(np.int64))
+    chosen = np.random.default_rng(seed).permutation(pids)[: round(fraction * len(pids))]
+    return table.pid.isin(chosen)
 
 
 def read_training(roots: Sequence[str], cards: Sequence[str | os.PathLike[str] | Card]) -> pd.DataFrame:

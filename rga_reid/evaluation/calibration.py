@@ -83,15 +83,19 @@ class Calibration:
             counts.append(-np.diff(reaching))
         return edges, counts[0], counts[1]
 
-    def to_dict(self, false_match_rate: float | None = None) -> dict[str, Any]:
+    def to_dict(
+        self, false_match_rate: float | None = None, *, threshold: float | None = None
+    ) -> dict[str, Any]:
         """Return plain values, for JSON.
 
         Args:
             false_match_rate: wanted rate; if given, its threshold and the rates measured there come first.
+            threshold: a threshold found elsewhere, for the rates measured there.
 
         Returns:
-            ``kind`` ("per_pair"), ``threshold``, ``wanted_false_match_rate``, ``false_match_rate``,
-            ``false_matches`` and ``false_non_match_rate`` if a rate was given; then ``equal_error_rate``,
+            ``kind`` ("per_pair"), ``threshold``, ``wanted_false_match_rate`` (None for a threshold found
+            elsewhere), ``false_match_rate``, ``false_matches`` and ``false_non_match_rate`` if a rate or a
+            threshold was given; then ``equal_error_rate``,
             ``genuine_pairs``, ``impostor_pairs`` and ``histogram`` (``edges``, ``genuine``, ``impostor``). Rates
             are fractions.
 
@@ -101,6 +105,7 @@ class Calibration:
         at_threshold: dict[str, Any] = {}
         if false_match_rate is not None:
             threshold = self.threshold(false_match_rate)
+        if threshold is not None:
             at_threshold = {
                 "kind": "per_pair",
                 "threshold": threshold,

@@ -100,13 +100,20 @@ class OpenSetCalibration:
         rates = _rate_of_size(self.non_mates.rates(thresholds), self.measured_size, self.gallery_size)
         return thresholds, rates, 1 - self.mates.at_least(thresholds) / self.mates.total
 
-    def to_dict(self, fpir: float) -> dict[str, Any]:
-        """Return plain values, for JSON: the threshold of a wanted rate, the rates there, and the DET curve.
+    def to_dict(self, fpir: float | None = None, *, threshold: float | None = None) -> dict[str, Any]:
+        """Return plain values, for JSON: a threshold, the rates there, and the DET curve.
+
+        Args:
+            fpir: the wanted rate.
+            threshold: or a threshold found elsewhere.
 
         Raises:
-            InputError: as ``threshold``.
+            InputError: as ``threshold``; neither a rate nor a threshold.
         """
-        threshold = self.threshold(fpir)
+        if threshold is None:
+            if fpir is None:
+                raise InputError("to_dict: expected fpir or threshold, got neither")
+            threshold = self.threshold(fpir)
         names = ("threshold", "fpir", "fnir")
         return {
             "kind": "open_set",

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rga_reid._deprecated import rename_option_arguments, renamed_method
 from rga_reid.data import cached_images, load_card, read_training, table_digest
-from rga_reid.data.readers import is_csv
+from rga_reid.data.readers import choose_held_out, is_csv
 from rga_reid.errors import InputError, check_int
 from rga_reid.training.sampler import IdentitySampler
 
@@ -112,9 +112,8 @@ class ReIDData(pl.LightningDataModule):
             if not is_csv(place)
         ]
         self._terms = sorted({f"{card.title}: {card.terms}" for card in sets if card.terms})
-        pids = np.sort(self.table.pid.unique().astype(np.int64))
-        val_pids = np.random.default_rng(val_seed).permutation(pids)[: round(val_fraction * len(pids))]
-        self._in_val = self.table.pid.isin(val_pids).to_numpy()
+        self._held_out = {"val_fraction": val_fraction, "val_seed": val_seed} if val_fraction else {}
+        self._in_val = choose_held_out(self.table, val_fraction, val_seed).to_numpy()
         self.train_table = self.table[~self._in_val].reset_index(drop=True)
         self.val_table: pd.DataFrame = self.table[self._in_val].reset_index(drop=True)
         self.size, self.seed, self.cache = size, seed, cache
@@ -142,14 +141,14 @@ class ReIDData(pl.LightningDataModule):
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Counts and terms of use of training data, which checkpoints keep."""
+        """Counts and terms of use of training data, and what was held out, which checkpoints keep."""
         counts = {
             "images": len(self.train_table),
             "identities": self.classes,
             "cameras": int(self.train_table.camid.nunique()),
             "datasets": int(self.train_table.dataset.nunique()),
         }
-        return counts | ({"terms": " ".join(self._terms)} if self._terms else {})
+        return counts | self._held_out | ({"terms": " ".join(self._terms)} if self._terms else {})
 
     @cached_property
     def digest(self) -> str:

@@ -61,6 +61,27 @@ def test_few_false_matches_are_reported(files: list[str], capfd: Any) -> None:
     assert "rough estimate: it was measured on 9 false matches" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("mode", [[], ["--open-set", "--gallery-size", "60"]])
+@pytest.mark.parametrize("given", ["--threshold", "--calibration"])
+def test_rates_at_a_threshold_found_elsewhere(
+    files: list[str], tmp_path: Path, capfd: Any, mode: list[str], given: str
+) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    wanted = ["--fpir" if mode else "--false-match-rate", "0.05", "--json", str(first)]
+    assert main(["calibrate", *files, *mode, *wanted]) == 0
+    found = json.loads(first.read_text())
+    value = str(first) if given == "--calibration" else repr(found["threshold"])
+    capfd.readouterr()
+    assert main(["calibrate", *files, *mode, given, value, "--json", str(second)]) == 0
+    wanted_rate = "wanted_fpir" if mode else "wanted_false_match_rate"
+    assert json.loads(second.read_text()) == {**found, wanted_rate: None}
+    assert "wanted" not in capfd.readouterr().out
+    assert main(["calibrate", *files, *mode, "--threshold", "1", "--json", str(second)]) == 0
+    values = json.loads(second.read_text())
+    rates = ("fpir", "fnir") if mode else ("false_match_rate", "false_non_match_rate")
+    assert [values[name] for name in rates] == [0, 1]
+
+
 @pytest.mark.parametrize(("suffix", "mark"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")])
 def test_the_plot_is_the_same_on_every_day(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mark: bytes
@@ -88,6 +109,9 @@ def test_the_plot_is_the_same_on_every_day(
         (["--plot", "scores.txt"], r"--plot scores\.txt: "),
         (["--gallery", "nowhere.npz"], r"nowhere\.npz: no such file"),
         (["--device", "nowhere"], r"--device 'nowhere': "),
+        (["--threshold", "0.5", "--false-match-rate", "0.1"], r"--false-match-rate: .*--threshold"),
+        (["--open-set", "--threshold", "0.5", "--fpir", "0.1"], r"--fpir: .*--threshold"),
+        (["--threshold", "2"], r"--threshold: "),
     ],
 )
 def test_bad_options(files: list[str], refused: Callable[..., str], options: list[str], message: str) -> None:

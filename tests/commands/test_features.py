@@ -19,6 +19,8 @@ from rga_reid.commands import main
 from rga_reid.data import read_table
 from rga_reid.inference import extract_features
 from rga_reid.inference.feature_files import read_features, read_fingerprint, write_features
+from rga_reid.models import build_model, save_model
+from rga_reid.training import ReIDData
 from tests.onnx_files import DIMENSION, write_onnx
 
 
@@ -59,6 +61,33 @@ def test_a_data_set(
     found, labels = read_features(tmp_path / "f.npz")
     pd.testing.assert_frame_equal(labels, expected.reset_index(drop=True))
     np.testing.assert_array_equal(found, extract_features(load_embedder(onnx), expected)[0])
+
+
+def test_the_identities_held_out_of_training(
+    tiny_market: Path, table: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    data = ReIDData(
+        str(tiny_market), identities_per_batch=2, images_per_identity=2, val_fraction=0.4, val_seed=3
+    )
+    model = build_model(backbone="resnet18", attention=None, size=(64, 32))
+    model.trained_on = data.statistics
+    save_model(model, tmp_path / "m.safetensors")
+    words = ["--checkpoint", tmp_path / "m.safetensors", "--data.split", "val", "--data.root"]
+    for root in (tiny_market, table):
+        features(*words, root, "--out", tmp_path / "f.npz", "--overwrite")
+        labels = read_features(tmp_path / "f.npz")[1]
+        assert 0 < labels.pid.nunique() < 8
+        assert labels.path.tolist() == data.val_table.path.tolist()
+    fewer = pd.read_csv(table)
+    fewer = fewer[fewer.pid != data.train_table.pid[0]]
+    fewer.to_csv(tmp_path / "fewer.csv", index=False)
+    out = ["--out", tmp_path / "new.npz"]
+    assert "data set of its training" in refused(
+        "features", *map(str, [*words, tmp_path / "fewer.csv", *out])
+    )
+    model.trained_on = None
+    save_model(model, tmp_path / "m.safetensors")
+    assert "held out" in refused("features", *map(str, [*words, tiny_market, *out]))
 
 
 def test_another_card(tmp_path: Path, onnx: Path) -> None:
