@@ -37,16 +37,20 @@ class BatchHardTripletLoss(nn.Module):
     Args:
         margin: margin between the distances; None for the soft margin ``log(1 + exp(d_p - d_n))``.
         normalize: compare L2-normalised features.
+        scale: factor of the features. The soft margin depends on it: among large distances it ignores all but
+            the hardest triplets, among small ones it treats all alike.
 
     Raises:
-        InputError: ``margin`` is negative or not finite.
+        InputError: ``margin`` is negative or not finite, or ``scale`` is not greater than 0.
     """
 
-    def __init__(self, margin: float | None = 0.3, normalize: bool = False) -> None:
+    def __init__(self, margin: float | None = 0.3, normalize: bool = False, scale: float = 1.0) -> None:
         super().__init__()
         if margin is not None and not 0 <= margin < math.inf:
             raise InputError(f"margin: expected a number of at least 0 or null, got {margin}")
-        self.normalize = normalize
+        if not 0 < scale < math.inf:
+            raise InputError(f"scale: expected a number greater than 0, got {scale}")
+        self.normalize, self.scale = normalize, float(scale)
         distance = LpDistance(normalize_embeddings=False, p=2)
         self.miner = BatchHardMiner(distance=distance)
         self.loss = TripletMarginLoss(
@@ -61,6 +65,8 @@ class BatchHardTripletLoss(nn.Module):
         features = features.float()
         if self.normalize:
             features = F.normalize(features)
+        if self.scale != 1:
+            features = self.scale * features
         return self.loss(features, labels, self.miner(features, labels))
 
 
@@ -232,9 +238,11 @@ class ReIDLoss(ReIDLosses):
             as in the released RGA code. ``post_neck``: L2-normalised features after the neck, as in
             retrieval. In training from random weights, features before the neck tend to collapse to a point;
             the batch norm of the neck prevents that.
+        scale: factor of the features in the triplet loss, see ``BatchHardTripletLoss``.
 
     Raises:
-        InputError: ``label_smoothing`` outside 0 to 1, an invalid ``margin`` or unknown ``triplets``.
+        InputError: ``label_smoothing`` outside 0 to 1, an invalid ``margin`` or ``scale``, or unknown
+            ``triplets``.
     """
 
     @rename_option_arguments("model.loss")
@@ -243,11 +251,12 @@ class ReIDLoss(ReIDLosses):
         label_smoothing: float = 0.1,
         margin: float | None = 0.3,
         triplets: Literal["pre_neck", "post_neck"] = "pre_neck",
+        scale: float = 1.0,
     ) -> None:
         if not 0 <= label_smoothing <= 1:
             raise InputError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
         check_choice("triplets", triplets, ("pre_neck", "post_neck"))
-        triplet = BatchHardTripletLoss(margin, normalize=triplets == "post_neck")
+        triplet = BatchHardTripletLoss(margin, normalize=triplets == "post_neck", scale=scale)
         super().__init__(
             {
                 "cross_entropy": LossTerm(nn.CrossEntropyLoss(label_smoothing=label_smoothing)),

@@ -94,7 +94,7 @@ class ProgressLines(Callback):
         now, batches = time.monotonic(), trainer.num_training_batches
         if now - self.printed >= self.every and batch_idx + 1 < batches:
             self.printed = now
-            values = {name: float(value) for name, value in pl_module.step_losses.items()}
+            values = {name: float(value.detach()) for name, value in pl_module.step_losses.items()}
             rate = self.images / max(now - self.start, 1e-9)
             # the comma keeps this apart from the line of a complete epoch
             self._print(trainer, f", step {batch_idx + 1}/{int(batches)}", values, rate)

@@ -40,6 +40,17 @@ def test_triplet_is_batch_hard_on_unnormalised_features(margin: float | None, sc
     assert float(loss) == pytest.approx(naive_triplet(features, labels, margin), rel=1e-4)
 
 
+@pytest.mark.parametrize("triplets", ["pre_neck", "post_neck"])
+def test_triplet_of_scaled_features(triplets: Literal["pre_neck", "post_neck"]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, *features = (torch.randn(12, n, generator=generator) for n in (4, 5, 5))
+    labels = torch.arange(4).repeat_interleave(3)
+    losses = ReIDLoss(margin=None, triplets=triplets, scale=8.0)(TrainingOutput(*features, logits), labels)
+    unit = features[1] / features[1].norm(dim=1, keepdim=True)
+    expected = naive_triplet(8 * (features[0] if triplets == "pre_neck" else unit), labels, None)
+    assert float(losses["triplet"]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_triplet_is_the_released_one() -> None:
     given = REFERENCE["triplet"]
     features, labels = torch.tensor(given["features"]), torch.tensor(given["labels"])
@@ -108,3 +119,5 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
 def test_triplets_option() -> None:
     with pytest.raises(InputError, match="triplets"):
         ReIDLoss(triplets="both")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="scale"):
+        ReIDLoss(scale=0)
