@@ -36,6 +36,7 @@ def test_bundled_recipes() -> None:
         "cuhk03_detected/rga_sc",
         "cuhk03_labeled/rga_sc",
         "demo",
+        "market1501/cpu_pretrained",
         "market1501/cpu_scratch",
         "market1501/rga_sc",
         "market1501/rga_sc_8gpus",
