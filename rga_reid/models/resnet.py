@@ -157,7 +157,7 @@ class ResNet(Backbone):
     def _load_pretrained(self, weights: str | os.PathLike[str]) -> None:
         """Load a ResNet of torchvision, by name or from a file, without its classifier."""
         is_name = weights == "imagenet"
-        state = download_torchvision(self.name, "IMAGENET1K_V1") if is_name else read_published_state(weights)
+        state = download_torchvision(self.name) if is_name else read_published_state(weights)
         state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
         own = self.state_dict()
         wrong = diff_state_dicts(own, state := with_counters(own, state))
@@ -222,12 +222,11 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def download_torchvision(name: str, version: str) -> dict[str, Tensor]:
-    """Return torchvision's ImageNet weights of a network. Nothing is unpickled.
+def download_torchvision(name: str) -> dict[str, Tensor]:
+    """Return torchvision's ImageNet weights of a network: ``IMAGENET1K_V1`` where it has several. Nothing is unpickled.
 
     Args:
         name: name of torchvision.
-        version: such as ``IMAGENET1K_V1``, or ``DEFAULT``.
 
     Raises:
         InputError: they cannot be downloaded, or the cached file is damaged.
@@ -236,7 +235,8 @@ def download_torchvision(name: str, version: str) -> dict[str, Tensor]:
 
     try:
         # without weights_only, torchvision would unpickle a file in its cache
-        weights = getattr(get_model_weights(name), version)
+        known = get_model_weights(name)
+        weights = getattr(known, "IMAGENET1K_V1", None) or known.DEFAULT
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError as error:
         raise InputError(

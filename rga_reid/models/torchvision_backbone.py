@@ -53,7 +53,7 @@ class TorchvisionBackbone(NetworkBackbone):
             raise no_stride_1_error(self.name)
         self.channels = self.trace(self.size)[-1][1]
         if pretrained:
-            self.load_published(download_torchvision(name, "DEFAULT"), "imagenet")
+            self.load_published(download_torchvision(name), "imagenet")
 
     def stage_map(self, stage: int, output: Tensor) -> Tensor:
         """Return the output of a stage as a map ``(n, C, h, w)``."""

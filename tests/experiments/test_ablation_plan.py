@@ -37,7 +37,9 @@ def test_bundled_plans(name: str, tmp_path: Path) -> None:
     assert parse(parser(), prepare(["--config", str(file)])) is not None
 
 
-@pytest.mark.parametrize("name", ["ablations/market1501", "ablations/market1501_cpu"])
+@pytest.mark.parametrize(
+    "name", ["ablations/market1501", "ablations/market1501_cpu", "ablations/market1501_pretrained"]
+)
 def test_market_plans_differ_in_the_attention_only(name: str) -> None:
     plan = read_plan(name)
     assert [variant.name for variant in plan.variants] == VARIANTS

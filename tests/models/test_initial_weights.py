@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,14 +121,15 @@ def test_timm_downloads_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("convnext_atto.d2_in1k", True)]
 
 
-def test_torchvision_downloads_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = make_bare("torchvision/mobilenet_v2")
-
-    class Weights:
-        class DEFAULT:
-            get_state_dict = staticmethod(lambda **_: bare.state_dict())
-
-    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Weights)
+@pytest.mark.parametrize("versions", [("DEFAULT",), ("IMAGENET1K_V1", "DEFAULT")])
+def test_torchvision_downloads_its_weights(
+    versions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare, other = (make_bare("torchvision/mobilenet_v2") for _ in range(2))
+    first = SimpleNamespace(get_state_dict=lambda **_: bare.state_dict())
+    second = SimpleNamespace(get_state_dict=lambda **_: other.state_dict())
+    weights = SimpleNamespace(**dict(zip(versions, (first, second), strict=False)))
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: weights)
     model = build_model(backbone="torchvision/mobilenet_v2", weights="imagenet", size=SIZE)
     assert torch.equal(own_state(model)["features.4.conv.0.0.weight"], bare.features[4].conv[0][0].weight)
 
