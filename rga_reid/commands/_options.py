@@ -232,6 +232,16 @@ def add_checkpoint_options(parser: ArgumentParser, meaning: str = "", *, require
     )
 
 
+def add_engine_option(parser: ArgumentParser) -> None:
+    """Add ``--engine``."""
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "onnx", "openvino", "auto"),
+        help="what runs the model: PyTorch, onnxruntime, OpenVINO, or the fastest of them in a short measurement "
+        "(default: torch; of an .onnx file, onnx)",
+    )
+
+
 def add_same_features_option(parser: ArgumentParser) -> None:
     """Add ``--same-features``."""
     parser.add_argument(
@@ -274,6 +284,7 @@ def add_source_options(parser: ArgumentParser) -> None:
     parser.add_argument("--preview", action="store_true", help="print the first ten rows, and write nothing")
     parser.add_argument("--features", metavar="FILE.npz", help="or a feature file with paths")
     add_checkpoint_options(parser, "; embeds the images, and the gallery remembers it")
+    add_engine_option(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     add_device_option(parser)
     add_skip_option(parser)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NAMES = {
     *("attention", "baseline", "config", "data.dataset", "dataset", "device", "format", "imports", "index"),
     *("metric", "only", "pattern", "pid", "protocol", "published", "timezone", "title", "view", "where"),
-    *("columns", "data.split", "exclude_camera", "group_by", "input_size"),
+    *("columns", "data.split", "engine", "exclude_camera", "group_by", "input_size"),
 }
 #: Metavars of positional arguments, as ``--help`` shows them.
 _POSITIONAL = {

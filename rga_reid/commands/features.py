@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._embedder import read_embedder
+from rga_reid.commands._embedder import read_embedder, suggest_engine
 from rga_reid.commands._inputs import embed_table, read_image_table, shards_folder
 from rga_reid.commands._options import (
     add_checkpoint_options,
     add_device_option,
+    add_engine_option,
     add_image_options,
     add_import_option,
     add_skip_option,
@@ -35,6 +36,7 @@ def parser() -> ArgumentParser:
         "Without --pattern, a folder's pids and camids are those that the names contain.",
     )
     add_checkpoint_options(options, required=True)
+    add_engine_option(options)
     add_image_options(options)
     options.add_argument(
         "--data.split",
@@ -72,6 +74,8 @@ def run(options: Namespace) -> None:
             table = _held_out(table, options, getattr(model, "trained_on", None))
         if workers.rank == 0:
             print_labels(table)
+        if workers.size == 1:
+            suggest_engine(model, options, device, len(table))
 
         def embed(rows: pd.DataFrame) -> Batches:
             return embed_table(model, options, device, rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands import _group, _watch
-from rga_reid.commands._embedder import read_embedder, read_gallery_embedder
+from rga_reid.commands._embedder import read_embedder, read_gallery_embedder, suggest_engine
 from rga_reid.commands._inputs import embed_table, read_gallery_features, read_image_table, shards_folder
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
@@ -260,7 +260,10 @@ def _build(options: Namespace) -> Gallery | None:
                 raise InputError(
                     f"{gone[0]}: in the unfinished build, but gone since; --overwrite starts over"
                 )
-            for features, rows in gathered(table[~table["path"].isin(known)]):
+            table = table[~table["path"].isin(known)]
+            if workers.size == 1:
+                suggest_engine(model, options, device, len(table))
+            for features, rows in gathered(table):
                 builder.add(features, rows)
             return builder.finish()
 
@@ -453,6 +456,7 @@ def _print(facts: dict[str, Any]) -> None:
     lines["on disk"] = "not on this machine" if facts["bytes"] is None else f"{facts['bytes'] / 1e6:,.1f} MB"
     lines["model"] = "unknown (built from features)" if model is None else model["checkpoint"]
     if model is not None:
+        lines["engine"] = model["engine"]
         lines["SHA-256"] = model["sha256"]
         lines["input"] = "{} x {} pixels (height x width)".format(*model["size"])
     width = max(map(len, lines))

@@ -15,6 +15,7 @@ from rga_reid.commands._options import (
     LOCATION,
     add_checkpoint_options,
     add_device_option,
+    add_engine_option,
     add_import_option,
     add_same_features_option,
     add_threshold_options,
@@ -50,6 +51,7 @@ def parser() -> ArgumentParser:
     add_checkpoint_options(
         command, "; the model of the gallery, if its file has moved since the gallery was built"
     )
+    add_engine_option(command)
     add_same_features_option(command)
     add_threshold_options(command, "least score of the same person")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rga_reid import models
-from rga_reid.errors import InputError, short_repr
+from rga_reid.errors import InputError, check_choice, short_repr
+from rga_reid.inference.engines import ENGINES, convert_embedder
 from rga_reid.inference.onnx_embedder import OnnxEmbedder
 from rga_reid.inputs import is_class_path, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
@@ -122,6 +123,7 @@ def load_embedder(
     std: Sequence[float] | None = None,
     float_input: bool = False,
     like: ModelFingerprint | None = None,
+    engine: str | None = None,
 ) -> LoadedEmbedder:
     """Load a model that embeds images.
 
@@ -130,13 +132,16 @@ def load_embedder(
             ``Embedder`` of your own, such as ``my_module.MyEmbedder``, which is created without arguments.
         device: device of the model.
         size, mean, std, float_input, like: see ``OnnxEmbedder``; for ONNX files.
+        engine: ``torch``, ``onnx`` (onnxruntime) or ``openvino``. The default is ``torch`` for a checkpoint, which is
+            exported to a temporary file for the others, and ``onnx`` for an ``.onnx`` file, which PyTorch cannot run.
 
     Returns:
         An object with ``embed(images)``, ``dimension``, ``size`` and ``fingerprint``.
 
     Raises:
         InputError: see ``load_model``, ``OnnxEmbedder`` and ``CustomEmbedder``; a class that cannot be imported or
-            created; preprocessing for a model that includes its own.
+            created; preprocessing for a model that includes its own; an engine that is not installed or cannot run
+            the model.
 
     Examples:
         >>> embedder = load_embedder("osnet_x1_0.onnx", size=(256, 128))  # doctest: +SKIP
@@ -144,17 +149,33 @@ def load_embedder(
         torch.Size([2, 512])
     """
     name = os.fspath(path)
+    if engine is not None:
+        check_choice("--engine", engine, ENGINES)
     if name.endswith(".onnx"):
-        return OnnxEmbedder(name, device, size=size, mean=mean, std=std, float_input=float_input, like=like)
+        if engine == "torch":
+            raise InputError(f"--engine torch: {name} is run by onnx or openvino")
+        return OnnxEmbedder(
+            name,
+            device,
+            size=size,
+            mean=mean,
+            std=std,
+            float_input=float_input,
+            like=like,
+            engine=engine or "onnx",
+        )
     given = {"--input-size": size, "--mean": mean, "--std": std, "--float-input": float_input or None}
     for option, value in given.items():
         if value is not None:
             raise InputError(f"{option}: goes with an .onnx file; {name} has its own preprocessing")
+    engine = engine or "torch"
     if is_class_path(name):
+        if engine != "torch":
+            raise InputError(f"--engine {engine}: {name} is a class, which runs in PyTorch only")
         return _create(name)
-    model = models.load_model(name, device)
+    model = models.load_model(name, device if engine == "torch" else "cpu")
     model.fingerprint = ModelFingerprint.of(model, name)
-    return model
+    return model if engine == "torch" else convert_embedder(model, engine, device=device)[engine]
 
 
 def _create(class_path: str) -> CustomEmbedder:

@@ -1,7 +1,8 @@
-"""Embed images with any re-identification network in an ONNX file, through onnxruntime."""
+"""Embed images with any re-identification network in an ONNX file, through onnxruntime or OpenVINO."""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -18,21 +19,20 @@ from torch import Tensor
 
 from rga_reid.devices import choose_device
 from rga_reid.errors import InputError, short_repr
+from rga_reid.inference.graphs import GraphInput, open_graph
 from rga_reid.inputs import is_number, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
 from rga_reid.models.embedding import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ChannelOrder,
+    EmbeddingModel,
     Images,
     iter_batches,
     join_features,
 )
 
 _log = logging.getLogger("rga_reid")
-
-_DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
-_FATAL = 4  # log level: errors are raised, so onnxruntime need not print them too
 
 Pair = tuple[int, int]
 
@@ -57,9 +57,10 @@ class OnnxEmbedder:
         float_input: the input is known to be float, with the ImageNet normalisation unless the file or the arguments
             have another one.
         like: fingerprint of a model with the same preprocessing, for what neither the arguments nor the file give.
+        engine: ``onnx`` (onnxruntime) or ``openvino``.
 
     Raises:
-        InputError: onnxruntime is not installed; the file is not an ONNX file, has several inputs, or an input or
+        InputError: the engine is not installed; the file is not an ONNX file, has several inputs, or an input or
             output of another type or shape; an unknown size; a size, mean or std that the graph contradicts.
     """
 
@@ -73,23 +74,37 @@ class OnnxEmbedder:
         std: Sequence[float] | None = None,
         float_input: bool = False,
         like: ModelFingerprint | None = None,
+        engine: str = "onnx",
     ) -> None:
-        self._file = Path(path)
-        self._session = _open_session(self._file, choose_device(device))
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._file, self._device = Path(path), choose_device(device)
+        self._graph = open_graph(self._file, self._device, engine)
+        metadata = self._graph.metadata
         source = self._find_input()
-        self._name, self._dtype = source.name, _DTYPES[source.type]
+        self._name, self._dtype = source.name, source.dtype
         self._batch, self._channels_last, fixed = self._read_shape(source.shape, metadata)
         self._bgr = metadata.get("channel_order", "rgb").lower() == "bgr"
         self.size: Pair = self._choose_size(size, fixed, metadata, like)
         self.mean, self.std = self._choose_normalisation(mean, std, float_input, metadata, like)
-        self._output = self._session.get_outputs()[0].name
         blank = np.zeros((1, 3, *self.size), np.uint8)
         self.dimension = self._run(blank).shape[1]
         #: identity of the file and its preprocessing
         self.fingerprint = replace(
-            ModelFingerprint.of(self, self._file), weights=metadata.get("weights") or None
+            ModelFingerprint.of(self, self._file), weights=metadata.get("weights") or None, engine=engine
         )
+        #: the PyTorch model that ``load_embedder`` exported, and statistics of its training data; None for a file
+        self.source: EmbeddingModel | None = None
+        self.trained_on: dict[str, Any] | None = None
+
+    def with_engine(self, engine: str) -> OnnxEmbedder:
+        """Return the same network in another engine, ``onnx`` or ``openvino``.
+
+        Raises:
+            InputError: the engine is not installed, or cannot read the file.
+        """
+        other = copy.copy(self)
+        other._graph = open_graph(self._file, self._device, engine)
+        other.fingerprint = replace(self.fingerprint, engine=engine)
+        return other
 
     def embed(
         self,
@@ -110,7 +125,7 @@ class OnnxEmbedder:
             float32 ``(n, d)``, rows L2-normalised.
 
         Raises:
-            InputError: see ``EmbeddingModel.embed``; onnxruntime cannot run the graph.
+            InputError: see ``EmbeddingModel.embed``; the engine cannot run the graph.
         """
         batches = iter_batches(images, self.size, self._batch or batch_size, channel_order=channel_order)
         return join_features(
@@ -124,15 +139,16 @@ class OnnxEmbedder:
             images = np.concatenate([images, images[-1:].repeat(self._batch - count, 0)])
         fed = self._prepare(images)
         try:
-            (found,) = self._session.run([self._output], {self._name: fed})
-        except Exception as error:  # onnxruntime raises many types
+            found = self._graph.run(fed)
+        except Exception as error:  # engines raise many types
             raise InputError(
-                f"{self._file}: onnxruntime cannot run it with an input of shape {fed.shape} ({truncate(error)})"
+                f"{self._file}: {self._graph.engine} cannot run it with an input of shape {fed.shape} "
+                f"({truncate(error)})"
             ) from None
         shape: tuple[int, ...] = getattr(found, "shape", ())  # a list for an output that is a sequence
         if len(shape) < 2 or shape[0] != len(images) or math.prod(shape[1:]) != max(shape[1:]):
             raise InputError(
-                f"{self._file}: output {self._output}: expected one feature for each image, ({len(images)}, d), "
+                f"{self._file}: output {self._graph.output}: expected one feature for each image, ({len(images)}, d), "
                 f"found {shape}"
             )
         return np.asarray(found, np.float32).reshape(len(images), -1)[:count]
@@ -150,16 +166,16 @@ class OnnxEmbedder:
             images = images[:, ::-1]
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self._channels_last else images)
 
-    def _find_input(self) -> Any:
-        inputs = self._session.get_inputs()
+    def _find_input(self) -> GraphInput:
+        inputs = self._graph.inputs
         if len(inputs) != 1:
             names = truncate(", ".join(item.name for item in inputs)) or "none"
             raise InputError(
                 f"{self._file}: expected one input, a batch of images, found {len(inputs)}: {names}"
             )
-        if inputs[0].type not in _DTYPES:
+        if inputs[0].dtype is None:
             raise InputError(
-                f"{self._file}: input {inputs[0].name}: expected uint8, float or float16, found {inputs[0].type}"
+                f"{self._file}: input {inputs[0].name}: expected uint8, float or float16, found {inputs[0].kind}"
             )
         return inputs[0]
 
@@ -258,21 +274,3 @@ class OnnxEmbedder:
                 f"{short_repr(metadata[key])}"
             )
         return tuple(values)
-
-
-def _open_session(file: Path, device: torch.device) -> Any:
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(f"{file}: needs the package onnxruntime: pip install 'rga-reid[export]'") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=providers)
-    except Exception as error:  # onnxruntime raises many types
-        raise InputError(f"{file}: onnxruntime cannot read it ({truncate(error)})") from None

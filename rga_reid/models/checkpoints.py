@@ -145,8 +145,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 class ModelFingerprint:
     """Identity of the model that embedded a gallery: its weights and how it prepares an image.
 
-    A checkpoint and its safetensors export have the same weights, so they are the same model. Fingerprints
-    written by version 1 have no hash of the weights: they match the same file only.
+    A checkpoint and its safetensors export have the same weights, so they are the same model, whichever engine runs
+    them. Fingerprints written by version 1 have no hash of the weights: they match the same file only.
 
     Args:
         checkpoint: absolute path of the checkpoint.
@@ -154,6 +154,7 @@ class ModelFingerprint:
         size: (H, W) of the model's input in pixels.
         mean, std: normalisation of the RGB channels on the scale 0 to 1; None for a model without one.
         weights: SHA-256 of weights and configuration, in hex; None if unknown.
+        engine: what ran the model: ``torch``, ``onnx`` (onnxruntime) or ``openvino``.
     """
 
     checkpoint: str
@@ -162,6 +163,7 @@ class ModelFingerprint:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     weights: str | None = None
+    engine: str = "torch"
 
     @classmethod
     def of(cls, model: Any, checkpoint: str | os.PathLike[str]) -> ModelFingerprint:
@@ -186,7 +188,7 @@ class ModelFingerprint:
 
     @classmethod
     def from_json(cls, value: Any) -> ModelFingerprint:
-        """Return the fingerprint that ``to_json`` wrote, in this version or in version 1.
+        """Return the fingerprint that ``to_json`` wrote, in this version or in an older one without engine.
 
         Raises:
             ValueError, TypeError, KeyError: a value of another form.
@@ -201,6 +203,9 @@ class ModelFingerprint:
             mean=mean,
             std=std,
             weights=None if weights is None else str(weights),
+            engine=str(
+                value.get("engine") or ("onnx" if str(value["checkpoint"]).endswith(".onnx") else "torch")
+            ),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -208,7 +213,10 @@ class ModelFingerprint:
         return asdict(self)
 
     def is_same(self, other: ModelFingerprint) -> bool:
-        """Return whether both have the same weights and preprocessing, wherever their files are."""
+        """Return whether both have the same weights and preprocessing, wherever their files are and whatever runs them.
+
+        Features of the same weights in two engines differ by rounding only.
+        """
         if (self.size, self.mean, self.std) != (other.size, other.mean, other.std):
             return False
         if self.weights is not None and other.weights is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rga_reid.errors import InputError
 from rga_reid.inputs import truncate
 
+EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  #: which ``write_onnx`` needs
 INPUT, OUTPUT = "images", "embeddings"
 MIN_OPSET, MAX_OPSET = 13, 23
 DEFAULT_OPSET = 18  #: the lowest that torch exports without conversion, so that most programs read it
@@ -47,15 +48,24 @@ _NEW_ATTRIBUTES: dict[str, tuple[str, ...]] = {
 _AXES_AS_INPUT = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin")  # since opset 18; before, an attribute
 
 
-def require_packages(*names: str) -> None:
+def find_missing(*names: str) -> list[str]:
+    """Return the packages that are not installed."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def require_packages(*names: str, purpose: str = "export") -> None:
     """Check that packages of the extra ``export`` or ``openvino`` are installed.
+
+    Args:
+        names: packages.
+        purpose: what needs them, at the beginning of the message.
 
     Raises:
         InputError: one is not.
     """
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"export: needs the package {name}: pip install {name}")
+    for name in find_missing(*names):
+        extra = "openvino" if name == "openvino" else "export"
+        raise InputError(f"{purpose}: needs the package {name}: pip install 'rga-reid[{extra}]'")
 
 
 def write_onnx(
@@ -80,7 +90,7 @@ def write_onnx(
     Raises:
         InputError: a missing package, or an operator that the opset does not have.
     """
-    require_packages("onnx", "onnxscript", "onnxruntime", *(["onnxslim"] if simplify else []))
+    require_packages(*EXPORT_PACKAGES, *(["onnxslim"] if simplify else []))
     opset = DEFAULT_OPSET if opset is None else opset
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter itself

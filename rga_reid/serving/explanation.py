@@ -17,11 +17,12 @@ class Explainer:
     """Computes maps over pictures.
 
     Args:
-        embedder: model of the server; only an ``EmbeddingModel`` can be explained.
+        embedder: model of the server; only an ``EmbeddingModel`` can be explained, whatever engine runs it.
     """
 
     def __init__(self, embedder: Any) -> None:
-        self._embedder, self._lock = embedder, threading.Lock()
+        source = getattr(embedder, "source", None)  # what another engine runs
+        self._embedder, self._lock = source or embedder, threading.Lock()
         self._copy: EmbeddingModel | None = None
 
     @property
