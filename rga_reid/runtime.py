@@ -152,7 +152,7 @@ def keep_freed_memory() -> Iterator[None]:
 
     Forward passes allocate and free the same large blocks again and again. By default glibc returns each of
     them to the operating system, and on a CPU the page faults of the next pass take up to a third of its
-    time (``benchmarks/embedding.py``). Blocks may overlap, also in threads. Nothing changes without glibc
+    time (``benchmarks/freed_memory.py``). Blocks may overlap, also in threads. Nothing changes without glibc
     (macOS, Windows, musl), or if the environment configures malloc (``MALLOC_...``, ``GLIBC_TUNABLES``).
     """
     global _users
