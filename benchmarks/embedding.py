@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--calibration-images", help="folder of pictures for INT8 (default: drawn ones)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--turns", type=int, default=21, help="batches of each engine")
-    parser.add_argument("--threads", type=int, help="of each engine (default: PyTorch's)")
+    parser.add_argument("--threads", type=int, help="threads of each engine (default: those of PyTorch)")
     parser.add_argument("--quick", action="store_true", help="demo model, small batches, few turns")
     parser.add_argument("--out", help="write the results there as JSON")
     options = parser.parse_args()

@@ -53,7 +53,7 @@ def read_embedder(
 
 
 def _choose_fastest(model: LoadedEmbedder, options: Namespace, device: str | torch.device) -> LoadedEmbedder:
-    """Return the model in the fastest of the installed engines; on a GPU, the model as it is."""
+    """Return the model in the fastest of the installed engines; on a GPU, return it unchanged."""
     from rga_reid.inference.engines import measure_rates, open_other_engines
 
     engine, reason = model.fingerprint.engine, "no other engine is installed for it"

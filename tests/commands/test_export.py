@@ -185,7 +185,7 @@ def test_programs_of_the_documentation_run(checkpoint: Path, code_blocks: Any, d
         for block in code_blocks("docs/export.md")
         if block.language == "python" and "openvino" not in block.text  # runs in tests/peers
     ]
-    assert len(programs) == 3
+    assert len(programs) == 4
     for program in programs:
         printed = documented(program._replace(text=program.text.replace("128, 64", "64, 32")), folder)
         assert float(printed.removeprefix("similarity ")) == pytest.approx(float(a @ b), abs=2e-4)

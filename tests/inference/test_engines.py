@@ -49,7 +49,7 @@ def test_engines_give_the_same_features(engine: str, embedders: dict[str, Any], 
     embedder, model = embedder_in(engine, embedders), load_model(checkpoint)
     images = draw_pixels(5)
     expected = model.embed(images)
-    assert (expected @ expected.T).min() < 0.9  # images are told apart
+    assert (expected @ expected.T).min() < 0.9  # features of different images differ
     for batch_size in (1, 2, 64):
         found = embedder.embed(images, batch_size=batch_size)
         assert (found - expected).abs().max() < 1e-5
@@ -176,7 +176,7 @@ def test_networks_that_cannot_be_exported(checkpoint: Path, monkeypatch: pytest.
 
 
 class Clocked:
-    """An embedder that takes given seconds on a clock of its own.
+    """An embedder whose calls take given seconds on a clock.
 
     Args:
         clock: list with the time.

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from rga_reid import load_model
+from rga_reid import load_embedder, load_model
 from rga_reid.attention import ATTENTION_MODULES
+from rga_reid.inference.feature_files import read_features, read_fingerprint
 from rga_reid.models import EmbeddingModel, build_model, export_model, save_model
 from rga_reid.models.export import ExportSettings
 from tests.peers.environments import environment, run_program
@@ -156,6 +157,27 @@ def test_openvino_files(checkpoint: Path, words: list[str], tmp_path: Path) -> N
     )
     cosines = (np.load(tmp_path / "output.npy") * model.embed(images).numpy()).sum(1)
     assert cosines.min() > (0.999 if words == ["--half"] else 0.99999)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "m.onnx"])
+def test_features_by_openvino(checkpoint: Path, source: str, tmp_path: Path) -> None:
+    model = load_model(checkpoint)
+    file = checkpoint if source == "checkpoint" else tmp_path / source
+    if source != "checkpoint":
+        export_model(model, file, "onnx")
+    for number in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(draw_person(number)).save(tmp_path / "images" / f"{number}.png")
+    out = tmp_path / "f.npz"
+    words = ["--images", tmp_path / "images", "--checkpoint", file, "--engine", "openvino", "--out", out]
+    run_program("deploy", "rga_reid.commands", "features", *words)
+    features, table = read_features(out)
+    expected = model.embed(table["path"].tolist()).numpy()
+    assert np.abs(features - expected).max() < 1e-4
+    fingerprint = read_fingerprint(out)
+    assert fingerprint is not None
+    assert fingerprint.engine == "openvino"
+    assert fingerprint.is_same(load_embedder(checkpoint).fingerprint)
 
 
 def test_the_openvino_program_of_the_export_guide_runs(
