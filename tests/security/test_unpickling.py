@@ -307,7 +307,7 @@ def test_every_place_that_loads_is_known() -> None:
         "numpy.lib.format.read_array": {"gallery/additions.py", "inference/feature_files.py"},
         "csv.reader": {"data/events.py", "inference/feature_files.py"},
         "pyarrow.parquet.ParquetFile": {"inputs.py"},
-        "onnxruntime.InferenceSession": {"inference/onnx_embedder.py", "models/export.py"},
+        "onnxruntime.InferenceSession": {"inference/graphs.py", "models/export.py"},
         "onnx.load": {"models/onnx_graph.py", "models/quantize.py"},
         "torch.jit.load": {"models/export.py"},
         "safetensors.safe_open": {"models/weights.py"},
