@@ -25,6 +25,9 @@ from rga_reid.process import Stopped, handle_signals
 
 Item = TypeVar("Item")
 
+SCHEDSTAT = Path(
+    "/proc/self/schedstat"
+)  # nanoseconds on a processor, nanoseconds of waiting for one, time slices
 CGROUP = Path("/sys/fs/cgroup")  #: control group of a container
 
 
@@ -135,6 +138,14 @@ def free_memory() -> int:
         statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(statistics["inactive_file"]))  # cached files are given back
     return max(0, free)
+
+
+def waited_seconds() -> float | None:
+    """Return how long the main thread has waited for a processor that others used; None if the system does not say."""
+    try:
+        return int(SCHEDSTAT.read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # not Linux, or a kernel without these statistics
+        return None
 
 
 #: parameters of glibc's mallopt

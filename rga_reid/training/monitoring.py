@@ -10,7 +10,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from rga_reid.runtime import waited_seconds
+
 RATE = "images_per_second"  #: logged metric: training images of all processes, without the time of validation
+BUSY = 0.1  #: share of the time from which other programs are mentioned
 EPOCH = "_epoch"  #: suffix of metrics that are logged once per epoch
 
 
@@ -67,6 +70,8 @@ class EpochMetrics(Callback):
 class ProgressLines(Callback):
     """Print a line after each epoch, and now and then within a long one, in place of a progress bar.
 
+    The line says if other programs kept the processor busy, which makes a training on a CPU slower.
+
     If standard output fails, the training stops after this epoch's checkpoint, and ``error`` is set.
 
     Args:
@@ -79,6 +84,7 @@ class ProgressLines(Callback):
         self.start = self.printed = 0.0
         self.first: int | None = None  # step of the optimizer at ``start``
         self.images = 0
+        self.waited: float | None = None  # for a processor, at ``start``
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -86,6 +92,7 @@ class ProgressLines(Callback):
         if self.first is None:  # not at the start of an epoch: a resumed epoch has none
             self.start = self.printed = time.monotonic()
             self.first, self.images = trainer.global_step, 0
+            self.waited = waited_seconds()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -121,12 +128,21 @@ class ProgressLines(Callback):
         words.append(f"{rate:.3g} images/s" if rate < 100 else f"{rate:.0f} images/s")
         if (left := self._seconds_left(trainer)) is not None:
             words.append(f"{format_seconds(left)} left")
+        if (busy := self._busy_share()) >= BUSY:
+            words.append(f"(other programs kept the processor busy {100 * busy:.0f} % of the time)")
         try:
             print("  ".join(words), flush=True)
         except OSError as error:
             if trainer.world_size > 1:  # the other processes would wait for this one
                 raise
             self.error = error
+
+    def _busy_share(self) -> float:
+        """Return the share of the time of this epoch in which the process waited for a processor."""
+        now = waited_seconds()
+        if now is None or self.waited is None:
+            return 0.0
+        return (now - self.waited) / max(time.monotonic() - self.start, 1e-9)
 
     def _seconds_left(self, trainer: pl.Trainer) -> float | None:
         """Return the time of the remaining steps if they take as long as those of this epoch."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +17,7 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from rga_reid import runtime
 from rga_reid.commands import main
 from rga_reid.experiments.results import read_curve
 from rga_reid.training.monitoring import EpochMetrics, ProgressLines, format_seconds
@@ -166,7 +169,27 @@ def print_lines(callbacks: Iterable[pl.Callback], **options: Any) -> None:
     trainer.fit(Plain(), DataLoader(images, batch_size=3))
 
 
-def test_lines_within_a_long_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which nothing else runs."""
+    (tmp_path / "schedstat").write_text("900 500 3\n")
+    monkeypatch.setattr(runtime, "SCHEDSTAT", tmp_path / "schedstat")
+
+
+def test_lines_name_a_busy_processor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Simulate waiting half of the time."""
+    schedstat = SimpleNamespace(read_text=lambda: f"900 {time.monotonic_ns() // 2} 3")
+    monkeypatch.setattr(runtime, "SCHEDSTAT", schedstat)
+    print_lines([EpochMetrics(), ProgressLines(every=0)], max_epochs=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert re.search(r" \(other programs kept the processor busy \d+ % of the time\)$", line)
+
+
+def test_lines_within_a_long_epoch(idle: None, capsys: pytest.CaptureFixture[str]) -> None:
     print_lines([EpochMetrics(), ProgressLines(every=0)], max_epochs=2)
     lines = capsys.readouterr().out.splitlines()
     starts = ["epoch 1/2, step 1/4", "epoch 1/2, step 2/4", "epoch 1/2, step 3/4", "epoch 1/2"]
@@ -179,7 +202,7 @@ def test_lines_within_a_long_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.findall(r"epoch (\d+)/(\d+) ", "\n".join(lines)) == [("1", "2"), ("2", "2")]
 
 
-def test_lines_without_a_number_of_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_without_a_number_of_epochs(idle: None, capsys: pytest.CaptureFixture[str]) -> None:
     print_lines([EpochMetrics(), ProgressLines(every=1e9)], max_steps=6, max_epochs=-1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2"]
