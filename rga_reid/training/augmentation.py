@@ -16,12 +16,13 @@ from torch import Tensor
 from rga_reid.errors import InputError
 
 _MAX_CROP_SCALE = 100
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G and B in grey
 _ATTEMPTS = 32  # draws of an erasing rectangle, far more than one needs to fit
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, flip and erasing, by default as in the released RGA code.
+    """Random crop, flip, colours and erasing, by default as in the released RGA code.
 
     Args:
         crop_probability: probability of resizing to ``crop_scale`` times the size and cropping at a random
@@ -32,6 +33,8 @@ class Augmentation:
             sets a rectangle to 0 after normalisation, the mean colour.
         erase_area: range of the area of the rectangle, as a fraction of the image.
         erase_aspect: smallest height / width of the rectangle; the largest is its inverse.
+        colour: c, for brightness, contrast and saturation: each is changed by a factor from 1 − c to 1 + c, in this
+            order, as in torchvision's ``ColorJitter``. 0 leaves colours as they are.
 
     Raises:
         InputError: a value outside its range.
@@ -43,9 +46,10 @@ class Augmentation:
     erase_probability: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_aspect: float = 0.3
+    colour: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("crop_probability", "flip_probability", "erase_probability"):
+        for name in ("crop_probability", "flip_probability", "erase_probability", "colour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augmentation {name}: expected 0 to 1, got {getattr(self, name)}")
         if not 1 <= self.crop_scale <= _MAX_CROP_SCALE:
@@ -82,6 +86,9 @@ class Augmentation:
             x = images.permute(0, 2, 1, 3).float().flatten(2)  # (n, h, 3 w)
             x = (down @ x).view(n, -1, images.shape[-1]) @ across.transpose(1, 2)  # (n, 3 H, W)
         x = x.view(n, height, 3, width).transpose(1, 2)
+        if self.colour:
+            factors = 1 + self.colour * (2 * torch.rand(3, n, 1, 1, 1, generator=generator) - 1)
+            x = change_colours(x, *factors.to(x.device))
         centre, scale = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (mean, std))
         # in place: allocating memory takes longer than the arithmetic
         x.sub_(centre).div_(scale)
@@ -122,6 +129,20 @@ class Augmentation:
         inside_rows = (rows >= top) & (rows < top + tall) & chosen[:, None]
         inside_columns = (columns >= left) & (columns < left + wide)
         return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
+
+def change_colours(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Return images with other brightness, contrast and saturation, as by PIL and torchvision.
+
+    Args:
+        images: float ``(n, 3, H, W)`` from 0 to 255.
+        brightness, contrast, saturation: factors ``(n, 1, 1, 1)``; 1 changes nothing.
+    """
+    grey = torch.tensor(_LUMA, device=images.device).view(3, 1, 1)
+    x = (images * brightness).clamp_(0, 255)
+    mean = (x * grey).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    x = torch.lerp(mean, x, contrast).clamp_(0, 255)
+    return torch.lerp((x * grey).sum(1, keepdim=True), x, saturation).clamp_(0, 255)
 
 
 def make_resize(length: int, wanted: int) -> Tensor:

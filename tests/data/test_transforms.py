@@ -99,12 +99,40 @@ def test_mixes_no_devices() -> None:
     generator = step_generator(0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         batch = torch.zeros(2, 3, 64, 32, dtype=torch.uint8, device="cuda")
-        assert Augmentation()(batch, (32, 16), MEAN, STD, generator).device.type == "cuda"
+        assert Augmentation(colour=0.1)(batch, (32, 16), MEAN, STD, generator).device.type == "cuda"
+
+
+def test_colours_are_changed_as_by_torchvision() -> None:
+    """The factors of each image are read from its grey pixels: brightness, then contrast, then saturation."""
+    base = 60 + images(40) // 4
+    base[:, :, 0] = torch.randint(60, 120, (40, 1, 16), dtype=torch.uint8)  # a grey row
+    done = augment(base, colour=0.2, seed=3)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    factors = []
+    for before, after in zip(base / 255, done * std + mean, strict=True):
+        brightness_and_contrast = np.polyfit(before[0, 0].numpy(), after[0, 0].numpy(), 1)
+        grey = float(v2.functional.rgb_to_grayscale(before).mean())
+        # after = contrast * (brightness * before - m) + m with m = brightness * grey
+        brightness = float(np.polyval(brightness_and_contrast, grey)) / grey
+        contrast = float(brightness_and_contrast[0]) / brightness
+        changed = v2.functional.adjust_brightness(before, brightness)
+        changed = v2.functional.adjust_contrast(changed, contrast)
+        grey_map = v2.functional.rgb_to_grayscale(changed)
+        saturation = float(((after - grey_map) / (changed - grey_map))[:, 1:].nanmedian())
+        expected = v2.functional.adjust_saturation(changed, saturation)
+        torch.testing.assert_close(after, expected, atol=2e-3, rtol=0)
+        factors.append((brightness, contrast, saturation))
+    for drawn in np.array(factors).T:
+        assert 0.795 < drawn.min() < 0.85
+        assert 1.15 < drawn.max() < 1.205
+    assert np.abs(np.corrcoef(np.array(factors).T) - np.eye(3)).max() < 0.5  # drawn separately
+    assert torch.equal(augment(base), augment(base, colour=0.0))
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("colour", -0.1),
         ("crop_probability", 1.5),
         ("flip_probability", -0.1),
         ("crop_scale", 0.9),
