@@ -18,8 +18,11 @@ from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.errors import InputError, check_choice, short_repr
 from rga_reid.inputs import truncate
 from rga_reid.models.backbone import AttentionFactory, Backbone, Size, check_size
-from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel
+from rga_reid.models.embedding import IMAGENET_MEAN, IMAGENET_STD, EmbeddingModel, Neck, Pooling
+from rga_reid.models.mgn import MGN
 from rga_reid.models.network import NetworkBackbone, UserBackbone
+from rga_reid.models.osnet import ARCHITECTURES as OSNETS
+from rga_reid.models.osnet import OSNet
 from rga_reid.models.resnet import DEPTHS, ResNet
 from rga_reid.models.weights import diff_state_dicts, read_own_checkpoint, read_published_state
 from rga_reid.runtime import import_class
@@ -27,12 +30,20 @@ from rga_reid.runtime import import_class
 AttentionChoice = str | Mapping[str, Any] | None
 BackboneChoice = str | Mapping[str, Any]
 
-RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
+#: name -> depth, and whether with IBN-a
+RESNETS = {
+    f"resnet{depth}{'_ibn_a' if ibn else ''}": (depth, ibn) for ibn in (False, True) for depth in DEPTHS
+}
+_RESNET_OPTIONS = {"non_local", "stem_relu"}
+MGN_NAME = "mgn_resnet50"
 
 #: keys of ``model.config``, which a checkpoint may set; the source of pretrained weights is not among them
 CONFIG = frozenset(
-    {"backbone", "attention", "stages", "last_stride", "size", "stem_pool", "stripes", "mean", "std"}
-)
+    {
+        "backbone", "attention", "stages", "last_stride", "size", "stem_pool", "stripes", "pooling", "embedding_dim",
+        "neck", "mean", "std",
+    }
+)  # fmt: skip
 
 
 def build_model(
@@ -47,6 +58,9 @@ def build_model(
     size: Sequence[int] = (256, 128),
     stem_pool: Literal["padded", "ceil"] = "padded",
     stripes: int = 0,
+    pooling: Pooling = "avg",
+    embedding_dim: int | None = None,
+    neck: Neck = "bn",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> EmbeddingModel:
@@ -54,9 +68,11 @@ def build_model(
 
     Args:
         classes: training identities; 0 for inference only.
-        backbone: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``; ``timm/NAME`` or
+        backbone: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``, each also with ``_ibn_a``;
+            ``osnet_x1_0`` and the other ``rga_reid.models.osnet.ARCHITECTURES``; ``timm/NAME`` or
             ``torchvision/NAME``; the class path of your own network, see ``UserBackbone``; or a mapping
-            ``{"class_path": ..., "init_args": {...}}`` of such a name and options of the network.
+            ``{"class_path": ..., "init_args": {...}}`` of such a name and options of the network, for a ResNet
+            ``non_local`` and ``stem_relu``.
         depth: 18, 34, 50 or 101, the name of these backbones in version 1.
         attention: None, a short name (``rga_reid.attention.ATTENTION_MODULES``), a class path, or a mapping
             ``{"class_path": ..., "init_args": {...}}``.
@@ -66,7 +82,7 @@ def build_model(
             this backbone, whose classifier is left out; a checkpoint of this package, all but its classifier;
             None for random weights.
         size, stem_pool: as in ``ResNet``.
-        stripes: as in ``EmbeddingModel``.
+        stripes, pooling, embedding_dim, neck: as in ``EmbeddingModel``.
         mean, std: normalisation of the RGB channels, on the scale 0 to 1; None for the backbone's.
 
     Returns:
@@ -99,7 +115,21 @@ def build_model(
         "mean": list(mean),
         "std": list(std),
     }
-    model = EmbeddingModel(network, classes, stripes=stripes, mean=mean, std=std, config=config)
+    # without the defaults, so that the hash of an older model's configuration does not change
+    head = {"pooling": pooling, "embedding_dim": embedding_dim, "neck": neck}
+    defaults = {"pooling": "avg", "embedding_dim": None, "neck": "bn"}
+    config |= {key: value for key, value in head.items() if value != defaults[key]}
+    model = EmbeddingModel(
+        network,
+        classes,
+        stripes=stripes,
+        pooling=pooling,
+        embedding_dim=embedding_dim,
+        neck=neck,
+        mean=mean,
+        std=std,
+        config=config,
+    )
     if own is not None:
         _start_from(model, str(weights), *own)
     return model
@@ -110,8 +140,8 @@ def _start_from(
 ) -> None:
     """Load a checkpoint of this package for fine-tuning, and print what is not used of it and what is new.
 
-    Its classifier is left out. Attention modules and the neck may be others: one of which any tensor differs is
-    left out as a whole.
+    Its classifier is left out. Attention modules, pooling and the neck may be others: one of which any tensor
+    differs is left out as a whole.
 
     Raises:
         InputError: the backbone is another one.
@@ -142,8 +172,8 @@ def _start_from(
 
 
 def _part_of(key: str) -> str:
-    """Return the attention module, or the neck, that a tensor belongs to; empty for the rest of the backbone."""
-    found = re.match(r"(?:backbone\.)?(attention[0-9]+|neck)\.", key)
+    """Return the attention module, or the part of the head, of a tensor; empty for the rest of the backbone."""
+    found = re.match(r"(?:backbone\.)?(attention[0-9]+|neck|embedding|gem)\.", key)
     return found[1] if found else ""
 
 
@@ -162,12 +192,33 @@ def _make_backbone(
     check_choice("last_stride", last_stride, (1, 2, None))
     height, width = size
     if name in RESNETS:
-        if options:
-            raise InputError(f"backbone {name}: takes no init_args, got {short_repr(options)}")
+        _check_options(name, options, _RESNET_OPTIONS)
+        depth, ibn = RESNETS[name]
         stride = 1 if last_stride is None else last_stride
-        return ResNet(RESNETS[name], factory, stages, stride, weights, (height, width), stem_pool)
+        return ResNet(depth, factory, stages, stride, weights, (height, width), stem_pool, ibn=ibn, **options)
+    if name == MGN_NAME:
+        _check_options(name, options, {"ibn", "gem"})
+        if weights is not None:
+            raise InputError(
+                f"weights: cannot be loaded into {name}; expected null, or a checkpoint by --init-from"
+            )
+        return MGN(factory, (height, width), 1 if last_stride is None else last_stride, **options)
     if stem_pool != "padded":
         raise InputError(f"stem_pool: only for {', '.join(RESNETS)}, not for {short_repr(name)}")
+    if name in OSNETS:
+        _check_options(name, options, set())
+        if last_stride is not None:
+            raise InputError(
+                f"last_stride: {name} has no last stage with a stride: expected null, got {last_stride}"
+            )
+        osnet = OSNet(name, factory, stages, (height, width))
+        if weights == "imagenet":
+            raise InputError(
+                f"weights 'imagenet': cannot be downloaded for {name}; give the path of torchreid's file, or null"
+            )
+        if weights is not None:
+            osnet.load_published(read_published_state(weights), os.fspath(weights))
+        return osnet
     check_size(size)
     library, _, rest = name.partition("/")
     network: NetworkBackbone
@@ -189,6 +240,20 @@ def _make_backbone(
         network.load_published(read_published_state(weights), os.fspath(weights))
     network.insert_attention(factory, stages)
     return network
+
+
+def _check_options(name: str, options: Mapping[str, Any], known: set[str]) -> None:
+    """Check the ``init_args`` of a network of this package, all of which are true or false.
+
+    Raises:
+        InputError: an unknown option, or another value.
+    """
+    for key, value in options.items():
+        if key not in known or not isinstance(value, bool):
+            expected = " or ".join(f"{one} (true or false)" for one in sorted(known)) or "none"
+            raise InputError(
+                f"backbone {name}: init_args: expected {expected}, got {short_repr({key: value})}"
+            )
 
 
 def _make_user_backbone(
@@ -215,10 +280,13 @@ def _suggest_backbone(name: str) -> str:
     import torchvision
 
     known = {model: f"torchvision/{model}" for model in torchvision.models.list_models(torchvision.models)}
-    known |= {model: f"timm/{model}" for model in timm.list_models()} | {model: model for model in RESNETS}
+    known |= {model: f"timm/{model}" for model in timm.list_models()}
+    known |= {model: model for model in (*RESNETS, *OSNETS)}
     near = difflib.get_close_matches(name.rpartition("/")[2], known, n=3)
     suggestion = f"did you mean {' or '.join(known[model] for model in near)}? " if near else ""
-    return f"; {suggestion}known: {', '.join(RESNETS)}, timm/NAME, torchvision/NAME, or a class path"
+    return (
+        f"; {suggestion}known: {', '.join((*RESNETS, *OSNETS))}, timm/NAME, torchvision/NAME, or a class path"
+    )
 
 
 def resolve_attention(choice: AttentionChoice, *, trusted: bool = True) -> AttentionFactory | None:

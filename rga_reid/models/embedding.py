@@ -1,9 +1,10 @@
-"""Backbone, average pooling and BNNeck: images in, embeddings out.
+"""Backbone, pooling and BNNeck: images in, embeddings out.
 
 The head is that of the released RGA code and of Luo et al. (Bag of Tricks, arXiv 1903.07071, section 3.6): metric
 losses see the pooled feature, the classifier sees it after a BatchNorm whose bias stays 0. Horizontal stripes of the
 last map can be pooled in addition to the whole, each with its own classifier (PCB: Sun et al., ECCV 2018,
-arXiv 1711.09349, section 3.1).
+arXiv 1711.09349, section 3.1). A linear layer can reduce the pooled feature before the neck, as in fast-reid; with
+a ReLU after the neck, that is the head of OSNet (Zhou et al., ICCV 2019, arXiv 1905.00953, table 1).
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ ImageInput = PathLike | bytes | Image.Image | np.ndarray
 #: one image or several; a tensor is always a batch, uint8 (n, 3, H, W)
 Images = Tensor | ImageInput | Sequence[ImageInput]
 ChannelOrder = Literal["rgb", "bgr"]
+Pooling = Literal["avg", "gem"]
+Neck = Literal["bn", "bn_relu"]
 
 
 class TrainingOutput(NamedTuple):
     """Output of a model in training mode."""
 
-    pre_neck: Tensor  #: pooled features (n, d) before the neck
+    pre_neck: Tensor  #: features (n, d) before the neck: pooled, and reduced if the model does that
     post_neck: Tensor  #: features (n, d) after the neck, which retrieval compares
     #: (n, classes) for cross-entropy, computed from ``post_neck``; with stripes (n, 1 + stripes, classes); None for
     #: a model without classifier
@@ -66,6 +69,33 @@ class PartClassifier(nn.Module):
         return torch.einsum("npc,kpc->npk", parts, self.weight)
 
 
+class GeM(nn.Module):
+    """Generalised-mean pooling, with one trained exponent p.
+
+        f = (mean over positions of max(x, eps)^p)^(1/p)                     (3)
+
+    p = 1 is average pooling, and p → ∞ is max pooling. Radenović, Tolias, Chum: Fine-tuning CNN Image Retrieval with
+    No Human Annotation, TPAMI 2019, arXiv 1711.02512, section 3.2.
+
+    Args:
+        p: initial exponent.
+        eps: activations are at least this, so that their logarithm and gradient exist.
+
+    Shape: ``(n, C, h, w) -> (n, C, rows, 1)``.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), float(p)))
+        self.eps = eps
+
+    def forward(self, x: Tensor, rows: int = 1) -> Tensor:
+        """Pool each of ``rows`` horizontal stripes."""
+        powers = x.clamp(min=self.eps).pow(self.p)
+        means = powers.mean((2, 3), keepdim=True) if rows == 1 else F.adaptive_avg_pool2d(powers, (rows, 1))
+        return means.pow(1 / self.p)
+
+
 class EmbeddingModel(nn.Module):
     """A re-identification model that includes its preprocessing.
 
@@ -73,12 +103,16 @@ class EmbeddingModel(nn.Module):
         backbone: ``(n, 3, H, W) -> (n, C, h, w)``, see ``Backbone``.
         classes: number of training identities; 0 omits the classifier.
         stripes: horizontal stripes of the last map to pool in addition to the whole map; d = C (1 + stripes).
+        pooling: ``avg`` or ``gem``, see ``GeM``.
+        embedding_dim: d, the outputs of a linear layer between pooling and neck; None for no such layer. Not with
+            stripes.
+        neck: ``bn``, or ``bn_relu`` for a batch norm with a trained bias that a ReLU follows.
         mean, std: normalisation of the RGB channels, on the scale 0 to 1.
         config: settings that rebuild this model (see ``build_model``); stored in checkpoints.
 
     Raises:
-        InputError: ``mean`` or ``std`` is not three finite numbers, ``std`` is not positive, or ``stripes`` is
-            not an integer from 0 to 64.
+        InputError: ``mean`` or ``std`` is not three finite numbers, ``std`` is not positive, ``stripes`` is
+            not an integer from 0 to 64, or another option has an unknown value.
     """
 
     def __init__(
@@ -87,6 +121,9 @@ class EmbeddingModel(nn.Module):
         classes: int = 0,
         *,
         stripes: int = 0,
+        pooling: Pooling = "avg",
+        embedding_dim: int | None = None,
+        neck: Neck = "bn",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         config: dict[str, Any] | None = None,
@@ -103,17 +140,29 @@ class EmbeddingModel(nn.Module):
             )
         if stripes > 1 and stripes > (rows := backbone.map_sizes(backbone.size)[-1][0]):
             raise InputError(f"stripes: expected at most {rows}, the rows of the last map, got {stripes}")
+        check_choice("pooling", pooling, ("avg", "gem"))
+        check_choice("neck", neck, ("bn", "bn_relu"))
+        if embedding_dim is not None:
+            check_int("embedding_dim", embedding_dim)
+            if stripes:
+                raise InputError(f"embedding_dim: expected null with stripes, got {embedding_dim}")
         self.backbone = backbone
         self.stripes = stripes
-        self.dimension = backbone.channels * (1 + stripes)
+        self.gem = GeM() if pooling == "gem" else None
+        self.dimension = backbone.channels * (1 + stripes) if embedding_dim is None else embedding_dim
+        self.embedding: nn.Linear | None = None
+        if embedding_dim is not None:
+            self.embedding = nn.Linear(backbone.channels, embedding_dim, bias=False)
+            nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out")
         self.neck = nn.BatchNorm1d(self.dimension)
-        self.neck.bias.requires_grad_(False)
+        self.neck.bias.requires_grad_(neck == "bn_relu")
+        self.relu = nn.ReLU() if neck == "bn_relu" else None
         self.classifier: nn.Linear | PartClassifier | None = None
         if classes:
             if stripes:
                 self.classifier = PartClassifier(backbone.channels, classes, 1 + stripes)
             else:
-                self.classifier = nn.Linear(backbone.channels, classes, bias=False)
+                self.classifier = nn.Linear(self.dimension, classes, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
         self.size: Size = (backbone.size[0], backbone.size[1])
         self.mean, self.std = tuple(mean), tuple(std)
@@ -131,7 +180,11 @@ class EmbeddingModel(nn.Module):
             L2-normalised.
         """
         pre_neck = self._pool(self.backbone(images))
+        if self.embedding is not None:
+            pre_neck = self.embedding(pre_neck)
         post_neck = self.neck(pre_neck)
+        if self.relu is not None:
+            post_neck = self.relu(post_neck)
         if not self.training:
             return post_neck
         logits = None if self.classifier is None else self.classifier(post_neck)
@@ -139,10 +192,11 @@ class EmbeddingModel(nn.Module):
 
     def _pool(self, x: Tensor) -> Tensor:
         """Pool the last map ``(n, C, h, w)`` to ``(n, d)``: the whole map, then the stripes from the top."""
-        whole = x.mean((2, 3))
+        whole = x.mean((2, 3)) if self.gem is None else self.gem(x).flatten(1)
         if not self.stripes:
             return whole
-        stripes = F.adaptive_avg_pool2d(x, (self.stripes, 1)).squeeze(3)  # (n, C, stripes)
+        rows = F.adaptive_avg_pool2d(x, (self.stripes, 1)) if self.gem is None else self.gem(x, self.stripes)
+        stripes = rows.squeeze(3)  # (n, C, stripes)
         return torch.cat([whole, stripes.transpose(1, 2).flatten(1)], 1)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.0
 initial weights are torchvision's, so that its weights fit. They are built here because importing torchvision takes
 longer than embedding an image. The last stage keeps its resolution (stride 1), as in Luo et al., Bag of Tricks,
 CVPRW 2019 (arXiv 1903.07071).
+
+Variants that other re-identification programs train: instance-batch normalisation (IBN-a, Pan et al., ECCV 2018,
+arXiv 1807.09441), and non-local blocks inside stages 2 and 3 (AGW, Ye et al., TPAMI 2021, arXiv 2001.04193).
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from rga_reid.attention import NonLocal
 from rga_reid.errors import InputError, check_choice
 from rga_reid.inputs import truncate
 from rga_reid.models.backbone import (
@@ -28,15 +33,30 @@ from rga_reid.models.backbone import (
 from rga_reid.models.weights import diff_state_dicts, read_published_state, with_counters
 
 
+class IBN(nn.Module):
+    """Instance norm of the first half of the channels, batch norm of the others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.IN = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.BN = nn.BatchNorm2d(channels - channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        instance, batch = x.tensor_split((self.IN.num_features,), 1)
+        return torch.cat([self.IN(instance), self.BN(batch)], 1)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, ibn: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1: nn.Module = IBN(width) if ibn else nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
@@ -55,16 +75,19 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, ibn: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1: nn.Module = IBN(width) if ibn else nn.BatchNorm2d(width)
         self.conv2 = _conv(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _conv(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
+        self.non_local: NonLocal | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -72,7 +95,8 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
         x += shortcut
-        return self.relu(x)
+        x = self.relu(x)
+        return x if self.non_local is None else self.non_local(x)
 
 
 #: depth -> block and number of blocks in each stage
@@ -84,6 +108,8 @@ ARCHITECTURES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, .
 }
 DEPTHS = tuple(ARCHITECTURES)
 STAGES = (1, 2, 3, 4)
+#: depth -> number of last blocks of each stage that a non-local block follows
+NON_LOCAL = {50: (0, 2, 3, 0), 101: (0, 2, 9, 0)}
 
 
 class ResNet(Backbone):
@@ -98,6 +124,10 @@ class ResNet(Backbone):
             path of a torchvision ResNet state_dict.
         size: input (H, W) in pixels, 32 to 1024 each; attention modules are built for the resulting map sizes.
         stem_pool: ``padded`` (torchvision) or ``ceil``, unpadded with the output size rounded up (fast-reid).
+        stem_relu: False for no ReLU after the first convolution (strong-baseline).
+        ibn: IBN-a in stages 1 to 3.
+        non_local: non-local blocks of one channel inside stages 2 and 3, as AGW and fast-reid build them; depth 50
+            or 101.
 
     Attributes:
         checkpointing: recompute the activations of each stage in the backward pass instead of storing them.
@@ -115,22 +145,28 @@ class ResNet(Backbone):
         weights: str | os.PathLike[str] | None = None,
         size: Size = (256, 128),
         stem_pool: Literal["padded", "ceil"] = "padded",
+        *,
+        stem_relu: bool = True,
+        ibn: bool = False,
+        non_local: bool = False,
     ) -> None:
         check_choice("depth", depth, DEPTHS)
         check_choice("stem_pool", stem_pool, ("padded", "ceil"))
         check_choice("last_stride", last_stride, (1, 2))
-        super().__init__(f"resnet{depth}", size, last_stride)
+        if non_local and depth not in NON_LOCAL:
+            raise InputError(f"non_local: expected false for depth {depth}; only for depth 50 or 101")
+        super().__init__(f"resnet{depth}{'_ibn_a' if ibn else ''}", size, last_stride)
         block, counts = ARCHITECTURES[depth]
-        self.depth = depth
+        self.depth, self.ibn = depth, ibn
         self.channels = 512 * block.expansion
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU(inplace=True) if stem_relu else nn.Identity()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = _stage(block, 64, 64, counts[0], 1)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, counts[1], 2)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, counts[2], 2)
+        self.layer1 = _stage(block, 64, 64, counts[0], 1, ibn)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, counts[1], 2, ibn)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, counts[2], 2, ibn)
         self.layer4 = _stage(block, 256 * block.expansion, 512, counts[3], last_stride)
         nn.Linear(self.channels, 1000)  # torchvision's classifier draws too: equal seeds give its weights
         for module in self.modules():
@@ -141,6 +177,8 @@ class ResNet(Backbone):
             self._load_pretrained(weights)
         if stem_pool == "ceil":
             self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        if non_local:
+            self._add_non_local(NON_LOCAL[depth])
 
         self.attention1: nn.Module
         self.attention2: nn.Module
@@ -152,18 +190,29 @@ class ResNet(Backbone):
     @property
     def title(self) -> str:
         """Name for people to read."""
-        return f"ResNet-{self.depth}"
+        return f"ResNet-{self.depth}{'-IBN-a' if self.ibn else ''}"
+
+    def _add_non_local(self, counts: Sequence[int]) -> None:
+        """Add a non-local block after each of the last ``counts`` blocks of each stage."""
+        for layer, count in zip((self.layer1, self.layer2, self.layer3, self.layer4), counts, strict=True):
+            blocks: list[Any] = list(layer)[len(layer) - count :]
+            for block in blocks:
+                block.non_local = NonLocal(block.conv3.out_channels, inter_channels=1, mode="dot_product")
 
     def _load_pretrained(self, weights: str | os.PathLike[str]) -> None:
         """Load a ResNet of torchvision, by name or from a file, without its classifier."""
         is_name = weights == "imagenet"
+        if is_name and self.ibn:
+            raise InputError(
+                f"weights 'imagenet': torchvision has none of {self.name}; give the path of IBN-Net's file, or null"
+            )
         state = download_torchvision(self.name) if is_name else read_published_state(weights)
         state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
         own = self.state_dict()
         wrong = diff_state_dicts(own, state := with_counters(own, state))
         if wrong:
             raise InputError(
-                f"weights {os.fspath(weights)}: not a torchvision resnet{self.depth} state_dict: {wrong}"
+                f"weights {os.fspath(weights)}: not a torchvision {self.name} state_dict: {wrong}"
             )
         self.load_state_dict(state)
 
@@ -211,14 +260,19 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _stage(
-    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, count: int, stride: int
+    block: type[BasicBlock] | type[Bottleneck],
+    inputs: int,
+    width: int,
+    count: int,
+    stride: int,
+    ibn: bool = False,
 ) -> nn.Sequential:
     outputs = width * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
-    blocks = [block(inputs, width, stride, downsample)]
-    blocks += [block(outputs, width, 1, None) for _ in range(count - 1)]
+    blocks = [block(inputs, width, stride, downsample, ibn)]
+    blocks += [block(outputs, width, 1, None, ibn) for _ in range(count - 1)]
     return nn.Sequential(*blocks)
 
 

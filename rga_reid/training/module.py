@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -202,6 +202,9 @@ def build_reid_module(
     weights: str | None = "imagenet",
     size: tuple[int, int] = (256, 128),
     stripes: int = 0,
+    pooling: Literal["avg", "gem"] = "avg",
+    embedding_dim: int | None = None,
+    neck: Literal["bn", "bn_relu"] = "bn",
     loss: ReIDLoss | None = None,
     augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     optimizer: OptimizerFactory = adam,
@@ -218,8 +221,9 @@ def build_reid_module(
 
     Args:
         classes: number of training identities; taken from the data set.
-        backbone: resnet18, resnet34, resnet50 or resnet101; timm/NAME or torchvision/NAME for a network of these
-            libraries; a class path with options for your own. See docs/extending.md.
+        backbone: resnet18, resnet34, resnet50 or resnet101, each also with _ibn_a; osnet_x1_0, osnet_ain_x1_0 and
+            other widths; timm/NAME or torchvision/NAME for a network of these libraries; a class path with
+            options for your own. See docs/extending.md.
         attention: attention module after the stages: rga, rga_s, rga_c, pam, cam, dual, nonlocal,
             criss_cross, se, cbam; a class path with options; null for none.
         stages: stages followed by an attention module, numbered from 1; null for all.
@@ -229,6 +233,10 @@ def build_reid_module(
             checkpoint of this program, whose classifier is left out; null for random ones.
         size: height and width of the images, in pixels.
         stripes: number of horizontal stripes that are embedded in addition to the whole image.
+        pooling: pooling of the last map: avg, or gem for the generalised mean with a trained exponent.
+        embedding_dim: size of the embedding, reduced by a linear layer before the neck; null for the channels of
+            the backbone.
+        neck: bn, or bn_relu for a batch norm with bias and ReLU, as in OSNet.
         loss: cross-entropy and triplet loss, used if ``losses`` is null.
         augmentation: augmentation, drawn per image on the device.
         optimizer: class path and options; by default Adam as in the released RGA code.
@@ -263,6 +271,9 @@ def build_reid_module(
         weights=weights,
         size=size,
         stripes=stripes,
+        pooling=pooling,
+        embedding_dim=embedding_dim,
+        neck=neck,
     )
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -297,7 +308,7 @@ def _use_what_losses_need(model: EmbeddingModel, losses: ReIDLosses) -> None:
     elif model.classifier is None:
         raise InputError("losses: a loss on logits needs a model with a classifier; build it with classes")
     if losses.fields == {"pre_neck"}:
-        model.neck.weight.requires_grad_(False)
+        model.neck.requires_grad_(False)
 
 
 @contextmanager
