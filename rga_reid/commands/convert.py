@@ -13,9 +13,10 @@ def parser() -> ArgumentParser:
     """Options of ``convert``."""
     options = new_parser(
         "convert",
-        "Read a checkpoint of the released RGA code (RGA-S, RGA-C or RGA-SC on ResNet-50), or a ResNet of "
-        "torchvision, torchreid or fast-reid, and write a model that every other command takes as "
-        "--checkpoint. Unused tensors are listed. Nothing in the file is unpickled.",
+        "Read a checkpoint of the released RGA code, torchvision, torchreid (ResNet, OSNet, OSNet-AIN), fast-reid "
+        "(BoT, AGW, SBS, MGN), strong-baseline, layumi, TransReID (plain ViT) or CLIP-ReID, and write a model that "
+        "every other command takes as --checkpoint. Unused tensors are listed; a model with parts that this package "
+        "does not have is refused. Nothing in the file is unpickled. See docs/training.md.",
     )
     options.add_argument("source", metavar="IN", help="published checkpoint")
     options.add_argument("target", metavar="OUT.safetensors", help="file to write")
@@ -24,13 +25,27 @@ def parser() -> ArgumentParser:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="size of the training images in pixels (default: 256 128; for RGA determined by the weights)",
+        help="size of the training images in pixels (default: as in fast-reid's config.yaml beside the file, or "
+        "256 128; for RGA determined by the weights)",
     )
     options.add_argument(
         "--last-stride",
         type=int,
         choices=[1, 2],
-        help="stride of the last stage, not stored in files (default: fast-reid 1; torchvision, torchreid 2)",
+        help="stride of the last stage of a ResNet, not stored in files (default: as in config.yaml or opts.yaml "
+        "beside the file; otherwise 1 for fast-reid, strong-baseline and resnet50_fc512, 2 for the others)",
+    )
+    options.add_argument(
+        "--pooling",
+        choices=["avg", "gem"],
+        help="pooling of the last map; fast-reid's files do not say it unless the exponent of GeM is trained "
+        "(default: as in config.yaml beside the file, for other programs avg)",
+    )
+    options.add_argument(
+        "--neck-feat",
+        choices=["after", "before"],
+        help="feature after or before the batch norm (default: after for strong-baseline, before for TransReID "
+        "and CLIP-ReID)",
     )
     options.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_import_option(options)
@@ -44,7 +59,13 @@ def run(options: Namespace) -> None:
 
     check_outputs(options, {"target": (".safetensors",)})
     require_new(options.target, overwrite=options.overwrite)
-    converted = read_published(options.source, size=options.size, last_stride=options.last_stride)
+    converted = read_published(
+        options.source,
+        size=options.size,
+        last_stride=options.last_stride,
+        pooling=options.pooling,
+        neck_feat=options.neck_feat,
+    )
     model = converted.model
     save_model(model, options.target)
     height, width = model.size
@@ -52,5 +73,10 @@ def run(options: Namespace) -> None:
     print(
         f"{options.target}: {model.backbone.title} with {attention} for {height}x{width} images, "
         f"from {converted.source}"
+    )
+    stride = model.backbone.last_stride
+    print(
+        f"embedding: {model.dimension} features, {(model.config or {}).get('pooling', 'avg')} pooling"
+        f"{'' if stride is None else f', last stride {stride}'}"
     )
     print(sanitize(f"not used: {', '.join(converted.unused) or 'nothing'}"))

@@ -56,7 +56,7 @@ class MGN(Backbone):
         for branch in BRANCHES:
             stride = last_stride if branch == 1 else 1
             body = ResNet(50, size=size, last_stride=stride, ibn=ibn)
-            setattr(self, f"branch{branch}", nn.Sequential(body.layer3[1:], body.layer4))
+            setattr(self, f"branch{branch}", nn.Sequential(nn.Sequential(*body.layer3[1:]), body.layer4))
         self.pools = nn.ModuleList(GeM() for _ in PARTS) if gem else None
         self.reductions = nn.ModuleList(nn.Linear(2048, PART_DIM, bias=False) for _ in PARTS)
         for reduction in self.reductions:

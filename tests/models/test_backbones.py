@@ -1,4 +1,4 @@
-"""Backbones of timm, torchvision and the user, against the bare networks of these libraries."""
+"""Backbones of this package, timm, torchvision and the user; against the bare networks of these libraries."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ PLAIN = {"class_path": f"{__name__}.PlainNet", "init_args": {"width": 12}}
 STAGED = [
     "resnet18",
     "resnet50",
+    "resnet18_ibn_a",
+    "osnet_x0_25",
+    "osnet_ain_x0_25",
     "timm/mobilenetv2_100",
     "timm/resnetv2_50",
     "timm/convnext_atto",
@@ -150,7 +153,7 @@ def test_costs_are_those_of_the_layers(model: EmbeddingModel) -> None:
 @pytest.mark.parametrize("choice", mark_large(STAGED))
 def test_attention_follows_the_stages(choice: str, images: Tensor, tmp_path: Path) -> None:
     """Attention gets maps of the announced sizes, its output continues, and copies have separate modules."""
-    stages = [1, 2] if choice == MINE else [2, 4]
+    stages = [1, 2] if choice == MINE else [2, 3] if choice.startswith("osnet") else [2, 4]
     model = build_model(backbone=choice, attention="rga", stages=stages, size=SIZE).eval()
     backbone = model.backbone
     sizes, seen = backbone.map_sizes(SIZE), {}
@@ -254,6 +257,7 @@ def test_last_stride_is_that_of_our_resnets(depth: int) -> None:
         (VIT, False),
         ("torchvision/mobilenet_v2", True),
         ("torchvision/vgg11", False),
+        ("osnet_x0_25", False),
         (MINE, True),
         (PLAIN, False),
     ],
@@ -275,7 +279,8 @@ def test_last_stride(name: Any, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", ["timm/mobilenetv2_100", "timm/convnext_atto", VIT, "torchvision/mobilenet_v2"]
+    "choice",
+    ["osnet_ain_x0_25", "timm/mobilenetv2_100", "timm/convnext_atto", VIT, "torchvision/mobilenet_v2"],
 )
 def test_checkpointing_changes_neither_gradients_nor_running_statistics(choice: str) -> None:
     attention = None if choice == VIT else "rga"
@@ -396,6 +401,15 @@ def test_export(choice: Any, kind: str, tmp_path: Path) -> None:
         ({"backbone": VIT, "stem_pool": "ceil"}, "stem_pool"),
         ({"backbone": VIT, "last_stride": 3}, "last_stride"),
         ({"backbone": MINE, "weights": "imagenet"}, "weights"),
+        ({"backbone": "osnet_x0_25", "weights": "imagenet"}, "weights"),
+        ({"backbone": "resnet50_ibn_a", "weights": "imagenet"}, "weights"),
+        ({"backbone": "osnet_x0_2"}, "osnet_x0_25"),
+        ({"backbone": "osnet_x0_25", "attention": "se", "stages": [4]}, "stages"),
+        ({"backbone": {"class_path": "resnet50", "init_args": {"non_locals": True}}}, "non_local"),
+        ({"backbone": {"class_path": "resnet50", "init_args": {"non_local": 3}}}, "non_local"),
+        ({"backbone": {"class_path": "resnet18", "init_args": {"non_local": True}}}, "non_local"),
+        ({"backbone": "mgn_resnet50"}, "size"),
+        ({"backbone": "mgn_resnet50", "size": (96, 32), "attention": "se"}, "attention"),
     ],
     ids=str,
 )  # fmt: skip

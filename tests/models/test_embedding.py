@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rga_reid.models import (
     load_model,
     save_model,
 )
+from rga_reid.models.embedding import GeM
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,65 @@ def test_each_stripe_is_classified_by_itself() -> None:
     for part in range(3):
         own = output.post_neck[:, 512 * part : 512 * (part + 1)]
         torch.testing.assert_close(output.logits[:, part], own @ model.classifier.weight[:, part].T)
+
+
+@pytest.mark.parametrize("stripes", [0, 2])
+def test_generalised_mean_pooling(stripes: int) -> None:
+    """Of the last map: (mean of x^p)^(1/p), in float64 by NumPy; p is trained."""
+    model = build_model(depth=18, size=(64, 32), pooling="gem", stripes=stripes).train()
+    assert model.gem is not None
+    assert model.gem.p.item() == 3
+    with torch.no_grad():
+        model.gem.p.fill_(2.5)
+    seen: list[torch.Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda *call: seen.append(call[2]))
+    output = model(torch.rand(4, 3, 64, 32))
+    hook.remove()
+    x = np.maximum(seen[0].detach().double().numpy(), 1e-6)
+    parts = [x, x[:, :, :2], x[:, :, 2:]] if stripes else [x]
+    expected = [np.power(np.power(part, 2.5).mean((2, 3)), 0.4) for part in parts]
+    np.testing.assert_allclose(output.pre_neck.detach(), np.concatenate(expected, 1), rtol=1e-4, atol=1e-6)
+    output.pre_neck.sum().backward()
+    assert model.gem.p.grad is not None
+    assert float(model.gem.p.grad) != 0
+
+
+def test_generalised_mean_between_mean_and_maximum() -> None:
+    x = torch.rand(2, 3, 4, 5)
+    torch.testing.assert_close(GeM(1.0)(x)[:, :, 0, 0], x.mean((2, 3)))
+    torch.testing.assert_close(GeM(500.0)(x)[:, :, 0, 0], x.amax((2, 3)), atol=0.01, rtol=0)
+
+
+def test_a_reduced_embedding() -> None:
+    """Linear layer, batch norm with bias, ReLU, as OSNet ends; the classifier sees the result."""
+    model = build_model(depth=18, size=(64, 32), classes=5, embedding_dim=16, neck="bn_relu").train()
+    assert (model.dimension, model.neck.bias.requires_grad) == (16, True)
+    output = model(torch.rand(4, 3, 64, 32))
+    pre, post = output.pre_neck.detach().double(), output.post_neck.detach().double()
+    normed = (pre - pre.mean(0)) / (pre.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(post, normed.clamp(min=0), atol=1e-4, rtol=1e-4)
+    assert output.logits.shape == (4, 5)
+    assert model.embedding is not None
+    seen: list[torch.Tensor] = []
+    model.backbone.register_forward_hook(lambda *call: seen.append(call[2]))
+    feature = model.eval()(torch.rand(1, 3, 64, 32))
+    reduced = seen[0].mean((2, 3)) @ model.embedding.weight.T
+    torch.testing.assert_close(feature, model.neck(reduced).relu())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pooling": "max"},
+        {"embedding_dim": 0},
+        {"embedding_dim": 16, "stripes": 2},
+        {"neck": "no"},
+    ],
+    ids=str,
+)
+def test_wrong_options_of_the_head(options: dict[str, Any]) -> None:
+    with torch.device("meta"), pytest.raises(InputError, match=next(iter(options))):
+        build_model(depth=18, size=(64, 32), **options)
 
 
 def test_embed_is_the_normalised_feature_of_the_normalised_image(model: EmbeddingModel) -> None:
