@@ -202,9 +202,6 @@ def build_reid_module(
     weights: str | None = "imagenet",
     size: tuple[int, int] = (256, 128),
     stripes: int = 0,
-    pooling: Literal["avg", "gem"] = "avg",
-    embedding_dim: int | None = None,
-    neck: Literal["bn", "bn_relu"] = "bn",
     loss: ReIDLoss | None = None,
     augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     optimizer: OptimizerFactory = adam,
@@ -216,6 +213,9 @@ def build_reid_module(
     seed: int = 0,
     losses: list[dict] | None = None,
     frozen_stages: int = 0,
+    pooling: Literal["avg", "gem"] = "avg",
+    embedding_dim: int | None = None,
+    neck: Literal["bn", "bn_relu"] = "bn",
 ) -> ReIDModule:
     """Build a ``ReIDModule`` from the plain values of a recipe.
 
@@ -233,10 +233,6 @@ def build_reid_module(
             checkpoint of this program, whose classifier is left out; null for random ones.
         size: height and width of the images, in pixels.
         stripes: number of horizontal stripes that are embedded in addition to the whole image.
-        pooling: pooling of the last map: avg, or gem for the generalised mean with a trained exponent.
-        embedding_dim: size of the embedding, reduced by a linear layer before the neck; null for the channels of
-            the backbone.
-        neck: bn, or bn_relu for a batch norm with bias and ReLU, as in OSNet.
         loss: cross-entropy and triplet loss, used if ``losses`` is null.
         augmentation: augmentation, drawn per image on the device.
         optimizer: class path and options; by default Adam as in the released RGA code.
@@ -251,6 +247,10 @@ def build_reid_module(
             post_neck or logits) and miner; see docs/extending.md.
         frozen_stages: number of first stages that, with what is before them, keep their initial weights and
             statistics. Saves time and memory in training from pretrained weights.
+        pooling: pooling of the last map: avg, or gem for the generalised mean with a trained exponent.
+        embedding_dim: size of the embedding, reduced by a linear layer before the neck; null for the channels of
+            the backbone.
+        neck: bn, or bn_relu for a batch norm with bias and ReLU, as in OSNet.
 
     Raises:
         InputError: a ``resolution_schedule`` that does not end with ``size``; more ``frozen_stages`` than the
