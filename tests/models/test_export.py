@@ -26,8 +26,8 @@ SIZE = (16, 8)
 #: operators of TensorRT 10, OpenVINO and OpenCV 5; Shape, Gather and Expand would be arithmetic on shapes
 PORTABLE = {
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Gemm", "MatMul", "MaxPool",
-    "Mul", "Neg", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Split",
-    "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "InstanceNormalization", "Mul", "Neg", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid",
+    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 OTHER = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -251,6 +251,23 @@ def test_graphs_of_attention_modules(attention: str | None, tmp_path: Path) -> N
             export_model(network.eval(), tmp_path / "m.onnx", "onnx", ExportSettings(opset=opset)) > 0.99999
         )
         assert find_problems(tmp_path / "m.onnx") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "osnet_ain_x0_25", "embedding_dim": 32, "neck": "bn_relu"},
+        {"backbone": "resnet18_ibn_a", "pooling": "gem", "stripes": 2},
+        {"backbone": "mgn_resnet50", "size": (96, 32)},
+    ],
+    ids=str,
+)
+def test_graphs_of_other_backbones_and_heads(options: Any, tmp_path: Path) -> None:
+    network = build_model(**{"size": (64, 32), **options})
+    network(torch.randn(8, 3, *network.size))
+    assert export_model(network.eval(), tmp_path / "m.onnx", "onnx") > 0.99999
+    assert find_problems(tmp_path / "m.onnx") == []
 
 
 @pytest.fixture
