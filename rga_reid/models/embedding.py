@@ -91,9 +91,11 @@ class GeM(nn.Module):
 
     def forward(self, x: Tensor, rows: int = 1) -> Tensor:
         """Pool each of ``rows`` horizontal stripes."""
-        powers = x.clamp(min=self.eps).pow(self.p)
+        wide = torch.promote_types(x.dtype, torch.float32)  # 41^3 is too large for float16
+        p = self.p.to(wide)
+        powers = x.to(wide).clamp(min=self.eps).pow(p)
         means = powers.mean((2, 3), keepdim=True) if rows == 1 else F.adaptive_avg_pool2d(powers, (rows, 1))
-        return means.pow(1 / self.p)
+        return means.pow(1 / p).to(x.dtype)
 
 
 class EmbeddingModel(nn.Module):

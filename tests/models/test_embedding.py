@@ -92,6 +92,8 @@ def test_generalised_mean_between_mean_and_maximum() -> None:
     x = torch.rand(2, 3, 4, 5)
     torch.testing.assert_close(GeM(1.0)(x)[:, :, 0, 0], x.mean((2, 3)))
     torch.testing.assert_close(GeM(500.0)(x)[:, :, 0, 0], x.amax((2, 3)), atol=0.01, rtol=0)
+    large = torch.full((1, 1, 2, 2), 100.0, dtype=torch.float16)
+    assert GeM().half()(large).item() == pytest.approx(100, rel=1e-3)
 
 
 def test_a_reduced_embedding() -> None:
