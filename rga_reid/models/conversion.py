@@ -79,7 +79,7 @@ class Conversion:
     Args:
         file: for error messages.
         state: tensors by the names of the other program.
-        options: of the user.
+        options: properties that the user gave.
     """
 
     def __init__(self, file: Path, state: State, options: ConversionOptions) -> None:
@@ -88,7 +88,7 @@ class Conversion:
         self.weights: State = {}  #: by the names of this package
         self.unused: list[str] = []
         self.source = ""
-        self.channels = 0  #: of the pooled feature
+        self.channels = 0  #: channels of the pooled feature
         self.config: dict[str, Any] = {"attention": None, "size": options.size or (256, 128)}
         if options.last_stride is not None:
             self.config["last_stride"] = options.last_stride
@@ -203,7 +203,7 @@ class Conversion:
             self.weights["gem.p"] = torch.tensor([3.0])
 
     def read_beside(self, name: str) -> dict[str, Any]:
-        """Return the settings in a YAML file of the same folder; empty if there is none."""
+        """Return the settings in a YAML file of the same folder; empty without such a file."""
         path = self.file.with_name(name)
         found = read_yaml(path, what=f"{self.source}'s settings") if path.is_file() else None
         return found if isinstance(found, dict) else {}
