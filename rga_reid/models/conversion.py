@@ -180,9 +180,13 @@ class Conversion:
 
     def move_reduction(self, linear: str, norm: str) -> None:
         """Use a linear layer and the batch norm after it. The norm's mean absorbs the bias of the layer."""
-        weight = self.take(f"{linear}.weight")
+        weight = self.take(f"{linear}.weight").flatten(1)
+        if weight.shape[1] != self.channels:
+            raise InputError(
+                f"{self.file}: {linear}.weight takes {weight.shape[1]} features, expected {self.channels}"
+            )
         bias = self.left.pop(f"{linear}.bias", None)
-        self.weights["embedding.weight"] = weight.flatten(1)
+        self.weights["embedding.weight"] = weight
         self.config["embedding_dim"] = self.channels = len(weight)
         self.move(f"{norm}.", "neck.")
         mean = self.weights.get("neck.running_mean")

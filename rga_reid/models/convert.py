@@ -80,7 +80,12 @@ def read_published(
             f"{file}: expected a checkpoint of {PROGRAMS}, found {len(state)} tensors: "
             f"{list_keys(sorted(state)) or 'none'}"
         )
-    read(found)
+    try:
+        read(found)
+    except InputError:
+        raise
+    except Exception as error:  # tensors of any shapes
+        raise InputError(f"{file}: not a network of {found.source} ({truncate(error)})") from None
     _check_options(found.source, pooling, neck_feat)
     return found.build()
 
@@ -337,6 +342,8 @@ def _read_clip_reid(found: Conversion) -> None:
     found.weights[f"{net}cls_token"] = found.take(f"{encoder}class_embedding")[None, None]
     found.weights[f"{net}pos_embed"] = found.take(f"{encoder}positional_embedding")[None]
     projection = found.take(f"{encoder}proj")
+    if projection.ndim != 2 or len(projection) != found.channels:
+        raise InputError(f"{found.file}: {encoder}proj: of shape {tuple(projection.shape)}")
     found.weights["embedding.weight"] = torch.cat([torch.eye(len(projection)), projection.float().mT])
     found.config["embedding_dim"] = dimension = sum(projection.shape)
     for key in [key for key in found.left if key.startswith(encoder)]:

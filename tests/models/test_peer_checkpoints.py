@@ -190,6 +190,31 @@ def test_models_that_cannot_be_represented_are_refused(name: str, tmp_path: Path
         assert "ONNX" in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", [[], [0], [10**12, 0]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("fastreid_sbs_r18_ibn_gem_dim128", "heads.bottleneck.0.weight"),
+        ("fastreid_sbs_r18_ibn_gem_dim128", "backbone.layer1.0.conv2.weight"),
+        ("torchreid_osnet_x0_25", "conv1.conv.weight"),
+        ("torchreid_osnet_x0_25", "fc.0.weight"),
+        ("transreid_deit_small", "base.patch_embed.proj.weight"),
+        ("transreid_deit_small", "base.pos_embed"),
+        ("clipreid_baseline_before", "image_encoder.proj"),
+    ],
+)
+def test_tensors_of_odd_shapes_are_refused(name: str, key: str, shape: list[int], tmp_path: Path) -> None:
+    """An empty tensor may claim any size, for which no memory must be taken."""
+    with np.load(FIXTURES / f"{name}.npz") as fixture:
+        shapes = json.loads(str(fixture["shapes"]))
+    keep = ("positional_embedding", "pos_embed", "proj.weight", "conv1.weight")
+    state = {k: torch.zeros(s if k.endswith(keep) else [1] * len(s)) for k, s in shapes.items()}
+    torch.save(state | {key: torch.zeros(shape)}, tmp_path / "m.pth")
+    with pytest.raises(InputError, match=r"m\.pth: ") as caught:
+        read_published(tmp_path / "m.pth", size=(64, 32))
+    assert "\n" not in str(caught.value)
+
+
 def fast_reid_settings(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "MODEL": {
