@@ -56,7 +56,7 @@ def build_model(
     last_stride: int | None = None,
     weights: str | os.PathLike[str] | None = None,
     size: Sequence[int] = (256, 128),
-    stem_pool: Literal["padded", "ceil"] = "padded",
+    stem_pool: Literal["padded", "ceil", "half"] = "padded",
     stripes: int = 0,
     pooling: Pooling = "avg",
     embedding_dim: int | None = None,
@@ -184,7 +184,7 @@ def _make_backbone(
     last_stride: int | None,
     weights: str | os.PathLike[str] | None,
     size: Sequence[int],
-    stem_pool: Literal["padded", "ceil"],
+    stem_pool: Literal["padded", "ceil", "half"],
 ) -> Backbone:
     """Return the backbone that a recipe or a checkpoint names, with pretrained weights and attention."""
     factory = resolve_attention(attention)

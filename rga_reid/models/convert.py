@@ -55,7 +55,7 @@ def read_published(
             strong-baseline and torchreid's ``resnet50_fc512``, 2 for the others.
         pooling: ``avg`` or ``gem``. Needed for fast-reid if neither the file nor a ``config.yaml`` says it: GeM with
             a fixed exponent, which is 3 there, leaves no tensor.
-        neck_feat: feature before or after the batch norm, fast-reid's ``NECK_FEAT`` in testing: by default ``after``
+        neck_feat: feature before or after the batch norm, ``TEST.NECK_FEAT`` of these programs: by default ``after``
             for strong-baseline, ``before`` for TransReID and CLIP-ReID, as in their recipes.
 
     Raises:
@@ -247,16 +247,21 @@ def _apply_fast_reid_settings(found: Conversion, exponent: str) -> int:
 
 
 def _read_strong_baseline(found: Conversion) -> None:
-    """Read a ResNet of strong-baseline. Without IBN, its stem has no ReLU.
+    """Read a ResNet of strong-baseline or TransReID. Without IBN, the stem has no ReLU.
 
-    The ResNet-50 of TransReID has the same keys, but pools 2x2 pixels after the stem: nothing in a file shows that.
+    Both have the same tensors, but TransReID's comes with its classifier before the neck, and with another pooling
+    after the stem.
     """
-    found.source = "strong-baseline"
+    order = [key for key in found.state if key in ("bottleneck.weight", "classifier.weight")]
+    is_transreid = order == ["classifier.weight", "bottleneck.weight"]
+    found.source = "TransReID" if is_transreid else "strong-baseline"
     found.move_resnet("base.", last_stride=1)
     name = found.config["backbone"]
     if not name.endswith("_ibn_a"):
         found.config["backbone"] = {"class_path": name, "init_args": {"stem_relu": False}}
-    _move_neck(found, found.options.neck_feat or "after")
+    if is_transreid:
+        found.config["stem_pool"] = "half"
+    _move_neck(found, found.options.neck_feat or ("before" if is_transreid else "after"))
     found.drop(r"base\.fc\.(weight|bias)", r"classifier\.(weight|bias)")
     found.set_pooling()
 

@@ -123,7 +123,8 @@ class ResNet(Backbone):
         weights: None, ``"imagenet"`` (torchvision's ImageNet-1k V1 weights, downloaded on first use) or the
             path of a torchvision ResNet state_dict.
         size: input (H, W) in pixels, 32 to 1024 each; attention modules are built for the resulting map sizes.
-        stem_pool: ``padded`` (torchvision) or ``ceil``, unpadded with the output size rounded up (fast-reid).
+        stem_pool: ``padded`` (torchvision); ``ceil``, unpadded with the output size rounded up (fast-reid); or
+            ``half``, of 2x2 pixels (TransReID).
         stem_relu: False for no ReLU after the first convolution (strong-baseline).
         ibn: IBN-a in stages 1 to 3.
         non_local: non-local blocks of one channel inside stages 2 and 3, as AGW and fast-reid build them; depth 50
@@ -144,14 +145,14 @@ class ResNet(Backbone):
         last_stride: int = 1,
         weights: str | os.PathLike[str] | None = None,
         size: Size = (256, 128),
-        stem_pool: Literal["padded", "ceil"] = "padded",
+        stem_pool: Literal["padded", "ceil", "half"] = "padded",
         *,
         stem_relu: bool = True,
         ibn: bool = False,
         non_local: bool = False,
     ) -> None:
         check_choice("depth", depth, DEPTHS)
-        check_choice("stem_pool", stem_pool, ("padded", "ceil"))
+        check_choice("stem_pool", stem_pool, ("padded", "ceil", "half"))
         check_choice("last_stride", last_stride, (1, 2))
         if non_local and depth not in NON_LOCAL:
             raise InputError(f"non_local: expected false for depth {depth}; only for depth 50 or 101")
@@ -177,6 +178,8 @@ class ResNet(Backbone):
             self._load_pretrained(weights)
         if stem_pool == "ceil":
             self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        elif stem_pool == "half":
+            self.maxpool = nn.MaxPool2d(2, 2)
         if non_local:
             self._add_non_local(NON_LOCAL[depth])
 

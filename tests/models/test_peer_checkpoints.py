@@ -59,6 +59,7 @@ CONVERTED: dict[str, tuple[dict[str, Any], str, int]] = {
     "layumi_resnet50_stride2": ({}, "resnet50", 4),
     "layumi_resnet50_stride1": ({"last_stride": 1}, "resnet50", 4),
     "layumi_resnet50_linear0": ({}, "resnet50", 4),
+    "transreid_resnet50": ({}, "resnet50", 6),
     "transreid_vit_base": ({}, "timm/vit_base_patch16_224", 8),
     "transreid_deit_small": ({}, "timm/vit_small_patch16_224", 8),
     "transreid_deit_small_after": ({"neck_feat": "after"}, "timm/vit_small_patch16_224", 3),

@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 @pytest.mark.parametrize(
     ("depth", "last_stride", "stem_pool"),
-    [(18, 1, "ceil"), (18, 2, "padded"), (50, 1, "padded"), (50, 2, "ceil")],
+    [(18, 1, "ceil"), (18, 2, "padded"), (18, 1, "half"), (50, 1, "padded"), (50, 2, "ceil")],
 )
 @pytest.mark.parametrize("size", [(75, 43), (70, 37)])
 def test_map_sizes_are_those_of_the_forward_pass(
