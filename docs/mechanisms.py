@@ -1,5 +1,7 @@
 """Generate the parts of docs/mechanisms that come from the code: equations, data flows, costs and pictures.
 
+NAME.md is the page in English, NAME.zh.md the one in Chinese; words come from rga_reid/reports/strings.
+
     python docs/mechanisms.py              # the text between the marks, in a few seconds
     python docs/mechanisms.py --pictures   # also the pictures, of a pedestrian from the synthetic data set
 
@@ -13,6 +15,8 @@ import inspect
 import io
 import re
 import tempfile
+import unicodedata
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,6 +32,7 @@ from rga_reid.models.analysis import count_costs
 from rga_reid.reports.attention_figures import attention_figure, draw_flow, relation_figure
 from rga_reid.reports.glossary import lookup
 from rga_reid.reports.html import symbols_to_html
+from rga_reid.reports.language import LANGUAGES, translate, translate_formula, translate_meaning
 from rga_reid.reports.plots import NO_DATE
 from rga_reid.reports.relation_views import FlowStep, flow_steps
 
@@ -38,13 +43,26 @@ CHANNELS, MAP = 2048, (16, 8)  #: after the last stage of a ResNet-50 with last 
 SIZE = (256, 128)
 
 
-def equation(name: str) -> str:
-    """Return the formulas in the docstring of the class."""
+def equation(name: str, lang: str) -> str:
+    """Return the formulas in the docstring of the class, with their columns."""
     factory = ATTENTION_MODULES[name]
     documented = factory.func if isinstance(factory, partial) else factory
     before, _, _ = inspect.cleandoc(documented.__doc__ or "").partition("\nArgs:")
     lines = [line for line in before.splitlines() if line.startswith("    ")]
-    return "\n".join(["```text", inspect.cleandoc("\n".join(["", *lines])), "```"])
+    translated = [_translate_line(lang, line) for line in lines]
+    return "\n".join(["```text", inspect.cleandoc("\n".join(["", *translated])), "```"])
+
+
+def _translate_line(lang: str, line: str) -> str:
+    """Translate a line; the number of the equation at its end stays in its column."""
+    text, number = re.fullmatch(r"(.*?)(\s+\(\d\))?", line).groups(default="")
+    translated = translate_formula(lang, text)
+    return translated + " " * (bool(number) * (_columns(text) - _columns(translated))) + number
+
+
+def _columns(text: str) -> int:
+    """Return the width of a text in columns: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(one) in "FW" else 1 for one in text)
 
 
 @cache
@@ -57,24 +75,34 @@ def flow(name: str) -> list[FlowStep]:
     return flow_steps(trace.flow, relations.matrices.values(), trace.weights.values())
 
 
-def meaning(name: str) -> str:
+def idea(name: str, lang: str) -> str:
+    """Return the idea of the module in a sentence."""
+    entry = lookup(name, lang)
+    return translate(lang, "mechanism_pages", "idea", title=entry.title, paper=entry.paper, idea=entry.idea)
+
+
+def meaning(name: str, lang: str) -> str:
     """Return the glossary entry as a table."""
-    entry = lookup(name)
-    rows = [("nodes", entry.nodes), ("one entry", entry.entry), ("one row", entry.row), ("use", entry.use)]
-    lines = ["| | |", "|---|---|", *(f"| {head} | {_cell(text)} |" for head, text in rows if text)]
-    return "\n".join([f"**{entry.title}** ({entry.paper}). {entry.idea}", "", *lines])
+    t = partial(translate, lang, "mechanism_pages")
+    entry = lookup(name, lang)
+    rows = [("nodes", entry.nodes), ("entry", entry.entry), ("row", entry.row), ("use", entry.use)]
+    lines = ["| | |", "|---|---|", *(f"| {t(head)} | {_cell(text)} |" for head, text in rows if text)]
+    return "\n".join(lines)
 
 
-def flow_table(name: str) -> str:
+def flow_table(name: str, lang: str) -> str:
     """Return the table of tensors with their shapes and inputs."""
-    lines = ["| tensor | shape | from | formula | meaning |", "|---|---|---|---|---|"]
+    t = partial(translate, lang, "mechanism_pages")
+    heads = ("tensor", "shape", "inputs", "formula", "meaning")
+    lines = [f"| {' | '.join(map(t, heads))} |", "|---|---|---|---|---|"]
     for step in flow(name):
         symbol = (
             f"**{symbols_to_html(step.symbol)}**"
             if step.kind == "matrix"
             else str(symbols_to_html(step.symbol))
         )
-        cells = [symbol, "×".join(map(str, step.shape)), ", ".join(step.inputs), step.formula, step.meaning]
+        cells = [symbol, "×".join(map(str, step.shape)), ", ".join(step.inputs)]
+        cells += [translate_formula(lang, step.formula), translate_meaning(lang, step.meaning)]
         lines.append(f"| {cells[0]} | " + " | ".join(_cell(cell) for cell in cells[1:]) + " |")
     return "\n".join(lines)
 
@@ -90,18 +118,19 @@ def costs(name: str) -> tuple[list[tuple[int, int]], int, int]:
     return stages, int(rest.parameters), int(rest.macs)
 
 
-def cost_table(name: str) -> str:
+def cost_table(name: str, lang: str) -> str:
     """Return the table of costs that the module adds to a ResNet-50 at 256×128 pixels."""
-    lines = ["| | " + " | ".join(f"stage {n}" for n in (1, 2, 3, 4)) + " | all | of ResNet-50 |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    t = partial(translate, lang, "mechanism_pages")
+    heads = [t("stage", n=n) for n in (1, 2, 3, 4)] + [t("all"), t("share")]
+    lines = [f"| | {' | '.join(heads)} |", "|---|---|---|---|---|---|---|"]
     for one in VARIANTS.get(name, (name,)):
         stages, parameters, macs = costs(one)
         total = [sum(column) for column in zip(*stages, strict=True)]
         title = f"`{one}`, " if one != name or name in VARIANTS else ""
         counts = " | ".join(f"{count:,}" for count, _ in [*stages, total])
-        lines.append(f"| {title}parameters | {counts} | {100 * total[0] / parameters:.1f} % |")
+        lines.append(f"| {title}{t('parameters')} | {counts} | {100 * total[0] / parameters:.1f} % |")
         work = " | ".join(f"{1e-6 * count:,.2f}" for _, count in [*stages, total])
-        lines.append(f"| {title}million MAC | {work} | {100 * total[1] / macs:.1f} % |")
+        lines.append(f"| {title}{t('macs')} | {work} | {100 * total[1] / macs:.1f} % |")
     return "\n".join(lines)
 
 
@@ -121,11 +150,12 @@ def index() -> str:
 
 def generate(page: Path) -> str:
     """Return the page with the text between its marks generated from the current code."""
-    parts = {"equation": equation, "meaning": meaning, "flow": flow_table, "cost": cost_table}
-    name = page.stem
+    parts = {"idea": idea, "meaning": meaning, "flow": flow_table, "equation": equation, "cost": cost_table}
+    name, _, rest = page.name.partition(".")
+    lang = "zh" if rest == "zh.md" else "en"
 
     def fill(found: re.Match[str]) -> str:
-        made = index() if found[1] == "index" else parts[found[1]](name)
+        made = index() if found[1] == "index" else parts[found[1]](name, lang)
         return f"<!-- generated: {found[1]} -->\n{made}\n<!-- end -->"
 
     return re.sub(
@@ -133,13 +163,20 @@ def generate(page: Path) -> str:
     )
 
 
-def flow_picture(name: str) -> str:
+def flow_picture(name: str, lang: str = "en") -> str:
     """Return the data flow as SVG with selectable text."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure = draw_flow(flow(name), f"{lookup(name).title}, after stage 4")
+    title = translate(lang, "explorer", "flow_of", name=lookup(name, lang).title, n=4)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has the glyphs
+        figure = draw_flow(flow(name), title, lang)
         figure.savefig(buffer, format="svg", metadata=NO_DATE["svg"])
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def flow_file(name: str, lang: str) -> str:
+    """Return the file name of the picture of the data flow."""
+    return f"{name}_flow.svg" if lang == "en" else f"{name}_flow.{lang}.svg"
 
 
 def relation_picture(name: str, photo: Path, out: Path) -> None:
@@ -156,7 +193,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pictures", action="store_true", help="also draw the pictures")
     chosen = options.parse_args()
-    for page in [DOCS / "attention.md", *(DOCS / "mechanisms" / f"{name}.md" for name in PAGES)]:
+    for page in [DOCS / "attention.md", *sorted((DOCS / "mechanisms").glob("*.md"))]:
         page.write_text(generate(page), encoding="utf-8")
     if not chosen.pictures:
         return
@@ -165,7 +202,9 @@ def main() -> None:
         write_synthetic(root, SyntheticSettings(2, 2, (2, 2), (2, 2), 0, 0, SIZE))
         photo = min((root / "query").glob("*.jpg"))
         for name in PAGES:
-            (DOCS / "mechanisms" / f"{name}_flow.svg").write_text(flow_picture(name), encoding="utf-8")
+            for lang in LANGUAGES:
+                file = DOCS / "mechanisms" / flow_file(name, lang)
+                file.write_text(flow_picture(name, lang), encoding="utf-8")
             relation_picture(name, photo, DOCS / "mechanisms" / f"{name}.png")
 
 

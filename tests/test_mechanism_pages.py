@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,11 @@ from PIL import Image
 
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.reports.glossary import GLOSSARY, lookup
+from rga_reid.reports.language import LANGUAGES
 
 DOCS = Path(__file__).parent.parent / "docs"
 RENEW = "run `python docs/mechanisms.py --pictures`"
-NAMES = sorted(page.stem for page in (DOCS / "mechanisms").glob("*.md"))
+NAMES = sorted(file.stem for file in (DOCS / "mechanisms").glob("*.png"))
 # the costs of all modules take several seconds
 ONE_FAST = [name if name == "se" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
@@ -53,12 +55,34 @@ def test_a_new_module_appears_in_glossary_and_index(
 
 
 @pytest.mark.parametrize("name", ONE_FAST)
-def test_generated_text_is_current(generator: ModuleType, name: str) -> None:
-    page = DOCS / "mechanisms" / f"{name}.md"
+@pytest.mark.parametrize("suffix", [".md", ".zh.md"])
+def test_generated_text_is_current(generator: ModuleType, name: str, suffix: str) -> None:
+    page = DOCS / "mechanisms" / f"{name}{suffix}"
     text = page.read_text(encoding="utf-8")
     assert generator.generate(page) == text, RENEW
-    for part in ("meaning", "equation", "flow", "cost"):
+    for part in ("idea", "meaning", "equation", "flow", "cost"):
         assert text.count(f"<!-- generated: {part} -->") == 1
+    other = {".md": f"[中文]({name}.zh.md)", ".zh.md": f"[English]({name}.md)"}[suffix]
+    assert text.splitlines()[2] == other
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_says_the_same_in_chinese(name: str) -> None:
+    """Headings, pictures, tables, code and links correspond; no English sentence is left."""
+    english, chinese = (
+        (DOCS / "mechanisms" / f"{name}{suffix}").read_text(encoding="utf-8") for suffix in (".md", ".zh.md")
+    )
+    for pattern in (r"^#+ ", r"^!\[", r"^\|"):
+        assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, chinese, re.M)), pattern
+    assert set(re.findall(r"`[^`\n]+`", english)) == set(re.findall(r"`[^`\n]+`", chinese))
+    links = [
+        {target.replace(".zh.", ".") for target in re.findall(r"\]\(([^)]+)\)", text)}
+        for text in (english, chinese)
+    ]
+    assert links[0] == links[1]
+    assert re.findall(r"\]\((?!cost)\w+\.md\)", chinese) == [f"]({name}.md)"]
+    prose = re.sub(r"```.*?```|`[^`]+`|\([^)]*\)|<!--.*?-->", "", chinese, flags=re.S)
+    assert not re.findall(r"(?:[A-Za-z]{2,} ){3}", prose)
 
 
 @pytest.mark.slow
@@ -73,8 +97,10 @@ def test_pictures_exist_and_the_flow_is_current(generator: ModuleType, name: str
     def texts(svg: str) -> list[str]:
         return [text.strip() for text in ET.fromstring(svg).itertext() if text.strip()]
 
-    flow = (DOCS / "mechanisms" / f"{name}_flow.svg").read_text(encoding="utf-8")
-    assert texts(flow) == texts(generator.flow_picture(name)), RENEW
+    for lang in LANGUAGES:
+        flow = (DOCS / "mechanisms" / generator.flow_file(name, lang)).read_text(encoding="utf-8")
+        assert texts(flow) == texts(generator.flow_picture(name, lang)), RENEW
+    assert "输入特征图" in texts(flow)
     picture = DOCS / "mechanisms" / f"{name}.png"
     assert picture.stat().st_size < 150_000
     assert min(Image.open(picture).size) > 150

@@ -286,10 +286,10 @@ def _choose_format(options: Namespace) -> str:
 def _write_page(options: Namespace, exhibits: list[Exhibit], trained: Mapping[str, EmbeddingModel]) -> None:
     from rga_reid.reports.explorer import explorer_page
 
-    note = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
-    if trained:
-        note += f". Trained: {', '.join(trained)}"
-    write_text(options.out, explorer_page(exhibits, note=note, lang=options.lang))
+    folder = None if options.demo is None else (Path(options.demo) / "data").resolve()
+    drawn = folder is not None and all(Path(one).resolve().is_relative_to(folder) for one in options.image)
+    page = explorer_page(exhibits, trained=list(trained), drawn=drawn, lang=options.lang)
+    write_text(options.out, page)
 
 
 def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> None:
@@ -313,5 +313,5 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
                 if has_matrices:
                     pages.savefig(relation_figure(shown, stage=options.stage))
                 pages.savefig(attention_figure(shown))
-            for exhibit in {(one.mechanism, one.model): one for one in exhibits}.values():
+            for exhibit in {(one.mechanism, one.model, one.pixels.shape): one for one in exhibits}.values():
                 pages.savefig(flow_figure(exhibit, stage=options.stage))

@@ -116,8 +116,7 @@ def _explain(image: str, model: EmbeddingModel) -> str:
     if default_view(models) == "gradcam":
         return heat_map_page(heat_maps([image], checkpoints=models), "gradcam", score=LENGTH)
     exhibits = explain([image], checkpoints=models)
-    note = f"{exhibits[0].model}, trained on the synthetic data set. The pedestrian is a rendered figure."
-    return explorer_page(exhibits, note=note)
+    return explorer_page(exhibits, drawn=True)
 
 
 def _evaluate(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingResult, Evaluation]:

@@ -99,7 +99,7 @@ def explain(
                     image,
                     shown[model.size][number],
                     [stage_view(capture) for capture in captures],
-                    describe(model),
+                    _title(model),
                     source,
                 )
             )
@@ -109,9 +109,12 @@ def explain(
 
 def describe(model: EmbeddingModel) -> str:
     """Describe a network: ``ResNet-50, 256×128 pixels``."""
+    return f"{_title(model)}, {model.size[0]}×{model.size[1]} pixels"
+
+
+def _title(model: EmbeddingModel) -> str:
     # EmbeddingModel also takes a plain module, which has no title
-    title = getattr(model.backbone, "title", type(model.backbone).__name__)
-    return f"{title}, {model.size[0]}×{model.size[1]} pixels"
+    return str(getattr(model.backbone, "title", type(model.backbone).__name__))
 
 
 def shorten_paths(files: Sequence[str | os.PathLike[str]]) -> dict[Path, str]:

@@ -91,5 +91,4 @@ def show(
             file = Path(folder) / "image.png"
             (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file)
         exhibits = explain([file], seed=seed, **chosen)
-    note = "; ".join(dict.fromkeys(exhibit.model for exhibit in exhibits))
-    return Explorer(explorer_page(exhibits, note=note, lang=lang), height)
+    return Explorer(explorer_page(exhibits, lang=lang), height)

@@ -16,6 +16,8 @@ from matplotlib.patches import FancyBboxPatch
 from rga_reid.errors import InputError
 from rga_reid.reports.explorer import COLOURS, Exhibit
 from rga_reid.reports.glossary import lookup
+from rga_reid.reports.html import SUBSCRIPT
+from rga_reid.reports.language import translate, translate_formula, translate_meaning
 from rga_reid.reports.plots import escape_mathtext, symbols_to_mathtext
 from rga_reid.reports.relation_views import FlowStep, MatrixView, find_related
 
@@ -240,8 +242,15 @@ def flow_figure(exhibit: Exhibit, *, stage: int | None = None) -> Figure:
     return draw_flow(view.flow, f"{lookup(exhibit.mechanism).title}, after stage {view.stage}")
 
 
-def draw_flow(steps: Sequence[FlowStep], title: str) -> Figure:
-    """Draw a row of boxes per level, top to bottom; relation matrices are orange, final weights blue."""
+def draw_flow(steps: Sequence[FlowStep], title: str, lang: str = "en") -> Figure:
+    """Draw a row of boxes per level, top to bottom; relation matrices are orange, final weights blue.
+
+    Args:
+        steps: tensors, in order.
+        title: text above the boxes.
+        lang: language of formulas and meanings. Other languages than English are meant for SVG files whose texts
+            are kept as texts: the font of a raster image may lack their characters.
+    """
     levels = {step.symbol: step.level for step in steps}
     across = Counter(step.level for step in steps)
     most, down = max(across.values()), max(across) + 1
@@ -264,7 +273,7 @@ def draw_flow(steps: Sequence[FlowStep], title: str) -> Figure:
         seen[step.level] += 1
     lane = 0
     for step in steps:
-        _draw_box(axes, step, places[step.symbol])
+        _draw_box(axes, step, places[step.symbol], lang)
         for name in step.inputs:
             if step.level - levels[name] == 1:
                 _draw_arrow(axes, places[name], places[step.symbol])
@@ -275,7 +284,7 @@ def draw_flow(steps: Sequence[FlowStep], title: str) -> Figure:
     return figure
 
 
-def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:
+def _draw_box(axes: Any, step: FlowStep, place: Place, lang: str) -> None:
     x, y = place
     thick = 0.9 if step.kind == "between" else 1.8
     style: dict[str, Any] = {
@@ -298,13 +307,27 @@ def _draw_box(axes: Any, step: FlowStep, place: Place) -> None:
         style="italic",
     )
     axes.text(right, y - 0.26, shape, va="center", ha="right", fontsize=7.5, color=_GREY)
-    formula = step.formula or "output of the previous layer"
-    axes.text(left, y - 0.04, symbols_to_mathtext(_lines(formula, 1)), va="center", fontsize=7.5)
-    axes.text(left, y + 0.1, _lines(step.meaning, 2), va="top", fontsize=7, linespacing=1.25, color=_GREY)
+    formula = translate_formula(lang, step.formula)
+    # mathtext knows the characters of its own fonts only
+    set_symbols = symbols_to_mathtext if formula == step.formula else _set_subscripts
+    formula = _lines(formula or translate(lang, "explorer", "previous_layer"), 1)
+    axes.text(left, y - 0.04, set_symbols(formula), va="center", fontsize=7.5)
+    meaning = _lines(translate_meaning(lang, step.meaning), 2, 44 if lang == "en" else 22)
+    axes.text(left, y + 0.1, meaning, va="top", fontsize=7, linespacing=1.25, color=_GREY)
 
 
-def _lines(text: str, most: int) -> str:
-    return textwrap.fill(text, 44, max_lines=most, placeholder=" …")
+def _lines(text: str, most: int, width: int = 44) -> str:
+    return textwrap.fill(text, width, max_lines=most, placeholder=" …")
+
+
+_SUBSCRIPTS = dict(zip("123456789aehijklmnoprstuvx", "₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
+
+
+def _set_subscripts(text: str) -> str:
+    """Set ``x_s`` as ``xₛ``, without mathtext. Unicode has no subscript c: ``x_c`` stays."""
+    return SUBSCRIPT.sub(
+        lambda found: found[1] + _SUBSCRIPTS[found[2]] if found[2] in _SUBSCRIPTS else found[0], text
+    )
 
 
 def _draw_arrow(axes: Any, start: Place, stop: Place) -> None:

@@ -39,7 +39,7 @@ class Exhibit:
         image: name of the picture, such as its file name.
         pixels: input of the model, uint8 ``(H, W, 3)``.
         stages: at least one, in order.
-        model: the network, such as "ResNet-50, 256×128 pixels".
+        model: the network, such as "ResNet-50".
         source: distinguishes exhibits of the same module, such as the name of the checkpoint.
     """
 
@@ -80,14 +80,22 @@ class Exhibit:
 
 
 def explorer_page(
-    exhibits: Sequence[Exhibit], *, title: str = "", note: str = "", lang: str | None = None
+    exhibits: Sequence[Exhibit],
+    *,
+    title: str = "",
+    note: str = "",
+    trained: Sequence[str] = (),
+    drawn: bool = False,
+    lang: str | None = None,
 ) -> str:
     """Return one self-contained HTML page.
 
     Args:
         exhibits: to be shown; exhibits of one image are compared with each other.
         title: heading of the page; by default "Relation explorer" in the language of the page.
-        note: a sentence below the heading.
+        note: a sentence below the heading, above the names of the networks.
+        trained: names of the checkpoints, to be listed below the heading.
+        drawn: whether the people are those of the synthetic data set, which the page then says.
         lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
 
     Raises:
@@ -131,6 +139,12 @@ def explorer_page(
         lang=lang,
         title=title,
         note=note,
+        networks=[
+            {"name": name, "height": height, "width": width}
+            for name, (height, width) in dict.fromkeys((one.model, one.pixels.shape[:2]) for one in exhibits)
+        ],
+        trained=", ".join(trained),
+        drawn=drawn,
         untrained=not any(exhibit.trained for exhibit in exhibits),
         max_whole=MAX_WHOLE,
     )

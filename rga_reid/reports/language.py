@@ -33,6 +33,21 @@ def translate(lang: str, section: str, key: str, **values: Any) -> str:
     return text
 
 
+def translate_meaning(lang: str, text: str) -> str:
+    """Return the description of a tensor or a matrix, which modules give in English, in a language.
+
+    A text of a module of the user, which is in no table, is returned as it is.
+    """
+    return str(load_strings(lang).get("flow", {}).get(text, text))
+
+
+def translate_formula(lang: str, text: str) -> str:
+    """Return a formula with the English words in it translated."""
+    for english, other in load_strings(lang).get("formula", {}).items():
+        text = text.replace(english, other)
+    return text
+
+
 def render_page(
     template: str,
     sections: Sequence[str],

@@ -12,9 +12,17 @@ import torch
 from rga_reid.attention import ATTENTION_MODULES, DualAttention, NonLocal
 from rga_reid.errors import InputError
 from rga_reid.reports.glossary import GLOSSARY, lookup
-from rga_reid.reports.language import LANGUAGES, load_strings, render_page, translate
+from rga_reid.reports.language import (
+    LANGUAGES,
+    load_strings,
+    render_page,
+    translate,
+    translate_formula,
+    translate_meaning,
+)
 
-TEMPLATES = Path(__file__).parents[2] / "rga_reid" / "reports" / "templates"
+CHECKOUT = Path(__file__).parents[2]
+TEMPLATES = CHECKOUT / "rga_reid" / "reports" / "templates"
 SECTIONS = [name for name in load_strings("en") if name not in ("flow", "formula", "glossary")]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
@@ -33,7 +41,8 @@ def test_languages_have_the_same_texts(section: str) -> None:
 
 
 def test_every_text_is_used_and_every_used_text_exists() -> None:
-    texts = [file.read_text(encoding="utf-8") for file in TEMPLATES.iterdir()]
+    files = [*TEMPLATES.iterdir(), CHECKOUT / "docs" / "mechanisms.py"]
+    texts = [file.read_text(encoding="utf-8") for file in files]
     known = {key for section in SECTIONS for key in load_strings("en")[section]}
     literal = {word for text in texts for word in re.findall(r"[\"'](\w+)[\"']", text)}
     # keys that are put together: `tour_${n}`, `${direction}_of`
@@ -46,25 +55,26 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
     assert used <= known
 
 
-def flows() -> dict[str, Any]:
-    """Return the data flow of every attention module with every option that changes it, on the meta device."""
+def relations() -> dict[str, Any]:
+    """Return the relations of every attention module with every option that changes them, on the meta device."""
     with torch.device("meta"):
         modules = {name: made(64, (8, 4)) for name, made in ATTENTION_MODULES.items()}
         modules |= {f"nonlocal_{mode}": NonLocal(64, mode=mode) for mode in ("gaussian", "concatenation")}
         modules["dual_head"] = DualAttention(64, head=True)
         x = torch.empty(1, 64, 8, 4)
-        return {name: module.eval().relations(x).flow for name, module in modules.items()}
+        return {name: module.eval().relations(x) for name, module in modules.items()}
 
 
-def test_tensors_and_formulas_are_described_in_chinese() -> None:
-    tables = load_strings("zh")
-    for name, flow in flows().items():
-        for step in flow:
-            assert CHINESE.search(tables["flow"][step.meaning]), (name, step.meaning)
-            formula = step.formula
-            for english, chinese in tables["formula"].items():
-                formula = formula.replace(english, chinese)
+def test_tensors_formulas_and_matrices_are_described_in_chinese() -> None:
+    for name, one in relations().items():
+        for step in one.flow:
+            assert CHINESE.search(translate_meaning("zh", step.meaning)), (name, step.meaning)
+            formula = translate_formula("zh", step.formula)
             assert not re.search(r"[a-z]+ (of|over|as) ", formula), (name, formula)
+            assert translate_formula("en", step.formula) == step.formula
+        for matrix in (*one.matrices, "both_passes"):
+            assert CHINESE.search(translate_meaning("zh", matrix.replace("_", " "))), (name, matrix)
+    assert translate_meaning("zh", "of a module of the user") == "of a module of the user"
 
 
 @pytest.mark.parametrize("name", GLOSSARY)
@@ -86,12 +96,20 @@ def test_the_terms_are_those_of_the_literature() -> None:
 
 def test_a_page_opens_in_a_language_and_escapes_values() -> None:
     assert translate("zh", "explorer", "tour_step", n=2, count=6) == "第 2 步，共 6 步"
-    page = render_page(
-        "explorer.html", ["explorer"], lang="zh", title="<b>", note="", untrained=False, max_whole="<i>"
-    )
+    network = {"name": "ResNet-18", "height": 96, "width": 48}
+    values: dict[str, Any] = {
+        "note": "",
+        "networks": [network],
+        "trained": "",
+        "drawn": True,
+        "untrained": False,
+    }
+    page = render_page("explorer.html", ["explorer"], lang="zh", title="<b>", max_whole="<i>", **values)
     assert '<html lang="zh-CN">' in page
-    assert "数据流" in page.partition("<script")[0]
+    text = re.sub(r"<[^>]+>", "", page.partition("<script")[0])
+    assert "数据流" in text
+    assert "ResNet-18，96×48 像素。 图中的人物由代码绘制。" in text
     assert "&lt;b&gt;" in page
     assert "<i>" not in page
     with pytest.raises(InputError):
-        render_page("explorer.html", ["explorer"], lang="fr", title="", note="", untrained=False, max_whole=1)
+        render_page("explorer.html", ["explorer"], lang="fr", title="", max_whole=1, **values)

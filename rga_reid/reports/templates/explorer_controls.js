@@ -7,7 +7,7 @@ async function choose() {
   const here = data.exhibits.map((_, k) => k).filter((k) => data.exhibits[k].photo === state.photo);
   options("exhibits", here.map((k) => labelOf(data.exhibits[k])), here.indexOf(state.exhibit), (k) => { pickExhibit(here[k]); });
   options("stages", shown.stages.map((s) => t("stage_option", { stage: s.stage, h: s.grid[0], w: s.grid[1], channels: s.channels })), state.stage, (k) => { state.stage = k; choose(); });
-  options("matrices", level.matrices.map((m) => `${m.symbol}: ${m.name.replaceAll("_", " ")}`), state.matrix, chooseMatrix);
+  options("matrices", level.matrices.map((m) => t("matrix_head", { symbol: m.symbol, meaning: meaningOf(m.name.replaceAll("_", " ")) })), state.matrix, chooseMatrix);
   $("photos").hidden = data.photos.length < 2;
   $("matrices").hidden = level.matrices.length < 2;
   set("idea", settings.lang === "zh" ? `${words.title}。${words.idea}` : `${words.title}. ${words.idea}`);
