@@ -1,4 +1,4 @@
-"""README.zh-CN.md matches README.md: the same code blocks, numbers, links and code names in each section."""
+"""Chinese pages match the English ones: the same code blocks, numbers, links and code names in each section."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
+MECHANISMS = sorted((CHECKOUT / "docs" / "mechanisms").glob("*.zh.md"))
 
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -29,7 +30,11 @@ def find_facts(text: str) -> dict[str, list[str]]:
     return {
         "numbers": NUMBER.findall(CODE.sub(" ", LINK.sub(" ", text))),
         "code": CODE.findall(text),
-        "links": [target for target in LINK.findall(text) if target not in (ENGLISH, CHINESE)],
+        "links": [
+            target.replace(".zh.md", ".md")
+            for target in LINK.findall(text)
+            if target not in (ENGLISH, CHINESE)
+        ],
     }
 
 
@@ -61,6 +66,21 @@ def find_differences(english: str, chinese: str) -> list[str]:
 @pytest.fixture(scope="module")
 def readmes() -> tuple[str, str]:
     return tuple((CHECKOUT / name).read_text(encoding="utf-8") for name in (ENGLISH, CHINESE))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("page", MECHANISMS, ids=lambda page: page.name)
+def test_pages_of_attention_modules_match(page: Path) -> None:
+    chinese = page.read_text(encoding="utf-8")
+    english = page.with_name(page.name.replace(".zh", "")).read_text(encoding="utf-8")
+    # words in equations are translated
+    assert (
+        find_differences(BLOCK.sub("", english), BLOCK.sub("", chinese).replace("flow.zh.svg", "flow.svg"))
+        == []
+    )
+    links = [target for target in LINK.findall(chinese) if re.fullmatch(r"\w+(\.zh)?\.md", target)]
+    assert [target for target in links if ".zh" not in target] == [page.name.replace(".zh", "")]
+    prose = re.sub(r"<!--.*?-->|\([^)]*\)", "", CODE.sub("", BLOCK.sub("", chinese)))
+    assert not re.findall(r"(?:[A-Za-z]{2,} ){3}", prose)
 
 
 def test_readmes_match(readmes: tuple[str, str]) -> None:
