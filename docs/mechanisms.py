@@ -186,7 +186,13 @@ def relation_picture(name: str, photo: Path, out: Path) -> None:
     figure = relation_figure(exhibits, stage=4) if has_matrices else attention_figure(exhibits)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=84)
-    Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
+    save_picture(Image.open(buffer), out)
+
+
+def save_picture(picture: Image.Image, out: Path) -> None:
+    """Save a picture as PNG with 128 colours, among them those of small parts."""
+    settings = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 2, "dither": Image.Dither.NONE}
+    picture.convert("RGB").quantize(128, **settings).save(out, optimize=True)
 
 
 def main() -> None:

@@ -154,13 +154,14 @@ def _draw_channels(axes: Any, exhibit: Exhibit, matrix: MatrixView, _: tuple[flo
     most, least = find_related(row, channel, 2, among=matrix.live)
     others = matrix.live[matrix.live != channel]
     ties = int((row[others] == row[least[0]]).sum())
-    lowest = f"least: {least[0]}" if ties == 1 else f"least: {least[0]} and {ties - 1} more"
+    value = _format_number(row[least[0]])
+    lowest = value if ties == 1 else f"and {ties - 1} more: {value}"
     places = {int(node): place for place, node in enumerate(matrix.map_channels)}
     for one, node, title in (
         (axes[0], channel, f"channel {channel}"),
         (axes[2], most[0], f"most: {most[0]}\n{_format_number(row[most[0]])}"),
         (axes[3], most[1], f"next: {most[1]}\n{_format_number(row[most[1]])}"),
-        (axes[4], least[0], f"{lowest}\n{_format_number(row[least[0]])}"),
+        (axes[4], least[0], f"least: {least[0]}\n{lowest}"),
     ):
         activation = matrix.maps[places[node]]
         one.set_title(title, fontsize=8)
