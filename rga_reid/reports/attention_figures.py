@@ -309,7 +309,7 @@ def _draw_box(axes: Any, step: FlowStep, place: Place, lang: str) -> None:
     )
     axes.text(right, y - 0.26, shape, va="center", ha="right", fontsize=7.5, color=_GREY)
     formula = translate_formula(lang, step.formula)
-    # mathtext knows the characters of its own fonts only
+    # mathtext has no Chinese characters
     set_symbols = symbols_to_mathtext if formula == step.formula else _set_subscripts
     formula = _lines(formula or translate(lang, "explorer", "previous_layer"), 1)
     axes.text(left, y - 0.04, set_symbols(formula), va="center", fontsize=7.5)

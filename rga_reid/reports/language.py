@@ -36,7 +36,7 @@ def translate(lang: str, section: str, key: str, **values: Any) -> str:
 def translate_meaning(lang: str, text: str) -> str:
     """Return the description of a tensor or a matrix, which modules give in English, in a language.
 
-    A text of a module of the user, which is in no table, is returned as it is.
+    A text that is in no table is returned as it is.
     """
     return str(load_strings(lang).get("flow", {}).get(text, text))
 
