@@ -76,7 +76,8 @@ def explain(
         if twins and model.config is not None and repr(model.config) not in configs:
             configs.add(repr(model.config))
             build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
-            plans.append((False, f"untrained {name}", "" if is_unique else describe(model), build))
+            source = "" if is_unique else "{}, {}×{}".format(_title(model), *model.size)
+            plans.append((False, f"untrained {name}", source, build))
     if not trained:
         batch = torch.cat(pixels[SIZE])
         for name in dict.fromkeys(attention or DEFAULT_ATTENTION):

@@ -24,6 +24,7 @@ from rga_reid.experiments import explain as explaining
 from rga_reid.experiments.explain import explain
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
 from rga_reid.models.embedding import uint8_batch
+from rga_reid.reports.explorer import explorer_page
 
 Browse = Callable[..., AbstractContextManager[Any]]
 
@@ -333,11 +334,13 @@ def test_checkpoints_of_one_mechanism_are_told_apart(picture: Path, tmp_path: Pa
     exhibits = explain([picture], checkpoints=[*files, files[0]])
     assert [exhibit.label for exhibit in exhibits] == [
         "se, trained (a/last.safetensors)",
-        "se, untrained (ResNet-18, 64×32 pixels)",  # of a and b: they differ in their weights alone
+        "se, untrained (ResNet-18, 64×32)",  # of a and b: they differ in their weights alone
         "se, trained (b/last.safetensors)",
         "se, trained (c/last.safetensors)",
-        "se, untrained (ResNet-18, 96×48 pixels)",
+        "se, untrained (ResNet-18, 96×48)",
     ]
+    text = re.sub("<[^>]+>", "", explorer_page(exhibits, trained=["one", "two"]).partition('id="data"')[0])
+    assert "ResNet-18, 64×32 pixels. ResNet-18, 96×48 pixels. Trained: one, two." in text
     assert [exhibit.label for exhibit in explain([picture], checkpoints=files[:1])] == [
         "se, trained",
         "se, untrained",
