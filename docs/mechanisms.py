@@ -143,7 +143,8 @@ def index() -> str:
             continue
         total = [sum(column) for column in zip(*costs(name)[0], strict=True)]
         title = lookup(name).title
-        link = f"[{title}](mechanisms/{name}.md)" if name in PAGES else title
+        pages = f"[{title}](mechanisms/{name}.md) ([中文](mechanisms/{name}.zh.md))"
+        link = pages if name in PAGES else title
         lines.append(f"| {link} | {_cell(lookup(name).nodes)} | {total[0]:,} | {1e-9 * total[1]:.3f} |")
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def test_a_new_module_appears_in_glossary_and_index(
     assert (lookup("gate").title, lookup("gate").idea) == ("gate", "Scale each position by its own gate.")
     assert lookup("unheard_of").idea == ""
     assert "| gate |  | 28 |" in generator.index()
-    assert "](mechanisms/rga.md) | positions" in generator.index()
+    assert "](mechanisms/rga.md) ([中文](mechanisms/rga.zh.md)) | positions" in generator.index()
 
 
 @pytest.mark.parametrize("name", ONE_FAST)
