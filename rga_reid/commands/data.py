@@ -62,7 +62,9 @@ def _print(report: DataReport) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    keys = ("images", "identities", "junk", "distractors")
+    keys = ["images", "identities", "junk", "distractors"]
+    if any(found.tracks is not None for found in report.counts.values()):
+        keys.append("tracks")
     counts = Table("split", title=sanitize(f"{report.title}: {report.root}"), title_justify="left")
     for key in keys:
         counts.add_column(key, justify="right")

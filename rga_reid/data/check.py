@@ -27,6 +27,7 @@ class Counts:
     identities: int  #: without junk and distractors
     junk: int  #: files with a junk pid
     distractors: int  #: files with a distractor pid
+    tracks: int | None = None  #: None without a column ``track``
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class DataReport:
             "title": self.title,
             "clean": not self.problems,
             "decoded": self.decoded,
-            "splits": {split: asdict(counts) for split, counts in self.counts.items()},
+            "splits": {
+                split: {key: count for key, count in asdict(counts).items() if count is not None}
+                for split, counts in self.counts.items()
+            },
             "expected": self.expected,
             "cameras": cameras.to_dict("records"),
             "sizes": [
@@ -163,7 +167,10 @@ def _describe_text(labels: pd.Series, column: str) -> str | None:
 
 def _count(rows: pd.DataFrame) -> Counts:
     identities = rows.pid[rows.person].nunique()
-    return Counts(len(rows), int(identities), int(rows.junk.sum()), int(rows.distractor.sum()))
+    tracks = None
+    if "track" in rows:
+        tracks = len(rows.loc[rows.track.notna(), ["camid", "track"]].drop_duplicates())
+    return Counts(len(rows), int(identities), int(rows.junk.sum()), int(rows.distractor.sum()), tracks)
 
 
 def _count_cameras(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +192,9 @@ def _matched_queries(people: pd.DataFrame) -> int:
 
 
 def _expected_counts(card: Card) -> dict[str, dict[str, int]]:
-    keys = ("images", "identities", "junk", "distractors")
+    if card.random_split is not None and card.random_split.number is None:
+        return {}  # the counts are those of a split
+    keys = ("images", "identities", "junk", "distractors", "tracks")
     expected = {}
     for name, split in card.splits.items():
         values = {key: getattr(split, key) for key in keys if getattr(split, key) is not None}

@@ -51,7 +51,8 @@ def scan_cuhk03(root: Path, card: Card) -> Scan:
             folder, protocol = unpack(root, kind), protocols[name]
             for number in protocol[f"{split}_idx"].ravel().tolist():
                 image, pid = _read_entry(protocol, number, root / name)
-                scan.add_listed(split, folder, image, pid, pattern=card.pattern, where=str(root / name))
+                labels = {"pid": pid, **source.labels}
+                scan.add_listed(split, folder, image, labels, pattern=card.pattern, where=str(root / name))
     return scan
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rga_reid.data.cards import SPLITS, Card, Source, load_card
+from rga_reid.data.cards import LABEL_COLUMNS, SPLITS, Card, RandomSplit, Source, load_card
 from rga_reid.data.columns import UNKNOWN
 from rga_reid.data.cuhk03 import scan_cuhk03
 from rga_reid.data.images import describe_skipped, display_path, is_ignored_file, list_images
@@ -25,12 +25,13 @@ from rga_reid.data.labels import (
     parse_label,
     parse_pid,
 )
-from rga_reid.data.records import Scan, list_entries
+from rga_reid.data.mars import scan_mars
+from rga_reid.data.records import Labels, Scan, list_entries
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import open_text, truncate
 
 DEFAULT_CARD = "market1501"
-COLUMNS = ("path", "pid", "camid", "split")
+COLUMNS = ("path", "pid", "camid", "split")  #: columns that a CSV file must have
 
 _MAX_SHOWN = 3  # problems in an error message; `data check` lists all
 
@@ -45,12 +46,14 @@ def read_table(
     Args:
         root: folder of the data set, or a ``.csv`` file with the columns path, pid, camid, split, which
             needs no card.
-        card: name of a bundled card (``market1501``, ``folders``), path of a card of your own, or a ``Card``.
+        card: name of a bundled card (``market1501``, ``folders``), path of a card of your own, or a ``Card``;
+            see ``load_card``.
 
     Returns:
         Columns ``path`` (str, below ``root`` as given), ``pid`` and ``camid`` (Int64, or text if not all are whole
-        numbers; null where unknown, a pid in CSV files only) and ``split`` (str). Sorted by split (train, query,
-        gallery), then by path.
+        numbers; null where unknown, a pid in CSV files only), ``split`` (str), and the other columns that the card
+        or CSV file gives, such as ``track`` and ``clothes``, as labels like ``pid``. Sorted by split (train,
+        query, gallery), then by path.
 
     Raises:
         InputError: the root is missing, empty or of another layout; a file name does not fit the card; a row
@@ -82,21 +85,20 @@ def is_csv(root: str | os.PathLike[str]) -> bool:
 
 def to_table(scan: Scan) -> pd.DataFrame:
     """Return the rows of a scan in the columns of ``read_table``."""
-    labels = _label_columns([row.path for row in scan.rows], [(row.pid, row.camid) for row in scan.rows])
-    return labels.assign(split=pd.Series([row.split for row in scan.rows], dtype="str"))
+    table = _label_columns([row.path for row in scan.rows], [row.labels for row in scan.rows])
+    table.insert(3, "split", pd.Series([row.split for row in scan.rows], dtype="str"))
+    return table
 
 
-def _label_columns(
-    paths: Sequence[str], labels: Sequence[tuple[int | str | None, int | str | None]]
-) -> pd.DataFrame:
+def _label_columns(paths: Sequence[str], labels: Sequence[Labels]) -> pd.DataFrame:
     def at(row: int) -> str:
         return display_path(paths[row])
 
+    columns = dict.fromkeys(["pid", "camid", *(column for one in labels for column in one)])
     return pd.DataFrame(
         {
             "path": pd.Series(paths, dtype="str"),
-            "pid": label_column([pid for pid, _ in labels], at),
-            "camid": label_column([camid for _, camid in labels], at),
+            **{column: label_column([one.get(column) for one in labels], at) for column in columns},
         }
     )
 
@@ -116,40 +118,84 @@ def scan_folder(root: Path, card: Card) -> Scan:
         "lists": _read_lists,
         "identities": _read_identities,
         "cuhk03": scan_cuhk03,
+        "mars": scan_mars,
     }
-    return readers[card.layout](root, card)
+    scan = readers[card.layout](root, card)
+    if card.random_split is not None:
+        _divide_identities(scan, card, card.random_split, root)
+    return scan
+
+
+def _divide_identities(scan: Scan, card: Card, split: RandomSplit, root: Path) -> None:
+    """Turn query and gallery images of identities that are not drawn for testing into training images.
+
+    Identities that are not on both sides stay where they are.
+    """
+    if split.number is None:
+        return
+    sides: dict[str, set[int | str]] = {"query": set(), "gallery": set()}
+    for row in scan.rows:
+        sides[row.split].add(_normalize(row.labels["pid"]))
+    special = {*card.junk_pids, *card.distractor_pids}
+    people = sorted((sides["query"] & sides["gallery"]) - special, key=str)
+    if len(people) <= split.test_identities:
+        raise InputError(
+            f"{root}: expected more than {split.test_identities} identities that are both in query and gallery "
+            f"(card {card.name}), found {len(people)}"
+        )
+    drawn = np.random.default_rng(split.number).permutation(len(people))[split.test_identities :]
+    trained = {people[number] for number in drawn}
+    rows, scan.rows = scan.rows, []
+    seen: set[str] = set()
+    for row in rows:
+        if _normalize(row.labels["pid"]) not in trained:
+            scan.rows.append(row)
+        elif row.path not in seen:
+            seen.add(row.path)
+            scan.rows.append(row._replace(split="train"))
+
+
+def _normalize(label: int | str | None) -> int | str:
+    """Return a label so that 7 and "007" are equal."""
+    number = parse_integer(str(label))
+    return str(label) if number is None else number
 
 
 def _read_names(root: Path, card: Card) -> Scan:
-    """Read flat folders; the pattern gives pid and camid from a file's name."""
+    """Read flat folders; the pattern gives labels from a file's name."""
     scan = Scan()
     for split, source, folder in _find_sources(root, card):
+        pattern, given = source.pattern or card.pattern, source.labels
         if source.pid is not None:
             for path in scan.find_images(folder):
-                camid = (parse_groups(card.pattern, path.name) or {}).get("camid")
-                scan.add(split, path.relative_to(folder).as_posix(), str(path), source.pid, camid)
+                labels = parse_groups(pattern, path.name)
+                if labels is not None or source.pattern is None:
+                    name = path.relative_to(folder).as_posix()
+                    scan.add(split, name, str(path), {**(labels or {}), **given})
             continue
         before = len(scan.rows)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if is_ignored_file(entry.name):
                 continue
-            labels = parse_groups(card.pattern, entry.name)
+            labels = parse_groups(pattern, entry.name)
+            if labels is None and source.pattern is not None:
+                continue
             if labels is None or labels["pid"] is None:
                 scan.add_problem("name", entry.path, "the name does not fit the card's pattern")
             elif not entry.is_file():
                 scan.add_problem("name", entry.path, "not a file")
             else:
-                scan.add(split, entry.name, entry.path, labels["pid"], labels.get("camid"))
+                scan.add(split, entry.name, entry.path, {**labels, **given})
         if len(scan.rows) == before:
             raise InputError(
-                f"{folder}: expected images named as {truncate(card.pattern)} (card {card.name}), "
+                f"{folder}: expected images named as {truncate(pattern)} (card {card.name}), "
                 f"found {list_entries(folder)}"
             )
     return scan
 
 
 def _read_lists(root: Path, card: Card) -> Scan:
-    """Read list files, a line ``path pid`` per image; the pattern gives the camid from the image's name."""
+    """Read list files, a line ``path pid`` per image; the pattern gives other labels from the image's name."""
     scan = Scan()
     for split, source, folder in _find_sources(root, card):
         file = root / str(source.list)
@@ -169,9 +215,8 @@ def _read_lists(root: Path, card: Card) -> Scan:
                         "line", where, f"expected 'path pid', got {short_repr(line.strip(), 200)}"
                     )
                 else:
-                    scan.add_listed(
-                        split, folder, name.rstrip(), parse_label(pid), pattern=card.pattern, where=where
-                    )
+                    labels = {"pid": parse_label(pid), **source.labels}
+                    scan.add_listed(split, folder, name.rstrip(), labels, pattern=card.pattern, where=where)
         if empty:
             raise InputError(f"{file}: empty, expected a line 'path pid' for each image")
     return scan
@@ -180,25 +225,51 @@ def _read_lists(root: Path, card: Card) -> Scan:
 def _read_identities(root: Path, card: Card) -> Scan:
     """Read one folder per identity."""
     scan = Scan()
-    folders = [(split, folder) for split, _, folder in _find_sources(root, card)] or [("train", root)]
-    images = []
-    for split, folder in folders:
+    sources = [*_find_sources(root, card)] or [("train", Source(("",)), root)]
+    images: list[tuple[str, str, Path, str, Labels]] = []
+    for split, source, folder in sources:
+        wanted = None if source.list is None else _read_identity_list(root / source.list)
+        before = len(images)
         for path in scan.find_images(folder):
             name = path.relative_to(folder).as_posix()
             identity, *rest = name.split("/")
-            if len(rest) == 1:
-                images.append((split, name, path, identity))
-            else:
+            labels = parse_groups(source.pattern or card.pattern, path.name)
+            if len(rest) != 1:
                 scan.add_problem("name", path, f"expected at {folder}/IDENTITY/{path.name}")
-    pids = _label_folders(root, {(split, identity) for split, _, _, identity in images}, card)
-    for name in sorted({identity for *_, identity in images} - pids.keys()):
-        where = next(path.parent for _, _, path, identity in images if identity == name)
+            elif (labels is not None or source.pattern is None) and (
+                wanted is None or _normalize(identity) in wanted
+            ):
+                given = {column: label for column, label in (labels or {}).items() if column != "pid"}
+                images.append((split, name, path, identity, {**given, **source.labels}))
+        if source.pattern is not None and len(images) == before:
+            raise InputError(
+                f"{folder}: expected images named as {truncate(source.pattern)} (card {card.name}), "
+                f"found {list_entries(folder)}"
+            )
+    pids = _label_folders(root, {(split, identity) for split, _, _, identity, _ in images}, card)
+    for name in sorted({image[3] for image in images} - pids.keys()):
+        where = next(path.parent for _, _, path, identity, _ in images if identity == name)
         scan.add_problem("name", where, "most folders of identities are named by numbers, this one is not")
-    for split, name, path, identity in images:
+    for split, name, path, identity, others in images:
         if identity in pids:
-            camid = (parse_groups(card.pattern, path.name) or {}).get("camid")
-            scan.add(split, name, str(path), pids[identity], camid)
+            scan.add(split, name, str(path), {**others, "pid": pids[identity]})
     return scan
+
+
+def _read_identity_list(file: Path) -> set[int | str]:
+    """Return the identities of a list file."""
+    if not file.is_file():
+        raise InputError(f"{file}: expected this list of identities, found {_list_nearby(file)}")
+    with open_text(file) as lines:
+        found = {_normalize(word) for line in lines for word in line.replace(",", " ").split()}
+    if not found:
+        raise InputError(f"{file}: empty, expected identities separated by commas or spaces")
+    return found
+
+
+def _list_nearby(file: Path) -> str:
+    folder = file.parent
+    return list_entries(folder) if folder.is_dir() else f"no folder {folder.name}"
 
 
 def _label_folders(root: Path, folders: set[tuple[str, str]], card: Card) -> dict[str, int | str]:
@@ -279,8 +350,8 @@ def _read_row(scan: Scan, seen: set[tuple[str, str]], row: dict[str, str], file:
         scan.add_problem("line", where, "the number of cells differs from the header's")
         return
     name, split = row["path"].strip(), row["split"].strip()
-    labels = (row[column].strip() for column in ("pid", "camid"))
-    pid, camid = (None if label in UNKNOWN else label for label in labels)
+    cells = {column: row[column].strip() for column in LABEL_COLUMNS if column in row}
+    labels = {column: None if cell in UNKNOWN else cell for column, cell in cells.items()}
     path = os.path.join(file.parent, name)
     if split not in SPLITS:
         scan.add_problem(
@@ -292,7 +363,7 @@ def _read_row(scan: Scan, seen: set[tuple[str, str]], row: dict[str, str], file:
         scan.add_problem("missing", where, f"path: no such image file: {path}")
     else:
         seen.add((split, name))
-        scan.add(split, name, path, pid, camid)
+        scan.add(split, name, path, labels)
 
 
 def table_from_images(folder: str | os.PathLike[str], paths: Sequence[Path] | None = None) -> pd.DataFrame:
@@ -313,14 +384,14 @@ def table_from_images(folder: str | os.PathLike[str], paths: Sequence[Path] | No
         InputError: a folder and a file name in it give different pids; see also ``list_images``.
     """
     paths = list_images(folder) if paths is None else paths
-    labels: list[tuple[int | None, int | None]] = []
+    labels: list[Labels] = []
     conflicts = []
     for path in paths:
         pid, camid = parse_file_name(path.name)
         own_folder = parse_pid(path.relative_to(folder).parent.as_posix())
         if None not in (pid, own_folder) and pid != own_folder:
             conflicts.append(f"{path}: the folder says person {own_folder}, the file name says person {pid}")
-        labels.append((own_folder if pid is None else pid, camid))
+        labels.append({"pid": own_folder if pid is None else pid, "camid": camid})
     if conflicts:
         more = f" ({len(conflicts)} such files)" if len(conflicts) > 1 else ""
         raise InputError(
@@ -340,7 +411,8 @@ def table_from_files(paths: Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
         Columns ``path`` (str, as given), ``pid`` and ``camid`` (Int64, null unless the name begins as
         Market-1501's do), n rows in the order of ``paths``.
     """
-    return _label_columns([os.fspath(path) for path in paths], [parse_file_name(Path(p).name) for p in paths])
+    labels = [dict(zip(("pid", "camid"), parse_file_name(Path(path).name), strict=True)) for path in paths]
+    return _label_columns([os.fspath(path) for path in paths], labels)
 
 
 def table_digest(table: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from rga_reid.inputs import MAX_ROWS, truncate
 MAX_PROBLEMS = 100_000  #: problems of a data set after which reading stops
 
 
+Labels = Mapping[str, int | str | None]  #: label of an image by column
+
+
 class Row(NamedTuple):
     """One image. Rows of a split are ordered by ``name``, the path within the split, with ``/``.
 
@@ -25,8 +29,7 @@ class Row(NamedTuple):
     split: str
     name: str
     path: str
-    pid: int | str | None
-    camid: int | str | None
+    labels: Labels  #: ``pid``, ``camid`` and any other column
 
 
 @dataclass(frozen=True)
@@ -49,27 +52,28 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)  #: files without a suffix of images, by suffix
 
-    def add(self, split: str, name: str, path: str, pid: int | str | None, camid: int | str | None) -> None:
+    def add(self, split: str, name: str, path: str, labels: Labels) -> None:
         """Add an image. Raise ``InputError`` beyond ``MAX_ROWS``."""
         if len(self.rows) >= MAX_ROWS:
             raise InputError(
                 f"{display_path(path)}: expected at most {MAX_ROWS:,} images in a data set, found more"
             )
         if is_unicode(path):
-            self.rows.append(Row(split, name, path, pid, camid))
+            self.rows.append(Row(split, name, path, labels))
         else:
             self.add_problem("name", path, "the name is not valid UTF-8")
 
     def add_listed(
-        self, split: str, folder: Path, name: str, pid: int | str, *, pattern: str | None, where: str
+        self, split: str, folder: Path, name: str, given: Labels, *, pattern: str | None, where: str
     ) -> None:
         """Add an image that a list names, or the problem with it.
 
         Args:
-            split, pid: split and identity of the image.
+            split: split of the image.
             folder: folder of the split's images.
             name: path of the image within ``folder``, with ``/``.
-            pattern: pattern of the card, for the last part of ``name``; it gives the camera.
+            given: labels that the list and the card give.
+            pattern: pattern of the card, for the last part of ``name``; it gives other labels.
             where: the list, or its line.
         """
         path, labels = os.path.join(folder, name), parse_groups(pattern, name.rpartition("/")[2])
@@ -81,7 +85,7 @@ class Scan:
         elif not os.path.isfile(path):
             self.add_problem("missing", where, f"no such image file: {path}")
         else:
-            self.add(split, name, path, pid, labels.get("camid"))
+            self.add(split, name, path, {**labels, **given})
 
     def add_problem(self, kind: str, where: str | os.PathLike[str], detail: str) -> None:
         """Add a problem. Raise ``InputError`` beyond ``MAX_PROBLEMS``."""

@@ -41,7 +41,16 @@ PUBLISHED = {
     "cuhk03_labeled": [(7_368, 767), (1_400, 700), (5_328, 700)],
     "cuhk03_detected": [(7_365, 767), (1_400, 700), (5_332, 700)],
     "market1501_500k": [(12_936, 751), (3_368, 750), (519_732, 750)],
+    "dukemtmc": [(16_522, 702), (2_228, 702), (17_661, 1_110)],
+    "occluded_duke": [(15_618, 702), (2_210, 519), (17_661, 1_110)],
+    "mars": [(509_914, 625), (114_493, 626), (681_089, 634)],
+    "ltcc": [(9_576, 77), (493, 75), (7_050, 75)],
+    "prcc": [(17_896, 150), (None, 71), (None, 71)],
+    "sysu_mm01": [(34_167, 395), (3_803, 96), (6_775, 96)],
+    "veri776": [(None, None), (1_678, 200), (11_579, 200)],
 }
+CAMERAS = {"market1501": 6, "msmt17": 15, "dukemtmc": 8, "occluded_duke": 8, "mars": 6, "ltcc": 12, "prcc": 3}
+CAMERAS |= {"sysu_mm01": 6, "veri776": 20}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -49,7 +58,7 @@ def test_counts_are_the_published_ones(name):
     card = load_card(name)
     counts = [(card.splits[split].images, card.splits[split].identities) for split in SPLITS]
     assert counts == PUBLISHED[name]
-    assert card.cameras == {"market1501": 6, "msmt17": 15}.get(name.removesuffix("_500k"), 2)
+    assert card.cameras == CAMERAS.get(name.removesuffix("_500k"), 2)
     gallery = card.splits["gallery"]
     if name == "market1501":
         assert (gallery.junk, gallery.distractors) == (3_819, 2_798)
@@ -83,6 +92,33 @@ def test_every_bundled_card_loads_under_its_own_name():
         assert load_card(name).name == name
 
 
+def test_counts_name_their_source():
+    old = {"market1501", "market1501_500k", "msmt17", "cuhk03_labeled", "cuhk03_detected", "folders"}
+    for name in set(list_resources("datasets")) - old:
+        card = load_card(name)
+        assert card.counts_from
+        assert card.citation
+        assert card.url
+        assert card.terms
+
+
+def test_a_random_split_is_chosen_by_its_number(tmp_path):
+    path = written(tmp_path, changed(splits={}))
+    value = changed(
+        random_split={"test_identities": 2}, splits=dict.fromkeys(SPLITS[1:], VALID["splits"]["train"])
+    )
+    path = written(tmp_path, value)
+    for name, source in (("viper", "viper"), (str(path), path)):
+        numbers = [load_card(f"{name}:{number}").random_split.number for number in ("0", "7", "all")]
+        assert numbers == [0, 7, None]
+        assert load_card(source).random_split.number == 0
+    for name in ("market1501:1", "market1501:all"):
+        with pytest.raises(InputError, match="market1501: has fixed splits"):
+            load_card(name)
+    with pytest.raises(InputError, match="viper:x"):
+        load_card("viper:x")
+
+
 def test_a_card_by_path_by_text_and_as_it_is(tmp_path):
     path = written(tmp_path, VALID)
     card = load_card(path)
@@ -105,10 +141,25 @@ def without(key):
         (changed(title=" "), "title: expected a text"),
         (changed(cameras="six"), r"cameras: expected a count \(a whole number, not negative\), got 'six'"),
         (changed(junk_pids=-1), "junk_pids: expected a list .*, got -1"),
-        (changed(layout="flat"), "layout: expected one of names, lists, identities, cuhk03, got 'flat'"),
+        (changed(layout="flat"), "layout: expected one of .*cuhk03.*, got 'flat'"),
         (changed(pattern="(?P<pid>"), "pattern: not a regular expression"),
         (without("pattern"), "pattern: the layout 'names' needs a pattern"),
-        (changed(pattern=r"(?P<pid>\d+)(?P<cam>\d)"), "pattern: unknown group 'cam', known: pid, camid"),
+        (changed(pattern=r"(?P<pid>\d+)(?P<cam>\d)"), "pattern: the column 'cam' .*camid"),
+        (changed(pattern=r"(?P<pid>\d+)(?P<split>\d)"), "pattern: the column 'split'"),
+        (with_split(sources=[{"folder": "a", "columns": {"cloths": 1}}]), r"columns: .*'cloths' .*clothes"),
+        (with_split(sources=[{"folder": "a", "columns": {"a b": 1}}]), r"columns: .*'a b'"),
+        (
+            with_split(sources=[{"folder": "a", "columns": {"clothes": [1]}}]),
+            r"columns: expected a whole number",
+        ),
+        (
+            with_split(sources=[{"folder": "a", "camid": None}]),
+            r"sources\[0\]\.camid: expected a whole number",
+        ),
+        (with_split(sources=[{"folder": "a", "pattern": "x"}]), r"sources\[0\]\.pattern: .*needs a pattern"),
+        (changed(random_split={"test_identities": 2}), "random_split: expected the splits query and gallery"),
+        (changed(random_split={"test_identities": 0}), "random_split.test_identities"),
+        (changed(random_split={}), "random_split.test_identities: this key is missing"),
         (changed(splits={}), "splits: expected at least one of train, query, gallery"),
         (changed(splits={"test": VALID["splits"]["train"]}), r"splits\.test: unknown split"),
         (changed(splits={"train": {}}), r"splits\.train\.sources: this key is missing"),
