@@ -258,6 +258,16 @@ def add_skip_option(parser: ArgumentParser) -> None:
     )
 
 
+def add_pooling_option(parser: ArgumentParser, meaning: str) -> None:
+    """Add ``--pool-tracks``; ``meaning`` says what follows from it."""
+    parser.add_argument(
+        "--pool-tracks",
+        choices=("mean", "attention"),
+        help=f"{meaning}: one feature for all images of a track (column track), their mean, or with weights by "
+        "their similarity to the mean",
+    )
+
+
 # ---------- sources of a gallery ----------
 
 

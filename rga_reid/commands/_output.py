@@ -163,4 +163,6 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
         notes.append("re-ranked (k1 {k1}, k2 {k2}, lambda {lambda_value})".format(**settings))
     if deviation:
         notes.append(f"{metrics['repeats']} draws, seed {settings['seed']}")
+    if settings.get("cmc") == "persons":
+        notes.append("rank-k counts persons")
     console.print("; ".join(notes), soft_wrap=True)

@@ -11,6 +11,7 @@ from rga_reid.commands._inputs import read_query_and_gallery
 from rga_reid.commands._options import (
     FEATURE_FILES,
     add_feature_files,
+    add_pooling_option,
     check_device,
     label_files,
     new_parser,
@@ -28,10 +29,25 @@ if TYPE_CHECKING:
     from rga_reid.evaluation import LabelledFeatures, RankingResult, RepeatedResult
 
 #: names of ``evaluation.PROTOCOLS``, which --help does not import because that imports torch
-PROTOCOLS = ("market1501", "multi_query", "cuhk03", "cuhk03_classic", "msmt17", "no_cameras")
+PROTOCOLS = (
+    *("market1501", "multi_query", "cuhk03", "cuhk03_classic", "msmt17", "no_cameras"),
+    *("viper", "cuhk01", "prid2011", "clothes_changing", "same_clothes", "prcc", "prcc_same_clothes", "mars"),
+    *(
+        "cross_modality",
+        "sysu_mm01",
+        "sysu_mm01_indoor",
+        "sysu_mm01_multi_shot",
+        "sysu_mm01_indoor_multi_shot",
+    ),
+)
+#: those that draw galleries at random
+DRAWN = (
+    *("cuhk03_classic", "viper", "cuhk01", "prid2011", "prcc", "prcc_same_clothes"),
+    *(name for name in PROTOCOLS if name.startswith(("cross_modality", "sysu_mm01"))),
+)
 PROTOCOL_HELP = (
-    "protocol of a data set, which needs the camera of every image, or no_cameras (default: the protocol of "
-    "Market-1501 with the cameras that are known)"
+    "protocol of a data set, which needs the camera of every image, some also its column clothes, modality or "
+    "track; or no_cameras; see docs/evaluation.md"
 )
 
 
@@ -44,7 +60,12 @@ def parser() -> ArgumentParser:
         "it is recognised by its path.",
     )
     add_feature_files(command)
-    command.add_argument("--protocol", choices=PROTOCOLS, help=PROTOCOL_HELP)
+    command.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help=f"{PROTOCOL_HELP} (default: that of Market-1501 with the cameras that are known)",
+    )
+    add_pooling_option(command, "rank tracks")
     command.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
     command.add_argument(
         "--query-expansion",
@@ -72,9 +93,9 @@ def parser() -> ArgumentParser:
 def check_protocol(options: Namespace, *names: str) -> None:
     """Refuse options that change the order of a gallery for the protocol that draws random galleries."""
     for name in names:
-        if options.protocol == "cuhk03_classic" and options[name]:
+        if options.protocol in DRAWN and options[name]:
             option = name.replace("_", "-")
-            raise InputError(f"--{option}: not defined for cuhk03_classic, which draws random galleries")
+            raise InputError(f"--{option}: not defined for {options.protocol}, which draws random galleries")
 
 
 def run(options: Namespace) -> None:
@@ -104,12 +125,14 @@ def run(options: Namespace) -> None:
 def _evaluate(
     options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures
 ) -> RankingResult | RepeatedResult:
-    from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_features
+    from rga_reid.evaluation import PROTOCOLS, ReRanking, evaluate_features, pool_tracks
     from rga_reid.evaluation.rerank import TooFewItemsError
 
     evaluate = evaluate_features if options.protocol is None else PROTOCOLS[options.protocol].evaluate
     neighbours = _neighbours(gallery) if options.query_expansion else None
     try:
+        if options.pool_tracks is not None:
+            query, gallery = (pool_tracks(side, options.pool_tracks) for side in (query, gallery))
         if neighbours is not None:
             query = _expand(query, neighbours, options.device)
         with progress_bar("ranking") as update:

@@ -15,6 +15,7 @@ from rga_reid.commands._options import (
     add_engine_option,
     add_image_options,
     add_import_option,
+    add_pooling_option,
     add_skip_option,
     check_source,
     new_parser,
@@ -44,6 +45,7 @@ def parser() -> ArgumentParser:
         help="embed this split only (default: all); val: the identities that --checkpoint was validated on, out of "
         "the training split",
     )
+    add_pooling_option(options, "write tracks")
     options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
     options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
     add_device_option(options)
@@ -60,6 +62,7 @@ def run(options: Namespace) -> None:
         raise InputError("--data.split: goes with --data.root")
     check_outputs(options, {"out": (".npz",)})
     from rga_reid.devices import choose_device
+    from rga_reid.evaluation.tracklets import pool_batches, sort_tracks
     from rga_reid.files import require_new
     from rga_reid.inference.distributed import process_group
     from rga_reid.inference.embed import collect
@@ -72,6 +75,8 @@ def run(options: Namespace) -> None:
         model = read_embedder(options, device)
         if options.data.split == "val":
             table = _held_out(table, options, getattr(model, "trained_on", None))
+        if options.pool_tracks is not None:
+            table = sort_tracks(table)
         if workers.rank == 0:
             print_labels(table)
         if workers.size == 1:
@@ -81,6 +86,8 @@ def run(options: Namespace) -> None:
             return embed_table(model, options, device, rows)
 
         batches = workers.gather(shards_folder(options.out), table, options.batch_size, embed)
+        if options.pool_tracks is not None:
+            batches = pool_batches(batches, options.pool_tracks)
         features, embedded = collect(batches, table, model.dimension)
     if workers.rank == 0:
         if not len(features):
@@ -88,7 +95,8 @@ def run(options: Namespace) -> None:
                 f"{options.images or options.table or options.data.root}: none of the images can be read"
             )
         write_features(options.out, features, embedded, model.fingerprint)
-        print(f"{options.out}: {len(features):,} images, {features.shape[1]} features each")
+        noun = "images" if options.pool_tracks is None else "tracks"
+        print(f"{options.out}: {len(features):,} {noun}, {features.shape[1]} features each")
 
 
 def _held_out(table: pd.DataFrame, options: Namespace, trained_on: Any) -> pd.DataFrame:

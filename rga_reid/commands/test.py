@@ -13,13 +13,14 @@ from rga_reid.commands._options import (
     add_checkpoint_options,
     add_device_option,
     add_import_option,
+    add_pooling_option,
     add_skip_option,
     check_embedder,
     new_parser,
     rename_rerank_error,
 )
 from rga_reid.commands._output import check_outputs, print_ranking
-from rga_reid.commands.evaluate import PROTOCOL_HELP, PROTOCOLS, check_protocol
+from rga_reid.commands.evaluate import DRAWN, PROTOCOL_HELP, PROTOCOLS, check_protocol
 from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -38,7 +39,12 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--flip", action="store_true", help="average the features of each image and its mirror image"
     )
-    options.add_argument("--protocol", choices=PROTOCOLS, help=PROTOCOL_HELP)
+    options.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help=f"{PROTOCOL_HELP} (default: that of the card, or that of Market-1501 with the cameras that are known)",
+    )
+    add_pooling_option(options, "rank tracks")
     options.add_argument("--rerank", action="store_true", help="re-rank with k-reciprocal neighbours")
     options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
     add_device_option(options)
@@ -55,17 +61,23 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Embed and rank the test images, and print the metrics."""
-    check_protocol(options, "rerank")
-    if options.html is not None and options.protocol in ("multi_query", "cuhk03_classic"):
-        raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
     from rga_reid.data import load_card, read_table
     from rga_reid.devices import choose_device
-    from rga_reid.evaluation import PROTOCOLS as protocols
     from rga_reid.evaluation import RankingResult, ReRanking, evaluate_features
-    from rga_reid.experiments.evaluate_model import describe_identical_files, embed_test_images, split_sides
+    from rga_reid.experiments.evaluate_model import (
+        card_protocol,
+        describe_identical_files,
+        embed_test_images,
+        find_protocol,
+        split_sides,
+    )
     from rga_reid.files import write_json, write_text
     from rga_reid.models import FlipTTA
 
+    options.protocol = options.protocol or card_protocol(options.data.root, options.data.dataset)
+    check_protocol(options, "rerank")
+    if options.html is not None and (options.protocol in DRAWN or options.protocol == "multi_query"):
+        raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
     check_outputs(options, {"json": (), "html": ()})
     if options.html is not None:
         from rga_reid.reports.plots import require_layout
@@ -84,15 +96,17 @@ def run(options: Namespace) -> None:
         batch_size=options.batch_size,
         device=device,
         refused=unreadable if options.skip_unreadable else None,
+        pooling=options.pool_tracks or ("mean" if options.protocol == "mars" else None),
     )
     print_unreadable(unreadable)
     if options.protocol == "no_cameras":
         table = table.assign(camid=table["camid"].where(table["camid"].isna()))
-    evaluate = evaluate_features if options.protocol is None else protocols[options.protocol].evaluate
     settings: dict[str, Any] = {
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
+    protocol = find_protocol(options.protocol)
+    evaluate = evaluate_features if protocol is None else protocol.evaluate
     with progress_bar("ranking") as progress, rename_rerank_error():
         result = evaluate(*split_sides(features, table), **settings, progress=progress)
     metrics = result.to_dict() | ({} if options.protocol is None else {"protocol": options.protocol})
@@ -105,7 +119,10 @@ def run(options: Namespace) -> None:
         order = ", re-ranked" if options.rerank else ""
         data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"
         note = f"{Path(options.checkpoint).name} on {data}{order}. Scores are cosine similarities."
-        write_text(options.html, ranking_page(features, table, result, **settings, title="Test", note=note))
+        write_text(
+            options.html,
+            ranking_page(features, table, result, **settings, protocol=protocol, title="Test", note=note),
+        )
     print_ranking(result)
     warning = describe_identical_files(everything, settings["junk_pids"])
     if warning is not None:

@@ -24,7 +24,7 @@ from rga_reid.commands._output import print_ranking
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
 from rga_reid.errors import MAX_SEED, InputError, check_int
-from rga_reid.experiments.evaluate_model import evaluate_model
+from rga_reid.experiments.evaluate_model import card_protocol, evaluate_model, find_protocol
 from rga_reid.experiments.recipes import read_recipe
 from rga_reid.files import write_json
 from rga_reid.inputs import truncate
@@ -119,9 +119,10 @@ def prepare(words: Sequence[str]) -> list[str]:
 
 def run(options: Namespace) -> None:
     """Train; then test on the other data set if one is given, or print the next command."""
-    table = None
+    table = protocol = None
     if options.test.root is not None:
         table = read_table(options.test.root, options.test.dataset)
+        protocol = find_protocol(card_protocol(options.test.root, options.test.dataset))
         if not _can_be_tested(table):
             raise InputError(
                 f"--test.root {options.test.root}: expected query and gallery images, found none"
@@ -138,7 +139,8 @@ def run(options: Namespace) -> None:
         return
     device = choose_device()
     junk_pids = load_card(options.test.dataset).junk_pids
-    result = evaluate_model(load_model(checkpoint, device), table, junk_pids=junk_pids, device=device)
+    model = load_model(checkpoint, device)
+    result = evaluate_model(model, table, junk_pids=junk_pids, device=device, protocol=protocol)
     write_json(Path(options.out) / TEST, result.to_dict())
     print_ranking(result)
 

@@ -8,10 +8,14 @@ from rga_reid.evaluation.metrics import RankingResult, RepeatedResult
 from rga_reid.evaluation.open_set import OpenSetCalibration, calibrate_open_set
 from rga_reid.evaluation.protocols import (
     PROTOCOLS,
+    ClothesChange,
+    CrossModality,
     IgnoreCameras,
     MultiQuery,
+    RandomGalleries,
     SingleQuery,
     SingleShot,
+    Tracklets,
     evaluate_protocol,
 )
 from rga_reid.evaluation.query_expansion import expand_queries
@@ -23,23 +27,30 @@ from rga_reid.evaluation.ranking import (
     ranked_lists,
     top_matches,
 )
+from rga_reid.evaluation.relevance import MatchRule
 from rga_reid.evaluation.rerank import ReRanking, re_ranked_distances
+from rga_reid.evaluation.tracklets import pool_tracks
 
 __all__ = [
     "PROTOCOLS",
     "Calibration",
+    "ClothesChange",
+    "CrossModality",
     "Grouping",
     "IgnoreCameras",
     "LabelledFeatures",
+    "MatchRule",
     "MultiQuery",
     "OpenSetCalibration",
     "PairScores",
+    "RandomGalleries",
     "RankedList",
     "RankingResult",
     "ReRanking",
     "RepeatedResult",
     "SingleQuery",
     "SingleShot",
+    "Tracklets",
     "bcubed_agreement",
     "calibrate",
     "calibrate_open_set",
@@ -51,6 +62,7 @@ __all__ = [
     "group_images",
     "pair_scores",
     "pairwise_agreement",
+    "pool_tracks",
     "ranked_lists",
     "re_ranked_distances",
     "score_pairs",

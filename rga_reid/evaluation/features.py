@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias, Union
@@ -15,6 +15,8 @@ import torch
 from rga_reid.data.labels import is_text, label_column
 from rga_reid.errors import InputError, short_repr
 
+#: other columns of a table that protocols use
+PROTOCOL_COLUMNS = ("track", "clothes", "modality")
 _ROWS = 64  # rows converted to float64 at a time: they stay in the processor's cache
 
 
@@ -28,6 +30,7 @@ class LabelledFeatures:
         camids: cameras, whole numbers or text ``(n,)``, null where unknown; None if no camera is known.
         paths: files ``(n,)``, null where unknown; None if no file is known.
         name: prefix of the arguments in error messages: "query" for ``query_features``, ``query_pids``, ...
+        columns: other labels that a protocol uses, ``(n,)`` each, by name, such as ``{"clothes": [1, 1, 2]}``.
 
     Once checked, ``features`` is an array, made without a copy if possible, ``pids`` and ``camids`` are
     series, Int64 if all values are whole numbers and text otherwise, and ``paths`` is a series of strings.
@@ -46,6 +49,7 @@ class LabelledFeatures:
     camids: Any = None
     paths: Any = None
     name: str = field(default="", kw_only=True)
+    columns: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     table: pd.DataFrame = field(init=False, repr=False)  #: the labels, see ``label_table``
 
     def __post_init__(self) -> None:
@@ -54,19 +58,28 @@ class LabelledFeatures:
         table = label_table(len(features), self.pids, self.camids, self.paths, prefix=prefix)
         checked = {
             "features": features,
-            "table": table,
             "pids": table["pid"],
             "camids": None if self.camids is None else table["camid"],
             "paths": None if self.paths is None else table["path"],
+            "columns": {
+                column: label_series(values, len(features), f"{prefix}{column}")
+                for column, values in self.columns.items()
+            },
         }
+        table = table.assign(**checked["columns"])
+        checked["table"] = table
         for attribute, values in checked.items():
             object.__setattr__(self, attribute, values)
 
     @classmethod
     def from_table(cls, features: Any, table: pd.DataFrame, *, name: str = "") -> LabelledFeatures:
-        """Take the labels from the columns ``pid``, ``camid`` (or ``camera``) and ``path``, if the table has them."""
+        """Take the labels from the columns ``pid``, ``camid`` (or ``camera``), ``path`` and those of protocols.
+
+        Columns that the table lacks are unknown.
+        """
         cameras = table.get("camid", table.get("camera"))
-        return cls(features, table.get("pid"), cameras, table.get("path"), name=name)
+        columns = {column: table[column] for column in PROTOCOL_COLUMNS if _is_labels(table.get(column))}
+        return cls(features, table.get("pid"), cameras, table.get("path"), name=name, columns=columns)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -74,7 +87,18 @@ class LabelledFeatures:
     def select(self, rows: Any) -> LabelledFeatures:
         """Return some rows, given by numbers or as a boolean mask."""
         camids, paths = (None if values is None else values[rows] for values in (self.camids, self.paths))
-        return LabelledFeatures(self.features[rows], self.pids[rows], camids, paths, name=self.name)
+        columns = {column: values[rows] for column, values in self.columns.items()}
+        return LabelledFeatures(
+            self.features[rows], self.pids[rows], camids, paths, name=self.name, columns=columns
+        )
+
+
+def _is_labels(values: pd.Series | None) -> bool:
+    """Return whether a column can be labels; a column of a table may have the name of one by chance."""
+    types = pd.api.types
+    return values is not None and (
+        types.is_integer_dtype(values) or types.is_string_dtype(values) or types.is_object_dtype(values)
+    )
 
 
 def label_pair(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rga_reid.data.labels import align_labels
 from rga_reid.devices import EXACT_TYPES, choose_device
 from rga_reid.errors import InputError, check_choice, check_int
 from rga_reid.evaluation.features import (
@@ -22,7 +23,7 @@ from rga_reid.evaluation.features import (
 )
 from rga_reid.evaluation.match_ranks import match_ranks
 from rga_reid.evaluation.metrics import RankingResult, summarize, tabulate_queries
-from rga_reid.evaluation.relevance import Relevance
+from rga_reid.evaluation.relevance import MARKET, MatchRule, Relevance
 from rga_reid.evaluation.rerank import ReRankedScores, ReRanking
 from rga_reid.evaluation.similarity import (
     BLOCK_SIZE,
@@ -126,6 +127,7 @@ def evaluate_features(
     device: str | torch.device = "cpu",
     block_size: int = BLOCK_SIZE,
     progress: Callable[[float], None] | None = None,
+    rule: MatchRule = MARKET,
 ) -> RankingResult:
     """Rank the gallery for each query, see ``evaluate_ranking``.
 
@@ -133,6 +135,7 @@ def evaluate_features(
         query, gallery: features and labels.
         metric, average_precision, max_rank, junk_pids, rerank, device, block_size, progress: as for
             ``evaluate_ranking``.
+        rule: which items of a query's identity are correct matches.
 
     Raises:
         InputError: as ``evaluate_ranking``.
@@ -149,7 +152,7 @@ def evaluate_features(
     check_int("block_size", block_size)
     where = choose_device(device, types=EXACT_TYPES)
     check_pair(query, gallery)
-    relevance = Relevance(query.table, gallery.table, settings["junk_pids"])
+    relevance = Relevance(query.table, gallery.table, settings["junk_pids"], rule=rule)
     scores: Scores = METRICS[metric](query.features, gallery.features, where)
     if rerank is not None:
         rows = relevance.gallery_rows
@@ -245,6 +248,8 @@ def _partial_progress(
 
 
 _QUERIES = 4096  # queries searched at a time
+_PERSON_QUERIES = 256  # queries whose whole lists are sorted at a time
+_PERSON_ITEMS = 2**19  # their same-identity items
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +304,7 @@ def top_matches(
     junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
     device: str | torch.device = "cpu",
+    rule: MatchRule = MARKET,
 ) -> list[RankedList]:
     """Return the best gallery items of each query, in the order of ``evaluate_ranking``.
 
@@ -309,6 +315,7 @@ def top_matches(
         rows: rows of the queries; all by default.
         top_k: length of a list; a smaller gallery gives shorter lists.
         metric, junk_pids, rerank, device: as for ``evaluate_ranking``.
+        rule: as for ``evaluate_features``.
 
     Raises:
         InputError: as ``evaluate_ranking``, or every gallery item is junk.
@@ -317,7 +324,7 @@ def top_matches(
     check_choice("metric", metric, get_args(Metric))
     where = choose_device(device, types=EXACT_TYPES)
     check_pair(query, gallery)
-    relevance = Relevance(query.table, gallery.table, junk_pids)
+    relevance = Relevance(query.table, gallery.table, junk_pids, rule=rule)
     gallery_rows = relevance.gallery_rows
     if not len(gallery_rows):
         raise relevance.no_match_error()
@@ -340,10 +347,47 @@ def top_matches(
     return lists
 
 
+def person_ranks(
+    scores: Scores, relevance: Relevance, query: pd.DataFrame, gallery: pd.DataFrame
+) -> pd.Series:
+    """Return the rank of each query's first match in a list that names each person once, by the best item.
+
+    Args:
+        scores, relevance: of all queries.
+        query, gallery: tables of ``relevance``.
+
+    Returns:
+        Int64 ``(q,)``, null for queries without a match. Each item of an unknown identity counts as a person.
+    """
+    wanted, offered = align_labels(query["pid"], gallery["pid"].iloc[relevance.gallery_rows])
+    person = pd.factorize(pd.concat([offered, wanted], ignore_index=True))[0]
+    own, person = person[len(offered) :], person[: len(offered)]
+    unknown = person < 0
+    person[unknown] = person.max(initial=0) + 1 + np.arange(unknown.sum())
+    ranks = pd.Series(pd.NA, index=range(len(query)), dtype="Int64")
+    for queries in relevance.query_blocks(_PERSON_QUERIES, _PERSON_ITEMS):
+        items = relevance.same_identity_items(queries)
+        queries = queries[np.unique(items.query[items.match])]
+        if not len(queries):
+            continue
+        with use_full_precision(scores.device):
+            found = _best(scores, relevance, queries, len(relevance.gallery_rows)).entries()
+        ends = np.searchsorted(found.row, np.arange(1, len(queries)))
+        for row, columns in zip(queries, np.split(found.column, ends), strict=True):
+            listed = person[columns]
+            first = int(np.argmax(listed == own[row]))
+            ranks.iloc[row] = len(np.unique(listed[: first + 1]))
+    return ranks
+
+
 def _search(
     scores: Scores, relevance: Relevance, queries: np.ndarray, top_k: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the best columns of each query, without the items removed for it, and their scores."""
+    return _best(scores, relevance, queries, top_k).results()
+
+
+def _best(scores: Scores, relevance: Relevance, queries: np.ndarray, top_k: int) -> TopK:
     items = relevance.same_identity_items(queries)
     removed_query, removed_column = items.query[~items.match], items.column[~items.match]
 
@@ -358,4 +402,4 @@ def _search(
         if column == 0:
             best.raise_threshold(tile, row)
         best.add(tile, row, column)
-    return best.results()
+    return best

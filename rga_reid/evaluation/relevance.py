@@ -25,6 +25,22 @@ class SameIdentityItems:
     match: np.ndarray  #: bool: a correct match; otherwise the item is removed for this query
 
 
+@dataclass(frozen=True)
+class MatchRule:
+    """Which gallery items of the query's identity are correct matches; the others of its identity are removed.
+
+    Args:
+        differ: columns in which a match differs from the query; an unknown value differs from every value.
+        agree: columns in which a match has the query's value.
+    """
+
+    differ: tuple[str, ...] = ("camid",)
+    agree: tuple[str, ...] = ()
+
+
+MARKET = MatchRule()  #: Market-1501: a match is from another camera
+
+
 class Relevance:
     """Relevance by the single-query protocol of Market-1501 (Zheng et al., ICCV 2015).
 
@@ -35,9 +51,10 @@ class Relevance:
 
     Args:
         query, gallery: tables as from ``label_table``: ``pid`` and ``camid`` (nullable integers or text) and
-            ``file`` (nullable strings).
+            ``file`` (nullable strings); and the columns of ``rule``.
         junk_pids: identities to leave out.
         drawn: bool ``(g,)``, gallery items to rank; all by default.
+        rule: items of the query's identity that are removed.
     """
 
     def __init__(
@@ -46,7 +63,9 @@ class Relevance:
         gallery: pd.DataFrame,
         junk_pids: Sequence[int | str],
         drawn: np.ndarray | None = None,
+        rule: MatchRule = MARKET,
     ) -> None:
+        self.rule = rule
         junk = list(junk_pids)
         ranked = ~is_label(gallery["pid"], junk).to_numpy(bool)
         #: rows of the gallery that are ranked, ascending: column c is row gallery_rows[c]
@@ -56,6 +75,8 @@ class Relevance:
         self._query_pids, self._gallery_pids = _common_codes(query_pids, gallery["pid"])
         self._query_camids, self._gallery_camids = _common_codes(query["camid"], gallery["camid"])
         self._query_files, self._gallery_files = _common_codes(query["file"], gallery["file"])
+        self._differ = [_common_codes(query[column], gallery[column]) for column in rule.differ]
+        self._agree = [_common_codes(query[column], gallery[column]) for column in rule.agree]
         self._by_pid, self._by_file = _Lookup(self._gallery_pids), _Lookup(self._gallery_files)
 
     @property
@@ -86,9 +107,12 @@ class Relevance:
     def same_identity_items(self, queries: np.ndarray) -> SameIdentityItems:
         """Return the items of the same identity or file as each of these rows of the query set."""
         query, column = self._by_pid.find(self._query_pids[queries])
-        removed = (self._query_camids[queries[query]] == self._gallery_camids[column]) | (
-            self._query_files[queries[query]] == self._gallery_files[column]
-        )
+        rows = queries[query]
+        removed = self._query_files[rows] == self._gallery_files[column]
+        for of_query, of_gallery in self._differ:
+            removed |= of_query[rows] == of_gallery[column]
+        for of_query, of_gallery in self._agree:
+            removed |= of_query[rows] != of_gallery[column]
         # the query's own file is removed even if the gallery labels it differently
         file_query, file_column = self._by_file.find(self._query_files[queries])
         mislabelled = self._query_pids[queries[file_query]] != self._gallery_pids[file_column]
@@ -135,6 +159,11 @@ class Relevance:
         if not self.has_cameras:
             return InputError(
                 "gallery: no query has a correct match left: the only item of its identity is its own file"
+            )
+        columns = [column for column in (*self.rule.differ, *self.rule.agree) if column != "camid"]
+        if columns:
+            return InputError(
+                f"{', '.join(columns)}: no query has a correct match left by the rule of this protocol"
             )
         return InputError(
             "cameras: no query has a correct match left: each item of its identity is from the query's own "

@@ -10,13 +10,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rga_reid.data import ImageError
+from rga_reid.data import Card, ImageError, load_card
 from rga_reid.data.duplicates import describe_duplicate, find_duplicates, is_never_ranked
 from rga_reid.data.labels import is_label, plain_label
+from rga_reid.data.readers import is_csv
 from rga_reid.errors import InputError
-from rga_reid.evaluation import LabelledFeatures, RankingResult, ReRanking, evaluate_features, top_matches
+from rga_reid.evaluation import (
+    PROTOCOLS,
+    LabelledFeatures,
+    MatchRule,
+    RankingResult,
+    RepeatedResult,
+    ReRanking,
+    Tracklets,
+    evaluate_features,
+    top_matches,
+)
 from rga_reid.evaluation.metrics import RANKS
-from rga_reid.inference import Embedder, extract_features
+from rga_reid.evaluation.protocols import Protocol
+from rga_reid.evaluation.tracklets import Pooling, pool_batches, sort_tracks
+from rga_reid.inference import Embedder, stream_features
+from rga_reid.inference.embed import collect
 from rga_reid.reports.plots import COLOURS, Group, feature_space_plot, figure_uri, flat_layout
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
@@ -30,9 +44,10 @@ def evaluate_model(
     device: str | torch.device | None = None,
     max_rank: int = 50,
     rerank: ReRanking | None = None,
+    protocol: Protocol | None = None,
     progress: Callable[[float], None] | None = None,
-) -> RankingResult:
-    """Rank the gallery images of ``table`` for each of its queries, in the protocol of Market-1501.
+) -> RankingResult | RepeatedResult:
+    """Rank the gallery images of ``table`` for each of its queries, by default in the protocol of Market-1501.
 
     Args:
         model: embeds the images.
@@ -41,15 +56,43 @@ def evaluate_model(
         batch_size, device: as for ``extract_features``.
         max_rank: length of the CMC curve.
         rerank: re-rank by k-reciprocal neighbours.
+        protocol: such as ``PROTOCOLS["mars"]``; by default that of Market-1501, with the cameras that are known.
         progress: called with the fraction of the ranking that is done.
 
     Raises:
         InputError: no query or no gallery images; no query with a correct match.
     """
-    features, table = embed_test_images(model, table, batch_size=batch_size, device=device)
-    return rank_test_images(
-        features, table, junk_pids=junk_pids, max_rank=max_rank, rerank=rerank, progress=progress
+    pooling = protocol.pooling if isinstance(protocol, Tracklets) else None
+    features, table = embed_test_images(model, table, batch_size=batch_size, device=device, pooling=pooling)
+    evaluate = evaluate_features if protocol is None else protocol.evaluate
+    return evaluate(
+        *split_sides(features, table),
+        junk_pids=tuple(junk_pids),
+        max_rank=max_rank,
+        rerank=rerank,
+        progress=progress,
     )
+
+
+def card_protocol(root: str, card: str | Card) -> str | None:
+    """Return the name of the protocol that the card of a data set gives; None for a CSV file.
+
+    Raises:
+        InputError: the card gives an unknown protocol.
+    """
+    if is_csv(root):
+        return None
+    found = load_card(card)
+    if found.protocol is not None and found.protocol not in PROTOCOLS:
+        raise InputError(
+            f"card {found.name}: protocol: expected one of {', '.join(PROTOCOLS)}, got {found.protocol!r}"
+        )
+    return found.protocol
+
+
+def find_protocol(name: str | None) -> Protocol | None:
+    """Return a protocol by its name."""
+    return None if name is None else PROTOCOLS[name]
 
 
 def embed_test_images(
@@ -59,10 +102,11 @@ def embed_test_images(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     refused: list[ImageError] | None = None,
+    pooling: Pooling | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Return the features ``(n, d)`` of the query and gallery images, and their rows of the table.
 
-    Arguments are those of ``extract_features``.
+    Arguments are those of ``extract_features``. With ``pooling``, see ``pool_tracks``, a row is a track.
 
     Raises:
         InputError: no query or no gallery images.
@@ -70,7 +114,11 @@ def embed_test_images(
     for split in ("query", "gallery"):
         if not (table.split == split).any():
             raise InputError(f"testing needs images of the split '{split}': this data set has none")
-    return extract_features(model, table[table.split != "train"], batch_size, device, refused=refused)
+    table = table[table.split != "train"].reset_index(drop=True)
+    if pooling is not None:
+        table = sort_tracks(table)
+    batches = stream_features(model, table, batch_size, device, refused=refused)
+    return collect(batches if pooling is None else pool_batches(batches, pooling), table, model.dimension)
 
 
 def split_sides(features: np.ndarray, table: pd.DataFrame) -> tuple[LabelledFeatures, LabelledFeatures]:
@@ -91,7 +139,7 @@ def rank_test_images(
     rerank: ReRanking | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
-    """Rank the output of ``embed_test_images``, as ``evaluate_model`` does."""
+    """Rank the output of ``embed_test_images``, as ``evaluate_model`` does without a protocol."""
     return evaluate_features(
         *split_sides(features, table),
         junk_pids=tuple(junk_pids),
@@ -198,6 +246,7 @@ def ranking_page(
     *,
     junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
+    protocol: Protocol | None = None,
     title: str = "Test",
     note: str = "",
     seed: int = 0,
@@ -206,7 +255,7 @@ def ranking_page(
 
     Args:
         features, table: the output of ``embed_test_images``.
-        result: of ``rank_test_images`` for these, with the same ``junk_pids`` and ``rerank``.
+        result: of the ranking of these, with the same ``junk_pids``, ``rerank`` and ``protocol``.
         title: heading of the page.
         note: sentence below the heading.
         seed: random seed of the sample of images in the plot, and of their layout.
@@ -218,7 +267,8 @@ def ranking_page(
     query, gallery = split_sides(features, table)
     examples = example_queries(result.to_frame())
     rows = [one.query for one in examples]
-    lists = top_matches(query, gallery, rows, top_k=TOP_K, junk_pids=junk_pids, rerank=rerank)
+    rule = MatchRule() if protocol is None else protocol.rule
+    lists = top_matches(query, gallery, rows, top_k=TOP_K, junk_pids=junk_pids, rerank=rerank, rule=rule)
     matches = []
     for found in lists:
         pictures = [_labels(row) for row in gallery.table.iloc[found.rows].itertuples()]

@@ -105,11 +105,13 @@ def test_cli_py_is_the_same_program() -> None:
 def test_choices_in_help_are_those_of_the_library() -> None:
     """They are written twice because the library's own would import torch and FAISS for --help."""
     from rga_reid.commands import evaluate, export, gallery
-    from rga_reid.evaluation import PROTOCOLS
+    from rga_reid.evaluation import PROTOCOLS, RandomGalleries
     from rga_reid.gallery.index import SETTINGS
     from rga_reid.models.export import FORMATS
 
     assert tuple(PROTOCOLS) == evaluate.PROTOCOLS
+    drawn = {name for name, protocol in PROTOCOLS.items() if isinstance(protocol, RandomGalleries)}
+    assert drawn == set(evaluate.DRAWN)
     assert set(gallery.SETTINGS) == {name for names in SETTINGS.values() for name in names}
     (choices,) = [action.choices for action in export.parser()._actions if action.dest == "format"]
     assert choices == list(FORMATS)

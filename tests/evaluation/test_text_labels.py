@@ -35,6 +35,16 @@ def people() -> dict[str, Any]:
     return draw_people(4, 40, 160, columns=16, people=9, junk=True)
 
 
+def add_columns(case: dict[str, Any]) -> dict[str, Any]:
+    """Add the columns that some protocols need."""
+    added = dict(case)
+    for side, modality in (("query", "infrared"), ("gallery", "rgb")):
+        pids = np.asarray(case[f"{side}_pids"])
+        rows = np.arange(len(pids))
+        added[f"{side}_columns"] = {"clothes": rows % 2, "modality": [modality] * len(pids), "track": rows}
+    return added
+
+
 @pytest.fixture
 def named(people: dict[str, Any]) -> dict[str, Any]:
     prefixes = {"pids": "Zoë ", "camids": "cam"}
@@ -49,10 +59,10 @@ def without_labels(result: RankingResult | RepeatedResult) -> list[pd.DataFrame]
     return [one.to_frame().drop(columns=["pid", "camid"]) for one in results]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if "sysu" not in name])  # it numbers cameras
 def test_every_protocol(people: dict[str, Any], named: dict[str, Any], protocol: str) -> None:
-    expected = evaluate_protocol(PROTOCOLS[protocol], **people)
-    found = evaluate_protocol(PROTOCOLS[protocol], **named)
+    expected = evaluate_protocol(PROTOCOLS[protocol], **add_columns(people))
+    found = evaluate_protocol(PROTOCOLS[protocol], **add_columns(named))
     for one, other in zip(without_labels(found), without_labels(expected), strict=True):
         pd.testing.assert_frame_equal(one, other)
     assert found.to_dict() == expected.to_dict()
@@ -135,5 +145,6 @@ def test_every_protocol_with_text_on_one_side(people: dict[str, Any], protocol: 
         )  # stays text, as in a larger table
         for key in ("query_pids", "query_camids")
     }
+    people = add_columns(people)
     expected = evaluate_protocol(PROTOCOLS[protocol], **people)
     assert evaluate_protocol(PROTOCOLS[protocol], **(people | text)).to_dict() == expected.to_dict()
