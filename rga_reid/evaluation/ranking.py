@@ -248,8 +248,7 @@ def _partial_progress(
 
 
 _QUERIES = 4096  # queries searched at a time
-_PERSON_QUERIES = 256  # queries whose whole lists are sorted at a time
-_PERSON_ITEMS = 2**19  # their same-identity items
+_PERSON_SCORES = 2**22  # scores held at a time to rank persons
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,32 +361,64 @@ def person_ranks(
     wanted, offered = align_labels(query["pid"], gallery["pid"].iloc[relevance.gallery_rows])
     person = pd.factorize(pd.concat([offered, wanted], ignore_index=True))[0]
     own, person = person[len(offered) :], person[: len(offered)]
-    unknown = person < 0
-    person[unknown] = person.max(initial=0) + 1 + np.arange(unknown.sum())
+    person[person < 0] = person.max(initial=0) + 1 + np.arange(np.count_nonzero(person < 0))
+    groups, person = np.unique(person, return_inverse=True)
+    order = np.argsort(person, kind="stable")
+    starts = np.searchsorted(person[order], np.arange(len(groups)))
     ranks = pd.Series(pd.NA, index=range(len(query)), dtype="Int64")
-    for queries in relevance.query_blocks(_PERSON_QUERIES, _PERSON_ITEMS):
+    height = max(1, _PERSON_SCORES // max(1, len(person)))
+    for queries in relevance.query_blocks(height, _PERSON_SCORES):
         items = relevance.same_identity_items(queries)
-        queries = queries[np.unique(items.query[items.match])]
-        if not len(queries):
+        valid = np.unique(items.query[items.match])
+        if not len(valid):
             continue
         with use_full_precision(scores.device):
-            found = _best(scores, relevance, queries, len(relevance.gallery_rows)).entries()
-        ends = np.searchsorted(found.row, np.arange(1, len(queries)))
-        for row, columns in zip(queries, np.split(found.column, ends), strict=True):
-            listed = person[columns]
-            first = int(np.argmax(listed == own[row]))
-            ranks.iloc[row] = len(np.unique(listed[: first + 1]))
+            left = scores.queries(queries, torch.float64)
+            right = scores.gallery(relevance.gallery_rows, torch.float64)
+            table = scores.approximate(left, right).cpu().numpy()
+        table[items.query[~items.match], items.column[~items.match]] = -np.inf
+        best = np.maximum.reduceat(table[:, order], starts, axis=1)
+        for row in valid:
+            mine = int(np.searchsorted(groups, own[queries[row]]))
+            ranks.iloc[queries[row]] = _person_rank(
+                scores, relevance, int(queries[row]), table[row], best[row], person, mine
+            )
     return ranks
+
+
+def _person_rank(
+    scores: Scores,
+    relevance: Relevance,
+    query: int,
+    approximate: np.ndarray,
+    best: np.ndarray,
+    person: np.ndarray,
+    mine: int,
+) -> int:
+    """Return the rank of one person in a list that names each person once.
+
+    Args:
+        query: row of the query.
+        approximate: score of each gallery item, ``(g,)``.
+        best: score of each person's best item.
+        person: number of each item's person, ``(g,)``.
+        mine: number of the query's person.
+    """
+    radius = 2 * scores.error(torch.float64)
+    before = int(np.count_nonzero(best > best[mine] + radius))
+    close = np.flatnonzero(np.abs(best - best[mine]) <= radius)
+    if len(close) > 1:  # near ties: exact scores decide, then the order of the gallery
+        columns = np.flatnonzero(np.isin(person, close) & (approximate >= best[mine] - 2 * radius))
+        exact = scores.exact(np.full(len(columns), query), relevance.gallery_rows[columns])
+        ranked = person[columns[np.lexsort((columns, -exact))]]
+        before += len(np.unique(ranked[: int(np.argmax(ranked == mine))]))
+    return before + 1
 
 
 def _search(
     scores: Scores, relevance: Relevance, queries: np.ndarray, top_k: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the best columns of each query, without the items removed for it, and their scores."""
-    return _best(scores, relevance, queries, top_k).results()
-
-
-def _best(scores: Scores, relevance: Relevance, queries: np.ndarray, top_k: int) -> TopK:
     items = relevance.same_identity_items(queries)
     removed_query, removed_column = items.query[~items.match], items.column[~items.match]
 
@@ -402,4 +433,4 @@ def _best(scores: Scores, relevance: Relevance, queries: np.ndarray, top_k: int)
         if column == 0:
             best.raise_threshold(tile, row)
         best.add(tile, row, column)
-    return best
+    return best.results()

@@ -56,7 +56,10 @@ def rows(case: Case, side: str) -> Iterator[dict[str, Any]]:
 
 
 def rank_by_hand(
-    case: Case, skips: Callable[[Any, Any], bool], gallery: list[int] | None = None
+    case: Case,
+    skips: Callable[[Any, Any], bool],
+    gallery: list[int] | None = None,
+    metric: str = "cosine",
 ) -> pd.DataFrame:
     """Walk down the sorted gallery of each query, passing over what ``skips`` names.
 
@@ -64,7 +67,7 @@ def rank_by_hand(
         A row for each query with a match: ``query``, ``AP``, ``first`` (rank of the first match) and ``first_person``
         (the same if each person is listed once, by the best image).
     """
-    distance = float64_distance(case["query_features"], case["gallery_features"], "cosine")
+    distance = float64_distance(case["query_features"], case["gallery_features"], metric)
     offered = [item for item in rows(case, "gallery") if gallery is None or item["row"] in gallery]
     found = []
     for query in rows(case, "query"):
@@ -261,14 +264,22 @@ def test_a_split_that_is_drawn_already_is_taken_whole() -> None:
 # Modalities ------------------------------------------------------------------------------------------------
 
 
-def test_cross_modality() -> None:
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_cross_modality(ties: bool, metric: Any) -> None:
     case = draw(3, 30, 80, camids=(1, 2, 3, 4), modality=("rgb", "infrared"))
+    if ties:
+        for side in ("query", "gallery"):
+            few = case[f"{side}_features"][:6]
+            case[f"{side}_features"] = few[np.arange(len(case[f"{side}_pids"])) % 6]
     expected = rank_by_hand(
-        case, lambda query, item: query["modality"] == item["modality"] or query["camid"] == item["camid"]
+        case,
+        lambda query, item: query["modality"] == item["modality"] or query["camid"] == item["camid"],
+        metric=metric,
     )
-    (result,) = repeated(CrossModality(), case)
+    (result,) = repeated(CrossModality(), case, metric=metric)
     compare(result, expected)
-    (result,) = repeated(CrossModality(counts_persons=True), case)
+    (result,) = repeated(CrossModality(counts_persons=True), case, metric=metric)
     compare(result, expected, "first_person")
 
 
