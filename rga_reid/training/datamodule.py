@@ -70,7 +70,8 @@ class ReIDData(pl.LightningDataModule):
             have the same card.
         size: (H, W) that larger images are decoded to; taken from the model.
         identities_per_batch: P, identities in the batch of one process.
-        images_per_identity: K, images of each identity.
+        images_per_identity: K, images of each identity. If the data set has tracks, random frames of K of its
+            tracks, see ``IdentitySampler``.
         epoch: ``identities`` shows each identity once per epoch, ``images`` all images; see
             ``IdentitySampler``.
         val_fraction: fraction of the *training* identities that is held out for validation, to choose the
@@ -127,7 +128,9 @@ class ReIDData(pl.LightningDataModule):
             "epoch": epoch,
             "seed": seed,
         }
-        IdentitySampler(self.train_table.pid.to_numpy(), **self.batch)  # raises if identities are too few
+        self._tracks = _number_tracks(self.train_table)
+        # raises if identities are too few
+        IdentitySampler(self.train_table.pid.to_numpy(), **self.batch, tracks=self._tracks)
         if val_fraction and not _can_be_ranked(self.val_table):
             raise InputError(
                 f"data.val_fraction: none of the {self.val_table.pid.nunique()} validation identities has "
@@ -183,7 +186,11 @@ class ReIDData(pl.LightningDataModule):
     def _make_sampler(self) -> IdentitySampler:
         rank, world_size = _rank_and_world_size(self.trainer)
         return IdentitySampler(
-            self.train_table.pid.to_numpy(), **self.batch, rank=rank, world_size=world_size
+            self.train_table.pid.to_numpy(),
+            **self.batch,
+            tracks=self._tracks,
+            rank=rank,
+            world_size=world_size,
         )
 
     def batch_paths(self, epoch: int, batch: int) -> list[str]:
@@ -233,6 +240,18 @@ def _can_be_ranked(table: pd.DataFrame) -> bool:
     people = table.groupby("pid").camid
     size, known, cameras = people.size(), people.count(), people.nunique()
     return bool(((cameras >= 2) | ((size >= 2) & (known < size))).any())
+
+
+def _number_tracks(table: pd.DataFrame) -> np.ndarray | None:
+    """Return the number of each image's track, −1 without one; None if no track is known.
+
+    As in galleries, a track is identified by its camera and its label together.
+    """
+    if "track" not in table or table.track.isna().all():
+        return None
+    known = table.track.notna() & (table.camid.notna() | table.camid.isna().all())
+    numbers = table.groupby(["dataset", "camid", "track"], dropna=False).ngroup()
+    return numbers.where(known, -1).to_numpy(np.int64)
 
 
 def _rank_and_world_size(trainer: pl.Trainer | None) -> tuple[int, int]:

@@ -19,12 +19,17 @@ class IdentitySampler(Sampler[list[int]]):
     is on one process only and all processes make the same number of steps. Rows of identities with fewer
     than K images are repeated; otherwise a batch has no repeats.
 
+    With tracks, a track counts as an image: K tracks of an identity are drawn, and of each track a random frame, as
+    video re-identification samples frames of K tracklets. Consecutive frames are almost equal, so an epoch does
+    not need all of them.
+
     Args:
         pids: identity of each row.
         identities: P, in the batch of one process.
         images: K.
+        tracks: number of each row's track, of one identity; −1 for an image without a track. None: no tracks.
         epoch: ``identities`` visits each identity once per epoch (as the released RGA code); ``images`` visits
-            it (number of its images) // K times, and at least once.
+            it (number of its images, or tracks) // K times, and at least once.
         seed: random seed.
         rank, world_size: number of this process, and of processes.
 
@@ -39,6 +44,7 @@ class IdentitySampler(Sampler[list[int]]):
         identities: int = 16,
         images: int = 4,
         *,
+        tracks: Sequence[int] | np.ndarray | None = None,
         epoch: Literal["identities", "images"] = "identities",
         seed: int = 0,
         rank: int = 0,
@@ -49,6 +55,13 @@ class IdentitySampler(Sampler[list[int]]):
         check_choice("epoch", epoch, ("identities", "images"))
         labels = np.asarray(pids)
         self.rows = [np.flatnonzero(labels == pid) for pid in np.unique(labels)]
+        self._frames: dict[int, np.ndarray] = {}  #: rows of a track, by its first row
+        if tracks is not None:
+            self._frames = _group_frames(np.asarray(tracks), labels)
+            first = np.ones(len(labels), dtype=bool)
+            for rows in self._frames.values():
+                first[rows[1:]] = False
+            self.rows = [rows[first[rows]] for rows in self.rows]
         self.identities, self.images = identities, images
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
@@ -76,11 +89,19 @@ class IdentitySampler(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         unseen: dict[int, list[int]] = {}
         for number, identities in enumerate(self._draw_identities(rng)):
-            groups = [self._draw_rows(identity, unseen, rng) for identity in identities]
+            groups = [
+                [self._draw_frame(row, rng) for row in self._draw_rows(identity, unseen, rng)]
+                for identity in identities
+            ]
             if number < start:
                 continue
             own = groups[self.rank * self.identities : (self.rank + 1) * self.identities]
             yield [row for group in own for row in group]
+
+    def _draw_frame(self, row: int, rng: np.random.Generator) -> int:
+        """Draw a frame of the track that begins with this row."""
+        frames = self._frames.get(row)
+        return row if frames is None else int(rng.choice(frames))
 
     def _draw_identities(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """Yield the distinct identities of each step."""
@@ -101,11 +122,26 @@ class IdentitySampler(Sampler[list[int]]):
         """Draw K rows of an identity, rows not seen in this epoch first."""
         rows = self.rows[identity]
         if len(rows) < self.images:
-            return [*rng.permutation(rows), *rng.choice(rows, self.images - len(rows))]
+            return [int(row) for row in (*rng.permutation(rows), *rng.choice(rows, self.images - len(rows)))]
         pile = unseen.setdefault(identity, [])
         if len(pile) < self.images:
             pile[:] = list(rng.permutation(rows))
         return [int(pile.pop()) for _ in range(self.images)]
+
+
+def _group_frames(tracks: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the rows of each track by its first row."""
+    known = np.flatnonzero(tracks >= 0)
+    order = known[np.argsort(tracks[known], kind="stable")]
+    starts = np.flatnonzero(np.diff(tracks[order], prepend=-1))
+    frames = {int(rows[0]): rows for rows in np.split(order, starts[1:]) if len(rows)}
+    for rows in frames.values():
+        if (labels[rows] != labels[rows[0]]).any():
+            raise InputError(
+                f"track: expected images of one identity in each track of a camera, found {len(set(labels[rows]))} "
+                f"in that of row {rows[0]}"
+            )
+    return frames
 
 
 def _count_steps(visits: np.ndarray, step: int) -> int:

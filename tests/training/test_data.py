@@ -53,6 +53,22 @@ def test_validation_that_cannot_find_anything(tiny_market: Path, tmp_path: Path)
             ReIDData(table, val_fraction=0.25, val_seed=seed, **BATCH)
 
 
+def test_frames_of_different_tracks(tiny_market: Path, tmp_path: Path) -> None:
+    images = sorted((tiny_market / "bounding_box_train").iterdir())
+    lines = ["path,pid,camid,split,track"]
+    for number, path in enumerate(images):
+        # two tracks in each of two cameras: four of each person
+        track = f"{path.name[:4]}-{number // 2 % 2}"
+        lines.append(f"{path},{path.name[:4]},{1 + number % 2},train,{track}")
+    table = tmp_path / "tracks.csv"
+    table.write_text("\n".join(lines))
+    data = ReIDData(str(table), identities_per_batch=2, images_per_identity=4)
+    for epoch in range(3):
+        paths = data.batch_paths(epoch, 0)
+        rows = data.train_table.set_index("path").loc[paths]
+        assert len(rows[["pid", "camid", "track"]].drop_duplicates()) == 8
+
+
 @pytest.mark.parametrize(("limit", "steps"), [(1.0, 4), (3, 3), (0.5, 2), (99, 4)])
 def test_position_in_epoch(limit: int | float, steps: int) -> None:
     pids = np.repeat(np.arange(8), 2)

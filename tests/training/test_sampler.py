@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rga_reid.errors import InputError
@@ -105,3 +106,52 @@ def test_processes_share_no_identity_in_a_step(epoch: Epoch) -> None:
 def test_invalid_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         IdentitySampler(PIDS, **options)  # type: ignore[arg-type]
+
+
+# Tracks ----------------------------------------------------------------------------------------------------
+
+#: tracks of PIDS: three frames each, and every seventh image in none
+TRACKS = np.where(np.arange(len(PIDS)) % 7 == 0, -1, PIDS * 100 + np.arange(len(PIDS)) // 3)
+
+
+@pytest.mark.parametrize("epoch", ["identities", "images"])
+def test_frames_are_of_different_tracks(epoch: Epoch) -> None:
+    items = {
+        pid: len(own[own >= 0].drop_duplicates()) + int((own < 0).sum())
+        for pid, own in pd.Series(TRACKS).groupby(PIDS)
+    }
+    shown: Counter[int] = Counter()
+    sampler = IdentitySampler(PIDS, 3, 4, tracks=list(TRACKS), epoch=epoch)
+    for number in range(80):
+        sampler.set_epoch(number)
+        for group in (group for batch in sampler for group in split_groups(batch, 4)):
+            pid = int(PIDS[group[0]])
+            assert set(PIDS[group]) == {pid}
+            drawn = {row if TRACKS[row] < 0 else -TRACKS[row] for row in group}
+            assert len(drawn) == min(4, items[pid])
+            shown.update(group)
+    assert set(shown) == set(range(len(PIDS)))  # every frame, at some time
+
+
+def test_an_epoch_of_images_shows_each_track_as_often_as_an_image() -> None:
+    kept = np.flatnonzero((TRACKS < 0) | ~pd.Series(TRACKS).duplicated())
+    of_images = IdentitySampler(PIDS[kept], 2, 2, epoch="images")
+    assert len(IdentitySampler(PIDS, 2, 2, tracks=list(TRACKS), epoch="images")) == len(of_images)
+    assert len(of_images) < len(IdentitySampler(PIDS, 2, 2, epoch="images"))
+
+
+def test_the_same_seed_draws_the_same_frames() -> None:
+    first, again, other = (
+        list(IdentitySampler(PIDS, 2, 4, tracks=list(TRACKS), seed=seed)) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    sampler = IdentitySampler(PIDS, 2, 4, tracks=list(TRACKS), seed=1)
+    sampler.start = 2
+    assert list(sampler) == first[2:]
+    alone = IdentitySampler(PIDS, 2, 4, tracks=[-1] * len(PIDS), seed=1)
+    assert list(alone) == list(IdentitySampler(PIDS, 2, 4, seed=1))
+
+
+def test_a_track_of_two_identities_is_refused() -> None:
+    with pytest.raises(InputError, match=r"one identity .* found 8"):
+        IdentitySampler(PIDS, 2, 2, tracks=[0] * len(PIDS))
