@@ -1,7 +1,7 @@
 """Data sets: cards, tables of images, labels, decoding, checks. Nothing here needs torch."""
 
 from rga_reid.data.cache import cached_images
-from rga_reid.data.cards import Card, Source, Split, load_card
+from rga_reid.data.cards import Card, RandomSplit, Source, Split, load_card
 from rga_reid.data.check import Counts, DataReport, check_data
 from rga_reid.data.duplicates import find_duplicates
 from rga_reid.data.images import MAX_PIXELS, ImageError, decode, list_images, read_image
@@ -15,6 +15,7 @@ __all__ = [
     "DataReport",
     "ImageError",
     "Problem",
+    "RandomSplit",
     "Source",
     "Split",
     "cached_images",

@@ -70,8 +70,8 @@ class Split:
         identities: number of identities without junk and distractors.
         junk: number of files with a junk pid.
         distractors: number of files with a distractor pid.
-        tracks: number of tracks.
         optional: the split may be absent.
+        tracks: number of tracks.
     """
 
     sources: tuple[Source, ...]
@@ -79,8 +79,8 @@ class Split:
     identities: int | None = None
     junk: int | None = None
     distractors: int | None = None
-    tracks: int | None = None
     optional: bool = False
+    tracks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Card:
         junk_pids: pids of images that are left out of training and ranking.
         distractor_pids: pids of gallery images that match no query.
         cameras: number of cameras.
+        citation, url, terms: reference, where to request the data, and terms of use.
         random_split: divides the identities of ``query`` and ``gallery``, whose training images become the
             split ``train``; None for data sets with fixed splits.
         protocol: protocol of ``rga-reid test``, unless another one is chosen; None: that of Market-1501, with
             the cameras that are known.
         counts_from: where the counts were published.
-        citation, url, terms: reference, where to request the data, and terms of use.
 
     Raises:
         InputError: an invalid field; the message names card and key.
@@ -133,12 +133,12 @@ class Card:
     junk_pids: tuple[int | str, ...] = ()
     distractor_pids: tuple[int | str, ...] = ()
     cameras: int | None = None
-    random_split: RandomSplit | None = None
-    protocol: str | None = None
-    counts_from: str = ""
     citation: str = ""
     url: str = ""
     terms: str = ""
+    random_split: RandomSplit | None = None
+    protocol: str | None = None
+    counts_from: str = ""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

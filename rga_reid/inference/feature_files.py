@@ -6,7 +6,7 @@ Arrays of an ``.npz`` file: ``features`` ``(n, d)``, and optionally ``pids``, ``
 are unknown, ``pids_known``, ``camids_known`` or ``column_NAME_known`` (bool) is False for those.
 
 An ``.npy`` file ``NAME.npy`` holds features only, with their labels in ``NAME.csv``: one row for each feature, columns
-``pid``, ``camid`` and ``path``, cells empty where unknown.
+``pid``, ``camid``, ``path`` and those that protocols use, such as ``track`` and ``clothes``; cells empty where unknown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pandas as pd
 from rga_reid.data.columns import LABELS, RESERVED, UNKNOWN, conform
 from rga_reid.data.labels import is_text, label_column
 from rga_reid.errors import InputError
-from rga_reid.evaluation.features import feature_matrix
+from rga_reid.evaluation.features import PROTOCOL_COLUMNS, feature_matrix
 from rga_reid.files import atomic_file
 from rga_reid.inputs import open_bytes, open_text, truncate
 from rga_reid.models.checkpoints import ModelFingerprint
@@ -268,7 +268,7 @@ def _read_labels(file: Path, length: int) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.RangeIndex(length))
     if "camid" not in cells:
         cells = cells.rename(columns={"camera": "camid"})
-    for column in (name for name in ("path", *_LABELS) if name in cells):
+    for column in (name for name in ("path", *_LABELS, *PROTOCOL_COLUMNS) if name in cells):
         texts = cells[column].str.strip()
         if column == "path":
             table[column] = texts.where(texts != "", None)
