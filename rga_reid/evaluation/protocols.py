@@ -324,7 +324,7 @@ class CrossModality(RandomGalleries):
         self, query: LabelledFeatures, gallery: LabelledFeatures, junk: Sequence[int | str]
     ) -> None:
         super()._check_columns(query, gallery, junk)
-        if self.cameras is None:  # otherwise they tell the modalities apart
+        if self.cameras is None:  # otherwise the camera implies the modality
             self._require("modality", query, gallery, junk)
 
     def _draw(

@@ -352,7 +352,8 @@ def person_ranks(
     """Return the rank of each query's first match in a list that names each person once, by the best item.
 
     Args:
-        scores, relevance: of all queries.
+        scores: scores of all pairs.
+        relevance: correct matches and removed items.
         query, gallery: tables of ``relevance``.
 
     Returns:

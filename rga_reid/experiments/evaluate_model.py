@@ -255,7 +255,7 @@ def ranking_page(
 
     Args:
         features, table: the output of ``embed_test_images``.
-        result: of the ranking of these, with the same ``junk_pids``, ``rerank`` and ``protocol``.
+        result: their ranking, with the same ``junk_pids``, ``rerank`` and ``protocol``.
         title: heading of the page.
         note: sentence below the heading.
         seed: random seed of the sample of images in the plot, and of their layout.

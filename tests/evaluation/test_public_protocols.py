@@ -324,7 +324,7 @@ def test_sysu_mm01_where_nothing_is_left_to_draw(name: str, cameras: tuple[int, 
     assert len(results) == 10
     for result in results:
         compare(result, expected, "first_person")
-    without = {f"{side}_columns": {} for side in ("query", "gallery")}  # cameras tell the modalities apart
+    without = {f"{side}_columns": {} for side in ("query", "gallery")}  # the camera implies the modality
     compare(repeated(PROTOCOLS[name], case | without)[0], expected, "first_person")
 
 
