@@ -285,7 +285,12 @@ def add_image_options(parser: ArgumentParser) -> None:
     )
     add_timezone_option(parser)
     parser.add_argument("--data.root", metavar="DIR", help="or a data set, or a CSV file")
-    parser.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
+    parser.add_argument(
+        "--data.dataset",
+        metavar="CARD",
+        default="market1501",
+        help="card of the data set; viper:3 is split 3 of random ones",
+    )
 
 
 def add_source_options(parser: ArgumentParser) -> None:

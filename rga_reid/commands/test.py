@@ -35,7 +35,12 @@ def parser() -> ArgumentParser:
     )
     add_checkpoint_options(options, required=True)
     options.add_argument("--data.root", metavar="DIR", required=True, help="data set, or a CSV file")
-    options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
+    options.add_argument(
+        "--data.dataset",
+        metavar="CARD",
+        default="market1501",
+        help="card of the data set; viper:3 is split 3 of random ones",
+    )
     options.add_argument(
         "--flip", action="store_true", help="average the features of each image and its mirror image"
     )

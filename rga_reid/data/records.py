@@ -85,7 +85,7 @@ class Scan:
         elif not os.path.isfile(path):
             self.add_problem("missing", where, f"no such image file: {path}")
         else:
-            self.add(split, name, path, {**labels, **given})
+            self.add(split, name, path, {**labels, **given} if labels else given)
 
     def add_problem(self, kind: str, where: str | os.PathLike[str], detail: str) -> None:
         """Add a problem. Raise ``InputError`` beyond ``MAX_PROBLEMS``."""

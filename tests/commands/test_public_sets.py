@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from rga_reid.commands import main
+from rga_reid.data import read_table
+from rga_reid.evaluation import PROTOCOLS
+from rga_reid.experiments.evaluate_model import evaluate_model
 from rga_reid.inference.feature_files import read_features, write_features
 
 IDENTITIES = 4
@@ -106,7 +110,13 @@ def files(root: Path, card: str, checkpoint: Path, *words: str) -> Iterator[Path
     ],
 )
 def test_every_way_gives_the_same_metrics(
-    name: str, card: str, protocols: list[str | None], checkpoint: Path, tmp_path: Path, request: Any
+    name: str,
+    card: str,
+    protocols: list[str | None],
+    checkpoint: Path,
+    mean_colour: Any,
+    tmp_path: Path,
+    request: Any,
 ) -> None:
     defaults = {"ltcc": "market1501", "viper:all": "viper"}
     root = request.getfixturevalue(name)
@@ -125,6 +135,9 @@ def test_every_way_gives_the_same_metrics(
         assert tested["valid_queries"] > 0
         for key in ("mAP", "rank-1", "queries", "valid_queries", "gallery"):
             assert tested[key] == pytest.approx(evaluated[key], abs=1e-6)
+        model, table = mean_colour(), read_table(root, card)
+        result = evaluate_model(model, table, protocol=PROTOCOLS[words[1]], device="cpu")
+        assert result.mAP == pytest.approx(tested["mAP"], abs=1e-6)
         seen.append(tested["mAP"])
     assert len(set(seen)) == len(protocols)
 
@@ -158,6 +171,13 @@ def test_tracks_are_pooled_in_every_command(mars: Path, checkpoint: Path, tmp_pa
         assert results[0]["mAP"] == pytest.approx(results[1]["mAP"], abs=1e-6)
         assert results[1]["queries"] == 4
         metrics[pooling] = results[1]["mAP"]
+        write_features(tmp_path / "q.npz", *frames[0])
+        write_features(tmp_path / "g.npz", *frames[1])
+        words = ["--query", tmp_path / "q.npz", "--gallery", tmp_path / "g.npz", "--pool-tracks", pooling]
+        run("evaluate", *words, "--json", tmp_path / "pooled.json")
+        pooled = json.loads((tmp_path / "pooled.json").read_text())
+        assert (pooled["queries"], pooled["gallery"]) == (4, 9)
+        assert pooled["mAP"] == pytest.approx(metrics[pooling], abs=1e-6)
     run("test", *source, "--json", tmp_path / "default.json")
     assert json.loads((tmp_path / "default.json").read_text())["mAP"] == metrics["mean"]
 
@@ -245,4 +265,17 @@ def test_a_page_of_clothes_shows_no_removed_matches(ltcc: Path, checkpoint: Path
     page = tmp_path / "page.html"
     source = ["--checkpoint", checkpoint, "--data.root", ltcc, "--data.dataset", "ltcc", "--device", "cpu"]
     run("test", *source, "--protocol", "clothes_changing", "--html", page)
-    assert page.stat().st_size > 1000
+    files = re.findall(
+        r'class="file" title="[^"]*/(query|test)/(\d+)_(\d)_c(\d)', page.read_text(encoding="utf-8")
+    )
+    assert {folder for folder, *_ in files} == {"query", "test"}
+    asked: tuple[str, ...] = ()
+    matches = 0
+    for folder, pid, clothes, camera in files:
+        if folder == "query":
+            asked = (pid, clothes, camera)
+        elif pid == asked[0]:
+            matches += 1
+            assert clothes != asked[1]
+            assert camera != asked[2]
+    assert matches > 3
