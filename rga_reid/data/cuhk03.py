@@ -21,14 +21,13 @@ from PIL import Image
 
 from rga_reid.data.cards import Card
 from rga_reid.data.images import map_in_threads
+from rga_reid.data.matlab import read_matlab
 from rga_reid.data.records import Scan, list_entries
 from rga_reid.errors import InputError
 from rga_reid.files import atomic_folder
 from rga_reid.inputs import truncate
 
 ARCHIVES = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat")  #: where the archive may be
-MAX_PROTOCOL = 8 << 20  #: bytes of a protocol file; the published ones have 0.1 MB
-
 _VARIABLES = ("filelist", "labels", "train_idx", "query_idx", "gallery_idx")
 _IMAGES_PER_CAMERA = 5
 
@@ -47,7 +46,7 @@ def scan_cuhk03(root: Path, card: Card) -> Scan:
         for source in description.sources:
             name, kind = str(source.list), source.folder[0]
             if name not in protocols:
-                protocols[name] = _read_protocol(root, name)
+                protocols[name] = read_matlab(root / name, _VARIABLES, what="the protocol of CUHK03")
             folder, protocol = unpack(root, kind), protocols[name]
             for number in protocol[f"{split}_idx"].ravel().tolist():
                 image, pid = _read_entry(protocol, number, root / name)
@@ -123,27 +122,6 @@ def _iter_cells(archive: Any, kind: str) -> Iterator[tuple[str, Any]]:
             for number, image in enumerate(images, start=1):
                 camera = 1 if number <= _IMAGES_PER_CAMERA else 2
                 yield f"{pair}_{identity:03d}_{camera}_{number:02d}.png", image
-
-
-def _read_protocol(root: Path, name: str) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat  # only CUHK03 needs it
-
-    file = root / name
-    if not file.is_file():
-        raise InputError(f"{file}: expected this protocol file, found {list_entries(root)}")
-    if file.stat().st_size > MAX_PROTOCOL:
-        raise InputError(f"{file}: expected a protocol of CUHK03, of at most {MAX_PROTOCOL >> 20} MiB")
-    try:
-        content = loadmat(file, appendmat=False, variable_names=list(_VARIABLES))
-    except Exception as error:  # SciPy raises many types for damaged files and other formats
-        raise InputError(
-            f"{file}: expected the protocol of CUHK03, a MATLAB 5 file; {truncate(error)}"
-        ) from None
-    missing = [variable for variable in _VARIABLES if variable not in content]
-    if missing:
-        found = ", ".join(name for name in content if not name.startswith("__")) or "none of them"
-        raise InputError(f"{file}: expected the variable {', '.join(missing)}, found {found}")
-    return content
 
 
 def _read_entry(protocol: dict[str, np.ndarray], number: int, file: Path) -> tuple[str, int]:

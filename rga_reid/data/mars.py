@@ -10,17 +10,15 @@ A track's label is the part that its image names have in common, such as ``0001C
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from rga_reid.data.cards import Card
+from rga_reid.data.matlab import read_matlab
 from rga_reid.data.records import Scan, list_entries
 from rga_reid.errors import InputError
-from rga_reid.inputs import open_text, truncate
-
-MAX_INFO = 64 << 20  #: bytes of a MATLAB file; the published ones have less than 1 MB
+from rga_reid.inputs import open_text
 
 _TRAIN = ("tracks_train_info.mat", "track_train_info", "train_name.txt")
 _TEST = ("tracks_test_info.mat", "track_test_info", "test_name.txt")
@@ -40,12 +38,12 @@ def scan_mars(root: Path, card: Card) -> Scan:
         for source in description.sources:
             file = root / str(source.list)
             info, variable, listed = _TRAIN if file.name == _TRAIN[0] else _TEST
-            tracks = _read_variable(file.with_name(info), variable)
+            tracks = _read_numbers(file.with_name(info), variable)
             if tracks.ndim != 2 or tracks.shape[1] != 4:
                 raise InputError(f"{file.with_name(info)}: expected tracks (n, 4), found {tracks.shape}")
             rows = np.arange(len(tracks))
             if file.name == _QUERY[0]:
-                rows = _read_variable(file, _QUERY[1]).ravel() - 1
+                rows = _read_numbers(file, _QUERY[1]).ravel() - 1
                 _check_range(rows, len(tracks), file)
             names = _read_names(file.with_name(listed))
             _check_range(tracks[:, :2] - 1, len(names), file.with_name(info))
@@ -75,20 +73,9 @@ def _read_names(file: Path) -> list[str]:
         return [line.strip() for line in lines if line.strip()]
 
 
-def _read_variable(file: Path, name: str) -> np.ndarray:
-    from scipy.io import loadmat  # few data sets need it
-
-    if not file.is_file():
-        nearby = file.parent if file.parent.is_dir() else file.parent.parent
-        raise InputError(f"{file}: expected this file of MARS-evaluation, found {list_entries(nearby)}")
-    if os.path.getsize(file) > MAX_INFO:
-        raise InputError(f"{file}: expected tracks of MARS, of at most {MAX_INFO >> 20} MiB")
-    try:
-        content = loadmat(file, appendmat=False, variable_names=[name])
-    except Exception as error:  # SciPy raises many types for damaged files and other formats
-        raise InputError(f"{file}: expected a MATLAB 5 file; {truncate(error)}") from None
-    values = content.get(name)
-    if values is None or values.dtype.kind not in "iuf":
+def _read_numbers(file: Path, name: str) -> np.ndarray:
+    values = read_matlab(file, [name], what="a file of MARS-evaluation")[name]
+    if values.dtype.kind not in "iuf":
         raise InputError(f"{file}: expected numbers in the variable {name}")
     return values.astype(np.int64)
 

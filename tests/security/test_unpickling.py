@@ -281,7 +281,7 @@ def test_every_place_that_loads_is_known() -> None:
         "numpy.load": {"data/cache.py", "inference/feature_files.py"},
         "numpy.lib.format.open_memmap": {"data/cache.py"},
         "h5py.File": {"data/cuhk03.py"},
-        "scipy.io.loadmat": {"data/cuhk03.py"},
+        "scipy.io.loadmat": {"data/matlab.py"},
         "PIL.Image.open": {"data/images.py", "serving/uploads.py"},
         "json.loads": {
             "experiments/ablation.py",
