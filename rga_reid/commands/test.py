@@ -79,11 +79,11 @@ def run(options: Namespace) -> None:
     from rga_reid.files import write_json, write_text
     from rga_reid.models import FlipTTA
 
+    check_outputs(options, {"json": (), "html": ()})
     options.protocol = options.protocol or card_protocol(options.data.root, options.data.dataset)
     check_protocol(options, "rerank")
     if options.html is not None and (options.protocol in DRAWN or options.protocol == "multi_query"):
         raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
-    check_outputs(options, {"json": (), "html": ()})
     if options.html is not None:
         from rga_reid.reports.plots import require_layout
 
