@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rga_reid.commands._milvus import locate_galleries
 from rga_reid.errors import InputError, check_int, did_you_mean, short_repr
 from rga_reid.inputs import is_class_path, truncate
+from rga_reid.reports.language import LANGUAGES
 from rga_reid.runtime import import_modules
 
 LOCATION = (
@@ -68,6 +69,13 @@ class HelpFormatter(DefaultHelpFormatter):
         while ", , " in added:
             added = added.replace(", , ", ", ")
         return own + added.replace(", )", ")").replace("(, ", "(").replace(" ()", "")
+
+
+def add_lang_option(parser: ArgumentParser) -> None:
+    """Add ``--lang``."""
+    parser.add_argument(
+        "--lang", choices=LANGUAGES, help="language in which the page opens (default: that of the browser)"
+    )
 
 
 def add_import_option(parser: ArgumentParser) -> None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_import_option, new_parser, parse
+from rga_reid.commands._options import add_import_option, add_lang_option, new_parser, parse
 from rga_reid.commands._output import check_outputs
-from rga_reid.commands.report import FILES
 from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.files import require_writable
 from rga_reid.runtime import import_modules, progress_bar
@@ -40,12 +39,15 @@ def parser() -> ArgumentParser:
     options.add_argument("--seed", type=int, nargs="+", help="only the runs with these seeds")
     options.add_argument("--no-photos", action="store_true", help="write a report without images of people")
     options.add_argument("--json", metavar="FILE", help="write the table of results as JSON")
+    add_lang_option(options)
     add_import_option(options)
     return options
 
 
 def run(options: Namespace) -> int:
     """Check the plan, make its runs, measure, report; return 1 if a run failed or is locked."""
+    from rga_reid.reports.ablation_page import FILES
+
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in (*FILES, *_FILES)]})
     check_int("--jobs", options.jobs)
     from rga_reid.experiments.ablation import list_gpus, make_runs, plan_runs, write_plan
@@ -202,7 +204,7 @@ def _measure(outcome: Outcome, out: Path) -> None:
 
 def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None:
     from rga_reid.commands.report import write_and_print
-    from rga_reid.experiments.results import add_measurements, describe_conditions, read_run
+    from rga_reid.experiments.results import add_measurements, read_conditions, read_run
     from rga_reid.reports.ablation_tables import AblationReport, load_published
 
     order = {variant.name: number for number, variant in enumerate(plan.variants)}
@@ -216,10 +218,10 @@ def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None
         failures=[(run.name, run.failure_reason()) for run in outcome.failed],
         missing=[run.name for run in (*outcome.locked, *outcome.remaining)],
         published=load_published(plan.published),
-        conditions=describe_conditions(out),
+        conditions=read_conditions(out),
         planned_baseline=plan.baseline,
     )
-    write_and_print(report, out, photos=not options.no_photos, json=options.json)
+    write_and_print(report, out, options)
 
 
 class _Display:

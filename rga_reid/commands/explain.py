@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_import_option, check_images, new_parser
+from rga_reid.commands._options import add_import_option, add_lang_option, check_images, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.commands.demo import DEFAULT, MARKER
 from rga_reid.errors import MAX_SEED, InputError, check_int
 from rga_reid.files import atomic_file, make_folder, write_text
-from rga_reid.reports.language import LANGUAGES
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
@@ -85,9 +84,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--runs", metavar="DIR", help="compare the trained variants of an ablation, each with its first seed"
     )
-    command.add_argument(
-        "--lang", choices=LANGUAGES, help="language in which the page opens (default: that of the browser)"
-    )
+    add_lang_option(command)
     command.add_argument(
         "--out",
         metavar="FILE",

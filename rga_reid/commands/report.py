@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_import_option, new_parser
+from rga_reid.commands._options import add_import_option, add_lang_option, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import sanitize
 from rga_reid.files import require_new, write_json
 
 if TYPE_CHECKING:
     from rga_reid.reports.ablation_tables import AblationReport
-
-#: files of a report in its folder, which no other output may replace
-FILES = ("report.html", "report.md", "report.csv", "report.tex", "learning.svg", "cmc.svg")
 
 
 def parser() -> ArgumentParser:
@@ -38,17 +35,20 @@ def parser() -> ArgumentParser:
     options.add_argument("--no-photos", action="store_true", help="write a report without images of people")
     options.add_argument("--json", metavar="FILE", help="write the table as JSON")
     options.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    add_lang_option(options)
     add_import_option(options)
     return options
 
 
 def run(options: Namespace) -> None:
     """Read the runs, compare them and write the report."""
+    from rga_reid.reports.ablation_page import FILES
+
     check_outputs(options, {"json": ()}, {"--out": [f"{options.out}/{name}" for name in FILES]})
     require_new(options.out, overwrite=options.overwrite)
     from rga_reid.experiments.results import (
-        describe_conditions,
         list_unfinished_runs,
+        read_conditions,
         read_evaluations,
         read_plan_summary,
     )
@@ -67,13 +67,13 @@ def run(options: Namespace) -> None:
         failures=failures,
         missing=missing,
         published=published,
-        conditions=describe_conditions(paths[0]) if len(paths) == 1 else "",
+        conditions=read_conditions(paths[0]) if len(paths) == 1 else None,
         planned_baseline="" if options.baseline else planned or "",
     )
-    write_and_print(report, Path(options.out), photos=not options.no_photos, json=options.json)
+    write_and_print(report, Path(options.out), options)
 
 
-def write_and_print(report: AblationReport, out: Path, *, photos: bool, json: str | None) -> None:
+def write_and_print(report: AblationReport, out: Path, options: Namespace) -> None:
     """Write the files of a report and print its table."""
     from dataclasses import asdict
 
@@ -83,10 +83,12 @@ def write_and_print(report: AblationReport, out: Path, *, photos: bool, json: st
     from rga_reid.reports.ablation_page import write_report
     from rga_reid.reports.ablation_tables import score_table
 
-    page = write_report(report, out, photos=photos)[0]
-    if json is not None:
-        write_json(json, {"baseline": report.baseline, "variants": [asdict(row) for row in report.rows]})
-    columns = (0, 1, 2, 4, 6, 7)  # those that fit into 80 characters; the files have all
+    page = write_report(report, out, photos=not options.no_photos, lang=options.lang)[0]
+    if options.json is not None:
+        write_json(
+            options.json, {"baseline": report.baseline, "variants": [asdict(row) for row in report.rows]}
+        )
+    columns = (0, 1, 2, 3, 4, 7)  # those that fit into 80 characters; the files have all
     head, *lines = ([line[column] for column in columns] for line in score_table(report))
     table = Table(title=sanitize(report.title), title_justify="left")
     for heading in head:

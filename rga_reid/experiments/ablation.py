@@ -32,6 +32,7 @@ PLAN = "plan.json"  #: in the folder of an ablation
 #: in the folder of a run
 SETTINGS, RECIPE, TRAIN, TRAINED = "run.json", "recipe.yaml", "train", "trained.json"
 QUERIES, RANKED, RESULT = "queries.parquet", "ranked.parquet", "result.json"
+CAMERAS = "cameras.parquet"
 ERROR, LOG = "error.txt", "log.txt"
 LAST = "last.ckpt"  # as in training.callbacks, which would import Lightning
 _LOCK = ".lock"

@@ -15,7 +15,12 @@ import torch
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
 from rga_reid.experiments import ablation
-from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
+from rga_reid.experiments.evaluate_model import (
+    embed_test_images,
+    rank_between_cameras,
+    rank_test_images,
+    tabulate_top_matches,
+)
 from rga_reid.files import write_json, write_table
 from rga_reid.inputs import read_json
 from rga_reid.models import FlipTTA, load_model
@@ -36,6 +41,7 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     result = rank_test_images(features, table, junk_pids=junk_pids)
     write_table(folder / ablation.QUERIES, result.to_frame())
     write_table(folder / ablation.RANKED, tabulate_top_matches(features, table, junk_pids=junk_pids))
+    write_table(folder / ablation.CAMERAS, rank_between_cameras(features, table, junk_pids=junk_pids))
     settings, trained = (read_json(folder / name) for name in (ablation.SETTINGS, ablation.TRAINED))
     write_json(
         folder / ablation.RESULT,

@@ -12,7 +12,12 @@ from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.data.synthetic.dataset import FRAMES_PER_SIGHTING
 from rga_reid.evaluation import RankingResult
-from rga_reid.experiments.evaluate_model import embed_test_images, rank_test_images, tabulate_top_matches
+from rga_reid.experiments.evaluate_model import (
+    embed_test_images,
+    rank_between_cameras,
+    rank_test_images,
+    tabulate_top_matches,
+)
 from rga_reid.experiments.explain import explain
 from rga_reid.experiments.heat_maps import LENGTH, default_view, heat_maps
 from rga_reid.experiments.results import read_curve
@@ -27,13 +32,13 @@ from rga_reid.reports.ablation_stats import METRICS, Evaluation
 from rga_reid.reports.ablation_tables import AblationReport
 from rga_reid.reports.explorer import explorer_page
 from rga_reid.reports.heat_maps import heat_map_page
+from rga_reid.reports.language import Text
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 PAGE_QUERIES = 12
 MODEL = "ResNet-18 + RGA-SC"
 _START = pd.Timestamp("2026-01-05T08:00:00Z")  # of all cameras, which take one frame per second
 _FRAME = r"_(\d{6})_\d\d\.jpg$"
-_CONDITIONS = "Parameters and multiply-accumulates of the backbone, for one image."
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,10 @@ def run_demo(
     parameters, macs = total_costs(model.backbone)
     trained = replace(trained, curve=read_curve(checkpoint.parent), parameters=parameters, macs=macs)
     report = AblationReport(
-        "A trained model and a colour histogram", [plain, trained], plain.name, conditions=_CONDITIONS
+        "A trained model and a colour histogram",
+        [plain, trained],
+        plain.name,
+        conditions=Text("conditions_demo"),
     )
     pages = write_report(report, out / "report")
 
@@ -124,8 +132,9 @@ def _evaluate(name: str, model: Embedder, table: pd.DataFrame) -> tuple[RankingR
     features, test_table = embed_test_images(model, table)
     result = rank_test_images(features, test_table)
     metrics = {key: float(value) for key, value in result.to_dict().items() if key in METRICS}
-    ranked = tabulate_top_matches(features, test_table)
-    return result, Evaluation(name, None, metrics, tuple(result.cmc), result.to_frame(), ranked)
+    ranked, cameras = tabulate_top_matches(features, test_table), rank_between_cameras(features, test_table)
+    tables = (result.to_frame(), ranked)
+    return result, Evaluation(name, None, metrics, tuple(result.cmc), *tables, cameras=cameras)
 
 
 def _query_page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:

@@ -178,6 +178,35 @@ def tabulate_top_matches(
     )
 
 
+def rank_between_cameras(
+    features: np.ndarray, table: pd.DataFrame, *, junk_pids: Sequence[int | str] = (-1,)
+) -> pd.DataFrame:
+    """Rank the gallery of each camera alone for the queries of each camera.
+
+    Args:
+        features, table: the output of ``embed_test_images``.
+        junk_pids: identities to leave out.
+
+    Returns:
+        A row for each pair of cameras with a correct match: ``query_camera`` and ``gallery_camera`` as text,
+        ``queries`` with a correct match from that camera, and ``rank1``, the fraction whose best match is correct.
+        Empty without camera labels.
+    """
+    query, gallery = split_sides(features, table)
+    rows = []
+    for camera in gallery.table["camid"].dropna().unique():
+        side = gallery.select((gallery.table["camid"] == camera).to_numpy(dtype=bool))
+        try:
+            found = evaluate_features(query, side, junk_pids=tuple(junk_pids)).to_frame()
+        except InputError:  # no query has a correct match from this camera
+            continue
+        found = found[(found["matches"] > 0) & found["camid"].notna()]
+        for other, group in found.groupby("camid"):
+            first = float((group["first_match"] == 1).mean())
+            rows.append((str(other), str(camera), len(group), first))
+    return pd.DataFrame(rows, columns=["query_camera", "gallery_camera", "queries", "rank1"])
+
+
 def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int | str] = (-1,)) -> str | None:
     """Return a warning if files of the same content falsify a test, otherwise None.
 

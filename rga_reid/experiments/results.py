@@ -23,11 +23,12 @@ from rga_reid.models import load_model
 from rga_reid.models.analysis import total_costs
 from rga_reid.models.weights import read_torch
 from rga_reid.reports.ablation_stats import Evaluation
+from rga_reid.reports.language import Text
 
 _LABELS = ("pid", "camid")  # whole numbers or text, null where unknown
 _QUERIES = {"path": "str", "query": "int64", "AP_step": "float64", "matches": "int64"}
 _RANKED = {"path": "str", "query": "int64", "rank": "int64", "score": "float64"}
-_CURVE = ["epoch", "step", "loss"]
+_CURVE = ["epoch", "step", "loss", "val_mAP"]
 _MAX_NUMBER = 1e18
 _METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
 _TESTS = ("test.json", "metrics.json")  # of `train --test.root`, and a common name for `test --json`
@@ -146,22 +147,18 @@ def add_measurements(evaluations: Iterable[Evaluation], out: Path) -> list[Evalu
     return added
 
 
-def describe_conditions(out: Path) -> str:
-    """Describe how the numbers of an ablation were measured, or return ""."""
+def read_conditions(out: Path) -> Text | None:
+    """Return how the numbers of an ablation were measured, a text of the section ``report``; None if unknown."""
     file = out / MEASUREMENTS
     if not file.is_file():
-        return ""
+        return None
     with _explain_damage(file):
         kept = read_json(file)
         facts = {key: truncate(value) for key, value in {**kept["machine"], **kept["conditions"]}.items()}
-        on_cpu = "{processor}, {cores} cores".format(**facts)
-        facts["where"] = on_cpu if facts["device"] == "cpu" else facts["device"]
-        return (
-            "Parameters and multiply-accumulates of the backbone, for one image. Latency: median of {turns} "
-            "forward passes of {latency_images} image, models interleaved. Memory: peak growth for a batch "
-            "of {memory_images} images, each model in its own process. Measured after training on {where}, "
-            "torch {torch}. Training time: wall-clock time without interruptions."
-        ).format(**facts)
+        cpu = "{processor}, {cores} cores".format(**facts)
+        facts["where"] = cpu if facts["device"] == "cpu" else facts["device"]
+        names = ("turns", "latency_images", "memory_images", "where", "torch")
+        return Text("conditions", {name: facts[name] for name in names})
 
 
 def read_run(folder: Path) -> Evaluation:
@@ -188,17 +185,20 @@ def read_run(folder: Path) -> Evaluation:
             queries=queries,
             ranked=_read_table(folder / ablation.RANKED, _RANKED),
             curve=read_curve(folder / ablation.TRAIN),
+            checkpoint=_checkpoint(folder / ablation.TRAIN),
+            cameras=_read_cameras(folder / ablation.CAMERAS),
             **{key: _number(result.get(key)) for key in ("parameters", "macs", "training_seconds")},
         )
 
 
 def read_curve(folder: Path) -> pd.DataFrame | None:
-    """Compute the mean training loss of each epoch from the CSV logs of ``train``.
+    """Compute the mean training loss of each epoch from the CSV logs of ``train``, and read its mAP.
 
     A resumed run has several logs.
 
     Returns:
-        Columns ``epoch`` (from 1) and ``loss``; None without logs.
+        Columns ``epoch`` (from 1), ``loss`` and ``val_mAP`` (on held-out identities), null where they were not
+        logged; None without logs.
 
     Raises:
         InputError: a damaged log.
@@ -209,12 +209,35 @@ def read_curve(folder: Path) -> pd.DataFrame | None:
         with _explain_damage(log), open_text(log) as lines:
             rows = pd.DataFrame(list(csv.DictReader(lines)), columns=_CURVE)
             tables.append(rows.apply(pd.to_numeric))
-    steps = pd.concat(tables).dropna(subset=["loss"]).drop_duplicates("step", keep="last")
-    if steps.empty:
+    logged = pd.concat(tables)
+    losses = (
+        logged.dropna(subset=["loss"]).drop_duplicates("step", keep="last").groupby("epoch")["loss"].mean()
+    )
+    scores = logged.dropna(subset=["val_mAP"]).groupby("epoch")["val_mAP"].last()
+    means = pd.concat([losses, scores], axis=1).sort_index()
+    if means.empty:
         return None
-    means = steps.groupby("epoch")["loss"].mean()
     with _explain_damage(folder / "csv"):
-        return pd.DataFrame({"epoch": means.index.astype(int) + 1, "loss": means.to_numpy()})
+        return means.reset_index().assign(epoch=means.index.astype(int) + 1)
+
+
+def _checkpoint(folder: Path) -> str | None:
+    file = folder / ablation.LAST
+    return str(file) if file.is_file() else None
+
+
+def _read_cameras(file: Path) -> pd.DataFrame | None:
+    """Read the table of ``rank_between_cameras``; None if the run has none."""
+    if not file.is_file():
+        return None
+    table = read_parquet(file)
+    with _explain_damage(file):
+        table = table.astype(
+            {"query_camera": "str", "gallery_camera": "str", "queries": "int64", "rank1": "float64"}
+        )
+        if not table["rank1"].between(0, 1).all():
+            raise ValueError("expected rank-1 of pairs of cameras, as fractions")
+        return table
 
 
 def _read_ablation(path: Path) -> list[Evaluation]:
@@ -239,6 +262,7 @@ def _read_training(folder: Path) -> Evaluation:
     checkpoint = folder / ablation.LAST
     if not checkpoint.is_file():
         return evaluation
+    evaluation = replace(evaluation, checkpoint=str(checkpoint))
     parameters, macs = total_costs(load_model(checkpoint).backbone)
     with _explain_damage(checkpoint):
         seconds = _number(read_training_seconds(read_torch(checkpoint)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,51 +13,76 @@ import pandas as pd
 
 from rga_reid.data.labels import plain_label
 from rga_reid.files import atomic_file, make_folder
-from rga_reid.reports.ablation_stats import Evaluation, average_precisions, by_name
+from rga_reid.reports.ablation_latex import bibliography, latex
+from rga_reid.reports.ablation_stats import Evaluation, average_precisions, by_name, camera_matrix
 from rga_reid.reports.ablation_tables import (
-    PUBLISHED_NOTE,
+    COST_HEAD,
+    PUBLISHED_HEAD,
+    SCORE_HEAD,
     AblationReport,
-    cost_table,
+    Cell,
+    cost_cells,
     csv_table,
-    latex,
     markdown,
-    problems,
-    published_table,
-    score_table,
+    published_rows,
+    score_cells,
     signed,
 )
-from rga_reid.reports.html import data_uri, page_environment, thumbnail
-from rga_reid.reports.plots import cmc_figure, figure_bytes, learning_figure
+from rga_reid.reports.charts import (
+    Chart,
+    camera_rows,
+    cmc_chart,
+    cost_chart,
+    draw_chart,
+    learning_chart,
+    precision_chart,
+    validation_chart,
+)
+from rga_reid.reports.html import thumbnail
+from rga_reid.reports.language import render_page
+from rga_reid.reports.plots import figure_bytes
 from rga_reid.reports.ranked_page import Match, Picture, verdict
 
-LEARNING = "Training loss: mean and range over the seeds"
-CMC = "Cumulative match curves: mean and range over the seeds"
+_CHARTS = ("cmc", "ap", "learning", "validation", "gmac", "latency")
+#: files of a report
+FILES = (
+    *(f"report.{suffix}" for suffix in ("html", "md", "csv", "tex", "bib")),
+    *(f"{name}.{suffix}" for suffix in ("svg", "pdf") for name in _CHARTS),
+)
 _THUMBNAIL = (64, 128)  # maximum width and height
 
 
-def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos: bool = True) -> list[Path]:
-    """Write ``report.html``, ``report.md`` with its figures, ``report.csv`` and ``report.tex``.
+def write_report(
+    report: AblationReport, out: str | os.PathLike[str], *, photos: bool = True, lang: str | None = None
+) -> list[Path]:
+    """Write ``report.html``, ``report.md``, ``report.csv``, ``report.tex`` and the charts as SVG and PDF.
 
     Args:
         report: to be written.
         out: folder, created if needed; files of an earlier report are replaced.
         photos: show the pictures of the data set; otherwise people are shown by number.
+        lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
 
     Returns:
-        The written files, the page first.
+        The written files, the page first. ``report.bib`` has what ``report.tex`` cites, if that is anything.
     """
     folder = Path(out)
     make_folder(folder)
-    figures = _figures(report)
-    names = {LEARNING: "learning.svg", CMC: "cmc.svg"}
+    charts, _ = make_charts(report)
     contents: dict[str, bytes] = {
-        "report.html": _page(report, figures, photos=photos).encode(),
-        "report.md": markdown(report, {caption: names[caption] for caption in figures}).encode(),
+        "report.html": report_page(report, photos=photos, lang=lang).encode(),
+        "report.md": markdown(report, {one.text(): f"{one.name}.svg" for one in charts}).encode(),
         "report.csv": csv_table(report).encode(),
-        "report.tex": latex(report).encode(),
-        **{names[caption]: picture for caption, picture in figures.items()},
+        "report.tex": latex(report, {one.text(): f"{one.name}.pdf" for one in charts}).encode(),
+        "report.bib": bibliography(report).encode(),
+        **{
+            f"{one.name}.{kind}": figure_bytes(draw_chart(one), kind)
+            for kind in ("svg", "pdf")
+            for one in charts
+        },
     }
-    for name in names.values():
+    contents = {name: content for name, content in contents.items() if content}
+    for name in FILES:
         if name not in contents and (folder / "report.md").is_file():
             (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
@@ -65,12 +91,8 @@ def write_report(report: AblationReport, out: str | os.PathLike[str], *, photos:
     return [folder / name for name in contents]
 
 
-def report_page(report: AblationReport, *, photos: bool = True) -> str:
+def report_page(report: AblationReport, *, photos: bool = True, lang: str | None = None) -> str:
     """Return the report as one self-contained HTML page; every name in it is escaped."""
-    return _page(report, _figures(report), photos=photos)
-
-
-def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool) -> str:
     groups = by_name(report.evaluations)
     compared: list[dict[str, Any]] = []
     for name, group in groups.items():
@@ -84,21 +106,33 @@ def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool)
             compared.append({"name": name, "sides": sides})
     changes = [change for one in compared for side in one["sides"] for change in side["changes"]]
     numbers, thumbnails = _thumbnails(changes) if photos else ({}, [])
-    scores, costs, published = score_table(report), cost_table(report), published_table(report)
-    environment = page_environment()
-    environment.globals["verdict"] = verdict
-    environment.filters["signed"] = signed
-    return environment.get_template("ablation.html").render(
+    charts, missing = make_charts(report)
+    cameras = [
+        (name, matrix) for name, group in groups.items() if (matrix := camera_rows(camera_matrix(group)))
+    ]
+    return render_page(
+        "ablation.html",
+        ["report", "charts"],
+        data={"charts": [one.to_json() for one in charts]},
+        scripts=["charts.js", "report.js"],
+        lang=lang,
+        filters={"signed": signed},
+        verdict=verdict,
         title=report.title,
-        note=f"Compared with {report.baseline}.",
-        scores=scores,
-        costs=costs,
-        published=published if report.published else [],
-        published_note=PUBLISHED_NOTE,
+        note="",
+        score_head=SCORE_HEAD,
+        scores=score_cells(report),
+        cost_head=COST_HEAD,
+        costs=cost_cells(report),
+        published_head=PUBLISHED_HEAD,
+        published=[list(map(Cell, row)) for row in published_rows(report)],
         conditions=report.conditions,
         reading=report.reading,
-        problems=problems(report),
-        figures={caption: data_uri("svg+xml", picture) for caption, picture in figures.items()},
+        failures=report.failures,
+        unfinished=report.missing,
+        charts=[one.name for one in charts],
+        missing=[*missing, *(() if cameras else ("no_cameras",))],
+        cameras=cameras,
         compared=compared,
         baseline=report.baseline,
         photos=photos,
@@ -107,10 +141,19 @@ def _page(report: AblationReport, figures: Mapping[str, bytes], *, photos: bool)
     )
 
 
-def _figures(report: AblationReport) -> dict[str, bytes]:
-    """The known curves as SVG, by caption."""
-    figures = {LEARNING: learning_figure(report.evaluations), CMC: cmc_figure(report.evaluations)}
-    return {caption: figure_bytes(figure, "svg") for caption, figure in figures.items() if figure is not None}
+def make_charts(report: AblationReport) -> tuple[list[Chart], list[str]]:
+    """Return the charts of a report, and the texts that say why others are missing."""
+    runs = report.evaluations
+    found = {
+        "cmc": cmc_chart(runs),
+        "ap": precision_chart(runs),
+        "learning": learning_chart(runs),
+        "validation": validation_chart(runs),
+        "gmac": cost_chart(runs, "gmac"),
+        "latency": cost_chart(runs, "latency"),
+    }
+    charts = [one for one in found.values() if one is not None]
+    return charts, [f"no_{name}" for name, one in found.items() if one is None]
 
 
 def _thumbnails(changes: Iterable[Change]) -> tuple[dict[str, int], list[str | None]]:
@@ -134,6 +177,7 @@ class Change:
         query: the query image.
         before, after: average precision of the baseline and of the variant, each averaged over its seeds.
         baseline, variant: best matches by the first seed of each.
+        explain: command that shows what the models of both use in the query; "" without their files.
     """
 
     query: Picture
@@ -141,6 +185,7 @@ class Change:
     after: float
     baseline: tuple[Match, ...]
     variant: tuple[Match, ...]
+    explain: str = ""
 
 
 def largest_changes(
@@ -166,12 +211,20 @@ def largest_changes(
             float(after[key]),
             _matches(their_lists, query),
             _matches(our_lists, query),
+            _explain_command(queries.loc[query], theirs.checkpoint, ours.checkpoint),
         )
 
     difference = (after - before).sort_values(kind="stable")
     gains = [describe(key) for key in difference[difference > 0].index[::-1][:count]]
     losses = [describe(key) for key in difference[difference < 0].index[:count]]
     return gains, losses
+
+
+def _explain_command(query: pd.Series, *checkpoints: str | None) -> str:
+    if not query.get("path") or None in checkpoints:
+        return ""
+    words = ["--image", str(query["path"]), "--checkpoint", *map(str, checkpoints), "--out", "explain.html"]
+    return shlex.join(["rga-reid", "explain", *words])
 
 
 def _picture(row: pd.Series) -> Picture:

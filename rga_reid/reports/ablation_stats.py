@@ -20,6 +20,7 @@ METRICS = {
 DRAWS, SEED, LEVEL = 2000, 0, 0.95  # of the bootstrap: resamples, random seed, confidence
 
 Verdict = Literal["baseline", "above", "below", "within seed spread", "seed spread unknown", ""]
+Reason = Literal["baseline", "no per-query results", "other queries", ""]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +34,12 @@ class Evaluation:
         cmc: fraction of queries with a match among the first 1, 2, ... items.
         queries: ``RankingResult.to_frame()``.
         ranked: columns query, rank, score, path, pid, camid, see ``tabulate_top_matches``.
-        curve: columns ``epoch`` (from 1) and ``loss``.
+        curve: columns ``epoch`` (from 1), ``loss`` and ``val_mAP``, null where it was not logged.
         parameters, macs: of the backbone, for one image.
         training_seconds: without interruptions.
         latency_ms, memory_mib: of a forward pass.
+        checkpoint: file of the tested model.
+        cameras: see ``rank_between_cameras``.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Evaluation:
     training_seconds: float | None = None
     latency_ms: float | None = None
     memory_mib: float | None = None
+    checkpoint: str | None = None
+    cameras: pd.DataFrame | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Row:
         name: of the variant.
         seeds: number of runs.
         metrics: known metrics, with the keys of ``METRICS``.
-        difference: None for the baseline, or without per-query results.
+        difference: None for the baseline, and where it is unknown.
+        reason: why there is no difference.
         verdict: whether the difference of mAP exceeds the spread of the seeds.
         parameters, macs, training_seconds, latency_ms, memory_mib: means over the seeds where they are known.
     """
@@ -99,6 +105,7 @@ class Row:
     seeds: int
     metrics: Mapping[str, Spread]
     difference: Difference | None
+    reason: Reason
     verdict: Verdict
     parameters: float | None
     macs: float | None
@@ -115,12 +122,14 @@ def table_rows(evaluations: Sequence[Evaluation], baseline: str) -> list[Row]:
     rows = []
     for name, group in groups.items():
         compared = name != baseline
+        difference = paired_difference(group, reference) if compared else None
         rows.append(
             Row(
                 name,
                 len(group),
                 {key: spread for key in METRICS if (spread := _spread(group, key)) is not None},
-                paired_difference(group, reference) if compared else None,
+                difference,
+                "baseline" if not compared else "" if difference else _reason([*group, *reference]),
                 _verdict(group, reference, deviation, dof) if compared else "baseline",
                 *(_mean(group, key) for key in ("parameters", "macs", "training_seconds")),
                 *(_mean(group, key) for key in ("latency_ms", "memory_mib")),
@@ -158,6 +167,18 @@ def seed_spread(deviation: float, dof: int, runs: int, others: int) -> float:
     By Student's t with the pooled deviation, so the interval is wider if the deviation comes from few seeds.
     """
     return float(stats.t.ppf((1 + LEVEL) / 2, dof)) * deviation * float(np.sqrt(1 / runs + 1 / others))
+
+
+def camera_matrix(evaluations: Sequence[Evaluation]) -> pd.DataFrame | None:
+    """Return rank-1 between cameras, averaged over the evaluations; None if one of them does not have it.
+
+    Returns:
+        Index ``query_camera`` and ``gallery_camera``, columns ``rank1`` (a fraction) and ``queries``.
+    """
+    known = [one.cameras for one in evaluations if one.cameras is not None and len(one.cameras)]
+    if not known or len(known) < len(evaluations):
+        return None
+    return pd.concat(known).groupby(["query_camera", "gallery_camera"])[["rank1", "queries"]].mean()
 
 
 def average_precisions(evaluations: Sequence[Evaluation]) -> pd.Series | None:
@@ -215,6 +236,10 @@ def _spread(group: Sequence[Evaluation], key: str) -> Spread | None:
 def _mean(group: Sequence[Evaluation], key: str) -> float | None:
     values = [value for one in group if (value := getattr(one, key)) is not None]
     return float(np.mean(values)) if values else None
+
+
+def _reason(both: Sequence[Evaluation]) -> Reason:
+    return "no per-query results" if any(one.queries is None for one in both) else "other queries"
 
 
 def _verdict(

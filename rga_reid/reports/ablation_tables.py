@@ -1,4 +1,4 @@
-"""Tables of an ablation report: as text cells, CSV, Markdown and LaTeX."""
+"""Tables of an ablation report: as cells, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from rga_reid.reports.ablation_stats import (
     Spread,
     table_rows,
 )
+from rga_reid.reports.language import Text, translate
 
 _PUBLISHED = Path(__file__).with_name("published.yaml")
 
-_LEVEL = f"{100 * LEVEL:.0f}\u00a0%"  # with a no-break space
+_LEVEL = {"level": f"{100 * LEVEL:.0f}\u00a0%"}  # with a no-break space
 
-READING = (
-    "Metrics are percentages: mean ± sample standard deviation over the seeds, or a single run without ±.",
-    f"Difference: mAP (step) minus that of the baseline on the same queries, averaged over the seeds of each "
-    f"side, with a {_LEVEL} bootstrap interval over queries. The interval covers the choice of queries, not of "
-    "seeds.",
-    f"Verdict: a difference within the spread of the seeds (Student's t at {_LEVEL}, deviation pooled over the "
-    "variants with several seeds) is called “within seed spread” and is not ranked. Rows are in the order of "
-    "the request, not of the scores.",
-)
+#: texts of the reasons and verdicts
+_KEYS: dict[str, str] = {
+    "baseline": "verdict_baseline",
+    "above": "verdict_above",
+    "below": "verdict_below",
+    "within seed spread": "verdict_within",
+    "seed spread unknown": "verdict_unknown",
+    "no per-query results": "reason_queries",
+    "other queries": "reason_others",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class AblationReport:
         failures: name and reason of each failed run.
         missing: names of unfinished runs.
         published: entries of ``load_published``.
-        conditions: a sentence about how latency, memory and times were measured, or "".
+        conditions: how latency, memory and times were measured, a text of the section ``report``; None if unknown.
         planned_baseline: baseline of the plan, which may have no finished run yet.
     """
 
@@ -60,7 +62,7 @@ class AblationReport:
     failures: Sequence[tuple[str, str]] = ()
     missing: Sequence[str] = ()
     published: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
-    conditions: str = ""
+    conditions: Text | None = None
     planned_baseline: str = ""
 
     def __post_init__(self) -> None:
@@ -72,17 +74,15 @@ class AblationReport:
             raise InputError(f"baseline: expected one of {known}, got {short_repr(self.baseline)}")
 
     @property
-    def reading(self) -> list[str]:
+    def reading(self) -> list[Text]:
         """Notes on how to read the table."""
-        lines = list(READING)
+        notes = [Text("reading_metrics"), Text("reading_difference", _LEVEL), Text("reading_verdict", _LEVEL)]
         if all(one.seed is not None for one in self.evaluations):  # others may be tested otherwise
-            lines.append("Each run was tested once, at its last epoch.")
+            notes.append(Text("reading_last"))
         if self.planned_baseline not in ("", self.baseline):
-            lines.append(
-                f"The baseline of the plan, {self.planned_baseline}, has no finished run: differences and "
-                f"verdicts are relative to {self.baseline}."
-            )
-        return lines
+            names = {"planned": self.planned_baseline, "baseline": self.baseline}
+            notes.append(Text("reading_baseline", names))
+        return notes
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -104,27 +104,57 @@ def load_published(dataset: str | None) -> list[dict[str, Any]]:
     return known[dataset]
 
 
-def score_table(report: AblationReport) -> list[list[str]]:
-    """Return the table of metrics: the heading, then one row of cells per variant."""
-    head = ["variant", "seeds", *METRICS.values(), f"difference of mAP [{_LEVEL} interval]", "verdict"]
-    return [head] + [
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Args:
+        text: what it shows, in English if it is a text of the section ``report``; "" for an unknown value.
+        value: what rows are sorted by instead of the text.
+        key: of the text, if it is one.
+    """
+
+    text: str
+    value: float | None = None
+    key: str = ""
+
+
+#: headings of the tables: texts of the section ``report``
+SCORE_HEAD = (
+    Text("col_variant"),
+    Text("col_map"),
+    Text("col_verdict"),
+    Text("col_difference", _LEVEL),
+    Text("col_rank1"),
+    Text("col_minp"),
+    Text("col_map_trapezoid"),
+    Text("col_seeds"),
+)
+COST_HEAD = tuple(
+    Text(f"col_{name}") for name in ("variant", "parameters", "gmac", "latency", "memory", "training")
+)
+
+
+def score_cells(report: AblationReport) -> list[list[Cell]]:
+    """Return a row of the table of metrics for each variant, with the columns of ``SCORE_HEAD``."""
+    return [
         [
-            row.name,
-            str(row.seeds),
-            *(_percent(row.metrics.get(key)) for key in METRICS),
-            _difference(row.difference),
-            row.verdict,
+            Cell(row.name),
+            _percent(row.metrics.get("mAP")),
+            _named(row.verdict),
+            _difference(row.difference) if row.difference else _named(row.reason),
+            *(_percent(row.metrics.get(key)) for key in ("rank-1", "mINP", "mAP_trapezoid")),
+            Cell(str(row.seeds), row.seeds),
         ]
         for row in report.rows
     ]
 
 
-def cost_table(report: AblationReport) -> list[list[str]]:
-    """Return the table of parameters, operations, time and memory: the heading, then one row per variant."""
-    head = ["variant", "parameters, million", "GMAC", "latency, ms", "memory, MiB", "training, minutes"]
-    return [head] + [
+def cost_cells(report: AblationReport) -> list[list[Cell]]:
+    """Return a row of the table of parameters, operations, time and memory for each variant."""
+    return [
         [
-            row.name,
+            Cell(row.name),
             _scaled(row.parameters, 1e-6, 2),
             _scaled(row.macs, 1e-9, 3),
             _scaled(row.latency_ms, 1, 1),
@@ -135,11 +165,35 @@ def cost_table(report: AblationReport) -> list[list[str]]:
     ]
 
 
-def published_table(report: AblationReport) -> list[list[str]]:
-    """Return the table of published results: the heading, then one row per result."""
+def score_table(report: AblationReport) -> list[list[str]]:
+    """Return the table of metrics in English: the heading, then one row of texts per variant."""
+    return [_english(SCORE_HEAD), *([cell.text for cell in row] for row in score_cells(report))]
+
+
+def cost_table(report: AblationReport) -> list[list[str]]:
+    """Return the table of costs in English: the heading, then one row of texts per variant."""
+    return [_english(COST_HEAD), *([cell.text for cell in row] for row in cost_cells(report))]
+
+
+def _english(texts: Sequence[Text]) -> list[str]:
+    return [translate("en", "report", one.key, **one.values) for one in texts]
+
+
+def _named(what: str) -> Cell:
+    key = _KEYS.get(what, "")
+    return Cell(translate("en", "report", key) if key else "", key=key)
+
+
+#: headings of the table of published results
+PUBLISHED_HEAD = tuple(
+    Text(f"col_{name}") for name in ("published", "plain_map", "rank1", "conditions", "source")
+)
+
+
+def published_rows(report: AblationReport) -> list[list[str]]:
+    """Return a row of the table of published results for each of them, with the columns of ``PUBLISHED_HEAD``."""
     keys = ("name", "mAP", "rank-1", "conditions", "source")
-    head = ["published", "mAP", "rank-1", "conditions", "source"]
-    return [head] + [[str(entry.get(key, "")) for key in keys] for entry in report.published]
+    return [[str(entry.get(key, "")) for key in keys] for entry in report.published]
 
 
 _DIFFERENCE = {"difference": "mean", "difference_low": "low", "difference_high": "high", "queries": "queries"}
@@ -174,23 +228,21 @@ def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
     parts = [
         f"# {_md(report.title)}",
         _md_table(score_table(report)),
-        "\n".join(f"- {_md(line)}" for line in report.reading),
+        "\n".join(f"- {_md(line)}" for line in _english(report.reading)),
     ]
     parts += ["## Cost", _md_table(cost_table(report))]
-    parts += [_md(report.conditions)] if report.conditions else []
+    parts += [_md(line) for line in _english([report.conditions] if report.conditions else [])]
     parts += [f"![{_md(caption)}]({file})" for caption, file in figures.items()]
     if report.published:
-        parts += ["## Published results", PUBLISHED_NOTE, _md_table(published_table(report))]
+        parts += [
+            "## Published results",
+            translate("en", "report", "published_note"),
+            _md_table([_english(PUBLISHED_HEAD), *published_rows(report)]),
+        ]
     if problems(report):
         lines = "\n".join(f"- {_md(line)}" for line in problems(report))
         parts += ["## Runs missing from the tables", lines]
     return "\n\n".join(parts) + "\n"
-
-
-PUBLISHED_NOTE = (
-    "As reported by their authors under other conditions than the runs above. They were not measured here and "
-    "should not be ranked with the runs."
-)
 
 
 def problems(report: AblationReport) -> list[str]:
@@ -199,32 +251,16 @@ def problems(report: AblationReport) -> list[str]:
     return lines + [f"not finished: {name}" for name in report.missing]
 
 
-def latex(report: AblationReport) -> str:
-    """Return tables for a paper, which need the LaTeX package booktabs."""
-    notes = " ".join(report.reading)
-    parts = [
-        "% needs \\usepackage{booktabs}",
-        _tex_table(score_table(report), "llrrrrll", f"{report.title}. {notes}"),
-        _tex_table(cost_table(report), "lrrrrr", f"{report.title}: cost. {report.conditions}".strip()),
-    ]
-    if report.published:
-        caption = f"Published results. {PUBLISHED_NOTE}"
-        parts.append(_tex_table(published_table(report), "lrrll", caption))
-    return "\n".join(parts)
-
-
-def _percent(spread: Spread | None) -> str:
+def _percent(spread: Spread | None) -> Cell:
     if spread is None:
-        return ""
+        return Cell("")
     deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}"
-    return f"{100 * spread.mean:.1f}{deviation}"
+    return Cell(f"{100 * spread.mean:.1f}{deviation}", spread.mean)
 
 
-def _difference(found: Difference | None) -> str:
-    if found is None:
-        return ""
+def _difference(found: Difference) -> Cell:
     mean, low, high = (signed(100 * value) for value in (found.mean, found.low, found.high))
-    return f"{mean} [{low}, {high}]"
+    return Cell(f"{mean} [{low}, {high}]", found.mean)
 
 
 def signed(value: float) -> str:
@@ -232,8 +268,8 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _scaled(value: float | None, factor: float, digits: int) -> str:
-    return "" if value is None else f"{factor * value:.{digits}f}"
+def _scaled(value: float | None, factor: float, digits: int) -> Cell:
+    return Cell("") if value is None else Cell(f"{factor * value:.{digits}f}", value)
 
 
 def _md(text: str) -> str:
@@ -247,31 +283,3 @@ def _md_table(cells: Sequence[Sequence[str]]) -> str:
 
 def _lines(cells: Sequence[Sequence[str]], write: Callable[[Sequence[str]], str], rule: str) -> str:
     return "\n".join([write(cells[0]), rule, *map(write, cells[1:])])
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "±": r"$\pm$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "“": "``",
-    "”": "''",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
-
-
-def escape_tex(text: str) -> str:
-    """Escape a text for LaTeX, also at the start of a table row, where ``[`` and ``*`` would be options."""
-    escaped = "".join(_TEX.get(character, character) for character in " ".join(text.split()))
-    return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped
-
-
-def _tex_table(cells: Sequence[Sequence[str]], columns: str, caption: str) -> str:
-    body = _lines(cells, lambda line: " & ".join(map(escape_tex, line)) + r" \\", r"\midrule")
-    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body]
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_tex(caption)}}}", r"\end{table}", ""]
-    return "\n".join(lines)

@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from rga_reid.data import read_image
 from rga_reid.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,6 +52,8 @@ def thumbnail(path: str, box: tuple[int, int], quality: int = 85) -> str | None:
 
     None if the file cannot be read.
     """
+    from rga_reid.data import read_image  # loads Pandas, which the languages of options do not need
+
     try:
         image = read_image(path)
     except (InputError, ValueError):  # ValueError: a path that no file can have, such as one with a zero byte

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ from rga_reid.reports.html import TEMPLATES, page_environment, script_hash, text
 
 LANGUAGES = ("en", "zh")
 STRINGS = Path(__file__).with_name("strings")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of the tables, to be written in the language of the page.
+
+    Args:
+        key: in one of the sections of the page.
+        values: replace ``{name}`` in the text.
+    """
+
+    key: str
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache
@@ -55,11 +69,12 @@ def render_page(
     data: dict[str, Any] | None = None,
     scripts: Sequence[str] = (),
     lang: str | None = None,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
     **context: Any,
 ) -> str:
     """Render a page in English that can be switched to the other languages.
 
-    Templates write texts as ``{{ t("key", name=value) }}``, and texts of attributes as
+    Templates write texts as ``{{ t("key", name=value) }}`` or ``{{ t(Text(...)) }}``, and texts of attributes as
     ``{{ attribute("title", "key") }}``; keys are looked up in ``sections``, in order.
 
     Args:
@@ -68,6 +83,7 @@ def render_page(
         data: further values for the scripts.
         scripts: further scripts, after ``page.js``.
         lang: language in which the page opens; by default that of the reader's browser.
+        filters: further filters of the template.
         context: variables of the template.
 
     Raises:
@@ -86,7 +102,9 @@ def render_page(
         section = next(name for name in names if key in load_strings(shown)[name])
         return translate(shown, section, key, **values)
 
-    def t(key: str, **values: Any) -> Markup:
+    def t(text: str | Text, **values: Any) -> Markup:
+        key = text.key if isinstance(text, Text) else text
+        values |= text.values if isinstance(text, Text) else {}
         more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
         return Markup('<span data-t="{}"{}>{}</span>').format(key, more, text_to_html(fill(key, values)))
 
@@ -96,7 +114,8 @@ def render_page(
 
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", *scripts))
     environment = page_environment()
-    environment.globals |= {"t": t, "attribute": attribute}
+    environment.globals.update(t=t, attribute=attribute)
+    environment.filters |= filters or {}
     return environment.get_template(template).render(
         lang=shown,
         data={**(data or {}), "strings": tables, "lang": lang},

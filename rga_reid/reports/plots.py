@@ -1,4 +1,4 @@
-"""Matplotlib plots: feature space, score distributions, learning and CMC curves; saving of figures."""
+"""Matplotlib plots: feature space and score distributions; saving of figures."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # figures without pyplot need no display and leave no global state
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rga_reid.errors import InputError
-from rga_reid.reports.ablation_stats import Evaluation, by_name
 from rga_reid.reports.html import SUBSCRIPT, data_uri
 
 #: Okabe and Ito's colours, which colour-blind readers can distinguish
@@ -268,79 +266,3 @@ def det_plot(fpir: np.ndarray, fnir: np.ndarray, chosen: tuple[float, float], no
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-# ---------- curves of runs ----------
-
-_LINE_STYLES = ("-", "--", ":")  # one for each round through the colours
-_CMC_RANKS = 20
-_CURVES_HEIGHT = 4  # inches, without the legend
-_CURVES_FONT_SIZE = 11  # points: legible at the width of a phone
-
-
-def learning_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
-    """Draw the training loss per epoch: mean over the seeds and their range. None without logs."""
-    curves = {
-        name: [
-            (one.curve["epoch"].to_numpy(), one.curve["loss"].to_numpy())
-            for one in group
-            if one.curve is not None and len(one.curve)
-        ]
-        for name, group in by_name(evaluations).items()
-    }
-    return _draw_curves(curves, "epoch", "training loss, mean of the epoch")
-
-
-def cmc_figure(evaluations: Sequence[Evaluation]) -> Figure | None:
-    """Draw the cumulative match curves: mean over the seeds and their range. None without curves."""
-    ranks = np.arange(1, _CMC_RANKS + 1)
-    curves = {
-        name: [(ranks[: len(one.cmc)], 100 * np.array(one.cmc[:_CMC_RANKS])) for one in group if one.cmc]
-        for name, group in by_name(evaluations).items()
-    }
-    figure = _draw_curves(curves, "among the first k images", "queries with a match, percent")
-    if figure is not None:
-        figure.axes[0].set_xticks([1, *range(5, _CMC_RANKS + 1, 5)])
-    return figure
-
-
-def _draw_curves(
-    curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], xlabel: str, ylabel: str
-) -> Figure | None:
-    """Draw one line per name: the mean of its (x, y) curves, cut to the shortest, with their range as a band."""
-    if not any(curves.values()):
-        return None
-    figure = Figure(figsize=(6, _CURVES_HEIGHT), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel, size=_CURVES_FONT_SIZE)
-    axes.set_ylabel(ylabel, size=_CURVES_FONT_SIZE)
-    axes.tick_params(labelsize=_CURVES_FONT_SIZE)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for number, (name, group) in enumerate(curves.items()):
-        if not group:
-            continue
-        length = min(len(x) for x, _ in group)
-        x, values = group[0][0][:length], np.array([y[:length] for _, y in group])
-        colour = COLOURS[number % len(COLOURS)]
-        style = _LINE_STYLES[number // len(COLOURS) % len(_LINE_STYLES)]
-        # matplotlib omits labels that begin with an underscore from legends
-        label = escape_mathtext(f" {name}" if name.startswith("_") else name)
-        axes.plot(x, values.mean(axis=0), style, color=colour, label=label, linewidth=1.6)
-        if len(values) > 1:
-            axes.fill_between(
-                x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0
-            )
-    _add_legend(figure, axes)
-    return figure
-
-
-def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Add a legend below the axes, where it leaves a narrow figure its width."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(4, 64 // (8 + max(map(len, labels)))))
-    figure.set_figheight(_CURVES_HEIGHT + 0.25 * -(-len(labels) // columns))
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=_CURVES_FONT_SIZE
-    )

@@ -80,13 +80,13 @@ def make_timeline(sightings: Sequence[Sighting]) -> Timeline | None:
             one, x, float(np.interp(weight, (0, 1), _RADIUS)), float(np.interp(weight, (0, 1), _OPACITY))
         )
         dots.setdefault(one.camera, []).append(dot)
-    cameras = sorted(dots, key=_natural)
+    cameras = sorted(dots, key=natural_key)
     rows = tuple(("unknown" if one is None else str(one), tuple(dots[one])) for one in cameras)
     dates = dict.fromkeys(f"{time:%Y-%m-%d}" for time in (first, last))
     return Timeline(rows, _ticks(start, length), " to ".join(dates))
 
 
-def _natural(camera: int | str | None) -> tuple[bool, list[tuple[int, str]]]:
+def natural_key(camera: int | str | None) -> tuple[bool, list[tuple[int, str]]]:
     """Order cam2 before cam10, and an unknown camera last."""
     parts = re.findall(r"[0-9]+|[^0-9]+", str(camera))
     return camera is None, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

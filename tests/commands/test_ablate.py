@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +50,11 @@ RECIPE = {
 }
 SMALL = {"train_identities": 3, "test_identities": 1, "distractors": 0, "junk": 0}
 Refused = Callable[..., str]
+
+
+def read_page(file: Path) -> str:
+    """Return the text of a page without its tags."""
+    return html.unescape(re.sub("<[^>]+>", "", file.read_text(encoding="utf-8")))
 
 
 class InThisProcess:
@@ -124,7 +131,7 @@ def test_results_and_errors(ablated: tuple[Path, int], tiny_market: Path) -> Non
 
 def test_report_of_an_ablation(ablated: tuple[Path, int]) -> None:
     folder, _ = ablated
-    assert "failed: broken seed 0" in (folder / "out/report.html").read_text(encoding="utf-8")
+    assert "failed: broken seed 0" in read_page(folder / "out/report.html")
     table = json.loads((folder / "table.json").read_text())
     assert (table["baseline"], [row["name"] for row in table["variants"]]) == ("plain", ["plain"])
     run = read_run(folder / "out/plain/seed-0")
@@ -275,7 +282,8 @@ def test_report_of_folders_and_files(
     assert rows[0]["parameters"] == rows[1]["parameters"] > 0
     assert rows[0]["training_seconds"] == pytest.approx(rows[1]["training_seconds"])
     assert rows[2]["parameters"] is None
-    assert all(row["difference"] is None for row in rows)  # a JSON file has no values per query
+    assert all(row["difference"] is None for row in rows)
+    assert [row["reason"] for row in rows] == ["no per-query results"] * 2 + ["baseline"]
     assert rows[0]["verdict"] == "seed spread unknown"
     assert str(tmp_path / "report/report.html") in capsys.readouterr().out
     assert main([*words, "--overwrite"]) == 0
@@ -326,7 +334,7 @@ def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_p
     words = ["report", str(folder), "--no-photos", "--out"]
     assert main([*words, str(tmp_path / "report")]) == 0
     for name in ("report.md", "report.html"):
-        page = (tmp_path / "report" / name).read_text()
+        page = read_page(tmp_path / "report" / name)
         assert "not finished: plain seed 1" in page
         assert "failed: broken seed 0: " in page
         assert "expected more than 0" in page
@@ -343,6 +351,7 @@ def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_p
         ("queries.parquet", "AP_step", float("nan")),
         ("ranked.parquet", "pid", True),
         ("ranked.parquet", "rank", float("nan")),
+        ("cameras.parquet", "rank1", 1.5),
     ],
 )
 def test_damaged_tables_of_runs(
@@ -356,14 +365,15 @@ def test_damaged_tables_of_runs(
 def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:
     for version, text in {
         2: "epoch,loss,step\n1,2.0,1\n1,1.0,2\n",
-        10: "epoch,loss,step,lr\n1,,2,0.1\n1,3.0,2,\n2,0.5,3,\n",
+        10: "epoch,loss,step,lr,val_mAP\n1,,2,0.1,\n1,3.0,2,,\n2,0.5,3,,\n2,,3,,0.25\n",
     }.items():
         folder = tmp_path / f"csv/version_{version}"
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text(text)
     curve = read_curve(tmp_path)
     assert curve is not None
-    assert curve.to_numpy().tolist() == [[2, 2.5], [3, 0.5]]
+    assert curve[["epoch", "loss"]].to_numpy().tolist() == [[2, 2.5], [3, 0.5]]
+    assert curve["val_mAP"].fillna(-1).tolist() == [-1, 0.25]
     assert read_curve(tmp_path / "none") is None
 
 

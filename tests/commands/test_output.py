@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from rga_reid import Gallery
-from rga_reid.commands import main, report
+from rga_reid.commands import main
 from rga_reid.commands._options import new_parser, parse
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError
 from rga_reid.inference import ModelFingerprint
+from rga_reid.reports.ablation_page import FILES
 from tests.commands.conftest import MeanColour
 
 SIDES = "--query q.npz --gallery g.npz"
@@ -127,7 +128,7 @@ def test_files_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Path("m.json").write_text('{"mAP": 0.5, "cmc": [0.5, 0.6]}')
     for _ in range(2):
         assert main(["report", "m.json", "--out", "out", "--overwrite", "--json", "table.json"]) == 0
-    assert {path.name for path in Path("out").iterdir()} <= set(report.FILES)
+    assert {path.name for path in Path("out").iterdir()} <= set(FILES)
 
 
 def test_values_that_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

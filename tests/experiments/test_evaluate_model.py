@@ -21,6 +21,7 @@ from rga_reid.experiments.evaluate_model import (
     embed_test_images,
     evaluate_model,
     example_queries,
+    rank_between_cameras,
     rank_test_images,
     ranking_page,
     tabulate_top_matches,
@@ -91,6 +92,35 @@ def test_identical_files_are_reported(tiny_market: Path, tmp_path: Path) -> None
     assert warning.startswith("warning: 1 image occurs")
     for word in ("0011_c1s1_000000_00.jpg", "0001_c2s1_000099_00.jpg", "train", "query"):
         assert word in warning
+
+
+def test_rank_between_cameras_against_loops() -> None:
+    random = np.random.default_rng(3)
+    table = pd.DataFrame(
+        {
+            "path": [f"{number}.jpg" for number in range(120)],
+            "pid": pd.array(random.integers(-1, 8, 120), dtype="Int64"),
+            "camid": pd.array(random.integers(1, 4, 120), dtype="Int64"),
+            "split": ["query"] * 40 + ["gallery"] * 80,
+        }
+    )
+    table.loc[5, "camid"] = pd.NA
+    features = random.standard_normal((120, 5)).astype(np.float32)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    hits: dict[tuple[str, str], list[bool]] = {}
+    for q in range(40):
+        pid, camera = table.pid[q], table.camid[q]
+        for other in (1, 2, 3):
+            items = [g for g in range(40, 120) if table.camid[g] == other and table.pid[g] != -1]
+            if pd.isna(camera) or pid == -1 or camera == other or not any(table.pid[g] == pid for g in items):
+                continue
+            best = max(items, key=lambda g: unit[q] @ unit[g])
+            hits.setdefault((str(camera), str(other)), []).append(bool(table.pid[best] == pid))
+    found = rank_between_cameras(features, table).set_index(["query_camera", "gallery_camera"])
+    assert len(hits) == 6
+    assert found["queries"].to_dict() == {pair: len(one) for pair, one in hits.items()}
+    assert found["rank1"].to_dict() == pytest.approx({pair: np.mean(one) for pair, one in hits.items()})
+    assert rank_between_cameras(features, table.assign(camid=pd.array([None] * 120, dtype="Int64"))).empty
 
 
 def frame(*precisions: float | None) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,26 @@ import pytest
 from PIL import Image
 
 from rga_reid.errors import InputError
+from rga_reid.reports.ablation_latex import bibliography, escape_tex, latex
 from rga_reid.reports.ablation_page import report_page, write_report
 from rga_reid.reports.ablation_stats import Evaluation
 from rga_reid.reports.ablation_tables import (
     AblationReport,
     csv_table,
-    escape_tex,
-    latex,
     load_published,
     markdown,
     score_table,
 )
-from rga_reid.reports.plots import cmc_figure, learning_figure
+from rga_reid.reports.charts import (
+    Chart,
+    Series,
+    cmc_chart,
+    cost_chart,
+    draw_chart,
+    learning_chart,
+    precision_chart,
+)
+from rga_reid.reports.language import Text
 
 EVIL = '<img src=x onerror="alert(1)">&_$%'
 
@@ -48,12 +57,14 @@ def evaluation(name: str, seed: int, folder: Path, shift: float) -> Evaluation:
         for rank in range(1, 11)
     ]
     ranked = pd.DataFrame(rows, columns=["query", "rank", "score", "path", "pid", "camid"])
-    curve = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.5 - shift]})
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.5 - shift], "val_mAP": [None, None, 0.25]})
+    cameras = pd.DataFrame(
+        {"query_camera": ["1"], "gallery_camera": ["2"], "queries": [30], "rank1": [0.5 - shift]}
+    )
     metrics = {"mAP": float(precision.mean()), "mAP_trapezoid": 0.3, "rank-1": 0.5, "mINP": 0.1}
     cmc = tuple(np.linspace(0.5, 0.9, 50))
-    return Evaluation(
-        name, seed, metrics, cmc, queries, ranked, curve, 11_000_000, 500_000_000, 720.0, 9.5, 310.0
-    )
+    costs = (11_000_000, 500_000_000, 720.0, 9.5, 310.0)
+    return Evaluation(name, seed, metrics, cmc, queries, ranked, curve, *costs, f"{name}/last.ckpt", cameras)
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +80,58 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> AblationReport:
         failures=[("other seed 0", f"no {EVIL}")],
         missing=["late seed 1"],
         published=load_published("market1501"),
-        conditions="Somewhere | else.",
+        conditions=Text("conditions", {"where": "Some | where"}),
     )
 
 
 def test_the_page_has_every_run_and_each_picture_once(report: AblationReport) -> None:
     page = report_page(report)
     assert "<img src=x" not in page
-    for text in ("other seed 0", "not finished: late seed 1", "Zhang et al., CVPR 2020", "not measured here"):
+    texts = ["other seed 0", ": late seed 1", "20.0</td>", "--checkpoint base/last.ckpt"]
+    for text in (*texts, "Zhang et al., CVPR 2020", "not measured here"):
         assert text in page
     assert page.count("data:image/jpeg") == 3
-    assert page.count("data:image/svg+xml") == 2
+    (data,) = re.findall(r'id="data">(.*?)</script>', page)
+    charts = {one["name"]: one["series"] for one in json.loads(data)["charts"]}
+    assert list(charts) == ["cmc", "ap", "learning", "validation", "gmac", "latency"]
+    assert all([one["name"] for one in series] == ["base", EVIL] for series in charts.values())
+    assert charts["learning"][1]["y"] == [3, 2, 1.2]
+    assert (charts["validation"][0]["x"], charts["validation"][0]["y"]) == ([3], [25])
     assert len(re.findall(r'class="shot query', page)) == 20  # ten gain, ten lose
     assert len(re.findall(r"<ol", page)) == 40
+
+
+def test_missing_charts_and_differences_have_a_reason() -> None:
+    runs = [Evaluation(name, None, {"mAP": 0.5}, (0.4, 0.5)) for name in "ab"]
+    page = report_page(AblationReport("x", runs, "a"), lang="zh")
+    assert '<html lang="zh-CN">' in page
+    for text in ("没有学习曲线", "没有平均精度的分布", "未知：没有逐查询结果", "变体"):
+        assert text in page
+    assert 'data-chart="cmc"' in page
+    assert 'data-chart="learning"' not in page
+
+
+def test_charts_have_the_values_of_the_runs(report: AblationReport) -> None:
+    runs = report.evaluations
+    assert runs[0].queries is not None
+    assert runs[1].queries is not None
+    chart = precision_chart(runs)
+    assert chart is not None
+    means = (100 * (runs[0].queries["AP_step"] + runs[1].queries["AP_step"]) / 2).tolist()
+    counted = [100 * sum(5 * n <= one < 5 * n + 5 for one in means) / 30 for n in range(20)]
+    assert list(chart.series[0].y) == pytest.approx(counted)
+    curve = cmc_chart(runs)
+    assert curve is not None
+    assert curve.series[0].y[0] == pytest.approx(50)
+    assert len(curve.series[0].x) == 20
+    cost = cost_chart(runs, "gmac")
+    assert cost is not None
+    maps = [100 * one.metrics["mAP"] for one in runs[:2]]
+    assert (*cost.series[0].x, *cost.series[0].y) == pytest.approx((0.5, np.mean(maps)))
+    assert (*cost.series[0].low, *cost.series[0].high) == pytest.approx((min(maps), max(maps)))
+    assert cost_chart(runs[:2], "latency") is None  # one variant
+    with pytest.raises(InputError):
+        Chart("cmc", "lines", (Series("a", [1, 2, 3], [1.0]),))
 
 
 def test_people_with_names(report: AblationReport) -> None:
@@ -93,19 +143,21 @@ def test_people_with_names(report: AblationReport) -> None:
     named = [replace(one, queries=name(one.queries), ranked=name(one.ranked)) for one in report.evaluations]
     page = report_page(replace(report, evaluations=named))
     assert "<img src=x" not in page
-    assert re.search(r"person &lt;img[^<]*10\d\d, camera cam 1", page)
+    assert re.search(r"</span> &lt;img[^<]*10\d\d, <[^>]*>camera</span> cam 1", page)
     assert page.count("✓") == report_page(report).count("✓")
 
 
 def test_page_without_photos_names_people_by_numbers(report: AblationReport, tmp_path: Path) -> None:
     files = write_report(report, tmp_path / "out", photos=False)
-    names = ["report.html", "report.md", "report.csv", "report.tex", "learning.svg", "cmc.svg"]
+    charts = ("cmc", "ap", "learning", "validation", "gmac", "latency")
+    names = [f"report.{suffix}" for suffix in ("html", "md", "csv", "tex", "bib")]
+    names += [f"{name}.{suffix}" for suffix in ("svg", "pdf") for name in charts]
     assert [file.name for file in files] == names
-    texts = [file.read_text(encoding="utf-8") for file in files]
+    texts = [file.read_text(encoding="latin-1") for file in files]
     assert not any("data:image/jpeg" in text or ".jpg" in text for text in texts)
-    assert re.search(r"person 10\d\d", texts[0])
+    assert re.search(r"person</span> 10\d\d", texts[0])
     again = write_report(report, tmp_path / "out", photos=False)
-    assert [file.read_text(encoding="utf-8") for file in again] == texts  # to the byte
+    assert [file.read_text(encoding="latin-1") for file in again] == texts  # to the byte
 
 
 def test_tables_agree_with_the_rows(report: AblationReport) -> None:
@@ -115,9 +167,9 @@ def test_tables_agree_with_the_rows(report: AblationReport) -> None:
     assert row.difference is not None
     values = [row.difference.mean, row.difference.low, row.difference.high]
     mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in values)
-    assert ours[6] == f"{mean} [{low}, {high}]"
-    assert "±" in base[2]
-    assert "±" not in ours[2]
+    assert ours[3] == f"{mean} [{low}, {high}]"
+    assert "±" in base[1]
+    assert "±" not in ours[1]
     table = pd.read_csv(io.StringIO(csv_table(report)))
     assert table["mAP"].tolist() == [one.metrics["mAP"].mean for one in report.rows]
     assert table["difference"][1] == row.difference.mean
@@ -138,7 +190,7 @@ def test_markdown_keeps_its_columns(report: AblationReport) -> None:
     lines = [line for line in text.split("\n") if line.startswith("|")]
     counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
     assert counts == {9, 7, 6}  # scores, costs, published: no name makes a column
-    assert r"Somewhere \| else." in text
+    assert r"on Some \| where, torch" in text
     assert "![Curves](cmc.svg)" in text
     assert "<img" not in text.replace(r"\<img", "")
     lines = text.partition("## Runs missing from the tables\n\n")[2].splitlines()
@@ -152,33 +204,44 @@ def test_latex_escapes(report: AblationReport) -> None:
     for text in ("[9cm]x", "*2", "[[", "*"):  # after \\ and \midrule they would be options
         assert escape_tex(text) == "{}" + text
     assert escape_tex("a[9cm]*") == "a[9cm]*"
-    text = latex(report)
-    assert "Each run was tested once, at its last epoch." in text
+    text = latex(report, {"Curves & more": "cmc.pdf"})
+    assert "% Each run was tested once, at its last epoch." in text
     assert r"onerror=\"alert" not in text
     assert r"\&\_\$\%" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\label{tab:") == 3
+    assert (
+        "\\includegraphics[width=\\linewidth]{cmc.pdf}\n\\caption{Curves \\& more.}\n\\label{fig:cmc}" in text
+    )
+    cited = re.findall(r"\\cite\{(\w+)\}", text)
+    assert len(cited) == len(set(cited)) == 9
+    assert re.findall(r"^@\w+\{(\w+),", bibliography(report), re.MULTILINE) == cited
+    assert "run again by others" not in text
+    for caption in re.findall(r"\\caption\{(.*)\}", text):
+        assert len(re.findall(r"[.!?](?: |$)", caption)) == 1  # a sentence
     for line in text.split("\n"):
         if line.endswith(r"\\"):
-            assert len(re.findall(r"(?<!\\)&", line)) in (7, 5, 4)
+            assert len(re.findall(r"(?<!\\)&", line)) in (7, 5, 3)
 
 
 def test_what_is_not_known_is_blank(tmp_path: Path) -> None:
     runs = [Evaluation("a", None, {"mAP": 0.5}), Evaluation("b", None, {"mAP": 0.6})]
     bare = AblationReport("Bare", runs, "a")
     page = report_page(bare)
-    assert "Curves" not in page
-    assert "largest gains" not in page
-    assert score_table(bare)[2] == ["b", "1", "60.0", "", "", "", "", "seed spread unknown"]
+    assert 'class="chart"' not in page
+    assert "changes_help" not in page.partition("<script")[0]
+    row = ["b", "60.0", "seed spread unknown", "unknown: no per-query results", "", "", "", "1"]
+    assert score_table(bare)[2] == row
     assert len(write_report(bare, tmp_path)) == 4
-    assert "last epoch" not in page  # unknown for other evaluations
+    assert "last epoch" not in page.partition("<script")[0]  # unknown for other evaluations
 
 
 @pytest.mark.parametrize("names", [["_old"], ["_old", "new$"]])
 def test_every_curve_has_its_name(report: AblationReport, names: list[str]) -> None:
     """matplotlib omits labels that begin with an underscore from legends."""
     curves = [replace(report.evaluations[0], name=name) for name in names]
-    for figure in (cmc_figure(curves), learning_figure(curves)):
-        assert figure is not None
+    for chart in (cmc_chart(curves), learning_chart(curves)):
+        assert chart is not None
+        figure = draw_chart(chart)
         texts = [text.get_text() for text in figure.legends[0].get_texts()]
         assert [text.strip() for text in texts] == [name.replace("$", r"\$") for name in names]
 
@@ -197,9 +260,10 @@ def test_one_query_that_gains_is_one(report: AblationReport) -> None:
     assert base.queries is not None
     better = base.queries.assign(AP_step=base.queries.AP_step + (base.queries["query"] == 3) * 0.05)
     page = report_page(AblationReport("x", [base, replace(other, queries=better)], "base"))
-    assert "Largest gain" in page
+    page = page.partition("<script")[0]
+    assert ">Largest gain<" in page
     assert "<b>+5.0</b>" in page
-    assert "Largest loss" not in page
+    assert ">Largest loss<" not in page
     assert "Each run was tested once, at its last epoch." in page
 
 

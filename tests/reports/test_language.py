@@ -22,7 +22,8 @@ from rga_reid.reports.language import (
 )
 
 CHECKOUT = Path(__file__).parents[2]
-TEMPLATES = CHECKOUT / "rga_reid" / "reports" / "templates"
+PACKAGE = CHECKOUT / "rga_reid"
+TEMPLATES = PACKAGE / "reports" / "templates"
 SECTIONS = [name for name in load_strings("en") if name not in ("flow", "formula", "glossary")]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
@@ -41,18 +42,20 @@ def test_languages_have_the_same_texts(section: str) -> None:
 
 
 def test_every_text_is_used_and_every_used_text_exists() -> None:
-    files = [*TEMPLATES.iterdir(), CHECKOUT / "docs" / "mechanisms.py"]
-    texts = [file.read_text(encoding="utf-8") for file in files]
+    texts = [file.read_text(encoding="utf-8") for file in TEMPLATES.iterdir()]
+    code = [file.read_text(encoding="utf-8") for file in (*PACKAGE.rglob("*.py"), CHECKOUT / "docs" / "mechanisms.py")]
     known = {key for section in SECTIONS for key in load_strings("en")[section]}
-    literal = {word for text in texts for word in re.findall(r"[\"'](\w+)[\"']", text)}
-    # keys that are put together: `tour_${n}`, `${direction}_of`
+    literal = {word for text in (*texts, *code) for word in re.findall(r"[\"'](\w+)[\"']", text)}
+    # keys that are put together: `tour_${n}`, `${direction}_of`, f"col_{name}"
     starts = tuple({start for text in texts for start in re.findall(r"[`\"](\w+_)\$\{", text)})
+    starts += tuple({start for text in code for start in re.findall(r"f\"(col_|chart_|no_)\{", text)})
     ends = tuple({end for text in texts for end in re.findall(r"`\$\{\w+\}(_\w+)`", text)})
     composed = {key for key in known if key.startswith(starts) or key.endswith(ends)}
     assert known - literal - composed - {"tied_most", "tied_least"} == set()  # named by the id of their place
     used = {key for text in texts for key in re.findall(r"\b(?:t|say)\(\"(\w+)\"", text)}
     used |= {key for text in texts for key in re.findall(r'attribute\("[\w-]+", "(\w+)"', text)}
-    assert used <= known
+    used |= {key for text in code for key in re.findall(r'\bText\("(\w+)"', text)}
+    assert {key for key in used if not key.endswith("_")} <= known
 
 
 def relations() -> dict[str, Any]:
