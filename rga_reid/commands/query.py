@@ -19,6 +19,7 @@ from rga_reid.commands._options import (
     add_checkpoint_options,
     add_device_option,
     add_import_option,
+    add_lang_option,
     add_same_features_option,
     add_skip_option,
     add_threshold_options,
@@ -112,6 +113,7 @@ def parser() -> ArgumentParser:
         "--html", metavar="FILE", help=f"write a page of pictures (first {MAX_PAGE_QUERIES} queries)"
     )
     add_device_option(command)
+    add_lang_option(command)
     add_import_option(command)
     add_milvus_options(command)
     return command
@@ -291,6 +293,7 @@ def _page(
     columns: Sequence[str],
 ) -> str:
     """Return the page of the first queries; images of one group are drawn together."""
+    from rga_reid.reports.language import Text
     from rga_reid.reports.ranked_page import Picture, ranked_page
 
     shown = [
@@ -298,27 +301,26 @@ def _page(
         for number, query in enumerate(_records(queries.head(MAX_PAGE_QUERIES)))
     ]
     results = results[: len(shown)]
-    count = f"{len(queries):,} {'query' if len(queries) == 1 else 'queries'}"
-    if len(shown) < len(queries):
-        count = f"The first {len(shown)} of {count}"
+    key = "note_first" if len(shown) < len(queries) else "note_query" if len(queries) == 1 else "note_queries"
     name = Path(options.gallery).absolute().name
-    note = f"{count} against the gallery “{name}”. Scores are cosine similarities; 1 is identical."
+    note = [Text(key, {"shown": len(shown), "count": f"{len(queries):,}", "name": name}), Text("note_scores")]
     if options.group_by is not None:
-        note += f" Images are grouped by {options.group_by}; the best ones of each group are shown."
+        note.append(Text("note_grouped", {"column": options.group_by}))
     if options.rerank:
-        note += " Matches are in re-ranked order."
+        note.append(Text("note_reranked"))
     if threshold is not None:
-        note += f" The threshold is {threshold}."
+        note.append(Text("note_threshold", {"value": str(threshold)}))
     pictures = results[0].get("images", []) if results else []
+    mean = Text("mean_of" if len(pictures) > 1 else "mean_of_one", {"count": f"{len(pictures):,}"})
     others = [_name(path, number) for number, path in enumerate(pictures)][1:MAX_PAGE_QUERIES]
     return ranked_page(
         shown,
         [_page_matches(result, columns) for result in results],
-        title="Who is this?",
         note=note,
-        captions=[_describe_mean(pictures)] if pictures else (),
+        captions=[mean] if pictures else (),
         others=[others] if pictures else (),
         threshold=None if threshold is None else threshold.value,
+        lang=options.lang,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rga_reid.commands._options import (
     add_checkpoint_options,
     add_device_option,
     add_import_option,
+    add_lang_option,
     add_pooling_option,
     add_skip_option,
     check_embedder,
@@ -26,6 +28,8 @@ from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
     from rga_reid.data import ImageError
+    from rga_reid.inference import Embedder
+    from rga_reid.reports.language import Text
 
 
 def parser() -> ArgumentParser:
@@ -58,8 +62,9 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--html",
         metavar="FILE",
-        help="write a page with the worst, median and best queries, and the feature space",
+        help="write a page: curves, ranks between cameras, map of the features; worst, median and best queries",
     )
+    add_lang_option(options)
     add_import_option(options)
     return options
 
@@ -85,7 +90,7 @@ def run(options: Namespace) -> None:
     if options.html is not None and (options.protocol in DRAWN or options.protocol == "multi_query"):
         raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
     if options.html is not None:
-        from rga_reid.reports.plots import require_layout
+        from rga_reid.reports.feature_map import require_layout
 
         require_layout()
     check_int("--batch-size", options.batch_size)
@@ -121,16 +126,49 @@ def run(options: Namespace) -> None:
         assert isinstance(result, RankingResult)  # checked above
         from rga_reid.experiments.evaluate_model import ranking_page
 
-        order = ", re-ranked" if options.rerank else ""
-        data = f"“{Path(options.data.root).resolve().name}”, read as {options.data.dataset}"
-        note = f"{Path(options.checkpoint).name} on {data}{order}. Scores are cosine similarities."
-        write_text(
-            options.html,
-            ranking_page(features, table, result, **settings, protocol=protocol, title="Test", note=note),
+        page = ranking_page(
+            features,
+            table,
+            result,
+            **settings,
+            protocol=protocol,
+            title=_name(options.checkpoint),
+            facts=_facts(options, model),
+            lang=options.lang,
         )
+        write_text(options.html, page)
     print_ranking(result)
     warning = describe_identical_files(everything, settings["junk_pids"])
     if warning is not None:
         print(sanitize(warning))
     if options.html is not None:
         print(options.html)
+
+
+def _name(checkpoint: str) -> str:
+    """Return the file of a checkpoint with its folder, which names the run."""
+    path = Path(checkpoint)
+    return str(Path(path.absolute().parent.name) / path.name)
+
+
+def _facts(options: Namespace, model: Embedder) -> list[tuple[str, Text | str]]:
+    from rga_reid.reports.language import Text
+
+    data = {"card": options.data.dataset, "name": Path(options.data.root).resolve().name}
+    return [
+        ("fact_model", options.checkpoint),
+        ("fact_recipe", _recipe(model)),
+        ("fact_data", Text("data_read", data)),
+        ("fact_ranking", Text("ranking_reranked" if options.rerank else "ranking_plain")),
+        ("fact_date", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
+    ]
+
+
+def _recipe(model: Embedder) -> str:
+    """Return the parts of a model that a recipe chooses: backbone, attention with its stages, and sizes."""
+    config = getattr(model, "config", None) or {}
+    attention = config.get("attention")
+    name = attention["class_path"].rpartition(".")[2] if isinstance(attention, dict) else attention
+    stages = ", ".join(map(str, config.get("stages") or ()))
+    parts = [config.get("backbone"), f"{name} ({stages})" if name and stages else name]
+    return " · ".join([*map(str, filter(None, parts)), "{}×{}".format(*model.size), f"{model.dimension}-d"])

@@ -144,8 +144,4 @@ def _query_page(queries: pd.DataFrame, matches: pd.DataFrame) -> str:
         lists[row.query].append(
             Match(row.path, int(row.pid), int(row.camid), rank=int(row.rank), score=float(row.score))
         )
-    note = (
-        "Synthetic pedestrians, not seen in training. Person 0 stands for all distractors: people whom no "
-        "query shows."
-    )
-    return ranked_page(pictures, lists, title="Who is this?", note=note)
+    return ranked_page(pictures, lists, note=[Text("note_demo")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,11 @@ from rga_reid.evaluation.protocols import Protocol
 from rga_reid.evaluation.tracklets import Pooling, pool_batches, sort_tracks
 from rga_reid.inference import Embedder, stream_features
 from rga_reid.inference.embed import collect
-from rga_reid.reports.plots import COLOURS, Group, feature_space_plot, figure_uri, flat_layout
+from rga_reid.reports.ablation_stats import Evaluation, camera_matrix
+from rga_reid.reports.charts import camera_rows, cmc_chart, precision_chart
+from rga_reid.reports.feature_map import CROP, Group, feature_map
+from rga_reid.reports.language import Text
+from rga_reid.reports.plots import COLOURS
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 
@@ -227,7 +231,7 @@ def describe_identical_files(table: pd.DataFrame, junk_pids: Sequence[int | str]
 
 EACH = 3  #: example queries of each kind: lowest, middling and highest average precision
 TOP_K = 10  #: matches shown for each
-MAX_POINTS = 2000  #: images in the plot of the feature space
+MAX_POINTS = 2000  #: images on the feature map
 _MARKERS = {"lowest": "v", "middling": "o", "highest": "^"}  # triangles down and up, circles between
 
 
@@ -242,7 +246,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Person:
-    """A person in the plot of the feature space."""
+    """A person on the feature map."""
 
     pid: int | str
     queries: dict[int, int]  #: row in the table of test images -> number of the query on the page
@@ -276,8 +280,9 @@ def ranking_page(
     junk_pids: Sequence[int | str] = (-1,),
     rerank: ReRanking | None = None,
     protocol: Protocol | None = None,
-    title: str = "Test",
-    note: str = "",
+    title: str = "",
+    facts: Sequence[tuple[str, Text | str]] = (),
+    lang: str | None = None,
     seed: int = 0,
 ) -> str:
     """Return an HTML page about a test. It contains pictures of the people in it.
@@ -285,9 +290,10 @@ def ranking_page(
     Args:
         features, table: the output of ``embed_test_images``.
         result: their ranking, with the same ``junk_pids``, ``rerank`` and ``protocol``.
-        title: heading of the page.
-        note: sentence below the heading.
-        seed: random seed of the sample of images in the plot, and of their layout.
+        title: name of the tested model.
+        facts: keys of texts of the section ``test`` and values, shown below the heading.
+        lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
+        seed: random seed of the sample of images on the map, and of their layout.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -307,21 +313,42 @@ def ranking_page(
     people = _people(examples, query.pids, np.flatnonzero(table.split == "query"))
     shown = space.iloc[_sample(space, [person.pid for person in people], seed)]
     groups = _groups(people, shown)
-    plot = feature_space_plot(flat_layout(features[shown.index], seed=seed), groups)
-    everything = len(shown) == len(space)
+    space_map, sheet = feature_map(features[shown.index], shown, groups, seed=seed)
+    evaluation = Evaluation("", None, result.to_dict(), tuple(result.cmc), result.to_frame())
+    charts = [
+        chart for chart in (cmc_chart([evaluation]), precision_chart([evaluation])) if chart is not None
+    ]
+    cameras = rank_between_cameras(features, table, junk_pids=junk_pids)
+    evaluation = replace(evaluation, cameras=cameras)
     return ranked_page(
         [Picture(**_labels(query.table.iloc[row])) for row in rows],
         matches,
-        title=title,
-        note=note,
-        captions=[f"{one.kind} AP: {100 * one.precision:.1f} %" for one in examples],
+        title=Text("test_of", {"name": title}),
+        captions=[Text(f"ap_{one.kind}", {"value": f"{100 * one.precision:.1f}"}) for one in examples],
+        lang=lang,
         template="ranking_page.html",
-        plot=figure_uri(plot),
-        shown=len(shown),
-        sample=f"all {len(space):,}" if everything else f"a sample of {len(shown):,} of {len(space):,}",
+        sections=["test", "charts"],
+        scripts=["charts.js", "feature_map.js"],
+        data={"charts": [chart.to_json() for chart in charts], "map": space_map},
+        facts=facts,
         metrics=_metrics(result),
-        people=[(person, len(group.points)) for person, group in zip(people, groups, strict=True)],
+        charts=[chart.name for chart in charts],
+        cameras=camera_rows(camera_matrix([evaluation])),
+        sheet=sheet,
+        crop=CROP,
+        shown=len(shown),
+        count=len(space),
+        people=[
+            (person, _describe(person, len(group.points)))
+            for person, group in zip(people, groups, strict=True)
+        ],
     )
+
+
+def _describe(person: Person, images: int) -> Text:
+    queries = ", ".join(map(str, person.queries.values()))
+    key = "member" if len(person.queries) == 1 else "members"
+    return Text(key, {"queries": queries, "count": images, "pid": person.pid})
 
 
 def _labels(row: Any) -> dict[str, Any]:
@@ -359,10 +386,15 @@ def _groups(people: Sequence[Person], shown: pd.DataFrame) -> list[Group]:
     return groups
 
 
-def _metrics(result: RankingResult) -> list[tuple[str, str]]:
+def _metrics(result: RankingResult) -> list[tuple[Text, str]]:
     values = result.to_dict()
-    names = {"mAP": "mAP (step)", "mAP_trapezoid": "mAP (trapezoid)", "mINP": "mINP"}
-    names |= {f"rank-{k}": f"rank-{k}" for k in RANKS}
-    rows = [(shown, f"{100 * values[name]:.2f} %") for name, shown in names.items()]
-    counts = [("queries with a match", result.valid_queries), ("queries skipped", result.skipped_queries)]
-    return [*rows, *((name, f"{count:,}") for name, count in [*counts, ("gallery images", result.gallery)])]
+    texts = {
+        "mAP": Text("metric_map"),
+        "rank-1": Text("metric_rank", {"k": 1}),
+        "mINP": Text("metric_minp"),
+        "mAP_trapezoid": Text("metric_map_trapezoid"),
+        **{f"rank-{k}": Text("metric_rank", {"k": k}) for k in RANKS},
+    }
+    rows = [(text, f"{100 * values[name]:.2f} %") for name, text in texts.items()]
+    counts = {"valid": result.valid_queries, "skipped": result.skipped_queries, "gallery": result.gallery}
+    return [*rows, *((Text(f"metric_{name}"), f"{count:,}") for name, count in counts.items())]

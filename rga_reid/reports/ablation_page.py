@@ -71,9 +71,9 @@ def write_report(
     charts, _ = make_charts(report)
     contents: dict[str, bytes] = {
         "report.html": report_page(report, photos=photos, lang=lang).encode(),
-        "report.md": markdown(report, {one.text(): f"{one.name}.svg" for one in charts}).encode(),
+        "report.md": markdown(report, {_caption(one): f"{one.name}.svg" for one in charts}).encode(),
         "report.csv": csv_table(report).encode(),
-        "report.tex": latex(report, {one.text(): f"{one.name}.pdf" for one in charts}).encode(),
+        "report.tex": latex(report, {_caption(one): f"{one.name}.pdf" for one in charts}).encode(),
         "report.bib": bibliography(report).encode(),
         **{
             f"{one.name}.{kind}": figure_bytes(draw_chart(one), kind)
@@ -89,6 +89,11 @@ def write_report(
         with atomic_file(folder / name) as temporary:
             temporary.write_bytes(content)
     return [folder / name for name in contents]
+
+
+def _caption(chart: Chart) -> str:
+    several = any(one.low for one in chart.series)
+    return f"{chart.text()}: mean and range over the seeds" if several else chart.text()
 
 
 def report_page(report: AblationReport, *, photos: bool = True, lang: str | None = None) -> str:
@@ -112,7 +117,7 @@ def report_page(report: AblationReport, *, photos: bool = True, lang: str | None
     ]
     return render_page(
         "ablation.html",
-        ["report", "charts"],
+        ["report", "charts", "labels"],
         data={"charts": [one.to_json() for one in charts]},
         scripts=["charts.js", "report.js"],
         lang=lang,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from rga_reid.errors import check_choice
 from rga_reid.reports.html import TEMPLATES, page_environment, script_hash, text_to_html
@@ -21,11 +21,11 @@ STRINGS = Path(__file__).with_name("strings")
 
 @dataclass(frozen=True)
 class Text:
-    """A text of the tables, to be written in the language of the page.
+    """A text of the tables, to be written in the language of the page and shown without markup.
 
     Args:
         key: in one of the sections of the page.
-        values: replace ``{name}`` in the text.
+        values: replace ``{name}`` in the text; names of files, people and runs may have any characters.
     """
 
     key: str
@@ -84,7 +84,7 @@ def render_page(
         scripts: further scripts, after ``page.js``.
         lang: language in which the page opens; by default that of the reader's browser.
         filters: further filters of the template.
-        context: variables of the template.
+        context: variables of the template. A ``title`` that is a ``Text`` is also its ``heading``.
 
     Raises:
         InputError: an unknown language.
@@ -103,18 +103,25 @@ def render_page(
         return translate(shown, section, key, **values)
 
     def t(text: str | Text, **values: Any) -> Markup:
-        key = text.key if isinstance(text, Text) else text
-        values |= text.values if isinstance(text, Text) else {}
+        if isinstance(text, Text):
+            values = dict(text.values)
+            return element(text.key, values, " data-plain", escape(fill(text.key, values)))
+        return element(text, values, "", text_to_html(fill(text, values)))
+
+    def element(key: str, values: dict[str, Any], flag: str, html: Markup) -> Markup:
         more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
-        return Markup('<span data-t="{}"{}>{}</span>').format(key, more, text_to_html(fill(key, values)))
+        return Markup('<span data-t="{}"{}{}>{}</span>').format(key, more, Markup(flag), html)
 
     def attribute(name: str, key: str, **values: Any) -> Markup:
         more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
         return Markup('{}="{}" data-t-{}="{}"{}').format(name, fill(key, values), name, key, more)
 
+    title = context.get("title")
+    if isinstance(title, Text):
+        context |= {"title": fill(title.key, dict(title.values)), "heading": title}
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", *scripts))
     environment = page_environment()
-    environment.globals.update(t=t, attribute=attribute)
+    environment.globals.update(t=t, attribute=attribute, Text=Text)
     environment.filters |= filters or {}
     return environment.get_template(template).render(
         lang=shown,

@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 from rga_reid.data.columns import show_time
 from rga_reid.errors import InputError
-from rga_reid.reports.html import page_environment, thumbnail
+from rga_reid.reports.html import thumbnail
+from rga_reid.reports.language import Text, render_page
 from rga_reid.reports.timeline import Sighting, make_timeline
 from rga_reid.runtime import track
 
 Correctness = Literal["correct", "wrong", "junk", "unknown"]
 
 JUNK_PIDS = (-1, "-1")  #: labels of a detection without a clear person, also where labels are text
+WHO = Text("who")
 _DECIMALS = (3, 4, 5, 6)  # of scores: the fewest that distinguish the scores of a query
 _PATH = 60  # characters of a path that are shown
 _BOX = (192, 384)  # maximum width and height of thumbnails: twice the size on the page, for sharp screens
@@ -42,16 +44,13 @@ class Picture:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def labels(self) -> list[str]:
-        """Return what is known about it, in words."""
-        found = []
+    def labels(self) -> list[Text | str]:
+        """Return what is known about it; values of ``more`` with their names."""
+        found: list[Text | str] = []
         if self.pid is not None:
-            found.append("no one (−1)" if self.pid in JUNK_PIDS else f"person {self.pid}")
-        found += [
-            f"{name} {value}"
-            for name, value in (("camera", self.camid), ("track", self.track))
-            if value is not None
-        ]
+            found.append(Text("nobody") if self.pid in JUNK_PIDS else Text("person", {"value": self.pid}))
+        known = (("camera", self.camid), ("track", self.track))
+        found += [Text(name, {"value": value}) for name, value in known if value is not None]
         if self.time is not None:
             found.append(f"{show_time(self.time)} UTC")
         return found + [f"{name}: {value}" for name, value in self.more.items() if value is not None]
@@ -91,12 +90,16 @@ def ranked_page(
     queries: Sequence[Picture],
     matches: Sequence[Sequence[Match]],
     *,
-    title: str = "Ranked matches",
-    note: str = "",
-    captions: Sequence[str] = (),
+    title: Text = WHO,
+    note: Sequence[Text] = (),
+    captions: Sequence[Text] = (),
     others: Sequence[Sequence[str]] = (),
     threshold: float | None = None,
+    lang: str | None = None,
     template: str = "ranked_page.html",
+    sections: Sequence[str] = (),
+    scripts: Sequence[str] = (),
+    data: dict[str, Any] | None = None,
     **more: Any,
 ) -> str:
     """Return one self-contained HTML page.
@@ -105,16 +108,19 @@ def ranked_page(
         queries: query images.
         matches: for each query its matches, best first.
         title: heading of the page.
-        note: a sentence below the heading.
+        note: sentences below the heading.
         captions: texts below each query; none by default.
         others: for each query the files of further pictures of it, shown small below the first; none by default.
         threshold: matches of lower scores are shown below a line; a query may have no others.
+        lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
         template: a template that extends ``ranked_page.html``.
+        sections, scripts, data: further ones of that template, as for ``render_page``.
         more: further variables of that template.
 
     Returns:
         The page. It embeds the thumbnails and escapes every name. Without labels, no match is marked; with times,
-        there is a timeline for each query.
+        there is a timeline for each query. A click enlarges a picture beside its query; images of one track can be
+        shown together.
 
     Raises:
         InputError: not one list of matches for each query.
@@ -126,21 +132,27 @@ def ranked_page(
     paths = {picture.path: None for picture in (*queries, *shown)}
     paths |= dict.fromkeys(path for files in others for path in files)
     pictures = {path: thumbnail(path, _BOX) for path in track(paths, "thumbnails", len(paths))}
-    captions = captions or [""] * len(queries)
+    below: Sequence[Text | None] = captions or [None] * len(queries)
     rows = [
         _row(number, *four, threshold)
-        for number, four in enumerate(zip(queries, matches, captions, others, strict=True), 1)
+        for number, four in enumerate(zip(queries, matches, below, others, strict=True), 1)
     ]
-    environment = page_environment()
-    environment.filters["shorten_path"] = shorten_path
     seen = {card["verdict"] for row in rows for card in (*row["above"], *row["below"])}
-    return environment.get_template(template).render(
+    return render_page(
+        template,
+        ["ranked", "labels", *sections],
+        data=data,
+        scripts=[*scripts, "ranked.js"],
+        lang=lang,
+        filters={"shorten_path": shorten_path},
         title=title,
-        note=note,
+        note="",
+        notes=note,
         rows=rows,
         pictures=pictures,
         labelled=bool(seen - {"unknown"}),
         threshold=threshold,
+        tracks=any(row["tracks"] for row in rows),
         legend=[name for name in ("correct", "wrong", "junk", "unknown") if name in seen],
         **more,
     )
@@ -150,12 +162,13 @@ def _row(
     number: int,
     query: Picture,
     matches: Sequence[Match],
-    caption: str,
+    caption: Text | None,
     others: Sequence[str],
     threshold: float | None,
 ) -> dict[str, Any]:
     cards = list(_cards(number, query, matches, threshold))
     counts = Counter(card["verdict"] for card in cards)
+    tracks = [(match.camid, match.track) for match in matches if match.track is not None and not match.others]
     scores = {match.score for match in matches}
 
     def distinguish(decimals: int) -> bool:
@@ -180,6 +193,7 @@ def _row(
         "judged": counts["correct"] + counts["wrong"],
         "decimals": decimals,
         "timeline": make_timeline(sightings),
+        "tracks": len(set(tracks)) < len(tracks),  # some can be shown together
         "title": lambda one: _title(one, decimals),
     }
 
@@ -204,8 +218,10 @@ def _cards(
 
 
 def _title(match: Match, decimals: int) -> str:
-    """Return the tooltip of a match."""
-    return "\n".join([f"#{match.rank}, score {match.score:.{decimals}f}", *match.labels, match.path])
+    """Return the tooltip of a match, which is the same in every language."""
+    when = None if match.time is None else f"{show_time(match.time)} UTC"
+    known = [str(one) for one in (match.pid, match.camid, match.track, when) if one is not None]
+    return "\n".join([f"#{match.rank}  {match.score:.{decimals}f}", " · ".join(known), match.path])
 
 
 def shorten_path(path: str) -> str:

@@ -51,12 +51,12 @@ class Timeline:
     """Rows of dots above an axis.
 
     Args:
-        rows: names of the cameras and their dots, the dots of highest score last.
+        rows: names of the cameras, None if unknown, and their dots, the dots of highest score last.
         ticks: places from 0 to 1 and labels.
         dates: first and last day in UTC, or the only one.
     """
 
-    rows: tuple[tuple[str, tuple[Dot, ...]], ...]
+    rows: tuple[tuple[str | None, tuple[Dot, ...]], ...]
     ticks: tuple[tuple[float, str], ...]
     dates: str
 
@@ -81,9 +81,9 @@ def make_timeline(sightings: Sequence[Sighting]) -> Timeline | None:
         )
         dots.setdefault(one.camera, []).append(dot)
     cameras = sorted(dots, key=natural_key)
-    rows = tuple(("unknown" if one is None else str(one), tuple(dots[one])) for one in cameras)
+    rows = tuple((None if one is None else str(one), tuple(dots[one])) for one in cameras)
     dates = dict.fromkeys(f"{time:%Y-%m-%d}" for time in (first, last))
-    return Timeline(rows, _ticks(start, length), " to ".join(dates))
+    return Timeline(rows, _ticks(start, length), " – ".join(dates))
 
 
 def natural_key(camera: int | str | None) -> tuple[bool, list[tuple[int, str]]]:

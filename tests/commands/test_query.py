@@ -197,7 +197,7 @@ def test_nobody_reaches_the_threshold(
     assert best in after.partition("threshold -")[0]
     assert "1.png" in after.partition("threshold -")[2]  # shown below the line
     page = (tmp_path / "m.html").read_text(encoding="utf-8")
-    assert page.count("Nobody: no match reaches the threshold; the best score is 0.") == 1
+    assert page.count(">Nobody: no match reaches the threshold; the best score is 0.") == 1
     assert page.count('class="matches below"') == 1
     query(*words, "--threshold", 0.9, "--where", "speed > 99")
     assert capsys.readouterr().out.count("the filter leaves no image") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from rga_reid.commands import main
 from rga_reid.data import read_table
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.models import load_model
-from rga_reid.reports import plots as feature_space
+from rga_reid.reports import feature_map as feature_space
 from tests.oracles import float64_distance, naive_ranking, naive_re_ranking, squared_distances
 
 
@@ -28,7 +29,9 @@ def test_page_and_metrics(
     assert main(["test", *words, "--html", str(page), "--json", str(metrics)]) == 0
     assert str(page) in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
-    assert f"tiny.safetensors on “{tiny_market.name}”, read as market1501" in text
+    assert f"{tiny_checkpoint.parent.name}/tiny.safetensors</title>" in text
+    assert f">“{tiny_market.name}”, read as market1501<" in text
+    assert re.search(r"<dd>\d{4}-\d\d-\d\d \d\d:\d\d UTC</dd>", text)
     assert text.count("<img") > 10
     assert metrics.is_file()
 

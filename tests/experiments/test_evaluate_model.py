@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -144,14 +145,24 @@ def test_page_of_a_small_set(tiny_market: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(module, "MAX_POINTS", points)
     features, table = embed_test_images(ColourHistogram(), read_table(tiny_market))
     result = rank_test_images(features, table)
-    page = ranking_page(features, table, result, title="<Test>", note="a note")
-    assert "&lt;Test&gt;" in page
+    page = ranking_page(features, table, result, title="<Test>", facts=[("fact_date", "<today>")])
+    assert "Test of &lt;Test&gt;</title>" in page
+    assert "<dd>&lt;today&gt;</dd>" in page
     assert f"{100 * result.mAP_step:.2f} %" in page
-    assert page.count('src="data:image/png') == 1
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    shown = data["map"]["images"]
     # 3 of the 4 queries are shown; one of the 18 test images is junk
-    assert len(re.findall(r'aria-label="query \d"', page)) == 3
-    assert ("all 17" in page) == (points == 2000)
-    assert len(re.findall(r"person 1[1-4], query [123]: 4 images", page)) == 3
+    assert len(re.findall(r'aria-label="Query \d"', page)) == 3
+    assert (len(shown) == 17) == (points == 2000)
+    assert (">All 17 images" in page) == (points == 2000)
+    assert len(re.findall(r">person 1[1-4], query [123]: 4 images<", page)) == 3
+    assert [sorted(map(int, one["labels"].values())) for one in data["map"]["groups"]] == [[1], [2], [3]]
+    for group in data["map"]["groups"]:
+        assert len({shown[row]["pid"] for row in group["points"]}) == 1
+        assert all(shown[int(row)]["query"] for row in group["labels"])
+    assert [chart["name"] for chart in data["charts"]] == ["cmc", "ap"]
+    assert data["charts"][0]["series"][0]["y"][0] == pytest.approx(100 * result.rank(1), rel=1e-4)
+    assert 'class="cameras"' in page
     worst = example_queries(result.to_frame())[0]
-    assert f"lowest AP: {100 * worst.precision:.1f} %" in page
-    assert "junk" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).split("<main>")[1]
+    assert f">lowest AP: {100 * worst.precision:.1f} %<" in page
+    assert "junk" not in page.partition("<main>")[2].partition("<script")[0]

@@ -1,14 +1,19 @@
-"""The plot of the feature space."""
+"""The map of the feature space."""
 
 from __future__ import annotations
 
+import base64
+import io
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from rga_reid.errors import InputError
-from rga_reid.reports import plots as feature_space
-from rga_reid.reports.plots import Group, feature_space_plot, flat_layout
+from rga_reid.reports import feature_map as feature_space
+from rga_reid.reports.feature_map import CROP, Group, feature_map, flat_layout, nearest_neighbours
 
 
 def test_neighbours_stay_neighbours() -> None:
@@ -32,28 +37,36 @@ def test_few_images_and_a_missing_library_are_named(monkeypatch: pytest.MonkeyPa
         flat_layout(np.eye(4, dtype=np.float32))
 
 
-def test_the_plot_draws_each_group_in_its_colour() -> None:
-    points = np.arange(12, dtype=float).reshape(6, 2)
-    group = Group(np.array([1, 3]), "#0072b2", "v", {3: "2", 1: "7"})
-    axes = feature_space_plot(points, [group]).axes[0]
-    everything, coloured, large = axes.collections
-    np.testing.assert_array_equal(everything.get_offsets(), points)
-    np.testing.assert_array_equal(coloured.get_offsets(), points[[1, 3]])
-    np.testing.assert_array_equal(large.get_offsets(), points[[3, 1]])
-    assert [text.get_text() for text in axes.texts] == ["2", "7"]
-    assert not axes.images  # no photograph
+def test_nearest_neighbours_against_loops() -> None:
+    features = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
+    rows, similarities = nearest_neighbours(features, 5)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for n in range(30):
+        expected = sorted((m for m in range(30) if m != n), key=lambda m, n=n: -(unit[n] @ unit[m]))[:5]
+        assert rows[n].tolist() == expected
+        np.testing.assert_allclose(similarities[n], unit[expected] @ unit[n], rtol=1e-5)
+    assert nearest_neighbours(features[:3])[0].shape == (3, 2)
 
 
-def test_labels_beside_each_other_do_not_overlap() -> None:
-    """Marks in one place of the plane and in its corners: every label is legible."""
-    points = np.array([[0, 0], [100, 100], [50, 50], [51, 50], [50, 51.5], [52, 52], [49, 49], [48, 52]])
-    groups = [Group(np.arange(len(points)), "#0072b2", "o", {n: str(10 + n) for n in range(len(points))})]
-    figure = feature_space_plot(points, groups)
-    canvas = FigureCanvasAgg(figure)
-    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
-    assert len(boxes) == len(points)
-    for number, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
-        assert figure.bbox.containsx(box.x0)
-        assert figure.bbox.containsx(box.x1)
-        assert figure.bbox.containsy(box.y1)
+def test_the_map_has_each_picture_in_its_place(tmp_path: Path) -> None:
+    """45 pictures in two rows of the sheet; one cannot be read."""
+    paths = [str(tmp_path / f"{n}.png") for n in range(45)]
+    for n, path in enumerate(paths[:-1]):
+        Image.new("RGB", (40, 80), (0, 5 * n, 0)).save(path)
+    splits = ["query"] * 5 + ["gallery"] * 40
+    table = pd.DataFrame({"path": paths, "pid": range(45), "camid": [None] * 45, "split": splits})
+    features = np.random.default_rng(0).normal(size=(45, 8)).astype(np.float32)
+    data, sheet = feature_map(features, table, [Group(np.array([3, 1]), "#0072b2", "v", {3: "2"})])
+    assert [len(data[key]) for key in ("images", "x", "y", "neighbours", "similarities")] == [45] * 5
+    assert all(0 <= value <= 1 for value in (*data["x"], *data["y"]))
+    assert max(np.ptp(data["x"]), np.ptp(data["y"])) == pytest.approx(1, abs=1e-3)
+    assert [one["query"] for one in data["images"]] == [True] * 5 + [False] * 40
+    assert data["images"][7]["pid"] == 7
+    assert data["images"][7]["camid"] is None
+    assert data["groups"] == [{"points": [3, 1], "colour": "#0072b2", "marker": "v", "labels": {"3": "2"}}]
+    picture = Image.open(io.BytesIO(base64.b64decode(sheet.partition(",")[2])))
+    assert picture.size == (40 * CROP[0], 2 * CROP[1])
+    for n in range(45):
+        place = (CROP[0] * (n % 40) + CROP[0] // 2, CROP[1] * (n // 40) + CROP[1] // 2)
+        expected = (128, 128, 128) if n == 44 else (0, 5 * n, 0)
+        np.testing.assert_allclose(picture.getpixel(place), expected, atol=6)

@@ -48,7 +48,10 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
     literal = {word for text in (*texts, *code) for word in re.findall(r"[\"'](\w+)[\"']", text)}
     # keys that are put together: `tour_${n}`, `${direction}_of`, f"col_{name}"
     starts = tuple({start for text in texts for start in re.findall(r"[`\"](\w+_)\$\{", text)})
-    starts += tuple({start for text in code for start in re.findall(r"f\"(col_|chart_|no_)\{", text)})
+    starts += tuple({start for text in texts for start in re.findall(r'"(\w+_)" ~', text)})
+    starts += tuple(
+        {start for text in code for start in re.findall(r"f\"(col_|chart_|no_|ap_|metric_)\{", text)}
+    )
     ends = tuple({end for text in texts for end in re.findall(r"`\$\{\w+\}(_\w+)`", text)})
     composed = {key for key in known if key.startswith(starts) or key.endswith(ends)}
     assert known - literal - composed - {"tied_most", "tied_least"} == set()  # named by the id of their place

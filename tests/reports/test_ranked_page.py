@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rga_reid.errors import InputError
+from rga_reid.reports.language import Text
 from rga_reid.reports.ranked_page import Correctness, Match, Picture, ranked_page, verdict
 
 
@@ -80,7 +81,7 @@ def test_each_match_is_marked_in_words_and_by_a_sign() -> None:
     query = Picture("q.jpg", 7, 1)
     labels = [(7, 2), (8, 1), (7, 1), (None, None), (7, 3)]
     matches = [Match(f"{n}.jpg", *label, rank=n, score=1 - n / 10) for n, label in enumerate(labels, 1)]
-    page = Page(ranked_page([query], [matches], title="Who is this?", note="Five pictures."))
+    page = Page(ranked_page([query], [matches], note=[Text("note_query", {"name": "Five <b>"})]))
     marks = ["correct", "wrong", "junk", "unknown", "correct"]
     assert page.classes("correct", "wrong", "junk", "unknown") == marks
     words = [word for word in page.words if word in marks]
@@ -88,7 +89,14 @@ def test_each_match_is_marked_in_words_and_by_a_sign() -> None:
     signs = [str(attributes["href"]) for tag, attributes in page.elements if tag == "use"]
     assert [sign[1:] for sign in signs if sign[1:] in marks][4:] == marks
     assert [word for word in page.words if word.startswith("#")] == ["#1", "#2", "#3", "#4", "#5"]
-    texts = {"Who is this?", "Five pictures.", "0.900", "0.500", "person 8", "camera 3"}
+    texts = {
+        "Who is this?",
+        "1 query against the gallery “Five <b>”.",
+        "0.900",
+        "0.500",
+        "person 8",
+        "camera 3",
+    }
     assert not [word for word in page.words if word.endswith((" unknown", "None"))]
     assert texts | {"2 correct of 3 judged"} <= set(page.words)
 

@@ -40,7 +40,7 @@ def test_a_row_for_each_camera_in_natural_order() -> None:
         ("cam2", 2),
         ("cam10", 1),
         ("hall", 1),
-        ("unknown", 1),
+        (None, 1),
     ]
     numbers = make_timeline([sighting(0, 10), sighting(0, 9)])
     assert numbers is not None
@@ -71,7 +71,7 @@ def test_dates_and_other_zones() -> None:
     assert chart.dates == "2026-11-20"  # 23:30 in UTC
     later = make_timeline([sighting(0), sighting(86400)])
     assert later is not None
-    assert later.dates == "2026-11-20 to 2026-11-21"
+    assert later.dates == "2026-11-20 – 2026-11-21"
     assert make_timeline([]) is None
 
 
@@ -98,9 +98,9 @@ def test_the_page_links_dots_and_pictures() -> None:
     assert len(re.findall(r'<circle class="below"', page)) == 1  # of the other image of the group
     assert page.count('class="timeline"') == 1
     for text in ("person 7", "camera cam1", "track 3", "2026-11-20 10:15:00 UTC", "zone: north"):
-        assert f"<span>{text}</span>" in page
-    assert page.count("threshold 0.5000") == 2
-    assert page.count("Nobody: ") == 1
+        assert f">{text}</span>" in page
+    assert page.count(">threshold 0.5000<") == 2
+    assert page.count(">Nobody: ") == 1
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,10 @@ function typeset(text) {
 function translatePage() {
   document.documentElement.lang = settings.lang === "zh" ? "zh-CN" : settings.lang;
   const valuesOf = (element) => JSON.parse(element.dataset.v ?? "{}");
-  for (const element of document.querySelectorAll("[data-t]")) element.replaceChildren(...typeset(t(element.dataset.t, valuesOf(element))));
+  for (const element of document.querySelectorAll("[data-t]")) {
+    const text = t(element.dataset.t, valuesOf(element));
+    element.replaceChildren(...("plain" in element.dataset ? [text] : typeset(text)));
+  }
   for (const name of ["title", "alt", "aria-label", "placeholder"]) {
     for (const element of document.querySelectorAll(`[data-t-${name}]`)) element.setAttribute(name, t(element.getAttribute(`data-t-${name}`), valuesOf(element)));
   }
