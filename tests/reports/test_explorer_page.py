@@ -20,6 +20,7 @@ from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.models.analysis import StageCapture
 from rga_reid.reports.explorer import Exhibit, explorer_page
 from rga_reid.reports.relation_views import stage_view
+from tests.contrast import low_contrasts
 
 pytestmark = pytest.mark.slow
 Browse = Callable[..., AbstractContextManager[Any]]
@@ -313,35 +314,11 @@ def test_panels_are_saved_as_pictures(page: Page) -> None:
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_texts_have_enough_contrast(file: Path, browse: Browse, lang: str, dark: bool) -> None:
-    """Contrast of WCAG AA, 4.5, of every visible text on the background behind it."""
-    script = """
-    const parse = (c) => c.match(/[\\d.]+/g).map(Number);
-    const linear = (v) => (v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4);
-    const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
-    const behind = (e) => {
-      for (; e; e = e.parentElement) {
-        const c = parse(getComputedStyle(e).backgroundColor);
-        if (c.length < 4 || c[3] === 1) return c;
-      }
-      return [255, 255, 255];
-    };
-    const seen = [];
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (walker.nextNode()) {
-      const e = walker.currentNode.parentElement;
-      if (!walker.currentNode.textContent.trim() || !e.checkVisibility()) continue;
-      if (e.closest('button:disabled, script, style')) continue;
-      const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((p, q) => q - p);
-      const ratio = (a + .05) / (b + .05);
-      if (ratio < 4.5) seen.push([e.textContent.slice(0, 40), e.className, ratio]);
-    }
-    return seen;
-    """
     with browse(file, dark=dark) as browser:
         page = Page(browser, file)
         page.open(lang=lang, tour=3)
         page.run("for (const d of document.querySelectorAll('details')) d.open = true")
-        assert page.run(script) == []
+        assert low_contrasts(browser) == []
         assert page.run("return getComputedStyle(document.body).colorScheme") == "light dark"
 
 

@@ -1,0 +1,242 @@
+"""Pages of reports, tests and queries in a real browser, in two languages, widths and colours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+
+from rga_reid.experiments.evaluate_model import (
+    rank_between_cameras,
+    rank_test_images,
+    ranking_page,
+    tabulate_top_matches,
+)
+from rga_reid.reports.ablation_page import report_page
+from rga_reid.reports.ablation_stats import Evaluation
+from rga_reid.reports.ablation_tables import AblationReport, load_published
+from rga_reid.reports.ranked_page import Match, Picture, ranked_page
+from tests.contrast import low_contrasts
+
+pytestmark = pytest.mark.slow
+Browse = Callable[..., AbstractContextManager[Any]]
+START = datetime(2026, 11, 20, 9, 15, tzinfo=timezone.utc)
+PEOPLE, CAMERAS = 6, (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Two pictures of each person by each camera; the first is a query."""
+    folder = tmp_path_factory.mktemp("people")
+    rows = []
+    for pid in range(PEOPLE):
+        for camid in CAMERAS:
+            for frame, split in ((0, "query"), (1, "gallery"), (2, "gallery")):
+                path = folder / f"a_rather_long_name_of_a_camera_and_a_day_{pid}_c{camid}_{frame}.jpg"
+                Image.new("RGB", (64, 128), (40 * pid, 60 * camid, 100 * (frame == 0))).save(path)
+                rows.append({"path": str(path), "pid": pid, "camid": camid, "split": split})
+    return pd.DataFrame(rows).astype({"pid": "Int64", "camid": "Int64"})
+
+
+def features_of(table: pd.DataFrame, noise: float) -> np.ndarray:
+    random = np.random.default_rng(round(100 * noise))
+    return np.eye(PEOPLE)[table["pid"]] + noise * random.normal(size=(len(table), PEOPLE))
+
+
+def evaluate(table: pd.DataFrame, name: str, noise: float) -> Evaluation:
+    features = features_of(table, noise)
+    result = rank_test_images(features, table)
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1 + noise], "val_mAP": [0.1, 0.2, 0.3]})
+    tables = (result.to_frame(), tabulate_top_matches(features, table), curve)
+    costs = (11_000_000, 500_000_000 * (1 + noise), 720.0, 9.5 + noise, 310.0)
+    cameras = rank_between_cameras(features, table)
+    return Evaluation(name, 0, result.to_dict(), tuple(result.cmc), *tables, *costs, f"{name}.ckpt", cameras)
+
+
+def make_report(table: pd.DataFrame) -> str:
+    runs = [evaluate(table, name, noise) for name, noise in (("base", 0.8), ("better", 0.5), ("worse", 1.1))]
+    return report_page(
+        AblationReport("A report", runs, "base", missing=["x"], published=load_published("market1501"))
+    )
+
+
+def make_test(table: pd.DataFrame) -> str:
+    features = features_of(table, 0.6)
+    return ranking_page(features, table, rank_test_images(features, table), title="model/last.ckpt")
+
+
+def make_query(table: pd.DataFrame) -> str:
+    gallery = table[table["split"] == "gallery"]
+    matches = [
+        Match(row.path, row.pid, row.camid, 7, START + timedelta(minutes=n), rank=n + 1, score=0.9 - n / 20)
+        for n, row in enumerate(gallery.head(10).itertuples())
+    ]
+    return ranked_page([Picture(table["path"][0], 0, 1)] * 10, [matches] * 10, threshold=0.55)
+
+
+PAGES = {"report": make_report, "test": make_test, "query": make_query}
+
+
+@pytest.fixture(scope="module")
+def files(images: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, make in PAGES.items():
+        (folder / f"{name}.html").write_text(make(images), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in PAGES}
+
+
+@pytest.fixture(params=[1280, 390])
+def width(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def show(files: dict[str, Path], width: int, browse: Browse) -> Iterator[Callable[[str], Any]]:
+    """Open a page; at the end nothing is wider than the window, and the console is empty."""
+    opened: list[tuple[AbstractContextManager[Any], Any]] = []
+
+    def open_page(name: str) -> Any:
+        context = browse(files[name], width=width, height=900)
+        opened.append((context, context.__enter__()))
+        return opened[-1][1]
+
+    yield open_page
+    for context, browser in opened:
+        fits, log = browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), None
+        log = browser.get_log("browser")
+        context.__exit__(None, None, None)
+        assert (fits, log) == (True, [])
+
+
+def find(browser: Any, selector: str) -> Any:
+    element = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    return element
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+    return list(browser.execute_script(script, selector))
+
+
+def test_tables_sort_by_mouse_and_keyboard(show: Callable[[str], Any]) -> None:
+    browser = show("report")
+    names, values = "table.sorts tbody th", "table.sorts tbody td:nth-child(2)"
+    find(browser, "table.sorts th:nth-child(2) button").click()
+    scores = [float(value) for value in texts(browser, values)[:3]]
+    assert scores == sorted(scores, reverse=True)
+    assert texts(browser, names)[:3] == ["better", "base", "worse"]
+    assert find(browser, "table.sorts th:nth-child(2)").get_attribute("aria-sort") == "descending"
+    find(browser, "table.sorts th:first-child button").send_keys(Keys.ENTER)
+    assert texts(browser, names)[:3] == ["base", "better", "worse"]
+    find(browser, "table.sorts th:first-child button").send_keys(Keys.ENTER)
+    assert texts(browser, names)[:3] == ["worse", "better", "base"]
+
+
+def test_variant_score_and_verdict_are_seen_first(show: Callable[[str], Any], width: int) -> None:
+    browser = show("report")
+    for column in (1, 2, 3):
+        box = find(browser, f"table.sorts tbody tr > :nth-child({column})").rect
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def test_charts_show_values(show: Callable[[str], Any]) -> None:
+    browser = show("report")
+    data = json.loads(browser.execute_script("return document.getElementById('data').textContent"))
+    series = {one["name"]: one["series"] for one in data["charts"]}
+    assert list(series) == ["cmc", "ap", "learning", "validation", "gmac", "latency"]
+    chart = find(browser, "[data-chart=cmc] svg")
+    box = chart.rect
+    ActionChains(browser, duration=0).move_to_element_with_offset(chart, -box["width"] * 0.3, 0).perform()
+    shown = texts(browser, "[data-chart=cmc] .tip p")
+    rank = int(shown[0].split()[-1])
+    expected = [f"{one['name']}{one['y'][rank - 1]:.4g}" for one in series["cmc"]]
+    assert [line.replace("\n", "").replace(" ", "") for line in shown[1:]] == expected
+    learning = find(browser, "[data-chart=learning] svg")
+    learning.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert "2" in texts(browser, "[data-chart=learning] .tip")[0]
+    find(browser, "[data-chart=gmac] .names button").click()
+    script = "return document.querySelectorAll('[data-chart=gmac] .dot').length"
+    assert browser.execute_script(script) == 2
+
+
+def test_the_map_has_pictures_neighbours_and_a_search(show: Callable[[str], Any]) -> None:
+    browser = show("test")
+    data = json.loads(browser.execute_script("return document.getElementById('data').textContent"))["map"]
+    plot = find(browser, "#map")
+    side, row = plot.rect["width"], 5
+    x, y = (side * (24 + data[axis][row] * 552) / 600 - side / 2 for axis in ("x", "y"))
+    ActionChains(browser, duration=0).move_to_element_with_offset(plot, round(x), round(y)).click().perform()
+    about = texts(browser, "#neighbours .about")[0]
+    chosen = next(n for n, one in enumerate(data["images"]) if one["path"] in about)
+    near = browser.find_elements(By.CSS_SELECTOR, "#neighbours .found-image")
+    titles = [one.get_attribute("title") for one in near]
+    assert [title.split("\n")[1] for title in titles] == [
+        data["images"][other]["path"] for other in data["neighbours"][chosen]
+    ]
+    for title, other in zip(titles, data["neighbours"][chosen], strict=True):
+        same = data["images"][other]["pid"] == data["images"][chosen]["pid"]
+        assert title.startswith("same person" if same else "another person")
+    find(browser, "#find").send_keys("4")
+    hits = [one for one in data["images"] if one["pid"] == 4 or "4" in one["path"]]
+    assert texts(browser, "#found") == [f"{len(hits)} of {len(data['images'])} images"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#hits button")) == len(hits) == 9
+
+
+def test_a_click_enlarges_a_match_beside_its_query(show: Callable[[str], Any], width: int) -> None:
+    browser = show("query")
+    frames = browser.find_elements(By.CSS_SELECTOR, ".ranked .matches .frame")
+    small = frames[0].rect["height"]
+    find(browser, ".ranked .matches .frame").click()
+    left, right = browser.find_elements(By.CSS_SELECTOR, "#large figure")
+    assert left.rect["y"] == right.rect["y"]
+    assert right.find_element(By.CSS_SELECTOR, ".frame").rect["height"] > 1.3 * small
+    assert "#1" in right.text
+    assert "_c1_1.jpg" in right.text  # the whole path
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    assert "#2" in browser.find_elements(By.CSS_SELECTOR, "#large figure")[1].text
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not browser.find_element(By.CSS_SELECTOR, "#large").is_displayed()
+    if width == 390:  # strips: ten queries with ten matches in a grid were 18,934 pixels high
+        assert browser.execute_script("return document.documentElement.scrollHeight") < 0.6 * 18_934
+
+
+def test_images_of_a_track_are_shown_together(show: Callable[[str], Any]) -> None:
+    browser = show("query")
+    count = "return [...document.querySelector('.matches').children].filter((one) => !one.hidden).length"
+    before = browser.execute_script(count)
+    find(browser, "#tracks").click()
+    cameras = browser.execute_script(
+        "return new Set([...document.querySelector('.matches').children].map((one) => one.dataset.track)).size"
+    )
+    assert browser.execute_script(count) == cameras < before
+    find(browser, ".same-track .frame").click()  # it opens what it stands for
+    assert browser.find_elements(By.CSS_SELECTOR, "#large figure")[1].text.count("#") == 1
+    find(browser, "#large-close").click()
+    find(browser, "#tracks").click()
+    assert browser.execute_script(count) == before
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_have_enough_contrast(files: dict[str, Path], browse: Browse, name: str, dark: bool) -> None:
+    with browse(files[name], dark=dark, language="zh-CN" if dark else "en") as browser:
+        assert browser.execute_script("return document.documentElement.lang") == ("zh-CN" if dark else "en")
+        browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert low_contrasts(browser) == []
+        find(browser, "#language").click()
+        assert browser.execute_script("return document.documentElement.lang") == ("en" if dark else "zh-CN")
+        heading = {"report": "Curves", "test": "Summary", "query": "Query 1"}[name]
+        assert (heading in texts(browser, "h2")) == dark
+        assert browser.get_log("browser") == []
