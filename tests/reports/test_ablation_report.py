@@ -216,6 +216,8 @@ def test_latex_escapes(report: AblationReport) -> None:
     assert len(cited) == len(set(cited)) == 9
     assert re.findall(r"^@\w+\{(\w+),", bibliography(report), re.MULTILINE) == cited
     assert "run again by others" not in text
+    detected = replace(report, published=load_published("cuhk03_detected"))
+    assert re.findall(r"^@\w+\{(\w+),", bibliography(detected), re.MULTILINE) == ["zhang2020rga"]
     for caption in re.findall(r"\\caption\{(.*)\}", text):
         assert len(re.findall(r"[.!?](?: |$)", caption)) == 1  # a sentence
     for line in text.split("\n"):
