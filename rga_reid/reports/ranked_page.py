@@ -48,7 +48,9 @@ class Picture:
         """Return what is known about it; values of ``more`` with their names."""
         found: list[Text | str] = []
         if self.pid is not None:
-            found.append(Text("nobody") if self.pid in JUNK_PIDS else Text("person", {"value": str(self.pid)}))
+            found.append(
+                Text("nobody") if self.pid in JUNK_PIDS else Text("person", {"value": str(self.pid)})
+            )
         known = (("camera", self.camid), ("track", self.track))
         found += [Text(name, {"value": str(value)}) for name, value in known if value is not None]
         if self.time is not None:

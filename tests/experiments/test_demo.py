@@ -74,7 +74,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file, texts in {
         "query.html": ["correct", "<img"],
         "explain.html": ["rga, trained", "rga, untrained"],
-        "report/report.html": ["Cumulative match curves"],
+        "report/report.html": ["Cumulative match characteristic", "<td style="],
         "report/report.csv": ["colour histogram,1,", str(metrics["model"]["mAP"])],
     }.items():
         content = (out / file).read_text(encoding="utf-8")
