@@ -143,6 +143,16 @@ def test_tables_sort_by_mouse_and_keyboard(show: Callable[[str], Any]) -> None:
     assert texts(browser, names)[:3] == ["worse", "better", "base"]
 
 
+def test_a_query_has_the_command_that_explains_it(show: Callable[[str], Any]) -> None:
+    browser = show("report")
+    assert not browser.find_element(By.CSS_SELECTOR, ".change code").is_displayed()
+    find(browser, ".change .copy").click()
+    command = texts(browser, ".change code")[0].split()
+    assert command[:2] == ["rga-reid", "explain"]
+    assert command[4:7] == ["--checkpoint", "base.ckpt", "better.ckpt"]
+    assert browser.find_element(By.CSS_SELECTOR, ".change code").is_displayed()
+
+
 def test_variant_score_and_verdict_are_seen_first(show: Callable[[str], Any], width: int) -> None:
     browser = show("report")
     for column in (1, 2, 3):

@@ -23,7 +23,7 @@ for (const table of document.querySelectorAll("table.sorts")) {
 // ---------- commands to copy ----------
 for (const button of document.querySelectorAll("button.copy")) {
   button.addEventListener("click", async () => {
-    const code = button.nextElementSibling;
+    const code = button.closest(".change").querySelector("code");
     code.hidden = false;
     getSelection().selectAllChildren(code);
     try { await navigator.clipboard.writeText(code.textContent); } catch { document.execCommand("copy"); }
