@@ -43,7 +43,10 @@ def test_languages_have_the_same_texts(section: str) -> None:
 
 def test_every_text_is_used_and_every_used_text_exists() -> None:
     texts = [file.read_text(encoding="utf-8") for file in TEMPLATES.iterdir()]
-    code = [file.read_text(encoding="utf-8") for file in (*PACKAGE.rglob("*.py"), CHECKOUT / "docs" / "mechanisms.py")]
+    code = [
+        file.read_text(encoding="utf-8")
+        for file in (*PACKAGE.rglob("*.py"), CHECKOUT / "docs" / "mechanisms.py")
+    ]
     known = {key for section in SECTIONS for key in load_strings("en")[section]}
     literal = {word for text in (*texts, *code) for word in re.findall(r"[\"'](\w+)[\"']", text)}
     # keys that are put together: `tour_${n}`, `${direction}_of`, f"col_{name}"
