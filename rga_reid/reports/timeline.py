@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -96,7 +97,9 @@ def _ticks(start: datetime, length: timedelta) -> tuple[tuple[float, str], ...]:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, num2date
 
     locator = AutoDateLocator(tz=timezone.utc, minticks=3, maxticks=MAX_TICKS)
-    values = locator.tick_values(start, start + length)
+    with warnings.catch_warnings():  # between two of its intervals it takes the larger one, with a warning
+        warnings.simplefilter("ignore", UserWarning)
+        values = locator.tick_values(start, start + length)
     places = [(num2date(value, timezone.utc) - start) / length for value in values]
     # for steps of years, months, days, hours, minutes and seconds; then for round values of these
     formats = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S.%f"]
