@@ -286,7 +286,8 @@ def test_report_of_folders_and_files(
     assert [row["reason"] for row in rows] == ["no per-query results"] * 2 + ["baseline"]
     assert rows[0]["verdict"] == "seed spread unknown"
     assert str(tmp_path / "report/report.html") in capsys.readouterr().out
-    assert main([*words, "--overwrite"]) == 0
+    assert main([*words, "--overwrite", "--lang", "zh"]) == 0
+    assert '<html lang="zh-CN">' in (tmp_path / "report/report.html").read_text(encoding="utf-8")
 
 
 def test_report_of_other_files(tmp_path: Path, refused: Refused) -> None:

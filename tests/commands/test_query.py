@@ -224,11 +224,14 @@ def test_several_images_of_one_person(
 
 def test_rerank(mean_colour: Any, red: Path, tmp_path: Path, gallery: Path, query: Any) -> None:
     words = ["--image", red, "--rerank", "--shortlist", 3, "--top-k", 2, "--html", tmp_path / "m.html"]
+    words += ["--lang", "zh"]
     (result,) = query(*words)
     features, _ = extract_features(mean_colour(), [red])
     expected = Gallery.open(gallery).search(features, 2, rerank=ReRanking(), shortlist=3)
     assert [match["path"] for match in result["matches"]] == expected["path"].tolist()
-    assert "re-ranked" in (tmp_path / "m.html").read_text(encoding="utf-8")
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert ">匹配按重排序后的顺序排列。<" in page
 
 
 def test_pages_and_tables_of_many_queries(

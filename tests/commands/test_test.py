@@ -124,7 +124,8 @@ def test_data_set_with_one_camera(
     assert "own camera" in error
     assert "--protocol no_cameras" in error
     page = tmp_path / "page.html"
-    assert main([*words, "--protocol", "no_cameras", "--html", str(page)]) == 0
+    assert main([*words, "--protocol", "no_cameras", "--html", str(page), "--lang", "zh"]) == 0
+    assert '<html lang="zh-CN">' in page.read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8").count("<img") > 10
 
 
