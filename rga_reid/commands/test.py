@@ -159,6 +159,7 @@ def _facts(options: Namespace, model: Embedder) -> list[tuple[str, Text | str]]:
         ("fact_model", options.checkpoint),
         ("fact_recipe", _recipe(model)),
         ("fact_data", Text("data_read", data)),
+        ("fact_protocol", options.protocol or "market1501"),
         ("fact_ranking", Text("ranking_reranked" if options.rerank else "ranking_plain")),
         ("fact_date", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
     ]

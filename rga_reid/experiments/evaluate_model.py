@@ -183,13 +183,18 @@ def tabulate_top_matches(
 
 
 def rank_between_cameras(
-    features: np.ndarray, table: pd.DataFrame, *, junk_pids: Sequence[int | str] = (-1,)
+    features: np.ndarray,
+    table: pd.DataFrame,
+    *,
+    junk_pids: Sequence[int | str] = (-1,),
+    rule: MatchRule | None = None,
 ) -> pd.DataFrame:
     """Rank the gallery of each camera alone for the queries of each camera.
 
     Args:
         features, table: the output of ``embed_test_images``.
         junk_pids: identities to leave out.
+        rule: which images of a query's person are correct matches; by default that of Market-1501.
 
     Returns:
         A row for each pair of cameras with a correct match: ``query_camera`` and ``gallery_camera`` as text,
@@ -201,9 +206,10 @@ def rank_between_cameras(
     for camera in gallery.table["camid"].dropna().unique():
         side = gallery.select((gallery.table["camid"] == camera).to_numpy(dtype=bool))
         try:
-            found = evaluate_features(query, side, junk_pids=tuple(junk_pids)).to_frame()
+            result = evaluate_features(query, side, junk_pids=tuple(junk_pids), rule=rule or MatchRule())
         except InputError:  # no query has a correct match from this camera
             continue
+        found = result.to_frame()
         found = found[(found["matches"] > 0) & found["camid"].notna()]
         for other, group in found.groupby("camid"):
             first = float((group["first_match"] == 1).mean())
@@ -318,7 +324,7 @@ def ranking_page(
     charts = [
         chart for chart in (cmc_chart([evaluation]), precision_chart([evaluation])) if chart is not None
     ]
-    cameras = rank_between_cameras(features, table, junk_pids=junk_pids)
+    cameras = rank_between_cameras(features, table, junk_pids=junk_pids, rule=rule)
     evaluation = replace(evaluation, cameras=cameras)
     return ranked_page(
         [Picture(**_labels(query.table.iloc[row])) for row in rows],
