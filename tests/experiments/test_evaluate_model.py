@@ -13,7 +13,7 @@ import pytest
 
 from rga_reid.data import read_table
 from rga_reid.errors import InputError
-from rga_reid.evaluation import ReRanking
+from rga_reid.evaluation import MatchRule, ReRanking
 from rga_reid.evaluation.features import LabelledFeatures
 from rga_reid.evaluation.ranking import evaluate_features, top_matches
 from rga_reid.experiments import evaluate_model as module
@@ -121,6 +121,10 @@ def test_rank_between_cameras_against_loops() -> None:
     assert len(hits) == 6
     assert found["queries"].to_dict() == {pair: len(one) for pair, one in hits.items()}
     assert found["rank1"].to_dict() == pytest.approx({pair: np.mean(one) for pair, one in hits.items()})
+    anywhere = rank_between_cameras(features, table, rule=MatchRule(differ=()))
+    assert set(zip(anywhere["query_camera"], anywhere["gallery_camera"], strict=True)) == {
+        (one, other) for one in "123" for other in "123"
+    }
     assert rank_between_cameras(features, table.assign(camid=pd.array([None] * 120, dtype="Int64"))).empty
 
 
