@@ -243,6 +243,9 @@ def _gate(inputs: int, down_ratio: int) -> nn.Sequential:
     )
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+
+
 def _embed(nodes: Tensor, weight: Tensor, *norms: Any) -> Tensor:
     """Return nodes (B, M, F) times weight (outputs, F) as rows, batch-normalised by ``norms`` side by side."""
     if any(map(_uses_batch_statistics, norms)):
@@ -256,10 +259,10 @@ def _project(nodes: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
     One product over all rows is fastest, forward and backward, but copies nodes whose features are not contiguous. A
     product per image copies the smaller result instead, but its backward computes one gradient of the weight per
-    image, which is slow for many features.
+    image, which is slow for many features. Exported graphs have one product: ``expand`` would compute shapes in them.
     """
     b, m, features = nodes.shape
-    if nodes.stride(2) == 1 or features > m:
+    if nodes.stride(2) == 1 or features > m or _is_exporting():
         return F.linear(nodes.reshape(b * m, features), weight, bias)
     columns = torch.bmm(weight.expand(b, -1, -1), nodes.mT)
     if bias is not None:

@@ -159,6 +159,12 @@ def _fold_constants(model: Any) -> None:
     from onnxscript import optimizer
 
     optimizer.optimize_ir(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+    # onnxscript 0.7 loses a computed constant if another one has the same name: it renames but does not add it
+    for node in model.graph:
+        for value in node.inputs:
+            is_known = value is None or value.producer() is not None or value.name in model.graph.initializers
+            if not is_known and value.const_value is not None:
+                model.graph.register_initializer(value)
 
 
 def _lower_opset(model: Any, opset: int) -> None:

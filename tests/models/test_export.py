@@ -254,6 +254,16 @@ def test_graphs_of_attention_modules(attention: str | None, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("opset", [None, 13])
+def test_the_graph_of_the_released_model(opset: int | None, tmp_path: Path) -> None:
+    """RGA-SC in ResNet-50 at full size: computed constants share names."""
+    network = build_model(attention="rga", size=(256, 128)).eval()
+    cosine = export_model(network, tmp_path / "m.onnx", "onnx", ExportSettings(opset=opset))
+    assert cosine > 0.99999
+    assert find_problems(tmp_path / "m.onnx") == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
