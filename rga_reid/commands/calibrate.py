@@ -24,6 +24,7 @@ from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
     from rga_reid.evaluation import Calibration, LabelledFeatures, OpenSetCalibration
+    from rga_reid.inference.verify import Threshold
 
 MIN_ERRORS = 30  # for a rate within about 30 % (the rule of 30: Doddington et al., 2000)
 FALSE_MATCH_RATE = 0.001
@@ -86,9 +87,10 @@ def run(options: Namespace) -> None:
     _check_rates(options)
     check_threshold(options)
     check_device(options.device)
+    threshold = load_threshold(options)
     query, gallery = read_query_and_gallery(options.query, options.gallery)
     try:
-        (_open_set if options.open_set else _per_pair)(options, query, gallery)
+        (_open_set if options.open_set else _per_pair)(options, query, gallery, threshold)
     except InputError as error:
         raise InputError(f"--query {options.query} --gallery {options.gallery}: {error}") from None
 
@@ -108,19 +110,22 @@ def _check_rates(options: Namespace) -> None:
         check_int("--gallery-size", options.gallery_size)
 
 
-def _values(options: Namespace, calibration: Any, wanted: float) -> dict[str, Any]:
+def _values(calibration: Any, threshold: Threshold | None, wanted: float) -> dict[str, Any]:
     """Return the rates at the given threshold, or else at the one that has the wanted rate."""
-    given = load_threshold(options)
-    return calibration.to_dict(wanted) if given is None else calibration.to_dict(threshold=given.value)
+    return (
+        calibration.to_dict(wanted) if threshold is None else calibration.to_dict(threshold=threshold.value)
+    )
 
 
-def _per_pair(options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures) -> None:
+def _per_pair(
+    options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures, threshold: Threshold | None
+) -> None:
     from rga_reid.evaluation import calibrate, score_pairs
 
     with progress_bar("scores") as update:
         scores = score_pairs(query, gallery, device=options.device, progress=update)
     calibration = calibrate(scores.genuine, scores.impostor)
-    values = _values(options, calibration, options.false_match_rate or FALSE_MATCH_RATE)
+    values = _values(calibration, threshold, options.false_match_rate or FALSE_MATCH_RATE)
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:
@@ -128,14 +133,16 @@ def _per_pair(options: Namespace, query: LabelledFeatures, gallery: LabelledFeat
     _print(values)
 
 
-def _open_set(options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures) -> None:
+def _open_set(
+    options: Namespace, query: LabelledFeatures, gallery: LabelledFeatures, threshold: Threshold | None
+) -> None:
     from rga_reid.evaluation import calibrate_open_set
 
     with progress_bar("scores") as update:
         calibration = calibrate_open_set(
             query, gallery, options.gallery_size, device=options.device, progress=update
         )
-    values = _values(options, calibration, options.fpir or FPIR)
+    values = _values(calibration, threshold, options.fpir or FPIR)
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:
