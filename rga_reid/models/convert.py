@@ -111,21 +111,23 @@ def _has(*beginnings: str) -> Callable[[State], bool]:
 def _read_plain_resnet(found: Conversion) -> None:
     """Read a ResNet of torchvision or torchreid; torchreid's may end in a linear layer, batch norm and ReLU."""
     found.source = "torchreid" if "classifier.weight" in found.left else "torchvision"
-    reduced = "fc.0.weight" in found.left
-    found.move_resnet("", last_stride=1 if reduced else 2)
-    if reduced:
-        found.move_reduction("fc.0", "fc.1")
-        found.config["neck"] = "bn_relu"
+    found.move_resnet("", last_stride=1 if "fc.0.weight" in found.left else 2)
+    _move_torchreid_head(found)
     found.drop(r"(fc|classifier)\.(weight|bias)")
     found.set_pooling()
+
+
+def _move_torchreid_head(found: Conversion) -> None:
+    """Move the linear layer, batch norm and ReLU after the pooling of torchreid's models, if there are any."""
+    if "fc.0.weight" in found.left:
+        found.move_reduction("fc.0", "fc.1")
+        found.config["neck"] = "bn_relu"
 
 
 def _read_torchreid_osnet(found: Conversion) -> None:
     found.source = "torchreid"
     found.move_osnet("")
-    if "fc.0.weight" in found.left:
-        found.move_reduction("fc.0", "fc.1")
-        found.config["neck"] = "bn_relu"
+    _move_torchreid_head(found)
     found.drop(r"classifier\.(weight|bias)")
     found.set_pooling()
 
