@@ -111,7 +111,7 @@ class Cell:
     Args:
         text: what it shows, in English if it is a text of the section ``report``; "" for an unknown value.
         value: what rows are sorted by instead of the text.
-        key: of the text, if it is one.
+        key: key of the text, if it is one.
     """
 
     text: str

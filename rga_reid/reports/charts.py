@@ -32,7 +32,7 @@ class Series:
     """A line or a point of a chart.
 
     Args:
-        name: of the run.
+        name: name of the run.
         x, y: values, of the same number; the edges of ``steps`` are one more than their values.
         low, high: range of y over the seeds; empty for one seed.
     """
@@ -55,7 +55,7 @@ class Chart:
     """A chart. Its title and axes are the texts ``chart_{name}``, ``chart_{name}_x`` and ``chart_{name}_y``.
 
     Args:
-        name: of the texts and of the files.
+        name: key of its texts, and name of its files.
         kind: ``lines`` with marks, ``steps`` of a histogram, or one ``points`` per series.
         series: at least one.
     """

@@ -50,7 +50,7 @@ def translate(lang: str, section: str, key: str, **values: Any) -> str:
 def translate_meaning(lang: str, text: str) -> str:
     """Return the description of a tensor or a matrix, which modules give in English, in a language.
 
-    A text that is in no table is returned as it is.
+    A text that is in no table is returned unchanged.
     """
     return str(load_strings(lang).get("flow", {}).get(text, text))
 
