@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rga_reid.evaluation.metrics import MatchRanks, count_before
 from rga_reid.evaluation.relevance import Relevance
-from rga_reid.evaluation.similarity import Scores, above_threshold, tiles, use_full_precision
+from rga_reid.evaluation.similarity import Scores, flat_nonzero, tiles, use_full_precision
 
 _QUERIES = 4096  # queries ranked at a time: each holds a histogram
 _TOGETHER = 32  # queries whose same-identity items are scored in one product
@@ -86,19 +87,16 @@ class _Block:
 
     def rank_matches(self, report: Callable[[float], None]) -> MatchRanks:
         real = np.float32 if self.scores.dtype == torch.float32 else np.float64
-        histograms = Histograms(self.items.query, self.items.score, self.radius, real)
+        histograms = Histograms(
+            self.items.query, self.items.score, self.radius, real, device=self.scores.device
+        )
         before = np.zeros(len(self.match), dtype=np.int64)  # distractors before each same-identity item
         close: list[_Pairs] = []  # distractors that histograms cannot place
         for tile, first_query, first_column in tiles(
             self.scores, self.queries, self.relevance.gallery_rows, self.block_size, size=_TILE
         ):
-            lowest = histograms.lowest[first_query : first_query + len(tile), None]
-            query, column, score = above_threshold(tile, lowest)
-            query += first_query
-            uncertain = histograms.add(query, score)
-            close.append(
-                self._distractors(query[uncertain], column[uncertain] + first_column, score[uncertain])
-            )
+            query, column, score = histograms.add(tile, first_query)
+            close.append(self._distractors(query, column + first_column, score))
             if sum(len(pairs.query) for pairs in close) > _TILE:
                 before += self._count_exactly(close)[0]
                 close = []
@@ -123,8 +121,9 @@ class _Block:
                 rows = self.relevance.gallery_rows[columns[start : start + self.block_size]]
                 product = self.scores.approximate(left, self.scores.gallery(rows, torch.float64))
                 inside = (place >= start) & (place < start + self.block_size)
-                found = product.cpu().numpy()[query[entries][inside] - group.start, place[inside] - start]
-                scores[entries][inside] = found
+                pairs = query[entries][inside] - group.start, place[inside] - start
+                found = product[tuple(torch.from_numpy(side).to(product.device) for side in pairs)]
+                scores[entries][inside] = found.cpu().numpy()
         return scores
 
     def _distractors(self, query: np.ndarray, column: np.ndarray, score: np.ndarray) -> _Pairs:
@@ -190,18 +189,26 @@ class Histograms:
         scores: scores of these items, float64.
         radius: distance from which the order of a score and an item is certain.
         real: float32 or float64, type of the scores to count.
+        device: device of the scores to count, where they stay.
     """
 
-    def __init__(self, owner: np.ndarray, scores: np.ndarray, radius: float, real: type[np.floating]) -> None:
+    def __init__(
+        self,
+        owner: np.ndarray,
+        scores: np.ndarray,
+        radius: float,
+        real: type[np.floating],
+        device: torch.device | str = "cpu",
+    ) -> None:
         # rounded outwards, so that rounding to `real` makes no uncertain order certain
         lower = np.nextafter((scores - radius).astype(real), real(-np.inf))
         upper = np.nextafter((scores + radius).astype(real), real(np.inf))
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        #: (n,): lower scores rank after all same-identity items of the query and need not be counted
-        self.lowest = np.minimum.reduceat(lower, starts)
+        # (n,): lower scores rank after all same-identity items of the query and need not be counted
+        self._lowest = np.minimum.reduceat(lower, starts)
         highest = np.maximum.reduceat(upper, starts)
         # wide enough that neither the width nor its reciprocal underflows or overflows
-        width = np.maximum((highest - self.lowest) / real(_BINS - 2), np.finfo(real).tiny)
+        width = np.maximum((highest - self._lowest) / real(_BINS - 2), np.finfo(real).tiny)
         self._scale = (1 / width).astype(real)
 
         self._owner, self._first = owner, self._bins(owner, lower)
@@ -212,24 +219,35 @@ class Histograms:
             np.add.at(edges, (owner[items] - queries.start, self._first[items]), 1)
             np.add.at(edges, (owner[items] - queries.start, last[items] + 1), -1)
             self._uncertain[queries] = np.cumsum(edges[:, :_BINS], axis=1) > 0
-        self._counts = np.zeros((len(starts), _BINS), dtype=np.int32)
+        columns = (self._lowest[:, None], self._scale[:, None], self._uncertain.reshape(-1))
+        self._on_device = [torch.from_numpy(values).to(device) for values in columns]
+        self._starts = _BINS * torch.arange(len(starts), dtype=torch.int32, device=device)[:, None]
+        self._counts = torch.zeros(len(starts) * _BINS, dtype=torch.int32, device=device)
 
-    def add(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Count scores, none of which is below the lowest of its query.
+    def add(self, tile: Tensor, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Count the scores of a tile ``(m, columns)`` whose first row is that of query ``first``.
 
         Returns:
-            Indices of the scores that fall into an uncertain bin, ascending. Their counts are ignored.
+            Query, column and score of those in uncertain bins. Their counts are ignored.
         """
-        bins = queries * _BINS + self._bins(queries, scores)
-        one = self._counts.dtype.type(1)  # of another type it would take NumPy's slow path
-        np.add.at(self._counts.reshape(-1), bins, one)
-        return np.flatnonzero(self._uncertain.reshape(-1)[bins])
+        lowest, scale, uncertain = self._on_device
+        rows = slice(first, first + len(tile))
+        place = flat_nonzero(tile >= lowest[rows])
+        # each step is monotonic with rounding: higher scores, no lower bin
+        height = (tile - lowest[rows]).mul_(scale[rows]).clamp_(0, _BINS - 1)
+        bins = height.int().add_(self._starts[rows]).flatten().index_select(0, place).long()
+        self._counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
+        place = place[flat_nonzero(uncertain.index_select(0, bins))]
+        score = tile.flatten()[place].cpu().numpy()
+        query, column = np.divmod(place.cpu().numpy(), tile.shape[1])
+        return query + first, column, score
 
     def count_higher(self) -> np.ndarray:
         """For each same-identity item, count the higher scores in bins that are not uncertain."""
         higher = np.empty(len(self._owner), dtype=np.int64)
+        counts = self._counts.cpu().numpy().reshape(-1, _BINS)
         for queries, items in self._parts():
-            certain = np.where(self._uncertain[queries], 0, self._counts[queries])
+            certain = np.where(self._uncertain[queries], 0, counts[queries])
             up_to_bin = np.cumsum(certain, axis=1, dtype=np.int64)
             owner, first = self._owner[items] - queries.start, self._first[items]
             higher[items] = up_to_bin[owner, -1] - up_to_bin[owner, first]
@@ -242,6 +260,6 @@ class Histograms:
             yield slice(start, start + _HISTOGRAM_QUERIES), slice(*items)
 
     def _bins(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the bin of each score. Each step is monotonic with rounding: higher scores, no lower bin."""
-        height = (scores - self.lowest[queries]) * self._scale[queries]
+        """Return the bin of each score, computed as in ``add``."""
+        height = (scores - self._lowest[queries]) * self._scale[queries]
         return np.minimum(height, _BINS - 1).astype(np.int64)

@@ -96,12 +96,21 @@ def tiles(
 
 
 def above_threshold(tile: Tensor, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return row, column and value of the entries that reach ``threshold``, which is broadcast."""
-    reached = tile >= torch.from_numpy(threshold).to(tile.device)
-    place = np.flatnonzero(reached.cpu().numpy())
-    value = tile.take(torch.from_numpy(place).to(tile.device)).cpu().numpy()
-    row, column = np.divmod(place, tile.shape[1])
+    """Return row, column and value of the entries that reach ``threshold``, which is broadcast.
+
+    The other entries stay on the device.
+    """
+    place = flat_nonzero(tile >= torch.from_numpy(threshold).to(tile.device))
+    value = tile.take(place).cpu().numpy()
+    row, column = np.divmod(place.cpu().numpy(), tile.shape[1])
     return row, column, value
+
+
+def flat_nonzero(mask: Tensor) -> Tensor:
+    """Return the indices of true entries in the flattened mask, int64 ``(n,)``, on its device."""
+    if mask.is_cpu:  # NumPy finds them faster
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero().squeeze(1)
 
 
 class CosineScores:

@@ -292,3 +292,21 @@ def test_bad_distances_are_named(distances: Any, message: str) -> None:
     assert evaluate_distances(np.ones((2, 4)), [1, 2], [1, 2, 3, 4]).valid_queries == 2
     with pytest.raises(InputError, match=message):
         evaluate_distances(distances, [1, 2], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_scores_stay_on_the_device(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    to_host = torch.Tensor.cpu
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.numel())
+        return to_host(tensor)
+
+    rng = np.random.default_rng(0)
+    query, gallery = rng.standard_normal((40, 16)), rng.standard_normal((60_000, 16))
+    pids = np.arange(40), rng.integers(0, 20_000, 60_000)
+    cameras = np.zeros(40, int), np.ones(60_000, int)
+    monkeypatch.setattr(torch.Tensor, "cpu", count)
+    evaluate_ranking(query, gallery, *pids, *cameras, metric=metric)
+    assert 0 < sum(copied) < 0.05 * len(query) * len(gallery)
