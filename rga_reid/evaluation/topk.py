@@ -19,6 +19,7 @@ from rga_reid.evaluation.similarity import (
     EuclideanScores,
     Scores,
     above_threshold,
+    flat_nonzero,
     group_equal_rows,
     use_full_precision,
 )
@@ -87,8 +88,16 @@ class TopK:
             strip = tile[start : start + height]
             first = (row + start, column)
             threshold = self._threshold[first[axis] : first[axis] + strip.shape[axis]]
-            down, across, score = above_threshold(strip, np.expand_dims(threshold, 1 - axis))
-            places = (down + first[0], across + first[1])
+            lines = None
+            if self._count == 1:  # few rows have a new candidate: look at these only
+                reached = strip.amax(1 - axis) >= torch.from_numpy(threshold).to(strip.device)
+                chosen = flat_nonzero(reached)
+                strip, lines = strip.index_select(axis, chosen), chosen.cpu().numpy()
+                threshold = threshold[lines]
+            *places, score = above_threshold(strip, np.expand_dims(threshold, 1 - axis))
+            if lines is not None:
+                places[axis] = lines[places[axis]]
+            places = [place + start for place, start in zip(places, first, strict=True)]
             self.add_entries(places[axis], places[1 - axis], score)
 
     def add_entries(self, row: np.ndarray, column: np.ndarray, score: np.ndarray) -> None:
@@ -228,12 +237,13 @@ def _search_pairs(
     def add_tile(left: Tensor, upper: int, lower: int) -> None:
         nonlocal done
         tile = scores.approximate(left, prepare(lower, scores.gallery))
-        for best, signed in ((nearest, tile), (farthest, -tile)):
+        for best in (nearest, farthest):
             if upper == lower:
-                best.raise_threshold(signed, upper)
+                best.raise_threshold(tile, upper)
             else:
-                best.add(signed, upper, lower, axis=1)
-            best.add(signed, upper, lower)
+                best.add(tile, upper, lower, axis=1)
+            best.add(tile, upper, lower)
+            tile.neg_()
         done += 1
         if progress is not None:
             progress(done / total)
