@@ -374,6 +374,10 @@ class StackedRows:
         """Return a new array ``(n, d)``, also for a single row."""
         numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.atleast_1d(rows)
         upper = numbers < len(self._first)
+        if upper.all():
+            return self._first[numbers]
+        if not upper.any():
+            return self._second[self._selected[numbers - len(self._first)]]
         found = np.empty((len(numbers), self.shape[1]), np.result_type(self._first, self._second))
         found[upper] = self._first[numbers[upper]]
         found[~upper] = self._second[self._selected[numbers[~upper] - len(self._first)]]
