@@ -6,6 +6,7 @@ https://arxiv.org/abs/1904.02998. Equation numbers are the paper's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -203,6 +204,10 @@ class RGA(nn.Module):
             conv.in_channels = weight.shape[1]
         self.size = self.map_size
 
+    def fold(self) -> nn.Module:
+        """Return the same attention for inference on maps of ``map_size``, with batch norms folded into the weights."""
+        return _FoldedRGA(self)
+
     def _layers(self, kind: str) -> list[Any]:
         return [getattr(self, f"{name}_{kind}") for name in ("gx", "gg", "W", "theta", "phi")]
 
@@ -226,6 +231,79 @@ class RGA(nn.Module):
                 f"RGA: expected maps of {current} (parameters are built for {built}), got "
                 f"{x.shape[2]}×{x.shape[3]}; set_map_size or resize adapt the module"
             )
+
+
+class _FoldedRGA(nn.Module):
+    """RGA with running statistics, for maps of one size."""
+
+    def __init__(self, module: RGA) -> None:
+        super().__init__()
+        self.map_size = module.map_size
+        self.spatial = _FoldedAttention(module, "spatial") if module.spatial else None
+        self.channel = _FoldedAttention(module, "channel") if module.channel else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the positions, the channels, or both."""
+        if self.spatial is not None:
+            x = x * self.spatial(x.flatten(2).mT).view(x.shape[0], 1, *self.map_size)
+        if self.channel is not None:
+            x = x * self.channel(x.flatten(2)).view(*x.shape[:2], 1, 1)
+        return x
+
+
+class _FoldedAttention(nn.Module):
+    """``RGA._attention`` for running statistics. Products of parameters are computed once, in float64."""
+
+    embed: Tensor
+    embed_bias: Tensor
+    relate: Tensor
+    relate_bias: Tensor
+    own: Tensor
+    related: Tensor
+    first_bias: Tensor
+    last: Tensor
+    last_bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, module: RGA, kind: str) -> None:
+        super().__init__()
+        wide = copy.deepcopy(module).double()
+        g, gg, W, theta, phi = wide._layers(kind)
+        weight = torch.cat([wide._weight(name, kind) for name in ("phi", "theta", "gx")])
+        e = weight.shape[0] // 3
+        scale, embed_bias = _scale_and_shift(phi[1], theta[1], g[1])
+        relate_scale, relate_bias = _scale_and_shift(gg[1])
+        relate = wide._weight("gg", kind).unflatten(1, (2, -1)) * relate_scale[:, None, None]
+        first_scale, first_bias = _scale_and_shift(W[1])
+        first = W[0].weight.flatten(1) * first_scale[:, None]
+        last_scale, last_bias = _scale_and_shift(W[4])
+        for name, value in {
+            "embed": weight * scale[:, None],
+            "embed_bias": embed_bias,
+            "relate": relate.transpose(0, 1).flip(0),  # W₂, W₁
+            "relate_bias": relate_bias,
+            "own": first[:, :1].expand(-1, e) / e,  # takes the mean over features, too
+            "related": first[:, 1:],
+            "first_bias": first_bias,
+            "last": W[3].weight.flatten(1) * last_scale,
+            "last_bias": last_bias,
+        }.items():
+            self.register_buffer(name, value.to(next(module.parameters()).dtype).contiguous())
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """Return the attention (B·M, 1) of M nodes with F features (B, M, F)."""
+        b, m, _ = nodes.shape
+        rows = F.relu_(_project(nodes, self.embed, self.embed_bias))
+        e = rows.shape[1] // 3
+        phi_theta = rows[:, : 2 * e].view(b, m, 2 * e)
+        phi, theta = phi_theta.split(e, dim=2)
+        columns = torch.stack([theta.transpose(0, 1), phi.transpose(0, 1)]).view(2, m, b * e)
+        mixed = torch.bmm(self.relate, columns).unflatten(2, (b, e)).permute(2, 0, 3, 1)  # W₂ Θᵀ, W₁ Φᵀ
+        mixed = mixed.reshape(b, 2 * e, -1)
+        related = F.relu_(torch.baddbmm(self.relate_bias, phi_theta, mixed)).flatten(0, 1)
+        y = torch.addmm(self.first_bias, rows[:, 2 * e :], self.own.T)
+        y = F.relu_(torch.addmm(y, related, self.related.T))
+        return torch.addmm(self.last_bias, y, self.last.T).sigmoid_()
 
 
 def _embedding(inputs: int, outputs: int) -> nn.Sequential:

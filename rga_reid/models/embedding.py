@@ -192,6 +192,30 @@ class EmbeddingModel(nn.Module):
         logits = None if self.classifier is None else self.classifier(post_neck)
         return TrainingOutput(pre_neck, post_neck, logits)
 
+    def optimize(self, *, dtype: torch.dtype = torch.float32, compile: bool = False) -> EmbeddingModel:
+        """Return a copy that embeds faster and cannot be trained or saved.
+
+        Batch norms are folded into the convolutions before them, where torch.fx can trace the network, and so are those
+        of RGA. Weights are in channels-last memory format. In float32 embeddings differ by rounding only.
+
+        Args:
+            dtype: type of weights and maps. ``torch.bfloat16`` is faster on GPUs and on processors with AVX-512 BF16
+                or AMX; cosines then differ in the third digit.
+            compile: compile the copy by torch.compile on its first use, which takes from seconds to minutes.
+
+        Raises:
+            InputError: ``dtype`` is not a floating-point type.
+        """
+        if not dtype.is_floating_point:
+            raise InputError(f"dtype: expected a floating-point type, got {dtype}")
+        from rga_reid.models.optimize import copy_for_inference  # imports torch.fx
+
+        model = copy_for_inference(self).to(dtype)
+        model.config = None
+        if compile:
+            model.compile()
+        return model
+
     def _pool(self, x: Tensor) -> Tensor:
         """Pool the last map ``(n, C, h, w)`` to ``(n, d)``: the whole map, then the stripes from the top."""
         whole = x.mean((2, 3)) if self.gem is None else self.gem(x).flatten(1)
@@ -236,11 +260,12 @@ class EmbeddingModel(nn.Module):
         """
         if device is not None:
             self.to(choose_device(device))
-        current = next(self.parameters()).device
+        first = next(self.parameters())
+        current, dtype = first.device, first.dtype
         rows = [torch.empty(0, self.dimension)]
         with eval_mode(self), torch.inference_mode():
             for batch in iter_batches(images, self.size, batch_size, current, channel_order):
-                rows.append(F.normalize(self(self.normalise(batch)).float()).cpu())
+                rows.append(F.normalize(self(self.normalise(batch).to(dtype)).float()).cpu())
         return torch.cat(rows)  # outside inference mode: autograd refuses its tensors
 
 
