@@ -1,6 +1,6 @@
 """Images a second that a CPU embeds: PyTorch, onnxruntime and OpenVINO, in one run.
 
-PyTorch in float32, in bfloat16 and compiled, onnxruntime in float32 and INT8, and OpenVINO in float32 embed the same
+PyTorch in float32, in bfloat16, compiled and by ``model.optimize()``, onnxruntime in float32 and INT8, and OpenVINO in float32 embed the same
 uint8 batches, in turns; medians are reported. Ratios to PyTorch in float32 are medians of the ratios of each turn.
 Engines that are not installed or cannot run a model are listed. The models are the architecture of the demo
 (ResNet-18 + RGA-SC), ResNet-50 + RGA-SC and torchvision's MobileNetV2 with random weights, or checkpoints. For
@@ -80,6 +80,7 @@ def open_engines(
     engines: dict[str, Embed] = {BASE: model.embed}
     for name, prepare in (
         ("PyTorch bfloat16", lambda: partial(in_bfloat16, model)),
+        ("PyTorch optimize()", lambda: model.optimize().embed),
         ("torch.compile", compiled),
         ("onnxruntime float32", partial(converted, "onnx")),
         ("onnxruntime INT8", quantized),
