@@ -1,10 +1,10 @@
 """Images a second that a CPU embeds: PyTorch, onnxruntime and OpenVINO, in one run.
 
-PyTorch in float32, in bfloat16, compiled and by ``model.optimize()``, onnxruntime in float32 and INT8, and OpenVINO in float32 embed the same
-uint8 batches, in turns; medians are reported. Ratios to PyTorch in float32 are medians of the ratios of each turn.
-Engines that are not installed or cannot run a model are listed. The models are the architecture of the demo
-(ResNet-18 + RGA-SC), ResNet-50 + RGA-SC and torchvision's MobileNetV2 with random weights, or checkpoints. For
-checkpoints, the lowest cosine to PyTorch in float32 is measured too, on the calibration images.
+PyTorch in float32, in bfloat16, compiled and by ``model.optimize()``, onnxruntime in float32 and INT8, and OpenVINO in
+float32 embed the same uint8 batches, in turns; medians are reported. Ratios to PyTorch in float32 are medians of the
+ratios of each turn. Engines that are not installed or cannot run a model are listed. The models are the architecture
+of the demo (ResNet-18 + RGA-SC), ResNet-50 + RGA-SC and torchvision's MobileNetV2 with random weights, or checkpoints.
+For checkpoints, the lowest cosine to PyTorch in float32 is measured too, on the calibration images.
 
     python benchmarks/embedding.py --out benchmarks/results/embedding.json
     python benchmarks/embedding.py --quick  # to see that it runs
