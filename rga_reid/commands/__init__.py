@@ -15,7 +15,7 @@ from rga_reid.errors import InputError, did_you_mean, short_repr
 from rga_reid.runtime import run_main
 
 COMMANDS = {
-    "demo": "the whole workflow on a synthetic data set: train, test, gallery, query, report",
+    "demo": "run all steps on a synthetic data set: train, test, gallery, query, report",
     "data": "check a data set against its card: data check ROOT",
     "train": "train a model from a recipe: train --config market1501/rga_sc --data.root DIR",
     "test": "evaluate a checkpoint: mAP, mINP, rank-1/5/10/20",
@@ -28,7 +28,7 @@ COMMANDS = {
     "serve": "serve a gallery as an HTTP API and a page: serve --gallery DIR",
     "ablate": "train and test variants over seeds, and report: ablate --config ablations/demo --out DIR",
     "report": "compare finished runs and evaluations: report DIR...",
-    "explain": "show what attention relates to what: an interactive page, or figures",
+    "explain": "show what a model uses in a picture: an interactive page, or figures",
     "new": "start your own attention module: new attention my_attention.py",
     "convert": "convert published weights to a model file: convert IN OUT.safetensors",
     "export": "export a model to deploy: ONNX, TorchScript, OpenVINO or safetensors",

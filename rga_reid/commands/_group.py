@@ -45,7 +45,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--persons",
         metavar="FILE",
-        help="do not group, but write the persons of a table to the gallery: one of --csv that you have corrected",
+        help="do not group; write the column person of this table, a corrected file of --csv, to the gallery",
     )
     command.add_argument(
         "--eps",
@@ -53,7 +53,7 @@ def parser() -> ArgumentParser:
         default=0.55,
         help="largest Jaccard distance of neighbours; a larger one joins more",
     )
-    command.add_argument("--min-samples", type=int, default=4, help="least images of a person")
+    command.add_argument("--min-samples", type=int, default=4, help="least number of images of a person")
     add_threshold_options(command, "least score of neighbours (default: none)")
     add_wait_option(command)
     add_milvus_options(command)

@@ -19,8 +19,8 @@ from rga_reid.reports.language import LANGUAGES
 from rga_reid.runtime import import_modules
 
 LOCATION = (
-    "gallery: a folder, FILE.db or milvus://HOST:PORT/COLLECTION in Milvus, or MODULE.CLASS:NAME in a store class "
-    "of yours"
+    "gallery: a folder, FILE.db or milvus://HOST:PORT/COLLECTION in Milvus, or MODULE.CLASS:NAME of your own store "
+    "class"
 )
 FEATURE_FILES = (
     "Feature files are .npz with the arrays features (n, d) and pids (n,), optionally camids and paths; or "
@@ -222,7 +222,7 @@ def add_checkpoint_options(parser: ArgumentParser, meaning: str = "", *, require
         "--checkpoint",
         metavar="FILE",
         required=required,
-        help=f"model: .ckpt, .safetensors, .onnx, or the class path of an embedder of yours{meaning}",
+        help=f"model: .ckpt, .safetensors, .onnx, or the class path of your own embedder{meaning}",
     )
     parser.add_argument(
         "--input-size", metavar="HxW", help="ONNX: size of the input in pixels, such as 256x128"
@@ -255,7 +255,7 @@ def add_same_features_option(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--same-features",
         action="store_true",
-        help="trust that the model, or the file of features, makes features like those in the gallery",
+        help="skip the check that the model, or the feature file, is the one of the gallery",
     )
 
 
@@ -271,8 +271,8 @@ def add_pooling_option(parser: ArgumentParser, meaning: str) -> None:
     parser.add_argument(
         "--pool-tracks",
         choices=("mean", "attention"),
-        help=f"{meaning}: one feature for all images of a track (column track), their mean, or with weights by "
-        "their similarity to the mean",
+        help=f"{meaning}: one feature per track (column track), the mean of its images, or a mean with attention "
+        "weights, by their similarity to the mean",
     )
 
 

@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
     options.add_argument("--config", metavar="PLAN", required=True, help="a bundled name or a YAML file")
     options.add_argument("--out", metavar="DIR", required=True, help="folder of the runs and the report")
     options.add_argument("--data.root", metavar="DIR", help="data set (default: the plan's)")
-    options.add_argument("--jobs", type=int, default=1, help="number of runs at a time, each on another GPU")
+    options.add_argument("--jobs", type=int, default=1, help="number of runs at a time, each on its own GPU")
     options.add_argument("--only", metavar="VARIANT", nargs="+", help="only the runs of these variants")
     options.add_argument("--seed", type=int, nargs="+", help="only the runs with these seeds")
     options.add_argument("--no-photos", action="store_true", help="write a report without images of people")

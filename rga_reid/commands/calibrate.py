@@ -66,7 +66,7 @@ def parser() -> ArgumentParser:
         help="with --open-set: images of the gallery to be searched (default: as many as --gallery has of "
         "other people); the rates of a larger gallery than that are estimates",
     )
-    add_threshold_options(command, "measure the error rates of this threshold (of a cosine)")
+    add_threshold_options(command, "measure the error rates of this threshold, a cosine similarity")
     command.add_argument("--device", default="cpu", help="device of the computation, such as cuda")
     command.add_argument(
         "--json", metavar="FILE", help="write the calibration to this file, for verify and query"

@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--pooling",
         choices=["avg", "gem"],
-        help="pooling of the last map; fast-reid's files do not say it unless the exponent of GeM is trained "
+        help="pooling of the last map, which fast-reid's files contain only if the exponent of GeM was trained "
         "(default: as in config.yaml beside the file, for other programs avg)",
     )
     options.add_argument(

@@ -46,7 +46,7 @@ DRAWN = (
     *(name for name in PROTOCOLS if name.startswith(("cross_modality", "sysu_mm01"))),
 )
 PROTOCOL_HELP = (
-    "protocol of a data set, which needs the camera of every image, some also its column clothes, modality or "
+    "protocol of a data set, which needs the camera of every image, and some also the column clothes, modality or "
     "track; or no_cameras; see docs/evaluation.md"
 )
 

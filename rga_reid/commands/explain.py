@@ -55,7 +55,7 @@ def parser() -> ArgumentParser:
         "--identity",
         metavar="N",
         type=int,
-        help="gradcam of the logit of a training identity, numbered from 0 in the order of its pid (default: of "
+        help="gradcam of the logit of a training identity, numbered from 0 in the order of its pid (default: "
         "the length of the embedding)",
     )
     command.add_argument(

@@ -61,10 +61,10 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--quantize",
         choices=("int8", "dynamic"),
-        help="8-bit ONNX: weights and activations, or weights only with activations quantised as they come",
+        help="8-bit ONNX: int8 takes the ranges of activations from --calibration-images, dynamic from each batch",
     )
     options.add_argument(
-        "--calibration-images", metavar="DIR", help="images whose activations give the ranges of int8"
+        "--calibration-images", metavar="DIR", help="with --quantize int8: some hundred typical images"
     )
     options.add_argument(
         "--data.root", metavar="DIR", help="with --quantize: data set to measure the loss of mAP on"

@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
     options = new_parser(
         "features",
         "Embed a folder of images, a table of images or a data set; write features, paths and all other columns. "
-        "Without --pattern, a folder's pids and camids are those that the names contain.",
+        "Without --pattern, person and camera are read from the names of files and folders.",
     )
     add_checkpoint_options(options, required=True)
     add_engine_option(options)
@@ -42,8 +42,8 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--data.split",
         choices=("train", "val", "query", "gallery"),
-        help="embed this split only (default: all); val: the identities that --checkpoint was validated on, out of "
-        "the training split",
+        help="embed only this split (default: all); val: the training identities that were held out to validate "
+        "--checkpoint",
     )
     add_pooling_option(options, "write tracks")
     options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")

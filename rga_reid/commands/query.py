@@ -68,7 +68,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--where",
         metavar="FILTER",
-        help="search only images that match, such as 'camid == 3 and pid in (1, 2)'",
+        help="search only images that match, such as 'camera = 3 and time >= now - 2h'",
     )
     command.add_argument(
         "--group-by",

@@ -70,7 +70,9 @@ def parser() -> ArgumentParser:
         metavar="DIR",
         help="folder of the pictures that are shown; uploaded ones are saved in its subfolder uploads",
     )
-    command.add_argument("--audit-log", metavar="FILE", help="append who did what as JSON lines; rotated")
+    command.add_argument(
+        "--audit-log", metavar="FILE", help="append a line of JSON for each search and each change"
+    )
     command.add_argument("--workers", type=int, default=1, help="threads that embed")
     command.add_argument("--max-upload", metavar="MIB", type=int, default=64, help="largest request")
     command.add_argument(
