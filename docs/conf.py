@@ -1,4 +1,4 @@
-"""Sphinx configuration: the Markdown guides of the repository, and an API reference from the docstrings.
+"""Sphinx configuration: the Markdown guides, the options of the commands, and an API reference from the docstrings.
 
 `make docs` builds the site into build/docs. The source folder is the top of the repository, so that links
 between README, docs and datasets work on the site, in a checkout and on GitHub.
@@ -7,6 +7,8 @@ between README, docs and datasets work on the site, in a checkout and on GitHub.
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rga_reid import __version__
@@ -14,12 +16,14 @@ from rga_reid import __version__
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
+sys.path.insert(0, str(Path(__file__).parent))  # command_help
+
 project = "rga-reid"
 author = "the authors of rga-reid"
 version = release = __version__
 language = "en"
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "command_help"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "datasets/README.md", "docs/**.md", "docs/**.rst"]
 exclude_patterns = [".*", "benchmarks", "build", "configs", "demo", "dist", "rga_reid", "runs", "tests"]

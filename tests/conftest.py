@@ -136,8 +136,11 @@ _PROGRAM = """#!/bin/sh
 # rga-reid with the options that a data set much smaller than Market-1501 needs
 case "$1" in
 data) set -- "$@" --dataset "{card}" ;;
-train) set -- "$@" --data.identities_per_batch 2 --data.images_per_identity 2 --trainer.max_epochs 1 ;;
+train)
+    case "$*" in *pretrained*) set -- "$@" --model.weights null ;; esac  # nothing is downloaded
+    set -- "$@" --data.identities_per_batch 2 --data.images_per_identity 2 --trainer.max_epochs 1 ;;
 ablate) set -- "$@" --only baseline ;;
+explain) case "$*" in *--demo*) set -- "$@" --epochs 1 ;; esac ;;
 esac
 exec "{python}" -m rga_reid.commands "$@"
 """

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from sphinx.util.inventory import InventoryFile
 
+from rga_reid.commands import COMMANDS
+
 CHECKOUT = Path(__file__).parent.parent
 PACKAGES = (
     "attention",
@@ -140,14 +142,62 @@ def test_every_guide_is_in_the_table_of_contents() -> None:
     assert not missing, "add them to docs/index.rst"
 
 
-def test_every_linked_file_exists() -> None:
-    missing = []
+CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def find_anchors(text: str) -> set[str]:
+    """Return the anchors of the headings of a Markdown file, as GitHub and the site make them."""
+    anchors: list[str] = []
+    for heading in re.findall(r"^#+ +(.+?) *$", CODE_BLOCK.sub("", text), re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)  # of a link, its text
+        anchors.append(re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-"))
+    return {f"{one}-{n}" if (n := anchors[:row].count(one)) else one for row, one in enumerate(anchors)}
+
+
+def test_every_link_resolves() -> None:
+    broken = []
     for name in list_guides():
         page = CHECKOUT / f"{name}.md"
-        for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                missing.append(f"{name}: {target}")
-    assert missing == []
+        text = CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
+        for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            if not target.exists() or (
+                anchor and anchor not in find_anchors(target.read_text(encoding="utf-8"))
+            ):
+                broken.append(f"{name}: {link}")
+    assert broken == []
+
+
+def test_anchors_of_headings() -> None:
+    text = (
+        "# A `code`, [link](x.md) (and more)\n## 1. Not twice\n```\n# comment\n```\n## 1. Not twice\n## 公式"
+    )
+    assert find_anchors(text) == {"a-code-link-and-more", "1-not-twice", "1-not-twice-1", "公式"}
+
+
+def test_every_guide_named_in_the_code_exists() -> None:
+    sources = [
+        *CHECKOUT.glob("rga_reid/**/*.py"),
+        *CHECKOUT.glob("configs/**/*.yaml"),
+        *CHECKOUT.glob("docs/deploy/*"),
+    ]
+    named = {
+        (str(source.relative_to(CHECKOUT)), guide)
+        for source in sources
+        for guide in re.findall(r"\bdocs/[\w/.]+\.md\b", source.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert [one for one in sorted(named) if not (CHECKOUT / one[1]).is_file()] == []
+
+
+def test_reference_lists_every_command() -> None:
+    page = (CHECKOUT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```{command-help} (\w+)$", page, re.MULTILINE) == re.findall(
+        r"^### (\w+)$", page, re.MULTILINE
+    )
+    assert set(re.findall(r"^### (\w+)$", page, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `(\w+)", page, re.MULTILINE)) == set(COMMANDS)
 
 
 FILE = re.compile(r"`((?:rga_reid|tests|benchmarks|configs|docs)/[\w/.]+\.(?:py|yaml|md|txt|json|html))\b")
@@ -184,6 +234,15 @@ def test_site_has_every_public_name_and_guide(site: Path) -> None:
             assert any(map(home.fullmatch, described)), name
     assert [name for name in list_guides() if not (site / f"{name}.html").is_file()] == []
     assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_site_shows_the_options_of_commands(site: Path) -> None:
+    page = (site / "docs" / "reference" / "commands.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", page)
+    assert text.count("usage: rga-reid ") > len(COMMANDS)  # gallery has several actions
+    for option in ("--data.val_fraction", "--skip-known", "--false-match-rate", "--neck-feat"):
+        assert option in text
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The code blocks of README.md and the guides run, and every command in a document parses."""
+"""The code blocks of README.md, tutorials and guides run, and every command in a document parses."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from rga_reid import load_model
 from rga_reid.commands import COMMANDS, main
 from rga_reid.commands._options import parse
 from rga_reid.gallery import Gallery
+from tests.conftest import Block
 
 CHECKOUT = Path(__file__).parent.parent
 PAGES = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md"), CHECKOUT / "datasets" / "README.md"]
@@ -29,7 +29,7 @@ DOCUMENTS = sorted(str(path.relative_to(CHECKOUT)) for path in PAGES)
 
 ERASED = 129
 ERASED_QUERY = "0129_c1s1_009450_00.jpg"
-EXPLAINED = "0130_c1s1_009540_00.jpg"
+EXPLAINED = "0157_c1s1_011610_00.jpg"
 
 
 def find_matches_of_erased(folder: Path) -> set[int]:
@@ -40,45 +40,116 @@ def find_matches_of_erased(folder: Path) -> set[int]:
     return set(gallery.search(features, len(gallery)).pid)
 
 
-def check_results_of_demo_commands(folder: Path, printed: str) -> None:
-    """Check the output and the files of the README's second block."""
-    answer = printed[printed.index(f"query/{ERASED_QUERY}") :]
-    matches = re.findall(r"bounding_box_test/(-1|\d{4})_c", answer)
-    assert len(matches) == 10
-    assert f"{ERASED:04d}" not in matches
-    assert re.search(r"^score -?\d\.\d+$", answer, re.MULTILINE)  # printed by verify
+#: Settings with which the plan of ``rga-reid new`` takes seconds.
+SHORT_PLAN = {
+    "synthetic": {"train_identities": 4, "test_identities": 2, "distractors": 0, "junk": 0, "size": [64, 32]},
+    "overrides": {
+        "model.size": [64, 32],
+        "model.resolution_schedule": [],
+        "data.identities_per_batch": 2,
+        "trainer.max_epochs": 1,
+    },
+}
 
-    assert (folder / "runs" / "demo.onnx").is_file()
-    assert EXPLAINED in (folder / "runs" / "demo.html").read_text(encoding="utf-8")
-    assert "report: runs/ablation/report.html" in answer
-    assert (folder / "runs" / "ablation" / "report.html").is_file()
+
+def shorten_plans(folder: Path) -> None:
+    """Shorten the plan that ``rga-reid new`` has written, if there is one."""
+    for path in folder.glob("my_attention.yaml"):
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump({**plan, **SHORT_PLAN}))
+
+
+#: Beginnings of blocks that are not run: they would create an environment of several GB, or serve until they are
+#: stopped. tests/serving runs the server.
+NOT_RUN = ("make ", "pip ", "rga-reid serve ", "curl ")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, documented: Callable[..., str]) -> Path:
+    """A folder with the results of a short ``make demo``; tests copy it."""
+    folder = tmp_path_factory.mktemp("demo")
+    documented(Block("bash", "rga-reid demo --out demo --epochs 1", 0, ""), folder)
+    assert ERASED in find_matches_of_erased(folder)
+    return folder
+
+
+def run_blocks(blocks: list[Any], folder: Path, documented: Callable[..., str]) -> str:
+    """Run the blocks one after the other in one folder, as a reader does; return what they print."""
+    printed = []
+    for block in blocks:
+        if block.language in ("bash", "python") and not block.text.startswith(NOT_RUN):
+            shorten_plans(folder)
+            printed.append(documented(block, folder))
+    return "\n".join(printed)
 
 
 @pytest.mark.slow
 def test_readme_blocks_run(
-    tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
+    demo: Path, tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
 ) -> None:
-    """Run the blocks one after the other in one folder, as a reader does."""
-    for number, name in enumerate(("a.jpg", "b.jpg")):
-        noise = np.random.default_rng(number).integers(0, 256, (80, 40, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / name)
-    make_demo, after_demo, *others, citation = code_blocks("README.md")
-    assert make_demo.text.startswith("make demo")  # would create an environment of several GB
-    assert citation.language == "bibtex"
-    documented(make_demo._replace(text="rga-reid demo --out demo --epochs 1"), tmp_path)
-    assert ERASED in find_matches_of_erased(tmp_path)
-    printed = documented(after_demo, tmp_path)
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    blocks = code_blocks("README.md")
+    assert blocks[-1].language == "bibtex"
+    printed = run_blocks(blocks, tmp_path, documented)
+    assert len(re.findall(r"^\d +0\.\d+ .* 2026-01-05", printed, re.MULTILINE)) == 5  # from the Python block
+    assert (tmp_path / "runs" / "ablation" / "report.html").is_file()
+    assert '"rank-1"' in (tmp_path / "runs" / "pam" / "test.json").read_text()
+    assert EXPLAINED in (tmp_path / "runs" / "query.html").read_text(encoding="utf-8")
+    assert EXPLAINED in (tmp_path / "runs" / "explorer.html").read_text(encoding="utf-8")
+    assert ERASED not in set(Gallery.open(tmp_path / "runs" / "gallery").table["pid"])
+
+
+@pytest.mark.slow
+def test_tutorial_on_training_runs(
+    demo: Path, tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
+) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    printed = run_blocks(code_blocks("docs/tutorials/train_and_compare.md"), tmp_path, documented)
+    for folder in ("report", "ablation", "my_attention"):
+        assert f"report: runs/{folder}/report.html" in printed
+    assert (tmp_path / "test.html").is_file()
+    assert '"rank-1"' in (tmp_path / "runs" / "market" / "test.json").read_text()
+    shape, similarity = re.findall(r"^torch.Size\((.*?)\) (\S+)$", printed, re.MULTILINE)[-1]
+    assert shape == "[2, 512]"
+    images = [tmp_path / "demo" / "data" / "query" / name for name in (EXPLAINED, "0157_c3s1_012060_00.jpg")]
+    a, b = load_model(tmp_path / "runs" / "plain" / "last.ckpt").embed(images)
+    torch.testing.assert_close(float(similarity), float(a @ b), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_tutorial_on_searching_runs(
+    demo: Path, tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
+) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    printed = run_blocks(code_blocks("docs/tutorials/search_your_cameras.md"), tmp_path, documented)
+    assert "all 4 images match the pattern" in printed
+    assert Gallery.open(tmp_path / "runs" / "gallery").table["pid"].dropna().tolist() == ["Anna", "Anna"]
+    assert "removed 6 images" in printed
     assert ERASED not in find_matches_of_erased(tmp_path)
-    check_results_of_demo_commands(tmp_path, printed)
-    for block in others:
-        documented(block, tmp_path)
-    assert "0001_c1s1_001051_00.jpg" in (tmp_path / "runs" / "query.html").read_text(encoding="utf-8")
-    assert '"rank-1"' in (tmp_path / "runs" / "cpu" / "test.json").read_text()
-    python = others[-1]._replace(text=others[-1].text + "\nprint(features.shape, same)\n")
-    shape, same = documented(python, tmp_path).rsplit(" ", 1)
-    a, b = load_model(tmp_path / "runs" / "cpu" / "last.ckpt").embed([tmp_path / "a.jpg", tmp_path / "b.jpg"])
-    assert shape == "torch.Size([2, 512])"
-    torch.testing.assert_close(float(same), float(a @ b), atol=1e-5, rtol=0)
+    assert EXPLAINED in (tmp_path / "query.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_tutorial_on_attention_runs(
+    demo: Path, tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
+) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    blocks = code_blocks("docs/tutorials/understand_attention.md")
+    printed = run_blocks(blocks, tmp_path, documented)
+    assert "explorer.html: 2 views of 1 picture" in printed
+    for name in (
+        "explorer.html",
+        "modules.html",
+        "gates.png",
+        "gradcam.png",
+        "rga.png",
+        "demo/mechanisms.html",
+    ):
+        assert (tmp_path / name).is_file()
+    rows = re.search(r"rows of PAM sum to (\S+) those of RGA to (\S+)", printed)
+    assert rows
+    assert float(rows[1]) == pytest.approx(1)
+    assert float(rows[2]) > 2
 
 
 MAKE = {
@@ -114,20 +185,27 @@ from PIL import Image
 rng = np.random.default_rng(0)
 def people(count):
     pids = np.arange(count) % 20
-    names, camids = [f"{number}.jpg" for number in range(count)], np.arange(count) % 3
-    table = pd.DataFrame({"path": names, "pid": pids, "camid": camids})
+    table = pd.DataFrame({"path": [f"{number}.jpg" for number in range(count)], "pid": pids})
+    table["camid"], table["track"] = np.arange(count) % 3, np.arange(count) // 3
+    table["time"] = pd.Timestamp.now("UTC") - pd.to_timedelta(np.arange(count), "min")
     return rng.standard_normal((20, 8))[pids] + 0.3 * rng.standard_normal((count, 8)), table
 features, table = people(60)
 more_features, more_table = people(30)
 queries, _ = people(5)
 q, g, q_pids, g_pids = queries, features, np.arange(5), table.pid
 q_camids, g_camids = np.full(5, 7), table.camid
+q_clothes, g_clothes = np.zeros(5, int), np.arange(60) // 20
+pids, cameras, tracks, times = table.pid, table.camid, table.track, table.time
 rows = np.arange(10)
 for name in ("person.jpg", "a.jpg", "b.jpg"):
     Image.fromarray(rng.integers(0, 256, (80, 40, 3), dtype=np.uint8)).save(name)
 def make_checkpoint():
     from rga_reid.models import build_model, save_model
     save_model(build_model(depth=18, attention="rga", stages=(4,), size=(64, 32)), "last.safetensors")
+def make_onnx():
+    from rga_reid.models import build_model
+    from rga_reid.models.export import export_model
+    export_model(build_model(backbone="osnet_x0_25", attention=None, size=(256, 128)), "osnet_x1_0.onnx", "onnx")
 """
 GUIDES = ["docs/evaluation.md", "docs/galleries.md", "docs/testing.md", "docs/explain.md"]
 #: Documents whose blocks run in other tests; docs/milvus.md and docs/serving.md need a server.
@@ -139,6 +217,7 @@ ELSEWHERE = {
     "docs/export.md",
     "docs/milvus.md",
     "docs/trackers.md",
+    *(f"docs/tutorials/{path.name}" for path in (CHECKOUT / "docs" / "tutorials").iterdir()),
 }
 
 
@@ -152,22 +231,14 @@ def test_programs_of_guides_run(
     document: str, tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
 ) -> None:
     blocks = find_programs(code_blocks, document)
-    prepared = f"{PREPARED}make_checkpoint()\n" if "last.safetensors" in str(blocks) else PREPARED
+    prepared = PREPARED
+    for file, call in (("last.safetensors", "make_checkpoint()\n"), ("osnet_x1_0.onnx", "make_onnx()\n")):
+        prepared += call if file in str(blocks) else ""
     text = "\n".join([prepared, *(block.text for block in blocks)])
     documented(blocks[0]._replace(text=text), tmp_path)
 
 
 EXTENDING = "docs/extending.md"
-#: Settings with which the plan of ``rga-reid new`` takes seconds.
-SHORT_PLAN = {
-    "synthetic": {"train_identities": 4, "test_identities": 2, "distractors": 0, "junk": 0, "size": [64, 32]},
-    "overrides": {
-        "model.size": [64, 32],
-        "model.resolution_schedule": [],
-        "data.identities_per_batch": 2,
-        "trainer.max_epochs": 1,
-    },
-}
 
 
 def name_file(block: Any) -> str | None:
@@ -185,9 +256,7 @@ def test_blocks_of_extending_run(
         if name := name_file(block):
             (tmp_path / name).write_text(block.text, encoding="utf-8")
             continue
-        if "ablate --config my_attention.yaml" in block.text:
-            plan = yaml.safe_load((tmp_path / "my_attention.yaml").read_text(encoding="utf-8"))
-            (tmp_path / "my_attention.yaml").write_text(yaml.safe_dump({**plan, **SHORT_PLAN}))
+        shorten_plans(tmp_path)
         documented(block, tmp_path)
 
 
@@ -247,5 +316,6 @@ def test_commands_of_documents_parse(
 
 def test_documents_contain_commands() -> None:
     found = {document: len(list(iter_commands(document))) for document in DOCUMENTS}
-    assert sum(found.values()) > 30
-    assert found["README.md"] >= 13
+    assert sum(found.values()) > 150
+    assert min(found[page] for page in found if page.startswith("docs/tutorials/")) >= 5
+    assert found["README.md"] >= 8

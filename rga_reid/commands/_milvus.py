@@ -21,13 +21,16 @@ _OPTIONS = {
     "client_pem_path": ("FILE", "TLS: certificate of the client"),
     "client_key_path": ("FILE", "TLS: key of the client"),
     "server_name": ("NAME", "TLS: name in the certificate, if it is not the host"),
-    "consistency_level": ("LEVEL", "of searches: Strong (default), Session, Bounded or Eventually"),
+    "consistency_level": (
+        "LEVEL",
+        "consistency of searches: Strong (default), Session, Bounded or Eventually",
+    ),
 }
 
 
 def add_milvus_options(parser: ArgumentParser) -> None:
     """Add the options of a connection to Milvus, which are named as the arguments of ``pymilvus.MilvusClient``."""
-    group = parser.add_argument_group("Milvus server, see docs/galleries.md")
+    group = parser.add_argument_group("Milvus server, see docs/milvus.md")
     group.add_argument(
         "--milvus-uri",
         metavar="URI",

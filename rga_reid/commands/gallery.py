@@ -64,7 +64,9 @@ def parser() -> ArgumentParser:
     add_source_options(build)
     add_wait_option(build)
     build.add_argument(
-        "--index", default="flat", help="flat (exact, default), hnsw, ivf or ivfpq; see docs/galleries.md"
+        "--index",
+        default="flat",
+        help="flat (exact, default), hnsw, ivf or ivfpq; see docs/gallery_storage.md",
     )
     for name, meaning in SETTINGS.items():
         build.add_argument(f"--{name.replace('_', '-')}", metavar="N", type=int, help=meaning)
@@ -83,7 +85,7 @@ def parser() -> ArgumentParser:
 
     remove = _action(
         "remove",
-        "Erase images, without asking: no file of the gallery contains their vectors and rows afterwards. "
+        "Erase images, without asking: afterwards no file of the gallery contains their vectors or rows. "
         "Image files and feature files are not touched.",
     )
     remove.add_argument("--pid", metavar="N", type=str, nargs="+", help="remove all images of these people")
@@ -94,12 +96,14 @@ def parser() -> ArgumentParser:
     )
     add_wait_option(remove)
 
-    label = _action("label", "Give images a person, or correct it. The log says when, and how many images.")
+    label = _action(
+        "label", "Set or correct the person of images. The log records the time and the number of images."
+    )
     label.add_argument(
         "--where",
         metavar="FILTER",
         required=True,
-        help="images to label, such as 'camera == 3 and track == 12'",
+        help="images to label, such as 'camera = 3 and track = 12'",
     )
     label.add_argument("--pid", metavar="N", type=str, required=True, help="person: a whole number or text")
     add_wait_option(label)
@@ -120,7 +124,7 @@ def parser() -> ArgumentParser:
     merge.add_argument(
         "--same-features",
         action="store_true",
-        help="trust that a gallery built from features has the model of the other one",
+        help="skip the check that both galleries have the same model, if one was built from features",
     )
     add_wait_option(merge)
 

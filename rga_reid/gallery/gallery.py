@@ -91,7 +91,7 @@ class Gallery:
                 unknown.
             settings: index settings, instead of automatic ones: ``hnsw_m``, ``ef_construction``,
                 ``ef_search``; ``nlist``, ``nprobe``; ``pq_m``, ``pq_bits``, ``refine``: see
-                docs/galleries.md.
+                docs/gallery_storage.md.
 
         Raises:
             InputError: no rows, features and table that do not fit together, a row that cannot be normalised,
@@ -416,7 +416,7 @@ class Gallery:
     def maintain(self) -> None:
         """Join small segments that ``add`` left, if they have enough images together, and build their index.
 
-        A program that adds images for a long time calls it now and then; see "Compaction" in docs/galleries.md.
+        A program that adds images for a long time calls it now and then; see "Compaction" in docs/gallery_storage.md.
 
         Raises:
             InputError: for an opened gallery as for ``save``.
@@ -572,7 +572,7 @@ class Gallery:
         ``identities`` counts distinct pids without junk (−1), ``unlabelled`` the images of unknown pid;
         ``cameras`` lists the known ones, ``times`` the first and the last time. ``settings`` are those of the
         index of the largest segment, null if all are searched exactly; ``recall_at_10`` is the mean over images of
-        the recall that was measured against exact search, see docs/galleries.md.
+        the recall that was measured against exact search, see docs/gallery_storage.md.
         """
         metadata, table, index = self._store.metadata, self.table, self._store.describe()
         known, times = table["pid"].dropna(), table["time"].dropna()
