@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def ours(task: str, data: Data, folder: Path) -> Work:
 
 
 def torchreid(task: str, data: Data, folder: Path) -> Work:
-    from torchreid import engine, losses, metrics, models, utils
+    from torchreid import engine, metrics, models, utils
 
     if task == "evaluation":
         query, gallery, *labels = labelled(data)
@@ -91,13 +92,8 @@ def torchreid(task: str, data: Data, folder: Path) -> Work:
         starts = range(0, len(paths), BATCH)
         return lambda: [extract(paths[start : start + BATCH]) for start in starts]
     model = models.build_model("resnet50", CLASSES, loss="triplet", pretrained=False).train()
-    trained = engine.ImageTripletEngine.__new__(engine.ImageTripletEngine)
-    trained.use_gpu, trained.model, trained.optimizer = False, model, adam(model)
-    trained.weight_t = trained.weight_x = 1
-    trained.criterion_t, trained.criterion_x = (
-        losses.TripletLoss(0.3),
-        losses.CrossEntropyLoss(CLASSES, use_gpu=False),
-    )
+    loaders = SimpleNamespace(train_loader=[], test_loader={}, num_train_pids=CLASSES)
+    trained = engine.ImageTripletEngine(loaders, model, adam(model), use_gpu=False)
     images, pids = batch()
     return lambda: trained.forward_backward({"img": images, "pid": pids})
 
@@ -124,13 +120,10 @@ def fastreid(task: str, data: Data, folder: Path) -> Work:
         both = torch.from_numpy(data["query"]), torch.from_numpy(data["gallery"])
         return lambda: re_ranking(*(build_dist(both[a], both[b]) for a, b in ((0, 1), (0, 0), (1, 1))))
     settings = get_cfg()
-    settings.MODEL.DEVICE = "cpu"
-    settings.MODEL.BACKBONE.LAST_STRIDE = 2
-    settings.MODEL.BACKBONE.PRETRAIN = False
-    settings.MODEL.HEADS.NUM_CLASSES = CLASSES
-    settings.MODEL.HEADS.WITH_BNNECK = True
-    settings.MODEL.LOSSES.NAME = ("CrossEntropyLoss", "TripletLoss")
-    settings.MODEL.LOSSES.CE.EPSILON = 0.1
+    heads, losses = {"NUM_CLASSES": CLASSES, "WITH_BNNECK": True}, ("CrossEntropyLoss", "TripletLoss")
+    options = {"DEVICE": "cpu", "BACKBONE.LAST_STRIDE": 2, "BACKBONE.PRETRAIN": False, "LOSSES.NAME": losses}
+    options |= {"LOSSES.CE.EPSILON": 0.1, **{f"HEADS.{key}": value for key, value in heads.items()}}
+    settings.merge_from_list([part for key, value in options.items() for part in (f"MODEL.{key}", value)])
     model = build_model(settings)
     if task == "features":
         model.eval()
