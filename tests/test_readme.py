@@ -191,10 +191,10 @@ def people(count):
     return rng.standard_normal((20, 8))[pids] + 0.3 * rng.standard_normal((count, 8)), table
 features, table = people(60)
 more_features, more_table = people(30)
-queries, _ = people(5)
-q, g, q_pids, g_pids = queries, features, np.arange(5), table.pid
-q_camids, g_camids = np.full(5, 7), table.camid
-q_clothes, g_clothes = np.zeros(5, int), np.arange(60) // 20
+queries, _ = people(20)
+q, g, q_pids, g_pids = queries, features, np.arange(20), table.pid
+q_camids, g_camids = np.full(20, 7), table.camid
+q_clothes, g_clothes = np.zeros(20, int), np.arange(60) // 20
 pids, cameras, tracks, times = table.pid, table.camid, table.track, table.time
 rows = np.arange(10)
 for name in ("person.jpg", "a.jpg", "b.jpg"):
