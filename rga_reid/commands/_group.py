@@ -11,6 +11,7 @@ from rga_reid.commands._inputs import load_threshold
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
+    add_lang_option,
     add_threshold_options,
     add_wait_option,
     check_threshold,
@@ -55,6 +56,7 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--min-samples", type=int, default=4, help="least number of images of a person")
     add_threshold_options(command, "least score of neighbours (default: none)")
+    add_lang_option(command)
     add_wait_option(command)
     add_milvus_options(command)
     return command
@@ -86,7 +88,7 @@ def group(options: Namespace) -> None:
         from rga_reid.reports.groups_page import groups_page
 
         name = Path(options.gallery).absolute().name
-        write_text(options.out, groups_page(found.table, title="Persons to check", note=f"Gallery “{name}”."))
+        write_text(options.out, groups_page(found.table, gallery=name, lang=options.lang))
     if options.json is not None:
         write_json(options.json, facts)
     if options.write:

@@ -243,6 +243,7 @@ def _show_maps(
 ) -> list[HeatMap]:
     from rga_reid.experiments.heat_maps import LENGTH, heat_maps
     from rga_reid.reports.heat_maps import heat_map_figure, heat_map_page
+    from rga_reid.reports.language import Text
     from rga_reid.reports.plots import save_figure
 
     with progress_bar(view) as moved:
@@ -256,13 +257,13 @@ def _show_maps(
             seed=options.seed,
             progress=moved,
         )
-    score = LENGTH if view == "gradcam" else ""
+    score: Text | str = LENGTH if view == "gradcam" else ""
     if options.similar_to is not None:
-        score = f"cosine similarity to {Path(options.similar_to).name}"
+        score = Text("score_cosine", {"name": Path(options.similar_to).name})
     if options.identity is not None:
-        score = f"logit of identity {options.identity}"
+        score = Text("score_logit", {"identity": options.identity})
     if kind == "html":
-        write_text(options.out, heat_map_page(maps, view, score=score))
+        write_text(options.out, heat_map_page(maps, view, score=score, lang=options.lang))
     else:
         with atomic_file(options.out) as temporary:
             save_figure(heat_map_figure(maps, view, score=score), temporary, kind)

@@ -76,7 +76,7 @@ def explain(
         if twins and model.config is not None and repr(model.config) not in configs:
             configs.add(repr(model.config))
             build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
-            source = "" if is_unique else "{}, {}×{}".format(_title(model), *model.size)
+            source = "" if is_unique else "{}, {}×{}".format(network_title(model), *model.size)
             plans.append((False, f"untrained {name}", source, build))
     if not trained:
         batch = torch.cat(pixels[SIZE])
@@ -100,7 +100,7 @@ def explain(
                     image,
                     shown[model.size][number],
                     [stage_view(capture) for capture in captures],
-                    _title(model),
+                    network_title(model),
                     source,
                 )
             )
@@ -108,12 +108,8 @@ def explain(
     return [exhibit for of_image in exhibits for exhibit in of_image]
 
 
-def describe(model: EmbeddingModel) -> str:
-    """Describe a network: ``ResNet-50, 256×128 pixels``."""
-    return f"{_title(model)}, {model.size[0]}×{model.size[1]} pixels"
-
-
-def _title(model: EmbeddingModel) -> str:
+def network_title(model: EmbeddingModel) -> str:
+    """Return the name of a network: ``ResNet-50``."""
     # EmbeddingModel also takes a plain module, which has no title
     return str(getattr(model.backbone, "title", type(model.backbone).__name__))
 

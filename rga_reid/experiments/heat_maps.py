@@ -19,12 +19,12 @@ from rga_reid.experiments.explain import (
     SIZE,
     Files,
     Models,
-    describe,
     load_models,
+    network_title,
     shorten_paths,
 )
 from rga_reid.models import EmbeddingModel
-from rga_reid.models.analysis import capture_gates, has_relations, untrained_model
+from rga_reid.models.analysis import Gate, capture_gates, has_relations, untrained_model
 from rga_reid.models.embedding import uint8_batch
 from rga_reid.models.saliency import (
     GradCAM,
@@ -34,10 +34,11 @@ from rga_reid.models.saliency import (
     identity_logit,
     similarity_to,
 )
-from rga_reid.reports.heat_maps import TITLES, HeatMap, MapView
+from rga_reid.reports.heat_maps import VIEWS, HeatMap, MapView, english
+from rga_reid.reports.language import Text
 
 DEFAULT_GATES = ("rga", "se", "cbam")  #: untrained modules whose gates are compared if nothing is named
-LENGTH = "length of the embedding"  #: the score that Grad-CAM explains by default
+LENGTH = Text("score_length")  #: the score that Grad-CAM explains by default
 #: cosine of two embeddings above which their difference is rounding, and so is the gradient of the cosine
 MAX_SIMILARITY = 1 - 1e-6
 
@@ -82,7 +83,7 @@ def heat_maps(
         InputError: an unreadable image, an unknown module, a checkpoint without the requested attention, gates or
             classifier, an unknown identity, or two pictures with one embedding.
     """
-    check_choice("view", view, tuple(TITLES))
+    check_choice("view", view, VIEWS)
     if similar_to is not None and identity is not None:
         raise InputError("similar_to, identity: expected at most one of them, got both")
     if view != "gradcam" and (similar_to is not None or identity is not None):
@@ -96,16 +97,17 @@ def heat_maps(
     photos = [pictures[file] for file in dict.fromkeys(Path(image).resolve() for image in images)]
     other = None if similar_to is None else pictures[Path(similar_to).resolve()]
     loaded = load_models(checkpoints, attention, classifier=identity is not None)
-    builds: dict[str, Callable[[], EmbeddingModel]] = {
-        name: partial(lambda model: model, model) for name, model in loaded.items()
-    }
+    builds: list[tuple[Text | str, Callable[[], EmbeddingModel]]] = [
+        (name, partial(lambda model: model, model)) for name, model in loaded.items()
+    ]
     if not loaded:
         batch = uint8_batch([photo.picture for photo in photos], SIZE)
         for name in attention or (DEFAULT_GATES if view == "gates" else DEFAULT_ATTENTION):
-            builds[f"{name}, untrained"] = partial(untrained_model, name, batch, seed=seed)
+            label = Text("untrained_model", {"name": name})
+            builds.append((label, partial(untrained_model, name, batch, seed=seed)))
     maps: list[list[HeatMap]] = [[] for _ in photos]
-    for done, (name, build) in enumerate(builds.items()):
-        shown = _Model(name, build())
+    for done, (model_label, build) in enumerate(builds):
+        shown = _Model(model_label, build())
         for number, photo in enumerate(photos):
             if view == "gates":
                 maps[number] += shown.gates(photo)
@@ -122,21 +124,21 @@ def heat_maps(
 class _Model:
     """A model under the name that is shown, and its maps."""
 
-    def __init__(self, name: str, model: EmbeddingModel) -> None:
-        self.name, self.model = name, model
+    def __init__(self, label: Text | str, model: EmbeddingModel) -> None:
+        self.label, self.name, self.model = label, english(label), model
 
     def gates(self, photo: Photo) -> list[HeatMap]:
         gates = capture_gates(self.model, self._pixels(photo))
         if not gates:
             raise InputError(f"{self.name}: expected a model with gates, such as RGA, SE or CBAM, found none")
         maps = []
-        for place, name, weights in gates:
+        for gate in gates:
+            what, weights = _describe_gate(gate), gate.weights
             if weights.shape[1] == 1:
-                maps.append(self._heat_map(photo, f"{place}: {name}", weights[0, 0], from_zero=False))
+                maps.append(self._heat_map(photo, what, weights[0, 0], from_zero=False))
             else:
-                note = f"{weights.shape[1]} channels, sorted"
-                values = weights[0, :, 0, 0]
-                maps.append(self._heat_map(photo, f"{place}: {name}", values, note, from_zero=False))
+                note = Text("map_channels", {"count": weights.shape[1]})
+                maps.append(self._heat_map(photo, what, weights[0, :, 0, 0], note, from_zero=False))
         return maps
 
     def activation(self, photo: Photo) -> HeatMap:
@@ -152,7 +154,8 @@ class _Model:
                 f"{self.name}: {one.name} and {two.name} have the same embedding, where the gradient of the "
                 "similarity is 0; expected two different pictures"
             )
-        section, score = f"{one.name} and {two.name}", f"cosine similarity {cosine:.3f}"
+        section = Text("map_pair", {"one": one.name, "two": two.name})
+        score = Text("note_cosine", {"value": f"{cosine:.3f}"})
         return [
             self._cam(photo, cam, photo.name, score, section)
             for photo, cam in (
@@ -164,44 +167,54 @@ class _Model:
     def score(self, photo: Photo, identity: int | None) -> HeatMap:
         if identity is None:
             cam = grad_cam(self.model, self._pixels(photo), embedding_norm)
-            return self._cam(photo, cam, "", f"{LENGTH} {float(cam.scores):.3g}")
+            return self._cam(photo, cam, "", Text("note_length", {"value": f"{float(cam.scores):.3g}"}))
         try:
             cam = grad_cam(self.model, self._pixels(photo), identity_logit(self.model, identity))
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
-        return self._cam(photo, cam, "", f"logit of identity {identity}: {float(cam.scores):.3g}")
+        logit = Text("note_logit", {"identity": identity, "value": f"{float(cam.scores):.3g}"})
+        return self._cam(photo, cam, "", logit)
 
-    def _cam(self, photo: Photo, cam: GradCAM, what: str, score: str, section: str = "") -> HeatMap:
+    def _cam(self, photo: Photo, cam: GradCAM, what: str, score: Text, section: Text | str = "") -> HeatMap:
         kept, total = float(cam.maps.sum()), float(cam.signed.abs().sum())
         if float(cam.signed.abs().max()) <= torch.finfo(torch.float32).eps * abs(float(cam.scores)):
             zero = torch.zeros_like(cam.maps[0])
-            return self._heat_map(
-                photo, what, zero, score, "no gradient: the score is constant", section=section
-            )
-        note = f"ReLU cuts off {100 * (1 - kept / total):.0f} % of the map"
+            return self._heat_map(photo, what, zero, score, Text("map_constant"), section=section)
+        note = Text("map_cut", {"share": f"{100 * (1 - kept / total):.0f}"})
         return self._heat_map(photo, what, cam.maps[0], score, note, section=section)
 
     def _heat_map(
         self,
         photo: Photo,
-        what: str,
+        what: Text | str,
         values: Tensor,
-        *notes: str,
+        *notes: Text,
         from_zero: bool = True,
-        section: str = "",
+        section: Text | str = "",
     ) -> HeatMap:
-        grid = [f"{values.shape[0]}×{values.shape[1]} places"] if values.ndim == 2 else []
+        height, width = self.model.size
+        network = Text("map_network", {"name": network_title(self.model), "height": height, "width": width})
+        grid = [Text("map_places", dict(zip("hw", values.shape, strict=True)))] if values.ndim == 2 else []
         return HeatMap(
             photo.name,
             self._pixels(photo)[0].permute(1, 2, 0).numpy(),
-            self.name,
+            self.label,
             what,
             values.detach().float().cpu().numpy(),
             from_zero=from_zero,
             notes=[*notes, *grid],
-            network=describe(self.model),
+            network=network,
             section=section,
         )
 
     def _pixels(self, photo: Photo) -> Tensor:
         return uint8_batch([photo.picture], self.model.size)
+
+
+def _describe_gate(gate: Gate) -> Text:
+    """Return the place of a gate and its name, of which those of the attention modules here have translations."""
+    name = Text(f"gate_{gate.name}") if gate.name in ("spatial", "channel") else gate.name
+    _, is_attention, stage = gate.place.partition("attention ")
+    if is_attention:
+        return Text("gate_after", {"stage": stage, "name": name})
+    return Text("gate_at", {"place": gate.place, "name": name})

@@ -15,7 +15,7 @@ from PIL import Image
 from rga_reid.errors import InputError
 from rga_reid.reports.glossary import lookup
 from rga_reid.reports.html import jpeg_uri
-from rga_reid.reports.language import LANGUAGES, load_strings, render_page
+from rga_reid.reports.language import LANGUAGES, Text, load_strings, render_page
 from rga_reid.reports.relation_views import MAX_WHOLE, Calculation, MatrixView, StageView
 
 #: scripts of the page, concatenated in this order
@@ -137,7 +137,7 @@ def explorer_page(
         data=data,
         scripts=SCRIPTS,
         lang=lang,
-        title=title,
+        title=title or Text("title"),
         note=note,
         networks=[
             {"name": name, "height": height, "width": width}

@@ -8,22 +8,30 @@ from typing import Any
 import pandas as pd
 
 from rga_reid.data.columns import rename_camid, show_time
-from rga_reid.reports.html import page_environment, thumbnail
+from rga_reid.reports.html import thumbnail
+from rga_reid.reports.language import Text, render_page
 from rga_reid.runtime import track
 
 MAX_PERSONS = 100  #: persons on a page; those of the least similar images
 MAX_IMAGES = 12  #: images of a person on a page; the least similar ones
+TITLE = Text("groups_title")
 _BOX = (128, 256)  # maximum width and height of thumbnails: twice the size on the page, for sharp screens
 
 
-def groups_page(table: pd.DataFrame, *, title: str, note: str = "") -> str:
+def groups_page(
+    table: pd.DataFrame, *, title: Text | str = TITLE, gallery: str = "", lang: str | None = None
+) -> str:
     """Return one self-contained HTML page of persons, the most doubtful first.
 
     Args:
         table: columns ``path``, ``person`` (null for none), ``similarity`` (of the image and its person), and
             ``camera`` or ``camid``, ``track`` and ``time`` if known.
         title: heading of the page.
-        note: a sentence below the heading.
+        gallery: name of the gallery, shown below the heading.
+        lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
+
+    Raises:
+        InputError: an unknown language.
     """
     known = rename_camid(table).dropna(subset=["person"])
     lowest = known.groupby("person")["similarity"].min().sort_values(kind="stable")
@@ -40,23 +48,25 @@ def groups_page(table: pd.DataFrame, *, title: str, note: str = "") -> str:
                 "shown": [_card(row) for row in rows.head(MAX_IMAGES).to_dict("records")],
             }
         )
-    return (
-        page_environment()
-        .get_template("groups_page.html")
-        .render(
-            title=title,
-            note=note,
-            groups=groups,
-            persons=len(lowest),
-            images=len(known),
-            others=len(table) - len(known),
-        )
+    return render_page(
+        "groups_page.html",
+        ["groups", "labels"],
+        lang=lang,
+        title=title,
+        note="",
+        gallery=gallery,
+        groups=groups,
+        persons=len(lowest),
+        images=len(known),
+        all=len(table),
     )
 
 
 def _card(row: dict[str, Any]) -> dict[str, Any]:
     labels = [(name, row.get(name)) for name in ("camera", "track")]
-    known = [f"{name} {value}" for name, value in labels if not pd.isna(value)]
+    known: list[Text | str] = [
+        Text(name, {"value": str(value)}) for name, value in labels if not pd.isna(value)
+    ]
     if not pd.isna(row.get("time")):
         known.append(f"{show_time(row['time'])} UTC")
     return {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from rga_reid.errors import InputError, check_choice
 from rga_reid.reports.explorer import COLOURS
-from rga_reid.reports.html import jpeg_uri, page_environment
+from rga_reid.reports.html import jpeg_uri
+from rga_reid.reports.language import Text, fill_text, render_page
 
 MapView = Literal["gates", "gradcam", "activation"]
 
@@ -19,36 +20,18 @@ OPACITY = 0.7  #: of a map over its photo
 _PER_PIXEL = 2  # pixels of a page's picture for one of the photo
 _STOPS = 9  # colours of a colour bar; between them the browser interpolates
 
-#: name of each view, and how to read its maps
-TITLES: dict[MapView, tuple[str, str]] = {
-    "gradcam": (
-        "Grad-CAM",
-        "Bright places raise the score: a place has the sum of the channels of the last map, weighted by the mean "
-        "gradient of the score. Places that lower the score are cut off at 0 (ReLU), so a dark place is unused or "
-        "lowers it.",
-    ),
-    "activation": (
-        "Activation of the last map",
-        "Bright places have strong features: squares are summed over all channels and divided by their L2 norm over "
-        "positions. The map does not depend on what the picture is compared with, and a square has no sign.",
-    ),
-    "gates": (
-        "Gates",
-        "Bright places, or channels, keep more of the map that the weights multiply; dark ones keep less. Later "
-        "layers decide what is made of it, so a weight alone is not the importance for the result.",
-    ),
-}
+VIEWS = get_args(MapView)  #: kinds of maps
 
 
 @dataclass(frozen=True, eq=False)
 class HeatMap:
-    """A map that a model computes for a picture.
+    """A map that a model computes for a picture. Texts are in both languages, strings are shown unchanged.
 
     Args:
         image: name of the picture, such as its file name.
         pixels: the picture, uint8 ``(H, W, 3)``.
         model: name of the model for the reader.
-        what: what is shown, such as "attention 3, spatial".
+        what: what is shown, such as "attention 3: spatial".
         values: float ``(h, w)`` over the picture, or ``(C,)``, a weight for each channel.
         from_zero: whether colours start at 0; otherwise at the lowest value.
         notes: short remarks, such as the score.
@@ -61,19 +44,23 @@ class HeatMap:
 
     image: str
     pixels: np.ndarray
-    model: str
-    what: str
+    model: Text | str
+    what: Text | str
     values: np.ndarray
     from_zero: bool = True
-    notes: Sequence[str] = ()
-    network: str = ""
-    section: str = ""
+    notes: Sequence[Text | str] = ()
+    network: Text | str = ""
+    section: Text | str = ""
 
     def __post_init__(self) -> None:
         if self.values.ndim not in (1, 2) or not self.values.size:
-            raise InputError(f"{self.model}: expected values (h, w) or (C,), got {self.values.shape}")
+            raise InputError(
+                f"{english(self.model)}: expected values (h, w) or (C,), got {self.values.shape}"
+            )
         if not np.isfinite(self.values).all():
-            raise InputError(f"{self.model}: {self.what} of {self.image}: NaN or infinite values")
+            raise InputError(
+                f"{english(self.model)}: {english(self.what)} of {self.image}: NaN or infinite values"
+            )
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -86,26 +73,42 @@ class HeatMap:
         return f"{self.values.min():.4g}" == f"{self.values.max():.4g}"
 
     @property
-    def scale(self) -> str:
+    def scale(self) -> Text:
         """Description of the colours: ``0 to 0.31``, or ``0.5 everywhere``."""
         low, high = self.limits
-        return f"{high:.3g} everywhere" if self.is_even else f"{low:.3g} to {high:.3g}"
+        if self.is_even:
+            return Text("map_even", {"value": f"{high:.3g}"})
+        return Text("map_range", {"low": f"{low:.3g}", "high": f"{high:.3g}"})
 
 
-def heat_map_page(maps: Sequence[HeatMap], view: MapView, *, score: str = "") -> str:
+def english(text: Text | str) -> str:
+    """Return a text of a map in English, as figures and messages have it."""
+    return fill_text("en", ("heat_maps",), text)
+
+
+def title_of(view: MapView, score: Text | str = "") -> Text:
+    """Return the heading of a view, with the score that Grad-CAM explains."""
+    name = Text(f"view_{view}")
+    return Text("view_scored", {"view": name, "score": score}) if score else name
+
+
+def heat_map_page(
+    maps: Sequence[HeatMap], view: MapView, *, score: Text | str = "", lang: str | None = None
+) -> str:
     """Return one self-contained HTML page with the maps of each picture side by side.
 
     Args:
         maps: to be shown, in order.
         view: kind of the maps.
         score: what Grad-CAM explains, such as "cosine similarity to b.jpg".
+        lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.
 
     Raises:
-        InputError: no maps, or an unknown view.
+        InputError: no maps, an unknown view, or an unknown language.
     """
-    check_choice("view", view, tuple(TITLES))
-    sections = []
-    for heading, shown in _group(maps).items():
+    check_choice("view", view, VIEWS)
+    groups = []
+    for heading, shown in _group(maps):
         photos = {(one.image, one.pixels.shape): one for one in shown}
         distinct = {name for name, _ in photos}
         cards = [
@@ -115,23 +118,24 @@ def heat_map_page(maps: Sequence[HeatMap], view: MapView, *, score: str = "") ->
             }
             for one in photos.values()
         ]
-        sections.append({"heading": heading, "photos": cards, "maps": [_card(one) for one in shown]})
-    name, reading = TITLES[view]
-    return (
-        page_environment()
-        .get_template("heat_maps.html")
-        .render(
-            title=f"{name}: {score}" if score else name,
-            note=_describe_networks(maps),
-            reading=reading,
-            sections=sections,
-            colours=", ".join(f"rgb({r} {g} {b})" for r, g, b in _colours(np.linspace(0, 1, _STOPS))),
-        )
+        groups.append({"heading": heading, "photos": cards, "maps": [_card(one) for one in shown]})
+    return render_page(
+        "heat_maps.html",
+        ["heat_maps"],
+        lang=lang,
+        title=title_of(view, score),
+        note="",
+        networks=_describe_networks(maps),
+        view=view,
+        groups=groups,
+        colours=", ".join(f"rgb({r} {g} {b})" for r, g, b in _colours(np.linspace(0, 1, _STOPS))),
     )
 
 
-def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") -> Any:
+def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: Text | str = "") -> Any:
     """Draw the maps as a matplotlib ``Figure``: a row for each picture, or for each model if it has many maps.
+
+    Its texts are in English.
 
     Args:
         maps, view, score: as for ``heat_map_page``.
@@ -146,17 +150,18 @@ def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") 
 
     from rga_reid.reports.plots import escape_mathtext
 
-    check_choice("view", view, tuple(TITLES))
+    check_choice("view", view, VIEWS)
     rows: list[tuple[str, list[HeatMap]]] = []
-    for heading, shown in _group(maps).items():
-        by_model = {one.model: [other for other in shown if other.model == one.model] for one in shown}
+    for heading, shown in _group(maps):
+        by_model: dict[str, list[HeatMap]] = {}
+        for one in shown:
+            by_model.setdefault(english(one.model), []).append(one)
         if max(map(len, by_model.values())) > 2:
-            rows += [(f"{heading}\n{model}", group) for model, group in by_model.items()]
+            rows += [(f"{english(heading)}\n{model}", group) for model, group in by_model.items()]
         else:
-            rows.append((heading, shown))
+            rows.append((english(heading), shown))
     photos = [list({(one.image, one.pixels.shape): one for one in shown}.values()) for _, shown in rows]
     columns = max(len(shown) + len(seen) for (_, shown), seen in zip(rows, photos, strict=True))
-    name, reading = TITLES[view]
     width = max(1.75 * columns + 0.4, 5.5)
     figure = Figure(figsize=(width, 3.5 * len(rows) + 1), layout=ConstrainedLayoutEngine(h_pad=0.15))
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -169,28 +174,27 @@ def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: str = "") 
             axes.set_title(_wrap(escape_mathtext(text)), fontsize=8)
         for axes, one in zip(line[len(seen) :], shown, strict=False):
             _draw(axes, one)
-    title = f"{name}: {score}" if score else name
-    figure.suptitle(escape_mathtext(title), fontsize=11, weight="bold")
-    figure.supxlabel(textwrap.fill(reading, int(13 * width)), fontsize=7.5)
+    figure.suptitle(escape_mathtext(english(title_of(view, score))), fontsize=11, weight="bold")
+    figure.supxlabel(textwrap.fill(english(Text(f"view_{view}_help")), int(13 * width)), fontsize=7.5)
     return figure
 
 
 def map_card(one: HeatMap) -> dict[str, Any]:
-    """Return a picture and its map as data URIs, with the map's remarks."""
+    """Return a picture and its map as data URIs, with the map's remarks in English."""
     card = _card(one)
     photo = jpeg_uri(_enlarge(one.pixels), quality=90)
-    return {"photo": photo, "map": card["uri"] or photo, "notes": [*one.notes]}
+    return {"photo": photo, "map": card["uri"] or photo, "notes": [english(note) for note in one.notes]}
 
 
 def _draw(axes: Any, one: HeatMap) -> None:
     from rga_reid.reports.plots import escape_mathtext
 
-    title = "\n".join(_wrap(text) for text in (one.model, one.what) if text)
+    title = "\n".join(_wrap(english(text)) for text in (one.model, one.what) if text)
     axes.set_title(escape_mathtext(title), fontsize=8)
     axes.axis("on")
     axes.set(xticks=[], yticks=[])
     has_bar = one.values.ndim == 2 and not one.is_even
-    notes = "\n".join(_wrap(text) for text in (*([] if has_bar else [one.scale]), *one.notes))
+    notes = "\n".join(_wrap(english(text)) for text in (*([] if has_bar else [one.scale]), *one.notes))
     axes.set_xlabel(escape_mathtext(notes), fontsize=7, labelpad=24 if has_bar else 4)
     if one.values.ndim == 1:
         axes.set_box_aspect(one.pixels.shape[0] / one.pixels.shape[1])
@@ -214,21 +218,22 @@ def _wrap(text: str) -> str:
     return "\n".join(textwrap.fill(line, 26) for line in text.split("\n"))
 
 
-def _group(maps: Sequence[HeatMap]) -> dict[str, list[HeatMap]]:
+def _group(maps: Sequence[HeatMap]) -> list[tuple[Text | str, list[HeatMap]]]:
+    """Return the maps under each heading."""
     if not maps:
         raise InputError("maps: expected at least one, got none")
     groups: dict[str, list[HeatMap]] = {}
     for one in maps:
-        groups.setdefault(one.section or one.image, []).append(one)
-    return groups
+        groups.setdefault(english(one.section or one.image), []).append(one)
+    return [(shown[0].section or shown[0].image, shown) for shown in groups.values()]
 
 
-def _describe_networks(maps: Sequence[HeatMap]) -> str:
+def _describe_networks(maps: Sequence[HeatMap]) -> list[Text | str]:
     """Return the network of each model, or the one network that all have."""
-    networks = {one.model: one.network for one in maps if one.network}
-    if len(set(networks.values())) == 1:
-        return next(iter(networks.values()))
-    return "; ".join(f"{model}: {network}" for model, network in networks.items())
+    networks = {english(one.model): (one.model, one.network) for one in maps if one.network}
+    if len({english(network) for _, network in networks.values()}) == 1:
+        return [network for _, network in networks.values()][:1]
+    return [Text("network_of", {"model": model, "network": network}) for model, network in networks.values()]
 
 
 def _size(pixels: np.ndarray) -> str:
@@ -248,7 +253,7 @@ def _card(one: HeatMap) -> dict[str, Any]:
         else jpeg_uri(_strip(one) if strip else _overlay(one), quality=90),
         "low": f"{low:.3g}",
         "high": f"{high:.3g}",
-        "even": one.scale if one.is_even else "",
+        "even": one.scale if one.is_even else None,
         "notes": list(one.notes),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from rga_reid.errors import check_choice
 from rga_reid.reports.html import TEMPLATES, page_environment, script_hash, text_to_html
@@ -25,7 +25,8 @@ class Text:
 
     Args:
         key: in one of the sections of the page.
-        values: replace ``{name}`` in the text; names of files, people and runs may have any characters.
+        values: replace ``{name}`` in the text, and may be texts themselves. Names of files, people and runs may have
+            any characters.
     """
 
     key: str
@@ -45,6 +46,24 @@ def translate(lang: str, section: str, key: str, **values: Any) -> str:
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", str(value))
     return text
+
+
+def fill_text(lang: str, sections: Sequence[str], text: Text | str) -> str:
+    """Return a text in a language without markup; a string is returned unchanged.
+
+    Args:
+        lang: ``en`` or ``zh``.
+        sections: sections of the tables, of which the first that has the key is used.
+        text: to be written.
+    """
+    if isinstance(text, str):
+        return text
+    section = next(name for name in sections if text.key in load_strings(lang)[name])
+    values = {
+        name: fill_text(lang, sections, one) if isinstance(one, Text) else one
+        for name, one in text.values.items()
+    }
+    return translate(lang, section, text.key, **values)
 
 
 def translate_meaning(lang: str, text: str) -> str:
@@ -74,8 +93,9 @@ def render_page(
 ) -> str:
     """Render a page in English that can be switched to the other languages.
 
-    Templates write texts as ``{{ t("key", name=value) }}`` or ``{{ t(Text(...)) }}``, and texts of attributes as
-    ``{{ attribute("title", "key") }}``; keys are looked up in ``sections``, in order.
+    Templates write texts as ``{{ t("key", name=value) }}`` or ``{{ t(Text(...)) }}``, an element with a ``Text`` or a
+    name as ``{{ element("b", value) }}``, and texts of attributes as ``{{ attribute("title", "key") }}``. Keys are
+    looked up in ``sections``, in order.
 
     Args:
         template: name of the template.
@@ -84,7 +104,7 @@ def render_page(
         scripts: further scripts, after ``page.js``.
         lang: language in which the page opens; by default that of the reader's browser.
         filters: further filters of the template.
-        context: variables of the template. A ``title`` that is a ``Text`` is also its ``heading``.
+        context: variables of the template. The ``title`` is a ``Text`` or a name.
 
     Raises:
         InputError: an unknown language.
@@ -98,30 +118,36 @@ def render_page(
         for one in LANGUAGES
     }
 
-    def fill(key: str, values: dict[str, Any]) -> str:
-        section = next(name for name in names if key in load_strings(shown)[name])
-        return translate(shown, section, key, **values)
+    def fill(text: Text | str) -> str:
+        return fill_text(shown, names, text)
+
+    def values_of(text: Text) -> Markup:
+        if not text.values:
+            return Markup()
+        values = json.dumps(
+            dict(text.values), ensure_ascii=False, default=vars
+        )  # a Text as its key and values
+        return Markup(' data-v="{}"').format(values)
 
     def t(text: str | Text, **values: Any) -> Markup:
         if isinstance(text, Text):
-            values = dict(text.values)
-            return element(text.key, values, " data-plain", escape(fill(text.key, values)))
-        return element(text, values, "", text_to_html(fill(text, values)))
+            return element("span", text)
+        one = Text(text, values)
+        return Markup('<span data-t="{}"{}>{}</span>').format(text, values_of(one), text_to_html(fill(one)))
 
-    def element(key: str, values: dict[str, Any], flag: str, html: Markup) -> Markup:
-        more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
-        return Markup('<span data-t="{}"{}{}>{}</span>').format(key, more, Markup(flag), html)
+    def element(tag: str, text: Text | str, **attributes: Any) -> Markup:
+        marks = Markup().join(Markup(' {}="{}"').format(*one) for one in attributes.items())
+        if isinstance(text, Text):
+            marks += Markup(' data-t="{}"{} data-plain').format(text.key, values_of(text))
+        return Markup("<{}{}>{}</{}>").format(tag, marks, fill(text), tag)
 
     def attribute(name: str, key: str, **values: Any) -> Markup:
-        more = Markup(' data-v="{}"').format(json.dumps(values, ensure_ascii=False)) if values else ""
-        return Markup('{}="{}" data-t-{}="{}"{}').format(name, fill(key, values), name, key, more)
+        text = Text(key, values)
+        return Markup('{}="{}" data-t-{}="{}"{}').format(name, fill(text), name, key, values_of(text))
 
-    title = context.get("title")
-    if isinstance(title, Text):
-        context |= {"title": fill(title.key, dict(title.values)), "heading": title}
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", *scripts))
     environment = page_environment()
-    environment.globals.update(t=t, attribute=attribute, Text=Text)
+    environment.globals.update(t=t, element=element, attribute=attribute, Text=Text)
     environment.filters |= filters or {}
     return environment.get_template(template).render(
         lang=shown,

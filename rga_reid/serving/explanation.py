@@ -41,21 +41,22 @@ class Explainer:
             Problem: the model cannot be explained.
             InputError: two pictures with one embedding.
         """
-        from rga_reid.reports.heat_maps import TITLES, map_card
+        from rga_reid.reports.heat_maps import english, map_card
+        from rga_reid.reports.language import Text
 
         maps = self._maps(images, names)
-        title, reading = TITLES["gradcam"]
-        score = float(maps[0].notes[0].rpartition(" ")[2])
+        title, reading = english(Text("view_gradcam")), english(Text("view_gradcam_help"))
+        score = next(float(note.values["value"]) for note in maps[0].notes if isinstance(note, Text))
         cards = [{"name": name, **map_card(one)} for name, one in zip(names, maps, strict=True)]
         return {"score": score, "title": title, "reading": reading, "maps": cards}
 
     def page(self, images: Sequence[bytes], names: Sequence[str]) -> str:
         """Return the same as a page; arguments and errors as for ``explain``."""
         from rga_reid.reports.heat_maps import heat_map_page
+        from rga_reid.reports.language import Text
 
-        return heat_map_page(
-            self._maps(images, names), "gradcam", score=f"similarity of {names[0]} and {names[1]}"
-        )
+        pair = Text("score_pair", {"one": names[0], "two": names[1]})
+        return heat_map_page(self._maps(images, names), "gradcam", score=pair)
 
     def _maps(self, images: Sequence[bytes], names: Sequence[str]) -> list[Any]:
         from rga_reid.experiments.heat_maps import heat_maps

@@ -21,6 +21,8 @@ from rga_reid.errors import InputError
 from rga_reid.experiments.heat_maps import default_view, heat_maps
 from rga_reid.models import EmbeddingModel, build_model, load_model, save_model
 from rga_reid.models.embedding import uint8_batch
+from rga_reid.reports.heat_maps import english
+from tests.page_texts import element_texts
 
 Browse = Callable[..., AbstractContextManager[Any]]
 SIZE = (64, 32)
@@ -82,11 +84,15 @@ def test_a_model_without_attention_gets_a_grad_cam(
     words = ["--image", *images[:2], "--checkpoint", checkpoints["plain"], checkpoints["pam"]]
     page = page_of(tmp_path / "page.html", *words)
     assert "4 maps of 2 pictures\n" in capsys.readouterr().out
-    assert "<h1>Grad-CAM: length of the embedding</h1>" in page
+    assert element_texts(page, "h1") == ["Grad-CAM: length of the embedding"]
     assert page.count("<b>plain.safetensors</b>") == page.count("<b>pam.safetensors</b>") == 2
-    assert "length of the embedding" in page
-    assert "ResNet-18, 64×32 pixels" in page
-    assert "4×2 places" in page
+    assert "ResNet-18, 64×32 pixels" in element_texts(page, "p")[0]
+    notes = element_texts(page, "li")
+    assert notes.count("4×2 places") == 4
+    assert notes[0].startswith("length of the embedding ")
+    chinese = page_of(tmp_path / "zh.html", *words, "--lang", "zh")
+    assert element_texts(chinese, "h1") == ["Grad-CAM 热图：特征向量的长度"]
+    assert element_texts(chinese, "li").count("4×2 个位置") == 4
 
 
 def test_grad_cam_of_a_similarity_shows_both_pictures(
@@ -96,9 +102,10 @@ def test_grad_cam_of_a_similarity_shows_both_pictures(
     page = page_of(tmp_path / "page.html", *words)
     model = load_model(checkpoints["pam"])
     embeddings = model.embed([images[0], images[1]])
-    assert f"cosine similarity {float(embeddings[0] @ embeddings[1]):.3f}" in page
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["a.jpg and b.jpg"]
-    assert re.findall(r"</b><span>(.*?)</span>", page) == ["a.jpg", "b.jpg"] * 2  # photos, maps
+    assert f"cosine similarity {float(embeddings[0] @ embeddings[1]):.3f}" in element_texts(page, "li")
+    assert element_texts(page, "h2") == ["a.jpg and b.jpg"]
+    captions = element_texts(page, "figcaption")
+    assert captions == [f"{first}{name}.jpg" for first in ("Photo", "pam.safetensors") for name in "ab"]
     one, two = heat_maps(images[:1], checkpoints={"model": model}, similar_to=images[1])
     back, forth = heat_maps(images[1:2], checkpoints={"model": model}, similar_to=images[0])
     np.testing.assert_allclose(one.values, forth.values, rtol=1e-5)
@@ -113,7 +120,7 @@ def test_grad_cam_of_an_identity_explains_its_logit(images: list[str]) -> None:
     with torch.no_grad():
         logits = model.classifier(model(model.normalise(uint8_batch(images[:1], SIZE))))[0]
     shown = [heat_maps(images[:1], checkpoints={"m": model}, identity=number)[0] for number in (1, 4)]
-    assert [one.notes[0] for one in shown] == [
+    assert [english(one.notes[0]) for one in shown] == [
         f"logit of identity {number}: {float(logits[number]):.3g}" for number in (1, 4)
     ]
     assert np.abs(shown[0].values - shown[1].values).max() > 0
@@ -131,7 +138,7 @@ def test_a_checkpoint_of_train_explains_an_identity(
     page = page_of(tmp_path / "page.html", *words, str(tmp_path / "last.ckpt"))
     with torch.no_grad():
         logits = model.classifier(model(model.normalise(uint8_batch(images[:1], SIZE))))
-    assert f"logit of identity 3: {float(logits[0, 3]):.3g}" in page
+    assert f"logit of identity 3: {float(logits[0, 3]):.3g}" in element_texts(page, "li")
     out = ["--out", str(tmp_path / "page.html")]
     assert "classifier" in refused("explain", *words, checkpoints["plain"], *out)
 
@@ -151,7 +158,7 @@ def test_other_backbones_have_maps(images: list[str], backbone: str, grid: tuple
     for found in maps:
         assert found.values.shape == grid
         assert found.values.any()
-        assert backbone in found.network
+        assert backbone in english(found.network)
     assert default_view(models) == "gradcam"
 
 
@@ -177,7 +184,7 @@ def test_maps_show_where_a_region_is_used(images: list[str], tmp_path: Path) -> 
     for view in ("gradcam", "activation"):
         (found,) = heat_maps([tmp_path / "band.png"], view, checkpoints={"brightness": model})
         assert (found.values > 0).tolist() == [[False] * 2, [True] * 2, [False] * 2, [False] * 2]
-    assert "Brightness" in found.network
+    assert "Brightness" in english(found.network)
 
 
 def test_a_constant_score_has_no_map(images: list[str]) -> None:
@@ -208,7 +215,7 @@ def test_a_constant_score_has_no_map(images: list[str]) -> None:
     model = EmbeddingModel(UnitLength())  # type: ignore[arg-type]
     (found,) = heat_maps(images[:1], checkpoints={"m": model})
     assert not found.values.any()
-    assert "no gradient" in found.notes[1]
+    assert "no gradient" in english(found.notes[1])
     assert heat_maps(images[:1], checkpoints={"m": model}, similar_to=images[1])[0].values.any()
 
 
@@ -237,7 +244,7 @@ def test_the_activation_page_shows_the_activation(
         maps = model.backbone(model.normalise(uint8_batch(images[:1], SIZE)))
     energy = maps.square().sum(1)
     assert f"<span>{float(energy.max() / energy.norm()):.3g}</span></div>" in page
-    assert "<h1>Activation of the last map</h1>" in page
+    assert element_texts(page, "h1") == ["Activation of the last map"]
 
 
 def test_gates_of_own_and_of_users_modules(
@@ -253,8 +260,10 @@ def test_gates_of_own_and_of_users_modules(
         checkpoints["WithGates"],
     ]
     page = page_of(tmp_path / "page.html", *words)
-    assert re.findall(r"<span>(attention .*?)</span>", page) == ["attention 4: channel", "attention 4: place"]
-    assert "512 channels, sorted" in page
+    captions = [one for one in element_texts(page, "figcaption") if "Photo" not in one]
+    names = [Path(checkpoints[name]).name for name in ("se", "WithGates")]
+    assert captions == [f"{names[0]}attention 4: channel", f"{names[1]}attention 4: place"]
+    assert "512 channels, sorted" in element_texts(page, "li")
 
 
 @pytest.mark.parametrize("name", ["ForwardOnly", "WithGates"])
@@ -265,7 +274,8 @@ def test_attention_with_forward_only_is_accepted(
     words = ["--image", images[0], "--checkpoint", checkpoints[name], *(["--view", view] if view else [])]
     page = page_of(tmp_path / "page.html", *words)
     if view != "relations":
-        assert ("Grad-CAM" in page) == (view != "activation")
+        title = "Activation of the last map" if view == "activation" else "Grad-CAM: length of the embedding"
+        assert element_texts(page, "h1") == [title]
         return
     held = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert held is not None
@@ -284,7 +294,7 @@ def test_own_classes_are_compared_untrained(images: list[str], tmp_path: Path) -
     path = f"{ForwardOnly.__module__}.ForwardOnly"
     assert ForwardOnly.__module__ in sys.modules
     page = page_of(tmp_path / "page.html", "--image", images[0], "--attention", path, "--view", "gradcam")
-    assert f"<b>{path}, untrained</b>" in page
+    assert f"{path}, untrained" in element_texts(page, "b")
 
 
 def test_bad_input_is_named(

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from rga_reid.errors import InputError
-from rga_reid.reports.heat_maps import HeatMap, heat_map_figure, heat_map_page
+from rga_reid.reports.heat_maps import VIEWS, HeatMap, MapView, heat_map_figure, heat_map_page
+from rga_reid.reports.language import Text
 from rga_reid.reports.plots import figure_bytes
+from tests.page_texts import element_texts, visible_text
 
 GREY = np.full((64, 32, 3), 128, np.uint8)
 
@@ -53,8 +55,7 @@ def test_scales_begin_at_zero_or_at_the_lowest_value() -> None:
 
 def test_even_maps_have_no_colours() -> None:
     page = heat_map_page([heat_map(np.zeros((4, 2))), heat_map(np.full(8, 0.5), what="channels")], "gates")
-    assert "0 everywhere" in page
-    assert "0.5 everywhere" in page
+    assert {"0 everywhere", "0.5 everywhere"} <= set(element_texts(page, "li"))
     assert 'class="bar"' not in page
     photo, shown = pictures(page)
     assert np.abs(shown - photo).max() < 4
@@ -78,15 +79,15 @@ def test_words_are_escaped_and_sections_group_maps() -> None:
         heat_map(ramp, image="c.jpg", network="ResNet-18, 64×32 pixels"),
     ]
     page = heat_map_page(maps, "gradcam", score="cosine similarity to b.jpg")
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert not re.search(r"https?:|url\(|@import", page)
-    assert "&lt;script&gt;alert(1)" in page
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["pair", "c.jpg"]
-    assert page.count("<b>Photo</b>") == 3
-    assert "<h1>Grad-CAM: cosine similarity to b.jpg</h1>" in page
-    assert '<p class="note">ResNet-18, 64×32 pixels</p>' in page
-    assert "<li>score 0.8</li>" in page
-    assert "ReLU" in page
+    assert name in element_texts(page, "figcaption")[0]
+    assert element_texts(page, "h2") == ["pair", "c.jpg"]
+    assert element_texts(page, "b").count("Photo") == 3
+    assert element_texts(page, "h1") == ["Grad-CAM: cosine similarity to b.jpg"]
+    assert element_texts(page, "p")[0] == "ResNet-18, 64×32 pixels"
+    assert "score 0.8" in element_texts(page, "li")
+    assert "ReLU" in visible_text(page)
 
 
 def test_photos_of_two_sizes_are_shown_with_their_sizes() -> None:
@@ -94,9 +95,36 @@ def test_photos_of_two_sizes_are_shown_with_their_sizes() -> None:
     ramp = np.arange(8).reshape(4, 2)
     maps = [heat_map(ramp, network="A"), heat_map(ramp, pixels=small, model="n.ckpt", network="B")]
     page = heat_map_page(maps, "activation")
-    assert "m.ckpt: A; n.ckpt: B" in page
-    assert "a.jpg, 64×32" in page
-    assert "a.jpg, 32×16" in page
+    text = visible_text(page)
+    assert "m.ckpt: A; n.ckpt: B" in text
+    assert "a.jpg, 64×32" in text
+    assert "a.jpg, 32×16" in text
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_page_opens_in_a_language(view: MapView) -> None:
+    what = Text("gate_after", {"stage": 3, "name": Text("gate_spatial")})
+    words = {"what": what, "model": Text("untrained_model", {"name": "rga"}), "section": "Section"}
+    maps = [
+        heat_map(values, notes=[Text("map_places", {"h": 4, "w": 2})], **words)
+        for values in ([[0, 1]], [[2, 2]])
+    ]
+    for lang, expected in (
+        ("en", ["rga, untrained", "attention 3: spatial", "4×2 places", "2 everywhere"]),
+        ("zh", ["rga，未训练", "注意力 3：空间", "4×2 个位置", "处处为 2"]),
+    ):
+        page = heat_map_page(maps, view, score=Text("score_cosine", {"name": "b.jpg"}), lang=lang)
+        text = visible_text(page)
+        assert all(one in text for one in expected)
+        titles = element_texts(page, "h1")
+        assert titles == element_texts(page, "title")
+        assert ("余弦相似度" in titles[0]) == (lang == "zh")
+        # words of the other language are in no element but the switch
+        left = text.replace("中文", "") if lang == "en" else re.sub("English|Section", "", text)
+        found = re.findall("[\u4e00-\u9fff]" if lang == "en" else r"\b[a-z]{4,}\b", left)
+        assert set(found) <= {"logit"}
+    with pytest.raises(InputError, match="lang"):
+        heat_map_page(maps, view, lang="fr")
 
 
 def test_figures() -> None:

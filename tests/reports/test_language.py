@@ -53,7 +53,11 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
     starts = tuple({start for text in texts for start in re.findall(r"[`\"](\w+_)\$\{", text)})
     starts += tuple({start for text in texts for start in re.findall(r'"(\w+_)" ~', text)})
     starts += tuple(
-        {start for text in code for start in re.findall(r"f\"(col_|chart_|no_|ap_|metric_)\{", text)}
+        {
+            start
+            for text in code
+            for start in re.findall(r"f\"(col_|chart_|no_|ap_|metric_|view_|gate_)\{", text)
+        }
     )
     ends = tuple({end for text in texts for end in re.findall(r"`\$\{\w+\}(_\w+)`", text)})
     composed = {key for key in known if key.startswith(starts) or key.endswith(ends)}

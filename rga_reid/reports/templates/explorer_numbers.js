@@ -1,3 +1,4 @@
+document.body.dataset.ready = "no"; // until everything is drawn
 const state = { photo: 0, exhibit: 0, stage: 0, matrix: 0, v: 0.36, u: 0.5, ov: 0.8, ou: 0.5, channel: null, held: false, kind: "positions", open: new Set() };
 const PER_PIXEL = 2; // canvas pixels for one of the photo
 

@@ -20,9 +20,10 @@ function writeAddress() {
 }
 
 // ---------- texts ----------
-/** Text of a key in the chosen language; {name} is replaced. */
+/** Text of a key in the chosen language; {name} is replaced by a value, which may be a text itself. */
 function t(key, values = {}) {
-  return (data.strings[settings.lang][key] ?? key).replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+  const fill = (value) => (value?.key ? t(value.key, value.values) : value);
+  return (data.strings[settings.lang][key] ?? key).replace(/\{(\w+)\}/g, (all, name) => fill(values[name]) ?? all);
 }
 const MARKUP = /(?<![A-Za-z])(?<symbol>[A-Za-zΑ-ω]|softmax|max)_(?<below>[A-Za-z0-9])(?![A-Za-z0-9])|`(?<code>[^`]+)`|\*\*(?<bold>[^*]+)\*\*/g;
 /** Text as nodes to append: G_s is G with the subscript s, `code`, **bold**. */
@@ -69,3 +70,4 @@ $("theme").addEventListener("click", () => {
 });
 showTheme();
 translatePage();
+document.body.dataset.ready = "yes"; // later scripts that still work set it to "no"

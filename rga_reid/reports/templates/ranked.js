@@ -68,4 +68,3 @@ $("tracks")?.addEventListener("click", () => {
   remember({ tracks: together ? "1" : null }); groupTracks(together);
 });
 if ($("tracks") && settings.tracks) groupTracks(true);
-document.body.dataset.ready = "yes";

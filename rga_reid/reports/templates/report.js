@@ -30,4 +30,3 @@ for (const button of document.querySelectorAll("button.copy")) {
     button.dataset.t = "explain_copied"; translatePage();
   });
 }
-document.body.dataset.ready = "yes";
