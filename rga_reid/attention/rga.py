@@ -164,7 +164,7 @@ class RGA(nn.Module):
         G = trace.matrix(
             kind,
             f"G{sub}",
-            f"relations between {node}s: row i is what i thinks of all",
+            f"relations between {node}s: row i has those from i to all",
             f"G[i, j] = θ{sub}[:, i] · φ{sub}[:, j]",
             torch.einsum("bei,bej->bij", t.squeeze(3), p.squeeze(3)),
         )
