@@ -23,7 +23,9 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# axe-core checks the accessibility of pages; its tests are skipped without npm.
 test-slow: install
+	test -d build/node_modules/axe-core || npm install --silent --no-audit --no-fund --prefix build axe-core || true
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 # FUZZ_CASES=9000 runs more cases, FUZZ_SEED=7 others.

@@ -129,19 +129,19 @@ def render_page(
         )  # a Text as its key and values
         return Markup(' data-v="{}"').format(values)
 
-    def t(text: str | Text, **values: Any) -> Markup:
+    def t(text: str | Text, /, **values: Any) -> Markup:
         if isinstance(text, Text):
             return element("span", text)
         one = Text(text, values)
         return Markup('<span data-t="{}"{}>{}</span>').format(text, values_of(one), text_to_html(fill(one)))
 
-    def element(tag: str, text: Text | str, **attributes: Any) -> Markup:
+    def element(tag: str, text: Text | str, /, **attributes: Any) -> Markup:
         marks = Markup().join(Markup(' {}="{}"').format(*one) for one in attributes.items())
         if isinstance(text, Text):
             marks += Markup(' data-t="{}"{} data-plain').format(text.key, values_of(text))
         return Markup("<{}{}>{}</{}>").format(tag, marks, fill(text), tag)
 
-    def attribute(name: str, key: str, **values: Any) -> Markup:
+    def attribute(name: str, key: str, /, **values: Any) -> Markup:
         text = Text(key, values)
         return Markup('{}="{}" data-t-{}="{}"{}').format(name, fill(text), name, key, values_of(text))
 

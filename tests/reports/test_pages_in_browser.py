@@ -1,10 +1,11 @@
-"""Pages of reports, tests and queries in a real browser, in two languages, widths and colours."""
+"""Every kind of page in a real browser, in two languages, widths and colours."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 
+from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.experiments.evaluate_model import (
     rank_between_cameras,
     rank_test_images,
     ranking_page,
     tabulate_top_matches,
 )
+from rga_reid.models.analysis import StageCapture
 from rga_reid.reports.ablation_page import report_page
 from rga_reid.reports.ablation_stats import Evaluation
 from rga_reid.reports.ablation_tables import AblationReport, load_published
+from rga_reid.reports.explorer import Exhibit, explorer_page
+from rga_reid.reports.groups_page import groups_page
+from rga_reid.reports.heat_maps import HeatMap, heat_map_page
+from rga_reid.reports.language import Text
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
+from rga_reid.reports.relation_views import stage_view
+from tests.axe import find_faults
 from tests.contrast import low_contrasts
 
 pytestmark = pytest.mark.slow
@@ -84,7 +94,72 @@ def make_query(table: pd.DataFrame) -> str:
     return ranked_page([Picture(table["path"][0], 0, 1)] * 10, [matches] * 10, threshold=0.55)
 
 
-PAGES = {"report": make_report, "test": make_test, "query": make_query}
+def make_tracks(table: pd.DataFrame) -> str:
+    """Return the page of a query whose matches are grouped."""
+    rows = [row.path for row in table[table["split"] == "gallery"].itertuples()]
+    found = [
+        Match(path, n, 2, 7, START + timedelta(minutes=n), rank=n // 3 + 1, score=0.9 - n / 20)
+        for n, path in enumerate(rows[:9])
+    ]
+    groups = [replace(found[n], others=tuple(found[n + 1 : n + 3])) for n in (0, 3, 6)]
+    return ranked_page([Picture("nowhere.jpg", 0, 1)], [groups], threshold=0.55)
+
+
+def make_groups(table: pd.DataFrame) -> str:
+    rows = table.rename(columns={"pid": "person"}).assign(track=7, similarity=np.linspace(0.5, 1, len(table)))
+    return groups_page(rows.assign(time=START), gallery="G")
+
+
+def make_heat_maps(view: str) -> Callable[[pd.DataFrame], str]:
+    def make(table: pd.DataFrame) -> str:
+        pixels = np.asarray(Image.open(table["path"][0]).convert("RGB"))
+        what = Text("gate_after", {"stage": 4, "name": Text("gate_spatial")})
+        random = np.random.default_rng(0)
+        maps = [
+            HeatMap(f"{name}.jpg", pixels, "last.ckpt", what, random.random(size), network="ResNet-18")
+            for name in "ab"
+            for size in ((4, 2), (16,))
+        ]
+        return heat_map_page(maps, view, score=Text("score_length") if view == "gradcam" else "")  # type: ignore[arg-type]
+
+    return make
+
+
+def make_explorer(table: pd.DataFrame) -> str:
+    pixels = np.asarray(Image.open(table["path"][0]).convert("RGB"))
+    exhibits = []
+    for name in ("rga", "pam", "criss_cross", "se"):
+        torch.manual_seed(0)
+        module, x = ATTENTION_MODULES[name](16, (8, 4)).eval(), torch.rand(1, 16, 8, 4)
+        with torch.no_grad():
+            relations = module.relations(x)
+            trace, output = relations.trace()
+        capture = StageCapture(1, name, relations.matrices, trace.weights, trace.flow, output)
+        exhibits.append(Exhibit(name, False, "a.jpg", pixels, [stage_view(capture)], "a model"))
+    return explorer_page(exhibits)
+
+
+PAGES = {
+    "report": make_report,
+    "test": make_test,
+    "query": make_query,
+    "tracks": make_tracks,
+    "groups": make_groups,
+    "gradcam": make_heat_maps("gradcam"),
+    "gates": make_heat_maps("gates"),
+    "explorer": make_explorer,
+}
+#: a heading of each page
+HEADINGS = {
+    "report": "Curves",
+    "test": "Summary",
+    "query": "Query 1",
+    "tracks": "Query 1",
+    "groups": "Person 0",
+    "gradcam": "Grad-CAM: length of the embedding",
+    "gates": "Gates",
+    "explorer": "Applied attention",
+}
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +314,12 @@ def test_images_of_a_track_are_shown_together(show: Callable[[str], Any]) -> Non
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_pages_fit_the_window(show: Callable[[str], Any], name: str) -> None:
+    browser = show(name)
+    assert HEADINGS[name] in texts(browser, "h1, h2")
+
+
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("dark", [False, True])
 def test_texts_have_enough_contrast(files: dict[str, Path], browse: Browse, name: str, dark: bool) -> None:
     with browse(files[name], dark=dark, language="zh-CN" if dark else "en") as browser:
@@ -247,6 +328,16 @@ def test_texts_have_enough_contrast(files: dict[str, Path], browse: Browse, name
         assert low_contrasts(browser) == []
         find(browser, "#language").click()
         assert browser.execute_script("return document.documentElement.lang") == ("en" if dark else "zh-CN")
-        heading = {"report": "Curves", "test": "Summary", "query": "Query 1"}[name]
-        assert (heading in texts(browser, "h2")) == dark
+        assert (HEADINGS[name] in texts(browser, "h1, h2")) == dark
         assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_fault(files: dict[str, Path], browse: Browse, name: str, dark: bool) -> None:
+    with browse(files[name], dark=dark, language="zh-CN" if dark else "en") as browser:
+        browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+        if name == "explorer":  # the third step of the tour opens a box of the data flow
+            for button in ("start-tour", "tour-next", "tour-next"):
+                find(browser, f"#{button}").click()
+        assert find_faults(browser) == []

@@ -26,6 +26,7 @@ async function choose() {
     captions(shown, m);
   }
   show(); keepState();
+  for (const button of document.querySelectorAll("figure[id] > .save")) button.describe(); // by the heading, which show() sets
   Promise.all([drawn, ...[...$("same-point").children].map((figure) => ready(figure.shown.matrix))]).then(() => { showSame(); document.body.dataset.ready = "yes"; });
 }
 function options(id, labels, chosen, pick) {
@@ -167,7 +168,8 @@ function panelPicture(figure, name) {
 function addSave(figure, name) {
   const button = document.createElement("button");
   button.type = "button"; button.className = "save"; button.textContent = "PNG"; button.title = t("save");
-  button.setAttribute("aria-label", t("save_panel", { name: name() }));
+  button.describe = () => button.setAttribute("aria-label", t("save_panel", { name: name() }));
+  button.describe();
   button.addEventListener("click", () => panelPicture(figure, name()).toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
