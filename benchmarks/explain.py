@@ -7,6 +7,7 @@ with relations between positions, timed from the pointer event until the heat ma
 Reported are medians and the slowest move.
 
     python benchmarks/explain.py --out explain.json
+    python benchmarks/explain.py --demo demo  # only the page of `rga-reid explain --demo demo`, which has run before
 
 It needs a browser: apt-get install -y chromium chromium-driver
 """
@@ -154,11 +155,27 @@ def measure(words: list[str], page: Path, repeats: int) -> dict[str, float]:
     }
 
 
+def make_kinds(folder: Path) -> dict[str, list[str]]:
+    """Return the words of the command for each page, with pictures and a checkpoint in the folder."""
+    write_synthetic(folder / "set", SyntheticSettings(2, 3, (2, 2), (2, 2), 0, 0, (256, 128)))
+    pictures = [str(path) for path in sorted((folder / "set" / "query").glob("*.jpg"))[:3]]
+    torch.manual_seed(0)
+    checkpoint = folder / "rga.safetensors"
+    save_model(build_model(depth=50, attention="rga", size=(256, 128)), checkpoint)
+    return {
+        "five modules, untrained": ["--image", pictures[0]],
+        "a checkpoint beside untrained": ["--image", pictures[0], "--checkpoint", str(checkpoint)],
+        "ten modules, untrained": ["--image", pictures[0], "--attention", *ATTENTION_MODULES],
+        "a checkpoint, three photos": ["--image", *pictures, "--checkpoint", str(checkpoint)],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--repeats", type=int, default=3, help="repetitions of writing and of opening per page"
     )
+    parser.add_argument("--demo", metavar="DIR", help="measure only the page of trained networks in this folder")
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     if not (shutil.which("chromedriver") and any(map(shutil.which, CHROMIUM))):
@@ -167,17 +184,7 @@ def main() -> None:
     print("| page | MB | s to write | s to open | ms to follow, median | slowest |\n" + "|---" * 6 + "|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_synthetic(folder / "set", SyntheticSettings(2, 3, (2, 2), (2, 2), 0, 0, (256, 128)))
-        pictures = [str(path) for path in sorted((folder / "set" / "query").glob("*.jpg"))[:3]]
-        torch.manual_seed(0)
-        checkpoint = folder / "rga.safetensors"
-        save_model(build_model(depth=50, attention="rga", size=(256, 128)), checkpoint)
-        kinds = {
-            "five modules, untrained": ["--image", pictures[0]],
-            "a checkpoint beside untrained": ["--image", pictures[0], "--checkpoint", str(checkpoint)],
-            "ten modules, untrained": ["--image", pictures[0], "--attention", *ATTENTION_MODULES],
-            "a checkpoint, three photos": ["--image", *pictures, "--checkpoint", str(checkpoint)],
-        }
+        kinds = make_kinds(folder) if options.demo is None else {"trained": ["--demo", options.demo]}
         for kind, words in kinds.items():
             row = results[kind] = measure(words, folder / "page.html", options.repeats)
             figures = [value for key, value in row.items() if key != "moves"]

@@ -39,7 +39,7 @@ def gallery(tmp_path: Path) -> str:
 def test_the_persons_of_a_gallery(gallery: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / name) for name in ("page.html", "persons.csv", "facts.json")]
     words = ["gallery", "group", "--gallery", gallery, "--threshold", "0.8"]
-    words += ["--out", files[0], "--csv", files[1], "--json", files[2]]
+    words += ["--out", files[0], "--csv", files[1], "--json", files[2], "--lang", "zh"]
     assert main(words) == 0
     assert "120 of 121" in capsys.readouterr().out
     facts = json.loads(Path(files[2]).read_text())
@@ -52,9 +52,7 @@ def test_the_persons_of_a_gallery(gallery: str, tmp_path: Path, capsys: pytest.C
     assert page.count("<figure>") == 120
     assert page.count('src="data:image/jpeg') == 1  # the other files do not exist
     lowest = table.groupby("person")["similarity"].min().sort_values()
-    assert [one.removeprefix("Person ") for one in element_texts(page, "h2")] == [
-        str(int(person)) for person in lowest.index
-    ]
+    assert element_texts(page, "h2") == [f"行人 {int(person)}" for person in lowest.index]
 
 
 def test_persons_are_written_to_the_gallery(gallery: str) -> None:

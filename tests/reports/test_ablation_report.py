@@ -99,6 +99,8 @@ def test_the_page_has_every_run_and_each_picture_once(report: AblationReport) ->
     assert (charts["validation"][0]["x"], charts["validation"][0]["y"]) == ([3], [25])
     assert len(re.findall(r'class="shot query', page)) == 20  # ten gain, ten lose
     assert len(re.findall(r"<ol", page)) == 40
+    marks = re.findall(r'class="shot [^>]*aria-label="(.*?)：', report_page(report, lang="zh"))
+    assert {"查询"} < set(marks) <= {"查询", "正确", "错误", "忽略", "未知"}
 
 
 def test_missing_charts_and_differences_have_a_reason() -> None:
