@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="repetitions of writing and of opening per page"
     )
-    parser.add_argument("--demo", metavar="DIR", help="measure only the page of trained networks in this folder")
+    parser.add_argument(
+        "--demo", metavar="DIR", help="measure only the page of trained networks in this folder"
+    )
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     if not (shutil.which("chromedriver") and any(map(shutil.which, CHROMIUM))):

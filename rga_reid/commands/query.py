@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rga_reid.data import ImageError
     from rga_reid.gallery import Gallery
     from rga_reid.inference.verify import Threshold
+    from rga_reid.reports.language import Text
     from rga_reid.reports.ranked_page import Match
 
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": (), "csv": (), "html": ()}
@@ -309,7 +310,7 @@ def _page(
     if options.rerank:
         note.append(Text("note_reranked"))
     if threshold is not None:
-        note.append(Text("note_threshold", {"value": str(threshold)}))
+        note.append(_describe_threshold(threshold))
     pictures = results[0].get("images", []) if results else []
     mean = Text("mean_of" if len(pictures) > 1 else "mean_of_one", {"count": f"{len(pictures):,}"})
     others = [_name(path, number) for number, path in enumerate(pictures)][1:MAX_PAGE_QUERIES]
@@ -322,6 +323,21 @@ def _page(
         threshold=None if threshold is None else threshold.value,
         lang=options.lang,
     )
+
+
+def _describe_threshold(threshold: Threshold) -> Text:
+    """Return the threshold and what it was calibrated for."""
+    from rga_reid.reports.language import Text
+
+    keys = {
+        ("per_pair", False): "threshold_pair",
+        ("per_pair", True): "threshold_pair_rate",
+        ("open_set", False): "threshold_open",
+        ("open_set", True): "threshold_open_rate",
+    }
+    key = keys.get((threshold.kind, threshold.rate is not None), "threshold_given")
+    values = {"value": f"{threshold.value:.6g}", "images": f"{threshold.gallery_size or 0:,}"}
+    return Text(key, values | {"rate": f"{threshold.rate or 0:g}"})
 
 
 def _page_matches(result: Mapping[str, Any], columns: Sequence[str]) -> list[Match]:

@@ -16,6 +16,7 @@ from rga_reid.commands import query as command
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery import Gallery
 from rga_reid.inference import ModelFingerprint, extract_features
+from tests.page_texts import element_texts
 
 RED, DARK_RED, BLUE, GREEN = (250, 10, 10), (200, 20, 10), (10, 60, 250), (10, 250, 10)
 
@@ -173,6 +174,30 @@ def test_groups_by_track(red: Path, tmp_path: Path, events: Path, query: Any, ca
     assert "grouped by track" in page
     for text in ("track 7", "2026-11-20 08:15:00 UTC", "speed: 0.0"):
         assert text in page
+
+
+@pytest.mark.parametrize(
+    ("calibration", "text"),
+    [
+        ({"threshold": 0.9}, "按图像对校准"),
+        ({"threshold": 0.9, "wanted_false_match_rate": 0.001}, "误匹配率 0.001"),
+        ({"threshold": 0.9, "kind": "open_set", "gallery_size": 1500}, "按 1,500 张图像的图库校准"),
+        (
+            {"threshold": 0.9, "kind": "open_set", "gallery_size": 9, "wanted_fpir": 0.01},
+            "9 张图像的图库中陌生人被接受的比例（FPIR）0.01",
+        ),
+    ],
+)
+def test_the_page_says_what_the_threshold_was_calibrated_for(
+    red: Path, tmp_path: Path, query: Any, calibration: dict[str, Any], text: str
+) -> None:
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(calibration))
+    query("--image", red, "--calibration", file, "--html", tmp_path / "m.html", "--lang", "zh")
+    note = element_texts((tmp_path / "m.html").read_text(encoding="utf-8"), "p")[0]
+    assert "阈值为 0.9，" in note
+    assert text in note
+    assert "pair" not in note
 
 
 def test_an_image_without_a_track_is_a_group(red: Path, events: Path, query: Any) -> None:
