@@ -306,7 +306,9 @@ def _page(
     name = Path(options.gallery).absolute().name
     note = [Text(key, {"shown": len(shown), "count": f"{len(queries):,}", "name": name}), Text("note_scores")]
     if options.group_by is not None:
-        note.append(Text("note_grouped", {"column": options.group_by}))
+        known = options.group_by in ("track", "camera", "pid")
+        column = Text(f"column_{options.group_by}") if known else options.group_by
+        note.append(Text("note_grouped", {"column": column}))
     if options.rerank:
         note.append(Text("note_reranked"))
     if threshold is not None:

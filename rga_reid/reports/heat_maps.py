@@ -69,8 +69,8 @@ class HeatMap:
 
     @property
     def is_even(self) -> bool:
-        """True if all values agree to four digits, so that colours would show rounding errors."""
-        return f"{self.values.min():.4g}" == f"{self.values.max():.4g}"
+        """True if all values agree to three digits, those of the colour bar."""
+        return f"{self.values.min():.3g}" == f"{self.values.max():.3g}"
 
     @property
     def scale(self) -> Text:

@@ -172,6 +172,8 @@ def test_groups_by_track(red: Path, tmp_path: Path, events: Path, query: Any, ca
     assert page.count("data:image/jpeg") == 7  # the query, and two of each group
     assert page.count('<a href="#query1-match') == 6
     assert "grouped by track" in page
+    query(*words, "--group-by", "track", "--lang", "zh")
+    assert "图像按 轨迹 分组" in (tmp_path / "m.html").read_text(encoding="utf-8")
     for text in ("track 7", "2026-11-20 08:15:00 UTC", "speed: 0.0"):
         assert text in page
 

@@ -56,7 +56,7 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
         {
             start
             for text in code
-            for start in re.findall(r"f\"(col_|chart_|no_|ap_|metric_|view_|gate_)\{", text)
+            for start in re.findall(r"f\"(col_|chart_|no_|ap_|metric_|view_|gate_|column_)\{", text)
         }
     )
     ends = tuple({end for text in texts for end in re.findall(r"`\$\{\w+\}(_\w+)`", text)})

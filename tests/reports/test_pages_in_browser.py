@@ -134,8 +134,9 @@ def make_explorer(table: pd.DataFrame) -> str:
         with torch.no_grad():
             relations = module.relations(x)
             trace, output = relations.trace()
-        capture = StageCapture(1, name, relations.matrices, trace.weights, trace.flow, output)
-        exhibits.append(Exhibit(name, False, "a.jpg", pixels, [stage_view(capture)], "a model"))
+        found = (name, relations.matrices, trace.weights, trace.flow, output)
+        stages = [stage_view(StageCapture(number, *found)) for number in (1, 2, 3, 4)]
+        exhibits.append(Exhibit(name, False, "a.jpg", pixels, stages, "a model"))
     return explorer_page(exhibits)
 
 
@@ -317,6 +318,10 @@ def test_images_of_a_track_are_shown_together(show: Callable[[str], Any]) -> Non
 def test_pages_fit_the_window(show: Callable[[str], Any], name: str) -> None:
     browser = show(name)
     assert HEADINGS[name] in texts(browser, "h1, h2")
+    beyond = "const right = (one) => one.getBoundingClientRect().right; "
+    beyond += "return [...document.querySelectorAll('td figure, td canvas')].filter((one) => "
+    beyond += "right(one) > right(one.closest('td')) + 1).length"
+    assert browser.execute_script(beyond) == 0
 
 
 @pytest.mark.parametrize("name", PAGES)
