@@ -1,4 +1,4 @@
-"""What attention costs in inference, beside what its arithmetic costs.
+"""Measure what attention costs in inference, beside what its arithmetic costs.
 
 ``networks``: whole networks with and without attention, as built and by ``optimize()``, in turns in one run; medians of
 the ratios to the network without attention of the same form, and the ratio of multiply-accumulates.

@@ -1,7 +1,7 @@
 """The same work in this package and in torchreid, fast-reid and open-metric-learning, side by side in one run.
 
-Each package runs in a process of its own, in turns, with the Python that ``--peer NAME=PYTHON`` names, in which it is
-installed. Importing, reading inputs and building networks are not counted; a first repetition warms up.
+Each package runs in a separate process, in turns, with the Python in which it is installed: ``--peer NAME=PYTHON``.
+Importing, reading inputs and building networks are not counted; a first repetition warms up.
 
 - ``evaluation``: distances, mAP and CMC of Market-1501's protocol, from features in memory.
 - ``reranking``: k-reciprocal re-ranking of features in memory, to a matrix of distances.
