@@ -36,6 +36,7 @@ from rga_reid.inference.engines import convert_embedder
 from rga_reid.models import EmbeddingModel, build_model, export_model, save_model
 from rga_reid.models.export import ExportSettings
 from rga_reid.runtime import keep_freed_memory
+from rga_reid.training.trainer import has_fast_bfloat16
 
 MODELS: dict[str, dict[str, Any]] = {
     "demo": {"backbone": "resnet18", "attention": "rga", "size": (96, 48)},
@@ -62,6 +63,11 @@ def open_engines(
     assert isinstance(model, EmbeddingModel)
     left_out: dict[str, str] = {}
 
+    def in_fast_bfloat16() -> Embed:
+        if not has_fast_bfloat16("cpu"):
+            raise InputError("the processor does not multiply bfloat16, and emulation is many times slower")
+        return partial(in_bfloat16, model)
+
     def compiled() -> Embed:
         own = copy.deepcopy(model)
         own.compile(dynamic=False)
@@ -79,7 +85,7 @@ def open_engines(
 
     engines: dict[str, Embed] = {BASE: model.embed}
     for name, prepare in (
-        ("PyTorch bfloat16", lambda: partial(in_bfloat16, model)),
+        ("PyTorch bfloat16", in_fast_bfloat16),
         ("PyTorch optimize()", lambda: model.optimize().embed),
         ("torch.compile", compiled),
         ("onnxruntime float32", partial(converted, "onnx")),
@@ -88,7 +94,7 @@ def open_engines(
     ):
         try:
             engines[name] = prepare()
-        except InputError as error:  # not installed
+        except InputError as error:  # not installed, or not for this processor
             left_out[name] = str(error)
         except Exception as error:  # of a compiler
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
@@ -189,10 +195,14 @@ def main() -> None:
             trained = model not in options.models
             results.append(measure(model, file, pictures, options.batches, options.turns, trained))
             print_result(results[-1])
-    if options.out:
-        asked = {"batches": options.batches, "turns": options.turns, "threads": torch.get_num_threads()}
-        machine = {**describe_machine(), "packages": describe_packages()}
-        write_json(options.out, {"machine": machine, "options": asked, "results": results})
+            if options.out:
+                asked = {
+                    "batches": options.batches,
+                    "turns": options.turns,
+                    "threads": torch.get_num_threads(),
+                }
+                machine = {**describe_machine(), "packages": describe_packages()}
+                write_json(options.out, {"machine": machine, "options": asked, "results": results})
 
 
 if __name__ == "__main__":
