@@ -191,17 +191,13 @@ def main() -> None:
             files[model] = folder / f"{model}.safetensors"
             save_model(build_model(weights=None, **MODELS[model]), files[model])
         files |= {str(checkpoint): checkpoint for checkpoint in options.checkpoints}
+        asked = {"batches": options.batches, "turns": options.turns, "threads": torch.get_num_threads()}
+        machine = {**describe_machine(), "packages": describe_packages()}
         for model, file in files.items():
             trained = model not in options.models
             results.append(measure(model, file, pictures, options.batches, options.turns, trained))
             print_result(results[-1])
             if options.out:
-                asked = {
-                    "batches": options.batches,
-                    "turns": options.turns,
-                    "threads": torch.get_num_threads(),
-                }
-                machine = {**describe_machine(), "packages": describe_packages()}
                 write_json(options.out, {"machine": machine, "options": asked, "results": results})
 
 

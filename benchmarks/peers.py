@@ -336,7 +336,8 @@ def main() -> None:
                 ]
                 print("| " + " | ".join(map(str, cells)) + " |", row.get("left_out", ""), flush=True)
     if options.out:
-        write_json(options.out, {"machine": describe_machine(), "options": vars(options), "results": results})
+        asked = {key: value for key, value in vars(options).items() if key not in ("peer", "out")}  # paths
+        write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 
 if __name__ == "__main__":

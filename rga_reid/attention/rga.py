@@ -234,13 +234,15 @@ class RGA(nn.Module):
 
 
 class _FoldedRGA(nn.Module):
-    """RGA with running statistics, for maps of one size."""
+    """RGA with running statistics, for maps of one size. Products of parameters are computed in float64."""
 
     def __init__(self, module: RGA) -> None:
         super().__init__()
         self.map_size = module.map_size
-        self.spatial = _FoldedAttention(module, "spatial") if module.spatial else None
-        self.channel = _FoldedAttention(module, "channel") if module.channel else None
+        wide = copy.deepcopy(module).double()
+        self.spatial = _FoldedAttention(wide, "spatial") if module.spatial else None
+        self.channel = _FoldedAttention(wide, "channel") if module.channel else None
+        self.to(next(module.parameters()).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the positions, the channels, or both."""
@@ -252,7 +254,7 @@ class _FoldedRGA(nn.Module):
 
 
 class _FoldedAttention(nn.Module):
-    """``RGA._attention`` for running statistics. Products of parameters are computed once, in float64."""
+    """``RGA._attention`` for running statistics, with products of parameters computed once."""
 
     embed: Tensor
     embed_bias: Tensor
@@ -267,13 +269,12 @@ class _FoldedAttention(nn.Module):
     @torch.no_grad()
     def __init__(self, module: RGA, kind: str) -> None:
         super().__init__()
-        wide = copy.deepcopy(module).double()
-        g, gg, W, theta, phi = wide._layers(kind)
-        weight = torch.cat([wide._weight(name, kind) for name in ("phi", "theta", "gx")])
+        g, gg, W, theta, phi = module._layers(kind)
+        weight = torch.cat([module._weight(name, kind) for name in ("phi", "theta", "gx")])
         e = weight.shape[0] // 3
         scale, embed_bias = _scale_and_shift(phi[1], theta[1], g[1])
         relate_scale, relate_bias = _scale_and_shift(gg[1])
-        relate = wide._weight("gg", kind).unflatten(1, (2, -1)) * relate_scale[:, None, None]
+        relate = module._weight("gg", kind).unflatten(1, (2, -1)) * relate_scale[:, None, None]
         first_scale, first_bias = _scale_and_shift(W[1])
         first = W[0].weight.flatten(1) * first_scale[:, None]
         last_scale, last_bias = _scale_and_shift(W[4])
@@ -288,7 +289,7 @@ class _FoldedAttention(nn.Module):
             "last": W[3].weight.flatten(1) * last_scale,
             "last_bias": last_bias,
         }.items():
-            self.register_buffer(name, value.to(next(module.parameters()).dtype).contiguous())
+            self.register_buffer(name, value.contiguous())
 
     def forward(self, nodes: Tensor) -> Tensor:
         """Return the attention (B·M, 1) of M nodes with F features (B, M, F)."""

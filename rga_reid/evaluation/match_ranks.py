@@ -204,22 +204,22 @@ class Histograms:
         lower = np.nextafter((scores - radius).astype(real), real(-np.inf))
         upper = np.nextafter((scores + radius).astype(real), real(np.inf))
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        # (n,): lower scores rank after all same-identity items of the query and need not be counted
-        self._lowest = np.minimum.reduceat(lower, starts)
+        lowest = np.minimum.reduceat(lower, starts)  # lower scores rank after all items of the query
         highest = np.maximum.reduceat(upper, starts)
         # wide enough that neither the width nor its reciprocal underflows or overflows
-        width = np.maximum((highest - self._lowest) / real(_BINS - 2), np.finfo(real).tiny)
-        self._scale = (1 / width).astype(real)
+        width = np.maximum((highest - lowest) / real(_BINS - 2), np.finfo(real).tiny)
+        scale = (1 / width).astype(real)
 
-        self._owner, self._first = owner, self._bins(owner, lower)
+        self._owner = owner
+        of_items = [torch.from_numpy(values[owner]) for values in (lowest, scale)]
+        self._first, last = (_find_bins(torch.from_numpy(edge), *of_items).numpy() for edge in (lower, upper))
         self._uncertain = np.empty((len(starts), _BINS), dtype=bool)
-        last = self._bins(owner, upper)
         for queries, items in self._parts():
             edges = np.zeros((len(self._uncertain[queries]), _BINS + 1), dtype=np.int64)
             np.add.at(edges, (owner[items] - queries.start, self._first[items]), 1)
             np.add.at(edges, (owner[items] - queries.start, last[items] + 1), -1)
             self._uncertain[queries] = np.cumsum(edges[:, :_BINS], axis=1) > 0
-        columns = (self._lowest[:, None], self._scale[:, None], self._uncertain.reshape(-1))
+        columns = (lowest[:, None], scale[:, None], self._uncertain.reshape(-1))
         self._on_device = [torch.from_numpy(values).to(device) for values in columns]
         self._starts = _BINS * torch.arange(len(starts), dtype=torch.int32, device=device)[:, None]
         self._counts = torch.zeros(len(starts) * _BINS, dtype=torch.int32, device=device)
@@ -233,9 +233,8 @@ class Histograms:
         lowest, scale, uncertain = self._on_device
         rows = slice(first, first + len(tile))
         place = flat_nonzero(tile >= lowest[rows])
-        # each step is monotonic with rounding: higher scores, no lower bin
-        height = (tile - lowest[rows]).mul_(scale[rows]).clamp_(0, _BINS - 1)
-        bins = height.int().add_(self._starts[rows]).flatten().index_select(0, place).long()
+        bins = _find_bins(tile, lowest[rows], scale[rows]).add_(self._starts[rows])
+        bins = bins.flatten().index_select(0, place).long()
         self._counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
         place = place[flat_nonzero(uncertain.index_select(0, bins))]
         score = tile.flatten()[place].cpu().numpy()
@@ -259,7 +258,7 @@ class Histograms:
             items = np.searchsorted(self._owner, [start, start + _HISTOGRAM_QUERIES])
             yield slice(start, start + _HISTOGRAM_QUERIES), slice(*items)
 
-    def _bins(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the bin of each score, computed as in ``add``."""
-        height = (scores - self._lowest[queries]) * self._scale[queries]
-        return np.minimum(height, _BINS - 1).astype(np.int64)
+
+def _find_bins(scores: Tensor, lowest: Tensor, scale: Tensor) -> Tensor:
+    """Return the bin of each score, int32. Each step is monotonic with rounding: higher scores, no lower bin."""
+    return (scores - lowest).mul_(scale).clamp_(0, _BINS - 1).int()

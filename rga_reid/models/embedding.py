@@ -9,6 +9,7 @@ a ReLU after the neck, that is the head of OSNet (Zhou et al., ICCV 2019, arXiv 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -208,9 +209,11 @@ class EmbeddingModel(nn.Module):
         """
         if not dtype.is_floating_point:
             raise InputError(f"dtype: expected a floating-point type, got {dtype}")
-        from rga_reid.models.optimize import copy_for_inference  # imports torch.fx
+        from rga_reid.models.optimize import optimize_module  # imports torch.fx
 
-        model = copy_for_inference(self).to(dtype)
+        model = copy.deepcopy(self).eval()
+        optimize_module(model)
+        model.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.config = None
         if compile:
             model.compile()

@@ -1,16 +1,11 @@
-"""Make a copy of a model for faster inference, without its batch norms."""
+"""Make a model faster in inference: without its batch norms."""
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-if TYPE_CHECKING:
-    from rga_reid.models.embedding import EmbeddingModel
 
 
 class _Tracer(fx.Tracer):
@@ -76,9 +71,3 @@ def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
     old = module.get_submodule(name)
     part._forward_hooks.update(old._forward_hooks)
     setattr(module.get_submodule(parent), child, part)
-
-
-def copy_for_inference(model: EmbeddingModel) -> EmbeddingModel:
-    """Return an optimised copy in evaluation mode, whose weights take no gradient."""
-    copied: EmbeddingModel = optimize_module(copy.deepcopy(model).eval())  # type: ignore[assignment]
-    return copied.requires_grad_(False).to(memory_format=torch.channels_last)
