@@ -140,6 +140,8 @@ def test_boxmot_feeds_imagenets_normalisation(model: EmbeddingModel, tmp_path: P
         np.testing.assert_allclose(found, model.embed(pixels(4)), atol=1e-5)
         with pytest.raises(Exception, match=r"type|expected"):  # of the runtimes
             run(tmp_path / name, pixels(4).numpy())
+    embedder = load_embedder(tmp_path / "m.onnx")  # feeds what the metadata say
+    np.testing.assert_allclose(embedder.embed(pixels(4)), model.embed(pixels(4)), atol=1e-5)
     assert json.loads((tmp_path / "m.torchscript.metadata.json").read_text()) == {
         "schema_version": 1,
         "model_kwargs_schema_version": 1,
