@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,22 +153,24 @@ def test_boxmot_files_say_how_they_are_fed(
 def test_the_loss_of_quantisation(
     checkpoint: Path, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quantize: str
 ) -> None:
+    root = tmp_path / "mixed"  # people with each other's pictures: an mAP that changes with small changes
+    shutil.copytree(tiny_market, root)
+    gallery = sorted((root / "bounding_box_test").glob("*.jpg"))
+    pictures = [file.read_bytes() for file in gallery]
+    for file, picture in zip(gallery, pictures[5:] + pictures[:5], strict=True):
+        file.write_bytes(picture)
     words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "m.onnx"), "--quantize", quantize]
-    words += [
-        "--calibration-images",
-        str(tiny_market / "bounding_box_train"),
-        "--data.root",
-        str(tiny_market),
-    ]
+    words += ["--calibration-images", str(root / "bounding_box_train"), "--data.root", str(root)]
     assert main(["export", *words]) == 0
     printed = capsys.readouterr().out
     assert "on 48 calibration images" in printed
     before, after, loss = map(float, re.findall(r"mAP ([\d.]+) % .* ([\d.]+) % .* ([-\d.]+)\n", printed)[0])
     for file, expected in ((checkpoint, before), (tmp_path / "m.onnx", after)):
         report = tmp_path / "metrics.json"
-        words = ["--checkpoint", str(file), "--data.root", str(tiny_market), "--json", str(report)]
+        words = ["--checkpoint", str(file), "--data.root", str(root), "--json", str(report)]
         assert main(["test", *words]) == 0
         assert 100 * json.loads(report.read_text())["mAP"] == pytest.approx(expected, abs=0.006)
+    assert before != after
     assert loss == pytest.approx(before - after, abs=0.011)
 
 
