@@ -41,18 +41,18 @@ def parser() -> ArgumentParser:
     command.add_argument("--csv", metavar="FILE", help="write the images and their persons as CSV")
     command.add_argument("--json", metavar="FILE", help="write the number of persons and images as JSON")
     command.add_argument(
-        "--write", action="store_true", help="keep the persons in the gallery, as its column person"
+        "--write", action="store_true", help="also store the persons in the gallery, in the column person"
     )
     command.add_argument(
         "--persons",
         metavar="FILE",
-        help="do not group; write the column person of this table, a corrected file of --csv, to the gallery",
+        help="instead of grouping, write the column person of this table, a corrected file of --csv, to the gallery",
     )
     command.add_argument(
         "--eps",
         type=float,
         default=0.55,
-        help="largest Jaccard distance of neighbours; a larger one joins more",
+        help="largest Jaccard distance of neighbours; a larger value joins more images",
     )
     command.add_argument("--min-samples", type=int, default=4, help="least number of images of a person")
     add_threshold_options(command, "least score of neighbours (default: none)")

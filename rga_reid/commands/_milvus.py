@@ -17,9 +17,9 @@ _OPTIONS = {
     "token": ("TEXT", "instead of both: USER:PASSWORD or an API key (default: $MILVUS_TOKEN)"),
     "db_name": ("NAME", "database (default: that of the server)"),
     "server_pem_path": ("FILE", "TLS: certificate of the server, or of the authority that signed it"),
-    "ca_pem_path": ("FILE", "TLS with a certificate of the client: that of the authority"),
-    "client_pem_path": ("FILE", "TLS: certificate of the client"),
-    "client_key_path": ("FILE", "TLS: key of the client"),
+    "ca_pem_path": ("FILE", "TLS with a client certificate: certificate of the authority"),
+    "client_pem_path": ("FILE", "TLS with a client certificate: the certificate"),
+    "client_key_path": ("FILE", "TLS with a client certificate: its key"),
     "server_name": ("NAME", "TLS: name in the certificate, if it is not the host"),
     "consistency_level": (
         "LEVEL",

@@ -22,6 +22,10 @@ LOCATION = (
     "gallery: a folder, FILE.db or milvus://HOST:PORT/COLLECTION in Milvus, or MODULE.CLASS:NAME of your own store "
     "class"
 )
+#: addition to the help of ``--checkpoint`` of commands that open a gallery
+OWN_MODEL = (
+    " (default: that of the gallery; needed if its file has moved, or if the gallery was built from features)"
+)
 FEATURE_FILES = (
     "Feature files are .npz with the arrays features (n, d) and pids (n,), optionally camids and paths; or "
     ".npy with the features, next to a .csv of the same name with the columns pid, optionally camid and path."
@@ -86,7 +90,7 @@ def add_import_option(parser: ArgumentParser) -> None:
         metavar="MODULE",
         action="append",
         default=[],
-        help="import your module first, from the current folder or installed; may be repeated",
+        help="import this module of yours first, from the current folder or an installed package; may be repeated",
     )
 
 
@@ -246,7 +250,7 @@ def add_engine_option(parser: ArgumentParser) -> None:
         "--engine",
         choices=("torch", "onnx", "openvino", "auto"),
         help="what runs the model: PyTorch, onnxruntime, OpenVINO, or the fastest of them in a short measurement "
-        "(default: torch; of an .onnx file, onnx)",
+        "(default: torch, or onnx for an .onnx file)",
     )
 
 
@@ -255,7 +259,7 @@ def add_same_features_option(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--same-features",
         action="store_true",
-        help="skip the check that the model, or the feature file, is the one of the gallery",
+        help="skip the check that the features come from the model of the gallery",
     )
 
 
@@ -271,8 +275,8 @@ def add_pooling_option(parser: ArgumentParser, meaning: str) -> None:
     parser.add_argument(
         "--pool-tracks",
         choices=("mean", "attention"),
-        help=f"{meaning}: one feature per track (column track), the mean of its images, or a mean with attention "
-        "weights, by their similarity to the mean",
+        help=f"{meaning} instead of images: one feature per track (column track), as the mean of its images, or as "
+        "a mean weighted by their similarity to that mean (attention)",
     )
 
 
@@ -286,27 +290,36 @@ def add_image_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="or a table of images, .csv or .parquet, with a column path and any others",
+        help="instead of --images: table of images, .csv or .parquet, with a column path and any other columns",
     )
     parser.add_argument(
-        "--images-root", metavar="DIR", help="with --table: folder of its paths (default: the table's own)"
+        "--images-root",
+        metavar="DIR",
+        help="with --table: folder that its paths are relative to (default: the folder of the table)",
     )
     add_timezone_option(parser)
-    parser.add_argument("--data.root", metavar="DIR", help="or a data set, or a CSV file")
+    parser.add_argument(
+        "--data.root", metavar="DIR", help="instead of --images: folder of a data set, or its CSV file"
+    )
+    add_dataset_option(parser)
+
+
+def add_dataset_option(parser: ArgumentParser) -> None:
+    """Add ``--data.dataset``."""
     parser.add_argument(
         "--data.dataset",
         metavar="CARD",
         default="market1501",
-        help="card of the data set; viper:3 is split 3 of random ones",
+        help="card of the data set; viper:3 is its random split 3",
     )
 
 
-def add_source_options(parser: ArgumentParser) -> None:
-    """Add the options that name images, or features computed elsewhere."""
+def add_source_options(parser: ArgumentParser, checkpoint: str) -> None:
+    """Add the options that name images, or features computed elsewhere; ``checkpoint`` says what that is for."""
     add_image_options(parser)
     parser.add_argument("--preview", action="store_true", help="print the first ten rows, and write nothing")
-    parser.add_argument("--features", metavar="FILE.npz", help="or a feature file with paths")
-    add_checkpoint_options(parser, "; embeds the images, and the gallery remembers it")
+    parser.add_argument("--features", metavar="FILE.npz", help="instead of --images: feature file with paths")
+    add_checkpoint_options(parser, checkpoint)
     add_engine_option(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     add_device_option(parser)
@@ -319,7 +332,8 @@ def add_pattern_option(parser: ArgumentParser) -> None:
         "--pattern",
         metavar="REGEX",
         help="with --images: regular expression whose named groups are columns, such as "
-        "'(?P<camera>cam\\d+)/(?P<time>\\d{8}T\\d{6})_trk(?P<track>\\d+)', searched in the path within the folder",
+        "'(?P<camera>cam\\d+)/(?P<time>\\d{8}T\\d{6})_trk(?P<track>\\d+)'; searched in the path relative to the "
+        "folder",
     )
 
 
@@ -328,7 +342,7 @@ def add_timezone_option(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--timezone",
         metavar="NAME",
-        help="zone of times without one, such as Europe/Berlin (default: refuse them)",
+        help="time zone of times without one, such as Europe/Berlin (default: such times are an error)",
     )
 
 
@@ -442,7 +456,9 @@ def add_threshold_options(parser: ArgumentParser, meaning: str) -> None:
     """Add ``--threshold``, with ``meaning`` as its help, and ``--calibration``."""
     parser.add_argument("--threshold", metavar="S", type=float, help=meaning)
     parser.add_argument(
-        "--calibration", metavar="FILE", help="or the JSON file of calibrate, which contains the threshold"
+        "--calibration",
+        metavar="FILE",
+        help="instead of --threshold: JSON file of calibrate, which contains it",
     )
 
 

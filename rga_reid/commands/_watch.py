@@ -15,6 +15,7 @@ from rga_reid.commands._inputs import read_folder
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
+    OWN_MODEL,
     add_checkpoint_options,
     add_device_option,
     add_import_option,
@@ -41,16 +42,16 @@ def parser() -> ArgumentParser:
     """Options of ``gallery watch``."""
     command = new_parser(
         "gallery watch",
-        "Follow a folder until Ctrl-C or SIGTERM: add the images that are not in the gallery yet, then those that "
-        "appear. Prints the path of each image once it is safely in the gallery.",
+        "Follow a folder until Ctrl-C or SIGTERM: add the images that are not in the gallery yet, then new ones as "
+        "they appear. Print the path of each image once it is in the gallery on disk.",
     )
     command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     command.add_argument(
-        "--images", metavar="DIR", required=True, help="folder of images, followed with its subfolders"
+        "--images", metavar="DIR", required=True, help="folder of images to follow, with its subfolders"
     )
     add_pattern_option(command)
     add_timezone_option(command)
-    add_checkpoint_options(command, "; default: that of the gallery")
+    add_checkpoint_options(command, OWN_MODEL)
     add_same_features_option(command)
     command.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     add_device_option(command)

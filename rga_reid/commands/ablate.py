@@ -31,7 +31,9 @@ def parser() -> ArgumentParser:
         "Train and test each variant of a plan with each of its seeds, then write a report that compares "
         "them. After an interruption, the same command continues; finished runs are not repeated.",
     )
-    options.add_argument("--config", metavar="PLAN", required=True, help="a bundled name or a YAML file")
+    options.add_argument(
+        "--config", metavar="PLAN", required=True, help="plan: a bundled name or a YAML file"
+    )
     options.add_argument("--out", metavar="DIR", required=True, help="folder of the runs and the report")
     options.add_argument("--data.root", metavar="DIR", help="data set (default: the plan's)")
     options.add_argument("--jobs", type=int, default=1, help="number of runs at a time, each on its own GPU")

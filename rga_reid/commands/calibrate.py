@@ -35,12 +35,12 @@ def parser() -> ArgumentParser:
     """Options of ``calibrate``."""
     command = new_parser(
         "calibrate",
-        "Compare each query with the gallery and find the lowest threshold that accepts no more than the "
-        "wanted fraction of impostor pairs, which show two people. Genuine pairs show one person in two "
-        "cameras. With --open-set, find the lowest threshold by which no more than the wanted fraction of "
-        "strangers get an image from a gallery of a given size. Use people that the model was not trained on. "
-        "With --threshold or --calibration, measure the error rates of that threshold. "
-        f"{FEATURE_FILES}",
+        "Find the score from which two images count as the same person. By default this is the lowest threshold "
+        "that accepts at most the wanted fraction of impostor pairs, a query and a gallery image of two people; "
+        "genuine pairs show one person in two cameras. With --open-set it is the lowest threshold at which at most "
+        "the wanted fraction of strangers get an image from a gallery of a given size. With --threshold or "
+        "--calibration, measure the error rates of that threshold instead. Use people that the model was not trained "
+        f"on. {FEATURE_FILES}",
     )
     add_feature_files(command)
     command.add_argument(
@@ -63,13 +63,15 @@ def parser() -> ArgumentParser:
         "--gallery-size",
         type=int,
         metavar="N",
-        help="with --open-set: images of the gallery to be searched (default: as many as --gallery has of "
-        "other people); the rates of a larger gallery than that are estimates",
+        help="with --open-set: number of images in the gallery to be searched (default: as many as --gallery has of "
+        "other people); rates for a larger gallery are estimates",
     )
     add_threshold_options(command, "measure the error rates of this threshold, a cosine similarity")
     command.add_argument("--device", default="cpu", help="device of the computation, such as cuda")
     command.add_argument(
-        "--json", metavar="FILE", help="write the calibration to this file, for verify and query"
+        "--json",
+        metavar="FILE",
+        help="write the threshold and its error rates to this file, for --calibration",
     )
     command.add_argument(
         "--plot",

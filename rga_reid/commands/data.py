@@ -35,7 +35,9 @@ def parser() -> ArgumentParser:
         "--fast", action="store_true", help="count and check names only, do not read the images"
     )
     command = new_parser("data", "Check data sets.")
-    command.add_subcommands(dest="action").add_subcommand("check", check)
+    command.add_subcommands(dest="action").add_subcommand(
+        "check", check, help="check a data set against its card"
+    )
     return command
 
 

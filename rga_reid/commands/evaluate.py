@@ -46,8 +46,8 @@ DRAWN = (
     *(name for name in PROTOCOLS if name.startswith(("cross_modality", "sysu_mm01"))),
 )
 PROTOCOL_HELP = (
-    "protocol of a data set, which needs the camera of every image, and some also the column clothes, modality or "
-    "track; or no_cameras; see docs/evaluation.md"
+    "evaluation protocol, see docs/evaluation.md. All but no_cameras need the camera of every image, some also the "
+    "column clothes, modality or track"
 )
 
 
@@ -55,15 +55,14 @@ def parser() -> ArgumentParser:
     """Options of ``evaluate``."""
     command = new_parser(
         "evaluate",
-        "Rank a gallery for each query by features and compute mAP, mINP and CMC in the protocol of "
-        f"Market-1501. {FEATURE_FILES} Without cameras, only the query's own file is removed from the gallery; "
-        "it is recognised by its path.",
+        f"Rank gallery features for each query feature and compute mAP, mINP and CMC. {FEATURE_FILES} Without cameras, "
+        "only the query's own file is removed from the gallery; it is recognised by its path.",
     )
     add_feature_files(command)
     command.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help=f"{PROTOCOL_HELP} (default: that of Market-1501 with the cameras that are known)",
+        help=f"{PROTOCOL_HELP} (default: as market1501, but cameras may be unknown)",
     )
     add_pooling_option(command, "rank tracks")
     command.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
@@ -79,7 +78,7 @@ def parser() -> ArgumentParser:
         "--average-precision",
         choices=["step", "trapezoid"],
         default="step",
-        help="rule of the first mAP in the table (the table and the JSON file have both)",
+        help="rule of the mAP that the table lists first; the table and the JSON file have both",
     )
     command.add_argument("--max-rank", type=int, default=50, help="length of the CMC curve")
     command.add_argument("--device", default="cpu", help="device of the computation, such as cuda")

@@ -40,7 +40,7 @@ def parser() -> ArgumentParser:
         "--image",
         metavar="FILE",
         nargs="+",
-        help="pictures of people; required, but with --demo one of the demo set by default",
+        help="pictures of people; required, except with --demo (default: one of the demo set)",
     )
     command.add_argument(
         "--view",
@@ -55,8 +55,8 @@ def parser() -> ArgumentParser:
         "--identity",
         metavar="N",
         type=int,
-        help="gradcam of the logit of a training identity, numbered from 0 in the order of its pid (default: "
-        "the length of the embedding)",
+        help="gradcam of the logit of a training identity, counted from 0 in the order of the pids (default: gradcam "
+        "of the length of the embedding)",
     )
     command.add_argument(
         "--checkpoint", metavar="FILE", nargs="+", default=[], help="trained models, side by side"
@@ -67,16 +67,16 @@ def parser() -> ArgumentParser:
         nargs="+",
         default=[],
         help="attention modules or class paths to compare (default: rga nonlocal pam cam criss_cross; for gates "
-        "rga se cbam); with a checkpoint: modules that it must have",
+        "rga se cbam); with --checkpoint: modules that the models must have",
     )
     command.add_argument(
         "--demo",
         metavar="DIR",
         nargs="?",
         const=DEFAULT,
-        help="compare trained networks: one per attention module, trained on the synthetic data set of "
-        f"`rga-reid demo`, which is made if necessary, and kept in DIR/{TRAINED} (default DIR: {DEFAULT}); "
-        "the first call trains, the next ones take seconds",
+        help="compare trained networks, one per attention module. The first call trains them on the synthetic data "
+        f"set of `rga-reid demo`, which is made if necessary, and keeps them in DIR/{TRAINED} (default DIR: "
+        f"{DEFAULT}); the next calls take seconds",
     )
     command.add_argument(
         "--epochs", type=int, help="with --demo: train for this many epochs instead of the recipe's 12"
@@ -88,7 +88,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--out",
         metavar="FILE",
-        help="file to write; required, but with --demo DIR/mechanisms.html by default",
+        help="file to write; required, except with --demo (default: DIR/mechanisms.html)",
     )
     command.add_argument(
         "--format",
@@ -99,8 +99,7 @@ def parser() -> ArgumentParser:
         "--stage",
         type=int,
         metavar="N",
-        help="stage of the figures of relations (default: the first with at most 512 positions, the finest that is "
-        "shown unpooled)",
+        help="stage to show in figures of relations (default: the first with at most 512 positions)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed of untrained weights")
     add_import_option(command)

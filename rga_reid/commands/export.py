@@ -25,8 +25,8 @@ def parser() -> ArgumentParser:
     """Options of ``export``."""
     options = new_parser(
         "export",
-        "Write a model as a file that maps batches of RGB images of the model's size to embeddings, run it and "
-        "compare the result. See docs/export.md.",
+        "Write a model to a file that maps batches of RGB images of the model's size to embeddings, then run the file "
+        "and compare it with the model. See docs/export.md.",
     )
     options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     options.add_argument(
@@ -48,7 +48,9 @@ def parser() -> ArgumentParser:
         "--batch", metavar="N", default="dynamic", help="images in every batch; dynamic accepts any number"
     )
     options.add_argument("--opset", type=int, help="version of the ONNX operators (default: 18)")
-    options.add_argument("--half", action="store_true", help="weights in float16; a float input too")
+    options.add_argument(
+        "--half", action="store_true", help="store weights in float16; a float input becomes float16 too"
+    )
     options.add_argument("--simplify", action="store_true", help="simplify the ONNX graph with onnxslim")
     options.add_argument(
         "--l2", action=BooleanOptionalAction, default=True, help="scale embeddings to length 1 (default)"
@@ -64,14 +66,18 @@ def parser() -> ArgumentParser:
         help="8-bit ONNX: int8 takes the ranges of activations from --calibration-images, dynamic from each batch",
     )
     options.add_argument(
-        "--calibration-images", metavar="DIR", help="with --quantize int8: some hundred typical images"
+        "--calibration-images",
+        metavar="DIR",
+        help="with --quantize int8: folder of a few hundred typical images",
     )
     options.add_argument(
         "--data.root", metavar="DIR", help="with --quantize: data set to measure the loss of mAP on"
     )
     options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
     options.add_argument(
-        "--calibration", metavar="FILE", help="JSON file of calibrate; its threshold goes into the metadata"
+        "--calibration",
+        metavar="FILE",
+        help="JSON file of calibrate, whose threshold is stored in the metadata",
     )
     options.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_import_option(options)

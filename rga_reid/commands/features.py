@@ -42,12 +42,12 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--data.split",
         choices=("train", "val", "query", "gallery"),
-        help="embed only this split (default: all); val: the training identities that were held out to validate "
-        "--checkpoint",
+        help="with --data.root: embed only this split (default: all); val: the training identities that were held out "
+        "to validate --checkpoint",
     )
     add_pooling_option(options, "write tracks")
     options.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
-    options.add_argument("--batch-size", type=int, default=64, help="images in one forward pass")
+    options.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     add_device_option(options)
     add_skip_option(options)
     options.add_argument("--overwrite", action="store_true", help="replace an existing file")

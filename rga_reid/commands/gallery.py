@@ -17,6 +17,7 @@ from rga_reid.commands._inputs import embed_table, read_gallery_features, read_i
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
+    OWN_MODEL,
     add_import_option,
     add_same_features_option,
     add_source_options,
@@ -61,7 +62,7 @@ def parser() -> ArgumentParser:
         "computed elsewhere. Person, camera, time and any other columns are read from a table, or from the paths by "
         "a pattern; without either, person and camera are read from names such as 0002_c1s1_000451_03.jpg.",
     )
-    add_source_options(build)
+    add_source_options(build, "; embeds the images, and the gallery remembers it")
     add_wait_option(build)
     build.add_argument(
         "--index",
@@ -76,7 +77,7 @@ def parser() -> ArgumentParser:
     add = _action(
         "add", "Add images or features to a gallery. Images are embedded by the model of the gallery."
     )
-    add_source_options(add)
+    add_source_options(add, OWN_MODEL)
     add_wait_option(add)
     add_same_features_option(add)
     add.add_argument(
@@ -88,8 +89,8 @@ def parser() -> ArgumentParser:
         "Erase images, without asking: afterwards no file of the gallery contains their vectors or rows. "
         "Image files and feature files are not touched.",
     )
-    remove.add_argument("--pid", metavar="N", type=str, nargs="+", help="remove all images of these people")
-    remove.add_argument("--path", metavar="P", nargs="+", help="remove the images with these paths")
+    remove.add_argument("--pid", metavar="PID", type=str, nargs="+", help="remove all images of these people")
+    remove.add_argument("--path", metavar="PATH", nargs="+", help="remove the images with these paths")
     remove.add_argument("--where", metavar="FILTER", help=f"remove the images that match, such as {_OLD!r}")
     remove.add_argument(
         "--dry-run", action="store_true", help="print what would be removed, and remove nothing"
@@ -97,7 +98,9 @@ def parser() -> ArgumentParser:
     add_wait_option(remove)
 
     label = _action(
-        "label", "Set or correct the person of images. The log records the time and the number of images."
+        "label",
+        "Set or correct the person of images. The log of the gallery records time, old and new pid, and number of "
+        "images.",
     )
     label.add_argument(
         "--where",
@@ -105,21 +108,21 @@ def parser() -> ArgumentParser:
         required=True,
         help="images to label, such as 'camera = 3 and track = 12'",
     )
-    label.add_argument("--pid", metavar="N", type=str, required=True, help="person: a whole number or text")
+    label.add_argument("--pid", metavar="PID", type=str, required=True, help="person: a whole number or text")
     add_wait_option(label)
 
     merge = new_parser(
-        "gallery merge", "Add all images of a second gallery to a first one of the same model."
+        "gallery merge", "Add all images of gallery B to gallery A, which must have the same model."
     )
-    merge.add_argument("gallery", metavar="A", help=f"first {LOCATION}")
-    merge.add_argument("other", metavar="B", help="second gallery, which does not change")
+    merge.add_argument("gallery", metavar="A", help=f"target {LOCATION}")
+    merge.add_argument("other", metavar="B", help="gallery whose images are added; it does not change")
     merge.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
     add_import_option(merge)
     add_milvus_options(merge)
     merge.add_argument(
         "--skip-known",
         action="store_true",
-        help="leave out images whose paths are already in the first gallery",
+        help="leave out images whose paths are already in gallery A",
     )
     merge.add_argument(
         "--same-features",
@@ -129,28 +132,34 @@ def parser() -> ArgumentParser:
     add_wait_option(merge)
 
     export = _action(
-        "export", "Write features and table to a file, from which `gallery build` makes the gallery."
+        "export",
+        "Write features and all columns to a feature file, from which `gallery build --features` can build the "
+        "gallery again.",
     )
     export.add_argument("--out", metavar="FILE.npz", required=True, help="file to write")
 
     command = new_parser("gallery", "Build, change and inspect galleries.")
-    actions = command.add_subcommands(dest="action")
-    actions.add_subcommand("build", build)
-    actions.add_subcommand("add", add)
-    actions.add_subcommand("watch", _watch.parser())
-    actions.add_subcommand("remove", remove)
-    actions.add_subcommand("label", label)
-    actions.add_subcommand("merge", merge)
-    actions.add_subcommand("export", export)
-    actions.add_subcommand(
-        "info", _action("info", "Describe a gallery; check sizes and headers of its files.")
-    )
-    actions.add_subcommand("check", _action("check", "Check every byte of a gallery's files."))
-    actions.add_subcommand("verify", _action("verify", "Old name of `gallery check`."))
-    compact = _action("compact", "Merge the segments left by adding and removing, and rebuild the index.")
+    info = _action("info", "Describe a gallery; check sizes and headers of its files.")
+    check = _action("check", "Check every byte of a gallery's files.")
+    verify = _action("verify", "Old name of `gallery check`.")
+    compact = _action("compact", "Join the segments that adding and removing left, and rebuild the index.")
     add_wait_option(compact)
-    actions.add_subcommand("compact", compact)
-    actions.add_subcommand("group", _group.parser())
+    actions = command.add_subcommands(dest="action")
+    for name, action, summary in (
+        ("build", build, "build a gallery from images, a table, a data set or features"),
+        ("add", add, "add images or features"),
+        ("watch", _watch.parser(), "follow a folder, and add its images as they appear"),
+        ("remove", remove, "erase images"),
+        ("label", label, "set or correct the person of images"),
+        ("merge", merge, "add all images of another gallery"),
+        ("export", export, "write features and columns to a feature file"),
+        ("info", info, "describe a gallery"),
+        ("check", check, "check every byte of a gallery's files"),
+        ("verify", verify, "old name of check"),
+        ("compact", compact, "join the segments that adding and removing left"),
+        ("group", _group.parser(), "group images into persons"),
+    ):
+        actions.add_subcommand(name, action, help=summary)
     return command
 
 

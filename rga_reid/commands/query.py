@@ -16,6 +16,7 @@ from rga_reid.commands._inputs import load_threshold, print_unreadable
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
+    OWN_MODEL,
     add_checkpoint_options,
     add_device_option,
     add_import_option,
@@ -59,10 +60,12 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
     command.add_argument("--image", metavar="FILE", nargs="+", help="query images, or one folder of them")
-    command.add_argument("--features", metavar="FILE.npz", help="or a feature file, each row a query")
-    add_checkpoint_options(
-        command, "; the model of the gallery, if its file has moved since the gallery was built"
+    command.add_argument(
+        "--features",
+        metavar="FILE.npz",
+        help="instead of --image: feature file, in which each row is a query",
     )
+    add_checkpoint_options(command, OWN_MODEL)
     add_same_features_option(command)
     command.add_argument("--top-k", type=int, default=10, help="matches, or groups, per query")
     command.add_argument("--exclude-camera", metavar="CAMERA", help="leave out images of this camera")
@@ -74,10 +77,13 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--group-by",
         metavar="COLUMN",
-        help="rank groups instead of images: track (of a camera), camera, pid or another column of the gallery",
+        help="rank groups of images, such as tracks: track, camera, pid or another column of the gallery",
     )
     command.add_argument(
-        "--per-group", metavar="N", type=int, help="with --group-by: best images of each group (default: 3)"
+        "--per-group",
+        metavar="N",
+        type=int,
+        help="with --group-by: images of each group to show (default: 3)",
     )
     command.add_argument(
         "--columns",
@@ -87,8 +93,8 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--rerank",
         action="store_true",
-        help="re-rank each query's shortlist by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3), computed "
-        "within the query and its shortlist",
+        help="re-rank the shortlist of each query by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3) among the "
+        "query and the shortlist",
     )
     command.add_argument(
         "--shortlist",
@@ -98,7 +104,8 @@ def parser() -> ArgumentParser:
     )
     add_threshold_options(
         command,
-        "least score of a match; others are left out of JSON and CSV, and below a line in the table and the page",
+        "least score of a match; images with lower scores are below a line in the table and the page, and left out "
+        "of JSON and CSV",
     )
     command.add_argument(
         "--multi", action="store_true", help="all images show one person: search with their mean feature"

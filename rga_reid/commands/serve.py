@@ -13,6 +13,7 @@ from rga_reid.commands._inputs import load_threshold
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
+    OWN_MODEL,
     add_checkpoint_options,
     add_device_option,
     add_engine_option,
@@ -48,9 +49,7 @@ def parser() -> ArgumentParser:
         action="store_true",
         help=f"serve the gallery that `rga-reid demo` has made in the folder {DEMO}",
     )
-    add_checkpoint_options(
-        command, "; the model of the gallery, if its file has moved since the gallery was built"
-    )
+    add_checkpoint_options(command, OWN_MODEL)
     add_engine_option(command)
     add_same_features_option(command)
     add_threshold_options(command, "least score of the same person")
@@ -59,8 +58,8 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--token-file",
         metavar="FILE",
-        help="accepted tokens, one per line: NAME ROLES TOKEN with roles among read,write,erase, or TOKEN, which "
-        "has all roles (default: the same lines in RGA_REID_TOKENS)",
+        help="file of accepted tokens, one per line: NAME ROLES TOKEN, with ROLES such as read,write,erase; or only "
+        "TOKEN, which has all roles (default: the lines of $RGA_REID_TOKENS)",
     )
     command.add_argument(
         "--read-only", action="store_true", help="refuse changes, and do not lock the gallery"
@@ -68,13 +67,13 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--images-root",
         metavar="DIR",
-        help="folder of the pictures that are shown; uploaded ones are saved in its subfolder uploads",
+        help="folder of the pictures that may be shown; uploaded ones are saved in its subfolder uploads",
     )
     command.add_argument(
         "--audit-log", metavar="FILE", help="append a line of JSON for each search and each change"
     )
-    command.add_argument("--workers", type=int, default=1, help="threads that embed")
-    command.add_argument("--max-upload", metavar="MIB", type=int, default=64, help="largest request")
+    command.add_argument("--workers", type=int, default=1, help="number of threads that embed pictures")
+    command.add_argument("--max-upload", metavar="MIB", type=int, default=64, help="largest request, in MiB")
     command.add_argument(
         "--max-pixels", metavar="N", type=int, default=64_000_000, help="largest picture, in pixels"
     )
@@ -83,7 +82,7 @@ def parser() -> ArgumentParser:
         metavar="N",
         type=float,
         default=100.0,
-        help="requests per second of a token, 0: no limit",
+        help="requests per second that each token may send; 0 for no limit",
     )
     command.add_argument(
         "--cors", metavar="ORIGIN", nargs="+", default=[], help="other sites whose pages may use the API"

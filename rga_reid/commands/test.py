@@ -12,6 +12,7 @@ from rga_reid.commands._embedder import read_embedder
 from rga_reid.commands._inputs import print_unreadable
 from rga_reid.commands._options import (
     add_checkpoint_options,
+    add_dataset_option,
     add_device_option,
     add_import_option,
     add_lang_option,
@@ -38,31 +39,29 @@ def parser() -> ArgumentParser:
         "test", "Embed the query and gallery images of a data set and rank the gallery for each query."
     )
     add_checkpoint_options(options, required=True)
-    options.add_argument("--data.root", metavar="DIR", required=True, help="data set, or a CSV file")
     options.add_argument(
-        "--data.dataset",
-        metavar="CARD",
-        default="market1501",
-        help="card of the data set; viper:3 is split 3 of random ones",
+        "--data.root", metavar="DIR", required=True, help="folder of a data set, or its CSV file"
     )
+    add_dataset_option(options)
     options.add_argument(
         "--flip", action="store_true", help="average the features of each image and its mirror image"
     )
     options.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help=f"{PROTOCOL_HELP} (default: that of the card, or that of Market-1501 with the cameras that are known)",
+        help=f"{PROTOCOL_HELP} (default: that of the card, or as market1501, but cameras may be unknown)",
     )
     add_pooling_option(options, "rank tracks")
-    options.add_argument("--rerank", action="store_true", help="re-rank with k-reciprocal neighbours")
-    options.add_argument("--batch-size", type=int, default=128, help="images in one forward pass")
+    options.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
+    options.add_argument("--batch-size", type=int, default=128, help="images per forward pass")
     add_device_option(options)
     add_skip_option(options)
     options.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     options.add_argument(
         "--html",
         metavar="FILE",
-        help="write a page: curves, ranks between cameras, map of the features; worst, median and best queries",
+        help="write a page with curves, rank-1 between cameras, a map of the features, and the worst, median and best "
+        "queries",
     )
     add_lang_option(options)
     add_import_option(options)

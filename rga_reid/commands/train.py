@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
     """Return the options of the DataModule, the LightningModule and Lightning's Trainer, as nested keys."""
     options = new_parser(
         "train",
-        "Train a model from a recipe. All options of a recipe are available here, too: "
+        "Train a model from a recipe. Every setting of the recipe is also an option: "
         "--model.attention pam, --data.val_fraction 0.1, --data.root DIR.",
     )
     options.add_argument("--config", action="config", help="recipe: a bundled name or a YAML file")
@@ -52,7 +52,7 @@ def parser() -> ArgumentParser:
         "--save-every",
         type=int,
         metavar="STEPS",
-        help="save a checkpoint every so many steps, in addition to each epoch",
+        help="save a checkpoint every STEPS steps, in addition to each epoch",
     )
     options.add_argument("--test.root", metavar="DIR", help="test the trained model on this data set")
     options.add_argument("--test.dataset", metavar="CARD", default="market1501", help="card of that data set")
@@ -65,7 +65,9 @@ def parser() -> ArgumentParser:
     counts = _count_or_fraction_options()
     options.add_class_arguments(pl.Trainer, "trainer", skip=_SKIPPED | counts.keys(), instantiate=False)
     for name, (kind, default) in counts.items():
-        what = "see Lightning; an integer is a count, a number with a decimal point a fraction"
+        what = "see Lightning"
+        if name != "gradient_clip_val":
+            what += "; an integer is a number of batches, a number with a decimal point a fraction of them"
         options.add_argument(f"--trainer.{name}", type=kind, default=default, help=what)
     options.add_argument(
         "--trainer.logger",
@@ -75,7 +77,7 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--trainer.precision",
         type=Precision,
-        help="see Lightning; auto: bf16-mixed if the device multiplies bfloat16, else 32-true",
+        help="see Lightning; auto: bf16-mixed if the device has bfloat16 arithmetic, else 32-true",
     )
     options.link_arguments("seed", "data.seed")
     options.link_arguments("seed", "model.seed")

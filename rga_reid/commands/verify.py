@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
     add_checkpoint_options(command, required=True)
     add_threshold_options(command, "least score of the same person")
     add_device_option(command)
-    command.add_argument("--json", metavar="FILE", help="write the result there as JSON")
+    command.add_argument("--json", metavar="FILE", help="write the result as JSON")
     add_import_option(command)
     return command
 
