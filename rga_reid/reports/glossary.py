@@ -40,7 +40,7 @@ class GlossaryEntry:
 BOTH, ROWS, NONE = "row and column", "row only", "none"
 _SHARES = "Weights that sum to 1: a brighter place contributes more to the chosen point."
 _RAW_WEIGHTS = "Weight of each place for the chosen point: raw values that do not sum to 1."
-_COLUMN = "Places that take from the chosen point. This module sums along rows and never uses a column alone."
+_COLUMN = "Places that take from the chosen point. This module uses rows only."
 _RGA_ROW = "Relation of the chosen point to every place: row i of G. Raw products that do not sum to 1."
 _RGA_COLUMN = (
     "Relation of every place to the chosen point: column i of G. RGA uses both the column and the row."
@@ -82,7 +82,7 @@ GLOSSARY = {
         row="how much channel i takes from each j; sums to 1",
         use="channels are mixed by row i and added: γ · A X + x",
         row_caption="Weights that sum to 1. The minus sign favours channels that are active in other places.",
-        column_caption="How much other channels take from this one; never used alone.",
+        column_caption="How much other channels take from this one. This module uses rows only.",
         directions=ROWS,
     ),
     "nonlocal": GlossaryEntry(

@@ -81,7 +81,8 @@ async function fillStep(box) {
     canvas.getContext("2d").drawImage(picture, 0, 0);
     canvas.classList.toggle("strip", step.picture.kind === "strip");
     const count = step.picture.kind === "strip" ? shape[0] : step.shape[1];
-    words.textContent = t(`step_${step.picture.kind}`, { count, dots: shape[0], low: formatNumber(low), high: formatNumber(high) });
+    const pooled = step.picture.kind === "matrix" && shape[0] < count ? "_pooled" : "";
+    words.textContent = t(`step_${step.picture.kind}${pooled}`, { count, dots: shape[0], low: formatNumber(low), high: formatNumber(high) });
   }
   const m = matrixOf(step);
   if (m) {

@@ -30,7 +30,7 @@ async function numbers(reference) {
 }
 const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
 /** Format a number to a number of digits: 0.1234, 1234, 1.234·10⁻⁵, −3.2. */
-function formatNumber(value, digits = 4) {
+function formatNumber(value, digits = 3) {
   if (value === 0) return "0";
   const size = Math.abs(value), sign = value < 0 ? "−" : "";
   if (size < 1e4 && size >= 1e-3) {
@@ -166,8 +166,8 @@ function bar(id, low, high, colours, note = "") {
     holder.children[1].width = 128; holder.children[1].height = 1;
     holder.children[1].setAttribute("aria-hidden", "true");
   }
-  holder.children[0].textContent = formatNumber(low, 3);
-  holder.children[2].textContent = formatNumber(high, 3) + note;
+  holder.children[0].textContent = formatNumber(low);
+  holder.children[2].textContent = formatNumber(high) + note;
   if (holder.dataset.colours !== colours) {
     holder.children[1].getContext("2d").drawImage(paint(Float32Array.from({ length: 128 }, (_, k) => k), [1, 128], 0, 127, data.colours[colours]), 0, 0);
     holder.dataset.colours = colours;

@@ -49,7 +49,7 @@ function showTour() {
   const { m, forward, backward, total } = readPositions(), both = readsBoth(exhibit());
   const values = {
     symbol: m.symbol, h: m.grid[0], w: m.grid[1], n: m.size[0], keys: m.size[1], kh: m.key_grid[0], kw: m.key_grid[1], name: wordsOf(exhibit()).title,
-    row: formatNumber(forward), column: formatNumber(backward), sum: formatNumber(total), asymmetry: formatNumber(m.asymmetry ?? 0, 3),
+    row: formatNumber(forward), column: formatNumber(backward), sum: formatNumber(total), asymmetry: formatNumber(m.asymmetry ?? 0),
   };
   const key = tour === 5 && both ? "tour_5_plain" : tour === 6 && !both ? "tour_6_plain" : `tour_${tour}`;
   set("tour-step", t("tour_step", { n: tour, count: STEPS.length }));

@@ -190,7 +190,7 @@ function showSame() {
     const power = powerOf(values, a, b);
     const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power));
     mark(context, ...middle(nodeAt(m, place), m.grid), m.grid, false);
-    figure.numbers.textContent = t("range", { low: formatNumber(a, 3), high: formatNumber(b, 3) }) + rootNote(power);
+    figure.numbers.textContent = t("range", { low: formatNumber(a), high: formatNumber(b) }) + rootNote(power);
   }
   for (const canvas of document.querySelectorAll("#applied canvas.tap")) {
     const { photo, picture, grid } = canvas.shown;
@@ -211,9 +211,10 @@ function captions(shown, m) {
   }
   set("cap-row", words.row_caption); set("cap-column", words.column_caption);
   set("cap-difference", both ? t("cap_difference_both") : `${t("cap_difference")} ${shown.words.en.directions === "row only" ? t("cap_difference_row_only") : ""}`);
-  const reach = m.reach < 0.9999 ? t("cap_reach", { share: formatNumber(100 * m.reach, 3) }) : m.name === "both_passes" ? t("cap_both_passes") : "";
+  const reach = m.reach < 0.9999 ? t("cap_reach", { share: formatNumber(100 * m.reach) }) : m.name === "both_passes" ? t("cap_both_passes") : "";
   const pooled = m.whole ? t("cap_whole") : t(`cap_pooled_${m.kind}`, { dots: m.picture.shape.join(" × "), values: m.size.join(" × ") });
-  set("cap-matrix", `${formulaOf(m.formula)}. ${t(both ? "cap_row_both" : "cap_row_takes")} ${pooled} ${reach}`);
+  const root = powerOf(m.values, ...range(m.values)) === 1 ? "" : t("cap_root");
+  set("cap-matrix", `${formulaOf(m.formula)}. ${t(both ? "cap_row_both" : "cap_row_takes")} ${pooled} ${root} ${reach}`);
   const all = m.size[0], live = m.live.length;
   const parts = [t(both ? "channels_both" : ["cam", "dual"].includes(shown.mechanism) ? "channels_minus" : "channels_plain"),
     live < all ? t("live", { live, all }) : t("live_all", { all }), m.whole ? "" : t("exact_channels", { count: m.chosen.length, all })];
@@ -246,7 +247,7 @@ function same() {
   $("same-point").replaceChildren(...figures);
   $("same").hidden = !figures.length;
 }
-/** Whether two numbers are equal to four digits: colours between them would show rounding errors. */
+/** Whether two numbers are equal to three digits: colours between them would show rounding errors. */
 const even = (low, high) => formatNumber(low) === formatNumber(high);
 async function applied() {
   const { photo } = state;
@@ -263,7 +264,7 @@ async function applied() {
       const weight = await numbers(level.attention), change = await numbers(level.change), channel = await numbers(level.channel_attention);
       const map = weight ?? (channel ? null : change), [low, high] = range(map ?? []);
       if (map && !weight && high === 0) say(level.matrices.length ? "no_change_gamma" : "no_change");
-      else if (map && even(low, high)) say(weight ? "every_place_weight" : "every_place_change", { value: weight ? formatNumber(low) : formatNumber(100 * low, 3) });
+      else if (map && even(low, high)) say(weight ? "every_place_weight" : "every_place_change", { value: weight ? formatNumber(low) : formatNumber(100 * low) });
       else if (map) {
         const canvas = document.createElement("canvas"), figure = document.createElement("figure");
         const name = () => t(weight ? "weights_over" : "change_over", { label, n });
@@ -275,7 +276,7 @@ async function applied() {
         figure.append(canvas); place.append(figure);
         addSave(figure, name);
         if (weight) say("weights_range", { low: formatNumber(low), high: formatNumber(high) });
-        else say("change_range", { low: formatNumber(100 * low, 3), high: formatNumber(100 * high, 3) });
+        else say("change_range", { low: formatNumber(100 * low), high: formatNumber(100 * high) });
       }
       if (channel && even(...range(channel))) say("every_channel", { value: formatNumber(channel[0]) });
       else if (channel) {
