@@ -30,7 +30,9 @@ def parser() -> ArgumentParser:
     )
     options.add_argument("--checkpoint", metavar="FILE", required=True, help="trained model")
     options.add_argument(
-        "--format", choices=_FORMATS, help="file format (default: that of the suffix of --out)"
+        "--format",
+        choices=_FORMATS,
+        help="file format (default: that of the suffix of --out, which must fit it)",
     )
     options.add_argument(
         "--out",
@@ -103,7 +105,8 @@ def run(options: Namespace) -> None:
         (kind for kind, suffixes in FORMATS.items() if Path(options.out).suffix in suffixes), None
     )
     if kind is None:
-        raise InputError(f"--out {options.out}: unknown suffix; give --format")
+        known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+        raise InputError(f"--out {options.out}: expected a file name that ends in one of {known}")
     settings = ExportSettings(
         input=options.input or ("float" if options.target == "boxmot" else "uint8"),
         batch=_parse_batch(options.batch),
@@ -167,14 +170,16 @@ def _describe_input(model: EmbeddingModel, settings: ExportSettings, kind: str) 
 
 
 def _print_loss(model: EmbeddingModel, options: Namespace, table: pd.DataFrame) -> None:
-    """Evaluate the model and the file on a data set, and print both."""
+    """Evaluate the model and the file on a data set, in the protocol of its card, and print both."""
     from rga_reid.data import load_card
-    from rga_reid.experiments.evaluate_model import evaluate_model
+    from rga_reid.experiments.evaluate_model import card_protocol, evaluate_model, find_protocol
     from rga_reid.inference import load_embedder
 
     junk = load_card(options.data.dataset).junk_pids
+    protocol = find_protocol(card_protocol(options.data.root, options.data.dataset))
     before, after = (
-        evaluate_model(embedder, table, junk_pids=junk) for embedder in (model, load_embedder(options.out))
+        evaluate_model(embedder, table, junk_pids=junk, protocol=protocol)
+        for embedder in (model, load_embedder(options.out))
     )
     print(
         f"{options.data.root}: mAP {100 * before.mAP:.2f} % of the model, {100 * after.mAP:.2f} % of the file, "

@@ -84,11 +84,13 @@ class ExportSettings:
         if self.batch is not None:
             check_int("batch", self.batch)
         if self.opset is not None:
-            check_int("opset", self.opset, MIN_OPSET, MAX_OPSET)
+            check_int("--opset", self.opset, MIN_OPSET, MAX_OPSET)
         if self.target == "boxmot" and self.input != "float":
-            raise InputError("target boxmot: needs --input float; boxmot normalises images before the model")
+            raise InputError(
+                "--target boxmot: needs --input float; boxmot normalises images before the model"
+            )
         if self.quantize is not None and self.half:
-            raise InputError("half: does not go with quantize, which stores weights in 8 bits")
+            raise InputError("--half: does not go with --quantize, which stores weights in 8 bits")
 
     def check_format(self, kind: str) -> None:
         """Check that a format has what the settings ask for.
@@ -197,9 +199,11 @@ def export_model(
     file, settings = Path(path), ExportSettings() if settings is None else settings
     check_choice("format", kind, tuple(FORMATS))
     settings.check_format(kind)
-    suffixes = (".torchscript",) if (kind, settings.target) == ("torchscript", "boxmot") else FORMATS[kind]
+    suffixes, purpose = FORMATS[kind], f"the format {kind}"
+    if (kind, settings.target) == ("torchscript", "boxmot"):
+        suffixes, purpose = (".torchscript",), "--target boxmot"
     if file.suffix not in suffixes:
-        raise InputError(f"{file}: expected the suffix {' or '.join(suffixes)} for the format {kind}")
+        raise InputError(f"{file}: expected the suffix {' or '.join(suffixes)} for {purpose}")
     if settings.quantize == "int8" and not calibration_images:
         raise InputError("--quantize int8: needs --calibration-images, a folder of typical images")
     deployed = Deployed(model, settings, kind)

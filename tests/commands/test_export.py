@@ -23,6 +23,7 @@ from rga_reid import load_model
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.commands import main
 from rga_reid.models import EmbeddingModel, build_model, export_model, save_model
+from rga_reid.resources import find_resource
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 
@@ -109,17 +110,18 @@ def test_wrong_settings_are_named(checkpoint: Path, tmp_path: Path, refused: Cal
     for words, message in (
         ("--out m.onnx --batch many", "--batch"),
         ("--out m.onnx --batch 0", "--batch"),
-        ("--out m.onnx --opset 5", "opset"),
-        ("--out m.pt --target boxmot", ".torchscript"),
-        ("--out m.torchscript --target boxmot --input uint8", "--input float"),
+        ("--out m.onnx --opset 5", "--opset"),
+        ("--out m.pt --target boxmot", ".torchscript for --target boxmot"),
+        ("--out m.torchscript --target boxmot --input uint8", "--target boxmot: needs --input float"),
         ("--out old.torchscript --target boxmot", "--overwrite"),
         ("--out m.onnx --target triton", "--overwrite"),
         ("--out m.onnx --data.root .", "--quantize"),
         ("--out m.onnx --calibration-images .", "--quantize"),
         ("--out m.onnx --quantize int8", "--calibration-images"),
+        ("--out m.onnx --quantize int8 --half", "--half"),
         ("--out m.onnx --quantize int8 --calibration-images .", "no image"),
         ("--out m.safetensors --no-l2", "--no-l2"),
-        ("--out m.bin", "--format"),
+        ("--out m.bin", ".safetensors"),
         ("--out m.onnx --calibration config.pbtxt", "config.pbtxt"),
     ):
         folder, arguments = str(tmp_path), words.split()
@@ -148,17 +150,22 @@ def test_boxmot_files_say_how_they_are_fed(
     assert (tmp_path / "m.torchscript").stat().st_size < 30e6
 
 
+def mix_pictures(data: Path, root: Path) -> Path:
+    """Copy a data set and give people each other's pictures, for an mAP that changes with small changes."""
+    shutil.copytree(data, root)
+    gallery = sorted((root / "bounding_box_test").glob("*.jpg"))
+    pictures = [file.read_bytes() for file in gallery]
+    for file, picture in zip(gallery, pictures[5:] + pictures[:5], strict=True):
+        file.write_bytes(picture)
+    return root
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["int8", "dynamic"])
 def test_the_loss_of_quantisation(
     checkpoint: Path, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quantize: str
 ) -> None:
-    root = tmp_path / "mixed"  # people with each other's pictures: an mAP that changes with small changes
-    shutil.copytree(tiny_market, root)
-    gallery = sorted((root / "bounding_box_test").glob("*.jpg"))
-    pictures = [file.read_bytes() for file in gallery]
-    for file, picture in zip(gallery, pictures[5:] + pictures[:5], strict=True):
-        file.write_bytes(picture)
+    root = mix_pictures(tiny_market, tmp_path / "mixed")
     words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "m.onnx"), "--quantize", quantize]
     words += ["--calibration-images", str(root / "bounding_box_train"), "--data.root", str(root)]
     assert main(["export", *words]) == 0
@@ -172,6 +179,26 @@ def test_the_loss_of_quantisation(
         assert 100 * json.loads(report.read_text())["mAP"] == pytest.approx(expected, abs=0.006)
     assert before != after
     assert loss == pytest.approx(before - after, abs=0.011)
+
+
+@pytest.mark.slow
+def test_the_loss_is_measured_in_the_protocol_of_the_card(
+    checkpoint: Path, tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, report = tmp_path / "card.yaml", tmp_path / "metrics.json"
+    card.write_text(f"{find_resource('datasets', 'market1501').read_text()}\nprotocol: no_cameras\n")
+    root = mix_pictures(tiny_market, tmp_path / "mixed")
+    words = ["--checkpoint", str(checkpoint), "--data.root", str(root), "--data.dataset"]
+    assert (
+        main(["export", *words, str(card), "--out", str(tmp_path / "m.onnx"), "--quantize", "dynamic"]) == 0
+    )
+    found = float(re.findall(r"mAP ([\d.]+) %", capsys.readouterr().out)[0])
+    metrics = []
+    for data in (str(card), "market1501"):
+        assert main(["test", *words, data, "--json", str(report)]) == 0
+        metrics.append(100 * json.loads(report.read_text())["mAP"])
+    assert found == pytest.approx(metrics[0], abs=0.006)
+    assert metrics[0] != pytest.approx(metrics[1], abs=0.1)
 
 
 @pytest.mark.slow
