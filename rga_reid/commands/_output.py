@@ -129,8 +129,8 @@ def _check_file(option: str, file: str, suffixes: Sequence[str]) -> None:
     require_writable(file)
 
 
-def print_ranking(result: RankingResult | RepeatedResult) -> None:
-    """Print the metrics as a table, the chosen rule of mAP first, and a line about what was ranked."""
+def print_ranking(result: RankingResult | RepeatedResult, protocol: str | None = None) -> None:
+    """Print the metrics as a table, the chosen rule of mAP first, and a line about what was ranked, and how."""
     from rich.console import Console
     from rich.table import Table
 
@@ -157,6 +157,8 @@ def print_ranking(result: RankingResult | RepeatedResult) -> None:
     notes = [f"{metrics['valid_queries']:,} queries against {metrics['gallery']:,} gallery items"]
     if skipped:
         notes.append(f"{skipped:,} skipped, without a match")
+    if protocol is not None:
+        notes.append(f"protocol {protocol}")
     if settings["cameras"] != "given":
         notes.append("cameras: none")
     if settings["reranked"]:

@@ -118,7 +118,7 @@ def run(options: Namespace) -> None:
         write_json(options.json, metrics)
     if options.per_query is not None:
         write_table(options.per_query, _per_query(result))
-    print_ranking(result)
+    print_ranking(result, options.protocol)
 
 
 def _evaluate(

@@ -136,7 +136,7 @@ def run(options: Namespace) -> None:
             lang=options.lang,
         )
         write_text(options.html, page)
-    print_ranking(result)
+    print_ranking(result, options.protocol)
     warning = describe_identical_files(everything, settings["junk_pids"])
     if warning is not None:
         print(sanitize(warning))

@@ -70,7 +70,7 @@ class Protocol(ABC):
             if column in table:
                 unknown &= table[column].isna()
             if unknown.any():
-                name, noun, hint = f"{side}_{column}", column, ""
+                name, noun, hint = f"{side}_{column}", f"{column} (a column {column})", ""
                 if column == "camid":
                     name, noun, hint = f"{name}s", "camera", "; IgnoreCameras does not need cameras"
                 raise InputError(

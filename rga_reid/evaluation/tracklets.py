@@ -91,7 +91,9 @@ def sort_tracks(table: pd.DataFrame) -> pd.DataFrame:
         InputError: no column ``track``, no known track, or a track of two identities.
     """
     if "track" not in table or table["track"].isna().all():
-        raise InputError("--pool-tracks: expected images with tracks (a column track), found none")
+        raise InputError(
+            "--pool-tracks, or the protocol mars: expected images with tracks (a column track), found none"
+        )
     _check_identities(table, "--pool-tracks")
     splits = table["split"] if "split" in table else pd.Series("", index=table.index)
     parts = [part.reset_index(drop=True) for _, part in table.groupby(splits, sort=False)]

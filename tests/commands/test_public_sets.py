@@ -117,6 +117,7 @@ def test_every_way_gives_the_same_metrics(
     mean_colour: Any,
     tmp_path: Path,
     request: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     defaults = {"ltcc": "market1501", "viper:all": "viper"}
     root = request.getfixturevalue(name)
@@ -129,6 +130,7 @@ def test_every_way_gives_the_same_metrics(
         run("test", "--checkpoint", checkpoint, *source, *words, "--device", "cpu", "--json", out[0])
         words = ["--protocol", protocol or defaults.get(card, card)]
         run("evaluate", "--query", query, "--gallery", gallery, *words, "--json", out[1])
+        assert len(re.findall(rf"; protocol {words[1]}\b", capsys.readouterr().out)) == 2
         tested, evaluated = (json.loads(file.read_text()) for file in out)
         assert tested.pop("protocol") == evaluated.pop("protocol") == words[1]
         assert tested.keys() == evaluated.keys()
@@ -252,7 +254,8 @@ def test_options_that_do_not_fit(
     assert "--html" in refused(*words, str(sysu), *card, "--html", str(tmp_path / "p.html"))
     assert "--rerank: not defined for sysu_mm01" in refused(*words, str(sysu), *card, "--rerank")
     message = refused(*words, str(ltcc), "--data.dataset", "ltcc", "--pool-tracks", "mean")
-    assert "--pool-tracks: expected images with tracks" in message
+    assert "--pool-tracks" in message
+    assert "protocol mars" in refused(*words, str(ltcc), "--data.dataset", "ltcc", "--protocol", "mars")
     assert "has fixed splits" in refused(*words, str(ltcc), "--data.dataset", "ltcc:1")
     own = tmp_path / "own.yaml"
     own.write_text(
