@@ -81,11 +81,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["m.onnx", "m.torchscript"])
+@pytest.mark.parametrize("name", ["m.onnx", "m.torchscript", "m.xml"])
 def test_boxmot_tracks_with_our_file(checkpoint: Path, tmp_path: Path, name: str) -> None:
     model = load_model(checkpoint)
-    kind = "onnx" if name == "m.onnx" else "torchscript"
-    export_model(model, tmp_path / name, kind, ExportSettings(input="float", target="boxmot"))
+    words = ["export", "--checkpoint", checkpoint, "--target", "boxmot", "--out", tmp_path / name]
+    run_program("boxmot", "rga_reid.commands", *words)
     frames, detections, people = draw_video()
     np.savez(tmp_path / "video.npz", frames=frames, detections=detections)
     run_program(
