@@ -28,7 +28,7 @@ MAX_ROWS = 5_000_000  #: rows of a table
 MAX_TABLE = 1 << 30  #: uncompressed bytes of a Parquet file
 _FEW_ROWS = 65_536  # of a table: one thread has read it before several have started
 
-_MODEL_SUFFIXES = (".ckpt", ".safetensors", ".onnx", ".pt", ".pth", ".bin", ".tar")
+_MODEL_SUFFIXES = (".ckpt", ".safetensors", ".onnx", ".pt", ".pth", ".bin", ".tar", ".torchscript", ".xml")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
 
 

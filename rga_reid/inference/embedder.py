@@ -169,6 +169,11 @@ def load_embedder(
         if value is not None:
             raise InputError(f"{option}: goes with an .onnx file; {name} has its own preprocessing")
     engine = engine or "torch"
+    if name.endswith(".xml"):
+        raise InputError(
+            f"{name}: OpenVINO files run without this package; expected the checkpoint or an .onnx file, which "
+            "--engine openvino runs"
+        )
     if is_class_path(name):
         if engine != "torch":
             raise InputError(f"--engine {engine}: {name} is a class, which runs in PyTorch only")

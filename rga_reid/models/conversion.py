@@ -198,7 +198,7 @@ class Conversion:
         if exponent is not None and exponent in self.left:
             if self.options.pooling == "avg":
                 raise InputError(
-                    f"{self.file}: pooling: the file has an exponent of GeM ({exponent}), got avg"
+                    f"{self.file}: --pooling: the file has an exponent of GeM ({exponent}), got avg"
                 )
             self.config["pooling"] = "gem"
             self.weights["gem.p"] = self.take(exponent)

@@ -26,7 +26,7 @@ from rga_reid.models.conversion import NORM, Conversion, ConversionOptions, Conv
 from rga_reid.models.embedding import EmbeddingModel, Pooling
 from rga_reid.models.mgn import PARTS
 from rga_reid.models.resnet import Size
-from rga_reid.models.weights import list_keys, read_tensors
+from rga_reid.models.weights import list_keys, read_own_checkpoint, read_tensors
 
 PROGRAMS = "the released RGA code, torchvision, torchreid, fast-reid, strong-baseline, layumi, TransReID or CLIP-ReID"
 POOLINGS = ("avg", "gem")
@@ -76,6 +76,8 @@ def read_published(
     read = next((read for belongs, read in _READERS if belongs(state)), None)
     found.refuse_unsupported()
     if read is None:
+        if read_own_checkpoint(file) is not None:
+            raise InputError(f"{file}: a checkpoint of rga-reid, which needs no conversion")
         raise InputError(
             f"{file}: expected a checkpoint of {PROGRAMS}, found {len(state)} tensors: "
             f"{list_keys(sorted(state)) or 'none'}"
@@ -98,9 +100,9 @@ def _check_options(source: str, pooling: str | None, neck_feat: str | None) -> N
     """
     transformers = ("TransReID", "CLIP-ReID")
     if neck_feat is not None and source not in ("strong-baseline", *transformers):
-        raise InputError(f"neck_feat: only for strong-baseline, TransReID and CLIP-ReID, not for {source}")
+        raise InputError(f"--neck-feat: only for strong-baseline, TransReID and CLIP-ReID, not for {source}")
     if pooling is not None and source in ("the released RGA code", *transformers):
-        raise InputError(f"pooling: the pooling of {source} is known; expected none, got {pooling}")
+        raise InputError(f"--pooling: the pooling of {source} is known; expected none, got {pooling}")
 
 
 def _has(*beginnings: str) -> Callable[[State], bool]:
@@ -232,8 +234,8 @@ def _apply_fast_reid_settings(found: Conversion, exponent: str) -> int:
         found.options = replace(options, pooling=_FAST_REID_POOLING[pooling])
     elif options.pooling is None and exponent not in found.left:
         raise InputError(
-            f"{found.file}: pooling: the file does not say how the network pools; put its config.yaml beside it, or "
-            "give avg (GlobalAvgPool) or gem (GeneralizedMeanPooling)"
+            f"{found.file}: the file does not say how the network pools; put its config.yaml beside it, or give "
+            "--pooling avg (GlobalAvgPool) or gem (GeneralizedMeanPooling)"
         )
     size = get("INPUT", "SIZE_TEST")
     if options.size is None and isinstance(size, list) and len(size) == 2:
@@ -312,7 +314,7 @@ def _choose_vit(found: Conversion, positions: str, patches: str, blocks: str, bi
     if tokens != height // 16 * (width_ // 16) + 1:
         raise found.refuse(
             f"a transformer with {tokens - 1} positions, but images of {height}x{width_} have "
-            f"{height // 16 * (width_ // 16)} patches: trained on another size (give it), or on overlapping patches"
+            f"{height // 16 * (width_ // 16)} patches: trained on another size (give --size), or on overlapping patches"
         )
     found.channels = width
     found.config |= {

@@ -67,7 +67,10 @@ def read_own_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], d
 def _from_lightning(file: Path, content: dict[str, Any]) -> Checkpoint:
     config, state = content.get(CONFIG_KEY), content.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
-        raise InputError(f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY})")
+        raise InputError(
+            f"{file}: expected a checkpoint of rga-reid train (it has no {CONFIG_KEY}); rga-reid convert reads those "
+            "of other programs"
+        )
     if not _is_json(config):
         raise InputError(f"{file}: {CONFIG_KEY}: expected JSON values")
     trained_on = content.get(DATA_KEY)  # a user's DataModule may store anything here
@@ -94,7 +97,10 @@ def _from_safetensors(file: Path, state: dict[str, Tensor], metadata: dict[str, 
     except (KeyError, ValueError, RecursionError):
         config = trained_on = None
     if not isinstance(config, dict):
-        raise InputError(f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY})")
+        raise InputError(
+            f"{file}: expected a model of rga-reid (its header has no {CONFIG_KEY}); rga-reid convert reads those of "
+            "other programs"
+        )
     return config, trained_on, state
 
 
@@ -190,7 +196,7 @@ def read_torch(file: Path) -> dict[str, Any]:
         is_archive = opened.read(4) == b"PK\x03\x04"  # older files, which torch still reads, are not
     try:
         if is_archive:
-            _refuse_compression(file)
+            _check_archive(file)
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch guesses what a damaged file may be
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
@@ -208,10 +214,15 @@ def read_torch(file: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_compression(file: Path) -> None:
-    """Refuse an archive that unpacks to more than its own size: ``torch.save`` never compresses."""
+def _check_archive(file: Path) -> None:
+    """Refuse TorchScript, and an archive that unpacks to more than its own size: ``torch.save`` never compresses."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise InputError(
+            f"{file}: a TorchScript file, which torch.jit.load runs without this package; expected the checkpoint, or "
+            "its export to .onnx or .safetensors"
+        )
     compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if compressed or sum(member.file_size for member in members) > file.stat().st_size:
         raise InputError(f"{file}: not a checkpoint of torch.save: the archive is compressed")

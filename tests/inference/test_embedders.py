@@ -168,6 +168,9 @@ def test_damaged_missing_and_unusable_files(tmp_path: Path, monkeypatch: pytest.
         load_embedder(tmp_path / "m.onnx")
     with pytest.raises(InputError, match=r"none\.onnx: no such file"):
         load_embedder(tmp_path / "none.onnx")
+    (tmp_path / "m.xml").write_text("<net/>")
+    with pytest.raises(InputError, match=r"m\.xml: .*--engine openvino"):
+        load_embedder(tmp_path / "m.xml")
     write_onnx(tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"rga-reid\[export\]"):

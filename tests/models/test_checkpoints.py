@@ -114,7 +114,7 @@ def test_other_files_are_named(tmp_path: Path, name: str, named: str) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"state_dict": {}, "epoch": 3}, CONFIG_KEY),
+        ({"state_dict": {}, "epoch": 3}, rf"{CONFIG_KEY}.*rga-reid convert"),
         ({"state_dict": {}, CONFIG_KEY: {1: 2, "dept": 18}}, "unknown setting 1"),
         ({"state_dict": {"model.a": torch.zeros(1, dtype=torch.complex64)}, CONFIG_KEY: {}}, "'model.a'"),
         ({"state_dict": {"model.a": torch.zeros(1).expand(9)}, CONFIG_KEY: {}}, "'model.a'"),
@@ -126,6 +126,13 @@ def test_wrong_contents_are_named(tmp_path: Path, content: Any, named: str) -> N
     torch.save(content, tmp_path / "m.ckpt")
     with pytest.raises(InputError, match=rf"m\.ckpt: .*{named}"):
         load_model(tmp_path / "m.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_torchscript_file_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"m\.pt: a TorchScript file"):
+        load_model(tmp_path / "m.pt")
 
 
 def test_weights_that_do_not_fit_are_named(model: EmbeddingModel, tmp_path: Path) -> None:

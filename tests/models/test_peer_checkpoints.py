@@ -147,6 +147,11 @@ def test_every_tensor_is_used_or_refused(name: str, tmp_path: Path) -> None:
             read_published(tmp_path / "m.pth", size=peer.size)
 
 
+def test_a_model_of_this_package_needs_no_conversion(tiny_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"tiny\.safetensors: a checkpoint of rga-reid"):
+        read_published(tiny_checkpoint)
+
+
 def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     """torch counts them since 0.4.1."""
     peer = read_peer("strong_resnet18_bnneck_after")
@@ -239,7 +244,7 @@ def test_the_pooling_of_fast_reid_must_be_known(tmp_path: Path) -> None:
     """GeM with a fixed exponent, and maximum pooling, leave no tensor."""
     peer = read_peer("fastreid_bot_r18")
     torch.save({"model": peer.state}, tmp_path / "model_best.pth")
-    with pytest.raises(InputError, match=r"model_best\.pth: pooling: .*config\.yaml"):
+    with pytest.raises(InputError, match=r"model_best\.pth: .*config\.yaml.*--pooling"):
         read_published(tmp_path / "model_best.pth", size=peer.size)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(fast_reid_settings(MODEL__HEADS__POOL_LAYER="GlobalMaxPool")))
@@ -293,8 +298,8 @@ def test_settings_beside_a_file_of_layumi(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "named"),
     [
-        ("torchreid_resnet18", {"neck_feat": "before"}, "neck_feat"),
-        ("fastreid_sbs_r18_ibn_gem_dim128", {"pooling": "avg"}, "pooling"),
+        ("torchreid_resnet18", {"neck_feat": "before"}, "--neck-feat"),
+        ("fastreid_sbs_r18_ibn_gem_dim128", {"pooling": "avg"}, "--pooling"),
         ("torchreid_osnet_x0_25", {"last_stride": 1}, "last_stride"),
         ("torchreid_resnet18", {"pooling": "max"}, "pooling"),
         ("strong_resnet18_bnneck_after", {"neck_feat": "both"}, "neck_feat"),
@@ -327,7 +332,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Ca
     peer = read_peer("fastreid_bot_r18")
     torch.save({"model": peer.state}, tmp_path / "m.pth")
     words = ["convert", str(tmp_path / "m.pth"), str(tmp_path / "m.safetensors"), "--size", "64", "32"]
-    assert "pooling" in refused(*words)
+    assert "--pooling" in refused(*words)
     assert main([*words, "--pooling", "avg"]) == 0
     said = capsys.readouterr().out
     assert "from fast-reid" in said
