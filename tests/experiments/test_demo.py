@@ -15,6 +15,7 @@ from rga_reid.data.synthetic import SyntheticSettings
 from rga_reid.errors import InputError
 from rga_reid.experiments import demo
 from rga_reid.gallery import Gallery
+from rga_reid.models import load_model
 
 
 @pytest.fixture
@@ -67,6 +68,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) == {"colour histogram", "model"}
     assert metrics["model"]["valid_queries"] == 6
+    trained_on = load_model(out / "model" / "last.ckpt").trained_on
+    assert trained_on is not None
+    assert "drawn by code" in str(trained_on["terms"])
     table = Gallery.open(out / "gallery").table
     assert len(table) == metrics["model"]["gallery"] + 2  # with the junk image
     assert table["time"].notna().all()
