@@ -3,7 +3,10 @@
 NAME.md is the page in English, NAME.zh.md the one in Chinese; words come from rga_reid/reports/strings.
 
     python docs/mechanisms.py              # the text between the marks, in a few seconds
-    python docs/mechanisms.py --pictures   # also the pictures, of a pedestrian from the synthetic data set
+    python docs/mechanisms.py --pictures   # also the pictures
+
+The pictures show networks that `rga-reid explain --demo demo --attention rga pam cam dual nonlocal criss_cross se cbam`
+has trained on the synthetic data set (--demo names another folder).
 
 Text outside the marks is written by hand and kept.
 """
@@ -14,7 +17,6 @@ import argparse
 import inspect
 import io
 import re
-import tempfile
 import unicodedata
 import warnings
 from functools import cache, partial
@@ -25,7 +27,6 @@ import torch
 from PIL import Image
 
 from rga_reid.attention import ATTENTION_MODULES
-from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.experiments.explain import explain
 from rga_reid.models import build_model
 from rga_reid.models.analysis import count_costs
@@ -180,11 +181,11 @@ def flow_file(name: str, lang: str) -> str:
     return f"{name}_flow.svg" if lang == "en" else f"{name}_flow.{lang}.svg"
 
 
-def relation_picture(name: str, photo: Path, out: Path) -> None:
-    """Draw the matrices of an untrained network on a photo, or its applied attention if it has no matrices."""
-    exhibits = explain([photo], attention=[name])
+def relation_picture(checkpoint: Path, photo: Path, out: Path) -> None:
+    """Draw the matrices of a trained network on a photo, or its applied attention if it has no matrices."""
+    exhibits = explain([photo], checkpoints=[checkpoint], twins=False)
     has_matrices = bool(exhibits[0].stage().matrices)
-    figure = relation_figure(exhibits, stage=4) if has_matrices else attention_figure(exhibits)
+    figure = relation_figure(exhibits, stage=1) if has_matrices else attention_figure(exhibits)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=84)
     save_picture(Image.open(buffer), out)
@@ -199,20 +200,21 @@ def save_picture(picture: Image.Image, out: Path) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pictures", action="store_true", help="also draw the pictures")
+    options.add_argument(
+        "--demo", type=Path, default=Path("demo"), help="folder of `rga-reid explain --demo`"
+    )
     chosen = options.parse_args()
     for page in [DOCS / "attention.md", *sorted((DOCS / "mechanisms").glob("*.md"))]:
         page.write_text(generate(page), encoding="utf-8")
     if not chosen.pictures:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "set"
-        write_synthetic(root, SyntheticSettings(2, 2, (2, 2), (2, 2), 0, 0, SIZE))
-        photo = min((root / "query").glob("*.jpg"))
-        for name in PAGES:
-            for lang in LANGUAGES:
-                file = DOCS / "mechanisms" / flow_file(name, lang)
-                file.write_text(flow_picture(name, lang), encoding="utf-8")
-            relation_picture(name, photo, DOCS / "mechanisms" / f"{name}.png")
+    photo = min((chosen.demo / "data" / "query").glob("*.jpg"))
+    for name in PAGES:
+        for lang in LANGUAGES:
+            file = DOCS / "mechanisms" / flow_file(name, lang)
+            file.write_text(flow_picture(name, lang), encoding="utf-8")
+        checkpoint = chosen.demo / "mechanisms" / name / "last.ckpt"
+        relation_picture(checkpoint, photo, DOCS / "mechanisms" / f"{name}.png")
 
 
 def _cell(text: str) -> str:
