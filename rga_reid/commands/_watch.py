@@ -105,7 +105,8 @@ def watch(messages: list[str], options: Namespace) -> Gallery:
     except KeyboardInterrupt:  # Ctrl-C or SIGTERM: the usual end
         pass
     messages.append(f"stopped: {added:,} added" + (f", {refused:,} left out" if refused else ""))
-    return gallery
+    # others may have changed it since the last addition
+    return Gallery.open(options.gallery, wait=options.wait)
 
 
 def _check_present(options: Namespace, folder: Path, schema: Mapping[str, str]) -> None:
