@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rga_reid.data.columns import CAMERA_ALIAS, RESULT_COLUMNS
+from rga_reid.errors import did_you_mean
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery.grouped_search import PER_GROUP
 from rga_reid.inputs import parse_json, truncate
@@ -187,6 +188,10 @@ def validate(body: type[AnyBody], values: Any) -> AnyBody:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"])) or "body"
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            known = body.model_fields
+            hint = did_you_mean(place, known) or f"; expected one of {', '.join(known)}"
+            raise Problem(422, truncate(f"{place}: unknown field{hint}")) from None
         raise Problem(422, truncate(f"{place}: {first['msg']}")) from None
 
 

@@ -105,11 +105,13 @@ def describe_page(schema: dict[str, Any]) -> str:
 
 
 def _field(name: str, schema: dict[str, Any], description: str | None = None) -> dict[str, str]:
-    kinds = [one.get("type", "any") for one in schema.get("anyOf", [schema])]
+    choices = schema.get("anyOf", [schema])
+    kinds = [one.get("type", "any") for one in choices]
+    described = [one["description"] for one in (schema, *choices) if "description" in one]
     default = schema.get("default")
     return {
         "name": name,
         "type": " or ".join(kind for kind in kinds if kind != "null"),
-        "description": description or schema.get("description", ""),
+        "description": description or next(iter(described), ""),
         "default": "" if default in (None, []) else str(default),
     }

@@ -287,6 +287,19 @@ def test_pages_load_nothing_from_elsewhere(shared: Served) -> None:
     for path, operations in described.items():
         assert path in shared.http.get("/docs").text
         assert all(path[:3] != "/v1" or "422" in one["responses"] for one in operations.values())
+    assert "camera == 3 and time" in shared.http.get("/docs").text  # the description of an optional field
+
+
+@pytest.mark.parametrize(("field", "hint"), [("topk", "did you mean top_k?"), ("zebra", "group_by")])
+def test_unknown_fields_are_named_with_what_was_expected(shared: Served, field: str, hint: str) -> None:
+    answers = [
+        shared.post("/v1/search", draw(1), **{field: "2"}),
+        shared.http.post("/v1/search", json={"ids": [3], field: 2}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith(f"{field}: unknown field")
+        assert hint in answer.json()["detail"]
 
 
 def test_a_match_is_explained_by_maps_of_both_pictures(
