@@ -172,11 +172,15 @@ def embed_table(
     model: Embedder, options: Namespace, device: torch.device, table: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
     """Yield features of the images batch by batch; finally list on stderr what ``--skip-unreadable`` left out."""
+    from rga_reid.data import ImageError
     from rga_reid.inference import stream_features
 
     unreadable: list[ImageError] = []
     refused = unreadable if options.skip_unreadable else None
-    yield from stream_features(model, table, options.batch_size, device, refused=refused)
+    try:
+        yield from stream_features(model, table, options.batch_size, device, refused=refused)
+    except ImageError as error:
+        raise InputError(f"{error}; --skip-unreadable leaves out such files") from None
     print_unreadable(unreadable)
 
 

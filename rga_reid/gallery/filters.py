@@ -447,7 +447,7 @@ class _Parser:
             return Column(ID, "integer")
         if name not in self._schema:
             columns = [column for column in self._schema if column != "path"]
-            hint = did_you_mean(name, [*columns, "path"])
+            hint = did_you_mean(name, [*columns, "path"]) or "; text needs quotes, such as 'hall'"
             self._refuse(f"unknown column; expected one of path, {', '.join(columns)}{hint}", name)
         return Column(name, self._schema[name])
 

@@ -108,7 +108,9 @@ def test_unreadable_images_are_left_out_and_listed(
     bad[0].write_bytes(b"no picture")
     bad[1].write_bytes(next(tiny_market.glob("query/*.jpg")).read_bytes()[:200])
     words = ["--checkpoint", onnx, source, tmp_path / "market", "--out", tmp_path / "f.npz"]
-    assert bad[0].name in refused("features", *map(str, words))
+    message = refused("features", *map(str, words))
+    assert bad[0].name in message
+    assert "--skip-unreadable" in message
     assert not (tmp_path / "f.npz").exists()
     features(*words, "--skip-unreadable", "--batch-size", 3)
     listed = capsys.readouterr().err

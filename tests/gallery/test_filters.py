@@ -83,6 +83,8 @@ def test_filters_agree_with_an_independent_evaluator(case: Case) -> None:
         ("pid", "'pid'"),
         ("True", "'True'"),
         ("name == 3", "'name'"),
+        ("camera = hall", "text needs quotes"),
+        ("camra = 3", "did you mean camera?"),
         ("1 == 1", "'1'"),
         ("pid == camid", "'camid'"),
         ("pid == '3'", "\"'3'\""),
