@@ -123,6 +123,8 @@ def test_times_without_a_zone_need_one() -> None:
         assert found["time"].dt.hour.tolist()[:2] == hours[:2]
         assert pd.isna(found["time"][3])
     assert conform(table(time=naive), timezone="Europe/Berlin")[0]["time"].dt.hour.tolist()[2] == 12
+    with pytest.raises(InputError, match=r"no time zone; add it, .*\+01:00, .*--timezone"):
+        conform(table(time=["2026-11-20 10:15"]))
     with pytest.raises(InputError, match=r"--timezone: .*did you mean Europe/Berlin"):
         conform(table(time=naive), timezone="Europe/Berlim")
     twice = conform(table(time=["2026-10-25 02:30"]), timezone="Europe/Berlin")[0]["time"]
