@@ -111,6 +111,13 @@ def import_class(path: str, what: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
+        raise InputError(
+            f"{what}: found no module {truncate(error.name)} among the installed packages; if it is a file in the "
+            f"current folder, add --import {truncate(module)}"
+        ) from None
     except Exception as error:
         raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
 

@@ -184,9 +184,7 @@ def load_embedder(
 
 
 def _create(class_path: str) -> CustomEmbedder:
-    module = class_path.rpartition(".")[0]
-    missing = f"{class_path}: no such file; as a class (--import {module} searches the current folder too)"
-    found = import_class(class_path, missing)
+    found = import_class(class_path, f"{class_path}: no such file; as a class")
     try:
         embedder = found()
     except TypeError as error:

@@ -17,7 +17,7 @@ from rga_reid.commands._options import parse
 from rga_reid.commands.train import parser, prepare
 from rga_reid.errors import InputError
 from rga_reid.experiments.ablation_plan import read_plan
-from rga_reid.models import build_model, save_model
+from rga_reid.models import build_model, resolve_attention, save_model
 from rga_reid.runtime import import_modules
 from tests.conftest import CHECKOUT
 
@@ -169,6 +169,17 @@ def test_a_module_that_raises(place: Path, refused: Refused, text: str, found: s
     (place / "own_module.py").write_text(text)
     words = ["convert", "in.pth", "out.safetensors", "--import", "own_module"]
     assert f"--import own_module: {found}" in refused(*words)
+
+
+def test_a_class_whose_module_was_not_imported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--import own_attn"):
+        resolve_attention(CLASS)
+    (place / "own_module.py").write_text("import own_nothing\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(place)  # as if it were installed; what it imports is missing
+        with pytest.raises(InputError, match="own_nothing") as raised:
+            resolve_attention("own_module.Gate")
+    assert "--import" not in str(raised.value)
 
 
 def test_names_of_modules(place: Path, refused: Refused) -> None:

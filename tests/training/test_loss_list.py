@@ -262,7 +262,7 @@ def test_yaml_reads_the_key_on_as_true(small_run: Words, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"class_path": "nowhere.Loss"}, ["model.losses[1]", "nowhere.Loss", "No module named"]),
+        ({"class_path": "nowhere.Loss"}, ["model.losses[1]", "nowhere.Loss", "--import nowhere"]),
         ({"class_path": f"{METRIC}.CircelLoss"}, ["model.losses[1]", "CircelLoss"]),
         ({"class_path": "CircleLoss"}, ["model.losses[1]", "CircleLoss"]),
         ({"init_args": {}}, ["model.losses[1]", "class_path"]),
