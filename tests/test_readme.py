@@ -207,7 +207,7 @@ def make_onnx():
     from rga_reid.models.export import export_model
     export_model(build_model(backbone="osnet_x0_25", attention=None, size=(256, 128)), "osnet_x1_0.onnx", "onnx")
 """
-GUIDES = ["docs/evaluation.md", "docs/galleries.md", "docs/testing.md", "docs/explain.md"]
+GUIDES = ["docs/own_data.md", "docs/evaluation.md", "docs/galleries.md", "docs/testing.md", "docs/explain.md"]
 #: Documents whose blocks run in other tests; docs/milvus.md and docs/serving.md need a server.
 ELSEWHERE = {
     "docs/serving.md",

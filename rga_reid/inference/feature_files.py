@@ -190,7 +190,8 @@ def _read_member(
 ) -> np.ndarray:
     try:
         with archive.open(member) as file:
-            read_npy_header(file)
+            if read_npy_header(file)[2].hasobject:
+                raise ValueError("Python objects: convert them before you save, as with pids.astype(str)")
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False)
             if file.read(1):

@@ -96,6 +96,7 @@ def test_a_file_of_version_1_opens() -> None:
         ({"features": FEATURES.astype(int)}, "int64"),
         ({"features": FEATURES.astype(object)}, "'features' is pickled"),
         ({"features": FEATURES, "pids": np.array([1, None, 2])}, "'pids' is pickled"),
+        ({"features": FEATURES, "pids": np.array(["a", "b", "c"], object)}, r"'pids'.*astype\(str\)"),
         ({"features": FEATURES, "pids": np.ones(3)}, "'pids'"),
         ({"features": FEATURES, "camids": np.ones(2, int)}, "'camids'"),
         ({"features": FEATURES, "paths": np.ones(3)}, "'paths'"),
