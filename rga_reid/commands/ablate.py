@@ -257,10 +257,12 @@ class _Display:
 
     def show(self, progress: Progress) -> None:
         """Show the progress."""
+        from rga_reid.training.monitoring import format_seconds
+
         active = ", ".join(progress.active) or "waiting"
         self.bar.update(self.task, description=active, completed=progress.done, total=progress.total)
         if progress.news:
             left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
-            minutes = f", about {left / 60:.0f} minutes left" if left > 0 else ""
+            remaining = f", about {format_seconds(left)} left" if left > 0 else ""
             news = sanitize(progress.news)
-            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {news}{minutes}")
+            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {news}{remaining}")

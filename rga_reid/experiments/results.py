@@ -28,7 +28,7 @@ from rga_reid.reports.language import Text
 _LABELS = ("pid", "camid")  # whole numbers or text, null where unknown
 _QUERIES = {"path": "str", "query": "int64", "AP_step": "float64", "matches": "int64"}
 _RANKED = {"path": "str", "query": "int64", "rank": "int64", "score": "float64"}
-_CURVE = ["epoch", "step", "loss", "val_mAP"]
+_CURVE = ["epoch", "step", "loss", "loss_epoch", "val_mAP"]
 _MAX_NUMBER = 1e18
 _METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
 _TESTS = ("test.json", "metrics.json")  # of `train --test.root`, and a common name for `test --json`
@@ -192,9 +192,9 @@ def read_run(folder: Path) -> Evaluation:
 
 
 def read_curve(folder: Path) -> pd.DataFrame | None:
-    """Compute the mean training loss of each epoch from the CSV logs of ``train``, and read its mAP.
+    """Read the mean training loss and the mAP of each epoch from the CSV logs of ``train``.
 
-    A resumed run has several logs.
+    A resumed run has several logs. Logs of older releases have no means; they are computed from the logged steps.
 
     Returns:
         Columns ``epoch`` (from 1), ``loss`` and ``val_mAP`` (on held-out identities), null where they were not
@@ -210,9 +210,11 @@ def read_curve(folder: Path) -> pd.DataFrame | None:
             rows = pd.DataFrame(list(csv.DictReader(lines)), columns=_CURVE)
             tables.append(rows.apply(pd.to_numeric))
     logged = pd.concat(tables)
-    losses = (
+    steps = (
         logged.dropna(subset=["loss"]).drop_duplicates("step", keep="last").groupby("epoch")["loss"].mean()
     )
+    whole = logged.dropna(subset=["loss_epoch"]).groupby("epoch")["loss_epoch"].last()
+    losses = whole.combine_first(steps).rename("loss")
     scores = logged.dropna(subset=["val_mAP"]).groupby("epoch")["val_mAP"].last()
     means = pd.concat([losses, scores], axis=1).sort_index()
     if means.empty:

@@ -378,6 +378,21 @@ def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:
     assert read_curve(tmp_path / "none") is None
 
 
+def test_curves_show_the_means_of_epochs(tmp_path: Path) -> None:
+    """Not those of the steps that were logged, of which a short epoch may have none."""
+    for version, text in {
+        0: "epoch,loss,step\n0,4.0,9\n",  # an older release
+        1: "epoch,loss,loss_epoch,step\n1,,3.0,14\n2,2.5,,20\n2,,2.0,24\n",
+        2: "epoch,loss,loss_epoch,step\n2,2.6,,20\n2,,2.1,24\n",
+    }.items():
+        folder = tmp_path / f"csv/version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    curve = read_curve(tmp_path)
+    assert curve is not None
+    assert curve[["epoch", "loss"]].to_numpy().tolist() == [[1, 4.0], [2, 3.0], [3, 2.1]]
+
+
 @pytest.mark.slow
 def test_killed_ablation_ends_as_an_uninterrupted_one(tiny_market: Path, tmp_path: Path) -> None:
     variants = [{"name": "plain"}, {"name": "rga", "overrides": {"model.attention": "rga"}}]

@@ -231,7 +231,7 @@ def test_a_class_of_the_user(module: Any, images: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "attributes", "words"),
     [
-        ("own_module.Missing", {}, ["own_module.Missing", "--import own_module"]),
+        ("own_module.Missing", {}, ["no such file", "no attribute 'Missing'"]),
         ("no_such_module.Own", {}, ["no_such_module.Own", "--import no_such_module"]),
         ("own_module.Own", {"embed": None}, ["method embed"]),
         ("own_module.Own", {"dimension": None}, ["dimension"]),
