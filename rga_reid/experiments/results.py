@@ -48,7 +48,7 @@ def read_evaluations(paths: Sequence[str | os.PathLike[str]]) -> list[Evaluation
     evaluations: list[Evaluation] = []
     for path in map(Path, paths):
         if path.is_file():
-            evaluations.append(Evaluation(path.stem, None, *_read_metrics(path)))
+            evaluations.append(Evaluation(path.stem, None, **_read_metrics(path)))
         elif (path / ablation.RESULT).is_file():
             evaluations.append(read_run(path))
         elif any((path / name).is_file() for name in _TESTS):
@@ -56,7 +56,13 @@ def read_evaluations(paths: Sequence[str | os.PathLike[str]]) -> list[Evaluation
         else:
             evaluations += _read_ablation(path)
     keys = [(one.name, one.seed) for one in evaluations]
-    duplicates = {name for name, seed in keys if keys.count((name, seed)) > 1}
+    names = [name for name, _ in keys]
+    # without a seed the settings are unknown, so that it may not be another seed of a variant
+    duplicates = {
+        name
+        for name, seed in keys
+        if keys.count((name, seed)) > 1 or (seed is None and names.count(name) > 1)
+    }
     if duplicates:
         raise InputError(
             f"report: two evaluations are called {min(duplicates)!r}; rename a folder or file, or write "
@@ -181,7 +187,7 @@ def read_run(folder: Path) -> Evaluation:
         return Evaluation(
             str(result["variant"]),
             int(result["seed"]),
-            *_parse_metrics(result["metrics"]),
+            **_parse_metrics(result["metrics"]),
             queries=queries,
             ranked=_read_table(folder / ablation.RANKED, _RANKED),
             curve=read_curve(folder / ablation.TRAIN),
@@ -260,7 +266,7 @@ def _read_ablation(path: Path) -> list[Evaluation]:
 
 def _read_training(folder: Path) -> Evaluation:
     file = next(folder / name for name in _TESTS if (folder / name).is_file())
-    evaluation = Evaluation(folder.resolve().name, None, *_read_metrics(file), curve=read_curve(folder))
+    evaluation = Evaluation(folder.resolve().name, None, **_read_metrics(file), curve=read_curve(folder))
     checkpoint = folder / ablation.LAST
     if not checkpoint.is_file():
         return evaluation
@@ -271,15 +277,19 @@ def _read_training(folder: Path) -> Evaluation:
     return replace(evaluation, parameters=parameters, macs=macs, training_seconds=seconds)
 
 
-def _read_metrics(file: Path) -> tuple[dict[str, float], tuple[float, ...]]:
+def _read_metrics(file: Path) -> dict[str, Any]:
     with _explain_damage(file):
         return _parse_metrics(read_json(file))
 
 
-def _parse_metrics(content: Mapping[str, Any]) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Return the metrics and the CMC curve of ``test --json`` or ``evaluate --json``, as fractions."""
-    metrics = {key: _number(content[key], 1) for key in _METRICS if key == "mAP" or key in content}
-    return metrics, tuple(_number(value, 1) for value in content.get("cmc", []))
+def _parse_metrics(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of ``Evaluation`` from ``test --json`` or ``evaluate --json``: fractions and counts."""
+    counts = [_number(content.get(key)) for key in ("queries", "gallery")]
+    return {
+        "metrics": {key: _number(content[key], 1) for key in _METRICS if key == "mAP" or key in content},
+        "cmc": tuple(_number(value, 1) for value in content.get("cmc", [])),
+        "counts": None if None in counts else tuple(counts),
+    }
 
 
 def _number(value: Any, most: float = 1e18) -> Any:

@@ -40,6 +40,7 @@ class Evaluation:
         latency_ms, memory_mib: of a forward pass.
         checkpoint: file of the tested model.
         cameras: see ``rank_between_cameras``.
+        counts: numbers of queries and of gallery items.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Evaluation:
     memory_mib: float | None = None
     checkpoint: str | None = None
     cameras: pd.DataFrame | None = field(default=None, repr=False)
+    counts: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,13 @@ def _mean(group: Sequence[Evaluation], key: str) -> float | None:
 
 
 def _reason(both: Sequence[Evaluation]) -> Reason:
-    return "no per-query results" if any(one.queries is None for one in both) else "other queries"
+    unknown = any(one.queries is None for one in both) and not _differ_in_counts(both)
+    return "no per-query results" if unknown else "other queries"
+
+
+def _differ_in_counts(both: Sequence[Evaluation]) -> bool:
+    """Return whether evaluations have different numbers of queries or gallery items: other data."""
+    return len({one.counts for one in both if one.counts is not None}) > 1
 
 
 def _verdict(
@@ -248,11 +256,12 @@ def _verdict(
     ours, theirs = _spread(group, "mAP"), _spread(baseline, "mAP")
     if ours is None or theirs is None:
         return ""
+    both = [*group, *baseline]
+    per_query = all(one.queries is not None for one in both)
+    if _differ_in_counts(both) or (per_query and average_precisions(both) is None):
+        return ""  # of other queries
     if deviation is None:
         return "seed spread unknown"
-    both = [*group, *baseline]
-    if all(one.queries is not None for one in both) and average_precisions(both) is None:
-        return ""  # of other queries
     difference = ours.mean - theirs.mean
     if abs(difference) <= seed_spread(deviation, dof, len(group), len(baseline)):
         return "within seed spread"

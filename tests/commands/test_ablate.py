@@ -32,6 +32,7 @@ from rga_reid.experiments import ablation_worker
 from rga_reid.experiments.ablation import Outcome, Run, lock_run
 from rga_reid.experiments.evaluate_model import evaluate_model
 from rga_reid.experiments.results import read_curve, read_evaluations, read_run
+from rga_reid.reports.ablation_stats import table_rows
 from rga_reid.runtime import run_main
 from tests.folders import files_below
 
@@ -288,6 +289,26 @@ def test_report_of_folders_and_files(
     assert str(tmp_path / "report/report.html") in capsys.readouterr().out
     assert main([*words, "--overwrite", "--lang", "zh"]) == 0
     assert '<html lang="zh-CN">' in (tmp_path / "report/report.html").read_text(encoding="utf-8")
+
+
+def test_a_file_named_like_a_variant_is_no_seed_of_it(
+    ablated: tuple[Path, int], tmp_path: Path, refused: Refused
+) -> None:
+    run = ablated[0] / "out/plain/seed-0"
+    (tmp_path / "plain.json").write_text('{"mAP": 0.5}')
+    out = ["--out", str(tmp_path / "report")]
+    assert "'plain'" in refused("report", str(run), str(tmp_path / "plain.json"), *out)
+
+
+def test_a_file_about_other_data_has_no_verdict(tmp_path: Path) -> None:
+    counts = {"queries": 4, "gallery": 9}
+    for name, changed in {"base": {}, "same": {}, "other": {"queries": 5}, "larger": {"gallery": 8}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"mAP": 0.5, **counts, **changed}))
+    (tmp_path / "unknown.json").write_text('{"mAP": 0.5}')
+    names = ("base", "same", "other", "larger", "unknown")
+    rows = table_rows(read_evaluations([tmp_path / f"{name}.json" for name in names]), "base")[1:]
+    missing = ("seed spread unknown", "no per-query results")
+    assert [(row.verdict, row.reason) for row in rows] == [missing, *[("", "other queries")] * 2, missing]
 
 
 def test_report_of_other_files(tmp_path: Path, refused: Refused) -> None:
