@@ -293,7 +293,7 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
     from matplotlib.backends.backend_pdf import PdfPages
 
     from rga_reid.reports.attention_figures import attention_figure, flow_figure, relation_figure
-    from rga_reid.reports.plots import NO_DATE, save_figure
+    from rga_reid.reports.plots import NO_DATE, add_chinese_font, save_figure
 
     # SE and CBAM have weights but no relation matrices
     has_matrices = any(exhibit.stage(options.stage).matrices for exhibit in exhibits)
@@ -304,11 +304,15 @@ def _write_figures(options: Namespace, exhibits: list[Exhibit], kind: str) -> No
             )
             save_figure(figure, temporary, "png")
             return
+        figures = []
+        for image in dict.fromkeys(exhibit.image for exhibit in exhibits):
+            shown = [exhibit for exhibit in exhibits if exhibit.image == image]
+            if has_matrices:
+                figures.append(relation_figure(shown, stage=options.stage))
+            figures.append(attention_figure(shown))
+        for exhibit in {(one.mechanism, one.model, one.pixels.shape): one for one in exhibits}.values():
+            figures.append(flow_figure(exhibit, stage=options.stage))
         with PdfPages(temporary, metadata=NO_DATE["pdf"]) as pages:
-            for image in dict.fromkeys(exhibit.image for exhibit in exhibits):
-                shown = [exhibit for exhibit in exhibits if exhibit.image == image]
-                if has_matrices:
-                    pages.savefig(relation_figure(shown, stage=options.stage))
-                pages.savefig(attention_figure(shown))
-            for exhibit in {(one.mechanism, one.model, one.pixels.shape): one for one in exhibits}.values():
-                pages.savefig(flow_figure(exhibit, stage=options.stage))
+            for figure in figures:
+                add_chinese_font(figure)
+                pages.savefig(figure)

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import BinaryIO
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure  # figures without pyplot need no display and leave no global state
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from rga_reid.reports.html import SUBSCRIPT
 
 #: Okabe and Ito's colours, which colour-blind readers can distinguish
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a7f00")
+
+#: Fonts with Chinese characters, which matplotlib's own font lacks; the first that is installed is used
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",  # the first font of the file that has all of them
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+)
+_CHINESE_FILES = re.compile("cjk|sourcehan|wqy|msyh|simhei|pingfang", re.IGNORECASE)
+_CHINESE = re.compile("[\u2e80-\u9fff\uff00-\uffef]")
 
 #: Metadata without a date, by format: the same figure gives the same bytes
 NO_DATE: dict[str, dict[str, None]] = {
@@ -36,9 +53,35 @@ def save_figure(figure: Figure, target: Path | BinaryIO, kind: str, dpi: int = 1
         kind: ``png``, ``svg`` or ``pdf``, independent of the suffix of ``target``.
         dpi: dots per inch of a PNG.
     """
+    add_chinese_font(figure)
     # without a salt, the ids in an SVG are random
     with matplotlib.rc_context({"svg.hashsalt": "rga-reid", "svg.fonttype": "path"}):
         figure.savefig(target, format=kind, dpi=dpi, metadata=NO_DATE[kind])
+
+
+def add_chinese_font(figure: Figure) -> None:
+    """Let texts with Chinese characters, such as file names, fall back on an installed font that has them."""
+    texts = [text for text in figure.findobj(Text) if _CHINESE.search(text.get_text())]
+    if not texts:
+        return
+    font = find_chinese_font()
+    for text in texts if font else ():
+        text.set_fontfamily([*text.get_fontfamily(), font])
+
+
+def find_chinese_font() -> str | None:
+    """Return the name of an installed font with Chinese characters."""
+    manager = font_manager.fontManager
+
+    def find() -> str | None:
+        installed = {font.name for font in manager.ttflist}
+        return next((font for font in CHINESE_FONTS if font in installed), None)
+
+    if find() is None:  # matplotlib keeps a list, without the fonts that were installed later
+        for path in font_manager.findSystemFonts():
+            if _CHINESE_FILES.search(Path(path).name):
+                manager.addfont(path)
+    return find()
 
 
 def figure_bytes(figure: Figure, kind: str, dpi: int = 200) -> bytes:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import re
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rga_reid.errors import InputError
 from rga_reid.reports.heat_maps import VIEWS, HeatMap, MapView, heat_map_figure, heat_map_page
 from rga_reid.reports.language import Text
-from rga_reid.reports.plots import figure_bytes
+from rga_reid.reports.plots import figure_bytes, find_chinese_font
 from tests.page_texts import element_texts, visible_text
 
 GREY = np.full((64, 32, 3), 128, np.uint8)
@@ -164,3 +166,13 @@ def test_bad_input_is_named() -> None:
             draw([], "gradcam")
         with pytest.raises(InputError, match="view"):
             draw([heat_map([[0.0, 1.0]])], "cam")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_chinese_font() is None, reason="needs a font with Chinese characters")
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_names_of_files_in_chinese_are_drawn(kind: str) -> None:
+    figure = Figure(figsize=(2, 1))
+    figure.text(0.1, 0.5, "我的图片.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of characters that the font lacks
+        figure_bytes(figure, kind)
