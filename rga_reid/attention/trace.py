@@ -138,13 +138,13 @@ class Relations:
         Raises:
             ValueError: the module has no relation matrix.
         """
-        from matplotlib.figure import Figure
+        from rga_reid.attention.plots import NotebookFigure
 
         if not self.matrices:
             raise ValueError("plot: expected relation matrices, got a module with weights only")
 
         height, width = self.x.shape[2:]
-        figure = Figure(figsize=(8, 2.6 * len(self.matrices)), layout="constrained")
+        figure = NotebookFigure(figsize=(8, 2.6 * len(self.matrices)), layout="constrained")
         axes = figure.subplots(len(self.matrices), 3, squeeze=False)
         for line, (name, matrix) in zip(axes, self.matrices.items(), strict=True):
             values = matrix[item].detach().float().cpu()

@@ -67,6 +67,7 @@ def test_plots_show_the_row_and_the_column_of_the_point() -> None:
     np.testing.assert_array_equal(pictures[1], matrix[node].reshape(8, 4))
     np.testing.assert_array_equal(pictures[2], matrix[:, node].reshape(8, 4))
     pooled = NonLocal(16, sub_sample=True).relations(x)
+    assert relations.plot()._repr_png_().startswith(b"\x89PNG")  # without pyplot, notebooks know no other way
     shapes = [axes.images[0].get_array().shape for axes in pooled.plot().axes[:3]]
     assert shapes == [(32, 8), (4, 2), (8, 4)]
     x[0, 5] *= 9  # the most active channel
@@ -85,6 +86,8 @@ def test_notebooks_of_the_docs_run(file: Path, tmp_path: Path) -> None:
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # results are not committed
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert any(
-        "text/html" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])
-    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("text/html" in output.get("data", {}) for output in outputs)
+    assert not [output.text for output in outputs if "Warning" in output.get("text", "")]
+    plots = [cell for cell in notebook.cells if ".plot(" in cell.source]
+    assert all("image/png" in cell.outputs[-1]["data"] for cell in plots)
