@@ -235,6 +235,19 @@ def test_channels_that_are_dead_are_left_out_and_ties_are_named(
     assert page.text("#matrices label:has(:checked)").startswith("Gc")  # chosen in the address
 
 
+def test_channels_that_a_channel_takes_from_are_those_unlike_it(page: Page) -> None:
+    page.click("#exhibits label:nth-of-type(3) input")
+    page.wait("document.getElementById('head-most').textContent.includes('takes most')")
+    assert page.text("#readout").count("the most it takes") == 1
+    page.click("#exhibits label:nth-of-type(1) input")
+    page.click("#matrices label:nth-of-type(2) input")
+    page.wait("document.getElementById('head-most').textContent.startsWith('Most related')")
+
+
+def test_a_number_after_a_minus_sign_is_in_brackets(page: Page) -> None:
+    assert page.run("return [bracket(-150), bracket(18.6), bracket(0)]") == ["(−150)", "18.6", "0"]
+
+
 def test_coming_back_from_channels_shows_positions(page: Page) -> None:
     for number, channels in ((3, True), (1, False)):
         page.click(f"#exhibits label:nth-of-type({number}) input")
@@ -260,6 +273,12 @@ def test_the_tour_has_six_steps_with_the_numbers_of_the_point(
         )
         texts.append(page.text("#tour-text"))
         assert page.run("return document.querySelectorAll('.toured').length") > 0
+        if page.run("return document.querySelector('.content .toured canvas.tap') !== null"):  # not covered
+            page.wait(
+                "((canvas) => { const b = canvas.getBoundingClientRect(); return canvas ==="
+                " document.elementFromPoint((b.left + b.right) / 2, (b.top + b.bottom) / 2); })"
+                "(document.querySelector('.content .toured canvas.tap'))"
+            )
         if step < 6:
             page.run("document.getElementById('tour-next').click()")
     assert not page.run("return document.getElementById('tour-next').disabled === false")

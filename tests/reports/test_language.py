@@ -121,7 +121,7 @@ def test_a_page_opens_in_a_language_and_escapes_values() -> None:
     assert '<html lang="zh-CN">' in page
     text = re.sub(r"<[^>]+>", "", page.partition("<script")[0])
     assert "数据流" in text
-    assert "ResNet-18，96×48 像素。 图中的人物由代码绘制。" in text
+    assert "ResNet-18，96×48 像素。 图中的行人由代码绘制。" in text
     assert "&lt;b&gt;" in page
     assert "<i>" not in page
     with pytest.raises(InputError):

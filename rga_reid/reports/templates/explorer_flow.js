@@ -138,6 +138,8 @@ function calculate(m) {
   const value = { product: dot, mean: dot / m.size[1], softmax: outside ? 0 : Math.exp(dot - log), softmin: Math.exp(-dot - log) }[form];
   return { i, j, terms, dot, log, value, outside, sampled: nodes?.length };
 }
+/** A number that follows a minus sign. */
+const bracket = (value) => (value < 0 ? `(${formatNumber(value)})` : formatNumber(value));
 function showCalculation(holder, m, step) {
   const { i, j, terms, dot, log, value, outside, sampled } = calculate(m), { form, left, right } = m.calculation;
   if (holder.dataset.entry === `${i},${j},${settings.lang}`) return;
@@ -171,7 +173,7 @@ function showCalculation(holder, m, step) {
   const isMatrix = step.symbol === m.symbol;
   if (isMatrix && outside) parts.push(line(t("calc_outside")));
   else if (isMatrix && form === "mean") parts.push(line(t("calc_mean", { n: m.size[1], value: formatNumber(value) })));
-  else if (isMatrix && form !== "product") parts.push(line(t(`calc_${form}`, { sum: formatNumber(dot), log: formatNumber(log), value: formatNumber(value) })));
+  else if (isMatrix && form !== "product") parts.push(line(t(`calc_${form}`, { sum: formatNumber(dot), negated: bracket(dot), log: formatNumber(log), subtracted: bracket(log), value: formatNumber(value) })));
   parts.push(line(`**${t("calc_result", { symbol: step.symbol, value: formatNumber(isMatrix ? value : dot) })}**`));
   holder.replaceChildren(...parts);
 }

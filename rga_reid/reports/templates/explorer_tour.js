@@ -42,7 +42,15 @@ async function goTour(step) {
   }
   target.scrollIntoView({ block: "start" });
   showTour();
+  // on a small screen, the picture that the step is about may be below the window or under the step
+  const picture = marked.map((name) => $(`fig-${name}`)).find((figure) => figure && !$("dock").contains(figure));
+  if (picture && (picture.getBoundingClientRect().bottom > innerHeight || covers($("tour"), picture))) picture.scrollIntoView({ block: "start" });
   $("tour-next").focus({ preventScroll: true });
+}
+/** Whether one element hides a part of another. */
+function covers(above, below) {
+  const a = above.getBoundingClientRect(), b = below.getBoundingClientRect();
+  return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
 }
 function showTour() {
   if (!tour || !matrix()?.ready || matrix().kind !== "positions") return;

@@ -119,6 +119,8 @@ function readChannels() {
   const lowest = order.toReversed().sort((p, q) => row[p] - row[q] || p - q);
   return { m, place, channel, row, column, order, lowest, forward: row[order[0]], backward: column[order[0]], total: sum(row) };
 }
+/** Whether the channels that a channel takes most from are those least similar to it. */
+const takesFromUnlike = (shown) => ["cam", "dual"].includes(shown.mechanism);
 function showChannels() {
   const { m, channel, row, column, order, lowest, forward, backward, total } = readChannels(), all = choices(m);
   $("channel-range").max = all.length - 1;
@@ -133,9 +135,10 @@ function showChannels() {
   lines(m, ...middle(channel, m.grid));
   set("head-photo", t("photo_channel", { n: channel }));
   set("cap-photo", m.live.includes(channel) ? t("cap_photo_channel") : t("cap_photo_dead", { n: channel }));
-  set("head-most", t("most", { n: channel })); set("head-least", t("least", { n: channel }));
+  const takes = takesFromUnlike(exhibit());
+  set("head-most", t(takes ? "most_takes" : "most", { n: channel })); set("head-least", t(takes ? "least_takes" : "least", { n: channel }));
   const { symbol } = m;
-  const parts = [[t("channel_i", { n: channel, last: m.size[0] - 1 })], [t("channel_row", { symbol, n: order[0] }), "value-row", forward],
+  const parts = [[t("channel_i", { n: channel, last: m.size[0] - 1 })], [t(takes ? "channel_row_takes" : "channel_row", { symbol, n: order[0] }), "value-row", forward],
     [t("channel_column", { symbol, n: order[0] }), "value-column", backward], [t("value_sum"), "value-sum", total]];
   if (m.asymmetry !== null) parts.push([t("value_asymmetry"), "value-asymmetry", m.asymmetry]);
   showParts("readout", parts);
@@ -210,15 +213,15 @@ function captions(shown, m) {
     set("cap-photo", m.whole ? t("cap_photo") : t("cap_photo_pooled", { rows: m.size[0], keys: m.size[1], count: m.chosen.length }));
   }
   set("cap-row", words.row_caption); set("cap-column", words.column_caption);
-  set("cap-difference", both ? t("cap_difference_both") : `${t("cap_difference")} ${shown.words.en.directions === "row only" ? t("cap_difference_row_only") : ""}`);
+  set("cap-difference", both ? t("cap_difference_both") : join(t("cap_difference"), shown.words.en.directions === "row only" ? t("cap_difference_row_only") : ""));
   const reach = m.reach < 0.9999 ? t("cap_reach", { share: formatNumber(100 * m.reach) }) : m.name === "both_passes" ? t("cap_both_passes") : "";
   const pooled = m.whole ? t("cap_whole") : t(`cap_pooled_${m.kind}`, { dots: m.picture.shape.join(" × "), values: m.size.join(" × ") });
   const root = powerOf(m.values, ...range(m.values)) === 1 ? "" : t("cap_root");
-  set("cap-matrix", `${formulaOf(m.formula)}. ${t(both ? "cap_row_both" : "cap_row_takes")} ${pooled} ${root} ${reach}`);
+  set("cap-matrix", join(`${formulaOf(m.formula)}${settings.lang === "zh" ? "。" : "."}`, t(both ? "cap_row_both" : "cap_row_takes"), pooled, root, reach));
   const all = m.size[0], live = m.live.length;
-  const parts = [t(both ? "channels_both" : ["cam", "dual"].includes(shown.mechanism) ? "channels_minus" : "channels_plain"),
+  const parts = [t(both ? "channels_both" : takesFromUnlike(shown) ? "channels_minus" : "channels_plain"),
     live < all ? t("live", { live, all }) : t("live_all", { all }), m.whole ? "" : t("exact_channels", { count: m.chosen.length, all })];
-  set("cap-channels", parts.join(" "));
+  set("cap-channels", join(...parts));
 }
 
 // ---------- all modules at one point, applied attention, the modules at a glance ----------

@@ -25,6 +25,8 @@ function t(key, values = {}) {
   const fill = (value) => (value?.key ? t(value.key, value.values) : value);
   return (data.strings[settings.lang][key] ?? key).replace(/\{(\w+)\}/g, (all, name) => fill(values[name]) ?? all);
 }
+/** Sentences as one text: Chinese has no space between them. */
+const join = (...sentences) => sentences.filter(Boolean).join(settings.lang === "zh" ? "" : " ");
 const MARKUP = /(?<![A-Za-z])(?<symbol>[A-Za-zΑ-ω]|softmax|max)_(?<below>[A-Za-z0-9])(?![A-Za-z0-9])|`(?<code>[^`]+)`|\*\*(?<bold>[^*]+)\*\*/g;
 /** Text as nodes to append: G_s is G with the subscript s, `code`, **bold**. */
 function typeset(text) {
