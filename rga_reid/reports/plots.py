@@ -62,11 +62,9 @@ def save_figure(figure: Figure, target: Path | BinaryIO, kind: str, dpi: int = 1
 def add_chinese_font(figure: Figure) -> None:
     """Let texts with Chinese characters, such as file names, fall back on an installed font that has them."""
     texts = [text for text in figure.findobj(Text) if _CHINESE.search(text.get_text())]
-    if not texts:
-        return
-    font = find_chinese_font()
-    for text in texts if font else ():
-        text.set_fontfamily([*text.get_fontfamily(), font])
+    if texts and (font := find_chinese_font()):
+        for text in texts:
+            text.set_fontfamily([*text.get_fontfamily(), font])
 
 
 def find_chinese_font() -> str | None:
