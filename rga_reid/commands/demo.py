@@ -52,7 +52,7 @@ def run(options: Namespace) -> None:
     started = time.monotonic()
     root = out / "data"
     words = ["--config", options.config, "--data.root", str(root), "--out", str(out / "model")]
-    words += ["--seed", str(options.seed)]
+    words += ["--data.dataset", "synthetic", "--seed", str(options.seed)]
     parser = train.parser()
     prepared = train.prepare(words)
     try:

@@ -187,7 +187,8 @@ def _prepare_demo(options: Namespace) -> None:
         checkpoint = out / "last.ckpt"
         if not (out / DONE).is_file():
             print_step(f"train: ResNet-18 with {name}")
-            words = ["--config", "demo", "--data.root", str(root), "--out", str(out), "--overwrite"]
+            words = ["--config", "demo", "--data.root", str(root), "--data.dataset", "synthetic"]
+            words += ["--out", str(out), "--overwrite"]
             words += ["--seed", str(options.seed), "--model.attention", name]
             settings = parse(train.parser(), train.prepare(words))
             assert settings is not None  # no --help among the words
