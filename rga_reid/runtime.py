@@ -111,14 +111,13 @@ def import_class(path: str, what: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
-        raise InputError(
-            f"{what}: found no module {truncate(error.name)} among the installed packages; if it is a file in the "
-            f"current folder, add --import {truncate(module)}"
-        ) from None
     except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise InputError(
+                f"{what}: found no module {truncate(missing)} among the installed packages; if it is a file in the "
+                f"current folder, add --import {truncate(module)}"
+            ) from None
         raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rga_reid.commands._options import add_import_option, new_parser
+from rga_reid.commands._options import add_dataset_option, add_import_option, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.errors import InputError, short_repr
 
@@ -75,7 +75,7 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--data.root", metavar="DIR", help="with --quantize: data set to measure the loss of mAP on"
     )
-    options.add_argument("--data.dataset", metavar="CARD", default="market1501", help="card of the data set")
+    add_dataset_option(options)
     options.add_argument(
         "--calibration",
         metavar="FILE",

@@ -384,14 +384,22 @@ def test_damaged_tables_of_runs(
     assert f"{name}: " in refused("report", str(run), "--out", str(tmp_path / "report"))
 
 
+def write_logs(folder: Path, texts: dict[int, str]) -> None:
+    """Write the CSV logs of a training that was resumed, by version."""
+    for version, text in texts.items():
+        log = folder / f"csv/version_{version}" / "metrics.csv"
+        log.parent.mkdir(parents=True)
+        log.write_text(text)
+
+
 def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:
-    for version, text in {
-        2: "epoch,loss,step\n1,2.0,1\n1,1.0,2\n",
-        10: "epoch,loss,step,lr,val_mAP\n1,,2,0.1,\n1,3.0,2,,\n2,0.5,3,,\n2,,3,,0.25\n",
-    }.items():
-        folder = tmp_path / f"csv/version_{version}"
-        folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text(text)
+    write_logs(
+        tmp_path,
+        {
+            2: "epoch,loss,step\n1,2.0,1\n1,1.0,2\n",
+            10: "epoch,loss,step,lr,val_mAP\n1,,2,0.1,\n1,3.0,2,,\n2,0.5,3,,\n2,,3,,0.25\n",
+        },
+    )
     curve = read_curve(tmp_path)
     assert curve is not None
     assert curve[["epoch", "loss"]].to_numpy().tolist() == [[2, 2.5], [3, 0.5]]
@@ -401,14 +409,14 @@ def test_curves_of_a_resumed_training_are_joined(tmp_path: Path) -> None:
 
 def test_curves_show_the_means_of_epochs(tmp_path: Path) -> None:
     """Not those of the steps that were logged, of which a short epoch may have none."""
-    for version, text in {
-        0: "epoch,loss,step\n0,4.0,9\n",  # an older release
-        1: "epoch,loss,loss_epoch,step\n1,,3.0,14\n2,2.5,,20\n2,,2.0,24\n",
-        2: "epoch,loss,loss_epoch,step\n2,2.6,,20\n2,,2.1,24\n",
-    }.items():
-        folder = tmp_path / f"csv/version_{version}"
-        folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text(text)
+    write_logs(
+        tmp_path,
+        {
+            0: "epoch,loss,step\n0,4.0,9\n",  # an older release
+            1: "epoch,loss,loss_epoch,step\n1,,3.0,14\n2,2.5,,20\n2,,2.0,24\n",
+            2: "epoch,loss,loss_epoch,step\n2,2.6,,20\n2,,2.1,24\n",
+        },
+    )
     curve = read_curve(tmp_path)
     assert curve is not None
     assert curve[["epoch", "loss"]].to_numpy().tolist() == [[1, 4.0], [2, 3.0], [3, 2.1]]

@@ -29,15 +29,15 @@ async function numbers(reference) {
   return reference.values;
 }
 const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
-/** Format a number to a number of digits: 0.1234, 1234, 1.234·10⁻⁵, −3.2. */
-function formatNumber(value, digits = 3) {
+/** Format a number to three digits: 0.123, 1234, 1.23·10⁻⁵, −3.20. */
+function formatNumber(value) {
   if (value === 0) return "0";
   const size = Math.abs(value), sign = value < 0 ? "−" : "";
   if (size < 1e4 && size >= 1e-3) {
-    const plain = size.toPrecision(digits); // has an exponent if the integer part has more digits
+    const plain = size.toPrecision(3); // has an exponent if the integer part has more digits
     return sign + (plain.includes("e") ? size.toFixed(0) : plain);
   }
-  const [digit, power] = size.toExponential(digits - 1).split("e");
+  const [digit, power] = size.toExponential(2).split("e");
   return `${sign}${digit}·10${[...power.replace("+", "")].map((letter) => RAISED[letter]).join("")}`;
 }
 const range = (values) => {

@@ -12,8 +12,8 @@ function formulaOf(text) {
 }
 const set = (id, text) => $(id).replaceChildren(...typeset(text));
 
-function drawMatrix(m) {
-  const [rows, keys] = m.picture.shape;
+/** The picture of a matrix and its colour scale. */
+function pictureOf(m) {
   if (!m.drawn) {
     const sorted = Float32Array.from(m.values).sort();
     const low = sorted[0], top = sorted[sorted.length - 1];
@@ -22,9 +22,13 @@ function drawMatrix(m) {
     const power = powerOf(m.values, low, top);
     if (power !== 1) high = top;
     const [a, b, colours] = scaleOf(low, high);
-    const picture = paint(m.values, [rows, keys], a, b, data.colours[colours], 0, power);
+    const picture = paint(m.values, m.picture.shape, a, b, data.colours[colours], 0, power);
     m.drawn = { picture, low: a, high: b, colours, more: high < top, power };
   }
+  return m.drawn;
+}
+function drawMatrix(m) {
+  const [rows, keys] = m.picture.shape, { picture, low, high, colours, more, power } = pictureOf(m);
   // as large as it is shown: a larger canvas would be scaled down with moiré
   const canvas = $("matrix"), side = Math.min(512, Math.round((canvas.clientWidth || 512) * devicePixelRatio));
   if (canvas.width !== side) canvas.width = canvas.height = side;
@@ -32,8 +36,8 @@ function drawMatrix(m) {
   context.imageSmoothingEnabled = Math.max(rows, keys) > side;
   context.imageSmoothingQuality = "high";
   context.clearRect(0, 0, side, side);
-  context.drawImage(m.drawn.picture, 0, 0, side, side);
-  bar("bar-matrix", m.drawn.low, m.drawn.high, m.drawn.colours, m.drawn.more ? t("bar_more") : rootNote(m.drawn.power));
+  context.drawImage(picture, 0, 0, side, side);
+  bar("bar-matrix", low, high, colours, more ? t("bar_more") : rootNote(power));
   return context;
 }
 /** Draw lines through the row and the column of (v, u). */
@@ -216,8 +220,8 @@ function captions(shown, m) {
   set("cap-difference", both ? t("cap_difference_both") : join(t("cap_difference"), shown.words.en.directions === "row only" ? t("cap_difference_row_only") : ""));
   const reach = m.reach < 0.9999 ? t("cap_reach", { share: formatNumber(100 * m.reach) }) : m.name === "both_passes" ? t("cap_both_passes") : "";
   const pooled = m.whole ? t("cap_whole") : t(`cap_pooled_${m.kind}`, { dots: m.picture.shape.join(" × "), values: m.size.join(" × ") });
-  const root = powerOf(m.values, ...range(m.values)) === 1 ? "" : t("cap_root");
-  set("cap-matrix", join(`${formulaOf(m.formula)}${settings.lang === "zh" ? "。" : "."}`, t(both ? "cap_row_both" : "cap_row_takes"), pooled, root, reach));
+  const root = pictureOf(m).power === 1 ? "" : t("cap_root");
+  set("cap-matrix", join(t("cap_formula", { formula: formulaOf(m.formula) }), t(both ? "cap_row_both" : "cap_row_takes"), pooled, root, reach));
   const all = m.size[0], live = m.live.length;
   const parts = [t(both ? "channels_both" : takesFromUnlike(shown) ? "channels_minus" : "channels_plain"),
     live < all ? t("live", { live, all }) : t("live_all", { all }), m.whole ? "" : t("exact_channels", { count: m.chosen.length, all })];
