@@ -325,7 +325,7 @@ def label_table(length: int, pids: Any, camids: Any, paths: Any, *, prefix: str 
     if pids is None:
         raise InputError(f"{prefix}pids: expected {length} identities, found none")
     unknown = [pd.NA] * length
-    path = path_column(unknown if paths is None else paths, length, f"{prefix}paths")
+    path = pd.Series(unknown, dtype="str") if paths is None else path_column(paths, length, f"{prefix}paths")
     return pd.DataFrame(
         {
             "path": path,

@@ -19,8 +19,8 @@ from rga_reid.evaluation.relevance import Relevance
 from rga_reid.evaluation.similarity import Scores, flat_nonzero, tiles, use_full_precision
 
 _QUERIES = 4096  # queries ranked at a time: each holds a histogram
-_TOGETHER = 32  # queries whose same-identity items are scored in one product
-_TILE = 2**19  # scores, same-identity items or candidates held at a time
+_TOGETHER = 64  # queries whose same-identity items are scored in one product
+_TILE = 2**20  # scores, same-identity items or candidates held at a time
 
 
 class _Pairs(NamedTuple):
@@ -175,6 +175,9 @@ def _has_neighbour(query: np.ndarray, score: np.ndarray, kind: np.ndarray, radiu
 
 
 _BINS = 1024
+_FEW = (
+    0.1  # part of the scores of a tile up to which bins are found faster for a copy of them than for the tile
+)
 _HISTOGRAM_QUERIES = 64  # queries summed at a time: their bins fit into the processor's cache
 
 
@@ -219,9 +222,10 @@ class Histograms:
             np.add.at(edges, (owner[items] - queries.start, self._first[items]), 1)
             np.add.at(edges, (owner[items] - queries.start, last[items] + 1), -1)
             self._uncertain[queries] = np.cumsum(edges[:, :_BINS], axis=1) > 0
-        columns = (lowest[:, None], scale[:, None], self._uncertain.reshape(-1))
-        self._on_device = [torch.from_numpy(values).to(device) for values in columns]
-        self._starts = _BINS * torch.arange(len(starts), dtype=torch.int32, device=device)[:, None]
+        first_bins = _BINS * np.arange(len(starts), dtype=np.int32)
+        columns = (lowest, scale, first_bins)
+        self._of_queries = [torch.from_numpy(values)[:, None].to(device) for values in columns]
+        self._uncertain_on_device = torch.from_numpy(self._uncertain.reshape(-1)).to(device)
         self._counts = torch.zeros(len(starts) * _BINS, dtype=torch.int32, device=device)
 
     def add(self, tile: Tensor, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -230,11 +234,17 @@ class Histograms:
         Returns:
             Query, column and score of those in uncertain bins. Their counts are ignored.
         """
-        lowest, scale, uncertain = self._on_device
-        rows = slice(first, first + len(tile))
-        place = flat_nonzero(tile >= lowest[rows])
-        bins = _find_bins(tile, lowest[rows], scale[rows]).add_(self._starts[rows])
-        bins = bins.flatten().index_select(0, place).long()
+        uncertain = self._uncertain_on_device
+        lowest, scale, starts = (values[first : first + len(tile)] for values in self._of_queries)
+        place = flat_nonzero(tile >= lowest)
+        if len(place) < _FEW * tile.numel():
+            row = place.div(tile.shape[1], rounding_mode="floor")
+            lowest, scale, starts = (
+                values.flatten().index_select(0, row) for values in (lowest, scale, starts)
+            )
+            bins = _find_bins(tile.flatten().index_select(0, place), lowest, scale).add_(starts).long()
+        else:
+            bins = _find_bins(tile, lowest, scale).add_(starts).flatten().index_select(0, place).long()
         self._counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
         place = place[flat_nonzero(uncertain.index_select(0, bins))]
         score = tile.flatten()[place].cpu().numpy()

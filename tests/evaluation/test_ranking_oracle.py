@@ -89,3 +89,27 @@ def test_equals_the_naive_loop(part: int) -> None:
         compared += 1
         if compared == 100:
             break
+
+
+@pytest.mark.parametrize("noise", [0.6, 1.0])
+def test_equals_the_naive_loop_on_features_of_a_trained_model(noise: float) -> None:
+    """Few wrong items score higher than the correct matches of a query."""
+    rng = np.random.default_rng(7)
+    centres = rng.standard_normal((60, 32))
+    query_pids, gallery_pids = rng.integers(0, 60, 50), rng.integers(0, 60, 900)
+    query, gallery = (
+        (centres[pids] + noise * rng.standard_normal((len(pids), 32))).astype(np.float32)
+        for pids in (query_pids, gallery_pids)
+    )
+    labels: Labels = {
+        "query_pids": query_pids.tolist(),
+        "gallery_pids": gallery_pids.tolist(),
+        "query_camids": rng.integers(0, 4, 50).tolist(),
+        "gallery_camids": rng.integers(0, 4, 900).tolist(),
+        "query_paths": None,
+        "gallery_paths": None,
+    }
+    expected = naive_ranking(float64_distance(query, gallery, "cosine"), labels, 50)
+    assert expected is not None
+    assert 0.2 < expected["step"] < 1
+    check(evaluate_ranking(query, gallery, block_size=200, **labels), expected)
