@@ -42,8 +42,8 @@ class TopK:
 
     The matrix is given as tiles or lists of approximate scores. Each row has a threshold: an entry whose
     approximate score is below it cannot be among the highest. The others are candidates. From time to time
-    the candidates are sorted, those beyond ``count`` are dropped, and the thresholds rise. Candidates whose
-    order is uncertain within the error of the approximation are scored exactly.
+    the candidates are sorted, the thresholds rise, and candidates below are dropped. At the end, or when too many
+    candidates are within the error of the approximation, those of uncertain order are scored exactly.
 
     Args:
         rows: number of rows.
@@ -109,7 +109,7 @@ class TopK:
 
     def entries(self) -> Entries:
         """Return the highest entries, row by row, best first, with exact scores where the order needed them."""
-        self._select()
+        self._select(final=True)
         return self._kept
 
     def results(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -121,13 +121,19 @@ class TopK:
         ends = np.searchsorted(found.row, np.arange(1, self._rows))
         return list(zip(np.split(found.column, ends), np.split(found.score, ends), strict=True))
 
-    def _select(self) -> None:
-        """Sort the candidates, keep the highest and raise the thresholds."""
+    def _select(self, *, final: bool = False) -> None:
+        """Sort the candidates, raise the thresholds and drop the candidates below; keep ``count`` of a row if final."""
         row, column, score, exact = map(np.concatenate, zip(self._kept, *self._new, strict=True))
         self._new, self._pending = [], 0
         order = np.lexsort((-score, row))
         row, column, score, exact = (values[order] for values in (row, column, score, exact))
         rank = np.arange(len(row)) - np.searchsorted(row, np.arange(self._rows))[row]
+        last = rank == self._count - 1
+        self._raise(row[last], score[last])
+        kept = score >= self._threshold[row]
+        if not final and np.count_nonzero(kept) <= 2 * self._rows * self._count:
+            self._kept = Entries(row[kept], column[kept], score[kept], exact[kept])
+            return
 
         # Neighbours closer than the error form a run. The order within a run is uncertain, the place of the
         # run is not.
@@ -144,7 +150,6 @@ class TopK:
 
         kept = rank < self._count
         self._kept = Entries(row[kept], column[kept], score[kept], exact[kept])
-        last = rank == self._count - 1
         self._raise(row[last], score[last])
 
     def _raise(self, rows: np.ndarray, reached: np.ndarray) -> None:
