@@ -169,9 +169,8 @@ def main() -> None:
                 flush=True,
             )
         if options.out:
-            write_json(
-                options.out, {"machine": describe_machine(), "options": vars(options), "results": results}
-            )
+            asked = {key: value for key, value in vars(options).items() if key != "out"}
+            write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ ratios of each turn. Engines that are not installed or cannot run a model are li
 of the demo (ResNet-18 + RGA-SC), ResNet-50 + RGA-SC and torchvision's MobileNetV2 with random weights, or checkpoints.
 For checkpoints, the lowest cosine to PyTorch in float32 is measured too, on the calibration images.
 
-    python benchmarks/embedding.py --out benchmarks/results/embedding.json
+    python benchmarks/embedding.py --out embedding.json
     python benchmarks/embedding.py --quick  # to see that it runs
     python benchmarks/embedding.py --checkpoints last.ckpt --calibration-images DIR
 """

@@ -4,7 +4,7 @@ Between two batches a network frees all that it took; glibc gives it back to the
 starts with fresh pages. Runs with and without ``keep_freed_memory`` take turns, each in a process of its own;
 the first batch is not counted.
 
-    python benchmarks/freed_memory.py --out benchmarks/results/freed_memory.json
+    python benchmarks/freed_memory.py --out freed_memory.json
 """
 
 from __future__ import annotations

@@ -293,7 +293,8 @@ def main() -> None:
                     results.append(measure_filter(folder, kind, options))
                 print(", ".join(f"{key} {value}" for key, value in results[-1].items()), flush=True)
                 if options.out:
-                    write_json(options.out, {"machine": facts, "options": vars(options), "results": results})
+                    asked = {key: value for key, value in vars(options).items() if key != "out"}
+                    write_json(options.out, {"machine": facts, "options": asked, "results": results})
 
 
 if __name__ == "__main__":

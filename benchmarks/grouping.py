@@ -72,7 +72,8 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:<22} {value}")
     if options.out:
-        write_json(options.out, {"machine": describe_machine(), "options": vars(options), "results": result})
+        asked = {key: value for key, value in vars(options).items() if key != "out"}
+        write_json(options.out, {"machine": describe_machine(), "options": asked, "results": result})
 
 
 if __name__ == "__main__":

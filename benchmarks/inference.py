@@ -6,7 +6,7 @@ the ratios to the network without attention of the same form, and the ratio of m
 ``modules``: each attention module beside the product of two 1024 x 1024 matrices in the same run, whose rate gives the
 least time for the multiply-accumulates of the module.
 
-    python benchmarks/inference.py --out benchmarks/results/inference.json
+    python benchmarks/inference.py --out inference.json
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def main() -> None:
         cells = (row[key] for key in ("attention", "place", "milliseconds", "limit_milliseconds", "ratio"))
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if options.out:
-        write_json(options.out, {"machine": describe_machine(), "options": vars(options), "results": results})
+        asked = {key: value for key, value in vars(options).items() if key != "out"}
+        write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 
 if __name__ == "__main__":

@@ -192,12 +192,11 @@ def oml(task: str, data: Data, folder: Path) -> Work:
         raise NotImplementedError("has no k-reciprocal re-ranking")
     model = ResnetExtractor(None, "resnet50", gem_p=None, remove_fc=True, normalise_features=True)
     if task == "features":
-        from oml.transforms.images.torchvision import get_normalisation_resize_torch
+        from oml.transforms.images.torchvision import get_normalisation_torch
+        from torchvision.transforms import Compose, Resize
 
-        dataset = ImageBaseDataset(
-            [Path(path) for path in image_paths(folder)],
-            transform=get_normalisation_resize_torch(im_size=SIZE),
-        )
+        prepare = Compose([Resize(SIZE), get_normalisation_torch()])  # its own resize makes squares
+        dataset = ImageBaseDataset([Path(path) for path in image_paths(folder)], transform=prepare)
         return lambda: inference(model.eval(), dataset, batch_size=BATCH)
     raise NotImplementedError("trains with one loss; no classifier")
 

@@ -3,7 +3,7 @@
 Decoding, the model on batches in memory, and the build of a gallery take turns; medians are reported. Decoding and the
 model overlap in a build, so its limit is the slower of the two, or less where both need all cores.
 
-    python benchmarks/pipeline.py --out benchmarks/results/pipeline.json
+    python benchmarks/pipeline.py --out pipeline.json
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def main() -> None:
                 )
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if options.out:
-        write_json(options.out, {"machine": describe_machine(), "options": vars(options), "results": results})
+        asked = {key: value for key, value in vars(options).items() if key != "out"}
+        write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 
 if __name__ == "__main__":

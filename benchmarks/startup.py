@@ -3,7 +3,7 @@
 Commands take turns with a process that imports torch only, and with one that starts Python only: a command cannot be
 faster than the packages that it needs. The gallery has 200 drawn images; the model has random weights.
 
-    python benchmarks/startup.py --out benchmarks/results/startup.json
+    python benchmarks/startup.py --out startup.json
 """
 
 from __future__ import annotations

@@ -3,10 +3,14 @@
 A separate process runs `train` with hooks. The overhead is the part of the time from the start of one step to the start
 of the next that is not spent in the forward pass with the loss, the backward pass, and the optimizer with gradient
 clipping: loading, augmentation, logging, moving averages, Lightning. The time to the first step counts from the start
-of the process, with a cache of decoded images from an earlier run.
+of the process, with a cache of decoded images from an earlier run. After the training, a bare loop in PyTorch trains
+the same network in the same process on random tensors; the images per second of the training are compared with it.
 
     python benchmarks/training.py --root DIR --out training.json        # Market-1501
     python benchmarks/training.py                                       # the synthetic data set
+    python benchmarks/training.py --config market1501/cpu_pretrained --root DIR --model.weights FILE
+
+Options that the benchmark does not know go to `train`.
 
 `--losses` compares steps (forward, losses, backward, optimizer) with the default losses as a list, with those of a
 recipe, and with their formula written out, as in version 1.0; steps take turns, on the same batches.
@@ -48,7 +52,11 @@ def train_with_hooks(words: list[str]) -> None:
             print("first step", flush=True)
         mark("step")()
 
+    kept: list[Any] = []
+
     def setup(module: ReIDModule) -> None:
+        kept.append((module, module.trainer.precision_plugin))
+        module.model.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].shape))
         module.model.register_forward_pre_hook(mark("forward"))
         module.losses.register_forward_hook(mark("loss"))
         module.optimizers().optimizer.register_step_post_hook(mark("updated"))  # type: ignore[union-attr]
@@ -64,7 +72,32 @@ def train_with_hooks(words: list[str]) -> None:
     for name, hook in hooks.items():
         setattr(ReIDModule, f"on_{name}", hook)
     assert main(words) == 0
+    print("bare", run_bare_loop(*kept[0], kept[-1]), flush=True)
     print(json.dumps(marks))
+
+
+def run_bare_loop(module: Any, precision: Any, shape: tuple[int, ...]) -> float:
+    """Return the milliseconds per step of a loop in PyTorch over random tensors, with the network of a training."""
+    import torch
+
+    from rga_reid.runtime import keep_freed_memory
+
+    module.train()
+    module.model.set_input_size(shape[2:])
+    optimizer = module.optimizer([p for p in module.parameters() if p.requires_grad])
+    images, labels = torch.randn(shape), torch.arange(shape[0]) // 4
+    images = images.to(memory_format=torch.channels_last)
+    times = []
+    with keep_freed_memory():
+        for _ in range(WARM_UP + 30):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            with precision.forward_context():
+                loss = module.losses(module.model(images), labels)["loss"]
+            loss.backward()
+            optimizer.step()
+            times.append(time.perf_counter() - start)
+    return round(1e3 * statistics.mean(times[WARM_UP:]), 2)
 
 
 def train(words: list[str]) -> dict[str, float]:
@@ -73,10 +106,12 @@ def train(words: list[str]) -> dict[str, float]:
     command = [sys.executable, __file__, "--hooks", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        first, lines = 0.0, []
+        first, bare, lines = 0.0, 0.0, []
         for line in process.stdout:
             if line.startswith("first step"):
                 first = time.monotonic() - begin
+            if line.startswith("bare "):
+                bare = float(line.split()[1])
             lines.append(line)
     if process.returncode:
         raise SystemExit("".join(lines))
@@ -98,6 +133,8 @@ def train(words: list[str]) -> dict[str, float]:
         "seconds_to_first_step": round(first, 2),
         "steps": len(steps),
         "step_ms": round(whole, 2),
+        "bare_step_ms": bare,
+        "rate_ratio": round(bare / whole, 3),
         **{f"{part}_ms": round(taken, 2) for part, taken in parts.items()},
         "overhead_percent": round(100 * (1 - sum(parts.values()) / whole), 2),
     }
@@ -168,7 +205,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", help="write the results as JSON")
     parser.add_argument("--losses", action="store_true", help="compare ways to write the losses instead")
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
     results = []
     if options.losses:
         for _ in range(options.repeats):
@@ -187,7 +224,7 @@ def main() -> None:
             write_synthetic(root)
         words = ["train", "--config", options.config, "--data.root", root, "--data.cache", "file"]
         words += ["--out", str(Path(name) / "run"), "--overwrite"]
-        words += ["--trainer.max_steps", str(WARM_UP + options.steps + 1)]
+        words += ["--trainer.max_steps", str(WARM_UP + options.steps + 1), *others]
         for repeat in range(options.repeats + 1):
             measured = train(words)
             if repeat:  # the first one fills the cache
