@@ -17,7 +17,9 @@ export function formatScore(score) {
 
 export const formatThreshold = (limit) => limit.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 6 });
 
-export const cameraName = (match) => (match.camera === null ? t("camera_unknown") : t("camera", { value: match.camera }));
+// "cam25" needs no further word
+export const cameraName = ({ camera }) =>
+  camera === null ? t("camera_unknown") : /^cam/i.test(camera) ? String(camera) : t("camera", { value: camera });
 const trackName = (match) => (match.track === null ? t("track_unknown") : t("track", { value: match.track }));
 const JUNK = -1; // pid of background and of people who are cut off
 const personName = ({ pid }) => (pid === null ? t("person_unknown") : pid === JUNK ? t("person_none") : t("person", { value: pid }));
