@@ -70,7 +70,8 @@ class EpochMetrics(Callback):
 class ProgressLines(Callback):
     """Print a line after each epoch, and now and then within a long one, in place of a progress bar.
 
-    The line says if other programs kept the processor busy, which makes a training on a CPU slower.
+    On a CPU, a first line names the number of threads. The other lines say if other programs kept the processor busy,
+    which makes a training slower.
 
     If standard output fails, the training stops after this epoch's checkpoint, and ``error`` is set.
 
@@ -85,6 +86,10 @@ class ProgressLines(Callback):
         self.first: int | None = None  # step of the optimizer at ``start``
         self.images = 0
         self.waited: float | None = None  # for a processor, at ``start``
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.strategy.root_device.type == "cpu":
+            self._say(trainer, describe_cpu(trainer))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -119,9 +124,7 @@ class ProgressLines(Callback):
             trainer.should_stop = True
 
     def _print(self, trainer: pl.Trainer, step: str, values: dict[str, float], rate: float) -> None:
-        """Print one line in the first process."""
-        if not trainer.is_global_zero or self.error is not None:
-            return
+        """Print one line of an epoch."""
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # none with max_steps
         words = [f"epoch {trainer.current_epoch + 1}{epochs}{step}"]
         words += [f"{name} {value:.4f}" for name, value in values.items()]
@@ -130,8 +133,14 @@ class ProgressLines(Callback):
             words.append(f"{format_seconds(left)} left")
         if (busy := self._busy_share()) >= BUSY:
             words.append(f"(other programs kept the processor busy {100 * busy:.0f} % of the time)")
+        self._say(trainer, "  ".join(words))
+
+    def _say(self, trainer: pl.Trainer, line: str) -> None:
+        """Print a line in the first process."""
+        if not trainer.is_global_zero or self.error is not None:
+            return
         try:
-            print("  ".join(words), flush=True)
+            print(line, flush=True)
         except OSError as error:
             if trainer.world_size > 1:  # the other processes would wait for this one
                 raise
@@ -151,6 +160,15 @@ class ProgressLines(Callback):
         if self.first is None or not steps or not 0 < left < float("inf"):
             return None
         return left * (time.monotonic() - self.start) / steps
+
+
+def describe_cpu(trainer: pl.Trainer) -> str:
+    """Return a line with the processes, threads and precision of a training on a CPU."""
+    threads, processes = torch.get_num_threads(), trainer.world_size
+    words = f"{threads} thread{'s' * (threads > 1)}"
+    if processes > 1:
+        words = f"{processes} processes with {words} each"
+    return f"training on the CPU: {words}, precision {trainer.precision}"
 
 
 def format_seconds(seconds: float) -> str:

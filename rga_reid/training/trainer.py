@@ -38,7 +38,7 @@ from rga_reid.training.callbacks import (
 )
 from rga_reid.training.datamodule import ReIDData
 from rga_reid.training.module import ReIDModule
-from rga_reid.training.monitoring import EpochMetrics, ProgressLines
+from rga_reid.training.monitoring import EpochMetrics, ProgressLines, describe_cpu
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -114,6 +114,8 @@ def fit(
             folder, options, callbacks, validates=len(data.val_table) > 0, save_every=save_every
         )
         on_cpu = runner.strategy.root_device.type == "cpu"
+        if on_cpu and lines not in callbacks and is_first_process():
+            print(describe_cpu(runner), flush=True)
         with (
             _explain_errors(folder),
             deferred.restore_on_failure() if is_first_process() else nullcontext(),

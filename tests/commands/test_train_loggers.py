@@ -177,6 +177,14 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(runtime, "SCHEDSTAT", tmp_path / "schedstat")
 
 
+def lines_of_epochs(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines after the first, which names the threads."""
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"training on the CPU: \d+ threads?, precision 32-true", first)
+    assert int(first.split()[4]) == torch.get_num_threads()
+    return lines
+
+
 def test_lines_name_a_busy_processor(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +192,7 @@ def test_lines_name_a_busy_processor(
     schedstat = SimpleNamespace(read_text=lambda: f"900 {time.monotonic_ns() // 2} 3")
     monkeypatch.setattr(runtime, "SCHEDSTAT", schedstat)
     print_lines([EpochMetrics(), ProgressLines(every=0)], max_epochs=1)
-    lines = capsys.readouterr().out.splitlines()
+    lines = lines_of_epochs(capsys)
     assert len(lines) == 4
     for line in lines:
         assert re.search(r" \(other programs kept the processor busy \d+ % of the time\)$", line)
@@ -192,7 +200,7 @@ def test_lines_name_a_busy_processor(
 
 def test_lines_within_a_long_epoch(idle: None, capsys: pytest.CaptureFixture[str]) -> None:
     print_lines([EpochMetrics(), ProgressLines(every=0)], max_epochs=2)
-    lines = capsys.readouterr().out.splitlines()
+    lines = lines_of_epochs(capsys)
     starts = ["epoch 1/2, step 1/4", "epoch 1/2, step 2/4", "epoch 1/2, step 3/4", "epoch 1/2"]
     starts += [start.replace("epoch 1", "epoch 2") for start in starts]
     assert [line.split("  ")[0] for line in lines] == starts
@@ -205,7 +213,7 @@ def test_lines_within_a_long_epoch(idle: None, capsys: pytest.CaptureFixture[str
 
 def test_lines_without_a_number_of_epochs(idle: None, capsys: pytest.CaptureFixture[str]) -> None:
     print_lines([EpochMetrics(), ProgressLines(every=1e9)], max_steps=6, max_epochs=-1)
-    lines = capsys.readouterr().out.splitlines()
+    lines = lines_of_epochs(capsys)
     assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2"]
     assert lines[0].endswith(" left")
 
