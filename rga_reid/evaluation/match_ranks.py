@@ -20,6 +20,9 @@ from rga_reid.evaluation.similarity import Scores, flat_nonzero, tiles, use_full
 
 _QUERIES = 4096  # queries ranked at a time: each holds a histogram
 _TOGETHER = 64  # queries whose same-identity items are scored in one product
+#: part of the pairs that the first block of the gallery leaves undecided, from which the other blocks are multiplied in
+#: float64: that takes as long as exact scores of 1 % of the pairs
+_MANY_UNDECIDED = 0.01
 _TILE = 2**20  # scores, same-identity items or candidates held at a time
 
 
@@ -81,30 +84,40 @@ class _Block:
         items = relevance.same_identity_items(queries)
         self.match = items.match
         self.items = _Pairs(items.query, items.column, self._score_items(items.query, items.column))
-        # pairs whose approximate scores are farther apart than this are in the right order
-        item_error = scores.error(torch.float64)
-        self.radius, self.item_radius = scores.error(scores.dtype) + item_error, 2 * item_error
+        self.item_error = scores.error(torch.float64)
 
     def rank_matches(self, report: Callable[[float], None]) -> MatchRanks:
-        real = np.float32 if self.scores.dtype == torch.float32 else np.float64
-        histograms = Histograms(
-            self.items.query, self.items.score, self.radius, real, device=self.scores.device
-        )
         before = np.zeros(len(self.match), dtype=np.int64)  # distractors before each same-identity item
         close: list[_Pairs] = []  # distractors that histograms cannot place
-        for tile, first_query, first_column in tiles(
-            self.scores, self.queries, self.relevance.gallery_rows, self.block_size, size=_TILE
-        ):
-            query, column, score = histograms.add(tile, first_query)
-            close.append(self._distractors(query, column + first_column, score))
-            if sum(len(pairs.query) for pairs in close) > _TILE:
-                before += self._count_exactly(close)[0]
-                close = []
-            report(first_column / len(self.relevance.gallery_rows))
-        close_before, matches_before = self._count_exactly(close)
+        dtype, rows = self.scores.dtype, self.relevance.gallery_rows
+        histograms, radius = self._histograms(dtype)
+        probe, undecided = min(self.block_size, len(rows)), 0
+        for part in (slice(0, probe), slice(probe, len(rows))):
+            if undecided > _MANY_UNDECIDED * len(self.queries) * probe and self.scores.error(dtype):
+                before += self._count_exactly(close, radius)[0] + histograms.count_higher()
+                close, dtype = [], torch.float64
+                histograms, radius = self._histograms(dtype)
+            for tile, first_query, first in tiles(
+                self.scores, self.queries, rows[part], self.block_size, dtype=dtype, size=_TILE
+            ):
+                query, column, score = histograms.add(tile, first_query)
+                close.append(self._distractors(query, column + part.start + first, score))
+                undecided += len(query)
+                if sum(len(pairs.query) for pairs in close) > _TILE:
+                    before += self._count_exactly(close, radius)[0]
+                    close = []
+                report((part.start + first) / len(rows))
+        close_before, matches_before = self._count_exactly(close, radius)
         rank = 1 + matches_before + before + close_before + histograms.count_higher()
         owner, rank = self.items.query[self.match], rank[self.match]
         return MatchRanks(self.queries, owner, rank[np.lexsort((rank, owner))])
+
+    def _histograms(self, dtype: torch.dtype) -> tuple[Histograms, float]:
+        """Return empty histograms for products of a type, and from which difference scores are in the right order."""
+        radius = self.scores.error(dtype) + self.item_error
+        real = np.float32 if dtype == torch.float32 else np.float64
+        items = self.items
+        return Histograms(items.query, items.score, radius, real, device=self.scores.device), radius
 
     def _score_items(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Score the same-identity items by products in float64: queries of one identity share most of them.
@@ -131,11 +144,14 @@ class _Block:
         distractor = ~self.relevance.is_same_identity(self.queries[query], column)
         return _Pairs(query[distractor], column[distractor], score[distractor].astype(np.float64))
 
-    def _count_exactly(self, distractors: list[_Pairs]) -> list[np.ndarray]:
-        """For each same-identity item, count the distractors and the matches that rank before it."""
+    def _count_exactly(self, distractors: list[_Pairs], radius: float) -> list[np.ndarray]:
+        """For each same-identity item, count the distractors and the matches that rank before it.
+
+        Scores of distractors are farther than ``radius`` from an item, or of uncertain order.
+        """
         query, column, score = map(np.concatenate, zip(self.items, *distractors, strict=True))
         is_item = np.arange(len(query)) < len(self.match)
-        uncertain = _has_uncertain_order(query, score, is_item, self.radius, self.item_radius)
+        uncertain = _has_uncertain_order(query, score, is_item, radius, 2 * self.item_error)
         rows = self.queries[query[uncertain]], self.relevance.gallery_rows[column[uncertain]]
         score[uncertain] = self.scores.exact(*rows)
 
