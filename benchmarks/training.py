@@ -3,8 +3,7 @@
 A separate process runs `train` with hooks. The overhead is the part of the time from the start of one step to the start
 of the next that is not spent in the forward pass with the loss, the backward pass, and the optimizer with gradient
 clipping: loading, augmentation, logging, moving averages, Lightning. The time to the first step counts from the start
-of the process, with a cache of decoded images from an earlier run. After the training, a bare loop in PyTorch trains
-the same network in the same process on random tensors; the images per second of the training are compared with it.
+of the process, with a cache of decoded images from an earlier run.
 
     python benchmarks/training.py --root DIR --out training.json        # Market-1501
     python benchmarks/training.py                                       # the synthetic data set
@@ -52,11 +51,7 @@ def train_with_hooks(words: list[str]) -> None:
             print("first step", flush=True)
         mark("step")()
 
-    kept: list[Any] = []
-
     def setup(module: ReIDModule) -> None:
-        kept.append((module, module.trainer.precision_plugin))
-        module.model.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].shape))
         module.model.register_forward_pre_hook(mark("forward"))
         module.losses.register_forward_hook(mark("loss"))
         module.optimizers().optimizer.register_step_post_hook(mark("updated"))  # type: ignore[union-attr]
@@ -72,32 +67,7 @@ def train_with_hooks(words: list[str]) -> None:
     for name, hook in hooks.items():
         setattr(ReIDModule, f"on_{name}", hook)
     assert main(words) == 0
-    print("bare", run_bare_loop(*kept[0], kept[-1]), flush=True)
     print(json.dumps(marks))
-
-
-def run_bare_loop(module: Any, precision: Any, shape: tuple[int, ...]) -> float:
-    """Return the milliseconds per step of a loop in PyTorch over random tensors, with the network of a training."""
-    import torch
-
-    from rga_reid.runtime import keep_freed_memory
-
-    module.train()
-    module.model.set_input_size(shape[2:])
-    optimizer = module.optimizer([p for p in module.parameters() if p.requires_grad])
-    images, labels = torch.randn(shape), torch.arange(shape[0]) // 4
-    images = images.to(memory_format=torch.channels_last)
-    times = []
-    with keep_freed_memory():
-        for _ in range(WARM_UP + 30):
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            with precision.forward_context():
-                loss = module.losses(module.model(images), labels)["loss"]
-            loss.backward()
-            optimizer.step()
-            times.append(time.perf_counter() - start)
-    return round(1e3 * statistics.mean(times[WARM_UP:]), 2)
 
 
 def train(words: list[str]) -> dict[str, float]:
@@ -106,12 +76,10 @@ def train(words: list[str]) -> dict[str, float]:
     command = [sys.executable, __file__, "--hooks", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        first, bare, lines = 0.0, 0.0, []
+        first, lines = 0.0, []
         for line in process.stdout:
             if line.startswith("first step"):
                 first = time.monotonic() - begin
-            if line.startswith("bare "):
-                bare = float(line.split()[1])
             lines.append(line)
     if process.returncode:
         raise SystemExit("".join(lines))
@@ -133,8 +101,6 @@ def train(words: list[str]) -> dict[str, float]:
         "seconds_to_first_step": round(first, 2),
         "steps": len(steps),
         "step_ms": round(whole, 2),
-        "bare_step_ms": bare,
-        "rate_ratio": round(bare / whole, 3),
         **{f"{part}_ms": round(taken, 2) for part, taken in parts.items()},
         "overhead_percent": round(100 * (1 - sum(parts.values()) / whole), 2),
     }
