@@ -42,6 +42,7 @@ html_theme_options = {"page_width": "1200px", "fixed_sidebar": True, "show_power
 html_additional_pages = {"index": "redirect.html"}  # hosts look for the first page above docs/
 html_copy_source = html_show_sourcelink = False
 templates_path = ["templates"]
+html_static_path = ["static"]
 
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
 
