@@ -20,8 +20,8 @@ from rga_reid.evaluation.similarity import Scores, flat_nonzero, tiles, use_full
 
 _QUERIES = 4096  # queries ranked at a time: each holds a histogram
 _TOGETHER = 64  # queries whose same-identity items are scored in one product
-#: part of the pairs that the first block of the gallery leaves undecided, from which the other blocks are multiplied in
-#: float64: that takes as long as exact scores of 1 % of the pairs
+#: if histograms cannot place more than this part of the first gallery block, the rest is multiplied in float64, which
+#: takes as long as exact scores of 1 % of the pairs
 _MANY_UNDECIDED = 0.01
 _TILE = 2**20  # scores, same-identity items or candidates held at a time
 
@@ -102,7 +102,7 @@ class _Block:
             ):
                 query, column, score = histograms.add(tile, first_query)
                 close.append(self._distractors(query, column + part.start + first, score))
-                undecided += len(query)
+                undecided += len(close[-1].query)
                 if sum(len(pairs.query) for pairs in close) > _TILE:
                     before += self._count_exactly(close, radius)[0]
                     close = []
@@ -191,9 +191,7 @@ def _has_neighbour(query: np.ndarray, score: np.ndarray, kind: np.ndarray, radiu
 
 
 _BINS = 1024
-_FEW = (
-    0.1  # part of the scores of a tile up to which bins are found faster for a copy of them than for the tile
-)
+_FEW = 0.1  # up to this part of a tile, copying scores and finding their bins is faster than finding all bins
 _HISTOGRAM_QUERIES = 64  # queries summed at a time: their bins fit into the processor's cache
 
 

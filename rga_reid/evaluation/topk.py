@@ -42,7 +42,7 @@ class TopK:
 
     The matrix is given as tiles or lists of approximate scores. Each row has a threshold: an entry whose
     approximate score is below it cannot be among the highest. The others are candidates. From time to time
-    the candidates are sorted, the thresholds rise, and candidates below are dropped. At the end, or when too many
+    the candidates are sorted, the thresholds rise, and candidates below them are dropped. At the end, or when too many
     candidates are within the error of the approximation, those of uncertain order are scored exactly.
 
     Args:
@@ -122,7 +122,10 @@ class TopK:
         return list(zip(np.split(found.column, ends), np.split(found.score, ends), strict=True))
 
     def _select(self, *, final: bool = False) -> None:
-        """Sort the candidates, raise the thresholds and drop the candidates below; keep ``count`` of a row if final."""
+        """Sort the candidates, raise the thresholds and drop candidates below them.
+
+        At the end, and if too many remain, keep ``count`` of each row.
+        """
         row, column, score, exact = map(np.concatenate, zip(self._kept, *self._new, strict=True))
         self._new, self._pending = [], 0
         order = np.lexsort((-score, row))
@@ -150,7 +153,6 @@ class TopK:
 
         kept = rank < self._count
         self._kept = Entries(row[kept], column[kept], score[kept], exact[kept])
-        self._raise(row[last], score[last])
 
     def _raise(self, rows: np.ndarray, reached: np.ndarray) -> None:
         """Raise the thresholds of rows that have enough entries with a score of ``reached`` or more."""
