@@ -23,6 +23,7 @@ from rga_reid.attention import CAM, PAM, RGA, CrissCross, DualAttention, NonLoca
 from rga_reid.attention.trace import Trace
 from rga_reid.experiments.benchmark import (
     describe_machine,
+    describe_options,
     in_fresh_processes,
     peak_resident,
     run_interleaved,
@@ -169,7 +170,7 @@ def main() -> None:
                 flush=True,
             )
         if options.out:
-            asked = {key: value for key, value in vars(options).items() if key != "out"}
+            asked = describe_options(options)
             write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 

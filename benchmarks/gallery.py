@@ -34,7 +34,12 @@ import pandas as pd
 from memory import peak_anonymous
 from synthetic import BLOCK
 
-from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, time_interleaved
+from rga_reid.experiments.benchmark import (
+    describe_machine,
+    describe_options,
+    in_fresh_processes,
+    time_interleaved,
+)
 from rga_reid.files import write_json
 from rga_reid.gallery import Gallery
 from rga_reid.gallery.build import save_features
@@ -247,8 +252,7 @@ def main() -> None:
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
     facts = {**describe_machine(), "faiss": faiss.__version__}
-    left_out = ("out", "folder", "resume", "indexes")
-    settings = {key: value for key, value in vars(options).items() if key not in left_out}
+    settings = describe_options(options, "resume", "indexes")
     machines, results = finished(options, settings) if options.resume else ({}, [])
     known = set(machines)
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")

@@ -31,7 +31,12 @@ import numpy as np
 import pandas as pd
 from gallery import QUERIES, TOP_K, recall, say, write_vectors
 
-from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, time_interleaved
+from rga_reid.experiments.benchmark import (
+    describe_machine,
+    describe_options,
+    in_fresh_processes,
+    time_interleaved,
+)
 from rga_reid.files import write_json
 from rga_reid.gallery import Gallery
 from rga_reid.gallery.build import save_features
@@ -293,7 +298,7 @@ def main() -> None:
                     results.append(measure_filter(folder, kind, options))
                 print(", ".join(f"{key} {value}" for key, value in results[-1].items()), flush=True)
                 if options.out:
-                    asked = {key: value for key, value in vars(options).items() if key != "out"}
+                    asked = describe_options(options)
                     write_json(options.out, {"machine": facts, "options": asked, "results": results})
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rga_reid.evaluation import Grouping, bcubed_agreement, group_images, pairwise_agreement
-from rga_reid.experiments.benchmark import describe_machine
+from rga_reid.experiments.benchmark import describe_machine, describe_options
 from rga_reid.files import write_json
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:<22} {value}")
     if options.out:
-        asked = {key: value for key, value in vars(options).items() if key != "out"}
+        asked = describe_options(options, "features")
         write_json(options.out, {"machine": describe_machine(), "options": asked, "results": result})
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rga_reid.attention import ATTENTION_MODULES
-from rga_reid.experiments.benchmark import describe_machine, time_interleaved
+from rga_reid.experiments.benchmark import describe_machine, describe_options, time_interleaved
 from rga_reid.files import write_json
 from rga_reid.models import build_model
 from rga_reid.models.analysis import total_costs
@@ -129,7 +129,7 @@ def main() -> None:
         cells = (row[key] for key in ("attention", "place", "milliseconds", "limit_milliseconds", "ratio"))
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if options.out:
-        asked = {key: value for key, value in vars(options).items() if key != "out"}
+        asked = describe_options(options)
         write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 

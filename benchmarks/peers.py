@@ -289,7 +289,7 @@ def main() -> None:
             answer = run_task(peer, task, Path(folder), int(repeats))
         print(json.dumps(answer))
         return
-    from rga_reid.experiments.benchmark import describe_machine
+    from rga_reid.experiments.benchmark import describe_machine, describe_options
     from rga_reid.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -335,7 +335,7 @@ def main() -> None:
                 ]
                 print("| " + " | ".join(map(str, cells)) + " |", row.get("left_out", ""), flush=True)
     if options.out:
-        asked = {key: value for key, value in vars(options).items() if key not in ("peer", "out")}  # paths
+        asked = describe_options(options, "peer")
         write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 

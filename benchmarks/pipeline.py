@@ -20,7 +20,7 @@ import torch
 from pictures import draw
 
 from rga_reid.data import decode
-from rga_reid.experiments.benchmark import describe_machine, time_interleaved
+from rga_reid.experiments.benchmark import describe_machine, describe_options, time_interleaved
 from rga_reid.files import write_json
 from rga_reid.gallery import GalleryBuilder
 from rga_reid.inference import load_embedder
@@ -99,7 +99,7 @@ def main() -> None:
                 )
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     if options.out:
-        asked = {key: value for key, value in vars(options).items() if key != "out"}
+        asked = describe_options(options)
         write_json(options.out, {"machine": describe_machine(), "options": asked, "results": results})
 
 

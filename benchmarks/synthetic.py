@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from memory import peak_anonymous
 
-from rga_reid.experiments.benchmark import describe_machine, in_fresh_processes, run_interleaved
+from rga_reid.experiments.benchmark import (
+    describe_machine,
+    describe_options,
+    in_fresh_processes,
+    run_interleaved,
+)
 from rga_reid.files import write_json
 
 BLOCK = 1024  # rows of the bare product at a time, on both sides; the fastest of 512 to 4096
@@ -145,7 +150,7 @@ def main(description: str, runs: dict[str, Run], loop: Callable[[dict[str, Any],
                 figures = f"{row['seconds']:.2f} | {row['time_ratio']:.2f} | {memory}"
                 print(f"| {name} | {row['what']} | {figures} |", flush=True)
     if options.out:
-        settings = {key: value for key, value in vars(options).items() if key not in ("out", "folder")}
+        settings = describe_options(options)
         write_json(options.out, {"machine": describe_machine(), "options": settings, "results": results})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import multiprocessing
@@ -120,6 +121,11 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def describe_options(options: argparse.Namespace, *left_out: str) -> dict[str, Any]:
+    """Return the options of a benchmark, without ``out``, ``folder`` and those to leave out, such as paths."""
+    return {key: value for key, value in vars(options).items() if key not in ("out", "folder", *left_out)}
 
 
 MEASUREMENTS = "measured.json"
