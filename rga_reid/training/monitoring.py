@@ -77,10 +77,11 @@ class ProgressLines(Callback):
 
     Args:
         every: seconds between two lines within an epoch.
+        bar: a progress bar shows the epochs; only the first line is printed.
     """
 
-    def __init__(self, every: float = 60.0) -> None:
-        self.every = every
+    def __init__(self, every: float = 60.0, *, bar: bool = False) -> None:
+        self.every, self.bar = every, bar
         self.error: OSError | None = None
         self.start = self.printed = 0.0
         self.first: int | None = None  # step of the optimizer at ``start``
@@ -89,7 +90,7 @@ class ProgressLines(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.strategy.root_device.type == "cpu":
-            self._say(trainer, describe_cpu(trainer))
+            self._say(trainer, _describe_cpu(trainer))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -125,6 +126,8 @@ class ProgressLines(Callback):
 
     def _print(self, trainer: pl.Trainer, step: str, values: dict[str, float], rate: float) -> None:
         """Print one line of an epoch."""
+        if self.bar:
+            return
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # none with max_steps
         words = [f"epoch {trainer.current_epoch + 1}{epochs}{step}"]
         words += [f"{name} {value:.4f}" for name, value in values.items()]
@@ -162,7 +165,7 @@ class ProgressLines(Callback):
         return left * (time.monotonic() - self.start) / steps
 
 
-def describe_cpu(trainer: pl.Trainer) -> str:
+def _describe_cpu(trainer: pl.Trainer) -> str:
     """Return a line with the processes, threads and precision of a training on a CPU."""
     threads, processes = torch.get_num_threads(), trainer.world_size
     words = f"{threads} thread{'s' * (threads > 1)}"

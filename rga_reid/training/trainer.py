@@ -38,7 +38,7 @@ from rga_reid.training.callbacks import (
 )
 from rga_reid.training.datamodule import ReIDData
 from rga_reid.training.module import ReIDModule
-from rga_reid.training.monitoring import EpochMetrics, ProgressLines, describe_cpu
+from rga_reid.training.monitoring import EpochMetrics, ProgressLines
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -99,12 +99,12 @@ def fit(
     if resume:
         _check_same_run(module, data, folder / LAST, callbacks)
     deferred = DeferredOverwrite(folder, overwrite=not resume, config=config)
-    lines = ProgressLines()
+    bar = sys.stderr.isatty()
+    lines = ProgressLines(bar=bar)
     loggers = _as_list(options.get("logger")) if options.get("logger") is not True else []
-    callbacks += [deferred, LogOptions(loggers, config), NaNGuard(), EpochMetrics()]
-    if not sys.stderr.isatty():
+    callbacks += [deferred, LogOptions(loggers, config), NaNGuard(), EpochMetrics(), lines]
+    if not bar:
         options["enable_progress_bar"] = False
-        callbacks.append(lines)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # images are decoded in memory
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # checked above
@@ -114,8 +114,6 @@ def fit(
             folder, options, callbacks, validates=len(data.val_table) > 0, save_every=save_every
         )
         on_cpu = runner.strategy.root_device.type == "cpu"
-        if on_cpu and lines not in callbacks and is_first_process():
-            print(describe_cpu(runner), flush=True)
         with (
             _explain_errors(folder),
             deferred.restore_on_failure() if is_first_process() else nullcontext(),

@@ -218,6 +218,11 @@ def test_lines_without_a_number_of_epochs(idle: None, capsys: pytest.CaptureFixt
     assert lines[0].endswith(" left")
 
 
+def test_a_progress_bar_replaces_the_lines_of_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines([EpochMetrics(), ProgressLines(every=0, bar=True)], max_epochs=2)
+    assert lines_of_epochs(capsys) == []
+
+
 def test_output_that_fails_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     lines, steps = ProgressLines(every=0), []
 

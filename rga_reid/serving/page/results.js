@@ -17,9 +17,7 @@ export function formatScore(score) {
 
 export const formatThreshold = (limit) => limit.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 6 });
 
-// "cam25" needs no further word
-export const cameraName = ({ camera }) =>
-  camera === null ? t("camera_unknown") : /^cam/i.test(camera) ? String(camera) : t("camera", { value: camera });
+export const cameraName = (match) => (match.camera === null ? t("camera_unknown") : t("camera", { value: match.camera }));
 const trackName = (match) => (match.track === null ? t("track_unknown") : t("track", { value: match.track }));
 const JUNK = -1; // pid of background and of people who are cut off
 const personName = ({ pid }) => (pid === null ? t("person_unknown") : pid === JUNK ? t("person_none") : t("person", { value: pid }));
