@@ -46,7 +46,8 @@ class CAM(nn.Module):
         """Add to each channel its weighted sum over all channels."""
         check_map("CAM", x, self.in_channels)
         channels = x.flatten(2).mT  # (B, N, C): the nodes are channels
-        return x + self.gamma * attend(channels, -channels, channels).mT.unflatten(2, x.shape[2:])
+        y = attend(channels, -channels, channels, drop_negligible=True)
+        return x + self.gamma * y.mT.unflatten(2, x.shape[2:])
 
     def relations(self, x: Tensor) -> Relations:
         """Return the explicit form with matrix ``channels`` (B, C, C): [b, i, j] is the weight of j for i."""

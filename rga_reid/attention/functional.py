@@ -49,6 +49,7 @@ def reduce_channels(channels: int, ratio: int, name: str = "ratio") -> int:
 
 MAX_QUERIES = 512  # up to this number, the weights of all queries are computed at once
 BLOCK_QUERIES = 256  # beyond it, the weights of this many queries at a time stay in the cache
+_NEGLIGIBLE = 60  # exp(-60) is 1e-26, far below the rounding of float64
 
 
 def iter_blocks(queries: Tensor, dim: int) -> Sequence[Tensor]:
@@ -70,7 +71,7 @@ def gather(weights: Iterable[Tensor], values: Tensor) -> Tensor:
     return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, *, drop_negligible: bool = False) -> Tensor:
     """Return out[:, i] = Σⱼ softmaxⱼ(query[:, i] · key[:, j]) value[:, j], without scaling.
 
     On a CPU, queries are processed in blocks, because torch's fused kernel there materialises all weights if values
@@ -78,9 +79,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     of them for the gradient. Other devices use a fused kernel, which refuses rows that are not contiguous; torch would
     then materialise the weights there, too.
 
-    Shape: query (B, E, N), key (B, E, M), value (B, C, M) -> (B, C, N).
+    Args:
+        query, key, value: (B, E, N), (B, E, M) and (B, C, M).
+        drop_negligible: for products that span hundreds, where many weights would be subnormal numbers: on a CPU,
+            leave out weights below exp(-60) of the largest, which change no rounded sum.
+
+    Returns:
+        (B, C, N).
     """
     if not query.is_cpu:
         q, k, v = (t.mT.contiguous().unsqueeze(1) for t in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).mT
-    return gather(((block.mT @ key).softmax(dim=2) for block in iter_blocks(query, dim=2)), value)
+    logits = (block.mT @ key for block in iter_blocks(query, dim=2))
+    kept = map(_drop_negligible, logits) if drop_negligible else logits
+    return gather((block.softmax(dim=2) for block in kept), value)
+
+
+def _drop_negligible(logits: Tensor) -> Tensor:
+    """Change logits, in place, so that no weight is subnormal: such products are 50 times as slow on Intel."""
+    least = logits.detach().amax(dim=-1, keepdim=True) - _NEGLIGIBLE
+    if logits.requires_grad:  # the gradient of a dropped weight must be 0, too
+        return logits.masked_fill_(logits < least, float("-inf"))
+    return logits.clamp_(min=least)

@@ -105,7 +105,7 @@ class NonLocal(nn.Module):
         elif self.mode == "concatenation":
             y = self._concatenation(theta, phi, g)
         else:
-            y = attend(theta, phi, g)
+            y = attend(theta, phi, g, drop_negligible=self.mode == "gaussian")
         return x + self.W(y.unflatten(2, x.shape[2:]))
 
     def _concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rga_reid.attention import ATTENTION_MODULES, CAM, DualAttention, NonLocal
 from tests.memory import measured
@@ -160,3 +162,33 @@ def test_fused_kernels_accept_the_memory_layout(
     assert calls.arguments
     # torch's CUDA kernels need contiguous rows; it would fall back to one that holds all N x N weights
     assert {argument.stride(-1) for argument in calls.arguments} == {1}
+
+
+class SubnormalFactors(TorchDispatchMode):
+    """Counts the subnormal numbers in the factors of matrix products; they slow these down on some processors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            for factor in args:
+                size = factor.detach().abs()
+                self.count += int(((size > 0) & (size < torch.finfo(size.dtype).tiny)).sum())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("module", [CAM(32), NonLocal(32, mode="gaussian")], ids=["cam", "nonlocal_gaussian"])
+@pytest.mark.parametrize("training", [False, True])
+def test_no_products_of_subnormal_numbers(module: nn.Module, training: bool) -> None:
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, 0.5)
+    x = 3 * torch.randn(2, 32, 30, 20, generator=torch.Generator().manual_seed(0))
+    weights = module.relations(x).matrices
+    assert any(((w > 0) & (w < torch.finfo(w.dtype).tiny)).any() for w in weights.values())
+    with SubnormalFactors() as seen, torch.set_grad_enabled(training):
+        y = module(x.requires_grad_(training))
+        if training:
+            y.square().sum().backward()
+    assert seen.count == 0
+    exact = deepcopy(module).double()
+    torch.testing.assert_close(exact(x.double()), exact.relations(x.double()).output)
