@@ -220,6 +220,16 @@ def to_float32(features: FeatureRows, rows: np.ndarray | slice) -> np.ndarray:
         return np.ascontiguousarray(features[rows], dtype=np.float32)
 
 
+def copy_float32(features: FeatureRows, rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy rows of a feature matrix to ``out``, float32 ``(n, d)``, mostly without blocking other threads."""
+    if isinstance(features, StackedRows):
+        features.copy(rows, out)
+    elif features.dtype == np.float32 and features.flags.c_contiguous and features.flags.aligned:
+        np.take(features, rows, axis=0, out=out, mode="clip")  # other modes copy twice
+    else:
+        out[...] = to_float32(features, rows)
+
+
 def distance_matrix(values: Any) -> np.ndarray:
     """Return a matrix of distances as an array, without a copy if possible (a memory map remains one).
 
@@ -382,6 +392,15 @@ class StackedRows:
         found[upper] = self._first[numbers[upper]]
         found[~upper] = self._second[self._selected[numbers[~upper] - len(self._first)]]
         return found
+
+    def copy(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows to ``out``, see ``copy_float32``."""
+        upper = np.flatnonzero(rows < len(self._first))
+        if len(upper) < len(rows):  # the other rows are overwritten
+            copy_float32(self._second, self._selected[np.maximum(rows - len(self._first), 0)], out)
+            out[upper] = to_float32(self._first, rows[upper])
+        else:
+            copy_float32(self._first, rows, out)
 
 
 FeatureRows: TypeAlias = Union[np.ndarray, StackedRows]  # noqa: UP007 - evaluated at run time

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rga_reid.evaluation.features import FeatureRows, row_norms, to_float32
+from rga_reid.evaluation.features import FeatureRows, copy_float32, row_norms, to_float32
 
 #: gallery rows of a block by default; larger blocks are not faster, as the system allocates their memory
 #: each time
@@ -25,7 +26,8 @@ BLOCK_SIZE = 1024
 _SLICE = 2048  # columns summed at a time
 _MANY = 2**18  # pairs for which a search for equal rows pays off
 _HASHED = 64  # rows hashed at a time
-_TEMPORARY = 2**18  # float64 numbers of each side held at a time for exact scores
+_TEMPORARY = 2**17  # numbers of each side that a thread holds for exact scores
+_MAX_THREADS = 4  # more threads would wait for the interpreter
 _TILE = 2**19  # scores of a tile
 _PRODUCT = 2**20  # scores computed at a time: products of fewer rows do not reach full speed
 # roundings of a term of an exact score: NumPy sums 128 numbers in 8 strands, and such sums pairwise
@@ -293,27 +295,28 @@ def _relative(roundings: int, dtype: torch.dtype) -> float:
     return relative / (1 - relative)
 
 
-def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x *= y
-    return x.sum(axis=1)
+def _dot(x: np.ndarray, y: np.ndarray, terms: np.ndarray, out: np.ndarray) -> None:
+    terms[...] = x
+    np.multiply(terms, y, out=terms).sum(axis=1, out=out)
 
 
-def _squared_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x -= y
-    x *= x
-    return x.sum(axis=1)
+def _squared_distance(x: np.ndarray, y: np.ndarray, terms: np.ndarray, out: np.ndarray) -> None:
+    terms[...] = x
+    np.subtract(terms, y, out=terms)
+    np.square(terms, out=terms).sum(axis=1, out=out)
 
 
 def _over_pairs(
-    function: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    function: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None],
     query: FeatureRows,
     query_rows: np.ndarray,
     gallery: FeatureRows,
     gallery_rows: np.ndarray,
 ) -> np.ndarray:
-    """Return ``function(x, y)`` of pairs of float64 rows, in parts; x is a copy that it may change.
+    """Return the results of ``function(x, y, terms, out)`` for pairs of rows, computed in parts by several threads.
 
-    NumPy sums contiguous rows one by one, each in the same order, so a value depends on its two rows only.
+    x and y are float32 rows, terms is float64 memory of their shape. NumPy sums contiguous rows one by one, each in the
+    same order, so a result depends on its two rows only.
     """
     if len(query_rows) > _MANY:  # perhaps because many rows are equal
         query_rows, gallery_rows = _first_twins(query, query_rows), _first_twins(gallery, gallery_rows)
@@ -322,11 +325,26 @@ def _over_pairs(
             query_rows, gallery_rows = np.divmod(pairs, len(gallery))
             return _over_pairs(function, query, query_rows, gallery, gallery_rows)[place]
     values = np.empty(len(query_rows))
-    step = max(1, _TEMPORARY // query.shape[1])
-    for start in range(0, len(values), step):
-        part = slice(start, start + step)
-        x = to_float32(query, query_rows[part]).astype(np.float64)
-        values[part] = function(x, to_float32(gallery, gallery_rows[part]).astype(np.float64))
+    columns = query.shape[1]
+    height = max(1, _TEMPORARY // columns)
+    starts = range(0, len(values), height)
+
+    def compute(first: int, step: int) -> None:
+        x, y = np.empty((2, height, columns), np.float32)
+        terms = np.empty((height, columns))
+        for start in starts[first::step]:
+            part = slice(start, start + height)
+            count = len(values[part])
+            copy_float32(query, query_rows[part], x[:count])
+            copy_float32(gallery, gallery_rows[part], y[:count])
+            function(x[:count], y[:count], terms[:count], values[part])
+
+    threads = min(_MAX_THREADS, torch.get_num_threads(), len(starts))
+    if threads <= 1:
+        compute(0, 1)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(compute, range(threads), [threads] * threads))  # list() raises their errors
     return values
 
 
@@ -340,12 +358,19 @@ def _first_twins(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
 
 def group_equal_rows(features: FeatureRows, rows: np.ndarray) -> np.ndarray:
     """Return for each row the number of its group of rows of equal content, in order of appearance."""
+    sums = np.empty(len(rows))
+    for start in range(0, len(rows), _HASHED):
+        part = slice(start, start + _HASHED)
+        sums[part] = to_float32(features, rows[part]).sum(axis=1, dtype=np.float64)
+    distinct, group, counts = np.unique(sums, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(counts[group] > 1)  # only rows of the same sum can be equal
     digests = [
         hashlib.blake2b(row, digest_size=16).digest()
-        for start in range(0, len(rows), _HASHED)
-        for row in to_float32(features, rows[start : start + _HASHED])
+        for start in range(0, len(several), _HASHED)
+        for row in to_float32(features, rows[several[start : start + _HASHED]])
     ]
-    return pd.factorize(np.array(digests, dtype=object))[0]
+    group[several] = len(distinct) + pd.factorize(np.array(digests, dtype=object))[0]
+    return pd.factorize(group)[0]
 
 
 @contextmanager

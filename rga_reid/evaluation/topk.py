@@ -128,7 +128,7 @@ class TopK:
         """
         row, column, score, exact = map(np.concatenate, zip(self._kept, *self._new, strict=True))
         self._new, self._pending = [], 0
-        order = np.lexsort((-score, row))
+        order = _order(row, score, self._rows)
         row, column, score, exact = (values[order] for values in (row, column, score, exact))
         rank = np.arange(len(row)) - np.searchsorted(row, np.arange(self._rows))[row]
         last = rank == self._count - 1
@@ -161,8 +161,19 @@ class TopK:
         self._threshold[rows] = np.maximum(self._threshold[rows], lowered)
 
 
+def _order(row: np.ndarray, score: np.ndarray, rows: int) -> np.ndarray:
+    """Return the order by row, then best first; equal scores of a row in any order. 10 times as fast as ``lexsort``."""
+    order = np.argsort(
+        -score
+    )  # NumPy sorts float64 by vector instructions, and stably 16-bit integers by radix
+    for shift in range(0, max(1, (rows - 1).bit_length()), 16):
+        order = order[np.argsort((row[order] >> shift).astype(np.uint16), kind="stable")]
+    return order
+
+
 _MAX_UNDECIDED = 1e-3  # largest error, relative to the largest difference of scores, for float32 products
 _MAX_SIDE = 2048  # rows of a tile: with more, more of the product on the diagonal is computed twice
+_TOGETHER = 4  # sides of tiles held at a time, so that the others are prepared less often
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,9 +252,9 @@ def _search_pairs(
     def prepare(start: int, side_of: Callable[..., Tensor]) -> Tensor:
         return side_of(rows[start : start + side], dtype)
 
-    def add_tile(left: Tensor, upper: int, lower: int) -> None:
+    def add_tile(left: Tensor, right: Tensor, upper: int, lower: int) -> None:
         nonlocal done
-        tile = scores.approximate(left, prepare(lower, scores.gallery))
+        tile = scores.approximate(left, right)
         for best in (nearest, farthest):
             if upper == lower:
                 best.raise_threshold(tile, upper)
@@ -256,11 +267,14 @@ def _search_pairs(
             progress(done / total)
 
     for start in starts:  # the diagonal first: it gives every row a threshold
-        add_tile(prepare(start, scores.queries), start, start)
-    for upper in starts:
-        left = prepare(upper, scores.queries)
-        for lower in starts[upper // side + 1 :]:
-            add_tile(left, upper, lower)
+        add_tile(prepare(start, scores.queries), prepare(start, scores.gallery), start, start)
+    for first in range(0, len(starts), _TOGETHER):
+        uppers = {upper: prepare(upper, scores.queries) for upper in starts[first : first + _TOGETHER]}
+        for lower in starts[first + 1 :]:
+            right = prepare(lower, scores.gallery)
+            for upper, left in uppers.items():
+                if upper < lower:
+                    add_tile(left, right, upper, lower)
 
 
 class _EqualRows:
@@ -288,6 +302,8 @@ class _EqualRows:
             count: rows wanted; the nearest groups of a group have at least as many.
         """
         owner = np.repeat(np.arange(len(self.first)), len(groups) // len(self.first))
+        if len(self.first) == len(self.group):  # no two rows are equal
+            return groups.reshape(len(self.group), -1)[:, :count]
         number, place = expand_ranges(self._start[groups], np.minimum(self._size[groups], count))
         owner, row, score = owner[number], self._order[place], scores[number]
         order = np.lexsort((row, -score, owner))

@@ -68,7 +68,9 @@ def test_an_exact_score_depends_on_its_two_rows_alone(kind: Any, monkeypatch: py
     assert together.tolist() == alone
     monkeypatch.setattr(module, "_MANY", 10)  # search for equal rows
     monkeypatch.setattr(module, "_TEMPORARY", 3 * 700)
-    assert scores.exact(*rows).tolist() == alone
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert scores.exact(*rows).tolist() == alone
     assert (together.reshape(20, 20)[:, 15:] == together.reshape(20, 20)[:, [3]]).all()
 
 
