@@ -21,6 +21,13 @@ def test_auto_on_cpu(monkeypatch: pytest.MonkeyPatch, name: str, bfloat16: bool,
     assert resolve_precision("auto", accelerator) == ("bf16-mixed" if bfloat16 else "32-true")
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_auto_on_intel(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    capabilities = {"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", "cpu") == ("bf16-mixed" if amx else "32-true")
+
+
 @pytest.mark.parametrize("ampere", [True, False])
 def test_auto_on_gpu(monkeypatch: pytest.MonkeyPatch, ampere: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -50,5 +57,6 @@ def test_older_versions_of_torch(monkeypatch: pytest.MonkeyPatch, avx512: bool, 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with the flags of Linux")
 def test_this_processor() -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = " ".join(line for line in lines if line.lower().startswith(("flags", "features"))).split()
-    assert has_fast_bfloat16("cpu") == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    flags = set(" ".join(line for line in lines if line.lower().startswith(("flags", "features"))).split())
+    avx512 = "avx512_bf16" in flags and "avx512_fp16" not in flags
+    assert has_fast_bfloat16("cpu") == (avx512 or bool({"amx_bf16", "bf16"} & flags))
