@@ -200,8 +200,12 @@ rows = np.arange(10)
 for name in ("person.jpg", "a.jpg", "b.jpg"):
     Image.fromarray(rng.integers(0, 256, (80, 40, 3), dtype=np.uint8)).save(name)
 def make_checkpoint():
-    from rga_reid.models import build_model, save_model
-    save_model(build_model(depth=18, attention="rga", stages=(4,), size=(64, 32)), "last.safetensors")
+    import torch
+    from rga_reid.models import build_model
+    from rga_reid.models.weights import CONFIG_KEY
+    model = build_model(depth=18, attention="rga", stages=(4,), size=(64, 32))
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, CONFIG_KEY: model.config}, "last.ckpt")
 def make_onnx():
     from rga_reid.models import build_model
     from rga_reid.models.export import export_model
@@ -232,7 +236,7 @@ def test_programs_of_guides_run(
 ) -> None:
     blocks = find_programs(code_blocks, document)
     prepared = PREPARED
-    for file, call in (("last.safetensors", "make_checkpoint()\n"), ("osnet_x1_0.onnx", "make_onnx()\n")):
+    for file, call in (("last.ckpt", "make_checkpoint()\n"), ("osnet_x1_0.onnx", "make_onnx()\n")):
         prepared += call if file in str(blocks) else ""
     text = "\n".join([prepared, *(block.text for block in blocks)])
     documented(blocks[0]._replace(text=text), tmp_path)
