@@ -326,7 +326,7 @@ def _over_pairs(
             return _over_pairs(function, query, query_rows, gallery, gallery_rows)[place]
     values = np.empty(len(query_rows))
     columns = query.shape[1]
-    height = max(1, _TEMPORARY // columns)
+    height = max(1, min(_TEMPORARY // columns, len(values)))
     starts = range(0, len(values), height)
 
     def compute(first: int, step: int) -> None:

@@ -163,9 +163,8 @@ class TopK:
 
 def _order(row: np.ndarray, score: np.ndarray, rows: int) -> np.ndarray:
     """Return the order by row, then best first; equal scores of a row in any order. 10 times as fast as ``lexsort``."""
-    order = np.argsort(
-        -score
-    )  # NumPy sorts float64 by vector instructions, and stably 16-bit integers by radix
+    # NumPy sorts float64 by vector instructions, and 16-bit integers stably by radix
+    order = np.argsort(-score)
     for shift in range(0, max(1, (rows - 1).bit_length()), 16):
         order = order[np.argsort((row[order] >> shift).astype(np.uint16), kind="stable")]
     return order
