@@ -200,8 +200,8 @@ class EmbeddingModel(nn.Module):
         of RGA. Weights are in channels-last memory format. In float32 embeddings differ by rounding only.
 
         Args:
-            dtype: type of weights and maps. ``torch.bfloat16`` is faster on GPUs, on processors with AMX, and on AMD's with
-                AVX-512 BF16; cosines then differ in the third digit.
+            dtype: type of weights and maps. ``torch.bfloat16`` is faster on GPUs, on processors with AMX, and on AMD's
+                processors with AVX-512 BF16; cosines then differ in the third digit.
             compile: compile the copy by torch.compile on its first use, which takes from seconds to minutes.
 
         Raises:
