@@ -144,7 +144,7 @@ def run(options: Namespace) -> None:
     photos, what = len(set(names)), "view" if view == "relations" else "map"
     print(
         f"{options.out}: {views} {what}{'' if views == 1 else 's'} of {photos} picture"
-        f"{'' if photos == 1 else 's'}"
+        f"{'' if photos == 1 else 's'}{'' if options.view else f' (--view {view})'}"
     )
 
 
@@ -187,7 +187,7 @@ def _prepare_demo(options: Namespace) -> None:
         checkpoint = out / "last.ckpt"
         if not (out / DONE).is_file():
             print_step(f"train: ResNet-18 with {name}")
-            words = ["--config", "demo", "--data.root", str(root), "--data.dataset", "synthetic"]
+            words = ["--config", "demo", "--data.root", str(root)]
             words += ["--out", str(out), "--overwrite"]
             words += ["--seed", str(options.seed), "--model.attention", name]
             settings = parse(train.parser(), train.prepare(words))

@@ -364,7 +364,7 @@ def test_photos_of_one_name_are_told_apart(
     page = tmp_path / "page.html"
     words = ["--image", str(images[0]), "--checkpoint", str(tiny_checkpoint), str(other), "--out", str(page)]
     assert main(["explain", *words]) == 0
-    assert "4 views of 1 picture\n" in capsys.readouterr().out
+    assert "4 views of 1 picture (--view relations)\n" in capsys.readouterr().out
     names = [photo["name"] for photo in held_data(page.read_text(encoding="utf-8"))["photos"]]
     assert names == ["same.jpg, 64×32", "same.jpg, 96×48"]  # one photo, as models of two sizes see it
 

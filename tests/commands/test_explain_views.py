@@ -83,7 +83,7 @@ def test_a_model_without_attention_gets_a_grad_cam(
 ) -> None:
     words = ["--image", *images[:2], "--checkpoint", checkpoints["plain"], checkpoints["pam"]]
     page = page_of(tmp_path / "page.html", *words)
-    assert "4 maps of 2 pictures\n" in capsys.readouterr().out
+    assert "4 maps of 2 pictures (--view gradcam)\n" in capsys.readouterr().out
     assert element_texts(page, "h1") == ["Grad-CAM: length of the embedding"]
     assert page.count("<b>plain.safetensors</b>") == page.count("<b>pam.safetensors</b>") == 2
     assert "ResNet-18, 64×32 pixels" in element_texts(page, "p")[0]
