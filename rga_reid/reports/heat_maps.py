@@ -199,6 +199,8 @@ def _draw(axes: Any, one: HeatMap) -> None:
     if one.values.ndim == 1:
         axes.set_box_aspect(one.pixels.shape[0] / one.pixels.shape[1])
         axes.plot(np.sort(one.values), color="#0072b2")
+        if one.is_even:  # without limits, rounding errors would fill the frame
+            axes.set_ylim(one.limits[1] - 1, one.limits[1] + 1)
         return
     height, width = one.pixels.shape[:2]
     axes.imshow(one.pixels.mean(axis=2), "gray", vmin=0, vmax=255)

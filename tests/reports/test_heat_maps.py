@@ -155,6 +155,13 @@ def test_figures() -> None:
     figure_bytes(figure, "pdf")
 
 
+def test_an_even_strip_is_a_flat_line_in_figures() -> None:
+    even = heat_map(np.array([0.4999, 0.5, 0.5001]), what="channels")
+    axes = heat_map_figure([even], "gates").axes[1]
+    low, high = axes.get_ylim()
+    assert high - low > 100 * np.ptp(axes.get_lines()[0].get_ydata())
+
+
 def test_bad_input_is_named() -> None:
     for values in (np.zeros((1, 2, 2)), np.zeros((0, 2))):
         with pytest.raises(InputError, match=r"m\.ckpt: expected values"):
