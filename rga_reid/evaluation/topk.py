@@ -300,9 +300,9 @@ class _EqualRows:
             scores: scores of these, exact where two of them are nearly equal.
             count: rows wanted; the nearest groups of a group have at least as many.
         """
-        owner = np.repeat(np.arange(len(self.first)), len(groups) // len(self.first))
         if len(self.first) == len(self.group):  # no two rows are equal
             return groups.reshape(len(self.group), -1)[:, :count]
+        owner = np.repeat(np.arange(len(self.first)), len(groups) // len(self.first))
         number, place = expand_ranges(self._start[groups], np.minimum(self._size[groups], count))
         owner, row, score = owner[number], self._order[place], scores[number]
         order = np.lexsort((row, -score, owner))
