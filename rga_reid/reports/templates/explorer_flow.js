@@ -72,7 +72,7 @@ async function fillStep(box) {
   const [a, b, colours] = scaleOf(low, high), power = powerOf(values, a, b), shape = step.picture.shape;
   box.shown = { values, shape, words, canvas };
   if (step.picture.kind === "map") {
-    box.shown.picture = paint(values, shape, a, b, data.colours[colours], 0, power);
+    box.shown.picture = paint(values, shape, a, b, data.colours[colours], 0, power, true);
     canvas.className = "tap";
     attach(canvas, false);
   } else {

@@ -103,8 +103,8 @@ function loadPhoto(photo) {
     image.src = photo.uri;
   });
 }
-/** Values as colours. A power below 1 resolves small values and leaves 0 transparent. */
-function paint(values, grid, low, high, colours, start = 0, power = 1) {
+/** Values as colours. A power below 1 resolves small values; over a photo, it leaves 0 transparent. */
+function paint(values, grid, low, high, colours, start = 0, power = 1, over = false) {
   const canvas = document.createElement("canvas");
   canvas.width = grid[1]; canvas.height = grid[0];
   const context = canvas.getContext("2d"), pixels = context.createImageData(grid[1], grid[0]);
@@ -113,7 +113,7 @@ function paint(values, grid, low, high, colours, start = 0, power = 1) {
     let level = (values[start + k] - low) * factor;
     if (power !== 1) level = 255 * (Math.max(0, level) / 255) ** power;
     const colour = colours[Math.max(0, Math.min(255, Math.round(level)))];
-    pixels.data.set([colour[0], colour[1], colour[2], power !== 1 && values[start + k] === 0 ? 0 : 255], 4 * k);
+    pixels.data.set([colour[0], colour[1], colour[2], over && power !== 1 && values[start + k] === 0 ? 0 : 255], 4 * k);
   }
   context.putImageData(pixels, 0, 0);
   return canvas;

@@ -40,8 +40,10 @@ async function goTour(step) {
     target = boxes().find((box) => box.dataset.symbol === matrix().symbol) ?? target;
     target.classList.add("toured");
   }
+  $("tour").classList.remove("left");
   target.scrollIntoView({ block: "start" });
   showTour();
+  $("tour").classList.toggle("left", Boolean(open) && covers($("tour"), target));
   // on a small screen, the picture that the step is about may be below the window or under the step
   const picture = marked.map((name) => $(`fig-${name}`)).find((figure) => figure && !$("dock").contains(figure));
   if (picture && (picture.getBoundingClientRect().bottom > innerHeight || covers($("tour"), picture))) picture.scrollIntoView({ block: "start" });

@@ -78,8 +78,8 @@ function showPositions() {
   if (!m.whole) m.chosen.forEach((n) => { const [a, b] = middle(n, m.grid); mine.fillStyle = "#fff"; mine.fillRect(b * mine.canvas.width - 2, a * mine.canvas.height - 2, 5, 5); });
   const all = [mine];
   const [low, high] = range([...range(row), ...range(column)]), [a, b, colours] = scaleOf(low, high), power = powerOf(row, low, high);
-  all.push(overPhoto($("row"), exhibit().photo, paint(row, m.key_grid, a, b, data.colours[colours], 0, power)));
-  all.push(overPhoto($("column"), exhibit().photo, paint(column, m.grid, a, b, data.colours[colours], 0, power)));
+  all.push(overPhoto($("row"), exhibit().photo, paint(row, m.key_grid, a, b, data.colours[colours], 0, power, true)));
+  all.push(overPhoto($("column"), exhibit().photo, paint(column, m.grid, a, b, data.colours[colours], 0, power, true)));
   bar("bar-row", a, b, colours, rootNote(power)); bar("bar-column", a, b, colours, rootNote(power));
   $("fig-difference").hidden = !square;
   if (square) {
@@ -195,7 +195,7 @@ function showSame() {
     const place = nearest(m, state.v, state.u), values = direction === "row" ? rowOf(m, place) : columnOf(m, place);
     const grid = direction === "row" ? m.key_grid : m.grid, [low, high] = range(values), [a, b, colours] = scaleOf(low, high);
     const power = powerOf(values, a, b);
-    const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power));
+    const context = overPhoto(figure.firstChild, photo, paint(values, grid, a, b, data.colours[colours], 0, power, true));
     mark(context, ...middle(nodeAt(m, place), m.grid), m.grid, false);
     figure.numbers.textContent = t("range", { low: formatNumber(a), high: formatNumber(b) }) + rootNote(power);
   }
