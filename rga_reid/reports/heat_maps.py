@@ -74,7 +74,7 @@ class HeatMap:
 
     @property
     def scale(self) -> Text:
-        """Description of the colours: ``0 to 0.31``, or ``0.5 everywhere``."""
+        """Description of the colours: ``0 to 0.31``, or ``0.5 everywhere: no colours``."""
         low, high = self.limits
         if self.is_even:
             return Text("map_even", {"value": f"{high:.3g}"})

@@ -147,7 +147,8 @@ def render_page(
 
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", *scripts))
     environment = page_environment()
-    environment.globals.update(t=t, element=element, attribute=attribute, Text=Text)
+    gap = Markup('<span class="gap"> </span>')  # between two texts of a paragraph
+    environment.globals.update(t=t, element=element, attribute=attribute, gap=gap, Text=Text)
     environment.filters |= filters or {}
     return environment.get_template(template).render(
         lang=shown,

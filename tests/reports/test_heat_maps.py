@@ -57,7 +57,7 @@ def test_scales_begin_at_zero_or_at_the_lowest_value() -> None:
 
 def test_even_maps_have_no_colours() -> None:
     page = heat_map_page([heat_map(np.zeros((4, 2))), heat_map(np.full(8, 0.5), what="channels")], "gates")
-    assert {"0 everywhere", "0.5 everywhere"} <= set(element_texts(page, "li"))
+    assert {"0 everywhere: no colours", "0.5 everywhere: no colours"} <= set(element_texts(page, "li"))
     assert 'class="bar"' not in page
     photo, shown = pictures(page)
     assert np.abs(shown - photo).max() < 4
@@ -112,8 +112,8 @@ def test_a_page_opens_in_a_language(view: MapView) -> None:
         for values in ([[0, 1]], [[2, 2]])
     ]
     for lang, expected in (
-        ("en", ["rga, untrained", "attention 3: spatial", "4×2 places", "2 everywhere"]),
-        ("zh", ["rga，未训练", "注意力 3：空间", "4×2 个位置", "处处为 2"]),
+        ("en", ["rga, untrained", "after stage 3: spatial", "4×2 places", "2 everywhere: no colours"]),
+        ("zh", ["rga，未训练", "阶段 3 之后：空间", "4×2 个位置", "处处为 2：不着色"]),
     ):
         page = heat_map_page(maps, view, score=Text("score_cosine", {"name": "b.jpg"}), lang=lang)
         text = visible_text(page)

@@ -138,7 +138,9 @@ function showChannels() {
   }
   lines(m, ...middle(channel, m.grid));
   set("head-photo", t("photo_channel", { n: channel }));
-  set("cap-photo", m.live.includes(channel) ? t("cap_photo_channel") : t("cap_photo_dead", { n: channel }));
+  const sizes = { grid: stage().grid.join("×"), shown: m.maps.shape.slice(1).join("×") };
+  set("cap-photo", !m.live.includes(channel) ? t("cap_photo_dead", { n: channel })
+    : join(t("cap_photo_channel"), sizes.grid === sizes.shown ? "" : t("cap_photo_reduced", sizes)));
   const takes = takesFromUnlike(exhibit());
   set("head-most", t(takes ? "most_takes" : "most", { n: channel })); set("head-least", t(takes ? "least_takes" : "least", { n: channel }));
   const { symbol } = m;
@@ -216,7 +218,7 @@ function captions(shown, m) {
     set("head-photo", t("photo"));
     set("cap-photo", m.whole ? t("cap_photo") : t("cap_photo_pooled", { rows: m.size[0], keys: m.size[1], count: m.chosen.length }));
   }
-  set("cap-row", words.row_caption); set("cap-column", words.column_caption);
+  set("cap-row", join(words.row_caption, t("cap_scale"))); set("cap-column", words.column_caption);
   set("cap-difference", both ? t("cap_difference_both") : join(t("cap_difference"), shown.words.en.directions === "row only" ? t("cap_difference_row_only") : ""));
   const reach = m.reach < 0.9999 ? t("cap_reach", { share: formatNumber(100 * m.reach) }) : m.name === "both_passes" ? t("cap_both_passes") : "";
   const pooled = m.whole ? t("cap_whole") : t(`cap_pooled_${m.kind}`, { dots: m.picture.shape.join(" × "), values: m.size.join(" × ") });
