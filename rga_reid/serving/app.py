@@ -360,6 +360,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         threshold = settings.threshold
         server = {
             "threshold": None if threshold is None else threshold.value,
+            "threshold_gallery_size": None if threshold is None else threshold.gallery_size,
             "threshold_note": None if threshold is None else threshold.gallery_warning(described["count"]),
             "thumbnails": engine.uploads is not None,
             "embeds": engine.embedder is not None,
