@@ -312,6 +312,8 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     print_labels(table)
     new = _unknown(gallery, table, options)
     known, table = int((~new).sum()), table[new]
+    if len(table):
+        _wait_for_lock(options)
     model = read_gallery_embedder(gallery, options, device)
     record = None if options.same_features else model.fingerprint
     added = 0
@@ -321,6 +323,16 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     messages.append(_added(added, known))
     _maintain(messages, gallery, added)
     return gallery
+
+
+def _wait_for_lock(options: Namespace) -> None:
+    """Fail before images are embedded if a server keeps the gallery locked: its lock never gets free."""
+    from rga_reid.gallery.location import open_store
+
+    store = open_store(options.gallery)
+    store.wait = options.wait
+    with store.exclusive():
+        pass  # others may add meanwhile; ``Gallery.add`` waits for them, or lets them add these images too
 
 
 def _maintain(messages: list[str], gallery: Gallery, added: int) -> None:

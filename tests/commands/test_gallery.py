@@ -19,6 +19,7 @@ import rga_reid.models
 from rga_reid.commands import main
 from rga_reid.gallery import Gallery
 from rga_reid.gallery import build as builder
+from rga_reid.gallery.location import open_store
 from rga_reid.inference import distributed
 
 
@@ -146,6 +147,17 @@ def test_add_images(
     assert re.search(r"compacted: \d segments? before, 1 now", capsys.readouterr().out)
     assert gallery("check", built) == 0
     assert "3 files" in capsys.readouterr().out
+
+
+def test_add_fails_before_images_are_embedded_if_a_server_has_the_lock(
+    built: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "0009_c1s1_000001_00.png").write_bytes(b"refused when it is read")
+    words = ["gallery", "add", "--gallery", str(built), "--images", str(tmp_path / "new"), "--wait", "0"]
+    with open_store(str(built)).exclusive():
+        assert "POST /v1/images" in refused(*words)
+    assert len(Gallery.open(built)) == 10
 
 
 def test_add_features(built: Path, tmp_path: Path, features: Path, refused: Callable[..., str]) -> None:
