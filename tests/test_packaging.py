@@ -63,7 +63,7 @@ def test_wheel_has_the_package_and_its_data(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert wheel.name == f"rga_reid-{__version__}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
-    package = list_files("rga_reid", "*.py", "*.yaml", "py.typed", "templates/*", "page/*")
+    package = list_files("rga_reid", "*.py", "*.yaml", "*.bib", "py.typed", "templates/*", "page/*")
     assert "reports/templates/explorer.html" in package
     wanted = {f"rga_reid/{name}" for name in package}
     wanted |= {f"rga_reid/configs/{name}" for name in list_files("configs", "*.yaml")}
