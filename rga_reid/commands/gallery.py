@@ -52,6 +52,7 @@ SETTINGS = {
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
 _PREVIEWED = 10  # rows
+_FILES_REMAIN = "image files are not deleted: `gallery add` and `gallery watch` would add them again"
 
 
 def parser() -> ArgumentParser:
@@ -93,7 +94,9 @@ def parser() -> ArgumentParser:
     remove.add_argument("--path", metavar="PATH", nargs="+", help="remove the images with these paths")
     remove.add_argument("--where", metavar="FILTER", help=f"remove the images that match, such as {_OLD!r}")
     remove.add_argument(
-        "--dry-run", action="store_true", help="print what would be removed, and remove nothing"
+        "--dry-run",
+        action="store_true",
+        help="print what would be removed, and remove nothing; --json also has the paths of all these images",
     )
     add_wait_option(remove)
 
@@ -175,11 +178,12 @@ def _action(name: str, description: str) -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Run the action; write and print the description of the gallery."""
     messages: list[str] = []  # printed after all files are written
+    facts: dict[str, Any] = {}  # written as JSON, with the description
     actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
         "add": partial(_add, messages),
         "watch": partial(_watch.watch, messages),
-        "remove": partial(_remove, messages),
+        "remove": partial(_remove, messages, facts),
         "label": partial(_label, messages),
         "merge": partial(_merge, messages),
         "export": partial(_export, messages),
@@ -197,7 +201,7 @@ def run(options: Namespace) -> None:
     check_outputs(inner, _OUTPUTS | ({"out": (".npz",)} if "out" in inner else {}), labels)
     gallery = actions[options.action](inner)
     if gallery is not None:
-        _report(inner.gallery, gallery, inner.json, messages)
+        _report(inner.gallery, gallery, inner.json, messages, facts)
 
 
 def _build(options: Namespace) -> Gallery | None:
@@ -360,7 +364,7 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
     return ~known
 
 
-def _remove(messages: list[str], options: Namespace) -> Gallery:
+def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> Gallery:
     if bool(options.pid or options.path) == (options.where is not None):
         raise InputError("gallery remove: expected --pid N, --path P, or --where FILTER alone")
     gallery = _info(options)
@@ -371,7 +375,8 @@ def _remove(messages: list[str], options: Namespace) -> Gallery:
     pids = options.pid or ()
     if options.dry_run:
         found = gallery.find(pids=pids, paths=paths, where=options.where)
-        messages.append(f"would remove {_count(len(found), 'image')}; nothing was removed")
+        messages += [f"would remove {_count(len(found), 'image')}; nothing was removed", _FILES_REMAIN]
+        facts["paths"] = found["path"].tolist()
         print_labels(found.drop(columns=["id", "camid"]), rows=_PREVIEWED)
         return gallery
     done = gallery.remove(pids=pids, paths=paths, where=options.where)
@@ -381,6 +386,7 @@ def _remove(messages: list[str], options: Namespace) -> Gallery:
         messages.append(f"rewritten: {_count(done.segments, 'segment')} with {kept}")
     if done.indexes:
         messages.append(f"rebuilt: {_count(done.indexes, 'index', 'indexes')}")
+    messages.append(_FILES_REMAIN)
     return gallery
 
 
@@ -444,14 +450,16 @@ def _count(number: int, one: str, more: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _report(location: str, gallery: Gallery, json_file: str | None, messages: list[str]) -> None:
-    """Write the description of a gallery as JSON; print messages and description."""
+def _report(
+    location: str, gallery: Gallery, json_file: str | None, messages: list[str], more: dict[str, Any]
+) -> None:
+    """Write the description of a gallery and more facts as JSON; print messages and description."""
     from rga_reid.files import write_json
     from rga_reid.gallery.location import parse_location
 
     facts = {"location": str(parse_location(location)), **gallery.describe(), "bytes": gallery.size_on_disk()}
     if json_file is not None:
-        write_json(json_file, facts)
+        write_json(json_file, facts | more)
     for line in messages:
         print(line)
     _print(facts)

@@ -194,6 +194,16 @@ def test_remove(
     assert (images / "0000_c1s1_000000_00.png").exists()
 
 
+def test_dry_run_lists_the_files_that_remain(
+    tmp_path: Path, built: Path, images: Path, capsys: pytest.CaptureFixture
+) -> None:
+    facts = tmp_path / "facts.json"
+    assert gallery("remove", built, "--where", "camera = 1", "--dry-run", "--json", facts) == 0
+    assert json.loads(facts.read_text())["paths"] == sorted(map(str, images.glob("*_c1s1_*")))
+    assert len(Gallery.open(built)) == 10
+    assert "files are not deleted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
