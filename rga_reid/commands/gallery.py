@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from rga_reid.commands._options import (
     new_parser,
 )
 from rga_reid.commands._output import check_outputs, print_labels
-from rga_reid.data.columns import RESERVED
+from rga_reid.data.columns import CAMERA, RESERVED, conform
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -51,7 +51,7 @@ SETTINGS = {
 
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
-_PREVIEWED = 10  # rows
+_PREVIEWED = 10  # rows, cameras
 _FILES_REMAIN = "image files are not deleted: `gallery add` and `gallery watch` would add them again"
 
 
@@ -286,12 +286,17 @@ def _build(options: Namespace) -> Gallery | None:
 
 
 def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
-    """Print the first rows of the table that would be added."""
+    """Print the first rows of the table that would be added, and the number of images of each camera."""
     if options.features is not None:
-        _, table = read_gallery_features(options.features)
+        table, _ = conform(read_gallery_features(options.features)[1])
     else:
         table, _ = read_image_table(options, None if gallery is None else gallery.columns)
     print_labels(table, rows=_PREVIEWED)
+    images = table[CAMERA].value_counts().sort_index()
+    if len(images):
+        print(
+            f"images of each camera: {_list_first([f'{name}: {count:,}' for name, count in images.items()])}"
+        )
 
 
 def _add(messages: list[str], options: Namespace) -> Gallery | None:
@@ -445,6 +450,11 @@ def _compact(messages: list[str], options: Namespace) -> Gallery:
     return gallery
 
 
+def _list_first(names: Sequence[object]) -> str:
+    shown = ", ".join(sanitize(str(name)) for name in names[:_PREVIEWED])
+    return shown + (f" and {len(names) - _PREVIEWED:,} more" if len(names) > _PREVIEWED else "")
+
+
 def _count(number: int, one: str, more: str | None = None) -> str:
     """Format a count with its noun."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
@@ -474,7 +484,7 @@ def _print(facts: dict[str, Any]) -> None:
         + ("" if facts["segments"] is None else f" in {_count(facts['segments'], 'segment')}"),
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
-        "cameras": f"{len(cameras)}" if cameras else "unknown",
+        "cameras": f"{len(cameras)} ({_list_first(cameras)})" if cameras else "unknown",
         **({"times": " to ".join(facts["times"])} if facts["times"] else {}),
         **({"columns": ", ".join(others)} if others else {}),
         "index": f"{facts['index']}, {facts['dimension']} dimensions, {facts['metric']}",
