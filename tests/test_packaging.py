@@ -63,7 +63,7 @@ def test_wheel_has_the_package_and_its_data(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert wheel.name == f"rga_reid-{__version__}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
-    package = list_files("rga_reid", "*.py", "*.yaml", "py.typed", "templates/*", "page/*")
+    package = list_files("rga_reid", "*.py", "*.yaml", "*.bib", "py.typed", "templates/*", "page/*")
     assert "reports/templates/explorer.html" in package
     wanted = {f"rga_reid/{name}" for name in package}
     wanted |= {f"rga_reid/configs/{name}" for name in list_files("configs", "*.yaml")}
@@ -86,10 +86,33 @@ def test_sdist_has_everything_the_tests_need(built: Path) -> None:
     with tarfile.open(sdist) as opened:
         names = {one.name.removeprefix(prefix) for one in opened.getmembers() if one.isfile()}
     generated = {name for name in names if name.startswith("rga_reid.egg-info/")} | {"PKG-INFO"}
-    wanted = {*TOP, ".pre-commit-config.yaml", *(path.name for path in CHECKOUT.glob("*.md"))}
+    wanted = {
+        *TOP,
+        ".dockerignore",
+        ".pre-commit-config.yaml",
+        *(path.name for path in CHECKOUT.glob("*.md")),
+    }
     for folder in (".ci", "benchmarks", "configs", "datasets", "docs", "rga_reid", "tests"):
         wanted |= {f"{folder}/{name}" for name in list_files(folder, "*")}
     assert names - generated == wanted
+
+
+@pytest.mark.slow
+def test_docker_copies_what_the_wheel_needs(built: Path, tmp_path: Path) -> None:
+    """Docker copies only what ``.dockerignore`` excepts, and the same wheel can be built from that."""
+    first, *lines = [
+        line for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
+    ]
+    assert first == "*"
+    (tmp_path / "source").mkdir()
+    for name in (line[1:] for line in lines if line.startswith("!")):
+        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
+        copy(CHECKOUT / name, tmp_path / "source" / name)
+    words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tmp_path / "source")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (next(folder.glob("*.whl")) for folder in (built, tmp_path))
+    assert zipfile.ZipFile(one).namelist() == zipfile.ZipFile(two).namelist()
 
 
 @pytest.mark.slow

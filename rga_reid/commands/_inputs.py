@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rga_reid.inference import Embedder
     from rga_reid.inference.verify import Threshold
 
+_SHOWN = 3  # images that do not match a pattern
+
 
 def read_image_table(
     options: Namespace, schema: Mapping[str, str] | None = None
@@ -41,23 +43,27 @@ def read_image_table(
 
     schema = RESERVED if schema is None else schema
     if options.table is not None:
-        return read_events(
+        table, columns = read_events(
             options.table,
             images_root=options.images_root,
             timezone=options.timezone,
             schema=schema,
             must_exist=not options.skip_unreadable,
         )
+        _print_unknown(table, "column")
+        return table, columns
     if options.images is not None:
         table, columns, matching = read_folder(options, schema)
         if options.pattern is not None and matching.all():
             print(f"all {len(table):,} images match the pattern")
         elif not matching.all():
-            first = os.path.relpath(table["path"][int((~matching).to_numpy().argmax())], options.images)
+            others = table["path"][~matching]
+            shown = [sanitize(os.path.relpath(path, options.images)) for path in others[:_SHOWN]]
             print(
-                f"{int((~matching).sum()):,} of {len(table):,} images do not match the pattern, such as "
-                f"{sanitize(first)}"
+                f"{len(others):,} of {len(table):,} images do not match the pattern, such as {', '.join(shown)}"
             )
+        if options.pattern is not None:
+            _print_unknown(table, "group")
         return table, columns
     table = read_table(os.path.abspath(options.data.root), options.data.dataset)
     # the types of labels are those of the whole data set, whichever split is chosen
@@ -69,6 +75,13 @@ def read_image_table(
     if kept.empty:
         raise InputError(f"--data.root {options.data.root}: the split {split!r} has no images")
     return kept, columns
+
+
+def _print_unknown(table: pd.DataFrame, source: str) -> None:
+    """Say that no image has a camera or a time: the group of a pattern may have another name."""
+    for column in ("camera", "time"):
+        if table[column].isna().all():
+            print(f"the {column} of all images is unknown: expected a {source} named {column}")
 
 
 def read_folder(

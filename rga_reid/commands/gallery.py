@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from rga_reid.commands._options import (
     new_parser,
 )
 from rga_reid.commands._output import check_outputs, print_labels
-from rga_reid.data.columns import RESERVED
+from rga_reid.data.columns import CAMERA, RESERVED, conform
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -51,7 +51,8 @@ SETTINGS = {
 
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
-_PREVIEWED = 10  # rows
+_PREVIEWED = 10  # rows, cameras
+_FILES_REMAIN = "image files are not deleted: `gallery add` and `gallery watch` would add them again"
 
 
 def parser() -> ArgumentParser:
@@ -93,7 +94,9 @@ def parser() -> ArgumentParser:
     remove.add_argument("--path", metavar="PATH", nargs="+", help="remove the images with these paths")
     remove.add_argument("--where", metavar="FILTER", help=f"remove the images that match, such as {_OLD!r}")
     remove.add_argument(
-        "--dry-run", action="store_true", help="print what would be removed, and remove nothing"
+        "--dry-run",
+        action="store_true",
+        help="print what would be removed, and remove nothing; --json also has the paths of all these images",
     )
     add_wait_option(remove)
 
@@ -175,11 +178,12 @@ def _action(name: str, description: str) -> ArgumentParser:
 def run(options: Namespace) -> None:
     """Run the action; write and print the description of the gallery."""
     messages: list[str] = []  # printed after all files are written
+    facts: dict[str, Any] = {}  # written as JSON, with the description
     actions: dict[str, Callable[[Namespace], Gallery | None]] = {
         "build": _build,
         "add": partial(_add, messages),
         "watch": partial(_watch.watch, messages),
-        "remove": partial(_remove, messages),
+        "remove": partial(_remove, messages, facts),
         "label": partial(_label, messages),
         "merge": partial(_merge, messages),
         "export": partial(_export, messages),
@@ -197,7 +201,7 @@ def run(options: Namespace) -> None:
     check_outputs(inner, _OUTPUTS | ({"out": (".npz",)} if "out" in inner else {}), labels)
     gallery = actions[options.action](inner)
     if gallery is not None:
-        _report(inner.gallery, gallery, inner.json, messages)
+        _report(inner.gallery, gallery, inner.json, messages, facts)
 
 
 def _build(options: Namespace) -> Gallery | None:
@@ -282,12 +286,17 @@ def _build(options: Namespace) -> Gallery | None:
 
 
 def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
-    """Print the first rows of the table that would be added."""
+    """Print the first rows of the table that would be added, and the number of images of each camera."""
     if options.features is not None:
-        _, table = read_gallery_features(options.features)
+        table, _ = conform(read_gallery_features(options.features)[1])
     else:
         table, _ = read_image_table(options, None if gallery is None else gallery.columns)
     print_labels(table, rows=_PREVIEWED)
+    images = table[CAMERA].value_counts().sort_index()
+    if len(images):
+        print(
+            f"images of each camera: {_list_first([f'{name}: {count:,}' for name, count in images.items()])}"
+        )
 
 
 def _add(messages: list[str], options: Namespace) -> Gallery | None:
@@ -312,6 +321,8 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     print_labels(table)
     new = _unknown(gallery, table, options)
     known, table = int((~new).sum()), table[new]
+    if len(table):
+        _wait_for_lock(options)
     model = read_gallery_embedder(gallery, options, device)
     record = None if options.same_features else model.fingerprint
     added = 0
@@ -321,6 +332,16 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     messages.append(_added(added, known))
     _maintain(messages, gallery, added)
     return gallery
+
+
+def _wait_for_lock(options: Namespace) -> None:
+    """Fail before images are embedded if a server keeps the gallery locked: its lock never gets free."""
+    from rga_reid.gallery.location import open_store
+
+    store = open_store(options.gallery)
+    store.wait = options.wait
+    with store.exclusive():
+        pass  # others may add meanwhile; ``Gallery.add`` waits for them, or lets them add these images too
 
 
 def _maintain(messages: list[str], gallery: Gallery, added: int) -> None:
@@ -348,7 +369,7 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
     return ~known
 
 
-def _remove(messages: list[str], options: Namespace) -> Gallery:
+def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> Gallery:
     if bool(options.pid or options.path) == (options.where is not None):
         raise InputError("gallery remove: expected --pid N, --path P, or --where FILTER alone")
     gallery = _info(options)
@@ -359,7 +380,8 @@ def _remove(messages: list[str], options: Namespace) -> Gallery:
     pids = options.pid or ()
     if options.dry_run:
         found = gallery.find(pids=pids, paths=paths, where=options.where)
-        messages.append(f"would remove {_count(len(found), 'image')}; nothing was removed")
+        messages += [f"would remove {_count(len(found), 'image')}; nothing was removed", _FILES_REMAIN]
+        facts["paths"] = found["path"].tolist()
         print_labels(found.drop(columns=["id", "camid"]), rows=_PREVIEWED)
         return gallery
     done = gallery.remove(pids=pids, paths=paths, where=options.where)
@@ -369,6 +391,7 @@ def _remove(messages: list[str], options: Namespace) -> Gallery:
         messages.append(f"rewritten: {_count(done.segments, 'segment')} with {kept}")
     if done.indexes:
         messages.append(f"rebuilt: {_count(done.indexes, 'index', 'indexes')}")
+    messages.append(_FILES_REMAIN)
     return gallery
 
 
@@ -427,19 +450,26 @@ def _compact(messages: list[str], options: Namespace) -> Gallery:
     return gallery
 
 
+def _list_first(names: Sequence[object]) -> str:
+    shown = ", ".join(sanitize(str(name)) for name in names[:_PREVIEWED])
+    return shown + (f" and {len(names) - _PREVIEWED:,} more" if len(names) > _PREVIEWED else "")
+
+
 def _count(number: int, one: str, more: str | None = None) -> str:
     """Format a count with its noun."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _report(location: str, gallery: Gallery, json_file: str | None, messages: list[str]) -> None:
-    """Write the description of a gallery as JSON; print messages and description."""
+def _report(
+    location: str, gallery: Gallery, json_file: str | None, messages: list[str], more: dict[str, Any]
+) -> None:
+    """Write the description of a gallery and more facts as JSON; print messages and description."""
     from rga_reid.files import write_json
     from rga_reid.gallery.location import parse_location
 
     facts = {"location": str(parse_location(location)), **gallery.describe(), "bytes": gallery.size_on_disk()}
     if json_file is not None:
-        write_json(json_file, facts)
+        write_json(json_file, facts | more)
     for line in messages:
         print(line)
     _print(facts)
@@ -454,7 +484,7 @@ def _print(facts: dict[str, Any]) -> None:
         + ("" if facts["segments"] is None else f" in {_count(facts['segments'], 'segment')}"),
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
-        "cameras": f"{len(cameras)}" if cameras else "unknown",
+        "cameras": f"{len(cameras)} ({_list_first(cameras)})" if cameras else "unknown",
         **({"times": " to ".join(facts["times"])} if facts["times"] else {}),
         **({"columns": ", ".join(others)} if others else {}),
         "index": f"{facts['index']}, {facts['dimension']} dimensions, {facts['metric']}",

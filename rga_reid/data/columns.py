@@ -7,8 +7,7 @@
 | ``time`` | timestamps, in UTC |
 | any other | text, integers, floating-point numbers, booleans or timestamps |
 
-A schema maps the names of columns to types (``TYPES``). ``camid`` is another name of ``camera``. Every value but a path
-may be null.
+A schema maps names of columns to types (``TYPES``). ``camid`` means ``camera``. Every value but a path may be null.
 """
 
 from __future__ import annotations
@@ -541,7 +540,8 @@ def _guess(text: str) -> str:
 def _parse_times(texts: pd.Series, column: str, timezone: str | None, at: At, hint: str) -> pd.Series:
     read = [None if pd.isna(text) else _read_time(text) for text in texts]
     wrong = texts.notna() & pd.Series([found is None for found in read])
-    _refuse_first(wrong, texts, column, f"a time such as 2026-11-20T10:15:00+01:00{hint}", at)
+    expected = f"a time such as 2026-11-20T10:15:00+01:00{hint} (convert other forms in a table)"
+    _refuse_first(wrong, texts, column, expected, at)
     local = pd.Series([None if found is None else found[0] for found in read], dtype="datetime64[us]")
     offsets = pd.Series([None if found is None else found[1] for found in read], dtype="timedelta64[us]")
     result = (local - offsets.fillna(pd.Timedelta(0))).dt.tz_localize("UTC")

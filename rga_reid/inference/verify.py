@@ -85,12 +85,15 @@ class Threshold:
             or self.gallery_size / MAX_RATIO <= images <= self.gallery_size * MAX_RATIO
         ):
             return None
-        more = (
-            "accepts more strangers than wanted" if images > self.gallery_size else "misses more than needed"
+        calibrated = (
+            f"the threshold was calibrated for a gallery of {self.gallery_size:,} images; among {images:,} it"
         )
+        if images < self.gallery_size:  # as most filters leave: not worth a calibration for each
+            return (
+                f"{calibrated} accepts fewer strangers than wanted, and may miss more matches than necessary"
+            )
         return (
-            f"the threshold was calibrated for a gallery of {self.gallery_size:,} images; among {images:,} it "
-            f"{more}: calibrate --open-set --gallery-size {images}"
+            f"{calibrated} accepts more strangers than wanted: calibrate --open-set --gallery-size {images}"
         )
 
 

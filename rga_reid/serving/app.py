@@ -327,7 +327,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
                 raise Problem(422, "ids, where, pid: expected in the address or in the body, found both")
             body, _ = await read_body(request, bodies.EraseBody)
         named = [*body.pids, *body.paths] or None
-        _require_one(ids=body.ids, where=body.where, pid=body.pid, pids_or_paths=named)
+        _require_one(ids=body.ids, where=body.where, pid=body.pid, **{"pids or paths": named})
         future = engine.erase(where=body.where, ids=body.ids, pid=body.pid, pids=body.pids, paths=body.paths)
         deleted = await asyncio.wrap_future(future)
         audit.write(caller, "erase", body.where, images=deleted, pid=body.pids or body.pid)
@@ -360,6 +360,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         threshold = settings.threshold
         server = {
             "threshold": None if threshold is None else threshold.value,
+            "threshold_gallery_size": None if threshold is None else threshold.gallery_size,
             "threshold_note": None if threshold is None else threshold.gallery_warning(described["count"]),
             "thumbnails": engine.uploads is not None,
             "embeds": engine.embedder is not None,

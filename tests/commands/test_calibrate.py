@@ -179,7 +179,8 @@ def test_thresholds_say_which_kind_they_are(tmp_path: Path) -> None:
     for images, warned in ((1000, False), (500, False), (2000, False), (499, True), (2001, True)):
         warning = threshold.gallery_warning(images)
         assert (warning is not None) == warned
-        assert warning is None or f"--gallery-size {images}" in warning
+        assert warning is None or f"{images:,}" in warning
+        assert (warning is not None and f"--gallery-size {images}" in warning) == (images > 2000)
     assert Threshold(0.5).gallery_warning(10**6) is None
     assert str(Threshold(0.5)) == "0.500000"
     pairs = Threshold(0.5, "per_pair", 0.001)

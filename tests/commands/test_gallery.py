@@ -19,6 +19,7 @@ import rga_reid.models
 from rga_reid.commands import main
 from rga_reid.gallery import Gallery
 from rga_reid.gallery import build as builder
+from rga_reid.gallery.location import open_store
 from rga_reid.inference import distributed
 
 
@@ -148,6 +149,17 @@ def test_add_images(
     assert "3 files" in capsys.readouterr().out
 
 
+def test_add_fails_before_images_are_embedded_if_a_server_has_the_lock(
+    built: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "0009_c1s1_000001_00.png").write_bytes(b"refused when it is read")
+    words = ["gallery", "add", "--gallery", str(built), "--images", str(tmp_path / "new"), "--wait", "0"]
+    with open_store(str(built)).exclusive():
+        assert "POST /v1/images" in refused(*words)
+    assert len(Gallery.open(built)) == 10
+
+
 def test_add_features(built: Path, tmp_path: Path, features: Path, refused: Callable[..., str]) -> None:
     words = ["gallery", "add", "--features", str(features), "--gallery"]
     assert "dimension 16" in refused(*words, str(built))
@@ -180,6 +192,16 @@ def test_remove(
     assert Gallery.open(built).table["pid"].tolist() == [2, 2, 3, 4, 4]
     assert json.loads((tmp_path / "facts.json").read_text())["count"] == 5
     assert (images / "0000_c1s1_000000_00.png").exists()
+
+
+def test_dry_run_lists_the_files_that_remain(
+    tmp_path: Path, built: Path, images: Path, capsys: pytest.CaptureFixture
+) -> None:
+    facts = tmp_path / "facts.json"
+    assert gallery("remove", built, "--where", "camera = 1", "--dry-run", "--json", facts) == 0
+    assert json.loads(facts.read_text())["paths"] == sorted(map(str, images.glob("*_c1s1_*")))
+    assert len(Gallery.open(built)) == 10
+    assert "files are not deleted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

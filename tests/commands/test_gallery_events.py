@@ -78,6 +78,7 @@ def test_build_by_pattern(built: Path, crops: Path, capsys: pytest.CaptureFixtur
     assert gallery("info", built) == 0
     printed = capsys.readouterr().out
     assert "2026-11-20T09:15:00+00:00 to 2026-11-20T11:00:00+00:00" in printed
+    assert "2 (cam11, cam12)\n" in printed
 
 
 @pytest.mark.parametrize("action", ["build", "add"])
@@ -100,12 +101,37 @@ def test_preview(
     words = ["--images", crops, "--pattern", PATTERN, "--timezone", "UTC", "--preview"]
     assert gallery(action, location, *words) == 0
     printed = capsys.readouterr().out
-    assert "1 of 16 images do not match the pattern, such as entrance/visitor.png" in printed
+    assert "1 of 16 images do not match the pattern, such as entrance/visitor.png\n" in printed
+    assert "images of each camera: cam11: 2, cam12: 13\n" in printed
+    assert "all images is unknown" not in printed
     rows = [line for line in printed.splitlines() if line.startswith("  ")]
     assert len(rows) == 10
     assert "camera cam11, time 2026-11-20T10:15:00+00:00, track 8" in rows[0]
     assert not (tmp_path / "new").exists()
     assert len(Gallery.open(built)) == 4
+
+
+def test_preview_says_that_no_group_is_named_camera_or_time(
+    crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        Image.new("RGB", (8, 16)).save(crops / "entrance" / f"{number}.png")
+    words = ["--images", crops, "--pattern", r"(?P<cam>cam\d+)/(?P<time>\d{8}T\d{6})", "--timezone", "UTC"]
+    assert gallery("build", tmp_path / "new", *words, "--preview") == 0
+    printed = capsys.readouterr().out
+    assert "the camera of all images is unknown: expected a group named camera\n" in printed
+    assert "the time of all images" not in printed
+    assert "5 of 8 images" in printed
+    assert "such as entrance/0.png, entrance/1.png, entrance/2.png\n" in printed
+    (tmp_path / "t.csv").write_text(f"path,camera\n{crops / NAMES[0]},hall\n")
+    assert gallery("build", tmp_path / "new", "--table", tmp_path / "t.csv", "--preview") == 0
+    assert "time of all images is unknown: expected a column named time\n" in capsys.readouterr().out
+
+
+def test_preview_of_features_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "f.npz", features=np.eye(2, 3, dtype=np.float32), paths=np.array(["a.jpg", "b.jpg"]))
+    assert gallery("build", tmp_path / "new", "--features", tmp_path / "f.npz", "--preview") == 0
+    assert "a.jpg: person unknown, camera unknown" in capsys.readouterr().out
 
 
 @pytest.fixture

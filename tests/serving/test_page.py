@@ -383,6 +383,31 @@ def test_threshold_of_the_server_is_not_raised(
         assert "0.999876" in page.find("#below .line").text
 
 
+@pytest.mark.parametrize(("factor", "words"), [(5, "larger"), (0.2, "other people"), (1, "")])
+def test_page_says_in_which_direction_the_threshold_errs(
+    gallery: Path,
+    people: Path,
+    queries: list[Path],
+    browse: Browse,
+    tmp_path: Path,
+    factor: float,
+    words: str,
+) -> None:
+    calibrated = int(factor * len(Gallery.open(gallery)))
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps({"kind": "open_set", "threshold": 0.5, "gallery_size": calibrated}))
+    with (
+        serve(gallery, people, "--read-only", "--calibration", str(file)) as address,
+        browse(address) as browser,
+    ):
+        page = Page(browser)
+        page.add(queries[0])
+        hints = [hint.text for hint in browser.find_elements(By.CSS_SELECTOR, "#status .hint")]
+        notes = [hint for hint in hints if "threshold" in hint]
+        assert len(notes) == bool(words)
+        assert all(words in note for note in notes)
+
+
 def test_dialog_compares_side_by_side(
     page: Page, queries: list[Path], wanted: Callable[..., pd.DataFrame]
 ) -> None:

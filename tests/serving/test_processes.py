@@ -101,14 +101,19 @@ def test_a_second_server_of_a_folder_is_refused(start: Start, people: Path) -> N
 def test_program_of_the_guide_runs(
     start: Start, people: Path, tiny_checkpoint: Path, code_blocks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    (program,) = [block.text for block in code_blocks("docs/serving.md") if block.language == "python"]
+    programs = [block.text for block in code_blocks("docs/serving.md") if block.language == "python"]
     model = load_embedder(tiny_checkpoint)
     table = Gallery.open(people).table.drop(columns="camid")
     table.loc[0, ["track", "camera"]] = 17, 3
     Gallery.build(model.embed(table["path"].tolist()), table, model=model.fingerprint).save(tmp_path / "deep")
-    (tmp_path / "A.jpg").write_bytes(draw(0, kind="JPEG"))
+    crop = tmp_path / "crops" / "cam11" / "20261120T101500_trk000008_03.jpg"
+    crop.parent.mkdir(parents=True)
+    for file in (tmp_path / "A.jpg", crop):
+        file.write_bytes(draw(0, kind="JPEG"))
     _, address = start(location=str(tmp_path / "deep"))
-    text = program.replace("http://localhost:8000", address) + "\nprint(matches.shape, gallery.count())"
+    text = "\nprint(matches.shape, gallery.count())\n".join([*programs, ""]).replace(
+        "http://localhost:8000", address
+    )
     done = subprocess.run(
         [sys.executable, "-c", text],
         cwd=tmp_path,
@@ -116,4 +121,4 @@ def test_program_of_the_guide_runs(
         text=True,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
     )
-    assert done.stdout.split() == ["(1,", "11)", "11"], done.stderr
+    assert done.stdout.splitlines() == ["(1, 11) 11", "(1, 11) 12"], done.stderr

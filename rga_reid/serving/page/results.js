@@ -62,7 +62,7 @@ function renderStatus(groups, groupBy) {
   if (state.confirmed.size) figures.push(t("summary_confirmed", { n: formatNumber(state.confirmed.size) }));
   const notes = [t("score_meaning")];
   if (threshold() === null) notes.push(t("no_threshold"));
-  else if (state.gallery.threshold_note) notes.push(t("threshold_note"));
+  else if (state.gallery.threshold_note) notes.push(t(state.gallery.count < state.gallery.threshold_gallery_size ? "threshold_strict" : "threshold_note"));
   if (state.results.untracked) notes.push(t("no_tracks"));
   $("status").replaceChildren(el("p", { class: "figures" }, figures.join(" · ")), ...notes.map((note) => el("p", { class: "hint" }, note)));
 }

@@ -81,6 +81,7 @@ export const STRINGS = {
     "summary_confirmed": "{n} confirmed",
     "no_model": "This server has no model that embeds pictures, so it cannot search with pictures.",
     "threshold_note": "The threshold was not calibrated for a gallery of this size: some pictures above it may show other people.",
+    "threshold_strict": "The threshold was calibrated for a larger gallery: some pictures of the person may be below it.",
     "no_threshold": "No threshold is set, so these are simply the most similar pictures: the person may not be among them.",
     "no_tracks": "These pictures have no tracks, so each is shown by itself.",
 
@@ -250,6 +251,7 @@ export const STRINGS = {
     "summary_confirmed": "已确认 {n} 张",
     "no_model": "此服务器没有可提取图片特征的模型，无法用图片检索。",
     "threshold_note": "该阈值并非针对这一规模的图库校准：高于阈值的图片中可能有其他人。",
+    "threshold_strict": "该阈值是针对更大的图库校准的：此人的一些图片可能低于阈值。",
     "no_threshold": "未设置阈值，因此这里只是最相似的图片，此人可能不在其中。",
     "no_tracks": "这些图片没有轨迹信息，因此逐张显示。",
 
