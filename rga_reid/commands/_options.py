@@ -102,9 +102,11 @@ def _find_imports(words: Sequence[str]) -> Iterator[str]:
             yield value if equals else str(following)
 
 
-def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
-    """Return a jsonargparse parser that raises instead of printing its usage and exiting."""
-    return ArgumentParser(
+def new_parser(
+    name: str, description: str, kind: type[ArgumentParser] = ArgumentParser, **settings: Any
+) -> ArgumentParser:
+    """Return a jsonargparse parser, of the class ``kind``, that raises instead of printing its usage and exiting."""
+    return kind(
         prog=f"rga-reid {name}",
         description=description,
         formatter_class=HelpFormatter,

@@ -37,12 +37,21 @@ from rga_reid.training.trainer import Precision
 _SKIPPED = {"default_root_dir", "logger", "precision", "use_distributed_sampler"}
 
 
+class _Parser(ArgumentParser):
+    """Parser whose YAML, also that of ``--print_config``, is the same options when it is read."""
+
+    def dump(self, namespace: Namespace, *args: Any, **settings: Any) -> str:
+        """Return the options as YAML."""
+        return super().dump(_to_plain(namespace), *args, **settings)
+
+
 def parser() -> ArgumentParser:
     """Return the options of the DataModule, the LightningModule and Lightning's Trainer, as nested keys."""
     options = new_parser(
         "train",
         "Train a model from a recipe. Every setting of the recipe is also an option: "
         "--model.attention pam, --data.val_fraction 0.1, --data.root DIR.",
+        kind=_Parser,
     )
     options.add_argument("--config", action="config", help="recipe: a bundled name or a YAML file")
     options.add_argument("--out", type=str, default="runs/train", help="folder for checkpoints and logs")

@@ -259,6 +259,18 @@ def test_yaml_reads_the_key_on_as_true(small_run: Words, tmp_path: Path) -> None
     assert build(plain).losses.fields == {"post_neck"}
 
 
+def test_print_config_is_a_recipe_with_the_same_losses(
+    small_run: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = f"{{class_path: {HERE}.MeanNorm, on: post_neck}}"
+    words = small_run(
+        "--model.losses+", added, "--print_config", model={"losses": [CROSS_ENTROPY | {"on": "logits"}]}
+    )
+    assert main(words) == 0
+    losses = yaml.safe_load(capsys.readouterr().out)["model"]["losses"]
+    assert losses == [CROSS_ENTROPY | {"on": "logits"}, {"class_path": f"{HERE}.MeanNorm", "on": "post_neck"}]
+
+
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
