@@ -347,6 +347,14 @@ def test_seeds_have_the_same_settings(ablated: tuple[Path, int], tmp_path: Path,
             assert what in error
 
 
+def test_imports_of_a_training_are_read(ablated: tuple[Path, int], tmp_path: Path) -> None:
+    run = copy_run(ablated, tmp_path / "plain/seed-0")
+    assert read_evaluations([run])[0].imports == []
+    config = run / "train/config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "imports": ["own_a", "own_b"]}))
+    assert read_evaluations([run])[0].imports == ["own_a", "own_b"]
+
+
 def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     shutil.copytree(ablated[0] / "out", folder, ignore=shutil.ignore_patterns("*.ckpt"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,18 @@ def test_the_page_has_every_run_and_each_picture_once(report: AblationReport) ->
     assert len(re.findall(r"<ol", page)) == 40
     marks = re.findall(r'class="shot [^>]*aria-label="(.*?)：', report_page(report, lang="zh"))
     assert {"查询"} < set(marks) <= {"查询", "正确", "错误", "忽略", "未知"}
+
+
+def test_commands_import_what_the_models_of_both_sides_need(report: AblationReport) -> None:
+    named = {"base": ["own_a"], EVIL: ["own_a", "own_b"]}
+    page = report_page(
+        replace(report, evaluations=[replace(one, imports=named[one.name]) for one in report.evaluations])
+    )
+    commands = re.findall(r"<code hidden>(.*?)</code>", page)
+    assert len(commands) == 20
+    for command in commands:
+        words = shlex.split(html.unescape(command))
+        assert [words[n + 1] for n, word in enumerate(words) if word == "--import"] == ["own_a", "own_b"]
 
 
 def test_missing_charts_and_differences_have_a_reason() -> None:
