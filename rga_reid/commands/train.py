@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import re
+import sys
 from collections.abc import Sequence
 from enum import Enum
 from functools import reduce
@@ -182,6 +183,8 @@ def fit_recipe(options: Namespace) -> Path:
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # the table of a profiler
     pl.seed_everything(options.seed, verbose=False)
     options_parser, options = parser(), _to_plain(options)
+    if is_first_process():
+        _print_notes(options)
     built = build_objects(options_parser, options)
     return fit(
         built.model,
@@ -193,6 +196,19 @@ def fit_recipe(options: Namespace) -> Path:
         resume=options.resume,
         save_every=options.save_every,
     )
+
+
+def _print_notes(options: Namespace) -> None:
+    """Print what a recipe and options that change a part of it do together."""
+    model = options.model
+    if model.losses is not None and model.loss is not None:
+        print("note: model.losses replaces model.loss of the recipe, which is not used", file=sys.stderr)
+    if model.frozen_stages and model.weights is None and not options.resume:
+        print(
+            "note: model.frozen_stages freezes layers with random weights, as model.weights is null; to train them, "
+            "add --model.frozen_stages 0",
+            file=sys.stderr,
+        )
 
 
 def build_objects(options_parser: ArgumentParser, options: Namespace) -> Namespace:
