@@ -21,6 +21,9 @@ from rga_reid.reports.ablation_stats import (
     Evaluation,
     Row,
     Spread,
+    by_name,
+    pooled_deviation,
+    seed_spread,
     table_rows,
 )
 from rga_reid.reports.language import Text, translate
@@ -77,12 +80,37 @@ class AblationReport:
     def reading(self) -> list[Text]:
         """Notes on how to read the table."""
         notes = [Text("reading_metrics"), Text("reading_difference", _LEVEL), Text("reading_verdict", _LEVEL)]
+        notes += self._thresholds()
         if all(one.seed is not None for one in self.evaluations):  # others may be tested otherwise
             notes.append(Text("reading_last"))
         if self.planned_baseline not in ("", self.baseline):
             names = {"planned": self.planned_baseline, "baseline": self.baseline}
             notes.append(Text("reading_baseline", names))
         return notes
+
+    def _thresholds(self) -> list[Text]:
+        """Return the threshold of the verdicts for each number of seeds."""
+        groups = by_name(self.evaluations)
+        deviation, dof = pooled_deviation([[one.metrics.get("mAP") for one in g] for g in groups.values()])
+        compared = {
+            row.seeds: None for row in self.rows if row.verdict in ("above", "below", "within seed spread")
+        }
+        if deviation is None:
+            return []
+        baseline = len(groups[self.baseline])
+        return [
+            Text(
+                "reading_threshold",
+                {
+                    "seeds": seeds,
+                    "baseline": baseline,
+                    "points": f"{100 * seed_spread(deviation, dof, seeds, baseline):.2f}",
+                    "deviation": f"{100 * deviation:.2f}",
+                    "dof": dof,
+                },
+            )
+            for seeds in compared
+        ]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 import re
 import shlex
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +192,26 @@ def test_tables_agree_with_the_rows(report: AblationReport) -> None:
     assert table["mAP"].tolist() == [one.metrics["mAP"].mean for one in report.rows]
     assert table["difference"][1] == row.difference.mean
     assert table["variant"][1] == EVIL
+
+
+def test_the_thresholds_of_the_verdicts_are_given() -> None:
+    maps = {"base": [0.50, 0.52], "pair": [0.60, 0.64], "single": [0.55]}
+    runs = [
+        Evaluation(name, seed, {"mAP": value})
+        for name, values in maps.items()
+        for seed, value in enumerate(values)
+    ]
+    report = AblationReport("x", runs, "base")
+    deviation = math.sqrt((statistics.variance(maps["base"]) + statistics.variance(maps["pair"])) / 2)
+    # Student's t, 97.5 %, from a printed table: 2 degrees of freedom 4.303
+    pair, single = (430.3 * deviation * math.sqrt(1 / n + 1 / 2) for n in (2, 1))
+    rest = f"s = {100 * deviation:.2f}, 2 degrees of freedom"
+    for text in (markdown(report, {}), latex(report, {}), report_page(report)):
+        assert f"for 2 against 2 seeds: {pair:.2f} points of mAP ({rest})" in " ".join(text.split())
+        assert f"for 1 against 2 seeds: {single:.2f} points of mAP ({rest})" in " ".join(text.split())
+    assert f"{pair:.2f} 个百分点（s = {100 * deviation:.2f}，自由度 2）" in report_page(report, lang="zh")
+    alone = AblationReport("x", [runs[0], runs[-1]], "base")
+    assert "Threshold" not in markdown(alone, {})
 
 
 NAMES = {  #: of runs, as Markdown
