@@ -163,7 +163,12 @@ def read_conditions(out: Path) -> Text | None:
     with _explain_damage(file):
         kept = read_json(file)
         facts = {key: truncate(value) for key, value in {**kept["machine"], **kept["conditions"]}.items()}
-        cpu = "{processor}, {cores} cores".format(**facts)
+        counts = [  # files of older releases have no threads
+            f"{facts[name]} {name[:-1] if facts[name] == '1' else name}"
+            for name in ("cores", "threads")
+            if name == "cores" or name in facts
+        ]
+        cpu = ", ".join([facts["processor"], *counts])
         facts["where"] = cpu if facts["device"] == "cpu" else facts["device"]
         names = ("turns", "latency_images", "memory_images", "where", "torch")
         return Text("conditions", {name: facts[name] for name in names})
