@@ -16,10 +16,14 @@ from rga_reid.files import atomic_file, make_folder, write_text
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from rga_reid.experiments.explain import Models
     from rga_reid.models import EmbeddingModel
     from rga_reid.reports.explorer import Exhibit
     from rga_reid.reports.heat_maps import HeatMap, MapView
+
+    View = MapView | Literal["relations"]
 
 _FORMATS = ("html", "png", "pdf")
 TRAINED = "mechanisms"  # folder of the networks that --demo trains
@@ -130,7 +134,7 @@ def run(options: Namespace) -> None:
     from rga_reid.experiments.heat_maps import default_view
 
     explains_score = options.similar_to is not None or options.identity is not None
-    view = options.view or ("gradcam" if explains_score else None)
+    view: View | None = options.view or ("gradcam" if explains_score else None)
     checkpoints: Models = options.checkpoint
     if options.runs is not None:
         view = view or "relations"
