@@ -243,7 +243,10 @@ def csv_table(report: AblationReport) -> str:
         for key in ("parameters", "macs", "latency_ms", "memory_mib", "training_seconds"):
             line[key] = getattr(row, key)
         lines.append(line)
-    return pd.DataFrame(lines).to_csv(index=False)
+    table = pd.DataFrame(lines)
+    for column in ("queries", "parameters", "macs"):  # whole numbers, also beside unknown ones
+        table[column] = table[column].astype("Float64").round().astype("Int64")
+    return table.to_csv(index=False)
 
 
 def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
@@ -292,8 +295,9 @@ def _difference(found: Difference) -> Cell:
 
 
 def signed(value: float) -> str:
-    """Format a number with its sign and one decimal."""
-    return f"{value:+.1f}".replace("-", "−")
+    """Format a number with one decimal and its sign, unless it is rounded to 0.0."""
+    text = f"{value:+.1f}"
+    return text.replace("-", "−") if float(text) else "0.0"
 
 
 def _scaled(value: float | None, factor: float, digits: int) -> Cell:

@@ -194,6 +194,29 @@ def test_tables_agree_with_the_rows(report: AblationReport) -> None:
     assert table["variant"][1] == EVIL
 
 
+def test_whole_numbers_and_zeros() -> None:
+    def run(name: str, shift: float, **costs: int) -> Evaluation:
+        precision = [0.5 + shift, 0.5 - shift, 0.50004 + shift / 100]
+        queries = pd.DataFrame({"query": range(3), "pid": [1, 2, 3], "AP_step": precision, "matches": 1})
+        return Evaluation(name, 0, {"mAP": float(np.mean(precision))}, queries=queries, **costs)
+
+    runs = [
+        run("base", 0, parameters=11_176_512, macs=124_354_560),
+        run("same", -1e-4),
+        Evaluation("x", 0, {"mAP": 0.5}),
+    ]
+    report = AblationReport("x", runs, "base")
+    assert score_table(report)[2][3] == "0.0 [0.0, 0.0]"
+    lines = csv_table(report).splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert [(row["parameters"], row["macs"]) for row in rows] == [
+        ("11176512", "124354560"),
+        ("", ""),
+        ("", ""),
+    ]
+    assert [row["queries"] for row in rows] == ["", "3", ""]
+
+
 def test_the_thresholds_of_the_verdicts_are_given() -> None:
     maps = {"base": [0.50, 0.52], "pair": [0.60, 0.64], "single": [0.55]}
     runs = [
