@@ -116,7 +116,14 @@ def make_heat_maps(view: str) -> Callable[[pd.DataFrame], str]:
         what = Text("gate_after", {"stage": 4, "name": Text("gate_spatial")})
         random = np.random.default_rng(0)
         maps = [
-            HeatMap(f"{name}.jpg", pixels, "last.ckpt", what, random.random(size), network="ResNet-18")
+            HeatMap(
+                f"a_rather_long_name_of_a_camera_and_a_day_and_a_time_{name}.jpg",
+                pixels,
+                "last.ckpt",
+                what,
+                random.random(size),
+                network="ResNet-18",
+            )
             for name in "ab"
             for size in ((4, 2), (16,))
         ]
@@ -329,6 +336,22 @@ def test_images_of_a_track_are_shown_together(show: Callable[[str], Any]) -> Non
     find(browser, "#large-close").click()
     find(browser, "#tracks").click()
     assert browser.execute_script(count) == before
+
+
+@pytest.mark.parametrize("name", ["gradcam", "gates"])
+def test_pictures_of_a_row_begin_at_the_same_height(
+    show: Callable[[str], Any], width: int, name: str
+) -> None:
+    browser = show(name)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('.maps figure')].map((one) => [one, one.querySelector('img')])"
+        ".filter(([, image]) => image).map((both) => both.map((one) => one.getBoundingClientRect().top))"
+    )
+    heights: dict[float, set[float]] = {}
+    for figure, image in boxes:
+        heights.setdefault(figure, set()).add(image)
+    assert len(boxes) > len(heights)  # several in a row
+    assert all(len(found) == 1 for found in heights.values())
 
 
 @pytest.mark.parametrize("name", PAGES)
