@@ -169,7 +169,8 @@ def _list_options(parser: Any) -> list[str]:
 
 def _name_required(parser: Any, keys: Sequence[str]) -> str:
     """Say which arguments are required, named as in the help: ``convert: IN, --out are required``."""
-    command, commands = keys[0].partition(".")[0], {}
+    command = keys[0].partition(".")[0]
+    commands: dict[str, Any] = {}
     for action in parser._actions:
         commands |= action.choices if isinstance(action.choices, dict) else {}
     if command in commands:
