@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import json
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -257,14 +254,6 @@ def test_attention_of_the_user_in_every_command(place: Path, tiny_market: Path) 
     assert measured["mine"]["latency_ms"] > 0
     config = yaml.safe_load((place / "ablation/mine/seed-0/train/config.yaml").read_text())
     assert config["imports"] == ["own_attn"]
-    commands = [
-        shlex.split(html.unescape(one))
-        for one in re.findall(r"<code hidden>(.*?)</code>", (place / "ablation/report.html").read_text())
-    ]
-    assert all(words[-2:] == own for words in commands)
-    for words in commands[:1]:  # copied from the page
-        done = run(*words[1:])
-        assert done.returncode == 0, done.stderr
     import_modules(["own_attn"])
     state = torch.load(place / "run/last.ckpt", weights_only=True)["state_dict"]
     assert state["model.backbone.attention3.scale"].abs().sum() > 0
