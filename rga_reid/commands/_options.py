@@ -52,7 +52,7 @@ _MISSING_ARGUMENT = re.compile(
     r"- Problem with given class_path '([\w.]+)': the following arguments are required: ([\w, ]+?) - .*"
 )
 _MAX_SEARCHED = 5000  # characters; the pattern above is slow on a value that repeats its words
-_REQUIRED = re.compile(r"the following arguments are required: (\w+)\.(\w+)")
+_REQUIRED = re.compile(r"the following arguments are required: (\w[\w.]*(?:, \w[\w.]*)*)")
 
 
 # ---------- parsers ----------
@@ -102,9 +102,11 @@ def _find_imports(words: Sequence[str]) -> Iterator[str]:
             yield value if equals else str(following)
 
 
-def new_parser(name: str, description: str, **settings: Any) -> ArgumentParser:
-    """Return a jsonargparse parser that raises instead of printing its usage and exiting."""
-    return ArgumentParser(
+def new_parser(
+    name: str, description: str, kind: type[ArgumentParser] = ArgumentParser, **settings: Any
+) -> ArgumentParser:
+    """Return a jsonargparse parser, of the class ``kind``, that raises instead of printing its usage and exiting."""
+    return kind(
         prog=f"rga-reid {name}",
         description=description,
         formatter_class=HelpFormatter,
@@ -145,7 +147,7 @@ def _rephrase(parser: ArgumentParser, message: str) -> str:
         line = _MISSING_ARGUMENT.sub(r'Parser key "\1": \2: expected \3 as well', line)
         line = _CLASS_ARGUMENT.sub(lambda found: f'Parser key "{found[1]}.{found[3]}": {found[2]}', line)
     line = _KEY.sub(lambda key: f"{_option_of_key(key[1], known)}: ", line)
-    line = _REQUIRED.sub(lambda found: f"{found[1]}: --{found[2].replace('_', '-')} is required", line)
+    line = _REQUIRED.sub(lambda found: _name_required(parser, found[1].split(", ")), line)
     for pattern in _EXPECTED_TYPES:
         line = pattern.sub(lambda found: f"expected {_type_names(found[1])}, got ", line)
     for word in original.split():
@@ -163,6 +165,20 @@ def _list_options(parser: Any) -> list[str]:
         if isinstance(action.choices, dict):  # subcommands by name
             options += [option for inner in action.choices.values() for option in _list_options(inner)]
     return options
+
+
+def _name_required(parser: Any, keys: Sequence[str]) -> str:
+    """Say which arguments are required, named as in the help: ``convert: IN, --out are required``."""
+    command = keys[0].partition(".")[0]
+    commands: dict[str, Any] = {}
+    for action in parser._actions:
+        commands |= action.choices if isinstance(action.choices, dict) else {}
+    if command in commands:
+        keys = [key.removeprefix(f"{command}.") for key in keys]
+        return f"{command}: {_name_required(commands[command], keys)}"
+    positional = {one.dest: one.metavar or one.dest for one in parser._actions if not one.option_strings}
+    names = [positional.get(key, f"--{key.replace('_', '-')}") for key in keys]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} required"
 
 
 def _option_of_key(key: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -65,8 +66,12 @@ def run(options: Namespace) -> int:
     check_ablation_folder(out)
     require_writable(out)
     runs = plan_runs(plan, out, _prepare_data(options, plan, out))
-    _try_variants([run for run in runs if _is_selected(options, run)], recipes, options.config)
+    selected = [run for run in runs if _is_selected(options, run)]
+    _try_variants(selected, recipes, options.config)
     write_plan(plan, out)
+    before = sum(run.state == "finished" for run in selected)
+    if before:
+        print(f"{before} of {len(selected)} runs finished before", flush=True)
     with _Display() as display:
         outcome = make_runs(
             runs,
@@ -130,6 +135,9 @@ def _try_variants(runs: Sequence[Run], recipes: Mapping[str, Namespace], name: s
 
     first = {run.variant: run for run in reversed(runs) if run.state != "finished"}
     parser = train.parser()
+    if first:
+        names = dict.fromkeys(run.variant for run in runs if run.variant in first)
+        print(sanitize(f"checking the models of {', '.join(names)}"), flush=True)
     with progress_bar("checking the models") as progress:
         for done, run in enumerate(first.values(), 1):
             options = recipes[run.variant]
@@ -227,11 +235,9 @@ def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None
 
 
 class _Display:
-    """Show a progress bar on a terminal, or else a line for each run that ends."""
+    """Show a progress bar on a terminal, and a line for each run that starts or ends."""
 
     def __init__(self) -> None:
-        import sys
-
         from rich import progress as rich
         from rich.console import Console
 
@@ -252,8 +258,10 @@ class _Display:
         self.bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.bar.console.print("the same command continues the runs")
 
     def show(self, progress: Progress) -> None:
         """Show the progress."""
@@ -261,6 +269,8 @@ class _Display:
 
         active = ", ".join(progress.active) or "waiting"
         self.bar.update(self.task, description=active, completed=progress.done, total=progress.total)
+        if progress.started:
+            self.bar.console.print(sanitize(progress.started))
         if progress.news:
             left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
             remaining = f", about {format_seconds(left)} left" if left > 0 else ""

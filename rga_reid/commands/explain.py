@@ -11,15 +11,19 @@ from jsonargparse import ArgumentParser, Namespace
 from rga_reid.commands._options import add_import_option, add_lang_option, check_images, new_parser
 from rga_reid.commands._output import check_outputs
 from rga_reid.commands.demo import DEFAULT, MARKER
-from rga_reid.errors import MAX_SEED, InputError, check_int
+from rga_reid.errors import MAX_SEED, InputError, check_int, sanitize
 from rga_reid.files import atomic_file, make_folder, write_text
 from rga_reid.runtime import progress_bar
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from rga_reid.experiments.explain import Models
     from rga_reid.models import EmbeddingModel
     from rga_reid.reports.explorer import Exhibit
     from rga_reid.reports.heat_maps import HeatMap, MapView
+
+    View = MapView | Literal["relations"]
 
 _FORMATS = ("html", "png", "pdf")
 TRAINED = "mechanisms"  # folder of the networks that --demo trains
@@ -46,7 +50,7 @@ def parser() -> ArgumentParser:
         "--view",
         choices=_VIEWS,
         help="relations and gates need attention; gradcam and activation take any model (default: relations if "
-        "every model has them, otherwise gradcam)",
+        "every model has attention, otherwise gradcam)",
     )
     command.add_argument(
         "--similar-to", metavar="FILE", help="gradcam of the similarity to this picture; both are shown"
@@ -82,7 +86,10 @@ def parser() -> ArgumentParser:
         "--epochs", type=int, help="with --demo: train for this many epochs instead of the recipe's 12"
     )
     command.add_argument(
-        "--runs", metavar="DIR", help="compare the trained variants of an ablation, each with its first seed"
+        "--runs",
+        metavar="DIR",
+        help="compare the trained variants of an ablation, each with its first seed; those without what the view shows "
+        "(default view: relations) are left out",
     )
     add_lang_option(command)
     command.add_argument(
@@ -125,14 +132,15 @@ def run(options: Namespace) -> None:
 
     from rga_reid.experiments.explain import load_models
     from rga_reid.experiments.heat_maps import default_view
-    from rga_reid.experiments.mechanisms import load_variants
 
+    explains_score = options.similar_to is not None or options.identity is not None
+    view: View | None = options.view or ("gradcam" if explains_score else None)
     checkpoints: Models = options.checkpoint
     if options.runs is not None:
-        checkpoints = load_variants(Path(options.runs))
+        view = view or "relations"
+        checkpoints = _load_variants(options, view)
     models = load_models(checkpoints, options.attention, classifier=options.identity is not None)
-    explains_score = options.similar_to is not None or options.identity is not None
-    view = options.view or ("gradcam" if explains_score else default_view(models))
+    view = view or default_view(models)
     if view == "relations":
         shown = _show_relations(options, kind, models)
         names, views = [one.image for one in shown], len(shown)
@@ -199,6 +207,23 @@ def _prepare_demo(options: Namespace) -> None:
         print(f"{name}: {measure_use(load_model(checkpoint), options.image[0])}", flush=True)
         options.checkpoint = [*options.checkpoint, str(checkpoint)]
     options.attention = []
+
+
+def _load_variants(options: Namespace, view: str) -> dict[str, EmbeddingModel]:
+    """Load the variants of ``--runs`` that have what the view shows; print which are left out."""
+    from rga_reid.experiments.mechanisms import load_variants, missing_for_view
+
+    variants = load_variants(Path(options.runs))
+    missing = {name: what for name, model in variants.items() if (what := missing_for_view(model, view))}
+    if len(missing) == len(variants):
+        raise InputError(
+            f"--runs {options.runs}: no trained variant has {next(iter(missing.values()))}, which --view {view} shows; "
+            "gradcam and activation take any model"
+        )
+    if missing:
+        listed = ", ".join(f"{name} (no {what})" for name, what in missing.items())
+        print(sanitize(f"left out: {listed}"))
+    return {name: model for name, model in variants.items() if name not in missing}
 
 
 def _check_score(options: Namespace) -> None:

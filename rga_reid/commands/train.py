@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import re
+import sys
 from collections.abc import Sequence
 from enum import Enum
 from functools import reduce
@@ -37,12 +38,21 @@ from rga_reid.training.trainer import Precision
 _SKIPPED = {"default_root_dir", "logger", "precision", "use_distributed_sampler"}
 
 
+class _Parser(ArgumentParser):
+    """Parser whose YAML, also that of ``--print_config``, is the same options when it is read."""
+
+    def dump(self, namespace: Namespace, *args: Any, **settings: Any) -> str:
+        """Return the options as YAML."""
+        return super().dump(_to_plain(namespace), *args, **settings)
+
+
 def parser() -> ArgumentParser:
     """Return the options of the DataModule, the LightningModule and Lightning's Trainer, as nested keys."""
     options = new_parser(
         "train",
         "Train a model from a recipe. Every setting of the recipe is also an option: "
         "--model.attention pam, --data.val_fraction 0.1, --data.root DIR.",
+        kind=_Parser,
     )
     options.add_argument("--config", action="config", help="recipe: a bundled name or a YAML file")
     options.add_argument("--out", type=str, default="runs/train", help="folder for checkpoints and logs")
@@ -173,6 +183,8 @@ def fit_recipe(options: Namespace) -> Path:
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # the table of a profiler
     pl.seed_everything(options.seed, verbose=False)
     options_parser, options = parser(), _to_plain(options)
+    if is_first_process():
+        _print_notes(options)
     built = build_objects(options_parser, options)
     return fit(
         built.model,
@@ -184,6 +196,19 @@ def fit_recipe(options: Namespace) -> Path:
         resume=options.resume,
         save_every=options.save_every,
     )
+
+
+def _print_notes(options: Namespace) -> None:
+    """Print what a recipe and options that change a part of it do together."""
+    model = options.model
+    if model.losses is not None and model.loss is not None:
+        print("note: model.losses replaces model.loss of the recipe, which is not used", file=sys.stderr)
+    if model.frozen_stages and model.weights is None and not options.resume:
+        print(
+            "note: model.frozen_stages freezes layers with random weights, as model.weights is null; to train them, "
+            "add --model.frozen_stages 0",
+            file=sys.stderr,
+        )
 
 
 def build_objects(options_parser: ArgumentParser, options: Namespace) -> Namespace:

@@ -178,12 +178,14 @@ class Progress:
         total: runs of this call.
         active: names of active runs, with their steps.
         news: a line about a run that has ended, or "".
+        started: a line about a run that starts, or "".
     """
 
     done: float
     total: int
     active: tuple[str, ...] = ()
     news: str = ""
+    started: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,10 @@ def make_runs(
                     job = _Job(run, _environment(slot, jobs, devices), jobs)
                     if job.start():
                         active[slot] = job
+                        line = (
+                            f"[{total - len(waiting)}/{total}] {run.name}: {job.step}, log {run.folder / LOG}"
+                        )
+                        report(Progress(ended, total, started=line))
                     else:
                         locked.append(run)
                         ended += 1

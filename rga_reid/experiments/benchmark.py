@@ -110,13 +110,14 @@ def read_status(field: str) -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores and versions."""
+    """Return processor, the cores that this process may use, the threads of torch, and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -119,7 +119,7 @@ def _with_tracks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _explain(image: str, model: EmbeddingModel) -> str:
-    """Return the page of the model's relations, or of its Grad-CAM if it has none."""
+    """Return the page of the model's attention, or its Grad-CAM if it has none."""
     models = {"trained": model}
     if default_view(models) == "gradcam":
         return heat_map_page(heat_maps([image], checkpoints=models), "gradcam", score=LENGTH)

@@ -24,7 +24,7 @@ from rga_reid.experiments.explain import (
     shorten_paths,
 )
 from rga_reid.models import EmbeddingModel
-from rga_reid.models.analysis import Gate, capture_gates, has_relations, untrained_model
+from rga_reid.models.analysis import Gate, capture_gates, untrained_model
 from rga_reid.models.embedding import uint8_batch
 from rga_reid.models.saliency import (
     GradCAM,
@@ -51,8 +51,9 @@ class Photo(NamedTuple):
 
 
 def default_view(models: Mapping[str, EmbeddingModel]) -> Literal["relations", "gradcam"]:
-    """Return ``relations`` if every model has them or if there are no models, otherwise ``gradcam``."""
-    return "relations" if all(map(has_relations, models.values())) else "gradcam"
+    """Return ``relations`` if every model has attention or if there are no models, otherwise ``gradcam``."""
+    has_attention = all(model.backbone.attention_stages() for model in models.values())
+    return "relations" if has_attention else "gradcam"
 
 
 def heat_maps(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from rga_reid.errors import InputError
 from rga_reid.experiments.ablation import LAST, TRAIN, TRAINED
 from rga_reid.models import EmbeddingModel, load_model
-from rga_reid.models.analysis import capture_stages, has_relations
+from rga_reid.models.analysis import capture_gates, capture_stages
 from rga_reid.models.embedding import uint8_batch
 
 #: attention modules with relations that ``explain --demo`` compares
@@ -17,7 +19,7 @@ MIN_USE = 0.01  #: change of the map, or spread of the gates, from which a modul
 
 
 def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
-    """Load the variants of an ablation that have relations, each with its first seed that was trained to the end.
+    """Load the variants of an ablation, each with its first seed that was trained to the end.
 
     Args:
         folder: output folder of ``ablate``.
@@ -25,17 +27,24 @@ def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
     Raises:
         InputError: no such variant.
     """
-    models: dict[str, EmbeddingModel] = {}
+    first: dict[str, Path] = {}
     runs = [file.parent for file in folder.glob(f"*/seed-*/{TRAINED}")]
     for run in sorted(runs, key=lambda run: int(run.name.removeprefix("seed-"))):
-        variant = run.parent.name
-        if variant not in models and has_relations(model := load_model(run / TRAIN / LAST)):
-            models[variant] = model
-    if not models:
+        first.setdefault(run.parent.name, run)
+    if not first:
         raise InputError(
-            f"--runs {folder}: expected the folder of an ablation with a trained variant that has relations, found none"
+            f"--runs {folder}: expected the folder of an ablation with a trained variant, found none"
         )
-    return dict(sorted(models.items()))
+    return {variant: load_model(run / TRAIN / LAST) for variant, run in sorted(first.items())}
+
+
+def missing_for_view(model: EmbeddingModel, view: str) -> str:
+    """Return what a model would need for a view of ``explain``: ``attention``, ``gates``, or "" for nothing."""
+    if view == "relations" and not model.backbone.attention_stages():
+        return "attention"
+    if view == "gates" and not capture_gates(model, torch.zeros(1, 3, *model.size, dtype=torch.uint8)):
+        return "gates"
+    return ""
 
 
 def measure_use(model: EmbeddingModel, image: str | os.PathLike[str]) -> str:

@@ -18,7 +18,8 @@ from rga_reid.evaluation.metrics import RANKS
 from rga_reid.experiments import ablation
 from rga_reid.experiments.ablation_worker import read_training_seconds
 from rga_reid.experiments.benchmark import MEASUREMENTS
-from rga_reid.inputs import is_number, open_text, read_json, read_parquet, truncate
+from rga_reid.experiments.recipes import check_imports
+from rga_reid.inputs import is_number, open_text, read_json, read_parquet, read_yaml, truncate
 from rga_reid.models import load_model
 from rga_reid.models.analysis import total_costs
 from rga_reid.models.weights import read_torch
@@ -31,6 +32,7 @@ _RANKED = {"path": "str", "query": "int64", "rank": "int64", "score": "float64"}
 _CURVE = ["epoch", "step", "loss", "loss_epoch", "val_mAP"]
 _MAX_NUMBER = 1e18
 _METRICS = ("mAP", "mAP_trapezoid", "mINP", *(f"rank-{k}" for k in RANKS))
+_CONFIG = "config.yaml"  # as in training.callbacks, which would import Lightning
 _TESTS = ("test.json", "metrics.json")  # of `train --test.root`, and a common name for `test --json`
 
 
@@ -161,7 +163,12 @@ def read_conditions(out: Path) -> Text | None:
     with _explain_damage(file):
         kept = read_json(file)
         facts = {key: truncate(value) for key, value in {**kept["machine"], **kept["conditions"]}.items()}
-        cpu = "{processor}, {cores} cores".format(**facts)
+        counts = [  # files of older releases have no threads
+            f"{facts[name]} {name[:-1] if facts[name] == '1' else name}"
+            for name in ("cores", "threads")
+            if name == "cores" or name in facts
+        ]
+        cpu = ", ".join([facts["processor"], *counts])
         facts["where"] = cpu if facts["device"] == "cpu" else facts["device"]
         names = ("turns", "latency_images", "memory_images", "where", "torch")
         return Text("conditions", {name: facts[name] for name in names})
@@ -193,6 +200,7 @@ def read_run(folder: Path) -> Evaluation:
             curve=read_curve(folder / ablation.TRAIN),
             checkpoint=_checkpoint(folder / ablation.TRAIN),
             cameras=_read_cameras(folder / ablation.CAMERAS),
+            imports=_read_imports(folder / ablation.TRAIN),
             **{key: _number(result.get(key)) for key in ("parameters", "macs", "training_seconds")},
         )
 
@@ -234,6 +242,15 @@ def _checkpoint(folder: Path) -> str | None:
     return str(file) if file.is_file() else None
 
 
+def _read_imports(folder: Path) -> list[str]:
+    """Return the modules of the user that a training imported; none if its settings are not there."""
+    file = folder / _CONFIG
+    if not file.is_file():
+        return []
+    with _explain_damage(file):
+        return check_imports(read_yaml(file, what="settings of train").get("imports"))
+
+
 def _read_cameras(file: Path) -> pd.DataFrame | None:
     """Read the table of ``rank_between_cameras``; None if the run has none."""
     if not file.is_file():
@@ -270,7 +287,7 @@ def _read_training(folder: Path) -> Evaluation:
     checkpoint = folder / ablation.LAST
     if not checkpoint.is_file():
         return evaluation
-    evaluation = replace(evaluation, checkpoint=str(checkpoint))
+    evaluation = replace(evaluation, checkpoint=str(checkpoint), imports=_read_imports(folder))
     parameters, macs = total_costs(load_model(checkpoint).backbone)
     with _explain_damage(checkpoint):
         seconds = _number(read_training_seconds(read_torch(checkpoint)))

@@ -59,8 +59,8 @@ def show(
     """Show what attention modules compute for a picture: the relation explorer, inline in a notebook.
 
     Args:
-        model: a trained model, a checkpoint, or several models by name; or the names or class paths of attention modules, each
-            of which is shown in an untrained ResNet-50.
+        model: a trained model, a checkpoint, or several models by name; or the names or class paths of attention
+            modules, each of which is shown in an untrained ResNet-50.
         image: a file, a PIL image, or a uint8 RGB array ``(H, W, 3)``.
         seed: random seed of untrained weights.
         lang: ``en`` or ``zh``, in which the page opens; by default the language of the reader's browser.

@@ -66,12 +66,6 @@ def attention_name(module: nn.Module) -> str:
     return names[0] if names else type(module).__name__
 
 
-def has_relations(model: EmbeddingModel) -> bool:
-    """Return whether the model has attention and every attention module has ``relations``."""
-    modules = model.backbone.attention_stages().values()
-    return bool(modules) and all(hasattr(module, "relations") for module in modules)
-
-
 @torch.inference_mode()
 def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
     """Run one picture through the model and capture the trace of each attention module.

@@ -231,9 +231,7 @@ def _make_backbone(
 
         network = TorchvisionBackbone(rest, (height, width), last_stride, weights == "imagenet", options)
     elif "." in name and "/" not in name:
-        network = _make_user_backbone(name, options, (height, width), last_stride)
-        if weights == "imagenet":
-            raise InputError(f"weights: no ImageNet weights are known of {name}: expected a file or null")
+        network = _make_user_backbone(name, options, (height, width), last_stride, weights == "imagenet")
     else:
         raise InputError(f"backbone: unknown {short_repr(name)}{_suggest_backbone(name)}")
     if weights is not None and weights != "imagenet":
@@ -257,14 +255,24 @@ def _check_options(name: str, options: Mapping[str, Any], known: set[str]) -> No
 
 
 def _make_user_backbone(
-    name: str, options: Mapping[str, Any], size: Size, last_stride: int | None
+    name: str, options: Mapping[str, Any], size: Size, last_stride: int | None, imagenet: bool
 ) -> NetworkBackbone:
-    """Return the backbone of a user's class, which gets ``size`` and ``last_stride`` if it takes them."""
+    """Return the backbone of a user's class, which gets ``size`` and ``last_stride`` if it takes them.
+
+    Raises:
+        InputError: ``last_stride`` for a class that does not take it, ImageNet weights, or a class that fails.
+    """
     factory = _import_class("backbone", name)
     taken = inspect.signature(factory).parameters
     given: dict[str, Any] = {"size": size} | ({} if last_stride is None else {"last_stride": last_stride})
+    wrong = []  # all at once, since a recipe for another backbone may set both
     if last_stride is not None and "last_stride" not in taken:
-        raise InputError(f"last_stride: {name} takes no last_stride: expected null, got {last_stride}")
+        wrong.append(("takes no last_stride", "--model.last_stride null"))
+    if imagenet:
+        wrong.append(("has no ImageNet weights", "--model.weights null or a file"))
+    if wrong:
+        reasons, expected = (" and ".join(words) for words in zip(*wrong, strict=True))
+        raise InputError(f"backbone {name}: {reasons}: expected {expected}")
     try:
         net = factory(**{key: value for key, value in given.items() if key in taken} | dict(options))
     except InputError:

@@ -216,7 +216,7 @@ def largest_changes(
             float(after[key]),
             _matches(their_lists, query),
             _matches(our_lists, query),
-            _explain_command(queries.loc[query], theirs.checkpoint, ours.checkpoint),
+            _explain_command(queries.loc[query], theirs, ours),
         )
 
     difference = (after - before).sort_values(kind="stable")
@@ -225,10 +225,13 @@ def largest_changes(
     return gains, losses
 
 
-def _explain_command(query: pd.Series, *checkpoints: str | None) -> str:
+def _explain_command(query: pd.Series, *evaluations: Evaluation) -> str:
+    checkpoints = [one.checkpoint for one in evaluations]
     if not query.get("path") or None in checkpoints:
         return ""
     words = ["--image", str(query["path"]), "--checkpoint", *map(str, checkpoints), "--out", "explain.html"]
+    for name in dict.fromkeys(name for one in evaluations for name in one.imports):
+        words += ["--import", name]
     return shlex.join(["rga-reid", "explain", *words])
 
 

@@ -41,6 +41,7 @@ class Evaluation:
         checkpoint: file of the tested model.
         cameras: see ``rank_between_cameras``.
         counts: numbers of queries and of gallery items.
+        imports: modules of the user that the model of ``checkpoint`` needs.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Evaluation:
     checkpoint: str | None = None
     cameras: pd.DataFrame | None = field(default=None, repr=False)
     counts: tuple[float, float] | None = None
+    imports: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from rga_reid.reports.ablation_stats import (
     Evaluation,
     Row,
     Spread,
+    by_name,
+    pooled_deviation,
+    seed_spread,
     table_rows,
 )
 from rga_reid.reports.language import Text, translate
@@ -77,12 +80,37 @@ class AblationReport:
     def reading(self) -> list[Text]:
         """Notes on how to read the table."""
         notes = [Text("reading_metrics"), Text("reading_difference", _LEVEL), Text("reading_verdict", _LEVEL)]
+        notes += self._thresholds()
         if all(one.seed is not None for one in self.evaluations):  # others may be tested otherwise
             notes.append(Text("reading_last"))
         if self.planned_baseline not in ("", self.baseline):
             names = {"planned": self.planned_baseline, "baseline": self.baseline}
             notes.append(Text("reading_baseline", names))
         return notes
+
+    def _thresholds(self) -> list[Text]:
+        """Return the threshold of the verdicts for each number of seeds."""
+        groups = by_name(self.evaluations)
+        deviation, dof = pooled_deviation([[one.metrics.get("mAP") for one in g] for g in groups.values()])
+        compared = {
+            row.seeds: None for row in self.rows if row.verdict in ("above", "below", "within seed spread")
+        }
+        if deviation is None:
+            return []
+        baseline = len(groups[self.baseline])
+        return [
+            Text(
+                "reading_threshold",
+                {
+                    "seeds": seeds,
+                    "baseline": baseline,
+                    "points": f"{100 * seed_spread(deviation, dof, seeds, baseline):.2f}",
+                    "deviation": f"{100 * deviation:.2f}",
+                    "dof": dof,
+                },
+            )
+            for seeds in compared
+        ]
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -215,7 +243,10 @@ def csv_table(report: AblationReport) -> str:
         for key in ("parameters", "macs", "latency_ms", "memory_mib", "training_seconds"):
             line[key] = getattr(row, key)
         lines.append(line)
-    return pd.DataFrame(lines).to_csv(index=False)
+    table = pd.DataFrame(lines)
+    for column in ("queries", "parameters", "macs"):  # whole numbers, also beside unknown ones
+        table[column] = table[column].astype("Float64").round().astype("Int64")
+    return table.to_csv(index=False)
 
 
 def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
@@ -264,8 +295,9 @@ def _difference(found: Difference) -> Cell:
 
 
 def signed(value: float) -> str:
-    """Format a number with its sign and one decimal."""
-    return f"{value:+.1f}".replace("-", "−")
+    """Format a number with one decimal and its sign, unless it is rounded to 0.0."""
+    text = f"{value:+.1f}"
+    return text.replace("-", "−") if float(text) else "0.0"
 
 
 def _scaled(value: float | None, factor: float, digits: int) -> Cell:

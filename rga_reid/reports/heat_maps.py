@@ -201,6 +201,9 @@ def _draw(axes: Any, one: HeatMap) -> None:
         axes.plot(np.sort(one.values), color="#0072b2")
         if one.is_even:  # without limits, rounding errors would fill the frame
             axes.set_ylim(one.limits[1] - 1, one.limits[1] + 1)
+        else:
+            axes.set_yticks(one.limits, labels=[f"{limit:.3g}" for limit in one.limits])
+            axes.tick_params(labelsize=7)
         return
     height, width = one.pixels.shape[:2]
     axes.imshow(one.pixels.mean(axis=2), "gray", vmin=0, vmax=255)

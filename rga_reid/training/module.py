@@ -246,7 +246,8 @@ def build_reid_module(
         losses: list of losses in place of ``loss``, each with class_path, init_args, weight, on (pre_neck,
             post_neck or logits) and miner; see docs/extending.md.
         frozen_stages: number of first stages that, with what is before them, keep their initial weights and
-            statistics. Saves time and memory in training from pretrained weights.
+            statistics. Attention modules after them are trained. Saves time and memory in training from
+            pretrained weights.
         pooling: pooling of the last map: avg, or gem for the generalised mean with a trained exponent.
         embedding_dim: size of the embedding, reduced by a linear layer before the neck; null for the channels of
             the backbone.

@@ -242,6 +242,35 @@ def test_locked_run(
     assert "in use by another process: broken seed 0" in capsys.readouterr().out
 
 
+def test_lines_about_checks_and_runs(
+    tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, variants=[{"name": "a"}, {"name": "b"}])
+    words = ["ablate", "--config", plan, "--data.root", str(tiny_market), "--out", str(tmp_path / "out")]
+    wait = time.sleep
+
+    def stop(seconds: float) -> None:
+        if (tmp_path / "out/b/seed-0").is_dir():
+            raise KeyboardInterrupt
+        wait(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rga_reid.experiments.ablation.time.sleep", stop)
+        assert main(words) == 130
+    logs = [f"{name} seed 0: training, log {tmp_path / 'out' / name / 'seed-0' / 'log.txt'}" for name in "ab"]
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["checking the models of a, b"]
+    lines = err.splitlines()
+    assert [lines[0], lines[2]] == [f"[1/2] {logs[0]}", f"[2/2] {logs[1]}"]
+    assert lines[1].startswith("[1/2] a seed 0 finished, about ")
+    assert lines[-2:] == ["the same command continues the runs", "rga-reid: interrupted"]
+    (tmp_path / "out/b/seed-0/result.json").unlink()  # as if it had been stopped during the test
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == ["checking the models of b", "1 of 2 runs finished before"]
+    assert err.splitlines() == [f"[1/1] {logs[1].replace('training', 'testing')}", "[1/1] b seed 0 finished"]
+
+
 def test_report_without_measurements(
     ablated: tuple[Path, int],
     tiny_market: Path,
@@ -345,6 +374,14 @@ def test_seeds_have_the_same_settings(ablated: tuple[Path, int], tmp_path: Path,
             error = refused("report", *paths, *out, "--overwrite")
             assert "another seed" in error
             assert what in error
+
+
+def test_imports_of_a_training_are_read(ablated: tuple[Path, int], tmp_path: Path) -> None:
+    run = copy_run(ablated, tmp_path / "plain/seed-0")
+    assert read_evaluations([run])[0].imports == []
+    config = run / "train/config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "imports": ["own_a", "own_b"]}))
+    assert read_evaluations([run])[0].imports == ["own_a", "own_b"]
 
 
 def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_path: Path) -> None:

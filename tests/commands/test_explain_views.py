@@ -262,7 +262,7 @@ def test_gates_of_own_and_of_users_modules(
     page = page_of(tmp_path / "page.html", *words)
     captions = [one for one in element_texts(page, "figcaption") if "Photo" not in one]
     names = [Path(checkpoints[name]).name for name in ("se", "WithGates")]
-    assert captions == [f"{names[0]}attention 4: channel", f"{names[1]}attention 4: place"]
+    assert captions == [f"{names[0]}after stage 4: channel", f"{names[1]}after stage 4: place"]
     assert "512 channels, sorted" in element_texts(page, "li")
 
 
@@ -273,7 +273,7 @@ def test_attention_with_forward_only_is_accepted(
 ) -> None:
     words = ["--image", images[0], "--checkpoint", checkpoints[name], *(["--view", view] if view else [])]
     page = page_of(tmp_path / "page.html", *words)
-    if view != "relations":
+    if view in ("gradcam", "activation"):
         title = "Activation of the last map" if view == "activation" else "Grad-CAM: length of the embedding"
         assert element_texts(page, "h1") == [title]
         return
@@ -288,6 +288,16 @@ def test_attention_with_forward_only_is_accepted(
     for kind in ("png", "pdf"):
         out = str(tmp_path / f"figure.{kind}")
         assert main(["explain", *words, "--out", out]) == 0
+
+
+def test_the_default_view_is_relations_if_every_model_has_attention(
+    images: list[str], checkpoints: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--image", images[0], "--checkpoint", checkpoints["WithGates"], checkpoints["se"]]
+    page_of(tmp_path / "page.html", *words)
+    assert "--view relations" in capsys.readouterr().out
+    page_of(tmp_path / "page.html", *words, checkpoints["plain"])
+    assert "--view gradcam" in capsys.readouterr().out
 
 
 def test_own_classes_are_compared_untrained(images: list[str], tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ def test_names_that_are_not_utf_8(refused: Callable[..., str]) -> None:
         ("gallery build --gallry x", "did you mean --gallery?"),
         ("evaluate --query q.npz --gallery g.npz --max-rank x", "--max-rank: expected int, got"),
         ("gallery info", "--gallery is required"),
+        ("new attention", "FILE.py is required"),
+        ("convert", "IN, OUT.safetensors are required"),
+        ("verify a.jpg", "B, --checkpoint are required"),
+        ("test", "--checkpoint, --data.root are required"),
         ("gallery", "action"),
     ],
 )

@@ -86,6 +86,20 @@ def test_train_test_and_features(tiny_market: Path, tmp_path: Path) -> None:
     assert arrays["pids"].tolist() == [11, 12, 13, 14]
 
 
+def test_a_note_that_random_weights_are_frozen(
+    tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.root", str(tiny_market), "--model.backbone", "resnet18", "--model.attention", "null"]
+    words += ["--model.size", "[32, 32]", "--model.weights", "null", "--data.identities_per_batch", "3"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "true"]
+    for count in (1, 0):
+        out = ["--model.frozen_stages", str(count), "--out", str(tmp_path / str(count))]
+        assert main(["train", *words, *out]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        assert len(notes) == count
+        assert all("model.weights" in note and "--model.frozen_stages 0" in note for note in notes)
+
+
 def test_best_checkpoint_has_the_highest_validation_map(
     small_run: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -48,6 +50,23 @@ def test_market_plans_differ_in_the_attention_only(name: str) -> None:
     assert all(recipe == recipes[0] for recipe in recipes)
     assert len(set(attention)) == len(VARIANTS)
     assert attention[0] == "None"
+
+
+def test_the_plan_of_the_guide_changes_the_attention_of_the_bundled_one(
+    tmp_path: Path, code_blocks: Callable[..., list[Any]]
+) -> None:
+    (block,) = [one for one in code_blocks("docs/extending.md") if one.above == "`market_gate.yaml`:"]
+    plan, bundled = read_plan(write(tmp_path, block.text)), read_plan("ablations/market1501_pretrained")
+    expected = {one.name: dict(one.recipe) for one in bundled.variants}
+    found = {one.name: dict(one.recipe) for one in plan.variants}
+    assert [*found] == ["baseline", "rga_sc", "se", "gate"]
+    assert {one.seeds for one in plan.variants} == {one.seeds for one in bundled.variants}
+    for name, recipe in found.items():
+        assert recipe.pop("imports") == ["my_attn"]
+        if name == "gate":
+            assert recipe["model"].pop("attention") == "my_attn.ChannelGate"
+            recipe["model"]["attention"] = None
+        assert recipe == expected["baseline" if name == "gate" else name]
 
 
 @pytest.mark.parametrize(

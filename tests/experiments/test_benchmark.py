@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 
 from rga_reid.experiments import benchmark
 from rga_reid.experiments.benchmark import in_fresh_processes
+from rga_reid.experiments.results import read_conditions
 from rga_reid.models import build_model, save_model
 from rga_reid.process import Stopped, handle_signals
 
@@ -92,6 +94,32 @@ def test_measurements_are_kept_for_the_same_model(tmp_path: Path, monkeypatch: p
     (tmp_path / benchmark.MEASUREMENTS).write_text("{}")
     benchmark.measure({"a": other}, tmp_path)
     assert len(calls) == 6
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "expected"),
+    [(1, 1, "1 core, 1 thread"), (2, 1, "2 cores, 1 thread"), (4, 3, "4 cores, 3 threads")],
+)
+def test_cores_and_threads_are_those_of_the_process(
+    cores: int, threads: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(benchmark, "in_fresh_processes", lambda function, cases: [[] for _ in cases])
+    monkeypatch.setattr(benchmark, "choose_device", lambda: torch.device("cpu"))
+    benchmark.measure({}, tmp_path)
+    conditions = read_conditions(tmp_path)
+    assert conditions is not None
+    assert conditions.values["where"].endswith(f", {expected}")
+
+    file = tmp_path / benchmark.MEASUREMENTS
+    content = json.loads(file.read_text())
+    del content["machine"]["threads"]  # as written by 2.0.0
+    file.write_text(json.dumps(content))
+    conditions = read_conditions(tmp_path)
+    assert conditions is not None
+    assert conditions.values["where"].endswith(expected.partition(",")[0])
 
 
 def test_peak_memory_counts_what_is_freed_again() -> None:

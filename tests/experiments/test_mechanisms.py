@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from rga_reid.commands import main
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
@@ -18,6 +20,7 @@ from rga_reid.models import build_model
 from rga_reid.models.analysis import capture_stages
 from rga_reid.models.checkpoints import CONFIG_KEY
 from rga_reid.models.embedding import uint8_batch
+from tests.page_texts import element_texts
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +42,77 @@ def write_run(folder: Path, variant: str, seed: int, attention: str | None, trai
         (place.parent / "trained.json").write_text('{"runs_side_by_side": 1}')
 
 
-def test_each_variant_with_relations_is_compared_with_its_first_seed(
-    picture: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    runs = tmp_path / "runs"
-    for variant, attention in (("plain", None), ("position", "pam"), ("relation", "rga")):
+class Plain(nn.Module):
+    """Attention of a user: neither relations nor gates."""
+
+    def __init__(self, in_channels: int, size: Any) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x
+
+
+class Gated(Plain):
+    """Attention of a user with gates only."""
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        return {"place": x.new_full((len(x), 1, *x.shape[2:]), 0.5)}
+
+
+def test_each_trained_variant_is_loaded_with_its_first_seed(tmp_path: Path) -> None:
+    for variant, attention in (("plain", None), ("position", "pam")):
         for seed in (10, 2):
-            write_run(runs, variant, seed, attention)
-    write_run(runs, "position", 1, "pam", trained=False)
-    write_run(runs, "unfinished", 0, "cam", trained=False)
-    models = load_variants(runs)
-    assert list(models) == ["position", "relation"]
+            write_run(tmp_path, variant, seed, attention)
+    write_run(tmp_path, "position", 1, "pam", trained=False)
+    write_run(tmp_path, "unfinished", 0, "cam", trained=False)
+    models = load_variants(tmp_path)
+    assert list(models) == ["plain", "position"]
     torch.manual_seed(2)
     expected = build_model(depth=18, attention="pam", stages=(4,), size=(64, 32))
     torch.testing.assert_close(models["position"].state_dict(), expected.state_dict())
 
-    page = tmp_path / "page.html"
-    assert main(["explain", "--runs", str(runs), "--image", str(picture), "--out", str(page)]) == 0
-    held = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
-    assert held is not None
-    labels = [exhibit["label"] for exhibit in json.loads(held[1])["exhibits"]]
-    assert labels == ["pam, trained", "rga, trained"]
-    error = refused("explain", "--runs", str(tmp_path), "--image", str(picture), "--out", str(page))
-    assert str(tmp_path) in error
+
+@pytest.mark.parametrize(
+    ("view", "shown", "left_out"),
+    [
+        ([], {"pam", "rga", "Plain", "Gated"}, "left out: plain (no attention)"),
+        (
+            ["--view", "gates"],
+            {"relation", "gated"},
+            "left out: module (no gates), plain (no gates), position (no gates)",
+        ),
+        (["--view", "activation"], {"plain", "position", "relation", "module", "gated"}, ""),
+    ],
+)
+def test_runs_are_left_out_for_what_the_view_needs(
+    picture: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    view: list[str],
+    shown: set[str],
+    left_out: str,
+) -> None:
+    own = {"module": f"{__name__}.Plain", "gated": f"{__name__}.Gated"}
+    for variant, attention in {"plain": None, "position": "pam", "relation": "rga", **own}.items():
+        write_run(tmp_path / "runs", variant, 0, attention)
+    out = tmp_path / "page.html"
+    words = ["explain", *view, "--image", str(picture), "--out", str(out)]
+    assert main([*words, "--runs", str(tmp_path / "runs")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("left out")] == [left_out] * bool(left_out)
+    if view:
+        found = {*element_texts(out.read_text(encoding="utf-8"), "b")} - {"Photo"}
+    else:
+        held = re.search(r'id="data">(.*?)</script>', out.read_text(encoding="utf-8"), re.DOTALL)
+        assert held is not None
+        found = {exhibit["label"].removesuffix(", trained") for exhibit in json.loads(held[1])["exhibits"]}
+    assert found == shown
+
+    assert str(tmp_path) in refused(*words, "--runs", str(tmp_path))
+    write_run(tmp_path / "one", "plain", 0, None)
+    if "activation" not in view:
+        assert "--runs" in refused(*words, "--runs", str(tmp_path / "one"))
 
 
 def test_use_is_the_change_of_the_map_or_the_spread_of_the_gates(picture: Path) -> None:

@@ -400,7 +400,12 @@ def test_export(choice: Any, kind: str, tmp_path: Path) -> None:
         ({"backbone": VIT, "size": (70, 40)}, "70x40"),
         ({"backbone": VIT, "stem_pool": "ceil"}, "stem_pool"),
         ({"backbone": VIT, "last_stride": 3}, "last_stride"),
-        ({"backbone": MINE, "weights": "imagenet"}, "weights"),
+        ({"backbone": MINE, "weights": "imagenet"}, "--model.weights null"),
+        ({"backbone": PLAIN, "last_stride": 1}, "--model.last_stride null"),
+        (
+            {"backbone": PLAIN, "last_stride": 1, "weights": "imagenet"},
+            "--model.last_stride null and --model.weights null",
+        ),
         ({"backbone": "osnet_x0_25", "weights": "imagenet"}, "weights"),
         ({"backbone": "resnet50_ibn_a", "weights": "imagenet"}, "weights"),
         ({"backbone": "osnet_x0_2"}, "osnet_x0_25"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
+import math
 import re
+import shlex
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +107,18 @@ def test_the_page_has_every_run_and_each_picture_once(report: AblationReport) ->
     assert {"查询"} < set(marks) <= {"查询", "正确", "错误", "忽略", "未知"}
 
 
+def test_commands_import_what_the_models_of_both_sides_need(report: AblationReport) -> None:
+    named = {"base": ["own_a"], EVIL: ["own_a", "own_b"]}
+    page = report_page(
+        replace(report, evaluations=[replace(one, imports=named[one.name]) for one in report.evaluations])
+    )
+    commands = re.findall(r"<code hidden>(.*?)</code>", page)
+    assert len(commands) == 20
+    for command in commands:
+        words = shlex.split(html.unescape(command))
+        assert [words[n + 1] for n, word in enumerate(words) if word == "--import"] == ["own_a", "own_b"]
+
+
 def test_missing_charts_and_differences_have_a_reason() -> None:
     runs = [Evaluation(name, None, {"mAP": 0.5}, (0.4, 0.5)) for name in "ab"]
     page = report_page(AblationReport("x", runs, "a"), lang="zh")
@@ -176,6 +192,49 @@ def test_tables_agree_with_the_rows(report: AblationReport) -> None:
     assert table["mAP"].tolist() == [one.metrics["mAP"].mean for one in report.rows]
     assert table["difference"][1] == row.difference.mean
     assert table["variant"][1] == EVIL
+
+
+def test_whole_numbers_and_zeros() -> None:
+    def run(name: str, shift: float, **costs: int) -> Evaluation:
+        precision = [0.5 + shift, 0.5 - shift, 0.50004 + shift / 100]
+        queries = pd.DataFrame({"query": range(3), "pid": [1, 2, 3], "AP_step": precision, "matches": 1})
+        return Evaluation(name, 0, {"mAP": float(np.mean(precision))}, queries=queries, **costs)
+
+    runs = [
+        run("base", 0, parameters=11_176_512, macs=124_354_560),
+        run("same", -1e-4),
+        Evaluation("x", 0, {"mAP": 0.5}),
+    ]
+    report = AblationReport("x", runs, "base")
+    assert score_table(report)[2][3] == "0.0 [0.0, 0.0]"
+    lines = csv_table(report).splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert [(row["parameters"], row["macs"]) for row in rows] == [
+        ("11176512", "124354560"),
+        ("", ""),
+        ("", ""),
+    ]
+    assert [row["queries"] for row in rows] == ["", "3", ""]
+
+
+def test_the_thresholds_of_the_verdicts_are_given() -> None:
+    maps = {"base": [0.50, 0.52], "pair": [0.60, 0.64], "single": [0.55]}
+    runs = [
+        Evaluation(name, seed, {"mAP": value})
+        for name, values in maps.items()
+        for seed, value in enumerate(values)
+    ]
+    report = AblationReport("x", runs, "base")
+    deviation = math.sqrt((statistics.variance(maps["base"]) + statistics.variance(maps["pair"])) / 2)
+    # Student's t, 97.5 %, from a printed table: 2 degrees of freedom 4.303
+    pair, single = (430.3 * deviation * math.sqrt(1 / n + 1 / 2) for n in (2, 1))
+    rest = f"s = {100 * deviation:.2f}, 2 degrees of freedom"
+    for text in (markdown(report, {}), latex(report, {}), report_page(report)):
+        assert f"for 2 against 2 seeds: {pair:.2f} points of mAP ({rest})" in " ".join(text.split())
+        assert f"for 1 against 2 seeds: {single:.2f} points of mAP ({rest})" in " ".join(text.split())
+    assert f"{pair:.2f} 个百分点（s = {100 * deviation:.2f}，自由度 2）" in report_page(report, lang="zh")
+    alone = AblationReport("x", [runs[0], runs[-1]], "base")
+    assert "Threshold" not in markdown(alone, {})
 
 
 NAMES = {  #: of runs, as Markdown

@@ -152,6 +152,7 @@ def test_figures() -> None:
     assert len(grid) == 10  # a row for each model
     line = grid[3].get_lines()[0].get_ydata()
     assert list(line) == [0, 1, 2, 3, 4]
+    assert [label.get_text() for label in grid[3].get_yticklabels()] == ["0", "4"]
     figure_bytes(figure, "pdf")
 
 

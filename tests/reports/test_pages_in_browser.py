@@ -116,7 +116,14 @@ def make_heat_maps(view: str) -> Callable[[pd.DataFrame], str]:
         what = Text("gate_after", {"stage": 4, "name": Text("gate_spatial")})
         random = np.random.default_rng(0)
         maps = [
-            HeatMap(f"{name}.jpg", pixels, "last.ckpt", what, random.random(size), network="ResNet-18")
+            HeatMap(
+                f"a_rather_long_name_of_a_camera_and_a_day_and_a_time_{name}.jpg",
+                pixels,
+                "last.ckpt",
+                what,
+                random.random(size),
+                network="ResNet-18",
+            )
             for name in "ab"
             for size in ((4, 2), (16,))
         ]
@@ -201,7 +208,8 @@ def find(browser: Any, selector: str) -> Any:
 
 
 def texts(browser: Any, selector: str) -> list[str]:
-    script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+    script = "return [...document.querySelectorAll(arguments[0])]"
+    script += ".map((one) => (one.innerText ?? one.textContent).trim())"
     return list(browser.execute_script(script, selector))
 
 
@@ -255,6 +263,22 @@ def test_charts_show_values(show: Callable[[str], Any]) -> None:
     find(browser, "[data-chart=gmac] .names button").click()
     script = "return document.querySelectorAll('[data-chart=gmac] .dot').length"
     assert browser.execute_script(script) == 2
+
+
+def test_labels_of_charts_are_not_cut(
+    images: pd.DataFrame, width: int, tmp_path: Path, browse: Browse
+) -> None:
+    """The last label of the operations, 0.1255, is at the right end of its axis."""
+    macs = {"base": 123_880_000, "better": 125_380_000}
+    runs = [replace(evaluate(images, name, 0.8), macs=count) for name, count in macs.items()]
+    page = tmp_path / "page.html"
+    page.write_text(report_page(AblationReport("A report", runs, "base")), encoding="utf-8")
+    beyond = "return [...document.querySelectorAll('.chart svg text:not([transform])')].filter((one) => {"
+    beyond += "const label = one.getBoundingClientRect(), chart = one.closest('svg').getBoundingClientRect();"
+    beyond += "return label.left < chart.left || label.right > chart.right; }).map((one) => one.textContent)"
+    with browse(page, width=width) as browser:
+        assert "0.1255" in texts(browser, "[data-chart=gmac] text")
+        assert browser.execute_script(beyond) == []
 
 
 def test_the_map_has_pictures_neighbours_and_a_search(show: Callable[[str], Any]) -> None:
@@ -312,6 +336,22 @@ def test_images_of_a_track_are_shown_together(show: Callable[[str], Any]) -> Non
     find(browser, "#large-close").click()
     find(browser, "#tracks").click()
     assert browser.execute_script(count) == before
+
+
+@pytest.mark.parametrize("name", ["gradcam", "gates"])
+def test_pictures_of_a_row_begin_at_the_same_height(
+    show: Callable[[str], Any], width: int, name: str
+) -> None:
+    browser = show(name)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('.maps figure')].map((one) => [one, one.querySelector('img')])"
+        ".filter(([, image]) => image).map((both) => both.map((one) => one.getBoundingClientRect().top))"
+    )
+    heights: dict[float, set[float]] = {}
+    for figure, image in boxes:
+        heights.setdefault(figure, set()).add(image)
+    assert len(boxes) > len(heights)  # several in a row
+    assert all(len(found) == 1 for found in heights.values())
 
 
 @pytest.mark.parametrize("name", PAGES)

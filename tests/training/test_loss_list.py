@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rga_reid.commands import main
 from rga_reid.errors import InputError
+from rga_reid.experiments.recipes import read_recipe
 from rga_reid.models import TrainingOutput, load_model
 from rga_reid.training import (
     BatchHardTripletLoss,
@@ -257,6 +258,43 @@ def test_yaml_reads_the_key_on_as_true(small_run: Words, tmp_path: Path) -> None
     assert {"losses.terms.mean_norm.function.factor", "model.classifier.weight"} <= state.keys()
     plain: dict[Any, Any] = {"class_path": f"{HERE}.MeanNorm", True: "post_neck"}
     assert build(plain).losses.fields == {"post_neck"}
+
+
+def test_losses_that_the_guide_lists_are_those_of_the_recipe(
+    small_network: None, code_blocks: Callable[..., list[Any]]
+) -> None:
+    (block,) = [one for one in code_blocks("docs/extending.md") if one.above == "`pretrained_losses.yaml`:"]
+    recipe = yaml.safe_load(block.text)
+    loss = ReIDLoss(**read_recipe(recipe["base"])["model"]["loss"]["init_args"])
+    listed = build(*recipe["model"]["losses"][:2]).losses
+    for seed in range(5):
+        one, two = (found(make_output(seed), LABELS) for found in (loss, listed))
+        assert all(torch.equal(a, b) for a, b in zip(one.values(), two.values(), strict=True))
+
+
+def test_a_note_that_losses_replace_the_loss(small_run: Words, capsys: pytest.CaptureFixture[str]) -> None:
+    loss, losses = {"class_path": "rga_reid.training.ReIDLoss"}, [CROSS_ENTROPY]
+    given: list[tuple[dict[str, Any], list[str]]] = [
+        ({"loss": loss}, []),
+        ({"losses": losses}, []),
+        ({"loss": loss, "losses": losses}, ["model.losses"]),
+    ]
+    for number, (model, expected) in enumerate(given):
+        assert main(small_run(name=f"run{number}", model=model, trainer=ONE_STEP)) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        assert [line.split()[1] for line in notes] == expected
+
+
+def test_print_config_is_a_recipe_with_the_same_losses(
+    small_run: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = f"{{class_path: {HERE}.MeanNorm, on: post_neck}}"
+    words = small_run(
+        "--model.losses+", added, "--print_config", model={"losses": [CROSS_ENTROPY | {"on": "logits"}]}
+    )
+    assert main(words) == 0
+    losses = yaml.safe_load(capsys.readouterr().out)["model"]["losses"]
+    assert losses == [CROSS_ENTROPY | {"on": "logits"}, {"class_path": f"{HERE}.MeanNorm", "on": "post_neck"}]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ function showChart(figure, chart) {
     let [low, high] = ys.length ? extent(ys, 0.06) : [0, 1];
     if (chart.kind === "steps" || (low < 0 && Math.min(...ys) >= 0)) low = 0;
     if (points && left < 0) left = 0;
+    const whole = chart.kind === "lines";
+    const ticks = roundTicks(left, right, width < 400 ? 4 : 7).filter((one) => !whole || Number.isInteger(one));
+    // the last label may be at the end of its axis; a digit is up to 7 pixels wide
+    box.right = width - Math.max(14, ...ticks.slice(-1).map((one) => 3.5 * shortNumber(one).length + 2));
     const x = (value) => box.left + (value - left) / (right - left) * (box.right - box.left);
     const y = (value) => box.bottom - (value - low) / (high - low) * (box.bottom - box.top);
     view = { x, y, box, width };
@@ -51,8 +55,7 @@ function showChart(figure, chart) {
       svg.append(svgNode("line", { class: "grid", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }));
       svg.append(svgNode("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, shortNumber(value)));
     }
-    const whole = chart.kind === "lines";
-    for (const value of roundTicks(left, right, width < 400 ? 4 : 7).filter((one) => !whole || Number.isInteger(one))) {
+    for (const value of ticks) {
       svg.append(svgNode("text", { x: x(value), y: box.bottom + 17, "text-anchor": "middle" }, shortNumber(value)));
     }
     svg.append(svgNode("line", { class: "grid", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
