@@ -306,7 +306,7 @@ def test_the_address_keeps_the_view(page: Page) -> None:
     page.wait("document.body.dataset.ready === 'yes'")
     page.node(27)
     assert page.text("#exhibits label:has(:checked)") == "pam，已训练"
-    assert page.text("#matrices label:has(:checked)") == "A：位置"
+    assert page.text("#matrices label:has(:checked)") == "A，位置"
     assert page.text("#networks").strip() == "a model，64×32 像素。"
     assert page.run("return document.documentElement.dataset.theme") == "light"
     assert page.run("return document.documentElement.lang") == "zh-CN"
