@@ -107,7 +107,7 @@ def test_tutorial_on_training_runs(
     printed = run_blocks(code_blocks("docs/tutorials/train_and_compare.md"), tmp_path, documented)
     for folder in ("report", "ablation", "my_attention"):
         assert f"report: runs/{folder}/report.html" in printed
-    assert (tmp_path / "test.html").is_file()
+    assert (tmp_path / "runs" / "test.html").is_file()
     assert '"rank-1"' in (tmp_path / "runs" / "market" / "test.json").read_text()
     shape, similarity = re.findall(r"^torch.Size\((.*?)\) (\S+)$", printed, re.MULTILINE)[-1]
     assert shape == "[2, 512]"
@@ -126,7 +126,7 @@ def test_tutorial_on_searching_runs(
     assert Gallery.open(tmp_path / "runs" / "gallery").table["pid"].dropna().tolist() == ["Anna", "Anna"]
     assert "removed 6 images" in printed
     assert ERASED not in find_matches_of_erased(tmp_path)
-    assert EXPLAINED in (tmp_path / "query.html").read_text(encoding="utf-8")
+    assert EXPLAINED in (tmp_path / "runs" / "query.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -136,17 +136,17 @@ def test_tutorial_on_attention_runs(
     shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     blocks = code_blocks("docs/tutorials/understand_attention.md")
     printed = run_blocks(blocks, tmp_path, documented)
-    assert "explorer.html: 2 views of 1 picture" in printed
+    assert "runs/explorer.html: 2 views of 1 picture" in printed
     for name in (
-        "explorer.html",
-        "modules.html",
-        "gates.png",
-        "gradcam.png",
-        "rga.png",
+        "runs/explorer.html",
+        "runs/modules.html",
+        "runs/gates.png",
+        "runs/gradcam.png",
+        "runs/rga.png",
         "demo/mechanisms.html",
     ):
         assert (tmp_path / name).is_file()
-    rows = re.search(r"rows of PAM sum to (\S+) those of RGA to (\S+)", printed)
+    rows = re.search(r"rows of PAM sum to (\S+), rows of RGA to (\S+)", printed)
     assert rows
     assert float(rows[1]) == pytest.approx(1)
     assert float(rows[2]) > 2
