@@ -95,7 +95,7 @@ def test_readme_blocks_run(
     assert (tmp_path / "runs" / "ablation" / "report.html").is_file()
     assert '"rank-1"' in (tmp_path / "runs" / "pam" / "test.json").read_text()
     assert EXPLAINED in (tmp_path / "runs" / "query.html").read_text(encoding="utf-8")
-    assert EXPLAINED in (tmp_path / "runs" / "explorer.html").read_text(encoding="utf-8")
+    assert EXPLAINED in (tmp_path / "demo" / "explorer.html").read_text(encoding="utf-8")
     assert ERASED not in set(Gallery.open(tmp_path / "runs" / "gallery").table["pid"])
 
 
@@ -107,7 +107,7 @@ def test_tutorial_on_training_runs(
     printed = run_blocks(code_blocks("docs/tutorials/train_and_compare.md"), tmp_path, documented)
     for folder in ("report", "ablation", "my_attention"):
         assert f"report: runs/{folder}/report.html" in printed
-    assert (tmp_path / "runs" / "test.html").is_file()
+    assert (tmp_path / "demo" / "test.html").is_file()
     assert '"rank-1"' in (tmp_path / "runs" / "market" / "test.json").read_text()
     shape, similarity = re.findall(r"^torch.Size\((.*?)\) (\S+)$", printed, re.MULTILINE)[-1]
     assert shape == "[2, 512]"
@@ -123,10 +123,10 @@ def test_tutorial_on_searching_runs(
     shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     printed = run_blocks(code_blocks("docs/tutorials/search_your_cameras.md"), tmp_path, documented)
     assert "all 4 images match the pattern" in printed
-    assert Gallery.open(tmp_path / "runs" / "gallery").table["pid"].dropna().tolist() == ["Anna", "Anna"]
+    assert Gallery.open(tmp_path / "runs" / "crops_gallery").table["pid"].dropna().tolist() == ["Anna", "Anna"]
     assert "removed 6 images" in printed
     assert ERASED not in find_matches_of_erased(tmp_path)
-    assert EXPLAINED in (tmp_path / "runs" / "query.html").read_text(encoding="utf-8")
+    assert EXPLAINED in (tmp_path / "demo" / "query.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -136,13 +136,13 @@ def test_tutorial_on_attention_runs(
     shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     blocks = code_blocks("docs/tutorials/understand_attention.md")
     printed = run_blocks(blocks, tmp_path, documented)
-    assert "runs/explorer.html: 2 views of 1 picture" in printed
+    assert "demo/explorer.html: 2 views of 1 picture" in printed
     for name in (
-        "runs/explorer.html",
-        "runs/modules.html",
-        "runs/gates.png",
-        "runs/gradcam.png",
-        "runs/rga.png",
+        "demo/explorer.html",
+        "demo/modules.html",
+        "demo/gates.png",
+        "demo/gradcam.png",
+        "demo/rga.png",
         "demo/mechanisms.html",
     ):
         assert (tmp_path / name).is_file()

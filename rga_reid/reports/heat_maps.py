@@ -163,7 +163,9 @@ def heat_map_figure(maps: Sequence[HeatMap], view: MapView, *, score: Text | str
     photos = [list({(one.image, one.pixels.shape): one for one in shown}.values()) for _, shown in rows]
     columns = max(len(shown) + len(seen) for (_, shown), seen in zip(rows, photos, strict=True))
     width = max(1.75 * columns + 0.4, 5.5)
-    figure = Figure(figsize=(width, 3.5 * len(rows) + 1), layout=ConstrainedLayoutEngine(h_pad=0.15))
+    margin = 0.15 / width  # the layout does not count the widths of titles
+    layout = ConstrainedLayoutEngine(h_pad=0.15, rect=(margin, 0, 1 - 2 * margin, 1))
+    figure = Figure(figsize=(width, 3.5 * len(rows) + 1), layout=layout)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -220,7 +222,7 @@ def _draw(axes: Any, one: HeatMap) -> None:
 def _wrap(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.fill(line, 26) for line in text.split("\n"))
+    return "\n".join(textwrap.fill(line, 24) for line in text.split("\n"))
 
 
 def _group(maps: Sequence[HeatMap]) -> list[tuple[Text | str, list[HeatMap]]]:
