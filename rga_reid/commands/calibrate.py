@@ -193,7 +193,8 @@ def _print_open_set(values: dict[str, Any]) -> None:
     if values["wanted_fpir"] is not None:
         table.add_row("strangers who get an image (FPIR), wanted", f"{values['wanted_fpir']:.3g}")
     kind = "estimated" if values["estimated"] else "measured"
-    table.add_row(f"strangers who get an image (FPIR), {kind}", f"{values['fpir']:.3g}")
+    rate = f"{values['fpir']:.3g}" if values["fpir"] else "0, in no search"
+    table.add_row(f"strangers who get an image (FPIR), {kind}", rate)
     table.add_row("people who are missed (FNIR) at the threshold", f"{values['fnir']:.4f}")
     table.add_row("searches for strangers", f"{values['non_mate_searches']:,}")
     table.add_row("searches for people in the gallery", f"{values['mate_searches']:,}")
@@ -208,9 +209,9 @@ def _print_open_set(values: dict[str, Any]) -> None:
     ratio = values["measured_gallery_size"] / values["gallery_size"]
     accepted = (values["wanted_fpir"] or values["fpir"]) * ratio * values["non_mate_searches"]
     if accepted < MIN_ERRORS:
+        searches = f"{accepted:.0f} accepted {'search' if round(accepted) == 1 else 'searches'}"
         console.print(
-            f"The rate is a rough estimate: it was measured on about {accepted:.0f} accepted searches, fewer "
-            f"than {MIN_ERRORS}.",
+            f"The rate is a rough estimate: it was measured on about {searches}, fewer than {MIN_ERRORS}.",
             soft_wrap=True,
         )
 

@@ -260,7 +260,8 @@ class HighestCosines:
         return CosineCounts.edge(cells)
 
     def _reaching(self) -> np.ndarray:
-        return np.concatenate([np.cumsum(self._shares[::-1])[::-1], [0.0]]) / self.searches
+        reaching = np.concatenate([np.cumsum(self._shares[::-1])[::-1], [0.0]]) / self.searches
+        return np.minimum(reaching, 1.0)  # sums of shares exceed 1 by rounding
 
     def _first_drawn(self, count: int) -> np.ndarray:
         """Return the share of galleries in which the j-th of ``count`` images is the first that is drawn."""

@@ -100,6 +100,16 @@ def test_no_rate_depends_on_blocks_or_threads(
         assert found["det"]["fnir"] == expected["det"]["fnir"]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rates_of_a_larger_gallery_are_between_0_and_1(seed: int) -> None:
+    found = calibrate_open_set(*images(seed, queries=20, items=30), 500)
+    assert found.estimated
+    values = json.loads(json.dumps(found.to_dict(threshold=0.0), allow_nan=False))
+    assert found.fpir(-1) == 1
+    assert values["det"]["fpir"] == sorted(values["det"]["fpir"])
+    assert 0 <= values["det"]["fpir"][0] <= values["det"]["fpir"][-1] == 1
+
+
 # Known answers ---------------------------------------------------------------------------------------------
 
 
