@@ -123,7 +123,10 @@ def test_tutorial_on_searching_runs(
     shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     printed = run_blocks(code_blocks("docs/tutorials/search_your_cameras.md"), tmp_path, documented)
     assert "all 4 images match the pattern" in printed
-    assert Gallery.open(tmp_path / "runs" / "crops_gallery").table["pid"].dropna().tolist() == ["Anna", "Anna"]
+    assert Gallery.open(tmp_path / "runs" / "crops_gallery").table["pid"].dropna().tolist() == [
+        "Anna",
+        "Anna",
+    ]
     assert "removed 6 images" in printed
     assert ERASED not in find_matches_of_erased(tmp_path)
     assert EXPLAINED in (tmp_path / "demo" / "query.html").read_text(encoding="utf-8")

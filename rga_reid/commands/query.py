@@ -68,7 +68,11 @@ def parser() -> ArgumentParser:
     add_checkpoint_options(command, OWN_MODEL)
     add_same_features_option(command)
     command.add_argument("--top-k", type=int, default=10, help="matches, or groups, per query")
-    command.add_argument("--exclude-camera", metavar="CAMERA", help="leave out images of this camera")
+    command.add_argument(
+        "--exclude-camera",
+        metavar="CAMERA",
+        help='leave out images of this camera; of several with --where, such as "camera not in (1, 2)"',
+    )
     command.add_argument(
         "--where",
         metavar="FILTER",

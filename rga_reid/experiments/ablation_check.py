@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from rga_reid.devices import choose_device
 from rga_reid.errors import InputError
@@ -23,12 +26,15 @@ def check_model(module: ReIDModule, device: str | None = None) -> None:
         device: device of the step; by default a GPU if there is one.
 
     Raises:
-        InputError: a step of this failed. The message names it and has the error that a module raised.
+        InputError: a step of this failed, or an attention module changes the shape of its map. The message names it
+            and has the error that a module raised.
     """
     model, chosen = module.model, choose_device(device)
     step = "forward"
     try:
         module.to(chosen).train()
+        for stage, attention in model.backbone.attention_stages().items():
+            attention.register_forward_hook(partial(_check_shape, stage))
         images = torch.randint(256, (2, 3, *model.size), dtype=torch.uint8, device=chosen)
         labels = torch.arange(2, device=chosen)
         with warnings.catch_warnings():
@@ -44,3 +50,14 @@ def check_model(module: ReIDModule, device: str | None = None) -> None:
     except Exception as error:  # a class of the user may raise anything
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{step}: {truncate(reason)}") from None
+
+
+def _check_shape(stage: int, module: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
+    """Check in a forward hook that a module keeps the shape of its map."""
+    expected, found = tuple(given[0].shape), getattr(output, "shape", None)
+    if found != given[0].shape:
+        got = type(output).__name__ if found is None else tuple(found)
+        raise InputError(
+            f"attention {type(module).__name__} after stage {stage}: expected an output of the input's shape "
+            f"{expected}, got {got}"
+        )

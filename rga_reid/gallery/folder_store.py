@@ -573,8 +573,8 @@ def _refuse_link(folder: Path) -> None:
 def _locked_error(folder: Path, wait: float) -> UnavailableError:
     return UnavailableError(
         f"{folder}: locked: another program is changing this gallery, and did not finish in {wait:g} s; "
-        "--wait SECONDS waits longer; a server without --read-only keeps the lock until it ends: send "
-        "images to its POST /v1/images"
+        "--wait SECONDS waits longer; a server without --read-only keeps the lock until it ends: use "
+        "its HTTP API (POST, PATCH and DELETE /v1/images)"
     )
 
 

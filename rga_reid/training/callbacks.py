@@ -104,8 +104,8 @@ class ResolutionSchedule(Callback):
         if epochs <= first and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             height, width = self.sizes[first]
             print(
-                f"note: this training has {epochs:.4g} epochs, but images of {height}x{width} begin with "
-                f"epoch {first}, counted from 0: adapt model.resolution_schedule",
+                f"note: images of {height}x{width} begin with epoch {first + 1}, but this training ends after "
+                f"{epochs:.4g}: adapt model.resolution_schedule, which counts epochs from 0",
                 file=sys.stderr,
             )
 

@@ -34,6 +34,11 @@ class WrongShape(Fine):
         return x[:, 1:]
 
 
+class OnlyWeights(Fine):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.mean((2, 3), keepdim=True)
+
+
 class NoGradient(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -59,7 +64,8 @@ class WrongState(Fine):
 
 
 FAULTS = {
-    WrongShape: "forward: RuntimeError",
+    WrongShape: r"forward: attention WrongShape after stage 1: .*\(2, 64, 8, 8\), got \(2, 63, 8, 8\)",
+    OnlyWeights: r"forward: attention OnlyWeights after stage 1: .*\(2, 64, 8, 8\), got \(2, 64, 1, 1\)",
     WrongBackward: "backward: NotImplementedError: no gradient yet",
     WrongState: "save and load: ",
 }

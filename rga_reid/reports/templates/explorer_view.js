@@ -209,7 +209,9 @@ function showSame() {
 
 function captions(shown, m) {
   const words = wordsOf(shown), both = readsBoth(shown), { symbol } = m;
-  set("head-row", t(both ? "row_both" : "row_takes")); set("head-column", t(both ? "column_both" : "column_takes"));
+  // how an own module uses its matrix is unknown
+  const known = shown.words.en.directions, use = both ? "both" : known ? "takes" : "plain";
+  set("head-row", t(`row_${use}`)); set("head-column", t(`column_${use}`));
   set("head-difference", t("difference"));
   const heading = document.createElement("span"); // one flex item
   heading.append(...typeset(t("matrix_head", { symbol, meaning: meaningOf(m.meaning) })));
@@ -219,11 +221,11 @@ function captions(shown, m) {
     set("cap-photo", m.whole ? t("cap_photo") : t("cap_photo_pooled", { rows: m.size[0], keys: m.size[1], count: m.chosen.length }));
   }
   set("cap-row", join(words.row_caption, t("cap_scale"))); set("cap-column", words.column_caption);
-  set("cap-difference", both ? t("cap_difference_both") : join(t("cap_difference"), shown.words.en.directions === "row only" ? t("cap_difference_row_only") : ""));
+  set("cap-difference", both ? t("cap_difference_both") : join(t(known ? "cap_difference" : "cap_difference_plain"), known === "row only" ? t("cap_difference_row_only") : ""));
   const reach = m.reach < 0.9999 ? t("cap_reach", { share: formatNumber(100 * m.reach) }) : m.name === "both_passes" ? t("cap_both_passes") : "";
   const pooled = m.whole ? t("cap_whole") : t(`cap_pooled_${m.kind}`, { dots: m.picture.shape.join(" × "), values: m.size.join(" × ") });
   const root = pictureOf(m).power === 1 ? "" : t("cap_root");
-  set("cap-matrix", join(t("cap_formula", { formula: formulaOf(m.formula) }), t(both ? "cap_row_both" : "cap_row_takes"), pooled, root, reach));
+  set("cap-matrix", join(t("cap_formula", { formula: formulaOf(m.formula) }), t(`cap_row_${use}`), pooled, root, reach));
   const all = m.size[0], live = m.live.length;
   const parts = [t(both ? "channels_both" : takesFromUnlike(shown) ? "channels_minus" : "channels_plain"),
     live < all ? t("live", { live, all }) : t("live_all", { all }), m.whole ? "" : t("exact_channels", { count: m.chosen.length, all })];
