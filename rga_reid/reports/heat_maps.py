@@ -222,7 +222,7 @@ def _draw(axes: Any, one: HeatMap) -> None:
 def _wrap(text: str) -> str:
     import textwrap
 
-    return "\n".join(textwrap.fill(line, 24) for line in text.split("\n"))
+    return "\n".join(textwrap.fill(line, 26) for line in text.split("\n"))
 
 
 def _group(maps: Sequence[HeatMap]) -> list[tuple[Text | str, list[HeatMap]]]:
