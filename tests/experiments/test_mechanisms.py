@@ -151,7 +151,7 @@ def test_networks_are_trained_once_and_kept(tmp_path: Path, capsys: pytest.Captu
     before = [file.stat().st_mtime_ns for file in checkpoints]
     page = (folder / "mechanisms.html").read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page
-    assert "图中的人物由代码绘制" in page.partition('id="data"')[0]
+    assert "图中的行人由代码绘制" in page.partition('id="data"')[0]
     assert "rga, trained" in page
     assert "untrained&#" not in page
     assert "pam: the map changes by" in capsys.readouterr().out
