@@ -152,8 +152,10 @@ def _try_variants(runs: Sequence[Run], recipes: Mapping[str, Namespace], name: s
 
 def _prepare_data(options: Namespace, plan: Plan, out: Path) -> DataSource:
     """Return the data set of all variants after reading it once; generate it if it is synthetic."""
+    from rga_reid.commands.evaluate import COMBINED
     from rga_reid.data import read_table
     from rga_reid.experiments.ablation import DataSource, plan_runs
+    from rga_reid.experiments.evaluate_model import card_protocol
 
     sections = [variant.recipe.get("data") or {} for variant in plan.variants]
     sources = [(section.get("dataset", "market1501"), section.get("root")) for section in sections]
@@ -168,6 +170,12 @@ def _prepare_data(options: Namespace, plan: Plan, out: Path) -> DataSource:
         root = str(_generate_data(out, plan, plan.synthetic))
     if not isinstance(root, str):
         raise InputError("--data.root: expected the folder of a data set, as the plan has none")
+    protocol = card_protocol(root, card)
+    if protocol in COMBINED:
+        raise InputError(
+            f"card {card}: ablate is not available for the protocol {protocol}, which ranks no single query "
+            "images; use train and test for each variant"
+        )
     return DataSource.from_table(root, card, read_table(root, card), settings)
 
 

@@ -45,6 +45,8 @@ DRAWN = (
     *("cuhk03_classic", "viper", "cuhk01", "prid2011", "prcc", "prcc_same_clothes"),
     *(name for name in PROTOCOLS if name.startswith(("cross_modality", "sysu_mm01"))),
 )
+#: those whose result has no ranking of single query images
+COMBINED = (*DRAWN, "multi_query")
 PROTOCOL_HELP = (
     "evaluation protocol, see docs/evaluation.md. All but no_cameras need the camera of every image, some also the "
     "column clothes, modality or track"

@@ -74,14 +74,14 @@ def run(options: Namespace) -> None:
 
 
 def write_and_print(report: AblationReport, out: Path, options: Namespace) -> None:
-    """Write the files of a report and print its table."""
+    """Write the files of a report; print its table and the runs missing from it."""
     from dataclasses import asdict
 
     from rich.console import Console
     from rich.table import Table
 
     from rga_reid.reports.ablation_page import write_report
-    from rga_reid.reports.ablation_tables import score_table
+    from rga_reid.reports.ablation_tables import problems, score_table
 
     page = write_report(report, out, photos=not options.no_photos, lang=options.lang)[0]
     if options.json is not None:
@@ -97,4 +97,6 @@ def write_and_print(report: AblationReport, out: Path, options: Namespace) -> No
         table.add_row(*map(sanitize, line))
     console = Console(markup=False, highlight=False)
     console.print(table)
+    for line in problems(report):
+        console.print(sanitize(line), soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)

@@ -23,7 +23,7 @@ from rga_reid.commands._options import (
     rename_rerank_error,
 )
 from rga_reid.commands._output import check_outputs, print_ranking
-from rga_reid.commands.evaluate import DRAWN, PROTOCOL_HELP, PROTOCOLS, check_protocol
+from rga_reid.commands.evaluate import COMBINED, PROTOCOL_HELP, PROTOCOLS, check_protocol
 from rga_reid.errors import InputError, check_int, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -86,7 +86,7 @@ def run(options: Namespace) -> None:
     check_outputs(options, {"json": (), "html": ()})
     options.protocol = options.protocol or card_protocol(options.data.root, options.data.dataset)
     check_protocol(options, "rerank")
-    if options.html is not None and (options.protocol in DRAWN or options.protocol == "multi_query"):
+    if options.html is not None and options.protocol in COMBINED:
         raise InputError(f"--html: not available for {options.protocol}, which ranks no single query images")
     if options.html is not None:
         from rga_reid.reports.feature_map import require_layout

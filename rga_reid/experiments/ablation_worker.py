@@ -14,9 +14,12 @@ import torch
 
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
+from rga_reid.evaluation import IgnoreCameras, MatchRule, Tracklets
 from rga_reid.experiments import ablation
 from rga_reid.experiments.evaluate_model import (
+    card_protocol,
     embed_test_images,
+    find_protocol,
     rank_between_cameras,
     rank_test_images,
     tabulate_top_matches,
@@ -35,13 +38,22 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     device = choose_device()
     model = load_model(checkpoint, device)
     parameters, macs = total_costs(model.backbone)
-    junk_pids = load_card(card).junk_pids
-    embedder = FlipTTA(model) if flip else model
-    features, table = embed_test_images(embedder, read_table(root, card), device=device)
-    result = rank_test_images(features, table, junk_pids=junk_pids)
+    junk_pids, protocol = load_card(card).junk_pids, find_protocol(card_protocol(root, card))
+    rule = MatchRule() if protocol is None else protocol.rule
+    features, table = embed_test_images(
+        FlipTTA(model) if flip else model,
+        read_table(root, card),
+        device=device,
+        pooling=protocol.pooling if isinstance(protocol, Tracklets) else None,
+    )
+    if isinstance(protocol, IgnoreCameras):
+        table = table.assign(camid=table["camid"].where(table["camid"].isna()))
+    result = rank_test_images(features, table, junk_pids=junk_pids, protocol=protocol)
+    ranked = tabulate_top_matches(features, table, junk_pids=junk_pids, rule=rule)
+    cameras = rank_between_cameras(features, table, junk_pids=junk_pids, rule=rule)
     write_table(folder / ablation.QUERIES, result.to_frame())
-    write_table(folder / ablation.RANKED, tabulate_top_matches(features, table, junk_pids=junk_pids))
-    write_table(folder / ablation.CAMERAS, rank_between_cameras(features, table, junk_pids=junk_pids))
+    write_table(folder / ablation.RANKED, ranked)
+    write_table(folder / ablation.CAMERAS, cameras)
     settings, trained = (read_json(folder / name) for name in (ablation.SETTINGS, ablation.TRAINED))
     write_json(
         folder / ablation.RESULT,

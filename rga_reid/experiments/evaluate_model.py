@@ -141,20 +141,34 @@ def rank_test_images(
     junk_pids: Sequence[int | str] = (-1,),
     max_rank: int = 50,
     rerank: ReRanking | None = None,
+    protocol: Protocol | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> RankingResult:
-    """Rank the output of ``embed_test_images``, as ``evaluate_model`` does without a protocol."""
-    return evaluate_features(
+    """Rank the output of ``embed_test_images``; arguments as for ``evaluate_model``.
+
+    Raises:
+        InputError: as ``evaluate_model``; the protocol draws galleries at random.
+    """
+    evaluate = evaluate_features if protocol is None else protocol.evaluate
+    result = evaluate(
         *split_sides(features, table),
         junk_pids=tuple(junk_pids),
         max_rank=max_rank,
         rerank=rerank,
         progress=progress,
     )
+    if isinstance(result, RepeatedResult):
+        raise InputError(f"protocol {type(protocol).__name__}: draws galleries at random, see evaluate_model")
+    return result
 
 
 def tabulate_top_matches(
-    features: np.ndarray, table: pd.DataFrame, count: int = 10, *, junk_pids: Sequence[int | str] = (-1,)
+    features: np.ndarray,
+    table: pd.DataFrame,
+    count: int = 10,
+    *,
+    junk_pids: Sequence[int | str] = (-1,),
+    rule: MatchRule | None = None,
 ) -> pd.DataFrame:
     """Return the ``top_matches`` of every query as a table.
 
@@ -162,13 +176,14 @@ def tabulate_top_matches(
         features, table: the output of ``embed_test_images``.
         count: gallery images for each query, fewer if the gallery has fewer.
         junk_pids: identities to leave out.
+        rule: which images of a query's person are correct matches; by default that of Market-1501.
 
     Returns:
         Columns ``query`` and ``gallery`` (row numbers within their splits), ``rank`` (from 1), ``score``, and
         ``path``, ``pid``, ``camid`` of the match.
     """
     query, gallery = split_sides(features, table)
-    lists = top_matches(query, gallery, top_k=count, junk_pids=junk_pids)
+    lists = top_matches(query, gallery, top_k=count, junk_pids=junk_pids, rule=rule or MatchRule())
     sizes = [len(ranked.rows) for ranked in lists]
     found = np.concatenate([ranked.rows for ranked in lists])
     return pd.DataFrame(

@@ -28,6 +28,7 @@ from PIL import Image
 from rga_reid import load_model
 from rga_reid.commands import main
 from rga_reid.data import read_table
+from rga_reid.evaluation import PROTOCOLS
 from rga_reid.experiments import ablation_worker
 from rga_reid.experiments.ablation import Outcome, Run, lock_run
 from rga_reid.experiments.evaluate_model import evaluate_model
@@ -128,6 +129,33 @@ def test_results_and_errors(ablated: tuple[Path, int], tiny_market: Path) -> Non
     assert ((first.pid == first.pid_query) == (first.first_match == 1)).all()
     measured = json.loads((out / "measured.json").read_text())
     assert measured["models"]["plain"]["latency_ms"] > 0
+
+
+def write_card(file: Path, protocol: str) -> str:
+    """Write the card of Market-1501 with a protocol."""
+    card = yaml.safe_load((ROOT / "datasets/market1501.yaml").read_text())
+    file.write_text(yaml.safe_dump({**card, "protocol": protocol}))
+    return str(file)
+
+
+def test_protocol_of_the_card(
+    ablated: tuple[Path, int], tiny_market: Path, tmp_path: Path, refused: Refused
+) -> None:
+    source, run = ablated[0] / "out/plain/seed-0", tmp_path / "run"
+    shutil.copytree(source, run)
+    card = write_card(tmp_path / "no_cameras.yaml", "no_cameras")
+    ablation_worker.evaluate_run(run, str(tiny_market), card, flip=False)
+    model = load_model(run / "train/last.ckpt")
+    expected = evaluate_model(model, read_table(tiny_market), protocol=PROTOCOLS["no_cameras"])
+    queries, before = (pd.read_parquet(folder / "queries.parquet") for folder in (run, source))
+    pd.testing.assert_frame_equal(queries, expected.to_frame(), check_dtype=False)
+    assert (queries["matches"] > before["matches"]).any()  # images of the query's camera count, too
+    assert pd.read_parquet(run / "cameras.parquet").empty
+
+    plan = write_plan(tmp_path, overrides={"data.dataset": write_card(tmp_path / "drawn.yaml", "viper")})
+    words = ["ablate", "--config", plan, "--data.root", str(tiny_market), "--out", str(tmp_path / "drawn")]
+    assert "protocol viper" in refused(*words)
+    assert not (tmp_path / "drawn/plain").exists()
 
 
 def test_report_of_an_ablation(ablated: tuple[Path, int]) -> None:
@@ -384,7 +412,9 @@ def test_imports_of_a_training_are_read(ablated: tuple[Path, int], tmp_path: Pat
     assert read_evaluations([run])[0].imports == ["own_a", "own_b"]
 
 
-def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_path: Path) -> None:
+def test_report_lists_what_is_not_in_its_tables(
+    ablated: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "out"
     shutil.copytree(ablated[0] / "out", folder, ignore=shutil.ignore_patterns("*.ckpt"))
     (copy_run(ablated, folder / "plain/seed-1", seed=1) / "result.json").unlink()
@@ -392,12 +422,12 @@ def test_report_lists_what_is_not_in_its_tables(ablated: tuple[Path, int], tmp_p
     (folder / "plan.json").write_text(json.dumps({**plan, "baseline": "broken"}))
     words = ["report", str(folder), "--no-photos", "--out"]
     assert main([*words, str(tmp_path / "report")]) == 0
-    for name in ("report.md", "report.html"):
-        page = read_page(tmp_path / "report" / name)
+    pages = [read_page(tmp_path / "report" / name) for name in ("report.md", "report.html")]
+    for page in (*pages, printed := capsys.readouterr().out):
         assert "not finished: plain seed 1" in page
         assert "failed: broken seed 0: " in page
         assert "expected more than 0" in page
-        assert "baseline of the plan, broken" in page
+        assert page is printed or "baseline of the plan, broken" in page
     assert main([*words, str(tmp_path / "b"), "--baseline", "plain"]) == 0
     assert "of the plan" not in (tmp_path / "b" / "report.md").read_text()
 
