@@ -571,7 +571,7 @@ def _localize(naive: pd.Series, shown: pd.Series, column: str, timezone: str | N
         row = int(naive.notna().to_numpy().argmax())
         raise InputError(
             f"{at(row)}: {column}: {str(shown.iloc[row])!r} has no time zone; add it, as in "
-            "2026-11-20T10:15:00+01:00, or name it, as in --timezone Europe/Berlin"
+            "2026-11-20T10:15:00+01:00, or name it on the command line, as in --timezone Europe/Berlin"
         )
     # of an hour that occurs twice the first is meant; a time that does not exist is moved forward
     local = naive.dt.tz_localize(

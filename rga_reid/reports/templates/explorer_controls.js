@@ -15,7 +15,7 @@ async function choose() {
   for (const id of ["fig-row", "fig-column", "fig-difference"]) $(id).hidden = !has || channels;
   $("fig-matrix").hidden = $("readout").hidden = !has;
   $("no-matrix").hidden = has;
-  $("look-help").parentElement.hidden = !has;
+  $("look-title").hidden = $("look-help").parentElement.hidden = !has;
   if (!has) { set("cap-photo", ""); set("head-photo", t("photo")); }
   $("channels").hidden = $("channel-picker").hidden = !channels;
   flow(); same();
