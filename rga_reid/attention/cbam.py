@@ -71,7 +71,7 @@ class CBAM(nn.Module):
         mlp = self.ChannelGate["mlp"]
         a = (mlp(mean) + mlp(top)).sigmoid().view_as(mean)
         a = trace.weight("channel", "M_c", "attention of each channel", "sigmoid(MLP(μ) + MLP(m))", a)
-        x = trace.step("x'", "map, channels weighed", "M_c · x", a * x)
+        x = trace.step("x'", "map with weighted channels", "M_c · x", a * x)
         d = torch.cat([x.max(dim=1, keepdim=True).values, x.mean(dim=1, keepdim=True)], dim=1)
         d = trace.step("d", "each position's peak and mean", "[max, mean of x' over channels]", d)
         a = run_layers(self.SpatialGate["spatial"], d).sigmoid()

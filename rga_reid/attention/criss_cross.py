@@ -83,16 +83,16 @@ class CrissCross(nn.Module):
             q = self.query_conv(x).flatten(2)
             k = self.key_conv(x).flatten(2)
             v = self.value_conv(x).flatten(2)
-            trace.step(f"Q_{r}", "what each position looks for", f"query_conv({before})", q)
-            trace.step(f"K_{r}", "what each position offers", f"key_conv({before})", k)
-            trace.step(f"V_{r}", "what each position gives", f"value_conv({before})", v)
+            trace.step(f"Q_{r}", "query: what each position looks for", f"query_conv({before})", q)
+            trace.step(f"K_{r}", "key: what each position is matched by", f"key_conv({before})", k)
+            trace.step(f"V_{r}", "value: what each position contributes", f"value_conv({before})", v)
             energy = torch.einsum("bei,bej->bij", q, k)
             trace.step(f"E_{r}", "similarity", f"Q_{r}ᵀ K_{r}", energy)
             a = trace.matrix(
                 f"pass_{r}",
                 f"A_{r}",
                 "what i takes from each j in its row and column",
-                f"softmax of E_{r}[i, j] over those j",
+                f"softmax of E_{r}[i, j] over the j on the cross",
                 energy.masked_fill(apart, float("-inf")).softmax(dim=2),
             )
             o = torch.einsum("bcj,bij->bci", v, a)

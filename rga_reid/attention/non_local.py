@@ -130,7 +130,7 @@ class NonLocal(nn.Module):
         theta, phi = self.theta(x).flatten(2), self.phi(x).flatten(2)
         trace.step("θ", "each position as it looks at others", of_x.format("θ"), theta)
         trace.step("φ", "each position as it is looked at", pooled.format("φ"), phi)
-        g = trace.step("g", "what each position gives", "g(x)", self.g(x).flatten(2))
+        g = trace.step("g", "value: what each position contributes", "g(x)", self.g(x).flatten(2))
         if self.mode == "concatenation":
             formula = "ReLU(w · [θ[:, i], φ[:, j]]) / N"
             grid = (-1, -1, theta.shape[2], phi.shape[2])

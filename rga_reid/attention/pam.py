@@ -59,10 +59,14 @@ class PAM(nn.Module):
         """Record all steps; ``source`` is the symbol of x, ``sub`` a subscript of all symbols."""
         Q, K, V, E, A, Y = (symbol + sub for symbol in "QKVEAY")
         q = trace.step(
-            Q, "what each position looks for", f"query_conv({source})", self.query_conv(x).flatten(2)
+            Q, "query: what each position looks for", f"query_conv({source})", self.query_conv(x).flatten(2)
         )
-        k = trace.step(K, "what each position offers", f"key_conv({source})", self.key_conv(x).flatten(2))
-        v = trace.step(V, "what each position gives", f"value_conv({source})", self.value_conv(x).flatten(2))
+        k = trace.step(
+            K, "key: what each position is matched by", f"key_conv({source})", self.key_conv(x).flatten(2)
+        )
+        v = trace.step(
+            V, "value: what each position contributes", f"value_conv({source})", self.value_conv(x).flatten(2)
+        )
         energy = trace.step(E, "similarity of positions", f"{Q}ᵀ {K}", torch.einsum("bei,bej->bij", q, k))
         a = energy.softmax(dim=2)
         a = trace.matrix("positions", A, "what position i takes from each j", f"softmax_j({E}[i, j])", a)

@@ -142,13 +142,13 @@ class RGA(nn.Module):
             a = self._explicit_attention(x.flatten(2).unsqueeze(3), "spatial", "_s", "x", trace)
             shape = (x.shape[0], 1, *self.map_size)
             a = trace.weight("spatial", "a_s", "attention of each position", "sigmoid(W(y_s))", a.view(shape))
-            x = trace.step("x_s", "map, positions weighed", "a_s · x", x * a)
+            x = trace.step("x_s", "map with weighted positions", "a_s · x", x * a)
         if self.channel:
             source = "x_s" if self.spatial else "x"
             a = self._explicit_attention(x.flatten(2).mT.unsqueeze(3), "channel", "_c", source, trace)
             shape = (x.shape[0], self.in_channels, 1, 1)
             a = trace.weight("channel", "a_c", "attention of each channel", "sigmoid(W(y_c))", a.view(shape))
-            x = trace.step("x_c", "map, channels weighed", f"a_c · {source}", x * a)
+            x = trace.step("x_c", "map with weighted channels", f"a_c · {source}", x * a)
         return x
 
     def _explicit_attention(self, nodes: Tensor, kind: str, sub: str, source: str, trace: Trace) -> Tensor:

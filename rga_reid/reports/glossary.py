@@ -51,7 +51,7 @@ GLOSSARY = {
     "rga": GlossaryEntry(
         title="Relation-aware global attention (RGA-SC)",
         paper="Zhang et al., CVPR 2020",
-        idea="A point learns its importance from its relations to all points, in both directions.",
+        idea="The importance of a point is computed from its relations to all points, in both directions.",
         nodes="positions (G_s), then channels (G_c)",
         entry="G[i, j] = θ(x_i)·φ(x_j), a raw product",
         row="relations of i to all points; with column i, it describes point i",
@@ -64,9 +64,9 @@ GLOSSARY = {
     "pam": GlossaryEntry(
         title="Position attention (PAM)",
         paper="Fu et al., CVPR 2019 (DANet)",
-        idea="Each position adds a mixture of all positions, weighted by similarity.",
+        idea="A weighted sum of all positions is added to each position; the weights are similarities.",
         nodes="positions",
-        entry="A[i, j] = softmax_j(Q_i·K_j), a share",
+        entry="A[i, j] = softmax_j(Q_i·K_j), a normalised weight",
         row="how much i takes from each j; sums to 1",
         use="the features of all positions are mixed by row i and added: γ · V Aᵀ + x",
         row_caption=_SHARES,
@@ -76,7 +76,7 @@ GLOSSARY = {
     "cam": GlossaryEntry(
         title="Channel attention (CAM)",
         paper="Fu et al., CVPR 2019 (DANet)",
-        idea="Each channel adds a mixture of all channels, in which the least similar channels weigh most.",
+        idea="A weighted sum of all channels is added to each channel; the least similar channels weigh most.",
         nodes="channels",
         entry="A[i, j] = softmax_j(max_k E[i, k] − E[i, j]), E = X Xᵀ",
         row="how much channel i takes from each j; sums to 1",
@@ -88,9 +88,10 @@ GLOSSARY = {
     "nonlocal": GlossaryEntry(
         title="Non-local block",
         paper="Wang et al., CVPR 2018",
-        idea="Each position adds a mixture of all positions, computed with fewer channels and mapped back.",
+        idea="A weighted sum of all positions, computed with fewer channels and mapped back, is added to each "
+        "position.",
         nodes="positions",
-        entry="f[i, j] = softmax_j(θ(x_i)·φ(x_j)), a share",
+        entry="f[i, j] = softmax_j(θ(x_i)·φ(x_j)), a normalised weight",
         row="how much i takes from each j; sums to 1",
         use="mixed by row i, mapped back by W and added: W(y) + x",
         row_caption=_SHARES,
@@ -113,7 +114,7 @@ GLOSSARY = {
     "se": GlossaryEntry(
         title="Squeeze-and-excitation (SE)",
         paper="Hu et al., CVPR 2018",
-        idea="Each channel is weighted by the average of the whole map, without a relation matrix.",
+        idea="A weight for each channel is computed from the means of all channels, without a relation matrix.",
         nodes="none",
         entry="none: one weight per channel",
         row="none",
@@ -123,7 +124,8 @@ GLOSSARY = {
     "cbam": GlossaryEntry(
         title="Convolutional block attention (CBAM)",
         paper="Woo et al., ECCV 2018",
-        idea="Channels, then positions, are weighted by averages and maxima, without a relation matrix.",
+        idea="Channels, then positions, get weights that are computed from means and maxima, without a relation "
+        "matrix.",
         nodes="none",
         entry="none: one weight per channel, one per position",
         row="none",
@@ -135,9 +137,9 @@ GLOSSARY = {
         paper="Fu et al., CVPR 2019 (DANet)",
         idea="Position and channel attention run in parallel and are summed.",
         nodes="positions, and channels",
-        entry="A_p[i, j] and A_c[i, j], shares",
+        entry="A_p[i, j] and A_c[i, j], normalised weights",
         row="how much i takes from each j; sums to 1",
-        use="both mixtures are added to x; with DANet's head the output is a convolution of their sum",
+        use="both weighted sums are added to x; with DANet's head, convolutions follow each branch and the sum",
         row_caption=_SHARES,
         column_caption=_COLUMN,
         directions=ROWS,
@@ -151,19 +153,21 @@ GLOSSARY |= {
         GLOSSARY["rga"], title="Relation-aware global attention, channels (RGA-C)", nodes="channels"
     ),
     "nonlocal_gaussian": replace(
-        GLOSSARY["nonlocal"], title="Non-local block, gaussian", entry="f[i, j] = softmax_j(x_i·x_j), a share"
+        GLOSSARY["nonlocal"],
+        title="Non-local block, gaussian",
+        entry="f[i, j] = softmax_j(x_i·x_j), a normalised weight",
     ),
     "nonlocal_dot_product": replace(
         GLOSSARY["nonlocal"],
         title="Non-local block, dot product",
-        entry="f[i, j] = θ(x_i)·φ(x_j) / N, which can be negative: not a share",
+        entry="f[i, j] = θ(x_i)·φ(x_j) / N, which can be negative: not a normalised weight",
         row="how much i takes from each j; does not sum to 1",
         row_caption=_RAW_WEIGHTS,
     ),
     "nonlocal_concatenation": replace(
         GLOSSARY["nonlocal"],
         title="Non-local block, concatenation",
-        entry="f[i, j] = ReLU(w · [θ(x_i), φ(x_j)]) / N, at least 0: not a share",
+        entry="f[i, j] = ReLU(w · [θ(x_i), φ(x_j)]) / N, at least 0: not a normalised weight",
         row="how much i takes from each j; does not sum to 1",
         row_caption=_RAW_WEIGHTS,
     ),
