@@ -99,7 +99,7 @@ def main() -> None:
                 raise SystemExit(1)
         with open_browser() as browser:
             page = made / "explorer.html"
-            take_screenshot(browser, page, made / "explain.png", 880)
+            take_screenshot(browser, page, made / "explain.png", 920)
             take_screenshot(browser, page, made / "tour_zh.png", 880, "#lang=zh", open_tour)
             take_screenshot(browser, page, made / "flow.png", 760, "", lambda one: one.execute_script(OPEN_G))
             take_screenshot(browser, made / "query.html", made / "timeline.png", 900)
