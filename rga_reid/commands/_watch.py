@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rga_reid.data import ImageError
     from rga_reid.gallery import Gallery
 
+LONGEST_CHANGE = 3600.0  #: seconds for which an addition waits for another program
 _TRIED = 10  # images present at the start whose columns are read before anything is added
 
 
@@ -78,7 +79,10 @@ def watch(messages: list[str], options: Namespace) -> Gallery:
     from rga_reid.gallery.watch import Arrivals, watch_folder
     from rga_reid.inference import stream_features
 
-    gallery, device = Gallery.open(options.gallery, wait=options.wait), choose_device(options.device)
+    wait_for_lock(options)
+    # from now on also for a `remove` or `compact` that rebuilds large indexes
+    gallery = Gallery.open(options.gallery, wait=max(options.wait, LONGEST_CHANGE))
+    device = choose_device(options.device)
     _check_present(options, folder, gallery.columns)
     model = read_gallery_embedder(gallery, options, device)
     record = None if options.same_features else model.fingerprint
@@ -130,3 +134,13 @@ def _check_present(options: Namespace, folder: Path, schema: Mapping[str, str]) 
             errors.append(error)
     if errors and len(errors) == len(sample):
         raise errors[0]
+
+
+def wait_for_lock(options: Namespace) -> None:
+    """Fail before images are embedded if a server keeps the gallery locked: its lock never gets free."""
+    from rga_reid.gallery.location import open_store
+
+    store = open_store(options.gallery)
+    store.wait = options.wait
+    with store.exclusive():
+        pass  # others may add meanwhile; ``Gallery.add`` waits for them, or lets them add these images too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,8 @@ def _per_pair(
         scores = score_pairs(query, gallery, device=options.device, progress=update)
     calibration = calibrate(scores.genuine, scores.impostor)
     values = _values(calibration, threshold, options.false_match_rate or FALSE_MATCH_RATE)
+    if os.path.samefile(options.query, options.gallery):  # each pair was counted in both directions
+        values |= {name: values[name] // 2 for name in ("genuine_pairs", "impostor_pairs", "false_matches")}
     if options.json is not None:
         write_json(options.json, values)
     if options.plot is not None:

@@ -130,12 +130,11 @@ def _evaluate(
     from rga_reid.evaluation.rerank import TooFewItemsError
 
     evaluate = evaluate_features if options.protocol is None else PROTOCOLS[options.protocol].evaluate
-    neighbours = _neighbours(gallery) if options.query_expansion else None
+    if options.pool_tracks is not None:
+        query, gallery = (pool_tracks(side, options.pool_tracks) for side in (query, gallery))
+    if options.query_expansion:
+        query = _expand(query, _neighbours(gallery), options.device)
     try:
-        if options.pool_tracks is not None:
-            query, gallery = (pool_tracks(side, options.pool_tracks) for side in (query, gallery))
-        if neighbours is not None:
-            query = _expand(query, neighbours, options.device)
         with progress_bar("ranking") as update:
             return evaluate(
                 query,

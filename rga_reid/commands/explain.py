@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _FORMATS = ("html", "png", "pdf")
 TRAINED = "mechanisms"  # folder of the networks that --demo trains
 PAGE = "mechanisms.html"
-DONE = "done"  # in the folder of a network that was trained to the end
+DONE = "done"  # in the folder of a network that was trained to the end: how
 _VIEWS = ("relations", "gates", "gradcam", "activation")
 
 
@@ -193,7 +193,8 @@ def _prepare_demo(options: Namespace) -> None:
     for name in names:
         out = folder / TRAINED / name
         checkpoint = out / "last.ckpt"
-        if not (out / DONE).is_file():
+        how = f"epochs: {options.epochs or 'as the recipe'}, seed: {options.seed}\n"
+        if not (out / DONE).is_file() or (out / DONE).read_text(encoding="utf-8") != how:
             print_step(f"train: ResNet-18 with {name}")
             words = ["--config", "demo", "--data.root", str(root)]
             words += ["--out", str(out), "--overwrite"]
@@ -203,7 +204,7 @@ def _prepare_demo(options: Namespace) -> None:
             if options.epochs is not None:
                 set_epochs(settings, options.epochs)
             checkpoint = train.fit_recipe(settings)
-            write_text(out / DONE, "trained to the end\n")
+            write_text(out / DONE, how)
         print(f"{name}: {measure_use(load_model(checkpoint), options.image[0])}", flush=True)
         options.checkpoint = [*options.checkpoint, str(checkpoint)]
     options.attention = []

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands import _group, _watch
-from rga_reid.commands._embedder import read_embedder, read_gallery_embedder, suggest_engine
+from rga_reid.commands._embedder import (
+    read_embedder,
+    read_gallery_embedder,
+    require_same_model,
+    suggest_engine,
+)
 from rga_reid.commands._inputs import embed_table, read_gallery_features, read_image_table, shards_folder
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
@@ -313,6 +318,7 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
         features, table = read_gallery_features(options.features)
         new = _unknown(gallery, table, options)
         model_of_file = None if options.same_features else read_fingerprint(options.features)
+        require_same_model(gallery, model_of_file, options, f"--features {options.features}")
         gallery.add(features[new], table[new], model=model_of_file)
         messages.append(_added(int(new.sum()), int((~new).sum())))
         _maintain(messages, gallery, int(new.sum()))
@@ -322,7 +328,7 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     new = _unknown(gallery, table, options)
     known, table = int((~new).sum()), table[new]
     if len(table):
-        _wait_for_lock(options)
+        _watch.wait_for_lock(options)
     model = read_gallery_embedder(gallery, options, device)
     record = None if options.same_features else model.fingerprint
     added = 0
@@ -332,16 +338,6 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
     messages.append(_added(added, known))
     _maintain(messages, gallery, added)
     return gallery
-
-
-def _wait_for_lock(options: Namespace) -> None:
-    """Fail before images are embedded if a server keeps the gallery locked: its lock never gets free."""
-    from rga_reid.gallery.location import open_store
-
-    store = open_store(options.gallery)
-    store.wait = options.wait
-    with store.exclusive():
-        pass  # others may add meanwhile; ``Gallery.add`` waits for them, or lets them add these images too
 
 
 def _maintain(messages: list[str], gallery: Gallery, added: int) -> None:

@@ -104,6 +104,8 @@ class MultiQuery(Protocol):
     def evaluate(self, query: LabelledFeatures, gallery: LabelledFeatures, **options: Any) -> RankingResult:
         junk = options.get("junk_pids", (-1,))
         self._require("camid", query, gallery, junk)
+        if options.get("metric", "cosine") != "cosine":
+            raise InputError("metric: MultiQuery needs cosine, as its queries have length 1")
         return self._name(evaluate_features(_average_queries(query, junk), gallery, **options))
 
 
@@ -449,6 +451,11 @@ def _average_queries(query: LabelledFeatures, junk_pids: Sequence[int | str]) ->
     group = kept.groupby(["pid", "camid"], sort=False).ngroup().to_numpy()
     order = rows[np.argsort(group, kind="stable")]
     sizes = np.bincount(group)
+    if len(sizes) > 1 and sizes.max() == 1:
+        raise InputError(
+            "query_pids: expected several queries of a person in a camera, to average them, found one each (of "
+            "Market-1501, take the folder gt_bbox)"
+        )
     starts = np.cumsum(sizes) - sizes
     people = kept[["pid", "camid"]].drop_duplicates()
     means = np.empty((len(sizes), query.features.shape[1]))

@@ -14,7 +14,8 @@ import torch
 
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
-from rga_reid.evaluation import IgnoreCameras, MatchRule, Tracklets
+from rga_reid.evaluation import IgnoreCameras, Tracklets
+from rga_reid.evaluation.relevance import MARKET
 from rga_reid.experiments import ablation
 from rga_reid.experiments.evaluate_model import (
     card_protocol,
@@ -39,7 +40,7 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
     model = load_model(checkpoint, device)
     parameters, macs = total_costs(model.backbone)
     junk_pids, protocol = load_card(card).junk_pids, find_protocol(card_protocol(root, card))
-    rule = MatchRule() if protocol is None else protocol.rule
+    rule = MARKET if protocol is None else protocol.rule
     features, table = embed_test_images(
         FlipTTA(model) if flip else model,
         read_table(root, card),

@@ -28,6 +28,7 @@ from rga_reid.evaluation import (
 )
 from rga_reid.evaluation.metrics import RANKS
 from rga_reid.evaluation.protocols import Protocol
+from rga_reid.evaluation.relevance import MARKET
 from rga_reid.evaluation.tracklets import Pooling, pool_batches, sort_tracks
 from rga_reid.inference import Embedder, stream_features
 from rga_reid.inference.embed import collect
@@ -67,15 +68,11 @@ def evaluate_model(
         InputError: no query or no gallery images; no query with a correct match.
     """
     pooling = protocol.pooling if isinstance(protocol, Tracklets) else None
-    features, table = embed_test_images(model, table, batch_size=batch_size, device=device, pooling=pooling)
-    evaluate = evaluate_features if protocol is None else protocol.evaluate
-    return evaluate(
-        *split_sides(features, table),
-        junk_pids=tuple(junk_pids),
-        max_rank=max_rank,
-        rerank=rerank,
-        progress=progress,
+    sides = split_sides(
+        *embed_test_images(model, table, batch_size=batch_size, device=device, pooling=pooling)
     )
+    evaluate = evaluate_features if protocol is None else protocol.evaluate
+    return evaluate(*sides, junk_pids=tuple(junk_pids), max_rank=max_rank, rerank=rerank, progress=progress)
 
 
 def card_protocol(root: str, card: str | Card) -> str | None:
@@ -168,7 +165,7 @@ def tabulate_top_matches(
     count: int = 10,
     *,
     junk_pids: Sequence[int | str] = (-1,),
-    rule: MatchRule | None = None,
+    rule: MatchRule = MARKET,
 ) -> pd.DataFrame:
     """Return the ``top_matches`` of every query as a table.
 
@@ -176,14 +173,14 @@ def tabulate_top_matches(
         features, table: the output of ``embed_test_images``.
         count: gallery images for each query, fewer if the gallery has fewer.
         junk_pids: identities to leave out.
-        rule: which images of a query's person are correct matches; by default that of Market-1501.
+        rule: which images of a query's person are correct matches.
 
     Returns:
         Columns ``query`` and ``gallery`` (row numbers within their splits), ``rank`` (from 1), ``score``, and
         ``path``, ``pid``, ``camid`` of the match.
     """
     query, gallery = split_sides(features, table)
-    lists = top_matches(query, gallery, top_k=count, junk_pids=junk_pids, rule=rule or MatchRule())
+    lists = top_matches(query, gallery, top_k=count, junk_pids=junk_pids, rule=rule)
     sizes = [len(ranked.rows) for ranked in lists]
     found = np.concatenate([ranked.rows for ranked in lists])
     return pd.DataFrame(
@@ -202,14 +199,14 @@ def rank_between_cameras(
     table: pd.DataFrame,
     *,
     junk_pids: Sequence[int | str] = (-1,),
-    rule: MatchRule | None = None,
+    rule: MatchRule = MARKET,
 ) -> pd.DataFrame:
     """Rank the gallery of each camera alone for the queries of each camera.
 
     Args:
         features, table: the output of ``embed_test_images``.
         junk_pids: identities to leave out.
-        rule: which images of a query's person are correct matches; by default that of Market-1501.
+        rule: which images of a query's person are correct matches.
 
     Returns:
         A row for each pair of cameras with a correct match: ``query_camera`` and ``gallery_camera`` as text,
@@ -221,7 +218,7 @@ def rank_between_cameras(
     for camera in gallery.table["camid"].dropna().unique():
         side = gallery.select((gallery.table["camid"] == camera).to_numpy(dtype=bool))
         try:
-            result = evaluate_features(query, side, junk_pids=tuple(junk_pids), rule=rule or MatchRule())
+            result = evaluate_features(query, side, junk_pids=tuple(junk_pids), rule=rule)
         except InputError:  # no query has a correct match from this camera
             continue
         found = result.to_frame()
@@ -323,7 +320,7 @@ def ranking_page(
     query, gallery = split_sides(features, table)
     examples = example_queries(result.to_frame())
     rows = [one.query for one in examples]
-    rule = MatchRule() if protocol is None else protocol.rule
+    rule = MARKET if protocol is None else protocol.rule
     lists = top_matches(query, gallery, rows, top_k=TOP_K, junk_pids=junk_pids, rerank=rerank, rule=rule)
     matches = []
     for found in lists:
@@ -355,6 +352,7 @@ def ranking_page(
         metrics=_metrics(result),
         charts=[chart.name for chart in charts],
         cameras=camera_rows(camera_matrix([evaluation])),
+        reranked=rerank is not None,
         sheet=sheet,
         crop=CROP,
         shown=len(shown),

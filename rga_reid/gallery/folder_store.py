@@ -72,6 +72,7 @@ from rga_reid.gallery.store import (
     Rows,
     ignore_progress,
     join_rows,
+    require_unreplaced,
 )
 from rga_reid.gallery.validation import require_finished, require_same_model
 from rga_reid.models.checkpoints import ModelFingerprint
@@ -197,7 +198,9 @@ class FolderStore(SegmentStore):
         if seen == self._seen:  # each change writes another file
             return False
         with self._changing:
-            self._snapshot = self._committed = read_gallery(self._folder, self._snapshot)
+            found = read_gallery(self._folder, self._snapshot)
+            require_unreplaced(self.location, self._snapshot.metadata, found.metadata)
+            self._snapshot = self._committed = found
         self._seen = seen
         return True
 

@@ -376,19 +376,21 @@ class Gallery:
         with self._store.transaction():
             metadata, added = self._store.metadata, 0
             columns = join_schemas(metadata.columns, other.columns, name="merge")
+            # before anything is written: not every store can take back what it has added
+            shared: set[str] = set()
+            for rows in other._store.rows():
+                shared |= self.known_paths(rows.table["path"])
+            if shared and not skip_known:
+                raise InputError(f"{min(shared)}: in both galleries; --skip-known leaves it out")
             if columns != metadata.columns:
                 self._store.set_columns(columns)
             for rows in other._store.rows(vectors=True):
-                known = rows.table["path"].isin(self.known_paths(rows.table["path"])).to_numpy(bool)
-                if known.any() and not skip_known:
-                    raise InputError(
-                        f"{rows.table['path'][known].iloc[0]}: in both galleries; --skip-known leaves it out"
-                    )
-                count = int((~known).sum())
+                new = ~rows.table["path"].isin(shared).to_numpy(bool)
+                count = int(new.sum())
                 if count:
-                    table = cast(rows.table[~known].reset_index(drop=True), columns)
+                    table = cast(rows.table[new].reset_index(drop=True), columns)
                     ids = np.arange(metadata.next_id + added, metadata.next_id + added + count)
-                    self._store.append(Rows(ids, table, rows.vectors[~known]))
+                    self._store.append(Rows(ids, table, rows.vectors[new]))
                     added += count
             if added:
                 self._store.commit(replace(metadata, next_id=metadata.next_id + added, columns=columns))

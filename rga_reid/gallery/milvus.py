@@ -24,7 +24,7 @@ from rga_reid.evaluation.similarity import product_error
 from rga_reid.gallery.filters import Filter
 from rga_reid.gallery.index import MARGIN, IndexConfig, Vectors, rescore_batch
 from rga_reid.gallery.manifest import FORMAT, columns_from_json
-from rga_reid.gallery.milvus_client import LIMIT, TRAINED_ROWS, Candidates, MilvusServer
+from rga_reid.gallery.milvus_client import LIMIT, TRAINED_ROWS, Candidates, MilvusServer, among
 from rga_reid.gallery.milvus_fields import Fields, UnsupportedFilterError, literal
 from rga_reid.gallery.milvus_lock import WriterLock
 from rga_reid.gallery.milvus_uri import IMAGES, MilvusURI
@@ -39,10 +39,11 @@ from rga_reid.gallery.store import (
     VectorStore,
     empty_table,
     ignore_progress,
+    require_unreplaced,
 )
 from rga_reid.gallery.validation import require_finished, require_same_model
 from rga_reid.inputs import truncate
-from rga_reid.models.checkpoints import ModelFingerprint, is_same_model
+from rga_reid.models.checkpoints import ModelFingerprint
 
 VERSION = 3  #: incremented when older programs could no longer read the collections
 OLD_VERSION = 2  #: of rga-reid 1.0, whose collections have fields that may be null
@@ -180,10 +181,10 @@ class MilvusStore(VectorStore):
         self._refresh()
         yield from self._stored_rows(vectors=vectors)
 
-    def _stored_rows(self, *, vectors: bool, where: str = "") -> Iterator[Rows]:
+    def _stored_rows(self, *, vectors: bool) -> Iterator[Rows]:
         metadata, fields = self.metadata, self._fields
         names, dimension = ([*fields.names, "vector"], metadata.dimension) if vectors else (fields.names, 0)
-        for part in self._server.rows(self._images, metadata.next_id, names, dimension, where):
+        for part in self._server.rows(self._images, metadata.next_id, names, dimension):
             ids = np.array([row["id"] for row in part], np.int64)
             matrix = np.array([row["vector"] if vectors else [] for row in part], np.float32)
             yield Rows(ids, fields.table(part), matrix)
@@ -191,17 +192,28 @@ class MilvusStore(VectorStore):
     def find(self, column: str, values: Sequence[Any]) -> pd.DataFrame:
         self._refresh()
         name = self._fields.name(column)
-        if name is None or not len(values):
-            return empty_table(self.metadata.columns).assign(id=np.empty(0, np.int64))
-        found = self._server.find(self._images, name, values, self._fields.names, self.metadata.next_id)
-        return self._fields.table(found).assign(id=np.array([row["id"] for row in found], np.int64))
+        return self._found([] if name is None else among(name, values))
 
     def select(self, where: Filter) -> pd.DataFrame:
         self._refresh()
-        kept = self._stored_rows(vectors=False, where=self._expression(where))
-        tables = [rows.table.assign(id=rows.ids) for rows in kept]
-        empty = empty_table(self.metadata.columns).assign(id=np.empty(0, np.int64))
-        return pd.concat(tables or [empty], ignore_index=True)
+        return self._found([self._expression(where)])
+
+    def _found(self, expressions: Iterable[str]) -> pd.DataFrame:
+        """Return the table of the rows that one of some expressions keeps, with a column ``id``."""
+        stop, names = self.metadata.next_id, self._fields.names
+        found = [row for where in expressions for row in self._server.find(self._images, where, names, stop)]
+        ids = np.array([row["id"] for row in found], np.int64)
+        table = self._fields.table(found) if found else empty_table(self.metadata.columns)
+        return table.assign(id=ids)
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        dimension, stop = self.metadata.dimension, self.metadata.next_id
+        parts = (
+            self._server.find(self._images, where, ["vector"], stop, dimension)
+            for where in among("id", ids.tolist())
+        )
+        found = [row["vector"] for rows in parts for row in rows]
+        return np.array(found, np.float32).reshape(-1, dimension)
 
     def search(self, queries: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResults:
         return self._retry(lambda: self._search(queries, top_k, self._expression(where)))
@@ -405,12 +417,7 @@ class MilvusStore(VectorStore):
             raise InputError(f"{self.location}: the gallery is gone")
         state = State.from_text(notes[CURRENT], self._server.location)
         if state.generation != self._state.generation:
-            old, new = self.metadata, state.metadata
-            # queries of another model would find nonsense
-            if new.dimension != old.dimension or not is_same_model(new.model, old.model):
-                raise InputError(
-                    f"{self.location}: replaced, since it was opened, by a gallery of another model"
-                )
+            require_unreplaced(self.location, self.metadata, state.metadata)
             self._server.load(images_name(self._name, state.generation))
         self._state = state
 

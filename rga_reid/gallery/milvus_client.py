@@ -301,7 +301,7 @@ class MilvusServer:
         return int(row["count(*)"])
 
     def rows(
-        self, name: str, stop: int, fields: Sequence[str], dimension: int = 0, where: str = ""
+        self, name: str, stop: int, fields: Sequence[str], dimension: int = 0
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield rows below an id, a block at a time, by increasing id.
 
@@ -310,15 +310,13 @@ class MilvusServer:
             stop: larger than all ids.
             fields: in addition to ``id``.
             dimension: length of the vectors, if they are among the fields.
-            where: expression that keeps rows; all by default.
         """
         step = _rows_per_message(dimension) if dimension else LIMIT // 2
         for start in range(0, stop, step):
-            here = f"id >= {start} and id < {min(start + step, stop)}"
             with self._errors():
                 found = self._client.query(
                     name,
-                    f"{here} and ({where})" if where else here,
+                    f"id >= {start} and id < {min(start + step, stop)}",
                     output_fields=["id", *fields],
                     limit=step,
                     timeout=_TIMEOUT,
@@ -327,25 +325,29 @@ class MilvusServer:
                 yield sorted(found, key=lambda row: row["id"])
 
     def find(
-        self, name: str, field: str, values: Sequence[Any], fields: Sequence[str], stop: int
+        self, name: str, where: str, fields: Sequence[str], stop: int, dimension: int = 0
     ) -> list[dict[str, Any]]:
-        """Return the rows below an id whose field has one of some values: ``id`` and ``fields``."""
+        """Return the rows below an id that an expression keeps: ``id`` and ``fields``, by increasing id.
+
+        Args:
+            name, fields, stop, dimension: see ``rows``.
+            where: expression that keeps rows.
+        """
+        limit = _rows_per_message(dimension) if dimension else LIMIT
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(values), _MAX_VALUES):
-            where = f"{field} in {literal(list(values[start : start + _MAX_VALUES]))}"
-            spans = [(0, stop)]
-            while spans:  # halved until Milvus can return all rows of each
-                low, high = spans.pop()
-                here = f"{where} and id >= {low} and id < {high}"
-                if self.count(name, here) > LIMIT:
-                    middle = (low + high) // 2
-                    spans += [(low, middle), (middle, high)]
-                    continue
-                with self._errors():
-                    rows += self._client.query(
-                        name, here, output_fields=["id", *fields], limit=LIMIT, timeout=_TIMEOUT
-                    )
-        return rows
+        spans = [(0, stop)]
+        while spans:  # halved until Milvus can return all rows of each
+            low, high = spans.pop()
+            here = f"({where}) and id >= {low} and id < {high}"
+            if self.count(name, here) > limit:
+                middle = (low + high) // 2
+                spans += [(middle, high), (low, middle)]
+                continue
+            with self._errors():
+                rows += self._client.query(
+                    name, here, output_fields=["id", *fields], limit=limit, timeout=_TIMEOUT
+                )
+        return sorted(rows, key=lambda row: row["id"])
 
     def search(
         self,
@@ -411,6 +413,12 @@ class MilvusServer:
     def size(self) -> int | None:
         """Return the bytes of the files of an embedded one."""
         return size_of(Path(self.location.uri)) if self.location.embedded else None
+
+
+def among(field: str, values: Sequence[Any]) -> Iterator[str]:
+    """Yield expressions that keep the rows whose field has one of some values, together."""
+    for start in range(0, len(values), _MAX_VALUES):
+        yield f"{field} in {literal(list(values[start : start + _MAX_VALUES]))}"
 
 
 def _rows_per_message(dimension: int) -> int:

@@ -34,6 +34,7 @@ NULLS, PATTERNS = (
     (2, 4),
 )  #: first versions with fields that may be null, and with any pattern of ``like``
 _ALL, _NONE = "id >= 0", "id < 0"
+_FIELD = "\n"  # stands for a field in an expression; in literals a newline is escaped
 _OPPOSITE = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
@@ -192,16 +193,18 @@ class _MilvusBackend:
         return self._fields.known(column.name)
 
     def equal(self, column: Column, value: Value) -> Expression:
-        return self._where_known(column, f"{{}} == {literal(value)}", f"{{}} != {literal(value)}")
+        return self._where_known(column, f"{_FIELD} == {literal(value)}", f"{_FIELD} != {literal(value)}")
 
     def ordered(self, column: Column, sign: str, value: Value) -> Expression:
         text = literal(value)
-        return self._where_known(column, f"{{}} {sign} {text}", f"{{}} {_OPPOSITE[sign]} {text}")
+        return self._where_known(column, f"{_FIELD} {sign} {text}", f"{_FIELD} {_OPPOSITE[sign]} {text}")
 
     def one_of(self, column: Column, values: Sequence[Value]) -> Expression:
         if not values:
             return self._where_known(column, _NONE, _ALL)
-        return self._where_known(column, f"{{}} in {literal(values)}", f"{{}} not in {literal(values)}")
+        return self._where_known(
+            column, f"{_FIELD} in {literal(values)}", f"{_FIELD} not in {literal(values)}"
+        )
 
     def like(self, column: Column, pattern: Sequence[Any]) -> Expression:
         if not _is_prefix(pattern):
@@ -210,13 +213,13 @@ class _MilvusBackend:
         return self._where_known(column, found, f"not ({found})")
 
     def _where_known(self, column: Column, true: str, false: str) -> Expression:
-        """Return a condition on a field; ``{}`` in the expressions is replaced by its name."""
+        """Return a condition on a field; ``_FIELD`` in the expressions is replaced by its name."""
         name = self._fields.name(column.name)
         if name is None:
             return Expression(_NONE, _NONE)
         known = self._fields.known(column.name).true
         return Expression(
-            f"({known} and {true.replace('{}', name)})", f"({known} and {false.replace('{}', name)})"
+            f"({known} and {true.replace(_FIELD, name)})", f"({known} and {false.replace(_FIELD, name)})"
         )
 
 
@@ -228,23 +231,23 @@ def _is_prefix(pattern: Sequence[Any]) -> bool:
 
 
 def _like(pattern: Sequence[Any]) -> str:
-    """Return the expression for a pattern; ``{}`` stands for the field."""
+    """Return the expression for a pattern; ``_FIELD`` stands for the field."""
     if pattern == [ANY]:
         return _ALL
     if not any(part is ANY or part is ONE for part in pattern):
-        return f"{{}} == {literal(''.join(pattern))}"
+        return f"{_FIELD} == {literal(''.join(pattern))}"
     texts = [part for part in pattern if isinstance(part, str)]
     if len(texts) == 1 and "\\" in texts[0] and ONE not in pattern:
         # Milvus Lite reads backslashes as escapes only if the pattern has a `_` or a `%` inside
         (text,) = texts
-        choices = [f"{{}} == {literal(text)}"]
+        choices = [f"{_FIELD} == {literal(text)}"]
         if pattern[-1] is ANY:
-            choices.append(f"{{}} like {literal(like_text([*pattern[:-1], ONE, ANY]))}")
+            choices.append(f"{_FIELD} like {literal(like_text([*pattern[:-1], ONE, ANY]))}")
         if pattern[0] is ANY:
             last = pattern[1:-1] if pattern[-1] is ANY else pattern[1:]
-            choices.append(f"{{}} like {literal(like_text([ANY, ONE, *last]))}")
+            choices.append(f"{_FIELD} like {literal(like_text([ANY, ONE, *last]))}")
         return f"({' or '.join(choices)})"
-    return f"{{}} like {literal(like_text(pattern))}"
+    return f"{_FIELD} like {literal(like_text(pattern))}"
 
 
 def literal(value: Value | Sequence[Value]) -> str:

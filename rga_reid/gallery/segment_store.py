@@ -80,6 +80,8 @@ class SegmentStore(VectorStore):
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         snapshot = self._snapshot
+        if not len(ids):
+            return np.empty((0, self.metadata.dimension), np.float32)
         rows = np.searchsorted(snapshot.ids, ids)
         return Vectors([segment.vectors for segment in snapshot.segments]).take(rows)
 

@@ -24,7 +24,7 @@ from rga_reid.evaluation import ReRanking, re_ranked_distances
 from rga_reid.gallery.filters import Filter, is_among, is_known, other_cameras, parse_filter
 from rga_reid.gallery.index import IndexConfig
 from rga_reid.gallery.validation import is_normalized, non_finite_error, normalized_blocks
-from rga_reid.models.checkpoints import ModelFingerprint
+from rga_reid.models.checkpoints import ModelFingerprint, is_same_model
 
 METRIC = "cosine"  #: inner product of unit rows
 
@@ -493,6 +493,12 @@ def search_filter(
         raise InputError(f"exclude_camera {camera}: this gallery does not know the camera of any image")
     others = other_cameras(camera, columns)
     return others if condition is None else others & condition
+
+
+def require_unreplaced(location: object, old: Metadata, new: Metadata) -> None:
+    """Refuse a gallery of another model in the place of an opened one: queries would find nonsense."""
+    if new.dimension != old.dimension or not is_same_model(new.model, old.model):
+        raise InputError(f"{location}: replaced, since it was opened, by a gallery of another model")
 
 
 def read_all_rows(store: VectorStore, *, vectors: bool = False) -> Rows:

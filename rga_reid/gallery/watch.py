@@ -89,10 +89,16 @@ class Arrivals:
         while True:
             try:
                 changed = next(changes)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # of watchfiles, such as a name that is not valid UTF-8
                 raise InputError(f"{self._folder}: cannot follow this folder ({error})") from None
             if time.monotonic() >= due:
-                self._notice(find_images(self._folder, allow_none=True)[0])
+                try:
+                    self._notice(find_images(self._folder, allow_none=True)[0])
+                except (
+                    InputError
+                ):  # a subfolder may have been removed meanwhile; the next scan is in a minute
+                    if not due or not self._folder.is_dir():
+                        raise
                 due = time.monotonic() + RESCANNED
             else:
                 self._notice([path for _, name in changed for path in self._images_at(Path(name))])

@@ -72,6 +72,11 @@ def write_features(
     text = {name: "string" for name in LABELS if name in labels and is_text(labels[name])}
     typed, _ = conform(labels, {**RESERVED, **text})
     for column in typed.columns.drop("path"):
+        if column.endswith("_known") and column.removesuffix("_known") in typed:
+            raise InputError(
+                f"table: column '{column}': rename it; in the file this name is for the known values of "
+                f"'{column.removesuffix('_known')}'"
+            )
         name, known = _ARRAY_NAMES.get(column, f"{_COLUMN}{column}"), typed[column].notna().to_numpy(bool)
         if known.any():
             arrays[name] = _to_array(typed[column], known)

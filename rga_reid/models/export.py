@@ -233,13 +233,18 @@ def export_model(
 
 def _compare(original: Deployed, deployed: Deployed, run: Run, images: Tensor) -> float:
     """Return the smallest cosine between embeddings of the original and of a file, for uint8 images."""
-    expected, fed = original(images), deployed.prepare(images)
-    if deployed.settings.batch is not None:  # the last batch of images may be smaller
-        fed = torch.cat([fed, fed[-1:].expand(deployed.settings.batch - len(fed), -1, -1, -1)])
-    found = run(fed)[: len(images)]
+    expected = original(images)
+    found = run(deployed.prepare(_fill(images, deployed.settings.batch)))[: len(images)]
     if found.shape != expected.shape:
         return float("nan")
     return float(F.cosine_similarity(expected.double(), found.double()).min())
+
+
+def _fill(images: Tensor, batch: int | None) -> Tensor:
+    """Repeat the last image, as the last batch of images may be smaller than a fixed batch."""
+    return (
+        images if batch is None else torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
+    )
 
 
 def _random_images(size: Sequence[int], batch: int) -> Tensor:
@@ -292,7 +297,7 @@ def _write_onnx(
     )
     if settings.quantize == "int8":
         images = iter_batches(calibration, deployed.model.size, settings.batch or _CALIBRATION_BATCH)
-        fed = (deployed.prepare(batch).numpy() for batch in images if settings.batch in (None, len(batch)))
+        fed = (deployed.prepare(_fill(batch, settings.batch)).numpy() for batch in images)
         quantize_static(file, file, INPUT, fed)
     elif settings.quantize == "dynamic":
         quantize_dynamic(file, file)

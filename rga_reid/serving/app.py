@@ -181,7 +181,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         if body.features is None and not body.ids and not body.multi:
             queries, _ = await start_embedding(images)
         else:
-            queries = np.empty((0, engine.gallery.dimension), np.float32)
+            queries = np.empty((0, engine.dimension), np.float32)
             if body.features is not None or images or not body.ids:
                 queries, _ = await features_of(body, images)
             if body.ids:

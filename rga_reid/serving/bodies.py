@@ -226,8 +226,10 @@ def _form_value(form: FormData, name: str, body: type[Body]) -> Any:
     if name in ("rows", "features"):
         return _parse("".join(texts).encode(), name)
     known = body.model_fields.get(name)
-    if known is not None and "list" in str(known.annotation):
+    if name in ("ids", "not_ids"):
         return [part for text in texts for part in text.replace(",", " ").split()]
+    if known is not None and "list" in str(known.annotation):
+        return texts
     if len(texts) > 1:
         raise Problem(422, f"{truncate(name, 100)}: expected one value, found {len(texts)}")
     return texts[0] or None if known is not None and not known.is_required() else texts[0]

@@ -19,7 +19,7 @@ import torch
 
 from rga_reid.data.columns import CAMERA, label_value
 from rga_reid.data.images import MAX_PIXELS
-from rga_reid.errors import InputError
+from rga_reid.errors import InputError, check_int
 from rga_reid.evaluation import ReRanking
 from rga_reid.gallery.answers import answers_to_json
 from rga_reid.gallery.filters import ID, Filter, is_among, other_cameras, parse_filter
@@ -289,11 +289,16 @@ class Engine:
             InputError: not numbers ``(n, d)`` of the gallery's dimension.
         """
         matrix = normalize_rows(features)
-        if matrix.shape[1] != (dimension := self._gallery.dimension):
+        if matrix.shape[1] != self.dimension:
             raise InputError(
-                f"features: expected rows of {dimension} numbers, as in the gallery, found {matrix.shape[1]}"
+                f"features: expected rows of {self.dimension} numbers, as in the gallery, found {matrix.shape[1]}"
             )
         return matrix
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of a feature; known without reading the gallery again, as it never changes."""
+        return self._gallery.dimension
 
     # ---------- writing ----------
 
@@ -440,13 +445,16 @@ class Engine:
             others = ~is_among(ID, settings.left_out, gallery.columns)
             condition = others if condition is None else condition & others
         most = settings.top_k * (2 if settings.rejected else 1)
+        shortlist = SHORTLIST if settings.shortlist is None else settings.shortlist
+        if settings.shortlist is not None and settings.rerank is not None:
+            check_int("shortlist", shortlist, settings.top_k)
         found = gallery.search(
             queries,
             most,
             exclude_camera=settings.exclude_camera,
             where=condition,
             rerank=settings.rerank,
-            shortlist=max(SHORTLIST, most) if settings.shortlist is None else settings.shortlist,
+            shortlist=max(shortlist, most),
             with_ids=True,
             group_by=settings.group_by,
             per_group=settings.per_group,
@@ -489,7 +497,7 @@ class Engine:
     def _refresh(self) -> None:
         """See what other programs have written."""
         now = time.monotonic()
-        if self.read_only or (self._is_shared and now - self._refreshed > _REFRESHED):
+        if now - self._refreshed > _REFRESHED if self._is_shared else self.read_only:
             with self._refreshing:
                 self._refreshed = now
                 if self._reader.refresh():

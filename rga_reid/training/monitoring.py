@@ -27,6 +27,14 @@ class EpochMetrics(Callback):
     def __init__(self) -> None:
         self._clear()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sum": None if self.sum is None else self.sum.tolist(), "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the sums of an interrupted epoch; the speed is that of its remaining steps."""
+        saved = state_dict["sum"]
+        self.sum, self.steps = None if saved is None else torch.tensor(saved), state_dict["steps"]
+
     def _clear(self) -> None:
         self.sum: Tensor | None = None  # of the losses over the steps
         self.steps = self.images = 0
@@ -44,7 +52,7 @@ class EpochMetrics(Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         losses = torch.stack([value.detach() for value in pl_module.step_losses.values()])
-        self.sum = losses if self.sum is None else self.sum + losses
+        self.sum = losses if self.sum is None else self.sum.to(losses) + losses
         self.steps, self.images = self.steps + 1, self.images + len(batch[0])
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -87,6 +95,7 @@ class ProgressLines(Callback):
         self.first: int | None = None  # step of the optimizer at ``start``
         self.images = 0
         self.waited: float | None = None  # for a processor, at ``start``
+        self.validated = False  # in this epoch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.strategy.root_device.type == "cpu":
@@ -112,8 +121,16 @@ class ProgressLines(Callback):
             # the comma keeps this apart from the line of a complete epoch
             self._print(trainer, f", step {batch_idx + 1}/{int(batches)}", values, rate)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {  # Lightning keeps those of the last validation
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self.validated or not name.startswith("val_")
+        }
+        self.validated = False
         values = {
             name: metrics.get(name + EPOCH, value)
             for name, value in metrics.items()

@@ -21,7 +21,7 @@ from rga_reid._deprecated import rename_options
 from rga_reid.errors import InputError, check_int
 from rga_reid.files import DiskError, disk_error, require_new
 from rga_reid.inputs import truncate
-from rga_reid.models.weights import diff_state_dicts, read_torch
+from rga_reid.models.weights import CONFIG_KEY, diff_state_dicts, read_torch
 from rga_reid.runtime import keep_freed_memory
 from rga_reid.training.callbacks import (
     BEST,
@@ -242,6 +242,25 @@ def _check_same_run(
     wrong = diff_state_dicts(own, saved)
     if wrong:
         raise InputError(f"--resume: {checkpoint} holds another model: {wrong}")
+    config, wanted = (
+        rename_options(content.get(CONFIG_KEY) or {}, "model", warn=False),
+        module.model.config or {},
+    )
+    for name in config.keys() | wanted.keys():
+        if config.get(name) != wanted.get(name):
+            raise InputError(
+                f"--resume: {checkpoint} holds another model: {name} was {config.get(name)}, now {wanted.get(name)}"
+            )
+    groups = [group for state in content.get("optimizer_states", []) for group in state["param_groups"]]
+    before, now = (
+        sum(len(group["params"]) for group in groups),
+        sum(one.requires_grad for one in module.parameters()),
+    )
+    if groups and before != now:
+        raise InputError(
+            f"--resume: {checkpoint} has {before} trained parameters, this model {now}; resume with the same "
+            "model.frozen_stages"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:

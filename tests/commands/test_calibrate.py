@@ -56,6 +56,22 @@ def test_the_threshold_keeps_the_rate(files: list[str], tmp_path: Path, capfd: A
     assert err == ""
 
 
+def test_pairs_of_a_file_with_itself_count_once(files: list[str], tmp_path: Path) -> None:
+    file, target = files[1], tmp_path / "calibration.json"
+    with np.load(file) as query:
+        arrays = {**query, "camids": np.arange(120) % 2}
+    np.savez(file, **arrays)
+    words = ["calibrate", "--query", file, "--gallery", file, "--false-match-rate", "0.01"]
+    assert main([*words, "--json", str(target)]) == 0
+    values = json.loads(target.read_text())
+    first, second = np.triu_indices(120, 1)
+    same = arrays["pids"][first] == arrays["pids"][second]
+    other_camera = arrays["camids"][first] != arrays["camids"][second]
+    assert values["impostor_pairs"] == (~same).sum()
+    assert values["genuine_pairs"] == (same & other_camera).sum()
+    assert values["false_matches"] == pytest.approx(0.01 * (~same).sum(), abs=1)
+
+
 def test_few_false_matches_are_reported(files: list[str], capfd: Any) -> None:
     assert main(["calibrate", *files, "--false-match-rate", "0.0002"]) == 0
     assert "rough estimate: it was measured on 9 false matches" in capfd.readouterr().out

@@ -13,7 +13,15 @@ import pandas as pd
 import pytest
 
 from rga_reid.commands import main
-from rga_reid.evaluation import PROTOCOLS, evaluate_protocol, evaluate_ranking, expand_queries
+from rga_reid.evaluation import (
+    PROTOCOLS,
+    LabelledFeatures,
+    evaluate_protocol,
+    evaluate_ranking,
+    expand_queries,
+    pool_tracks,
+)
+from rga_reid.inference.feature_files import write_features
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -120,6 +128,24 @@ def test_query_expansion_moves_the_queries(files: tuple[str, str], tmp_path: Pat
     found = metrics(files, tmp_path, "--query-expansion")
     assert found["mAP"] == pytest.approx(expected.mAP, abs=1e-12)
     assert found["mAP"] != pytest.approx(metrics(files, tmp_path)["mAP"], abs=1e-3)
+
+
+def test_query_expansion_of_tracks(tmp_path: Path) -> None:
+    """Queries move towards tracks, not towards the frames of one track."""
+    rng = np.random.default_rng(0)
+    people, sides = rng.standard_normal((15, 8)), []
+    for side, camid in (("query", 0), ("gallery", 1)):
+        pids = np.repeat(np.arange(15), 4)
+        features = (people[pids] + rng.standard_normal((60, 8))).astype(np.float32)
+        table = pd.DataFrame({"pid": pids, "camid": camid, "track": pids})
+        write_features(tmp_path / f"{side}.npz", features, table)
+        sides.append(pool_tracks(LabelledFeatures.from_table(features, table, name=side), "mean"))
+    expanded = expand_queries(sides[0].features, sides[1].features)
+    labels = [side for pair in ("pids", "camids") for side in (getattr(one, pair) for one in sides)]
+    expected = evaluate_ranking(expanded, sides[1].features, *labels)
+    files = (str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"))
+    found = metrics(files, tmp_path, "--pool-tracks", "mean", "--query-expansion")
+    assert found["mAP"] == pytest.approx(expected.mAP, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["market1501", "multi_query", "cuhk03", "msmt17", "no_cameras", "viper"])

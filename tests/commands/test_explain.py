@@ -381,7 +381,7 @@ def test_words_are_those_of_the_block_that_is_there(picture: Path, tmp_path: Pat
     held = held_data(page.read_text(encoding="utf-8"))
     first, second = (" ".join(module["words"]["en"].values()) for module in held["modules"])
     assert "dot product" in first
-    assert "not a share" in first
+    assert "not a normalised weight" in first
     assert "does not sum to 1" in first
     assert "sums to 1" in second
     assert "row only" in second

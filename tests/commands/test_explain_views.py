@@ -91,7 +91,7 @@ def test_a_model_without_attention_gets_a_grad_cam(
     assert notes.count("4×2 places") == 4
     assert notes[0].startswith("length of the embedding ")
     chinese = page_of(tmp_path / "zh.html", *words, "--lang", "zh")
-    assert element_texts(chinese, "h1") == ["Grad-CAM 热图：特征向量的长度"]
+    assert element_texts(chinese, "h1") == ["Grad-CAM 热图：特征向量的模（L2 范数）"]
     assert element_texts(chinese, "li").count("4×2 个位置") == 4
 
 

@@ -180,9 +180,10 @@ def test_the_fingerprint_goes_with_the_features(
     expected = Gallery.open(tmp_path / "G").search(read_features(q)[0], 3)
     assert [match["score"] for one in found for match in one["matches"]] == expected["score"].tolist()
     assert [one["image"] for one in found] == read_features(q)[1]["path"].tolist()
-    # adding: the same rule, as far as the model is known
+    # adding: the same rule
     add = ["gallery", "add", "--gallery", str(tmp_path / "G"), "--features"]
-    assert "another model" in refused(*add, str(other))
+    assert "--same-features" in refused(*add, str(other))
+    assert "does not say which model" in refused(*add, str(bare))
     assert main([*add, str(q)]) == 0
     assert len(Gallery.open(tmp_path / "G")) == len(read_features(g)[0]) + len(read_features(q)[0])
 

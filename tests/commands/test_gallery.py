@@ -162,7 +162,8 @@ def test_add_fails_before_images_are_embedded_if_a_server_has_the_lock(
 
 def test_add_features(built: Path, tmp_path: Path, features: Path, refused: Callable[..., str]) -> None:
     words = ["gallery", "add", "--features", str(features), "--gallery"]
-    assert "dimension 16" in refused(*words, str(built))
+    assert "does not say which model" in refused(*words, str(built))
+    assert "dimension 16" in refused(*words, str(built), "--same-features")
     assert gallery("build", tmp_path / "other", "--features", features) == 0
     assert "1,499 more" in refused(*words, str(tmp_path / "other"))
     np.savez(tmp_path / "more.npz", features=np.eye(2, 16, dtype=np.float32), paths=np.array(["a", "0.jpg"]))

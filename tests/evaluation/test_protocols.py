@@ -185,6 +185,8 @@ def test_bad_settings_are_named() -> None:
         (SingleShot(2), {"rerank": ReRanking()}, r"rerank: .*SingleShot"),
         (SingleShot(2), {"query_camids": [1] * 40, "gallery_camids": [1] * 160}, "gallery_camids: no query"),
         (MultiQuery(), {"query_pids": [-1] * 40}, "query_pids: every query is junk"),
+        (MultiQuery(), {"query_pids": list(range(40))}, "query_pids: expected several queries of a person"),
+        (MultiQuery(), {"metric": "euclidean"}, "metric: MultiQuery needs cosine"),
         (MultiQuery(), {"query_features": np.full((40, 16), np.nan)}, "query_features: row 0 .* NaN"),
     ],
 )

@@ -157,3 +157,5 @@ def test_networks_are_trained_once_and_kept(tmp_path: Path, capsys: pytest.Captu
     assert "pam: the map changes by" in capsys.readouterr().out
     assert main(words) == 0
     assert [file.stat().st_mtime_ns for file in checkpoints] == before
+    assert main(["2" if word == "1" else word for word in words]) == 0
+    assert all(file.stat().st_mtime_ns > old for file, old in zip(checkpoints, before, strict=True))

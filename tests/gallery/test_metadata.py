@@ -148,6 +148,8 @@ def test_galleries_are_merged(saved: Path, tmp_path: Path) -> None:
     second = Gallery.build(*events(10, 35, speed=1.5, pid="anna"), model=FINGERPRINT)
     with pytest.raises(InputError, match=r"35\.jpg: in both"):
         first.merge(second)
+    before = Gallery.open(saved)
+    assert (first.ids.tolist(), first.columns) == (before.ids.tolist(), before.columns)  # nothing was added
     assert first.merge(second, skip_known=True) == 5
     again = Gallery.open(saved)
     assert again.ids.tolist() == list(range(45))

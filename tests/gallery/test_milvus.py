@@ -73,6 +73,11 @@ def test_a_gallery_in_milvus_answers_as_flat_faiss(
     for options in ({"top_k": 10}, {"top_k": 3, "where": "not pid in (1, 2)", "exclude_camera": 2}):
         found = milvus.search(queries, with_ids=True, **options)
         pd.testing.assert_frame_equal(found, flat.search(queries, with_ids=True, **options))
+    ids = np.array([3, 17, 398])
+    np.testing.assert_array_equal(milvus._store.vectors(ids), flat._store.vectors(ids))
+    assert milvus._store.vectors(ids[:0]).shape == (0, DIMENSION)
+    for where in ("id in (5, 2, 390)", "path = '{}'", "path != '{}' and pid = 3"):
+        pd.testing.assert_frame_equal(milvus.find(where=where), flat.find(where=where))
     milvus.remove(paths=rows[1]["path"][3])
     assert (len(milvus), milvus.check()) == (399, 399)
 
@@ -97,6 +102,7 @@ def test_deep_searches_and_many_ties(
     assert (milvus.size_on_disk() or 0) > 600 * DIMENSION * 4
     monkeypatch.setattr(milvus_client, "LIMIT", 7)
     assert len(milvus.known_paths(ones[1]["path"])) == 200
+    pd.testing.assert_frame_equal(milvus.find(where="pid < 9"), flat.find(where="pid < 9"))
 
 
 @pytest.mark.slow

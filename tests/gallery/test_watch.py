@@ -191,6 +191,27 @@ def test_an_invalid_name_does_not_keep_the_others_out(gallery: Gallery, folder: 
     assert ([Path(path).name for path in second.added], second.refused) == (["later.png"], [])
 
 
+def test_a_scan_that_fails_later_does_not_end_it(
+    gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rga_reid.gallery.watch.RESCANNED", 0.01)
+    find, calls = watch_module.find_images, []
+
+    def find_later(root: Path, **options: Any) -> Any:
+        calls.append(root)
+        if len(calls) > 1 and root == folder:
+            raise InputError(f"{root}/gone: cannot read this folder (no such file or directory)")
+        return find(root, **options)
+
+    monkeypatch.setattr(watch_module, "find_images", find_later)
+    watch(gallery, folder, 2, lambda number: save(folder / "later.png") if number == 1 else None)
+    assert "later.png" in names(gallery)
+    assert calls.count(folder) > 1
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    with pytest.raises(InputError, match=r"UTF-8|decode"):  # at the start it is reported
+        watch(gallery, folder)
+
+
 def test_small_segments_are_joined_while_nothing_arrives(
     gallery: Gallery, folder: Path, crowd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,14 @@ def save_npy(folder: Path, text: str, features: Any = FEATURES) -> Path:
     return folder / "other.npy"
 
 
+def test_columns_that_the_file_could_not_tell_apart_are_refused(path: Path) -> None:
+    table = pd.DataFrame({"age": [30, None], "age_known": [True, False]})
+    with pytest.raises(InputError, match="'age_known': rename it"):
+        write_features(path, np.ones((2, 3)), table)
+    write_features(path, np.ones((2, 3)), table.drop(columns="age"))
+    assert read_features(path)[1]["age_known"].tolist() == [True, False]
+
+
 def test_npy_with_a_table_beside_it(tmp_path: Path) -> None:
     path = save_npy(tmp_path, "note,pid,path,camid\nx,7,a.jpg,1\nx,,b.jpg,\nx,-1,,3.0\n")
     features, labels = read_features(path)

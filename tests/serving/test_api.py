@@ -113,6 +113,14 @@ def test_images_of_another_person_drive_out_those_that_are_more_like_them(shared
     assert [match["rank"] for match in found] == list(range(1, len(kept) + 1))
 
 
+def test_images_of_another_person_beside_a_short_list(shared: Served) -> None:
+    body = {"images": [encode(draw(1, 9))], "not_ids": [6], "top_k": 7, "rerank": True}
+    (found,) = matches_of(shared.http.post("/v1/search", json={**body, "shortlist": 7}))
+    (more,) = matches_of(shared.http.post("/v1/search", json={**body, "shortlist": 14}))
+    assert [match["id"] for match in found] == [match["id"] for match in more]
+    assert shared.http.post("/v1/search", json={**body, "shortlist": 6}).status_code == 422
+
+
 def test_rerank_is_that_of_the_gallery(shared: Served) -> None:
     from rga_reid.evaluation import ReRanking
 
@@ -211,6 +219,27 @@ def test_erasure_by_person_filter_and_ids(served: Served) -> None:
     assert nothing.status_code == 422
     assert "pids or paths" in nothing.json()["detail"]
     assert Gallery.open(served.location).ids.tolist() == [2, 9, 10, 11]
+
+
+def test_labels_in_a_form_may_have_spaces(served: Served) -> None:
+    for number, pid in enumerate(("Anna", "Smith", "Anna Smith")):
+        assert served.http.patch("/v1/images", json={"ids": [number], "pid": pid}).status_code == 200
+
+    def erase(**fields: list[str]) -> Any:
+        parts = [(name, (None, value)) for name, values in fields.items() for value in values]
+        return served.http.request("DELETE", "/v1/images", files=parts)
+
+    erased = erase(pids=["Anna Smith", "1"])
+    assert erased.json() == {"deleted": 1 + 3}, erased.text
+    assert Gallery.open(served.location).ids.tolist() == [0, 1, *range(6, 12)]
+    assert erase(ids=["0, 1 6"]).json() == {"deleted": 3}
+
+
+def test_an_empty_gallery_is_listed_with_features(served: Served) -> None:
+    assert served.http.request("DELETE", "/v1/images", json={"where": "id >= 0"}).json() == {"deleted": 12}
+    answer = served.http.post("/v1/images/find", json={"where": "id >= 0", "features": True})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["images"], answer.json()["features"]) == ([], [])
 
 
 def test_ids_stay_when_the_gallery_is_compacted(serve: Callable[..., Served], people: Path) -> None:

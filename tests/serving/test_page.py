@@ -21,6 +21,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from rga_reid import Gallery, load_model
 from rga_reid.data.synthetic import SyntheticSettings, write_synthetic
 from rga_reid.inference import ModelFingerprint, extract_features
+from rga_reid.inference.feature_files import read_features
 from tests.serving.conftest import run_server
 
 pytestmark = pytest.mark.slow
@@ -484,6 +485,56 @@ def test_rejected_track_is_hidden_as_a_whole(page: Page, queries: list[Path], ga
     page.choose("#group-by", "")
     same = (table["camera"] == table["camera"][gone]) & table["track"].eq(table["track"][gone]).fillna(False)
     assert set(page.cards()) == set(table.index[~same])
+
+
+def test_tracks_without_cameras_and_with_long_numbers(
+    gallery: Path, people: Path, queries: list[Path], browse: Browse, tmp_path: Path
+) -> None:
+    opened = Gallery.open(gallery)
+    opened.export(tmp_path / "all.npz")
+    features, table = read_features(tmp_path / "all.npz")
+    table["track"] = table["track"].where(table["track"] != table["track"].max(), 2**53 + 1)
+    table = table.drop(columns=["camera", "camid"], errors="ignore")
+    Gallery.build(features, table, model=opened.model).save(tmp_path / "G")
+    table = table_of(tmp_path / "G")
+    with serve(tmp_path / "G", people, "--read-only") as address, browse(address) as browser:
+        page = Page(browser)
+        page.add(*queries)
+        page.choose("#top-k", "50")
+        for _ in range(table["track"].nunique()):
+            shown = page.cards("#results .group:has(header .judge)")
+            rejected = table["track"][shown[0]]
+            with page.searching():
+                page.click("#results .group header .no")
+            left = page.cards()
+            assert left
+            assert table["track"].ne(rejected).fillna(True)[left].all()
+            if not page.run("return document.querySelectorAll('#results .group header .no').length"):
+                break
+        assert page.complaints() == []
+
+
+def test_labels_are_stored_as_typed(
+    gallery: Path, people: Path, queries: list[Path], browse: Browse, tmp_path: Path
+) -> None:
+    copied = tmp_path / "G"
+    shutil.copytree(gallery, copied)
+    with serve(copied, people) as address, browse(address) as browser:
+        page = Page(browser)
+        page.add(queries[0])
+        page.choose("#group-by", "")
+        first, second, *_ = page.cards()
+        with page.searching():
+            page.click(f".card[data-id='{first}'] .yes")
+        for card, name in ((first, "Anna"), (second, "007")):
+            page.click(f".card[data-id='{card}'] .open")
+            page.click("#compare-label")
+            page.find("#label-name").send_keys(Keys.CONTROL, "a")
+            with page.searching():
+                page.find("#label-name").send_keys(name, Keys.ENTER)
+            page.run("document.querySelector('#compare').close()")
+        assert table_of(copied)["pid"][[first, second]].tolist() == ["Anna", "007"]
+        assert "Anna" in page.find(f"#above .confirmed .card[data-id='{first}']").text
 
 
 def test_keys_move_among_the_results(page: Page, queries: list[Path]) -> None:

@@ -283,6 +283,21 @@ def test_read_only_servers_change_nothing_and_see_changes(serve: Callable[..., S
     assert len(served.post("/v1/search", draw(1)).json()["queries"][0]["matches"]) == 3
 
 
+def test_a_gallery_of_another_model_in_its_place_is_refused(
+    serve: Callable[..., Served], people: Path
+) -> None:
+    from rga_reid.gallery import Gallery
+    from rga_reid.inference import ModelFingerprint
+
+    old = Gallery.open(people)
+    served = serve(read_only=True)
+    assert served.post("/v1/search", draw(1)).status_code == 200
+    other = ModelFingerprint("other.ckpt", "1" * 64, (64, 32))
+    rebuilt = Gallery.build(np.random.default_rng(0).random((3, old.dimension)), old.table[:3], model=other)
+    rebuilt.save(people, overwrite=True)
+    assert "another model" in served.post("/v1/search", draw(1)).json()["detail"]
+
+
 def test_the_server_of_a_folder_is_its_only_writer(served: Served) -> None:
     from rga_reid.gallery import Gallery
 

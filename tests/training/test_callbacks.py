@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -184,3 +185,37 @@ def test_training_stops_after_a_checkpoint_if_standard_output_fails(
     with pytest.raises(BrokenPipeError):
         train.fit_recipe(options)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_lines_show_validation_scores_of_their_epoch(
+    small_run: Words, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer = {"max_epochs": 3, "check_val_every_n_epoch": 2, "limit_train_batches": 1}
+    assert main(small_run(data={"val_fraction": 0.3}, trainer=trainer)) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert ["val_mAP" in line for line in lines] == [False, True, False]
+
+
+def test_means_of_an_epoch_survive_an_interruption(
+    small_run: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of an epoch that is resumed in its middle is the mean over all of its steps."""
+    trainer = {"max_epochs": 1, "limit_train_batches": 4}
+    assert main(small_run(trainer=trainer, name="whole")) == 0
+    words = small_run("--save-every", "2", trainer=trainer)
+    step = ReIDModule.training_step
+
+    def stop(module: ReIDModule, batch: Any, number: int) -> Tensor:
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(module, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReIDModule, "training_step", stop)
+        assert main(words) == 130
+    assert main([*words, "--resume"]) == 0
+    means = []
+    for name in ("whole", "run"):
+        (file,) = sorted((tmp_path / name / "csv").rglob("metrics.csv"))[-1:]
+        means.append(pd.read_csv(file)["loss_epoch"].dropna().iloc[-1])
+    assert means[0] == means[1]

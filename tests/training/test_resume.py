@@ -160,7 +160,12 @@ def test_other_runs_are_not_resumed(
     assert "images 2, seed 0, now images 3, seed 1" in error
     callbacks = "[{class_path: rga_reid.training.EMA}]"
     assert "without a moving average" in refused(*resume, "--trainer.callbacks", callbacks)
+    assert "size was [" in refused(*resume, "--model.size", "[48, 32]")
     content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    trained = content["optimizer_states"][0]["param_groups"][0]["params"]
+    trained.append(len(trained))
+    torch.save(content, tmp_path / "run" / "last.ckpt")
+    assert "model.frozen_stages" in refused(*resume)
     content["state_dict"]["model.extra"] = torch.zeros(1)
     torch.save(content, tmp_path / "run" / "last.ckpt")
     error = refused(*resume)

@@ -154,7 +154,10 @@ function openLabel(match) {
   $("known-persons").replaceChildren(...[...known].map((pid) => el("option", { value: pid })));
   submitDialog($("label-dialog"), async () => {
     const name = $("label-name").value.trim();
-    const { changed } = await labelImages(scope().which, /^[+-]?\d{1,15}$/.test(name) ? Number(name) : name);
+    const { which, includes } = scope();
+    const { changed } = await labelImages(which, name);
+    const shown = [...listMatches(), ...state.pictures.flatMap(({ match }) => match ?? [])];
+    for (const match of shown.filter(includes)) match.pid = name; // of results until they are searched again
     actions.changed();
     showMessage(plural("labelled", changed), { done: true });
   });

@@ -296,7 +296,8 @@ Object.assign(actions, {
   },
   rejectGroup({ matches }) {
     for (const { id } of matches) state.confirmed.delete(id);
-    state.rejected.push({ where: otherWhere(matches[0], GROUP_COLUMNS[state.results.groupBy]), count: matches.length });
+    const where = otherWhere(matches[0], GROUP_COLUMNS[state.results.groupBy]);
+    state.rejected.push(...(where === null ? matches.map(({ id }) => ({ id, count: 1 })) : [{ where, count: matches.length }]));
     run();
   },
   addQuery(match) {

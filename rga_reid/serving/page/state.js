@@ -5,7 +5,7 @@ export const state = {
   gallery: null, // answer of /v1/gallery
   pictures: [], // pictures to search with
   confirmed: new Map(), // pictures of the gallery that show the person, by id
-  rejected: [], // {where, count}: filters that leave out other people
+  rejected: [], // {where, count} or {id, count}: what is left out as other people
   results: null, // {groups, groupBy, count}
 };
 
@@ -60,16 +60,24 @@ export const isBelow = (match) => threshold() !== null && match.score < threshol
 /** Write a value as a literal of a filter: a number, or a string with escapes. */
 export const literal = (value) => (typeof value === "number" ? String(value) : JSON.stringify(value));
 
-/** Return the condition that all of the columns have their values in a match, or null if one is unknown. */
+const isKnown = (value) => value !== null && value !== undefined;
+
+/** Return whether a value is a whole number that JavaScript cannot read exactly: a filter would name another one. */
+const isRounded = (value) => typeof value === "number" && !Number.isSafeInteger(value);
+
+/** Return the condition that all of the columns have their values in a match, or null if one is unknown or not exact. */
 export function sameWhere(match, columns) {
-  if (columns.some((column) => match[column] === null || match[column] === undefined)) return null;
+  if (columns.some((column) => !isKnown(match[column]) || isRounded(match[column]))) return null;
   return columns.map((column) => `${column} = ${literal(match[column])}`).join(" and ");
 }
 
-/** Return the filter that leaves out the rows of a group and keeps those that are null in one of its columns. */
+/** Return the filter that leaves out the rows of a group, and no others; null if its label is unknown or not exact. */
 export function otherWhere(match, columns) {
-  const nulls = columns.map((column) => `${column} is null or `).join("");
-  return `(${nulls}not (${sameWhere(match, columns)}))`;
+  const known = columns.filter((column) => isKnown(match[column]));
+  const same = sameWhere(match, known);
+  if (same === null || !isKnown(match[columns.at(-1)])) return null;
+  const others = columns.map((column) => (isKnown(match[column]) ? `${column} is null or ` : `${column} is not null or `)).join("");
+  return `(${others}not (${same}))`;
 }
 
 /** Return the filter of the panel and of the rejected people; null if it keeps everything. */

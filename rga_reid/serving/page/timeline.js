@@ -102,12 +102,13 @@ function ticks(start, end, most) {
   const clock = { hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...(step < MINUTE && { second: "2-digit" }) };
   const style = step >= DAY ? { ...date, ...(step >= 90 * DAY && { year: "numeric" }) } : several ? { ...date, ...clock } : clock;
   const format = new Intl.DateTimeFormat(locale(), style);
-  const shift = new Date(start).getTimezoneOffset() * MINUTE;
+  const shift = (time) => new Date(time).getTimezoneOffset() * MINUTE; // another one after the clocks change
   const found = [];
-  for (let time = Math.ceil((start - shift) / step) * step + shift; time <= end; time += step) {
+  for (let local = Math.ceil((start - shift(start)) / step) * step; ; local += step) {
+    const time = local + shift(local + shift(start));
+    if (time > end) return found;
     found.push({ time, text: format.format(time) });
   }
-  return found;
 }
 
 function renderLegend(matches, untimed) {
