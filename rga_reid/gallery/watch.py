@@ -91,17 +91,18 @@ class Arrivals:
                 changed = next(changes)
             except (OSError, RuntimeError) as error:  # of watchfiles, such as a name that is not valid UTF-8
                 raise InputError(f"{self._folder}: cannot follow this folder ({error})") from None
+            scanned: list[Path] | None = None
             if time.monotonic() >= due:
                 try:
-                    self._notice(find_images(self._folder, allow_none=True)[0])
-                except (
-                    InputError
-                ):  # a subfolder may have been removed meanwhile; the next scan is in a minute
+                    scanned, _ = find_images(self._folder, allow_none=True)
+                except InputError:
+                    # a subfolder may have been removed during the scan; the next one is in a minute
                     if not due or not self._folder.is_dir():
                         raise
                 due = time.monotonic() + RESCANNED
-            else:
-                self._notice([path for _, name in changed for path in self._images_at(Path(name))])
+            if scanned is None:
+                scanned = [path for _, name in changed for path in self._images_at(Path(name))]
+            self._notice(scanned)
             while batch := self._complete():
                 yield batch
             yield []

@@ -207,8 +207,7 @@ def test_a_scan_that_fails_later_does_not_end_it(
     watch(gallery, folder, 2, lambda number: save(folder / "later.png") if number == 1 else None)
     assert "later.png" in names(gallery)
     assert calls.count(folder) > 1
-    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    with pytest.raises(InputError, match=r"UTF-8|decode"):  # at the start it is reported
+    with pytest.raises(InputError, match="cannot read this folder"):  # at the start it is reported
         watch(gallery, folder)
 
 
