@@ -37,6 +37,7 @@ def test_bundled_recipes() -> None:
         "cuhk03_labeled/rga_sc",
         "demo",
         "market1501/cpu_pretrained",
+        "market1501/cpu_pretrained_long",
         "market1501/cpu_scratch",
         "market1501/rga_sc",
         "market1501/rga_sc_8gpus",
