@@ -97,6 +97,6 @@ def write_and_print(report: AblationReport, out: Path, options: Namespace) -> No
         table.add_row(*map(sanitize, line))
     console = Console(markup=False, highlight=False)
     console.print(table)
-    for line in problems(report):
-        console.print(sanitize(line), soft_wrap=True)
+    for problem in problems(report):
+        console.print(sanitize(problem), soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True)

@@ -27,6 +27,12 @@ class EpochMetrics(Callback):
     def __init__(self) -> None:
         self._clear()
 
+    def _clear(self) -> None:
+        self.sum: Tensor | None = None  # of the losses over the steps
+        self.steps = self.images = 0
+        self.learning_rate, self.seconds = 0.0, 0.0
+        self.since: float | None = None  # when the clock was started; None while it is stopped
+
     def state_dict(self) -> dict[str, Any]:
         return {"sum": None if self.sum is None else self.sum.tolist(), "steps": self.steps}
 
@@ -34,12 +40,6 @@ class EpochMetrics(Callback):
         """Continue the sums of an interrupted epoch; the speed is that of its remaining steps."""
         saved = state_dict["sum"]
         self.sum, self.steps = None if saved is None else torch.tensor(saved), state_dict["steps"]
-
-    def _clear(self) -> None:
-        self.sum: Tensor | None = None  # of the losses over the steps
-        self.steps = self.images = 0
-        self.learning_rate, self.seconds = 0.0, 0.0
-        self.since: float | None = None  # when the clock was started; None while it is stopped
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
