@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._options import add_import_option, add_lang_option, check_images, new_parser
 from rga_reid.commands._output import check_outputs
-from rga_reid.commands.demo import DEFAULT, MARKER
+from rga_reid.commands.demo import DEFAULT, FOLDERS, MARKER
 from rga_reid.errors import MAX_SEED, InputError, check_int, sanitize
 from rga_reid.files import atomic_file, make_folder, write_text
 from rga_reid.runtime import progress_bar
@@ -178,14 +178,20 @@ def _prepare_demo(options: Namespace) -> None:
     from rga_reid.commands._options import parse
     from rga_reid.commands.demo import print_step, set_epochs
     from rga_reid.experiments.demo import make_data
-    from rga_reid.experiments.mechanisms import MECHANISMS, measure_use
-    from rga_reid.models import load_model
+    from rga_reid.experiments.mechanisms import MECHANISMS, measure_use, missing_for_view
+    from rga_reid.models import build_model, load_model
 
     folder, names = Path(options.demo), tuple(options.attention) or MECHANISMS
+    view = options.view or "relations"  # of modules that cannot be shown none is trained
+    untrained = {name: build_model(depth=18, attention=name, size=(96, 48)) for name in names}
+    names = tuple(
+        _leave_out({name: missing_for_view(model, view) for name, model in untrained.items()}, options)
+    )
     root = folder / "data"
     if not root.is_dir():
         print_step(f"data: rendering pedestrians into {root}")
-        write_text(folder / MARKER, "Results of rga-reid demo, which --overwrite replaces.\n")
+        if not any((folder / name).exists() for name in FOLDERS):  # otherwise a demo would delete these
+            write_text(folder / MARKER, "Results of rga-reid demo, which --overwrite replaces.\n")
         make_data(root, options.seed)
     if not options.image:
         options.image = [str(sorted((root / "query").glob("*.jpg"))[0])]
@@ -215,16 +221,22 @@ def _load_variants(options: Namespace, view: str) -> dict[str, EmbeddingModel]:
     from rga_reid.experiments.mechanisms import load_variants, missing_for_view
 
     variants = load_variants(Path(options.runs))
-    missing = {name: what for name, model in variants.items() if (what := missing_for_view(model, view))}
-    if len(missing) == len(variants):
+    kept = _leave_out({name: missing_for_view(model, view) for name, model in variants.items()}, options)
+    return {name: variants[name] for name in kept}
+
+
+def _leave_out(missing: Mapping[str, str], options: Namespace) -> list[str]:
+    """Return the names of the models that lack nothing for the view; print the others, and what they lack."""
+    lacking = {name: what for name, what in missing.items() if what}
+    if len(lacking) == len(missing):
+        source = f"--runs {options.runs}: no trained variant" if options.demo is None else "--demo: no module"
         raise InputError(
-            f"--runs {options.runs}: no trained variant has {next(iter(missing.values()))}, which --view {view} shows; "
+            f"{source} has {next(iter(lacking.values()))}, which --view {options.view or 'relations'} shows; "
             "gradcam and activation take any model"
         )
-    if missing:
-        listed = ", ".join(f"{name} (no {what})" for name, what in missing.items())
-        print(sanitize(f"left out: {listed}"))
-    return {name: model for name, model in variants.items() if name not in missing}
+    if lacking:
+        print(sanitize(f"left out: {', '.join(f'{name} (no {what})' for name, what in lacking.items())}"))
+    return [name for name in missing if name not in lacking]
 
 
 def _check_score(options: Namespace) -> None:

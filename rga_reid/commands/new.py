@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ _FILES = {
     "attention.yaml.txt": "NAME.yaml",
     "test_attention.py.txt": "test_NAME.py",
 }
+#: variants of the plan, and names that the module imports
+_USED = ("baseline", "rga", "relations", "trace", "tensor", "sequence")
 
 
 def parser() -> ArgumentParser:
@@ -49,9 +52,10 @@ def run(options: Namespace) -> None:
         if path.exists():
             raise InputError(f"{path}: exists already; choose another name")
     class_name = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    names = {"MODULE": name, "CLASS": class_name}
     for template, path in files.items():
         text = (_TEMPLATES / template).read_text(encoding="utf-8")
-        write_text(path, text.replace("MODULE", name).replace("CLASS", class_name))
+        write_text(path, re.sub("MODULE|CLASS", lambda found: names[found[0]], text))
     module, plan, test = files.values()
     where = "" if file.parent == Path() else f"cd {shlex.quote(os.fspath(file.parent))}; "
     print(f"{module}: the module {class_name}")
@@ -76,4 +80,8 @@ def _module_name(file: Path) -> str:
         )
     if not file.exists() and (name in sys.modules or importlib.util.find_spec(name) is not None):
         raise InputError(f"FILE.py {file}: another module is called {name} already; choose another name")
+    if name in _USED:
+        raise InputError(
+            f"FILE.py {file}: the files that are written use this name already; choose another one"
+        )
     return name

@@ -198,6 +198,7 @@ def _matrix(matrix: MatrixView, pack: Pack) -> dict[str, Any]:
         "columns": None if matrix.whole else pack.add(matrix.columns),
         "maps": pack.add_pictures(matrix.maps) if len(matrix.maps) else None,
         "map_channels": matrix.map_channels.tolist(),
+        "activity": np.abs(matrix.maps).mean(axis=(1, 2)).round(6).tolist(),
         "live": matrix.live.tolist(),
         "calculation": None if matrix.calculation is None else _calculation(matrix.calculation, pack),
     }

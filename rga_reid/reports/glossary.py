@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rga_reid.attention import ATTENTION_MODULES
-from rga_reid.reports.language import load_strings
+from rga_reid.reports.language import load_strings, translate
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def lookup(name: str, lang: str = "en") -> GlossaryEntry:
     module = ATTENTION_MODULES.get(name)
     module = getattr(module, "func", module)  # of a partial
     idea = (getattr(module, "__doc__", None) or "").strip().partition("\n")[0]
-    row, column = "Row i of the matrix.", "Column i of the matrix."
+    row, column = (translate(lang, "explorer", key) for key in ("plain_row", "plain_column"))
     return GlossaryEntry(name, idea=idea, row_caption=row, column_caption=column)
 
 

@@ -80,7 +80,7 @@ class Calculation:
         form: f is the identity (``product``), division by the number of keys (``mean``), or the softmax of the
             products (``softmax``) or of the negative products (``softmin``) over the row.
         step: symbol of the products; the matrix itself unless the flow has them as a step.
-        left, right: symbols of the operands.
+        left, right: the vectors of i and j, such as ``Q[:, i]`` and ``K[:, j]``.
         lefts, rights: float32 ``(nodes, F)`` and ``(keys, F)``.
         nodes, keys: nodes of ``lefts`` and keys of ``rights``; None for all.
         logsumexp: float32 ``(R,)``, logarithm of the denominator of the softmax of each row; empty without one.
@@ -209,14 +209,25 @@ def stage_view(capture: StageCapture) -> StageView:
     known = list(map(id, capture.matrices.values()))
     related = [step for step in capture.flow if id(step.tensor) in known]
     squares = {step.symbol for step in related}
-    squares |= {name for step in related if step.formula.startswith("softmax") for name in step.inputs}
+    squares |= {  # the products that a softmax turns into a matrix; other formulas multiply vectors
+        name
+        for step in related
+        if step.formula.startswith("softmax") and not _PRODUCT.search(step.formula)
+        for name in step.inputs
+    }
     return StageView(
         capture.stage,
         channels,
         (height, width),
         flow_steps(capture.flow, capture.matrices.values(), capture.weights.values()),
         [
-            step_picture(step.tensor, channels, (height, width), is_square=step.symbol in squares)
+            step_picture(
+                step.tensor,
+                channels,
+                (height, width),
+                is_square=step.symbol in squares,
+                of_channels=step.symbol.endswith("_c") and step.tensor.dim() == 4,
+            )
             for step in capture.flow
         ],
         matrices,
@@ -240,13 +251,16 @@ def flow_steps(flow: Sequence[Step], matrices: Iterable[Tensor], weights: Iterab
     return steps
 
 
-def step_picture(tensor: Tensor, channels: int, grid: Grid, *, is_square: bool = False) -> StepPicture | None:
+def step_picture(
+    tensor: Tensor, channels: int, grid: Grid, *, is_square: bool = False, of_channels: bool = False
+) -> StepPicture | None:
     """Return what is drawn of a tensor of batch length 1 in a data flow.
 
     Args:
         tensor: of any shape.
         channels, grid: shape of the map of the stage.
         is_square: a matrix, or the products it is computed from.
+        of_channels: features of channels ``(1, F, C, 1)``, of which there may be as many as positions.
     """
     values, positions = tensor[0].detach().float(), grid[0] * grid[1]
     if is_square and values.dim() == 2 and values.shape[0] == values.shape[1]:
@@ -255,7 +269,7 @@ def step_picture(tensor: Tensor, channels: int, grid: Grid, *, is_square: bool =
     if tuple(values.shape[1:]) == grid:
         return StepPicture("map", _array(values.abs().mean(0)))
     columns = values.reshape(values.shape[0], -1) if values.dim() > 1 else values[None]
-    if columns.shape[1] == positions:
+    if columns.shape[1] == positions and not of_channels:
         return StepPicture("map", _array(columns.abs().mean(0).reshape(grid)))
     if columns.shape[1] == channels:
         return StepPicture("strip", _array(columns.abs().mean(0)))
@@ -284,7 +298,8 @@ def find_calculation(
     if found is None or not {*found.groups()} <= set(steps):
         return None
     lefts, rights = (steps[name].tensor[0].flatten(1) for name in found.groups())
-    if found.re is not _OF_ROWS:
+    of_rows = found.re is _OF_ROWS
+    if not of_rows:
         lefts, rights = lefts.mT, rights.mT
     if lefts.shape[1] != rights.shape[1] or (len(lefts), len(rights)) != tuple(matrix.tensor.shape[1:]):
         return None
@@ -305,8 +320,8 @@ def find_calculation(
     return Calculation(
         form,
         energy.symbol,
-        found[1],
-        found[2],
+        f"{found[1]}[i, :]" if of_rows else f"{found[1]}[:, i]",
+        f"{found[2]}[j, :]" if of_rows else f"{found[2]}[:, j]",
         _array(lefts),
         _array(rights),
         None if nodes is None else nodes.cpu().numpy(),
@@ -335,8 +350,9 @@ def find_related(
         among: nodes to choose from; all by default.
     """
     known = range(len(row)) if among is None else among.tolist()
-    order = sorted((node for node in known if node != own), key=lambda node: (-row[node], node))
-    return order[:count], order[: -count - 1 : -1]
+    others = [node for node in known if node != own]
+    most, least = (sorted(others, key=lambda node: (sign * row[node], node))[:count] for sign in (-1, 1))
+    return most, least
 
 
 def _matrix_view(capture: StageCapture, name: str, matrix: Tensor) -> MatrixView:

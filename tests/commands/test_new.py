@@ -112,6 +112,8 @@ def test_the_test_passes_and_can_fail(place: Path, monkeypatch: pytest.MonkeyPat
         ("_.py", "_.py"),
         ("attention", "ends in .py"),
         ("torch.py", "another module is called torch"),
+        ("rga.py", "use this name already"),
+        ("relations.py", "use this name already"),
         ("no/attention.py", "its folder does not exist"),
     ],
 )

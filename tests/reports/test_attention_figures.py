@@ -36,5 +36,5 @@ def test_a_channel_without_relations_is_not_chosen() -> None:
     picture[3] = 0
     assert titles(picture)[0] == "channel 5"
     picture[5, 8:] = 0
-    assert titles(picture)[4].startswith("least: 15\nand 7 more: ")
+    assert titles(picture)[4].startswith("least: 8\nand 7 more: ")
     assert titles(0 * picture)[0] == "channel 3"

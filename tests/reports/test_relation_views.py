@@ -132,6 +132,35 @@ def test_vectors_of_large_tensors_are_kept_at_some_nodes() -> None:
     assert calculation.lefts.shape == (len(calculation.nodes), 64)
 
 
+def test_calculations_name_rows_and_columns() -> None:
+    named = {}
+    for name in ("rga_s", "pam", "cam", "nonlocal"):
+        calculation = stage_view(captured(name, 16, (6, 4))).matrices[0].calculation
+        assert calculation is not None
+        named[name] = (calculation.left, calculation.right)
+    assert named["cam"] == ("X[i, :]", "X[j, :]")  # E = X Xᵀ
+    assert named["pam"] == ("Q[:, i]", "K[:, j]")
+    assert named["rga_s"] == ("θ_s[:, i]", "φ_s[:, j]")
+    assert named["nonlocal"] == ("θ[:, i]", "φ[:, j]")
+
+
+def test_channels_are_not_drawn_as_positions() -> None:
+    """There may be as many channels as positions."""
+    view = stage_view(captured("rga", 128, (16, 8)))
+    kinds = {step.symbol: one and one.kind for step, one in zip(view.flow, view.pictures, strict=True)}
+    assert [kinds[symbol] for symbol in ("θ_s", "φ_s", "G_s", "x_s")] == ["map", "map", "matrix", "map"]
+    assert [kinds[symbol] for symbol in ("θ_c", "φ_c", "G_c", "x_c")] == ["strip", "strip", "matrix", "map"]
+    embedded = stage_view(captured("nonlocal", 256, (16, 8)))  # θ is (128, 128)
+    kinds = {
+        step.symbol: one and one.kind for step, one in zip(embedded.flow, embedded.pictures, strict=True)
+    }
+    assert (kinds["θ"], kinds["f"]) == ("map", "matrix")
+
+
+def test_related_nodes_of_equal_values() -> None:
+    assert find_related(np.array([3.0, 0.0, 5.0, 0.0, 0.0, 5.0]), 0, 2) == ([2, 5], [1, 3])
+
+
 def test_flow_and_change() -> None:
     capture = captured("pam", 16, (6, 4))
     view = stage_view(capture)

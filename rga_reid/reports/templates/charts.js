@@ -72,7 +72,9 @@ function showChart(figure, chart) {
     const at = (values) => values.map((value, n) => `${x(one.x[n])} ${y(value)}`);
     if (chart.kind === "points") {
       if (one.low.length) svg.append(svgNode("line", { style, "stroke-width": 2, x1: x(one.x[0]), x2: x(one.x[0]), y1: y(one.low[0]), y2: y(one.high[0]) }));
-      svg.append(svgNode("circle", { class: "dot", style: fill, cx: x(one.x[0]), cy: y(one.y[0]), r: 6 }));
+      const [cx, cy] = [x(one.x[0]), y(one.y[0])];
+      svg.append(dashOf(one.number) ? svgNode("rect", { class: "dot", style: fill, x: cx - 5, y: cy - 5, width: 10, height: 10 })
+        : svgNode("circle", { class: "dot", style: fill, cx, cy, r: 6 }));
       return;
     }
     if (one.low.length) svg.append(svgNode("path", { class: "band", style: fill, d: `M${at(one.low).join("L")}L${at(one.high).reverse().join("L")}Z` }));
@@ -114,15 +116,17 @@ function showChart(figure, chart) {
     tip.style.left = right ? "auto" : `${x(place) * scale + 12}px`;
     tip.style.right = right ? `${(width - x(place)) * scale + 12}px` : "auto";
   }
-  svg.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     const bounds = svg.getBoundingClientRect(), scale = view.width / bounds.width;
     const px = (event.clientX - bounds.left) * scale, py = (event.clientY - bounds.top) * scale;
     const far = chart.kind === "points"
       ? (n) => Math.hypot(view.x(visible()[n].x[0]) - px, view.y(visible()[n].y[0]) - py)
       : (n) => Math.abs(view.x(places[n]) - px);
     choose(places.reduce((best, _, n) => (best < 0 || far(n) < far(best) ? n : best), -1));
-  });
-  svg.addEventListener("pointerleave", () => choose(-1));
+  };
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") choose(-1); });
   svg.addEventListener("blur", () => choose(-1));
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

@@ -9,6 +9,7 @@ async function choose() {
   options("stages", shown.stages.map((s) => t("stage_option", { stage: s.stage, h: s.grid[0], w: s.grid[1], channels: s.channels })), state.stage, (k) => { state.stage = k; choose(); });
   options("matrices", level.matrices.map((m) => t("matrix_head", { symbol: m.symbol, meaning: meaningOf(m.name.replaceAll("_", " ")) })), state.matrix, chooseMatrix);
   $("photos").hidden = data.photos.length < 2;
+  $("start-tour").hidden = !placeOfAny();
   $("matrices").hidden = level.matrices.length < 2;
   set("idea", settings.lang === "zh" ? `${words.title}。${words.idea}` : `${words.title}. ${words.idea}`);
   const channels = has && matrix().kind === "channels";
@@ -91,6 +92,13 @@ function moveBy(step, second) {
   }
   soon();
 }
+/** Move the point to the next row of a matrix, or the second point to the next column. */
+function moveNode(m, step, second) {
+  const within = (place, count) => Math.min(count - 1, Math.max(0, place + step));
+  if (second) [state.ov, state.ou] = middle(within(cell(state.ov, state.ou, m.key_grid), m.size[1]), m.key_grid);
+  else [state.v, state.u] = middle(nodeAt(m, within(nearest(m, state.v, state.u), m.whole ? m.size[0] : m.chosen.length)), m.grid);
+  soon();
+}
 /** Let a picture of the photo move the point, or the second point: hover, tap and keyboard. */
 function attach(canvas, second) {
   canvas.tabIndex = 0;
@@ -136,7 +144,7 @@ $("matrix").addEventListener("keydown", (event) => {
   const m = matrix(), step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   if (!m?.ready || !step) return;
   event.preventDefault();
-  if (m.kind === "positions") return moveBy(step[0] ? [0, step[0]] : [0, step[1]], !step[0]);
+  if (m.kind === "positions") return moveNode(m, step[0] + step[1], !step[0]);
   const all = choices(m), k = all.indexOf(readChannels().channel) + step[0] + step[1];
   state.channel = all[Math.min(all.length - 1, Math.max(0, k))];
   soon();
@@ -153,7 +161,8 @@ $("channel-number").addEventListener("change", () => { state.channel = Math.max(
 /** A panel as one picture: its name, the drawing, and its scale or caption. */
 function panelPicture(figure, name) {
   const canvas = figure.querySelector("canvas"), scale = figure.querySelector(".bar"), caption = figure.querySelector("figcaption, small");
-  const factor = Math.max(1, Math.round(320 / canvas.width)), width = Math.max(canvas.width * factor, 320), height = canvas.height * factor;
+  const factor = Math.max(1, Math.round(320 / canvas.width)), width = Math.max(canvas.width * factor, 320);
+  const height = canvas.classList.contains("strip") ? Math.max(canvas.clientHeight, 1) : canvas.height * factor;
   const text = scale?.firstChild ? `${scale.firstChild.textContent} – ${scale.lastChild.textContent}` : caption?.innerText.split("\n").pop() ?? "";
   const picture = document.createElement("canvas"), context = picture.getContext("2d");
   const font = 'system-ui, "DejaVu Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif';
@@ -210,7 +219,6 @@ function readAddress() {
 function redraw() {
   for (const button of document.querySelectorAll("figure[id] > .save")) button.remove();
   for (const id of ["photo", "row", "column", "difference", "matrix"]) addSave($(`fig-${id}`), () => $(`head-${id}`).textContent);
-  for (const calc of document.querySelectorAll(".calc")) calc.dataset.entry = "";
   drawn = applied(); glance();
   return choose();
 }

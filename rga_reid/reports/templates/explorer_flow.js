@@ -41,7 +41,7 @@ function flow() {
     column.append(box);
   }
   $("flow").replaceChildren(...columns);
-  for (const box of boxes()) if (state.open.has(box.dataset.symbol)) fillStep(box);
+  for (const box of boxes()) if (state.open.has(box.dataset.symbol)) fillStep(box).then(showSteps);
   markSteps();
 }
 const boxes = () => [...$("flow").querySelectorAll(".box")];
@@ -109,7 +109,7 @@ function showSteps() {
   }
 }
 
-/** Nearest node to (v, u) among those with kept vectors, as [index, node]. */
+/** Nearest node to (v, u) among those with kept vectors, as [index, node]; among all nodes without these. */
 function keptNode(kept, v, u, grid) {
   if (!kept) { const node = cell(v, u, grid); return [node, node]; }
   let best = 0, least = Infinity;
@@ -127,14 +127,15 @@ function calculate(m) {
     const shown = matrix() === m ? readChannels() : { channel: mainChannel(m), order: m.live.filter((n) => n !== mainChannel(m)) };
     [at, to] = [middle(shown.channel, m.grid), middle(shown.order[0], m.key_grid)];
   }
+  if (!m.whole) at = middle(nodeAt(m, nearest(m, ...at)), m.grid); // the point that the other pictures show
   const [left, i] = keptNode(nodes, ...at, m.grid), [right, j] = keptNode(keys, ...to, m.key_grid);
   const terms = Array.from({ length: features }, (_, e) => {
     const a = lefts.values[left * features + e], b = rights.values[right * features + e];
     return [e, a, b, a * b];
   });
   const dot = terms.reduce((total, [, , , product]) => total + product, 0), log = logsumexp.values[i];
-  const stored = m.whole ? m.values[i * m.size[1] + j] : m.exactRows[m.chosen.indexOf(i) * m.size[1] + j];
-  const outside = form === "softmax" && stored === 0; // on criss-cross attention only a row and a column count
+  const [, across] = m.grid, onCross = i % across === j % across || Math.floor(i / across) === Math.floor(j / across);
+  const outside = m.name.startsWith("pass_") && !onCross; // in criss-cross attention only a row and a column count
   const value = { product: dot, mean: dot / m.size[1], softmax: outside ? 0 : Math.exp(dot - log), softmin: Math.exp(-dot - log) }[form];
   return { i, j, terms, dot, log, value, outside, sampled: nodes?.length };
 }
@@ -150,7 +151,7 @@ function showCalculation(holder, m, step) {
   const parts = [line(`**${t("calc_title")}**`), line(t("calc_nodes", { i: where(i, m.grid), j: where(j, m.key_grid) }))];
   if (sampled) parts.push(line(t("calc_at_points", { count: sampled })));
   const table = document.createElement("tbody"), box = document.createElement("table");
-  headings(table, [t("calc_feature"), `${left}[:, i]`, `${right}[:, j]`, t("calc_product"), t("calc_total")]);
+  headings(table, [t("calc_feature"), left, right, t("calc_product"), t("calc_total")]);
   // all products, or the largest ones in their order
   const largest = new Set([...terms].sort((p, q) => Math.abs(q[3]) - Math.abs(p[3])).slice(0, terms.length > MOST_TERMS ? MOST_TERMS - 1 : MOST_TERMS).map(([e]) => e));
   let total = 0, rest = 0;

@@ -2,7 +2,7 @@
 let tour = 0; // step, or 0
 const positionPlaces = (wanted) => {
   for (const [e, shown] of data.exhibits.entries()) {
-    if (shown.photo !== state.photo || !wanted(shown)) continue;
+    if (shown.photo !== state.photo || !shown.words.en.directions || !wanted(shown)) continue; // the texts are about known modules
     const stages = [shown.start, ...shown.stages.keys()];
     for (const s of stages) {
       const m = shown.stages[s].matrices.findIndex((one) => one.kind === "positions" && one.size[0] === one.size[1]);
@@ -13,8 +13,8 @@ const positionPlaces = (wanted) => {
 };
 const placeOfBoth = () => positionPlaces(readsBoth);
 const placeOfAny = () => placeOfBoth() ?? positionPlaces((shown) => shown.trained) ?? positionPlaces(() => true);
-const placeOfShares = () => positionPlaces((shown) => !readsBoth(shown) && shown.words.en.row.includes("sums to 1") && shown.trained) ??
-  positionPlaces((shown) => !readsBoth(shown) && shown.words.en.row.includes("sums to 1"));
+const sumsToOne = (shown) => shown.words.en.row.includes("sums to 1");
+const placeOfShares = () => positionPlaces((shown) => sumsToOne(shown) && shown.trained) ?? positionPlaces(sumsToOne);
 const STEPS = [
   { at: placeOfAny, marked: ["photo", "matrix"] },
   { at: placeOfAny, marked: ["row"] },
@@ -30,7 +30,9 @@ async function goTour(step) {
   $("tour").hidden = !step;
   remember({ tour: step || null });
   if (!step) return $("start-tour").focus({ preventScroll: true });
-  const { at, marked, open } = STEPS[step - 1], [e, s, m] = at();
+  const { at, marked, open } = STEPS[step - 1], place = at();
+  if (!place) return goTour(0);
+  const [e, s, m] = place;
   Object.assign(state, { exhibit: e, stage: s, matrix: m, kind: "positions" });
   await choose();
   for (const name of marked) ($(`fig-${name}`) ?? $(name)).classList.add("toured");
@@ -61,12 +63,11 @@ function showTour() {
     symbol: m.symbol, node: node + 1, h: m.grid[0], w: m.grid[1], n: m.size[0], keys: m.size[1], kh: m.key_grid[0], kw: m.key_grid[1], name: wordsOf(exhibit()).title,
     row: formatNumber(forward), column: formatNumber(backward), sum: formatNumber(total), asymmetry: formatNumber(m.asymmetry ?? 0),
   };
-  const key = tour === 5 && both ? "tour_5_plain" : tour === 6 && !both ? "tour_6_plain" : `tour_${tour}`;
+  const key = tour === 5 && !sumsToOne(exhibit()) ? "tour_5_plain" : tour === 6 && !both ? "tour_6_plain" : `tour_${tour}`;
   set("tour-step", t("tour_step", { n: tour, count: STEPS.length }));
   set("tour-text", t(key, values));
   $("tour-back").disabled = tour === 1; $("tour-next").disabled = tour === STEPS.length;
 }
-$("start-tour").hidden = !placeOfAny();
 $("start-tour").addEventListener("click", () => goTour(1));
 $("tour-back").addEventListener("click", () => goTour(tour - 1));
 $("tour-next").addEventListener("click", () => goTour(tour + 1));

@@ -23,7 +23,7 @@ function pictureOf(m) {
     if (power !== 1) high = top;
     const [a, b, colours] = scaleOf(low, high);
     const picture = paint(m.values, m.picture.shape, a, b, data.colours[colours], 0, power);
-    m.drawn = { picture, low: a, high: b, colours, more: high < top, power };
+    m.drawn = { picture, low: a, high: b, colours, more: b < top, power };
   }
   return m.drawn;
 }
@@ -100,11 +100,10 @@ function showPositions() {
 /** Channel that a view opens with: the most active one whose row is not 0. */
 function mainChannel(m) {
   if (m.main === undefined) {
-    const [, h, w] = m.maps.shape, live = new Set(m.live);
+    const live = new Set(m.live);
     const related = (channel) => rowOf(m, m.whole ? channel : m.chosen.indexOf(channel)).some((value) => value !== 0);
     const found = (m.whole ? m.live : m.chosen.filter((n) => live.has(n))).map((channel) => {
-      const place = m.map_channels.indexOf(channel);
-      return [related(channel), sum(Array.from(m.pixels.subarray(place * h * w, (place + 1) * h * w))), channel];
+      return [related(channel), m.activity[m.map_channels.indexOf(channel)], channel];
     });
     found.sort((p, q) => q[0] - p[0] || q[1] - p[1] || p[2] - q[2]);
     m.main = found.length ? found[0][2] : nodeAt(m, 0);
@@ -287,7 +286,7 @@ async function applied() {
         figure.append(canvas); place.append(figure);
         addSave(figure, name);
         if (weight) say("weights_range", { low: formatNumber(low), high: formatNumber(high) });
-        else say("change_range", { low: formatNumber(100 * low), high: formatNumber(100 * high) });
+        else say("change_range", { low: formatNumber(0), high: formatNumber(100 * high) });
       }
       if (channel && even(...range(channel))) say("every_channel", { value: formatNumber(channel[0]) });
       else if (channel) {

@@ -16,8 +16,7 @@ for (const group of map.groups) {
   for (const n of rows) {
     const [x, y] = placeOf(n), label = group.labels[n];
     const mark = svgNode("path", { class: "mark", d: SHAPES[group.marker], fill: group.colour, transform: `translate(${x} ${y}) scale(${label ? 1.7 : 0.9})` });
-    plot.append(mark);
-    dots[n].replaceWith(mark); plot.append(mark); dots[n] = mark;
+    dots[n].remove(); plot.append(mark); dots[n] = mark;
     if (label) plot.append(svgNode("text", { x: x + 13, y: y - 8 }, label));
   }
 }

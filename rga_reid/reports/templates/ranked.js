@@ -40,6 +40,18 @@ large.addEventListener("keydown", (event) => {
   if (step) showLarge(step);
 });
 
+// ---------- marks of the timeline lead to their images; the address keeps language, colours and grouping ----------
+for (const link of document.querySelectorAll("svg a[href^='#']")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const item = document.getElementById(link.getAttribute("href").slice(1));
+    const shown = item?.hidden ? document.querySelector(`[data-of="${item.id}"]`) : item;
+    for (const one of document.querySelectorAll(".sought")) one.classList.remove("sought");
+    shown?.classList.add("sought");
+    shown?.scrollIntoView({ block: "center" });
+  });
+}
+
 // ---------- images of one track of a camera, together ----------
 function groupTracks(together) {
   for (const clone of document.querySelectorAll(".same-track")) clone.remove();
