@@ -153,6 +153,7 @@ def test_every_panel_moves_the_point(page: Page, part: str) -> None:
 
 def test_open_boxes_move_the_point_and_mark_their_inputs(page: Page) -> None:
     page.click('.box[data-symbol="f_s"] .toggle')
+    page.wait("document.querySelector('.box[data-symbol=\"f_s\"] .opened canvas') !== null")
     canvas = page.find('.box[data-symbol="f_s"] .opened canvas')
     page.point_at(canvas, 3, 3, (8, 4)).click().perform()
     page.node(15)
