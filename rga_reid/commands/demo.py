@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rga_reid.experiments.demo import DemoResult
 
 DEFAULT = "demo"  # folder
+RECIPE = "demo"
 MARKER = ".rga-reid-demo"  # in a folder made by a demo, which another demo may clear
 FOLDERS = ("data", "model", "gallery", "report", "mechanisms")  # mechanisms: of explain --demo
 FILES = ("query.html", "explain.html", "metrics.json", "mechanisms.html")
@@ -31,7 +32,7 @@ def parser() -> ArgumentParser:
         "Downloads nothing; takes a few minutes on two CPU cores.",
     )
     options.add_argument("--out", metavar="DIR", default=DEFAULT, help="folder for all results")
-    options.add_argument("--config", default="demo", help="recipe to train with")
+    options.add_argument("--config", default=RECIPE, help="recipe to train with")
     options.add_argument("--epochs", type=int, help="train for this many epochs instead of the recipe's")
     options.add_argument("--seed", type=int, default=0, help="random seed")
     options.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
@@ -66,10 +67,11 @@ def run(options: Namespace) -> None:
     print_step(f"data: rendering pedestrians into {root}")
     clear(out)  # after all options are checked
     demo.make_data(root, options.seed)
-    print_step("train: ResNet-18 with relation-aware global attention (RGA-SC)")
+    name = "ResNet-18 + RGA-SC" if options.config == RECIPE else options.config
+    print_step(f"train: {name}")
     checkpoint = train.fit_recipe(settings)
-    result = demo.run_demo(out, root, checkpoint, options.seed, print_step)
-    _print(result, time.monotonic() - started)
+    result = demo.run_demo(out, root, checkpoint, options.seed, name, print_step)
+    _print(result, name, time.monotonic() - started)
 
 
 def print_step(step: str) -> None:
@@ -104,20 +106,23 @@ def clear(out: Path) -> None:
             raise DiskError.of(out / name, error) from None
     for name in FILES:
         (out / name).unlink(missing_ok=True)
+    mark(out)
+
+
+def mark(out: Path) -> None:
+    """Make a folder whose results another demo may replace."""
     make_folder(out)
     write_text(out / MARKER, "Results of rga-reid demo, which --overwrite replaces.\n")
 
 
-def _print(result: DemoResult, seconds: float) -> None:
+def _print(result: DemoResult, model: str, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    from rga_reid.experiments.demo import MODEL
 
     table = Table("percent", title="Synthetic test identities, not seen in training", title_justify="left")
     for heading in ("mAP (step)", "mAP (trapezoid)", "mINP", "rank-1", "rank-5"):
         table.add_column(heading, justify="right")
-    for name, ranking in (("colour histogram", result.histogram), (MODEL, result.model)):
+    for name, ranking in (("colour histogram", result.histogram), (model, result.model)):
         values = (ranking.mAP_step, ranking.mAP_trapezoid, ranking.mINP, ranking.rank(1), ranking.rank(5))
         table.add_row(name, *(f"{100 * value:.1f}" for value in values))
     console = Console(markup=False, highlight=False, soft_wrap=True)

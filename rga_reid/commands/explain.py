@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._options import add_import_option, add_lang_option, check_images, new_parser
 from rga_reid.commands._output import check_outputs
-from rga_reid.commands.demo import DEFAULT, FOLDERS, MARKER
+from rga_reid.commands.demo import DEFAULT, FOLDERS
 from rga_reid.errors import MAX_SEED, InputError, check_int, sanitize
 from rga_reid.files import atomic_file, make_folder, write_text
 from rga_reid.runtime import progress_bar
@@ -117,6 +117,8 @@ def run(options: Namespace) -> None:
     """Run the models; write the page or the figures."""
     _check_sources(options)
     kind = _choose_format(options)
+    if kind != "html" and options.lang is not None:
+        raise InputError(f"--lang: expected an html page, got {kind}, whose text is English")
     if options.demo is not None:
         make_folder(Path(options.demo))
     read = options.clone()
@@ -176,7 +178,7 @@ def _prepare_demo(options: Namespace) -> None:
     """Make the demo set and train a network for each attention module, unless that was done before."""
     from rga_reid.commands import train
     from rga_reid.commands._options import parse
-    from rga_reid.commands.demo import print_step, set_epochs
+    from rga_reid.commands.demo import mark, print_step, set_epochs
     from rga_reid.experiments.demo import make_data
     from rga_reid.experiments.mechanisms import MECHANISMS, measure_use, missing_for_view
     from rga_reid.models import build_model, load_model
@@ -191,7 +193,7 @@ def _prepare_demo(options: Namespace) -> None:
     if not root.is_dir():
         print_step(f"data: rendering pedestrians into {root}")
         if not any((folder / name).exists() for name in FOLDERS):  # otherwise a demo would delete these
-            write_text(folder / MARKER, "Results of rga-reid demo, which --overwrite replaces.\n")
+            mark(folder)
         make_data(root, options.seed)
     if not options.image:
         options.image = [str(sorted((root / "query").glob("*.jpg"))[0])]
@@ -253,6 +255,8 @@ def _check_score(options: Namespace) -> None:
 
 
 def _show_relations(options: Namespace, kind: str, models: Mapping[str, EmbeddingModel]) -> list[Exhibit]:
+    if kind == "html" and options.stage is not None:
+        raise InputError("--stage: expected a png or pdf; an html page shows all stages")
     if kind == "png" and len(options.image) > 1:
         raise InputError(
             f"--image: a png of relations shows one picture, got {len(options.image)}; use html or pdf"

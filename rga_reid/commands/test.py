@@ -95,6 +95,7 @@ def run(options: Namespace) -> None:
     check_int("--batch-size", options.batch_size)
     check_embedder(options)
     table = read_table(options.data.root, options.data.dataset)
+    protocol = find_protocol(options.protocol)
     device = choose_device(options.device)
     model = read_embedder(options, device)
     everything = table
@@ -105,16 +106,14 @@ def run(options: Namespace) -> None:
         batch_size=options.batch_size,
         device=device,
         refused=unreadable if options.skip_unreadable else None,
-        pooling=options.pool_tracks or ("mean" if options.protocol == "mars" else None),
+        pooling=options.pool_tracks,
+        protocol=protocol,
     )
     print_unreadable(unreadable)
-    if options.protocol == "no_cameras":
-        table = table.assign(camid=table["camid"].where(table["camid"].isna()))
     settings: dict[str, Any] = {
         "junk_pids": load_card(options.data.dataset).junk_pids,
         "rerank": ReRanking() if options.rerank else None,
     }
-    protocol = find_protocol(options.protocol)
     evaluate = evaluate_features if protocol is None else protocol.evaluate
     with progress_bar("ranking") as progress, rename_rerank_error():
         result = evaluate(*split_sides(features, table), **settings, progress=progress)

@@ -14,7 +14,6 @@ import torch
 
 from rga_reid.data import load_card, read_table
 from rga_reid.devices import choose_device
-from rga_reid.evaluation import IgnoreCameras, Tracklets
 from rga_reid.evaluation.relevance import MARKET
 from rga_reid.experiments import ablation
 from rga_reid.experiments.evaluate_model import (
@@ -45,10 +44,8 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
         FlipTTA(model) if flip else model,
         read_table(root, card),
         device=device,
-        pooling=protocol.pooling if isinstance(protocol, Tracklets) else None,
+        protocol=protocol,
     )
-    if isinstance(protocol, IgnoreCameras):
-        table = table.assign(camid=table["camid"].where(table["camid"].isna()))
     result = rank_test_images(features, table, junk_pids=junk_pids, protocol=protocol)
     ranked = tabulate_top_matches(features, table, junk_pids=junk_pids, rule=rule)
     cameras = rank_between_cameras(features, table, junk_pids=junk_pids, rule=rule)

@@ -36,7 +36,6 @@ from rga_reid.reports.language import Text
 from rga_reid.reports.ranked_page import Match, Picture, ranked_page
 
 PAGE_QUERIES = 12
-MODEL = "ResNet-18 + RGA-SC"
 _START = pd.Timestamp("2026-01-05T08:00:00Z")  # of all cameras, which take one frame per second
 _FRAME = r"_(\d{6})_\d\d\.jpg$"
 
@@ -62,7 +61,12 @@ def make_data(root: Path, seed: int) -> None:
 
 
 def run_demo(
-    out: Path, root: Path, checkpoint: Path, seed: int, report_step: Callable[[str], None] = lambda step: None
+    out: Path,
+    root: Path,
+    checkpoint: Path,
+    seed: int,
+    name: str,
+    report_step: Callable[[str], None] = lambda step: None,
 ) -> DemoResult:
     """Test the trained model and a colour histogram, build and query a gallery, write the pages.
 
@@ -71,6 +75,7 @@ def run_demo(
         root: data set made by ``make_data``.
         checkpoint: model trained on it.
         seed: random seed for the choice of queries.
+        name: of the model in the report.
         report_step: called with the name of each step before it starts.
     """
     table = read_table(root)
@@ -78,7 +83,7 @@ def run_demo(
     histogram, plain = _evaluate("colour histogram", ColourHistogram(), table)
     report_step("test: the trained model")
     model = load_model(checkpoint)
-    result, trained = _evaluate(MODEL, model, table)
+    result, trained = _evaluate(name, model, table)
 
     report_step("gallery: build and query")
     features, rows = extract_features(model, table[table.split == "gallery"])

@@ -17,6 +17,7 @@ from rga_reid.data.readers import is_csv
 from rga_reid.errors import InputError
 from rga_reid.evaluation import (
     PROTOCOLS,
+    IgnoreCameras,
     LabelledFeatures,
     MatchRule,
     RankingResult,
@@ -67,9 +68,8 @@ def evaluate_model(
     Raises:
         InputError: no query or no gallery images; no query with a correct match.
     """
-    pooling = protocol.pooling if isinstance(protocol, Tracklets) else None
     sides = split_sides(
-        *embed_test_images(model, table, batch_size=batch_size, device=device, pooling=pooling)
+        *embed_test_images(model, table, batch_size=batch_size, device=device, protocol=protocol)
     )
     evaluate = evaluate_features if protocol is None else protocol.evaluate
     return evaluate(*sides, junk_pids=tuple(junk_pids), max_rank=max_rank, rerank=rerank, progress=progress)
@@ -104,10 +104,12 @@ def embed_test_images(
     device: str | torch.device | None = None,
     refused: list[ImageError] | None = None,
     pooling: Pooling | None = None,
+    protocol: Protocol | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Return the features ``(n, d)`` of the query and gallery images, and their rows of the table.
 
-    Arguments are those of ``extract_features``. With ``pooling``, see ``pool_tracks``, a row is a track.
+    Arguments are those of ``extract_features``. With ``pooling``, see ``pool_tracks``, a row is a track; by default if
+    the protocol ranks tracks. A protocol that ignores cameras leaves ``camid`` unknown.
 
     Raises:
         InputError: no query or no gallery images.
@@ -116,10 +118,17 @@ def embed_test_images(
         if not (table.split == split).any():
             raise InputError(f"testing needs images of the split '{split}': this data set has none")
     table = table[table.split != "train"].reset_index(drop=True)
+    if pooling is None and isinstance(protocol, Tracklets):
+        pooling = protocol.pooling
     if pooling is not None:
         table = sort_tracks(table)
     batches = stream_features(model, table, batch_size, device, refused=refused)
-    return collect(batches if pooling is None else pool_batches(batches, pooling), table, model.dimension)
+    if pooling is not None:
+        batches = pool_batches(batches, pooling)
+    features, table = collect(batches, table, model.dimension)
+    if isinstance(protocol, IgnoreCameras):
+        table = table.assign(camid=table["camid"].where(table["camid"].isna()))
+    return features, table
 
 
 def split_sides(features: np.ndarray, table: pd.DataFrame) -> tuple[LabelledFeatures, LabelledFeatures]:

@@ -320,6 +320,11 @@ def test_bad_input_is_named(
     assert "--similar-to" in refused(*start, *plain, "--similar-to", str(tmp_path / "gone.jpg"))
     assert "same embedding" in refused(*start, *plain, "--similar-to", images[0])
     assert "--stage" in refused(*start, *plain, "--stage", "4")
+    pam = ["--checkpoint", checkpoints["pam"]]
+    assert "--stage: expected a png or pdf" in refused(*start, *pam, "--view", "relations", "--stage", "4")
+    figure = [*start[:-1], str(tmp_path / "figure.png"), *pam, "--lang", "zh"]
+    assert "--lang: expected an html page, got png" in refused(*figure)
+    assert not (tmp_path / "figure.png").exists()
     assert "plain.safetensors: expected a model with attention" in refused(
         *start, *plain, "--view", "relations"
     )

@@ -79,7 +79,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "query.html": ["correct", "<img"],
         "explain.html": ["rga, trained", "rga, untrained"],
         "report/report.html": ["Cumulative match characteristic", "<td style="],
-        "report/report.csv": ["colour histogram,1,", str(metrics["model"]["mAP"])],
+        "report/report.csv": ["colour histogram,1,", f"{recipe},1,", str(metrics["model"]["mAP"])],
     }.items():
         content = (out / file).read_text(encoding="utf-8")
         assert [text for text in texts if text not in content] == []

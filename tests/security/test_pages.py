@@ -241,7 +241,7 @@ def test_pages_of_the_demo(tiny_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = out / "model" / f"{NAMES[0]}.safetensors"
     checkpoint.parent.mkdir()
     shutil.copy(tiny_checkpoint, checkpoint)
-    demo = run_demo(out, out / "data", checkpoint, seed=0)
+    demo = run_demo(out, out / "data", checkpoint, seed=0, name="trained")
     image = next(iter((out / "data" / "query").iterdir()))
     assert_harmless(read(demo.page), [str(image.parent)], scripts=2)
     assert_harmless(read(demo.relations), [], scripts=2)
