@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rga_reid.errors import InputError
 from rga_reid.models import EmbeddingModel, build_model, count_costs, export_model, load_model, save_model
+from rga_reid.models.saliency import embedding_norm, grad_cam
 
 SIZE = (96, 48)
 
@@ -223,6 +224,29 @@ def test_last_map_of_a_transformer(models: dict[str, EmbeddingModel]) -> None:
     assert maps.shape == (2, 192, 4, 3)
     assert torch.equal(maps[:, :, 1, 2], outputs[0][:, 1 + 3 + 2])  # after the class token and a row
     backbone.set_input_size(SIZE)
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "cait_xxs24_224"])
+def test_nothing_bypasses_the_last_map_of_a_transformer(name: str) -> None:
+    """These read all patches after the last block; without its output, all images have the same feature."""
+    size = (56, 42) if "patch14" in name else SIZE
+    backbone = build_model(backbone=f"timm/{name}", size=size).eval().backbone
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        first, second = backbone(images)
+        assert not torch.equal(first, second)
+        handle = backbone.map_layer().register_forward_hook(lambda *call: torch.zeros_like(call[2]))
+        first, second = backbone(images)
+        handle.remove()
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["mixer_s16_224", "xcit_nano_12_p16_224"])
+def test_tokens_without_a_grid_have_no_map(name: str) -> None:
+    size = (224, 224)
+    model = build_model(backbone=f"timm/{name}", size=size).eval()
+    with pytest.raises(InputError, match="expected a last map"):
+        grad_cam(model, torch.zeros(1, 3, *size, dtype=torch.uint8), embedding_norm)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "convnext_tiny", "densenet121", "swin_t"])
