@@ -119,6 +119,8 @@ def run(options: Namespace) -> None:
     kind = _choose_format(options)
     if kind != "html" and options.lang is not None:
         raise InputError(f"--lang: expected an html page, got {kind}, whose text is English")
+    if kind == "html" and options.stage is not None:
+        raise InputError("--stage: expected a png or pdf; an html page shows all stages")
     if options.demo is not None:
         make_folder(Path(options.demo))
     read = options.clone()
@@ -255,8 +257,6 @@ def _check_score(options: Namespace) -> None:
 
 
 def _show_relations(options: Namespace, kind: str, models: Mapping[str, EmbeddingModel]) -> list[Exhibit]:
-    if kind == "html" and options.stage is not None:
-        raise InputError("--stage: expected a png or pdf; an html page shows all stages")
     if kind == "png" and len(options.image) > 1:
         raise InputError(
             f"--image: a png of relations shows one picture, got {len(options.image)}; use html or pdf"

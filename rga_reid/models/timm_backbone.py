@@ -107,15 +107,15 @@ class TimmBackbone(NetworkBackbone):
     def map_layer(self) -> nn.Module:
         """Return the module whose output holds the last spatial activations.
 
-        For a transformer it is the last block. If its class token alone reaches the feature after that block, it is
-        the first norm of the block.
+        For a transformer it is the last block, or the first norm of that block if only the class token is read
+        after it.
         """
         blocks = getattr(self.net, "blocks", None)
         grid = getattr(getattr(self.net, "patch_embed", None), "dynamic_feat_size", None)
         if self._order != "pooled" or blocks is None or grid is None:
             return self
         reads_patches_later = self.net.global_pool != "token" or hasattr(self.net, "blocks_token_only")  # CaiT
-        return blocks[-1] if reads_patches_later else blocks[-1].norm1
+        return blocks[-1] if reads_patches_later else getattr(blocks[-1], "norm1", self)
 
     def to_map(self, output: Tensor) -> Tensor:
         """Return the output of ``map_layer`` as a map ``(n, C, h, w)``, without class and register tokens."""

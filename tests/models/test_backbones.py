@@ -241,8 +241,8 @@ def test_nothing_bypasses_the_last_map_of_a_transformer(name: str) -> None:
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["mixer_s16_224", "xcit_nano_12_p16_224"])
-def test_tokens_without_a_grid_have_no_map(name: str) -> None:
+@pytest.mark.parametrize("name", ["mixer_s16_224", "xcit_nano_12_p16_224", "vit_small_patch16_18x2_224"])
+def test_other_transformers_have_no_map(name: str) -> None:
     size = (224, 224)
     model = build_model(backbone=f"timm/{name}", size=size).eval()
     with pytest.raises(InputError, match="expected a last map"):
