@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import distributed
 
+from rga_reid.data.columns import CAMERA, rename_camid
 from rga_reid.errors import InputError
 from rga_reid.files import DiskError
 from rga_reid.inference.feature_files import read_features, write_features
@@ -85,7 +86,8 @@ class ProcessGroup:
             self._agree(error)
             if self.rank == 0:
                 for file in sorted(folder.glob("*.npz")):
-                    yield read_features(file)
+                    features, rows = read_features(file)
+                    yield features, rename_camid(rows) if CAMERA in table.columns else rows
         finally:
             if created:
                 with defer_signals():
