@@ -205,16 +205,19 @@ def _print_open_set(values: dict[str, Any]) -> None:
     console.print(table)
     if values["estimated"]:
         console.print(
-            f"The rate is an estimate for {values['gallery_size']:,} images from galleries of "
-            f"{values['measured_gallery_size']:,}, the most that --gallery has of other people.",
+            f"The rate is an estimate for {values['gallery_size']:,} images: each search was made among "
+            f"{values['measured_gallery_size']:,}, all that --gallery has of other people.",
             soft_wrap=True,
         )
     ratio = values["measured_gallery_size"] / values["gallery_size"]
     accepted = (values["wanted_fpir"] or values["fpir"]) * ratio * values["non_mate_searches"]
     if accepted < MIN_ERRORS:
-        searches = f"{accepted:.0f} accepted {'search' if round(accepted) == 1 else 'searches'}"
+        searches = f"about {accepted:.0f} accepted {'search' if round(accepted) == 1 else 'searches'}"
+        measured = f"it was measured on {searches}"
+        if values["wanted_fpir"] and not values["fpir"]:
+            measured = f"no search was accepted, and the wanted rate would be {searches}"
         console.print(
-            f"The rate is a rough estimate: it was measured on about {searches}, fewer than {MIN_ERRORS}.",
+            f"The rate is a rough estimate: {measured}, fewer than {MIN_ERRORS}.",
             soft_wrap=True,
         )
 
