@@ -57,7 +57,9 @@ SETTINGS = {
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
 _PREVIEWED = 10  # rows, cameras
-_FILES_REMAIN = "image files are not deleted: `gallery add --skip-known` and `gallery watch` would add them again"
+_FILES_REMAIN = (
+    "image files are not deleted: `gallery add --skip-known` and `gallery watch` would add them again"
+)
 
 
 def parser() -> ArgumentParser:

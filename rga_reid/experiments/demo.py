@@ -75,7 +75,7 @@ def run_demo(
         root: data set made by ``make_data``.
         checkpoint: model trained on it.
         seed: random seed for the choice of queries.
-        name: of the model in the report.
+        name: heading of the model in the report.
         report_step: called with the name of each step before it starts.
     """
     table = read_table(root)

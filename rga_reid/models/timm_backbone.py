@@ -114,8 +114,9 @@ class TimmBackbone(NetworkBackbone):
         grid = getattr(getattr(self.net, "patch_embed", None), "dynamic_feat_size", None)
         if self._order != "pooled" or blocks is None or grid is None:
             return self
-        reads_patches_later = self.net.global_pool != "token" or hasattr(self.net, "blocks_token_only")  # CaiT
-        return blocks[-1] if reads_patches_later else getattr(blocks[-1], "norm1", self)
+        if self.net.global_pool != "token" or hasattr(self.net, "blocks_token_only"):  # of CaiT
+            return blocks[-1]
+        return getattr(blocks[-1], "norm1", self)
 
     def to_map(self, output: Tensor) -> Tensor:
         """Return the output of ``map_layer`` as a map ``(n, C, h, w)``, without class and register tokens."""

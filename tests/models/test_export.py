@@ -25,8 +25,8 @@ from rga_reid.models.onnx_graph import write_onnx
 SIZE = (16, 8)
 #: operators of TensorRT 10, OpenVINO and OpenCV 5; Shape, Gather and Expand would be arithmetic on shapes
 PORTABLE = {
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Gemm", "MatMul", "Max", "MaxPool",
-    "InstanceNormalization", "Mul", "Neg", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid",
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Gemm", "MatMul", "Max",
+    "MaxPool", "InstanceNormalization", "Mul", "Neg", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid",
     "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 OTHER = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
