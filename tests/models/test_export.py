@@ -26,8 +26,8 @@ SIZE = (16, 8)
 #: operators of TensorRT 10, OpenVINO and OpenCV 5; Shape, Gather and Expand would be arithmetic on shapes
 PORTABLE = {
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Gemm", "MatMul", "Max",
-    "MaxPool", "InstanceNormalization", "Mul", "Neg", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid",
-    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "MaxPool", "InstanceNormalization", "Mul", "Neg", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape",
+    "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 OTHER = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
