@@ -208,7 +208,9 @@ def _prepare_demo(options: Namespace) -> None:
             print_step(f"train: ResNet-18 with {name}")
             words = ["--config", "demo", "--data.root", str(root)]
             words += ["--out", str(out), "--overwrite"]
-            words += ["--seed", str(options.seed), "--model.attention", name]
+            words += ["--seed", str(options.seed)]
+            if name != "rga":  # the recipe has RGA, with options that it needs
+                words += ["--model.attention", name]
             settings = parse(train.parser(), train.prepare(words))
             assert settings is not None  # no --help among the words
             if options.epochs is not None:

@@ -72,7 +72,8 @@ def test_the_plan_is_checked_as_ablate_does(place: Path) -> None:
     plan = read_plan("new_gate.yaml")
     assert [variant.name for variant in plan.variants] == ["baseline", "rga", "new_gate"]
     attention = [variant.recipe["model"]["attention"] for variant in plan.variants]
-    assert attention[:2] == [None, "rga"]
+    assert attention[0] is None
+    assert attention[1] == {"class_path": "rga_reid.attention.RGA", "init_args": {"zero_init_gate": True}}
     assert plan.variants[2].recipe["imports"] == ["new_gate"]
     assert plan.synthetic is not None
     import_modules(plan.variants[2].recipe["imports"])
