@@ -255,12 +255,11 @@ class _Display:
             rich.BarColumn(),
             rich.TextColumn("{task.completed:.1f}/{task.total:.0f} runs"),
             rich.TimeElapsedColumn(),
-            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[left]}"),
             console=Console(stderr=True, markup=False, highlight=False, soft_wrap=not self.terminal),
             disable=not self.terminal,
-            speed_estimate_period=24 * 3600,  # epochs take minutes, so estimate from all of them
         )
-        self.task = self.bar.add_task("starting", total=1)
+        self.task = self.bar.add_task("starting", total=1, left="")
 
     def __enter__(self) -> _Display:
         self.bar.start()
@@ -276,11 +275,15 @@ class _Display:
         from rga_reid.training.monitoring import format_seconds
 
         active = ", ".join(progress.active) or "waiting"
-        self.bar.update(self.task, description=active, completed=progress.done, total=progress.total)
+        left = ""
+        if progress.work > 0 and progress.done < progress.total:
+            seconds = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.work
+            left = f"about {format_seconds(seconds)} left"
+        self.bar.update(
+            self.task, description=active, completed=progress.done, total=progress.total, left=left
+        )
         if progress.started:
             self.bar.console.print(sanitize(progress.started))
         if progress.news:
-            left = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.done
-            remaining = f", about {format_seconds(left)} left" if left > 0 else ""
-            news = sanitize(progress.news)
-            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {news}{remaining}")
+            news = sanitize(progress.news) + (f", {left}" if left else "")
+            self.bar.console.print(f"[{progress.done:.0f}/{progress.total}] {news}")

@@ -174,7 +174,8 @@ class Progress:
     """Progress of ``make_runs``.
 
     Args:
-        done: runs done in this call, including fractions of active ones.
+        done: runs done, including fractions of active ones.
+        work: what this call has done of them: without the part of a run that an earlier call did.
         total: runs of this call.
         active: names of active runs, with their steps.
         news: a line about a run that has ended, or "".
@@ -182,6 +183,7 @@ class Progress:
     """
 
     done: float
+    work: float
     total: int
     active: tuple[str, ...] = ()
     news: str = ""
@@ -242,6 +244,7 @@ def make_runs(
     total = len(waiting)
     locked: list[Run] = []
     ended = 0
+    saved = 0.0  # of ended runs, by earlier calls
     active: dict[int, _Job] = {}
     try:
         while waiting or active:
@@ -254,19 +257,24 @@ def make_runs(
                         line = (
                             f"[{total - len(waiting)}/{total}] {run.name}: {job.step}, log {run.folder / LOG}"
                         )
-                        report(Progress(ended, total, started=line))
+                        report(Progress(ended, ended - saved, total, started=line))
                     else:
                         locked.append(run)
                         ended += 1
+                        saved += 1
             for slot, job in list(active.items()):
                 if not job.poll():
                     del active[slot]
                     ended += 1
+                    saved += job.saved
                     failed = job.run.state == "failed"
                     reason = f": {job.run.failure_reason()}" if failed else ""
-                    report(Progress(ended, total, news=f"{job.run.name} {job.run.state}{reason}"))
+                    news = f"{job.run.name} {job.run.state}{reason}"
+                    report(Progress(ended, ended - saved, total, news=news))
             done = ended + sum(job.done() for job in active.values())
-            report(Progress(done, total, tuple(f"{job.run.name} {job.step}" for job in active.values())))
+            work = done - saved - sum(job.saved for job in active.values())
+            names = tuple(f"{job.run.name} {job.step}" for job in active.values())
+            report(Progress(done, work, total, names))
             time.sleep(_POLL_SECONDS if active else 0)
     finally:
         for job in active.values():  # after Ctrl-C: checkpoints are kept
@@ -300,6 +308,7 @@ class _Job:
     steps: list[tuple[str, list[str]]] = field(default_factory=list)
     lock: ExitStack = field(default_factory=ExitStack)
     handle: int | None = None
+    saved: float = 0.0  #: fraction of the run that earlier calls have done
 
     def start(self) -> bool:
         """Lock the folder and start; return false if another process has locked it or finished the run."""
@@ -309,6 +318,10 @@ class _Job:
             return False
         self.run.prepare()
         self.steps = self.run.commands()
+        if self.steps[0][0] == "testing":
+            self.saved = 1 - _TESTING_SHARE
+        elif (self.run.folder / LOG).exists():
+            self.saved = self.done()
         self._start_step()
         return True
 
@@ -348,7 +361,7 @@ class _Job:
         if self.step == "testing":
             return 1 - _TESTING_SHARE
         epochs = _EPOCH.findall(self._log_tail())
-        return (1 - _TESTING_SHARE) * int(epochs[-1][0]) / int(epochs[-1][1]) if epochs else 0.0
+        return (1 - _TESTING_SHARE) * int(epochs[-1][0]) / int(epochs[-1][1]) if epochs else self.saved
 
     def _start_step(self) -> None:
         self.step, command = self.steps.pop(0)

@@ -144,9 +144,13 @@ def test_interrupted_session_continues(tmp_path: Path) -> None:
         scripted.session(tmp_path, "a:0", interrupt)
     assert collect_outcome(scripted.runs(tmp_path, "a:0")).remaining[0].state == "interrupted"
     stop.unlink()
-    result, _ = scripted.session(tmp_path, "a:0")
-    assert names(result) == {"finished": ["a seed 0"]}
+    result, seen = scripted.session(tmp_path, "a:0,b:0")
+    assert names(result) == {"finished": ["a seed 0", "b seed 0"]}
     assert (tmp_path / "a/seed-0/train/starts").read_text() == "xx"
+    earlier = 0.95 * 2 / 5  # two of five epochs; the test counts as a twentieth of a run
+    assert seen[-1].done == 2
+    assert seen[-1].work == pytest.approx(2 - earlier)
+    assert min(progress.work for progress in seen) >= 0
 
 
 @pytest.mark.slow
