@@ -135,6 +135,11 @@ def test_command_line_overrides_recipe_overrides_base(tmp_path: Path) -> None:
     )
     options = parsed("market1501/cpu_scratch", "--model.attention", "pam")
     assert options.model.attention == "pam"  # in place of a class with options
+    position = {"class_path": "rga_s", "init_args": {"zero_init_gate": True}}
+    assert parsed("demo", "--model.attention", json.dumps(position)).model.attention == position
+    network = {"class_path": "torchvision.models.resnet34", "init_args": {"width_per_group": 32}}
+    words = ["--model.backbone", json.dumps(network | {"init_args": {"groups": 2}}), "--model.backbone"]
+    assert parsed("demo", *words, json.dumps(network)).model.backbone == network
 
 
 def test_merge_replaces_classes_and_lists() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rga_reid.data import ImageError
     from rga_reid.evaluation import LabelledFeatures
+    from rga_reid.gallery import Gallery
     from rga_reid.inference import Embedder
     from rga_reid.inference.verify import Threshold
 
@@ -82,6 +83,29 @@ def _print_unknown(table: pd.DataFrame, source: str) -> None:
     for column in ("camera", "time"):
         if table[column].isna().all():
             print(f"the {column} of all images is unknown: expected a {source} named {column}")
+
+
+def warn_of_missing_labels(gallery: Gallery, table: pd.DataFrame, options: Namespace) -> None:
+    """Say on stderr which labels images of a gallery have and the new ones lack: ``--pattern`` may be forgotten."""
+    from rga_reid.gallery.filters import is_known
+
+    if table.empty:
+        return
+    schema = gallery.columns
+    unknown = [name for name in schema if name not in table or table[name].isna().all()]
+    missing = [
+        name
+        for name in unknown
+        if name not in ("path", "pid") and gallery.count(where=is_known(name, schema))
+    ]
+    if missing:
+        by_pattern = options.get("images") is not None and options.pattern is None
+        print(
+            f"warning: the new images have no {', '.join(missing)}, which images of the gallery have"
+            + ("; --pattern reads labels from the paths" if by_pattern else ""),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def read_folder(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._embedder import read_gallery_embedder
-from rga_reid.commands._inputs import read_folder
+from rga_reid.commands._inputs import read_folder, warn_of_missing_labels
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
@@ -87,8 +87,14 @@ def watch(messages: list[str], options: Namespace) -> Gallery:
     model = read_gallery_embedder(gallery, options, device)
     record = None if options.same_features else model.fingerprint
 
+    warned = False
+
     def describe(paths: Sequence[Path], schema: Mapping[str, str]) -> tuple[pd.DataFrame, Mapping[str, str]]:
+        nonlocal warned
         table, columns, _ = read_folder(options, schema, paths)
+        if not warned:
+            warn_of_missing_labels(gallery, table, options)
+            warned = True
         return table, columns
 
     def embed(table: pd.DataFrame, unreadable: list[ImageError]) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:

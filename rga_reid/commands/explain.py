@@ -201,16 +201,18 @@ def _prepare_demo(options: Namespace) -> None:
         options.image = [str(sorted((root / "query").glob("*.jpg"))[0])]
     make_folder(folder / TRAINED)
     for name in names:
+        # the recipe has RGA, with an option that it needs to learn from random weights
+        choice = (
+            f"{{class_path: {name}, init_args: {{zero_init_gate: true}}}}" if name.startswith("rga") else name
+        )
         out = folder / TRAINED / name
         checkpoint = out / "last.ckpt"
-        how = f"epochs: {options.epochs or 'as the recipe'}, seed: {options.seed}\n"
+        how = f"epochs: {options.epochs or 'as the recipe'}, seed: {options.seed}, attention: {choice}\n"
         if not (out / DONE).is_file() or (out / DONE).read_text(encoding="utf-8") != how:
             print_step(f"train: ResNet-18 with {name}")
             words = ["--config", "demo", "--data.root", str(root)]
             words += ["--out", str(out), "--overwrite"]
-            words += ["--seed", str(options.seed)]
-            if name != "rga":  # the recipe has RGA, with options that it needs
-                words += ["--model.attention", name]
+            words += ["--seed", str(options.seed), "--model.attention", choice]
             settings = parse(train.parser(), train.prepare(words))
             assert settings is not None  # no --help among the words
             if options.epochs is not None:
@@ -273,6 +275,7 @@ def _show_relations(options: Namespace, kind: str, models: Mapping[str, Embeddin
             attention=options.attention,
             seed=options.seed,
             twins=options.demo is None and options.runs is None,  # these compare trained models
+            named=options.runs is not None,
             progress=moved,
         )
     if kind == "html":

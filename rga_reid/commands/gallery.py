@@ -18,7 +18,13 @@ from rga_reid.commands._embedder import (
     require_same_model,
     suggest_engine,
 )
-from rga_reid.commands._inputs import embed_table, read_gallery_features, read_image_table, shards_folder
+from rga_reid.commands._inputs import (
+    embed_table,
+    read_gallery_features,
+    read_image_table,
+    shards_folder,
+    warn_of_missing_labels,
+)
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
@@ -299,6 +305,8 @@ def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
     else:
         table, _ = read_image_table(options, None if gallery is None else gallery.columns)
     print_labels(table, rows=_PREVIEWED)
+    if gallery is not None:
+        warn_of_missing_labels(gallery, table, options)
     images = table[CAMERA].value_counts().sort_index()
     if len(images):
         print(
@@ -322,6 +330,7 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
         model_of_file = None if options.same_features else read_fingerprint(options.features)
         require_same_model(gallery, model_of_file, options, f"--features {options.features}")
         gallery.add(features[new], table[new], model=model_of_file)
+        warn_of_missing_labels(gallery, table[new], options)
         messages.append(_added(int(new.sum()), int((~new).sum())))
         _maintain(messages, gallery, int(new.sum()))
         return gallery
@@ -333,6 +342,7 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
         _watch.wait_for_lock(options)
     model = read_gallery_embedder(gallery, options, device)
     record = None if options.same_features else model.fingerprint
+    warn_of_missing_labels(gallery, table, options)
     added = 0
     for features, rows in iter_blocks(embed_table(model, options, device, table)):
         gallery.add(features, rows, model=record, columns=columns)

@@ -124,6 +124,9 @@ def prepare(words: Sequence[str]) -> list[str]:
             recipe = read_recipe(value if equals else words.pop(0))
             prepared += [word for name in recipe.pop("imports", []) for word in ("--import", name)]
             prepared += ["--config", yaml.safe_dump(recipe, sort_keys=False)]
+        elif option in ("--model.attention", "--model.backbone"):
+            # jsonargparse 4.53 fails where one mapping with init_args replaces another
+            prepared += [f"{option}=none", word]
         else:
             prepared.append(word)
     return prepared

@@ -34,6 +34,7 @@ def explain(
     attention: Sequence[str] = (),
     seed: int = 0,
     twins: bool = True,
+    named: bool = False,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[Exhibit]:
     """Trace attention modules on pictures.
@@ -46,6 +47,7 @@ def explain(
             checkpoints, the modules that they must have.
         seed: random seed of untrained weights.
         twins: show each trained model next to an untrained network of the same architecture.
+        named: show the names of loaded models in place of those of their modules.
         progress: called with the finished fraction.
 
     Raises:
@@ -65,25 +67,26 @@ def explain(
     sizes = {model.size for model in trained} or {SIZE}
     pixels = {size: [uint8_batch([picture], size) for picture in pictures] for size in sizes}
     shown = {size: [one[0].permute(1, 2, 0).numpy() for one in batch] for size, batch in pixels.items()}
-    # each model is built just before it runs: (is trained, name in messages, source, how to build it)
-    plans: list[tuple[bool, str, str, Callable[[], EmbeddingModel]]] = []
+    # each model is built just before it runs: (is trained, name in messages, name, source, how to build it)
+    plans: list[tuple[bool, str, str, str, Callable[[], EmbeddingModel]]] = []
     modules = [attention_name(next(iter(model.backbone.attention_stages().values()))) for model in trained]
     configs: set[str] = set()
     for model, module, name in zip(trained, modules, files, strict=True):
         is_unique = modules.count(module) == 1
-        plans.append((True, name, "" if is_unique else name, partial(lambda loaded: loaded, model)))
+        shown_name, source = (name, "") if named else ("", "" if is_unique else name)
+        plans.append((True, name, shown_name, source, partial(lambda loaded: loaded, model)))
         # one untrained network for models that differ in weights only
         if twins and model.config is not None and repr(model.config) not in configs:
             configs.add(repr(model.config))
             build = partial(_untrained_twin, model, torch.cat(pixels[model.size]), seed)
             source = "" if is_unique else "{}, {}×{}".format(network_title(model), *model.size)
-            plans.append((False, f"untrained {name}", source, build))
+            plans.append((False, f"untrained {name}", "", source, build))
     if not trained:
         batch = torch.cat(pixels[SIZE])
         for name in dict.fromkeys(attention or DEFAULT_ATTENTION):
-            plans.append((False, name, "", partial(untrained_model, name, batch, seed=seed)))
+            plans.append((False, name, "", "", partial(untrained_model, name, batch, seed=seed)))
     exhibits: list[list[Exhibit]] = [[] for _ in pictures]
-    for done, (is_trained, model_name, source, build_model) in enumerate(plans):
+    for done, (is_trained, model_name, shown_name, source, build_model) in enumerate(plans):
         model = build_model()
         for number, image in enumerate(photos.values()):
             captures = capture_stages(model, pixels[model.size][number])
@@ -102,6 +105,7 @@ def explain(
                     [stage_view(capture) for capture in captures],
                     network_title(model),
                     source,
+                    shown_name,
                 )
             )
             progress((done + (number + 1) / len(photos)) / len(plans))

@@ -90,5 +90,5 @@ def show(
         else:
             file = Path(folder) / "image.png"
             (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file)
-        exhibits = explain([file], seed=seed, **chosen)
+        exhibits = explain([file], seed=seed, named=isinstance(model, Mapping), **chosen)
     return Explorer(explorer_page(exhibits, lang=lang), height)

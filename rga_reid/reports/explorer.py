@@ -41,6 +41,7 @@ class Exhibit:
         stages: at least one, in order.
         model: the network, such as "ResNet-50".
         source: distinguishes exhibits of the same module, such as the name of the checkpoint.
+        name: shown to the reader in place of ``mechanism``, such as that of a variant of an ablation.
     """
 
     mechanism: str
@@ -50,6 +51,7 @@ class Exhibit:
     stages: Sequence[StageView]
     model: str
     source: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -58,7 +60,7 @@ class Exhibit:
     @property
     def label(self) -> str:
         """Name for the reader, such as ``rga, trained``."""
-        name = f"{self.mechanism}, {'trained' if self.trained else 'untrained'}"
+        name = f"{self.name or self.mechanism}, {'trained' if self.trained else 'untrained'}"
         return f"{name} ({self.source})" if self.source else name
 
     def stage(self, number: int | None = None) -> StageView:
@@ -165,6 +167,7 @@ def _exhibit(exhibit: Exhibit, photo: int, pack: Pack) -> dict[str, Any]:
         "model": exhibit.model,
         "photo": photo,
         "source": exhibit.source,
+        "name": exhibit.name or exhibit.mechanism,
         "start": list(exhibit.stages).index(exhibit.stage()),
         "words": {one: asdict(lookup(exhibit.mechanism, one)) for one in LANGUAGES},
         "stages": [_stage(view, pack) for view in exhibit.stages],
@@ -181,8 +184,11 @@ def _stage(view: StageView, pack: Pack) -> dict[str, Any]:
             for step, one in zip(view.flow, view.pictures, strict=True)
         ],
         "matrices": [_matrix(matrix, pack) for matrix in view.matrices],
-        "attention": None if view.attention is None else pack.add(view.attention),
-        "channel_attention": None if view.channel_attention is None else pack.add(view.channel_attention),
+        # exact, as the page shows the range in digits, which those of other pages should equal
+        "attention": None if view.attention is None else pack.add_exact(view.attention),
+        "channel_attention": None
+        if view.channel_attention is None
+        else pack.add_exact(view.channel_attention),
         "change": pack.add(view.change),
     }
 

@@ -128,6 +128,35 @@ def test_preview_says_that_no_group_is_named_camera_or_time(
     assert "time of all images is unknown: expected a column named time\n" in capsys.readouterr().out
 
 
+def test_add_names_the_labels_that_new_images_lack(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more"
+    for name in ("cam12/20261121T100000_trk000009.png", "0007_c3s1_000001_00.jpg"):
+        (more / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16), (90, 60, 30)).save(more / name)
+    lacking = "warning: the new images have no {}, which images of the gallery have"
+    hint = "; --pattern reads labels from the paths\n"
+    capsys.readouterr()
+    assert gallery("add", built, "--images", more / "cam12", "--preview") == 0
+    assert lacking.format("camera, time, track") + hint in capsys.readouterr().err
+    late = tmp_path / "late"
+    late.mkdir()
+    (more / "cam12").rename(late / "cam12")
+    assert gallery("add", built, "--images", more) == 0  # its name has the camera
+    assert lacking.format("time, track") + hint in capsys.readouterr().err
+    assert gallery("add", built, "--images", late, "--pattern", PATTERN, "--timezone", "UTC") == 0
+    assert "warning" not in capsys.readouterr().err
+    features = {
+        "features": np.eye(1, 32, dtype=np.float32),
+        "paths": np.array(["x.jpg"]),
+        "pids": np.array([3]),
+    }
+    np.savez(tmp_path / "x.npz", **features)
+    assert gallery("add", built, "--features", tmp_path / "x.npz", "--preview") == 0
+    assert lacking.format("camera, time, track") + "\n" in capsys.readouterr().err
+
+
 def test_preview_of_features_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "f.npz", features=np.eye(2, 3, dtype=np.float32), paths=np.array(["a.jpg", "b.jpg"]))
     assert gallery("build", tmp_path / "new", "--features", tmp_path / "f.npz", "--preview") == 0

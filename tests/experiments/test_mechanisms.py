@@ -75,7 +75,7 @@ def test_each_trained_variant_is_loaded_with_its_first_seed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("view", "shown", "left_out"),
     [
-        ([], {"pam", "rga", "Plain", "Gated"}, "left out: plain (no attention)"),
+        ([], {"position", "relation", "module", "gated"}, "left out: plain (no attention)"),
         (
             ["--view", "gates"],
             {"relation", "gated"},

@@ -37,6 +37,9 @@ def test_a_model_is_shown_inline(tmp_path: Path) -> None:
     assert len(repr(shown[0])) < 100
     shown[0].save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == shown[0].page
+    several = rga_reid.show({"mine": model}, pixels).page
+    assert '"label": "mine, trained"' in several
+    assert '"label": "pam, trained"' in shown[0].page
     with pytest.raises(InputError, match="pan"):
         rga_reid.show("pan", pixels)
 

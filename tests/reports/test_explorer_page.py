@@ -253,6 +253,7 @@ def test_coming_back_from_channels_shows_positions(page: Page) -> None:
     for number, channels in ((3, True), (1, False)):
         page.click(f"#exhibits label:nth-of-type({number}) input")
         page.wait(f"document.getElementById('channel-picker').hidden === {str(not channels).lower()}")
+        assert page.text("#look-title") == ("Choose a channel" if channels else "Point at the photo")
     assert page.text("#matrices label:has(:checked)").startswith("Gs")
     assert page.text("#head-photo") == "Photo"
 

@@ -17,6 +17,7 @@ async function choose() {
   $("fig-matrix").hidden = $("readout").hidden = !has;
   $("no-matrix").hidden = has;
   $("look-title").hidden = $("look-help").parentElement.hidden = !has;
+  set("look-title", t(channels ? "look_channel" : "look"));
   if (!has) { set("cap-photo", ""); set("head-photo", t("photo")); }
   $("channels").hidden = $("channel-picker").hidden = !channels;
   flow(); same();

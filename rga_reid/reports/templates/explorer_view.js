@@ -4,7 +4,7 @@ const stage = () => exhibit().stages[state.stage];
 const matrix = () => stage().matrices[state.matrix];
 const wordsOf = (shown) => shown.words[settings.lang];
 const readsBoth = (shown) => shown.words.en.directions === "row and column";
-const labelOf = (shown) => t(shown.trained ? "label_trained" : "label_untrained", { name: shown.mechanism }) + (shown.source ? ` (${shown.source})` : "");
+const labelOf = (shown) => t(shown.trained ? "label_trained" : "label_untrained", { name: shown.name }) + (shown.source ? ` (${shown.source})` : "");
 const meaningOf = (text) => data.flow[settings.lang][text] ?? text;
 function formulaOf(text) {
   for (const [english, other] of Object.entries(data.formula[settings.lang])) text = text.replace(english, other);
