@@ -137,6 +137,12 @@ def test_command_line_overrides_recipe_overrides_base(tmp_path: Path) -> None:
     assert options.model.attention == "pam"  # in place of a class with options
     position = {"class_path": "rga_s", "init_args": {"zero_init_gate": True}}
     assert parsed("demo", "--model.attention", json.dumps(position)).model.attention == position
+    words = ["--model.attention.init_args.channel", "false"]
+    assert parsed("demo", *words).model.attention["init_args"] == {"zero_init_gate": True, "channel": False}
+    words = ["--model.attention.class_path=my.Gate", "--model.attention.ratio=4"]
+    assert parsed("demo", *words).model.attention == {"class_path": "my.Gate", "init_args": {"ratio": 4}}
+    with pytest.raises(InputError, match=r"--model\.attention CLASS"):
+        parsed("market1501/cpu_pretrained", "--model.attention.ratio", "4")
     network = {"class_path": "torchvision.models.resnet34", "init_args": {"width_per_group": 32}}
     words = ["--model.backbone", json.dumps(network | {"init_args": {"groups": 2}}), "--model.backbone"]
     assert parsed("demo", *words, json.dumps(network)).model.backbone == network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import operator
 import re
@@ -36,6 +37,11 @@ from rga_reid.training.trainer import Precision
 
 # Trainer options set by --out or by the sampler, and those that are extended below
 _SKIPPED = {"default_root_dir", "logger", "precision", "use_distributed_sampler"}
+
+
+# options of classes that are plain mappings, of which jsonargparse does not merge parts
+_CLASSES = ("attention", "backbone")
+_CLASS_OPTION = re.compile(rf"--model\.(?P<name>{'|'.join(_CLASSES)})(\.(init_args\.)?(?P<key>\w+))?")
 
 
 class _Parser(ArgumentParser):
@@ -114,8 +120,13 @@ def _count_or_fraction_options() -> dict[str, tuple[Any, Any]]:
 
 
 def prepare(words: Sequence[str]) -> list[str]:
-    """Replace old names and short forms of options, and the name of the recipe by its merged content."""
+    """Replace old names and short forms of options, and the name of the recipe by its merged content.
+
+    The words of attention and backbone, such as ``--model.attention CLASS --model.attention.ratio 4``, become one.
+    """
     prepared, words = [], rename_words(words)
+    classes: dict[str, Any] = {}  # attention and backbone of the recipe, then of the words
+    given: set[str] = set()
     words = [re.sub("^--init-from(?=$|=)", "--model.weights", word) for word in words]
     while words:
         word = words.pop(0)
@@ -124,12 +135,34 @@ def prepare(words: Sequence[str]) -> list[str]:
             recipe = read_recipe(value if equals else words.pop(0))
             prepared += [word for name in recipe.pop("imports", []) for word in ("--import", name)]
             prepared += ["--config", yaml.safe_dump(recipe, sort_keys=False)]
-        elif option in ("--model.attention", "--model.backbone"):
-            # jsonargparse 4.53 fails where one mapping with init_args replaces another
-            prepared += [f"{option}=none", word]
+            classes |= {name: value for name, value in recipe.get("model", {}).items() if name in _CLASSES}
+        elif (found := _CLASS_OPTION.fullmatch(option)) and (equals or words):
+            name, key = found["name"], found["key"]
+            given.add(name)
+            classes[name] = _with_word(option, classes.get(name), key, value if equals else words.pop(0))
         else:
             prepared.append(word)
+    for name in sorted(given):
+        value = classes[name]
+        # the first word because jsonargparse 4.53 fails where one mapping with init_args replaces another
+        text = value if isinstance(value, str) else json.dumps(value)
+        prepared += [f"--model.{name}=none", f"--model.{name}={text}"]
     return prepared
+
+
+def _with_word(option: str, value: Any, key: str | None, word: str) -> Any:
+    """Return a class, or a class with options, after one more word of the command line."""
+    try:
+        content = yaml.safe_load(word)
+    except yaml.YAMLError:
+        content = word
+    if key in (None, "class_path"):
+        return content
+    mapping = {"class_path": value} if isinstance(value, str) else value
+    if not isinstance(mapping, dict):
+        name = option.removesuffix(f".{key}").removesuffix(".init_args")
+        raise InputError(f"{option}: expected the class before its options: {name} CLASS {option} {word}")
+    return {**mapping, "init_args": {**(mapping.get("init_args") or {}), key: content}}
 
 
 def run(options: Namespace) -> None:

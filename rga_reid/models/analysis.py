@@ -19,6 +19,10 @@ from rga_reid.models.backbone import Backbone, Size, count_parameters
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel, eval_mode, uint8_batch
 
+#: of the outputs of ``relations`` and ``forward``, relative to the largest value; above, one of them is wrong
+MAX_DIFFERENCE = 1e-2
+_TINY = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True, eq=False)
 class StageCapture:
@@ -77,7 +81,7 @@ def capture_stages(model: EmbeddingModel, pixels: Tensor) -> list[StageCapture]:
         pixels: uint8 ``(1, 3, h, w)``; resized to the model's size if necessary.
 
     Raises:
-        InputError: the model has no attention; gates of a wrong form.
+        InputError: the model has no attention; gates of a wrong form; relations that differ from ``forward``.
     """
     modules = model.backbone.attention_stages()
     if not modules:
@@ -176,9 +180,15 @@ def _capture(stage: int, module: nn.Module, x: Tensor, output: Tensor) -> StageC
     name = attention_name(module)
     if hasattr(module, "relations"):
         relations = module.relations(x)  # type: ignore[operator]
-        trace, output = relations.trace()
+        trace, explicit = relations.trace()
+        difference = float((explicit - output).abs().max() / output.abs().max().clamp(min=_TINY))
+        if difference > MAX_DIFFERENCE:
+            raise InputError(
+                f"attention after stage {stage}: relations and forward of {type(module).__name__} differ by "
+                f"{difference:.2g} of the largest value of the output; expected at most {MAX_DIFFERENCE:g}"
+            )
         return StageCapture(
-            stage, name, dict(relations.matrices), dict(trace.weights), list(trace.flow), output
+            stage, name, dict(relations.matrices), dict(trace.weights), list(trace.flow), explicit
         )
     gates = compute_gates(module, x)
     formula = f"{type(module).__name__}(x)"

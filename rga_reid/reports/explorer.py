@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from rga_reid.errors import InputError
 from rga_reid.reports.glossary import lookup
 from rga_reid.reports.html import jpeg_uri
 from rga_reid.reports.language import LANGUAGES, Text, load_strings, render_page
-from rga_reid.reports.relation_views import MAX_WHOLE, Calculation, MatrixView, StageView
+from rga_reid.reports.relation_views import MAX_WHOLE, Calculation, MatrixView, StageView, to_halves
 
 #: scripts of the page, concatenated in this order
 SCRIPTS = (
@@ -237,7 +236,6 @@ def _colours(name: str) -> list[list[int]]:
 
 
 RELATIVE_ERROR = 2.0**-11  #: of a packed value that is at least 2⁻³⁰ times the largest of its array
-_MAX_EXPONENT = 15  # values are scaled below 2¹⁵, as half precision ends at 65504
 
 
 @dataclass
@@ -249,9 +247,7 @@ class Pack:
 
     def add(self, array: np.ndarray) -> dict[str, Any]:
         """Add an array in half precision; return a reference with its blob, shape and scale."""
-        largest = float(np.abs(array).max(initial=0.0))
-        exponent = math.frexp(largest)[1] - _MAX_EXPONENT if largest > 0 else 0
-        halves = np.ldexp(array.astype(np.float64), -exponent).astype("<f2")
+        halves, exponent = to_halves(array)
         pairs = np.frombuffer(halves.tobytes(), np.uint8).reshape(-1, 2)
         planes = pairs[:, 1].tobytes() + pairs[:, 0].tobytes()  # high bytes, then low ones: compresses better
         return {"blob": self._keep(planes), "shape": list(array.shape), "scale": 2.0**exponent}

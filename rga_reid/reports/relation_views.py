@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ MAX_OPERAND = (
     20_000  #: values of an operand that is kept for all nodes; a larger one for the exact nodes only
 )
 MAX_CELLS = 64  #: cells per side of the picture of a square tensor in the data flow
+ZERO = 2.0**-40  #: share of the largest entry of a matrix below which the page shows 0
 BOTH_PASSES = "both_passes"
 
+_MAX_EXPONENT = 15  # stored values are scaled below 2¹⁵, as half precision ends at 65504
 _PRODUCT = re.compile(r"([^\s(\[]+)\[:, i\] · ([^\s(\[]+)\[:, j\]")  # columns are nodes
 _OF_COLUMNS = re.compile(r"(\S+)ᵀ (\S+)")
 _OF_ROWS = re.compile(r"(\S+) (\S+)ᵀ")
@@ -115,7 +118,7 @@ class MatrixView:
         rows: float32 ``(chosen, K)``; empty if the matrix is complete.
         columns: float32 ``(chosen, R)``, of the key at the same place; empty if the matrix is complete.
         asymmetry: see ``asymmetry``; None if the matrix is not square.
-        reach: mean share of non-zero entries in a row.
+        reach: mean share of the entries in a row that are above ``ZERO``.
         maps: activation maps of channels, float32 ``(m, h, w)``; empty for positions.
         map_channels: channels of ``maps``.
         live: channels whose activation is not 0 everywhere; empty for positions.
@@ -286,7 +289,7 @@ def find_calculation(
     Args:
         flow: all steps.
         matrix: the step of the matrix.
-        chosen, keys: exact nodes and keys of a large matrix; None for all.
+        chosen, keys: nodes and keys whose vectors are kept if there are too many; evenly spread ones by default.
     """
     steps = {step.symbol: step for step in flow}
     of_softmax = matrix.formula.startswith("softmax")
@@ -359,7 +362,7 @@ def _matrix_view(capture: StageCapture, name: str, matrix: Tensor) -> MatrixView
     step = next(step for step in capture.flow if step.tensor is capture.matrices[name])
     rows, keys = matrix.shape
     grid: Grid = (capture.x.shape[2], capture.x.shape[3])
-    if name.startswith("channel"):
+    if name.startswith("channel") or rows != grid[0] * grid[1]:
         node_map = _node_map(capture.flow, step, rows, grid)
         return _view(name, step, "channels", matrix, (rows, 1), (keys, 1), node_map, capture.flow)
     return _view(name, step, "positions", matrix, grid, _key_grid(grid, keys), None, capture.flow)
@@ -392,18 +395,26 @@ def _view(
         chosen = torch.arange(rows)
     elif node_map is None:
         chosen = _spread(grid)
-    else:  # the most active channels
-        activity = node_map.flatten(1).abs().mean(1)
-        chosen = activity.topk(min(EXACT_CHANNELS, rows)).indices.sort().values
+    else:
+        chosen = _most_active(node_map, EXACT_CHANNELS)
     chosen_keys = torch.tensor([_key(int(node), grid, key_grid) for node in chosen])
     exact_rows = _array(matrix[:0] if whole else matrix[chosen])
     exact_columns = _array(matrix.T[:0] if whole else matrix.T[chosen_keys])
     mapped = live = np.arange(rows)  # channels whose activation maps are kept
+    kept, kept_keys = (None, None) if whole else (chosen, chosen_keys)
     if node_map is not None:
         active = node_map.flatten(1).any(1).nonzero().flatten().cpu().numpy()
         live = active if len(active) > 1 else live  # a channel needs another one to be compared with
+        kept = _most_active(node_map, EXACT_POINTS[0] * EXACT_POINTS[1]) if whole else chosen
+        stored = as_stored(_array(matrix))[kept] if whole else as_stored(exact_rows)
+        # the page calculates the relation of a channel to its most related one
+        best = [
+            find_related(line, int(own), 1, among=live)[0] for own, line in zip(kept, stored, strict=True)
+        ]
+        kept_keys = torch.tensor(sorted({*kept.tolist(), *(node for nodes in best for node in nodes)}))
     if node_map is not None and not whole:
-        lines = [*zip(chosen, exact_rows, strict=True), *zip(chosen, exact_columns, strict=True)]
+        stored_lines = (as_stored(exact_rows), as_stored(exact_columns))
+        lines = [pair for stored in stored_lines for pair in zip(chosen, stored, strict=True)]
         sides = [find_related(line, int(own), among=live) for own, line in lines]
         related = [node for both in sides for side in both for node in side]
         mapped = np.unique([*chosen.tolist(), *related])
@@ -423,12 +434,31 @@ def _view(
         exact_rows,
         exact_columns,
         asymmetry(matrix) if rows == keys else None,
-        float((matrix != 0).double().mean()),
+        float((matrix.abs() > ZERO * matrix.abs().max()).double().mean()),
         np.zeros((0, 1, 1), np.float32) if node_map is None else _small_maps(node_map[mapped]),
         mapped[:0] if node_map is None else mapped,
         live[:0] if node_map is None else live,
-        find_calculation(flow, step, None if whole else chosen, None if whole else chosen_keys),
+        find_calculation(flow, step, kept, kept_keys),
     )
+
+
+def _most_active(node_map: Tensor, count: int) -> Tensor:
+    """Channels of the largest mean magnitudes, in order."""
+    activity = node_map.flatten(1).abs().mean(1)
+    return activity.topk(min(count, len(activity))).indices.sort().values
+
+
+def to_halves(array: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return an array in half precision, divided by a power of 2, and the exponent of that power."""
+    largest = float(np.abs(array).max(initial=0.0))
+    exponent = math.frexp(largest)[1] - _MAX_EXPONENT if largest > 0 else 0
+    return np.ldexp(array.astype(np.float64), -exponent).astype("<f2"), exponent
+
+
+def as_stored(array: np.ndarray) -> np.ndarray:
+    """Return the values that the page has of an array; as these are rounded, more of them are equal."""
+    halves, exponent = to_halves(array)
+    return np.ldexp(halves.astype(np.float64), exponent)
 
 
 def _node_map(flow: Sequence[Step], matrix: Step, channels: int, grid: Grid) -> Tensor:

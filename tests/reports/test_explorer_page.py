@@ -18,6 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.models.analysis import StageCapture
+from rga_reid.reports import relation_views
 from rga_reid.reports.explorer import Exhibit, explorer_page
 from rga_reid.reports.relation_views import stage_view
 from tests.contrast import low_contrasts
@@ -292,6 +293,47 @@ def test_the_tour_has_six_steps_with_the_numbers_of_the_point(
     assert "8 × 4" in texts[0]
     page.run("document.getElementById('tour-end').click()")
     assert page.run("return document.getElementById('tour').hidden")
+
+
+def test_an_entry_whose_vectors_are_not_kept_is_named(
+    browse: Browse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relation_views, "MAX_OPERAND", 0)  # 32 nodes of 128
+    exhibits = []
+    for name, channels in (("rga_s", 16), ("cam", 64)):
+        torch.manual_seed(0)
+        module, x = ATTENTION_MODULES[name](channels, (16, 8)).eval(), torch.rand(1, channels, 16, 8)
+        with torch.no_grad():
+            relations = module.relations(x)
+            trace, output = relations.trace()
+        captured = StageCapture(1, name, relations.matrices, trace.weights, trace.flow, output)
+        exhibits.append(
+            Exhibit(name, True, "a.jpg", np.zeros((64, 32, 3), np.uint8), [stage_view(captured)], "a model")
+        )
+    file = tmp_path / "page.html"
+    file.write_text(explorer_page(exhibits), encoding="utf-8")
+    with browse(file) as browser:
+        page = Page(browser, file)
+        page.open(lang="en", exhibit=1, open="A")
+        result = "document.querySelector('.calc')?.lastElementChild.textContent"
+        page.wait(f"{result} !== undefined")
+        entry = page.run("return {...document.querySelector('.calc').dataset}")
+        readout = page.find("#readout")
+        assert [entry["i"], entry["j"]] == [
+            readout.get_attribute(f"data-{name}") for name in ("node", "other")
+        ]
+        assert float(entry["value"]) == pytest.approx(page.number("value-row"), rel=SHOWN)
+
+        page.open(lang="en", exhibit=0, i="0.01,0.01", j="0.99,0.99", open="G_s")
+        page.wait(f"{result}?.startsWith('Gs[i′, j′] = ')")
+        assert "32 positions only" in page.text(".calc")
+        page.click("#start-tour")
+        page.wait(f"{result}?.startsWith('Gs[i, j] = ')")
+        data = page.run("return {...document.querySelector('.calc').dataset}")
+        assert float(data["value"]) == pytest.approx(page.number("value-row"), rel=SHOWN)
+        page.run("document.getElementById('tour-end').click()")  # back to the view before
+        page.wait(f"{result}?.startsWith('Gs[i′, j′] = ')")
+        page.node(0)
 
 
 def test_the_address_keeps_the_view(page: Page) -> None:

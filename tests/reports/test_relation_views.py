@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rga_reid.attention import ATTENTION_MODULES
 from rga_reid.attention.trace import asymmetry
 from rga_reid.models.analysis import StageCapture
 from rga_reid.reports.explorer import RELATIVE_ERROR, Exhibit, Pack
-from rga_reid.reports.relation_views import FlowStep, find_related, pool, stage_view
+from rga_reid.reports.relation_views import FlowStep, as_stored, find_related, pool, stage_view
 
 
 def captured(name: str, channels: int, size: tuple[int, int]) -> StageCapture:
@@ -130,6 +131,37 @@ def test_vectors_of_large_tensors_are_kept_at_some_nodes() -> None:
     assert calculation is not None
     assert calculation.nodes is not None
     assert calculation.lefts.shape == (len(calculation.nodes), 64)
+
+
+def test_the_vectors_of_the_most_related_channels_are_kept() -> None:
+    view = stage_view(captured("cam", 300, (16, 8))).matrices[0]  # 300 · 128 values
+    calculation = view.calculation
+    assert calculation is not None
+    assert calculation.nodes is not None
+    assert calculation.keys is not None
+    assert calculation.lefts.shape == (32, 128)
+    shown = as_stored(view.picture)
+    for own in calculation.nodes:
+        best = max((node for node in range(300) if node != own), key=lambda node: (shown[own, node], -node))
+        assert best in calculation.keys
+
+
+def test_nodes_are_channels_if_there_are_as_many() -> None:
+    capture = captured("cam", 20, (8, 4))
+    named = replace(capture, matrices={"relations": capture.matrices["channels"]})
+    (view,) = stage_view(named).matrices
+    assert (view.kind, view.grid) == ("channels", (20, 1))
+    np.testing.assert_allclose(view.maps, capture.x[0], rtol=1e-6)
+
+
+def test_entries_that_the_page_shows_as_zero_are_not_counted() -> None:
+    capture = captured("pam", 16, (6, 4))
+    matrix = capture.matrices["positions"]
+    matrix.copy_(torch.eye(24) * 3 + 1e-13 * torch.ones(24, 24))
+    matrix[0, 0, :6] = 1e-3
+    (view,) = stage_view(capture).matrices
+    assert view.reach == pytest.approx((23 + 6) / 24**2)
+    assert (as_stored(view.picture) != 0).mean() == view.reach
 
 
 def test_calculations_name_rows_and_columns() -> None:

@@ -27,7 +27,7 @@ function flow() {
       step.inputs.forEach((name, k) => {
         const source = document.createElement("b");
         source.append(...typeset(name));
-        from.append(k ? ", " : "", source);
+        from.append(k ? t("comma") : "", source);
       });
     }
     if (places.has(step.symbol)) button(t("show_it"), () => { chooseMatrix(places.get(step.symbol)); $("look").scrollIntoView({ behavior: "smooth" }); });
@@ -119,16 +119,21 @@ function keptNode(kept, v, u, grid) {
   });
   return [best, kept[best]];
 }
+/** The entry that the other pictures show, and the one of which both vectors are kept: the same if possible. */
+function keptEntry(m) {
+  const { nodes, keys } = m.calculation, place = (kept, node) => (kept ? kept.indexOf(node) : node);
+  if (m.kind === "positions") {
+    const i = nodeAt(m, nearest(m, state.v, state.u)), j = cell(state.ov, state.ou, m.key_grid);
+    return { wanted: [i, j], left: keptNode(nodes, ...middle(i, m.grid), m.grid), right: keptNode(keys, ...middle(j, m.key_grid), m.key_grid) };
+  }
+  const i = matrix() === m ? readChannels().channel : mainChannel(m), most = (n) => related(m, n)[0], wanted = [i, most(i)];
+  const [p, q] = place(nodes, i) >= 0 && place(keys, wanted[1]) >= 0 ? wanted : [mainChannel(m), most(mainChannel(m))];
+  return { wanted, left: [place(nodes, p), p], right: [place(keys, q), q] };
+}
 /** One entry from its two vectors, in double precision. */
 function calculate(m) {
-  const { form, lefts, rights, nodes, keys, logsumexp } = m.calculation, features = lefts.shape[1];
-  let at = [state.v, state.u], to = [state.ov, state.ou];
-  if (m.kind === "channels") {
-    const shown = matrix() === m ? readChannels() : { channel: mainChannel(m), order: m.live.filter((n) => n !== mainChannel(m)) };
-    [at, to] = [middle(shown.channel, m.grid), middle(shown.order[0], m.key_grid)];
-  }
-  if (!m.whole) at = middle(nodeAt(m, nearest(m, ...at)), m.grid); // the point that the other pictures show
-  const [left, i] = keptNode(nodes, ...at, m.grid), [right, j] = keptNode(keys, ...to, m.key_grid);
+  const { form, lefts, rights, nodes, logsumexp } = m.calculation, features = lefts.shape[1];
+  const { wanted, left: [left, i], right: [right, j] } = keptEntry(m), other = i !== wanted[0] || j !== wanted[1];
   const terms = Array.from({ length: features }, (_, e) => {
     const a = lefts.values[left * features + e], b = rights.values[right * features + e];
     return [e, a, b, a * b];
@@ -137,19 +142,19 @@ function calculate(m) {
   const [, across] = m.grid, onCross = i % across === j % across || Math.floor(i / across) === Math.floor(j / across);
   const outside = m.name.startsWith("pass_") && !onCross; // in criss-cross attention only a row and a column count
   const value = { product: dot, mean: dot / m.size[1], softmax: outside ? 0 : Math.exp(dot - log), softmin: Math.exp(-dot - log) }[form];
-  return { i, j, terms, dot, log, value, outside, sampled: nodes?.length };
+  return { i, j, terms, dot, log, value, outside, other, kept: nodes?.length };
 }
 /** A number that follows a minus sign. */
 const bracket = (value) => (value < 0 ? `(${formatNumber(value)})` : formatNumber(value));
 function showCalculation(holder, m, step) {
-  const { i, j, terms, dot, log, value, outside, sampled } = calculate(m), { form, left, right } = m.calculation;
-  if (holder.dataset.entry === `${i},${j},${settings.lang}`) return;
-  Object.assign(holder.dataset, { entry: `${i},${j},${settings.lang}`, i, j, dot, value });
+  const { i, j, terms, dot, log, value, outside, other, kept } = calculate(m), { form, left, right } = m.calculation;
+  if (holder.dataset.entry === `${i},${j},${other},${settings.lang}`) return;
+  Object.assign(holder.dataset, { entry: `${i},${j},${other},${settings.lang}`, i, j, dot, value });
   clearInterval(holder.playing);
   const line = (text) => { const p = document.createElement("p"); p.append(...typeset(text)); return p; };
   const where = (node, grid) => (m.kind === "channels" ? String(node) : `(${Math.floor(node / grid[1]) + 1}, ${(node % grid[1]) + 1})`);
-  const parts = [line(`**${t("calc_title")}**`), line(t("calc_nodes", { i: where(i, m.grid), j: where(j, m.key_grid) }))];
-  if (sampled) parts.push(line(t("calc_at_points", { count: sampled })));
+  const entry = { i: where(i, m.grid), j: where(j, m.key_grid), count: kept };
+  const parts = [line(`**${t("calc_title")}**`), line(t(other ? `calc_other_${m.kind}` : "calc_nodes", entry))];
   const table = document.createElement("tbody"), box = document.createElement("table");
   headings(table, [t("calc_feature"), left, right, t("calc_product"), t("calc_total")]);
   // all products, or the largest ones in their order
@@ -175,7 +180,7 @@ function showCalculation(holder, m, step) {
   if (isMatrix && outside) parts.push(line(t("calc_outside")));
   else if (isMatrix && form === "mean") parts.push(line(t("calc_mean", { n: m.size[1], value: formatNumber(value) })));
   else if (isMatrix && form !== "product") parts.push(line(t(`calc_${form}`, { sum: formatNumber(dot), negated: bracket(dot), log: formatNumber(log), subtracted: bracket(log), value: formatNumber(value) })));
-  parts.push(line(`**${t("calc_result", { symbol: step.symbol, value: formatNumber(isMatrix ? value : dot) })}**`));
+  parts.push(line(`**${t(other ? "calc_result_other" : "calc_result", { symbol: step.symbol, value: formatNumber(isMatrix ? value : dot) })}**`));
   holder.replaceChildren(...parts);
 }
 /** Add up before the reader's eyes: one row after the other. */

@@ -1,5 +1,6 @@
 // ---------- guided tour: six steps from "a position is a row" to "why G[i, j] is not G[j, i] in RGA" ----------
 let tour = 0; // step, or 0
+let before = null; // the view from which the tour was started
 const positionPlaces = (wanted) => {
   for (const [e, shown] of data.exhibits.entries()) {
     if (shown.photo !== state.photo || !shown.words.en.directions || !wanted(shown)) continue; // the texts are about known modules
@@ -25,26 +26,40 @@ const STEPS = [
 ];
 
 async function goTour(step) {
+  const starts = step && !tour;
   tour = step;
   for (const element of document.querySelectorAll(".toured")) element.classList.remove("toured");
   $("tour").hidden = !step;
   remember({ tour: step || null });
-  if (!step) return $("start-tour").focus({ preventScroll: true });
+  if (!step) {
+    if (before) { Object.assign(state, before); before = null; choose(); }
+    return $("start-tour").focus({ preventScroll: true });
+  }
+  if (starts) before = { ...state, open: new Set(state.open) };
   const { at, marked, open } = STEPS[step - 1], place = at();
   if (!place) return goTour(0);
   const [e, s, m] = place;
   Object.assign(state, { exhibit: e, stage: s, matrix: m, kind: "positions" });
   await choose();
+  if (starts && matrix().calculation) { // points whose vectors the page has, so that every step shows the entry that one step computes
+    await ready(matrix());
+    const { left, right } = keptEntry(matrix()), [v, u] = middle(left[1], matrix().grid), [ov, ou] = middle(right[1], matrix().key_grid);
+    Object.assign(state, { v, u, ov, ou });
+    show();
+  }
   for (const name of marked) ($(`fig-${name}`) ?? $(name)).classList.add("toured");
+  showTour();
   let target = $("look");
   if (open) {
     await openStep(matrix().symbol, true);
     target = boxes().find((box) => box.dataset.symbol === matrix().symbol) ?? target;
     target.classList.add("toured");
+    // on a small screen the box is higher than the room between photo and tour: show the calculation
+    const room = $("tour").getBoundingClientRect().top - $("dock").getBoundingClientRect().bottom;
+    if (innerWidth <= 640 && target.offsetHeight > room) target = target.querySelector(".calc") ?? target;
   }
   $("tour").classList.remove("left");
   target.scrollIntoView({ block: "start" });
-  showTour();
   $("tour").classList.toggle("left", Boolean(open) && covers($("tour"), target));
   // on a small screen, the picture that the step is about may be below the window or under the step
   const picture = marked.map((name) => $(`fig-${name}`)).find((figure) => figure && !$("dock").contains(figure));

@@ -101,9 +101,9 @@ function showPositions() {
 function mainChannel(m) {
   if (m.main === undefined) {
     const live = new Set(m.live);
-    const related = (channel) => rowOf(m, m.whole ? channel : m.chosen.indexOf(channel)).some((value) => value !== 0);
+    const has = (channel) => rowOf(m, placeOfChannel(m, channel)).some((value) => value !== 0);
     const found = (m.whole ? m.live : m.chosen.filter((n) => live.has(n))).map((channel) => {
-      return [related(channel), m.activity[m.map_channels.indexOf(channel)], channel];
+      return [has(channel), m.activity[m.map_channels.indexOf(channel)], channel];
     });
     found.sort((p, q) => q[0] - p[0] || q[1] - p[1] || p[2] - q[2]);
     m.main = found.length ? found[0][2] : nodeAt(m, 0);
@@ -116,9 +116,14 @@ function placeOfChannel(m, channel) {
   if (m.whole) return Math.min(channel, m.size[0] - 1);
   return m.chosen.reduce((best, node, k) => (Math.abs(node - channel) < Math.abs(m.chosen[best] - channel) ? k : best), 0);
 }
+/** Active channels except one, most related first. */
+function related(m, channel) {
+  const row = rowOf(m, placeOfChannel(m, channel));
+  return m.live.filter((k) => k !== channel).sort((p, q) => row[q] - row[p] || p - q);
+}
 function readChannels() {
   const m = matrix(), place = placeOfChannel(m, state.channel ?? mainChannel(m)), channel = nodeAt(m, place), row = rowOf(m, place), column = columnOf(m, place);
-  const order = m.live.filter((k) => k !== channel).sort((p, q) => row[q] - row[p] || p - q);
+  const order = related(m, channel);
   const lowest = order.toReversed().sort((p, q) => row[p] - row[q] || p - q);
   return { m, place, channel, row, column, order, lowest, forward: row[order[0]], backward: column[order[0]], total: sum(row) };
 }
@@ -128,6 +133,7 @@ function showChannels() {
   const { m, channel, row, column, order, lowest, forward, backward, total } = readChannels(), all = choices(m);
   $("channel-range").max = all.length - 1;
   $("channel-range").value = Math.max(0, all.indexOf(channel)); $("channel-number").value = channel; $("channel-number").max = m.size[0] - 1;
+  set("channel-choices", m.whole ? "" : t("channel_choices", { list: all.join(t("comma")) }));
   overPhoto($("photo"), exhibit().photo, activation(m, channel));
   thumbnails("most", m, order.slice(0, 4), row, column);
   thumbnails("least", m, lowest.slice(0, 4), row, column);
