@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any, Literal
 
-from rga_reid.data.columns import show_time
+from rga_reid.data.columns import is_whole, show_time
 from rga_reid.errors import InputError
 from rga_reid.reports.html import thumbnail
 from rga_reid.reports.language import Text, render_page
@@ -77,11 +77,13 @@ def verdict(query: Picture, match: Picture) -> Correctness:
     """Judge a match by its labels.
 
     ``junk`` is ignored by evaluations: a pid of −1, the same person from the same camera, or the query file
-    itself. ``unknown`` means that labels are missing.
+    itself. ``unknown`` means that labels are missing, or that the query has a number and the match a name.
     """
     if match.pid in JUNK_PIDS or match.path == query.path:
         return "junk"
     if query.pid is None or query.pid in JUNK_PIDS or match.pid is None:
+        return "unknown"
+    if isinstance(query.pid, int) and not is_whole(str(match.pid)):  # a number of a file name
         return "unknown"
     if str(query.pid) != str(match.pid):  # one of them may be text
         return "wrong"

@@ -68,10 +68,17 @@ def write_picture(path: Path, size: tuple[int, int] = (64, 128), colour: str = "
         ((None, 1), (7, 1), "unknown"),
         ((7, 1), (None, 2), "unknown"),
         ((0, 1), (0, 1), "junk"),
+        ((130, 1), ("Anna", 2), "unknown"),
+        ((130, 1), ("130", 2), "correct"),
+        ((130, 1), ("131", 2), "wrong"),
+        (("Ben", 1), ("Anna", 2), "wrong"),
+        (("130", 1), ("Anna", 2), "wrong"),
     ],
 )
 def test_verdict(
-    query: tuple[int | None, int | None], match: tuple[int | None, int | None], expected: Correctness
+    query: tuple[int | str | None, int | None],
+    match: tuple[int | str | None, int | None],
+    expected: Correctness,
 ) -> None:
     assert verdict(Picture("q.jpg", *query), Picture("g.jpg", *match)) == expected
     assert verdict(Picture("q.jpg", *query), Picture("q.jpg", *match)) == "junk"  # the query itself
