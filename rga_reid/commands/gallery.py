@@ -39,7 +39,7 @@ from rga_reid.commands._options import (
     new_parser,
 )
 from rga_reid.commands._output import check_outputs, print_labels
-from rga_reid.data.columns import CAMERA, RESERVED, conform
+from rga_reid.data.columns import CAMERA, RESERVED, UNKNOWN, conform
 from rga_reid.errors import InputError, sanitize
 from rga_reid.runtime import progress_bar
 
@@ -115,8 +115,8 @@ def parser() -> ArgumentParser:
 
     label = _action(
         "label",
-        "Set or correct the person of images. The log of the gallery records time, old and new pid, and number of "
-        "images.",
+        "Set, correct or take off the person of images. The log of the gallery records time, old and new pid, and "
+        "number of images.",
     )
     label.add_argument(
         "--where",
@@ -124,7 +124,13 @@ def parser() -> ArgumentParser:
         required=True,
         help="images to label, such as 'camera = 3 and track = 12'",
     )
-    label.add_argument("--pid", metavar="PID", type=str, required=True, help="person: a whole number or text")
+    label.add_argument(
+        "--pid",
+        metavar="PID",
+        type=str,
+        required=True,
+        help="person: a whole number or text; '' (or NA, null, ...) takes the label off",
+    )
     add_wait_option(label)
 
     merge = new_parser(
@@ -405,7 +411,9 @@ def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> G
 
 def _label(messages: list[str], options: Namespace) -> Gallery:
     gallery = _info(options)
-    messages.append(f"labelled {_count(gallery.label(options.where, options.pid), 'image')}")
+    pid = None if options.pid in UNKNOWN else options.pid  # as tables write it
+    changed = _count(gallery.label(options.where, pid), "image")
+    messages.append(f"took the label off {changed}" if pid is None else f"labelled {changed}")
     return gallery
 
 

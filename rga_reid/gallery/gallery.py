@@ -40,6 +40,7 @@ from rga_reid.gallery.store import (
     Rows,
     VectorStore,
     deletion_records,
+    describe_labels,
     ignore_progress,
     read_all_rows,
     result_table,
@@ -279,12 +280,12 @@ class Gallery:
                 raise InputError(f"{column} {missing[0]}: not in the gallery; nothing was removed")
         return pd.concat(found, ignore_index=True).drop_duplicates("id").sort_values("id")
 
-    def label(self, where: str | Filter, pid: int | str) -> int:
-        """Give the images that a filter keeps a pid. The log gets a line for each old pid among them.
+    def label(self, where: str | Filter, pid: int | str | None) -> int:
+        """Label the images that a filter keeps with a pid. The log gets a line for each old pid among them.
 
         Args:
             where: a filter, see docs/galleries.md.
-            pid: whole number or text. With text, all pids of the gallery become text.
+            pid: whole number or text, or None for unlabelled. With text, all pids of the gallery become text.
 
         Returns:
             Number of images whose pid has changed.
@@ -296,19 +297,21 @@ class Gallery:
             metadata, columns = self._store.metadata, dict(self.columns)
             if isinstance(pid, str) and not is_whole(pid):
                 columns["pid"] = "string"
-            value = label_value(pid, columns["pid"], "pid")
+            value = None if pid is None else label_value(pid, columns["pid"], "pid")
             if value == "":
                 raise InputError("pid: expected a whole number or text, got ''")
             found = self._store.select(parse_filter(where, self.columns))
             old = values_of(found, "pid", columns["pid"])
-            changed = (old.isna() | (old != value)).to_numpy(dtype=bool, na_value=True)
+            other = old.notna() if value is None else old.isna() | (old != value)
+            changed = other.to_numpy(dtype=bool, na_value=True)
             if not changed.any():
                 return 0
             if columns != metadata.columns:
                 self._store.set_columns(columns)
             pids = pd.Series([value] * int(changed.sum()), dtype=TYPES[columns["pid"]])
             self._store.update(found["id"].to_numpy(np.int64)[changed], pd.DataFrame({"pid": pids}))
-            self._store.commit(replace(metadata, columns=columns), deletion_records(old[changed], value))
+            label = "" if value is None else value
+            self._store.commit(replace(metadata, columns=columns), deletion_records(old[changed], label))
         return int(changed.sum())
 
     def update(self, ids: Any, table: pd.DataFrame) -> None:
@@ -577,7 +580,6 @@ class Gallery:
         the recall that was measured against exact search, see docs/gallery_storage.md.
         """
         metadata, table, index = self._store.metadata, self.table, self._store.describe()
-        known, times = table["pid"].dropna(), table["time"].dropna()
         return {
             "index": metadata.index.kind,
             "settings": index["settings"],
@@ -586,10 +588,7 @@ class Gallery:
             "count": len(table),
             "dimension": metadata.dimension,
             "segments": index["segments"],
-            "identities": int(known[known.astype("string") != "-1"].nunique()),
-            "unlabelled": len(table) - len(known),
-            "cameras": sorted(table["camera"].dropna().unique().tolist()),
-            "times": [times.min().isoformat(), times.max().isoformat()] if len(times) else None,
+            **describe_labels(table),
             "columns": dict(metadata.columns),
             "removals": sum(record.label is None for record in self.deletion_log),
             "model": None if metadata.model is None else metadata.model.to_json(),

@@ -61,7 +61,8 @@ class DeletionRecord:
     time: str  #: UTC, ISO 8601
     pid: int | str | None  #: null for images of unknown pid
     count: int  #: number of images
-    label: int | str | None = None  #: the pid that the images have since; null if they were removed
+    #: the pid that the images have since, '' if it was taken off; null if they were removed
+    label: int | str | None = None
 
     def to_line(self) -> str:
         """Return the record as a line of JSON."""
@@ -90,7 +91,7 @@ def deletion_records(pids: pd.Series, label: int | str | None = None) -> list[De
 
     Args:
         pids: pids that the images had, null where unknown.
-        label: pid that they get; None if they are removed.
+        label: pid that they get, '' for none; None if they are removed.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     counts = pids.value_counts(dropna=False, sort=False)
@@ -236,6 +237,17 @@ class SearchResults:
 def empty_table(columns: Schema = RESERVED) -> pd.DataFrame:
     """Return a table of a gallery without rows."""
     return cast(pd.DataFrame({"path": pd.Series([], dtype="str")}), columns)
+
+
+def describe_labels(table: pd.DataFrame) -> dict[str, Any]:
+    """Return what ``Gallery.describe`` says about persons, cameras and times."""
+    known, times = table["pid"].dropna(), table["time"].dropna()
+    return {
+        "identities": int(known[known.astype("string") != "-1"].nunique()),
+        "unlabelled": len(table) - len(known),
+        "cameras": sorted(table["camera"].dropna().unique().tolist()),
+        "times": [times.min().isoformat(), times.max().isoformat()] if len(times) else None,
+    }
 
 
 def result_table(table: pd.DataFrame, columns: Schema) -> pd.DataFrame:

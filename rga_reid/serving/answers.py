@@ -134,7 +134,7 @@ class CheckAnswer(BaseModel):
 
 
 class RemovalAnswer(BaseModel):
-    """A line of the deletion log; ``label`` is the new pid of images that were not removed."""
+    """A line of the deletion log; ``label`` is the new pid of images that were not removed, empty for none."""
 
     time: str
     pid: int | str | None

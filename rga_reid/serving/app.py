@@ -303,10 +303,11 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     @app.patch("/v1/images", response_model=answers.ChangeAnswer, summary="Label images, or change columns")
     async def change_images(request: Request, caller: Writer) -> Response:
         body, _ = await read_body(request, bodies.ChangeBody)
-        _require_one(pid=body.pid, rows=body.rows)
+        if body.rows is not None or "pid" not in body.model_fields_set:  # a pid of null is a change
+            _require_one(pid=body.pid, rows=body.rows)
         _require_one(ids=body.ids, where=body.where)
-        if body.pid is None:
-            ids, rows = body.ids or [], body.rows or []
+        if body.rows is not None:
+            ids, rows = body.ids or [], body.rows
             if len(ids) != len(rows):
                 raise Problem(422, f"rows: expected {len(ids)}, one for each of ids, found {len(rows)}")
             bodies.check_rows(rows, same_columns=True)

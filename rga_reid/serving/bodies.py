@@ -120,7 +120,7 @@ class ChangeBody(Body):
 
     ids: Ids | None = None
     where: Where | None = None
-    pid: Label | None = None
+    pid: Label | None = Field(None, description="null takes the pid off")
     rows: Rows | None = None
 
 

@@ -60,7 +60,8 @@ class DeletionRecord:
     time: str  #: UTC, ISO 8601
     pid: int | str | None  #: null for images of unknown pid
     count: int  #: number of images
-    label: int | str | None = None  #: the pid that the images have since; null if they were removed
+    #: the pid that the images have since, '' if it was taken off; null if they were removed
+    label: int | str | None = None
 
 
 class Client:
@@ -320,9 +321,9 @@ class Client:
         return np.array(self._send("POST", "/v1/images", body)["ids"], np.int64)
 
     def label(
-        self, where: str | None = None, pid: int | str = "", *, ids: Sequence[int] | None = None
+        self, where: str | None = None, pid: int | str | None = "", *, ids: Sequence[int] | None = None
     ) -> int:
-        """Give the images of a filter, or of some ids, a pid; return how many have changed."""
+        """Give the images of a filter, or of some ids, a pid, None for unlabelled; return how many have changed."""
         body = {"where": where, "ids": None if ids is None else list(ids), "pid": pid}
         return int(self._send("PATCH", "/v1/images", body)["changed"])
 

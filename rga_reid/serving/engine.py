@@ -312,9 +312,9 @@ class Engine:
         return self._writing.submit(addition, len(addition.rows), "add")
 
     def label(
-        self, pid: int | str, *, where: str | None = None, ids: Sequence[int] | None = None
+        self, pid: int | str | None, *, where: str | None = None, ids: Sequence[int] | None = None
     ) -> Future[int]:
-        """Give the images of a filter, or of some ids, a pid; the result is the number that changed."""
+        """Give the images of a filter, or of some ids, a pid or None; the result is the number that changed."""
         return self._change(lambda: self._writer.label(self._condition(where, ids), pid))
 
     def erase(

@@ -205,6 +205,12 @@ def test_label_then_remove(
     assert [row[1] for row in table_of(built, crops)] == ["Anna", "Anna", None, None]
     assert gallery("label", built, "--where", "pid = 'Anna'", "--pid", "Anna") == 0
     assert "labelled 0 images" in capsys.readouterr().out
+    for empty in ("", "null"):
+        assert gallery("label", built, "--where", "track = 8 and camera = 'cam12'", "--pid", "Ben") == 0
+        capsys.readouterr()
+        assert gallery("label", built, "--where", "pid = 'Ben'", "--pid", empty) == 0
+        assert "took the label off 1 image\n" in capsys.readouterr().out
+        assert [row[1] for row in table_of(built, crops)] == ["Anna", "Anna", None, None]
     retention = ["--where", "time < '2026-11-20T12:00+01:00'"]
     before = sorted(path.read_bytes() for path in built.rglob("*") if path.is_file())
     assert gallery("remove", built, *retention, "--dry-run", "--json", tmp_path / "facts.json") == 0
@@ -221,6 +227,7 @@ def test_label_then_remove(
     log = Gallery.open(built).deletion_log
     assert [(record.pid, record.count, record.label) for record in log] == [
         (None, 2, "Anna"),
+        *[(None, 1, "Ben"), ("Ben", 1, "")] * 2,
         ("Anna", 2, None),
     ]
 
@@ -273,7 +280,6 @@ BAD_TABLES = {
         (["label", "--where", "camra = 'cam11'", "--pid", "7"], ["camra", "camera"]),
         (["remove", "--where", "time <"], ["time <"]),
         (["remove", "--where", "track = 8", "--pid", "7"], ["--where"]),
-        (["label", "--where", "track = 8", "--pid", ""], ["pid"]),
         (["remove", "--where", "track = 8", "--wait", "-2"], ["--wait"]),
     ],
 )

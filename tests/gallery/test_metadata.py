@@ -107,9 +107,27 @@ def test_labels_are_written_without_the_vectors(saved: Path) -> None:
     assert (after["pid"] == 3).sum() == (before["pid"] == 3).sum() + 2 * 3
     assert [(line.pid, line.count, line.label) for line in again.deletion_log] == [(None, 3, 3)]
     assert again.describe()["removals"] == 0
-    for pid in ("", 1.5, None):
+    for pid in ("", 1.5):
         with pytest.raises(InputError, match="pid: "):
             again.label("pid = 1", pid)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [33, "Anna"])
+def test_labels_are_taken_off(saved: Path, name: int | str) -> None:
+    gallery = Gallery.open(saved)
+    before = gallery.table
+    assert gallery.label("camera = 'cam2' and pid is null", name) == 3
+    assert gallery.label("camera = 'cam2' and pid is null", None) == 0
+    assert gallery.label(f"pid = {name!r} and id > 9", None) == 2  # not image 5
+    assert gallery.label(f"pid = {name!r}", None) == 1
+    again = Gallery.open(saved)
+    pd.testing.assert_frame_equal(again.table.astype({"pid": "string"}), before.astype({"pid": "string"}))
+    assert [(line.pid, line.count, line.label) for line in again.deletion_log] == [
+        (None, 3, name),
+        (name, 2, ""),
+        (name, 1, ""),
+    ]
+    assert gallery.describe()["removals"] == 0
 
 
 def test_other_columns_are_updated_by_id(saved: Path) -> None:

@@ -96,6 +96,7 @@ def test_commands_do_the_same_as_in_a_folder(
         ["remove", "--where", "time < '2026-11-20T02:00' or camera is null and night"],
         ["label", "--where", "track in (8, 9) or 'people/0/0012' in path", "--pid", "77"],
         ["label", "--where", "camera = 'yard' and speed between 3 and 9", "--pid", "Anna"],
+        ["label", "--where", "pid = 'Anna' and speed > 5", "--pid", ""],
         ["check"],
         ["compact"],
         ["export", "--out"],

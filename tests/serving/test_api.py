@@ -202,6 +202,11 @@ def test_labels_by_ids_and_by_filter(served: Served) -> None:
     assert patch("/v1/images", json={"where": "pid = 9", "pid": 9}).json() == {"changed": 0}
     assert patch("/v1/images", json={"where": "pid = 9 and id = 3", "pid": "Anna"}).json() == {"changed": 1}
     assert Gallery.open(served.location).table["pid"].tolist()[:4] == ["9", "0", "0", "Anna"]
+    assert patch("/v1/images", json={"where": "pid = 'Anna'", "pid": None}).json() == {"changed": 1}
+    assert served.http.get("/v1/images/3").json()["pid"] is None
+    for wrong in ({"ids": [0]}, {"ids": [0], "pid": ""}, {"ids": [0], "pid": 5, "rows": [{"zone": "a"}]}):
+        assert patch("/v1/images", json=wrong).status_code == 422
+    assert patch("/v1/images", json={"ids": [0], "pid": None, "rows": [{"zone": "a"}]}).status_code == 200
     unknown = patch("/v1/images", json={"ids": [0, 99], "pid": 5})
     assert (unknown.status_code, served.http.get("/v1/images/0").json()["pid"]) == (404, "9")
 

@@ -211,6 +211,11 @@ def test_images_are_added_labelled_and_removed(client: Client, people: Path) -> 
     assert client.thumbnail(14)[:2] == b"\xff\xd8"
     assert client.label("id = 14", "Anna") == 1
     assert client.find(pids="Anna")["id"].tolist() == [14]  # pids are text now
+    assert client.label("pid = 'Anna'", None) == 1
+    assert client.find(where="pid is null")["id"].tolist() == [14]
+    with pytest.raises(ServerError):
+        client.label("id = 14")  # a forgotten pid takes no label off
+    assert client.label("id = 14", "Anna") == 1
     assert client.label(ids=[12], pid=3) == 1
     assert client.remove(where="id = 12").images == 1
     assert client.remove(ids=[13]).images == 1

@@ -538,6 +538,13 @@ def test_labels_are_stored_as_typed(
                 page.find("#label-name").send_keys(name, Keys.ENTER)
             page.run("document.querySelector('#compare').close()")
         assert table_of(copied)["pid"][[first, second]].tolist() == ["Anna", "007"]
+        page.click(f".card[data-id='{second}'] .open")
+        page.click("#compare-label")
+        page.find("#label-name").send_keys(Keys.CONTROL, "a")
+        with page.searching():
+            page.find("#label-name").send_keys(Keys.DELETE, Keys.ENTER)
+        page.run("document.querySelector('#compare').close()")
+        assert table_of(copied)["pid"][[first, second]].isna().tolist() == [False, True]
         assert "Anna" in page.find(f"#above .confirmed .card[data-id='{first}']").text
 
 

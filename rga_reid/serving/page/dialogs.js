@@ -153,11 +153,11 @@ function openLabel(match) {
   const known = new Set(listMatches().map(({ pid }) => pid).filter((pid) => pid !== null));
   $("known-persons").replaceChildren(...[...known].map((pid) => el("option", { value: pid })));
   submitDialog($("label-dialog"), async () => {
-    const name = $("label-name").value.trim();
+    const pid = $("label-name").value.trim() || null;
     const { which, includes } = scope();
-    const { changed } = await labelImages(which, name);
+    const { changed } = await labelImages(which, pid);
     const shown = [...listMatches(), ...state.pictures.flatMap(({ match }) => match ?? [])];
-    for (const match of shown.filter(includes)) match.pid = name; // of results until they are searched again
+    for (const match of shown.filter(includes)) match.pid = pid; // of results until they are searched again
     actions.changed();
     showMessage(plural("labelled", changed), { done: true });
   });
