@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -211,7 +212,7 @@ def run(options: Namespace) -> None:
         )
     if options.html is not None:
         write_text(options.html, _page(queries, found, options, threshold, columns or []))
-    _print(found, threshold, columns or [], searched)
+    _print(found, threshold, columns or [], _explain_none(gallery, options, searched))
 
 
 def _query_table(images: Sequence[str]) -> pd.DataFrame:
@@ -395,8 +396,17 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return plain_records(table)
 
 
+def _explain_none(gallery: Gallery, options: Namespace, searched: int) -> str:
+    """Return what to print for a query without matches."""
+    if searched:
+        return "no match in this gallery"
+    times = gallery.describe()["times"] if re.search(r"\btime\b", options.where or "") else None
+    hint = f"; times are in UTC; those of the gallery are {' to '.join(times)}" if times else ""
+    return f"no match: the filter leaves no image{hint}"
+
+
 def _print(
-    results: Sequence[dict[str, Any]], threshold: Threshold | None, columns: Sequence[str], searched: int
+    results: Sequence[dict[str, Any]], threshold: Threshold | None, columns: Sequence[str], none: str
 ) -> None:
     from rich.console import Console
 
@@ -415,7 +425,7 @@ def _print(
         if not pictures:
             console.print(sanitize(_name(result["image"], result["query"])), soft_wrap=True)
         if not scores:
-            console.print("no match in this gallery" if searched else "no match: the filter leaves no image")
+            console.print(none, soft_wrap=True)
             continue
         if threshold is not None and max(scores) < threshold.value:
             console.print(f"nobody: no match reaches the threshold; the best score is {max(scores):.4f}")

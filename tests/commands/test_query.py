@@ -227,7 +227,19 @@ def test_nobody_reaches_the_threshold(
     assert page.count(">Nobody: no match reaches the threshold; the best score is 0.") == 1
     assert page.count('class="matches below"') == 1
     query(*words, "--threshold", 0.9, "--where", "speed > 99")
-    assert capsys.readouterr().out.count("the filter leaves no image") == 2
+    assert capsys.readouterr().out.count("the filter leaves no image\n") == 2
+
+
+def test_a_filter_by_time_that_leaves_nothing_names_the_times(
+    red: Path, events: Path, query: Any, capsys: Any
+) -> None:
+    hint = "; times are in UTC; those of the gallery are 2026-11-20T08:15:00+00:00 to 2026-11-20T15:15:00+00:00\n"
+    query("--gallery", events, "--image", red, "--where", "time >= '2026-11-20 16:00'")  # 15:00 in UTC
+    assert f"no match: the filter leaves no image{hint}" in capsys.readouterr().out
+    assert len(query("--gallery", events, "--image", red, "--where", "time > '2026-11-20T16:00+01:00'")) == 1
+    assert "UTC;" not in capsys.readouterr().out
+    query("--image", red, "--where", "time is not null")  # this gallery has no times
+    assert "leaves no image\n" in capsys.readouterr().out
 
 
 def test_several_images_of_one_person(
