@@ -85,6 +85,18 @@ def _print_unknown(table: pd.DataFrame, source: str) -> None:
             print(f"the {column} of all images is unknown: expected a {source} named {column}")
 
 
+def warn_of_unknown_places(table: pd.DataFrame, options: Namespace) -> None:
+    """Say on stderr that no image of ``--images`` has a camera or a time: ``--pattern`` may be forgotten."""
+    if options.images is None or options.pattern is not None:
+        return
+    if table[["camera", "time"]].isna().all(axis=None):
+        print(
+            "warning: camera and time of all images are unknown; --pattern reads them from the paths",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def warn_of_missing_labels(gallery: Gallery, table: pd.DataFrame, options: Namespace) -> None:
     """Say on stderr which labels images of a gallery have and the new ones lack: ``--pattern`` may be forgotten."""
     from rga_reid.gallery.filters import is_known

@@ -24,6 +24,7 @@ from rga_reid.commands._inputs import (
     read_image_table,
     shards_folder,
     warn_of_missing_labels,
+    warn_of_unknown_places,
 )
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
@@ -272,6 +273,8 @@ def _build(options: Namespace) -> Gallery | None:
             print_labels(table)
         model = read_embedder(options, device)
         IndexConfig(options.index, settings).check_dimension(model.dimension)  # before embedding
+        if workers.rank == 0:
+            warn_of_unknown_places(table, options)
 
         def gathered(rows: pd.DataFrame) -> Batches:
             shards, embed = shards_folder(options.gallery), partial(embed_table, model, options, device)
@@ -311,7 +314,9 @@ def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
     else:
         table, _ = read_image_table(options, None if gallery is None else gallery.columns)
     print_labels(table, rows=_PREVIEWED)
-    if gallery is not None:
+    if gallery is None:
+        warn_of_unknown_places(table, options)
+    else:
         warn_of_missing_labels(gallery, table, options)
     images = table[CAMERA].value_counts().sort_index()
     if len(images):
@@ -471,6 +476,10 @@ def _list_first(names: Sequence[object]) -> str:
     return shown + (f" and {len(names) - _PREVIEWED:,} more" if len(names) > _PREVIEWED else "")
 
 
+def _without(images: int) -> str:
+    return f", {_count(images, 'image')} without" if images else ""
+
+
 def _count(number: int, one: str, more: str | None = None) -> str:
     """Format a count with its noun."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
@@ -500,8 +509,12 @@ def _print(facts: dict[str, Any]) -> None:
         + ("" if facts["segments"] is None else f" in {_count(facts['segments'], 'segment')}"),
         "persons": f"{facts['identities']:,}"
         + (f" ({unlabelled:,} images unlabelled)" if unlabelled else ""),
-        "cameras": f"{len(cameras)} ({_list_first(cameras)})" if cameras else "unknown",
-        **({"times": " to ".join(facts["times"])} if facts["times"] else {}),
+        "cameras": f"{len(cameras)} ({_list_first(cameras)}){_without(facts['without_camera'])}"
+        if cameras
+        else "unknown",
+        **(
+            {"times": " to ".join(facts["times"]) + _without(facts["without_time"])} if facts["times"] else {}
+        ),
         **({"columns": ", ".join(others)} if others else {}),
         "index": f"{facts['index']}, {facts['dimension']} dimensions, {facts['metric']}",
     }

@@ -575,9 +575,10 @@ class Gallery:
         """Return what the gallery contains, as a JSON object.
 
         ``identities`` counts distinct pids without junk (−1), ``unlabelled`` the images of unknown pid;
-        ``cameras`` lists the known ones, ``times`` the first and the last time. ``settings`` are those of the
-        index of the largest segment, null if all are searched exactly; ``recall_at_10`` is the mean over images of
-        the recall that was measured against exact search, see docs/gallery_storage.md.
+        ``cameras`` lists the known ones, ``times`` the first and the last time; ``without_camera`` and
+        ``without_time`` count the other images. ``settings`` are those of the index of the largest segment, null if
+        all are searched exactly; ``recall_at_10`` is the mean over images of the recall that was measured against
+        exact search, see docs/gallery_storage.md.
         """
         metadata, table, index = self._store.metadata, self.table, self._store.describe()
         return {

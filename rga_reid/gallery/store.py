@@ -246,7 +246,9 @@ def describe_labels(table: pd.DataFrame) -> dict[str, Any]:
         "identities": int(known[known.astype("string") != "-1"].nunique()),
         "unlabelled": len(table) - len(known),
         "cameras": sorted(table["camera"].dropna().unique().tolist()),
+        "without_camera": int(table["camera"].isna().sum()),
         "times": [times.min().isoformat(), times.max().isoformat()] if len(times) else None,
+        "without_time": len(table) - len(times),
     }
 
 

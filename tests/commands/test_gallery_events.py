@@ -77,8 +77,23 @@ def test_build_by_pattern(built: Path, crops: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert gallery("info", built) == 0
     printed = capsys.readouterr().out
-    assert "2026-11-20T09:15:00+00:00 to 2026-11-20T11:00:00+00:00" in printed
-    assert "2 (cam11, cam12)\n" in printed
+    assert "2026-11-20T09:15:00+00:00 to 2026-11-20T11:00:00+00:00, 1 image without\n" in printed
+    assert "2 (cam11, cam12), 1 image without\n" in printed
+    assert gallery("remove", built, "--where", "camera is null") == 0
+    assert "without" not in capsys.readouterr().out
+
+
+def test_build_without_a_pattern_warns_of_unknown_cameras_and_times(
+    crops: Path, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "warning: camera and time of all images are unknown; --pattern reads them from the paths\n"
+    for number, words in enumerate((["--preview"], ["--checkpoint", checkpoint])):
+        assert gallery("build", tmp_path / f"G{number}", "--images", crops, *words) == 0
+        assert warning in capsys.readouterr().err
+    (crops / NAMES[0]).rename(crops / "0007_c3s1_000001_00.png")  # one name has a camera
+    for words in ([], ["--pattern", r"(?P<zone>entrance)/"]):
+        assert gallery("build", tmp_path / "new", "--images", crops, *words, "--preview") == 0
+        assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("action", ["build", "add"])

@@ -226,6 +226,7 @@ def test_describe_counts_labels() -> None:
     )
     facts = Gallery.build(random_features(5), table).describe()
     assert (facts["identities"], facts["unlabelled"], facts["cameras"]) == (2, 1, [1, 3])
+    assert (facts["without_camera"], facts["times"], facts["without_time"]) == (1, None, 5)
     assert facts["model"] is None
 
 
