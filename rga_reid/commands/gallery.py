@@ -308,11 +308,15 @@ def _build(options: Namespace) -> Gallery | None:
 
 
 def _preview(options: Namespace, gallery: Gallery | None = None) -> None:
-    """Print the first rows of the table that would be added, and the number of images of each camera."""
+    """Print the first rows that would be added, and the number of images of each camera."""
     if options.features is not None:
         table, _ = conform(read_gallery_features(options.features)[1])
     else:
         table, _ = read_image_table(options, None if gallery is None else gallery.columns)
+    new = None if gallery is None else _unknown(gallery, table, options)
+    if new is not None and not new.all():
+        print(f"{new.sum():,} new, {(~new).sum():,} known")
+        table = table[new]
     print_labels(table, rows=_PREVIEWED)
     if gallery is None:
         warn_of_unknown_places(table, options)
@@ -346,9 +350,9 @@ def _add(messages: list[str], options: Namespace) -> Gallery | None:
         _maintain(messages, gallery, int(new.sum()))
         return gallery
     device, (table, columns) = choose_device(options.device), read_image_table(options, gallery.columns)
-    print_labels(table)
     new = _unknown(gallery, table, options)
     known, table = int((~new).sum()), table[new]
+    print_labels(table)
     if len(table):
         _watch.wait_for_lock(options)
     model = read_gallery_embedder(gallery, options, device)

@@ -137,8 +137,9 @@ def test_add_images(
     assert "0000_c1s1_000000_00.png" in error
     assert "9 more" in error
     assert "--skip-known" in error
-    for _ in range(2):  # the second time nothing is new
+    for new in (5, 0):  # the second time nothing is new
         assert gallery("add", built, "--images", images, "--skip-known", "--batch-size", 1) == 0
+        assert f"images: {new}, persons: {min(new, 1)}," in capsys.readouterr().out
         table = Gallery.open(built).table
         assert table["pid"].tolist()[10:] == [9] * 5
         assert table["camid"].tolist()[10:] == [1, 2, 3, 4, 5]

@@ -103,6 +103,7 @@ def test_preview(
     tmp_path: Path,
     action: str,
     monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -114,14 +115,23 @@ def test_preview(
         Image.new("RGB", (8, 16)).save(crops / "cam12" / f"20261121T0000{number:02d}_trk{number}.png")
     capsys.readouterr()
     words = ["--images", crops, "--pattern", PATTERN, "--timezone", "UTC", "--preview"]
+    if action == "add":
+        command = ["gallery", "add", "--gallery", str(location), *map(str, words)]
+        assert "already in the gallery (and 3 more)" in refused(*command)
+        words.append("--skip-known")
     assert gallery(action, location, *words) == 0
     printed = capsys.readouterr().out
     assert "1 of 16 images do not match the pattern, such as entrance/visitor.png\n" in printed
-    assert "images of each camera: cam11: 2, cam12: 13\n" in printed
+    cameras = "cam11: 2, cam12: 13" if action == "build" else "cam12: 12"
+    assert f"images of each camera: {cameras}\n" in printed
+    assert ("12 new, 4 known\n" in printed) == (action == "add")
     assert "all images is unknown" not in printed
     rows = [line for line in printed.splitlines() if line.startswith("  ")]
     assert len(rows) == 10
-    assert "camera cam11, time 2026-11-20T10:15:00+00:00, track 8" in rows[0]
+    first = "camera cam11, time 2026-11-20T10:15:00+00:00, track 8"
+    assert (first if action == "build" else "camera cam12, time 2026-11-21T00:00:00+00:00, track 0") in rows[
+        0
+    ]
     assert not (tmp_path / "new").exists()
     assert len(Gallery.open(built)) == 4
 
