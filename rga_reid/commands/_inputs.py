@@ -209,6 +209,13 @@ def load_threshold(options: Namespace) -> Threshold | None:
     return None if options.threshold is None else Threshold(options.threshold)
 
 
+def warn_of_gallery_size(threshold: Threshold | None, images: int) -> None:
+    """Say on stderr that the rate of a threshold does not hold for a search among so many images."""
+    warning = None if threshold is None else threshold.gallery_warning(images)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
 def shards_folder(location: str | os.PathLike[str]) -> Path:
     """Return the folder, next to an output, where several processes write their shards of it."""
     output = os.fspath(location)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._embedder import read_gallery_embedder, require_same_model
-from rga_reid.commands._inputs import load_threshold, print_unreadable
+from rga_reid.commands._inputs import load_threshold, print_unreadable, warn_of_gallery_size
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
@@ -172,9 +172,7 @@ def run(options: Namespace) -> None:
     searched = gallery.count(
         exclude_camera=options.exclude_camera, where=options.where
     )  # or refuses the filter
-    warning = None if threshold is None else threshold.gallery_warning(searched)
-    if warning is not None:
-        print(f"warning: {warning}", file=sys.stderr)
+    warn_of_gallery_size(threshold, searched)
     if queries is None:
         features, queries = _read_queries(gallery, options)
     else:

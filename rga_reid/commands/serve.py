@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from rga_reid.commands._embedder import read_embedder, read_gallery_embedder
-from rga_reid.commands._inputs import load_threshold
+from rga_reid.commands._inputs import load_threshold, warn_of_gallery_size
 from rga_reid.commands._milvus import add_milvus_options
 from rga_reid.commands._options import (
     LOCATION,
@@ -146,6 +146,7 @@ def run(options: Namespace) -> None:
         max_pixels=options.max_pixels,
         metrics=metrics,
     )
+    warn_of_gallery_size(threshold, len(engine.gallery))
     engine.embedder = _read_embedder(engine.gallery, options, device)
     serve(create_app(engine, settings), listener)
 

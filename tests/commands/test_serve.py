@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,30 @@ def test_missing_libraries_are_named(
         "importlib.util.find_spec", lambda name, *rest: None if name == "uvicorn" else found(name, *rest)
     )
     assert "rga-reid[serve]" in refused("serve", "--gallery", gallery)
+
+
+@pytest.mark.parametrize("size", [3, 600])
+def test_a_threshold_for_another_size_of_gallery_is_named(
+    gallery: str,
+    tmp_path: Path,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from starlette.testclient import TestClient
+
+    from rga_reid.commands import main
+
+    def serve(app: object, listener: socket.socket) -> None:
+        listener.close()
+        with TestClient(app):  # type: ignore[arg-type]
+            pass  # closes the gallery
+
+    monkeypatch.setattr("rga_reid.serving.server.serve", serve)
+    calibration = tmp_path / "c.json"
+    calibration.write_text(json.dumps({"threshold": 0.8, "kind": "open_set", "gallery_size": size}))
+    assert main(["serve", "--gallery", gallery, "--port", "0", "--calibration", str(calibration)]) == 0
+    assert ("calibrated for a gallery of 600 images; among 3 it" in capsys.readouterr().err) == (size == 600)
 
 
 def test_command_serves(gallery: str, monkeypatch: pytest.MonkeyPatch) -> None:
