@@ -315,8 +315,7 @@ def parse_time(text: str, zone: tzinfo = timezone.utc) -> datetime | None:
         text: date, or date and time, with ``-``, ``:`` and ``T`` or without, to microseconds.
         zone: zone of a text without one.
     """
-    found = _read_time(text)
-    if found is None:
+    if (found := _read_time(text)) is None:
         return None
     local, offset = found
     try:
@@ -541,6 +540,8 @@ def _parse_times(texts: pd.Series, column: str, timezone: str | None, at: At, hi
     read = [None if pd.isna(text) else _read_time(text) for text in texts]
     wrong = texts.notna() & pd.Series([found is None for found in read])
     expected = f"a time such as 2026-11-20T10:15:00+01:00{hint} (convert other forms in a table)"
+    if wrong.any() and _TIME.fullmatch(texts[wrong].iloc[0].strip()):
+        expected = "a date and time that exist"
     _refuse_first(wrong, texts, column, expected, at)
     local = pd.Series([None if found is None else found[0] for found in read], dtype="datetime64[us]")
     offsets = pd.Series([None if found is None else found[1] for found in read], dtype="timedelta64[us]")
@@ -553,8 +554,7 @@ def _parse_times(texts: pd.Series, column: str, timezone: str | None, at: At, hi
 
 def _read_time(text: str) -> tuple[datetime, timedelta | None] | None:
     """Return the time that a text gives and how far its zone is ahead of UTC, if it has one; None for another text."""
-    match = _TIME.fullmatch(text.strip())
-    if match is None:
+    if (match := _TIME.fullmatch(text.strip())) is None:
         return None
     *numbers, fraction, zone = match.groups("")
     year, month, day, hour, minute, second = (int(number or 0) for number in numbers)

@@ -133,7 +133,7 @@ def table_from_pattern(
     cells = pd.DataFrame(groups, columns=list(_compile(pattern).groupindex), dtype=object)
 
     def at(row: int) -> str:
-        return f"{folder}, {display_path(names[row])}"
+        return display_path(os.path.join(folder, names[row]))
 
     table = _convert(cells, schema, timezone, at)
     kept, columns = conform(table, schema, timezone=timezone, name="--pattern", at=at)
