@@ -250,10 +250,7 @@ class Gallery:
         paths: str | Iterable[str] = (),
         where: str | Filter | None = None,
     ) -> pd.DataFrame:
-        """Return the rows of ``table`` that ``remove`` would erase with these arguments, with their ids.
-
-        Returns:
-            The columns of ``table``, and ``id``, by increasing id.
+        """Return the rows of ``table`` that ``remove`` would erase, with a column ``id``, by increasing id.
 
         Raises:
             InputError: as for ``remove``.
@@ -525,6 +522,9 @@ class Gallery:
                 f"{name}: of dimension {matrix.shape[1]}, but the gallery's have {self.dimension}: "
                 "another model made them"
             )
+
+    def __repr__(self) -> str:
+        return f"Gallery({len(self):,} images, {self.dimension} dimensions)"
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -216,6 +216,11 @@ def test_search_refuses_top_k(top_k: object) -> None:
         gallery.search(random_features(1), top_k)  # type: ignore[arg-type]
 
 
+def test_repr_is_short() -> None:
+    table = pd.DataFrame({"path": map(str, range(1200))})
+    assert repr(Gallery.build(random_features(1200, 3), table)) == "Gallery(1,200 images, 3 dimensions)"
+
+
 def test_describe_counts_labels() -> None:
     table = pd.DataFrame(
         {
