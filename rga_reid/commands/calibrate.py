@@ -206,7 +206,8 @@ def _print_open_set(values: dict[str, Any]) -> None:
     if values["estimated"]:
         console.print(
             f"The rate is an estimate for {values['gallery_size']:,} images: each search was made among "
-            f"{values['measured_gallery_size']:,}, all that --gallery has of other people.",
+            f"the {values['measured_gallery_size']:,} images that --gallery has beside the searched person, junk "
+            "(-1) and unlabelled images.",
             soft_wrap=True,
         )
     ratio = values["measured_gallery_size"] / values["gallery_size"]

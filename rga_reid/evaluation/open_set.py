@@ -67,8 +67,8 @@ class OpenSetCalibration:
         if measured * searches < 1 - 1e-9:
             needed = int(np.ceil(1 / measured - 1e-9))
             raise InputError(
-                f"fpir: {fpir:g} for {self.gallery_size:,} images cannot be measured by {searches:,} non-mate "
-                f"searches of {self.measured_size:,} images; expected at least {needed:,} searches: use images "
+                f"fpir: {fpir:g} for {self.gallery_size:,} images cannot be measured by {searches:,} searches "
+                f"for strangers among {self.measured_size:,} images; expected at least {needed:,} searches: use images "
                 "of more people, a higher fpir, or a smaller gallery size"
             )
         return float(self.non_mates.thresholds(np.array([measured]))[0])
