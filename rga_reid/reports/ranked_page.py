@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,7 +149,7 @@ def ranked_page(
         data=data,
         scripts=[*scripts, "ranked.js"],
         lang=lang,
-        filters={"shorten_path": shorten_path},
+        filters={"split_path": split_path},
         title=title,
         note="",
         notes=note,
@@ -234,3 +235,8 @@ def shorten_path(path: str) -> str:
     short = str(PurePath(*parts[-2:]))
     start = "…/" if len(parts) > 2 else ""
     return start + short if len(short) <= _PATH else f"…{short[1 - _PATH :]}"
+
+
+def split_path(path: str) -> list[str]:
+    """Return the parts of ``shorten_path`` between which lines may break: after ``/`` and ``_``, in times at ``T``."""
+    return re.split(r"(?<=[/_])|(?<=\d)(?=T\d)", shorten_path(path))

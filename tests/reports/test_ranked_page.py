@@ -124,6 +124,12 @@ def test_scores_have_as_many_decimals_as_tell_them_apart(scores: tuple[float, ..
     assert [word for word in page.words if word.startswith("0.")] == shown
 
 
+def test_file_names_break_between_their_parts() -> None:
+    path = "crops/cam07/20261120T101500_trk000008_03.jpg"
+    page = ranked_page([Picture("q.jpg")], [[Match(path, rank=1, score=0.5)]])
+    assert "…/<wbr>cam07/<wbr>20261120<wbr>T101500_<wbr>trk000008_<wbr>03.jpg<wbr></span>" in page
+
+
 def test_without_labels_nothing_is_marked() -> None:
     matches = [Match("a.jpg", rank=1, score=0.5), Match("b.jpg", 3, 1, rank=2, score=0.4)]
     page = Page(ranked_page([Picture("q.jpg")], [matches]))

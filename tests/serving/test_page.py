@@ -381,6 +381,9 @@ def test_threshold_of_the_server_is_not_raised(
         page = Page(browser)
         page.add(queries[0])
         assert float(page.find("#threshold").get_attribute("value")) == 0.999876
+        assert page.run(
+            "const box = document.querySelector('#threshold'); return box.scrollWidth <= box.clientWidth"
+        )
         assert "0.999876" in page.find("#below .line").text
 
 
