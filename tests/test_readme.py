@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -243,6 +245,25 @@ def test_programs_of_guides_run(
         prepared += call if file in str(blocks) else ""
     text = "\n".join([prepared, *(block.text for block in blocks)])
     documented(blocks[0]._replace(text=text), tmp_path)
+
+
+@pytest.mark.slow
+def test_retention_deletes_the_files_and_rows_of_old_images(
+    tmp_path: Path, code_blocks: Callable[..., list[Any]], documented: Callable[..., str]
+) -> None:
+    days = {"old": 31, "recent": 29, "undated": None}  # all files were written now
+    files = [tmp_path / "crops" / name for name in days]
+    (tmp_path / "crops").mkdir()
+    for file in files:
+        file.touch()
+    now = pd.Timestamp.now("UTC")
+    times = [pd.NaT if age is None else now - pd.Timedelta(days=age) for age in days.values()]
+    table = pd.DataFrame({"path": map(str, files), "time": pd.DatetimeIndex(times)})
+    Gallery.build(np.eye(3), table).save(tmp_path / "G")
+    (block,) = (one for one in code_blocks("docs/galleries.md") if one.text.startswith("OLD="))
+    documented(block, tmp_path)
+    assert Gallery.open(tmp_path / "G").table["path"].tolist() == [str(tmp_path / "crops" / "recent")]
+    assert [file.exists() for file in files] == [False, True, False]
 
 
 EXTENDING = "docs/extending.md"

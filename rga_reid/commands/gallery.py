@@ -103,6 +103,7 @@ def parser() -> ArgumentParser:
         "remove",
         "Erase images, without asking: afterwards no file of the gallery contains their vectors or rows. "
         "Image files and feature files are not touched.",
+        "; with --dry-run, its key `paths` has the paths of the images that would be removed",
     )
     remove.add_argument("--pid", metavar="PID", type=str, nargs="+", help="remove all images of these people")
     remove.add_argument("--path", metavar="PATH", nargs="+", help="remove the images with these paths")
@@ -110,7 +111,7 @@ def parser() -> ArgumentParser:
     remove.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what would be removed, and remove nothing; --json also has the paths of all these images",
+        help="print what would be removed, and remove nothing; --json writes the paths",
     )
     add_wait_option(remove)
 
@@ -186,10 +187,10 @@ def parser() -> ArgumentParser:
     return command
 
 
-def _action(name: str, description: str) -> ArgumentParser:
+def _action(name: str, description: str, more: str = "") -> ArgumentParser:
     action = new_parser(f"gallery {name}", description)
     action.add_argument("--gallery", metavar="LOCATION", required=True, help=LOCATION)
-    action.add_argument("--json", metavar="FILE", help="write the description of the gallery as JSON")
+    action.add_argument("--json", metavar="FILE", help=f"write the description of the gallery as JSON{more}")
     add_import_option(action)
     add_milvus_options(action)
     return action
