@@ -60,7 +60,8 @@ class Trace:
         """Record a relation matrix and return it, or return the given one that replaces it.
 
         Args:
-            name: key in ``Relations.matrices``; the names of channel matrices begin with ``channel``.
+            name: key in ``Relations.matrices``. If there are as many channels as positions, the names of channel
+                matrices begin with ``channel``.
             symbol, meaning, formula, tensor: see ``Step``.
         """
         tensor = self.matrices[name] = self.given.get(name, tensor)
@@ -149,21 +150,27 @@ class Relations:
         for line, (name, matrix) in zip(axes, self.matrices.items(), strict=True):
             values = matrix[item].detach().float().cpu()
             rows, keys = values.shape
-            of_channels = name.startswith("channel")
+            of_channels = name.startswith("channel") or rows != height * width
             if of_channels:
                 node = key = int(self.x[item].flatten(1).abs().mean(1).argmax())
                 row, column = (one[None].numpy() for one in (values[node], values[:, key]))
+                titles = [f"row {node}", f"column {key}"]
             else:
                 v, u = min(height - 1, int(point[0] * height)), min(width - 1, int(point[1] * width))
                 h, w = (height, width) if keys == height * width else (height // 2, width // 2)
                 node, key = v * width + u, (v * h // height) * w + u * w // width
                 row = values[node].reshape(h, w).numpy()
                 column = values[:, key].reshape(height, width).numpy()
-            titles = (f"{name}, {rows}×{keys}", f"row {node}", f"column {key}")
+                titles = [
+                    f"row {node + 1}",
+                    f"column {key + 1}",
+                ]  # positions count from 1, as in the explorer
+            low, high = min(row.min(), column.min()), max(row.max(), column.max())  # one scale for both
+            titles = [f"{name}, {rows}×{keys}", *titles]
             for one, picture, title in zip(line, (values.numpy(), row, column), titles, strict=True):
-                shown = one.imshow(
-                    picture, "cividis", aspect="auto" if of_channels or one is line[0] else "equal"
-                )
+                limits = {} if one is line[0] else {"vmin": low, "vmax": high}
+                is_strip = of_channels and one is not line[0]
+                shown = one.imshow(picture, "cividis", aspect="auto" if is_strip else "equal", **limits)
                 one.set(xticks=[], yticks=[])
                 one.set_title(title, fontsize=9)
                 figure.colorbar(shown, ax=one, shrink=0.7).ax.tick_params(labelsize=7)

@@ -64,4 +64,5 @@ def measure_use(model: EmbeddingModel, image: str | os.PathLike[str]) -> str:
     kind = "gates vary by" if capture.weights else "the map changes by"
     stages = ", ".join(f"{100 * use:.1f} % after stage {stage}" for stage, use in found)
     idle = [str(stage) for stage, use in found if use < MIN_USE]
-    return f"{kind} {stages}" + (f"; less than {100 * MIN_USE:g} %: stage {', '.join(idle)}" if idle else "")
+    hardly = f"; hardly used (less than {100 * MIN_USE:g} %) after stage {', '.join(idle)}" if idle else ""
+    return f"{kind} {stages}{hardly}"

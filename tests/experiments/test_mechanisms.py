@@ -117,7 +117,7 @@ def test_runs_are_left_out_for_what_the_view_needs(
 
 def test_use_is_the_change_of_the_map_or_the_spread_of_the_gates(picture: Path) -> None:
     model = build_model(depth=18, attention="pam", stages=(3, 4), size=(64, 32))
-    assert "less than 1 %: stage 3, 4" in measure_use(model, picture)
+    assert "hardly used (less than 1 %) after stage 3, 4" in measure_use(model, picture)
     model.backbone.attention4.gamma.data.fill_(0.5)
     (capture,) = [one for one in capture_stages(model, uint8_batch([picture], model.size)) if one.stage == 4]
     x, output = (one.numpy().astype(float) for one in (capture.x, capture.output))

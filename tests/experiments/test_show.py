@@ -69,6 +69,10 @@ def test_plots_show_the_row_and_the_column_of_the_point() -> None:
     np.testing.assert_array_equal(pictures[0], matrix)
     np.testing.assert_array_equal(pictures[1], matrix[node].reshape(8, 4))
     np.testing.assert_array_equal(pictures[2], matrix[:, node].reshape(8, 4))
+    axes = relations.plot(item=1, point=(0.4, 0.6)).axes
+    assert [one.get_title() for one in axes[1:3]] == ["row 15", "column 15"]  # positions count from 1
+    both = np.concatenate([matrix[node], matrix[:, node]])
+    assert {one.images[0].get_clim() for one in axes[1:3]} == {(both.min(), both.max())}
     pooled = NonLocal(16, sub_sample=True).relations(x)
     assert relations.plot()._repr_png_().startswith(b"\x89PNG")  # without pyplot, notebooks know no other way
     shapes = [axes.images[0].get_array().shape for axes in pooled.plot().axes[:3]]
