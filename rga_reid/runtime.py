@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import ctypes
 import errno
 import gc
+import hashlib
 import importlib
 import os
 import signal
@@ -94,6 +96,29 @@ def import_modules(names: Iterable[str]) -> None:
         finally:
             with suppress(ValueError):  # the module may have changed the list
                 sys.path.remove(here)
+
+
+def digest_code(names: Iterable[str]) -> dict[str, str]:
+    """Return a digest of the code of each loaded module with one of these names or below it, by its name.
+
+    Comments, blank lines and formatting do not count. Modules without a ``.py`` file are left out.
+    """
+    parents = tuple(f"{name}." for name in names)
+    loaded = [name for name in sorted(sys.modules) if f"{name}.".startswith(parents)]
+    files = {name: Path(getattr(sys.modules[name], "__file__", None) or "") for name in loaded}
+    return {
+        name: _digest_file(file, file.stat().st_mtime_ns)
+        for name, file in files.items()
+        if file.suffix == ".py" and file.is_file()
+    }
+
+
+@cache
+def _digest_file(file: Path, changed: int) -> str:
+    code = file.read_bytes()
+    with suppress(SyntaxError, ValueError):  # it is being edited
+        code = ast.unparse(ast.parse(code)).encode()
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def import_class(path: str, what: str) -> Any:

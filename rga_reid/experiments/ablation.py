@@ -21,11 +21,12 @@ import rga_reid
 from rga_reid._deprecated import rename_options
 from rga_reid.data import table_digest
 from rga_reid.errors import InputError
-from rga_reid.experiments.ablation_plan import Plan
+from rga_reid.experiments.ablation_plan import Plan, Variant
 from rga_reid.experiments.recipes import merge
 from rga_reid.files import DiskError, make_folder, write_json, write_text
 from rga_reid.inputs import read_json, truncate
 from rga_reid.process import NoLocksError, lock
+from rga_reid.runtime import digest_code
 
 PLAN = "plan.json"  #: in the folder of an ablation
 
@@ -75,7 +76,7 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Run:
-    """Training and test of a variant with one seed."""
+    """Training and test of a variant with one seed; its result depends on the code of ``modules`` of the user."""
 
     variant: str
     seed: int
@@ -83,6 +84,7 @@ class Run:
     data: DataSource
     flip: bool
     folder: Path
+    modules: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -99,10 +101,7 @@ class Run:
         return "interrupted" if (self.folder / TRAIN).is_dir() else "new"
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings that determine the result, as JSON values.
-
-        The imported modules are not among them: the recipe names the classes that it uses by their class paths.
-        """
+        """Return all settings that determine the result, as JSON values."""
         settings = {
             "variant": self.variant,
             "seed": self.seed,
@@ -112,7 +111,8 @@ class Run:
                 "digest": self.data.digest,
                 "synthetic": self.data.synthetic,
             },
-            "recipe": {key: value for key, value in self.recipe.items() if key != "imports"},
+            "recipe": _without_imports(self.recipe),
+            "code": digest_code(self.modules),
         }
         return to_json_values(settings)
 
@@ -130,7 +130,10 @@ class Run:
             raise InputError(f"{error}; delete {self.folder} to run it again") from None
         if self.data.digest is None and isinstance(started.get("dataset"), dict):
             started["dataset"]["digest"] = None
-        changes = changed_settings(started, self.settings())
+        settings = self.settings()
+        if self.state != "finished" and not (self.folder / TRAIN / LAST).is_file():
+            settings["code"] = {}  # it has trained nothing that is kept
+        changes = compare_settings(started, settings)
         if changes:
             raise InputError(
                 f"{self.folder}: started with other settings ({'; '.join(changes[:3])}); choose another "
@@ -206,13 +209,31 @@ def plan_runs(plan: Plan, out: Path, data: DataSource) -> list[Run]:
     Raises:
         InputError: one of them was started with other settings.
     """
+    modules = {variant.name: _used_modules(variant, plan) for variant in plan.variants}
     runs = [
-        Run(variant.name, seed, variant.recipe, data, plan.flip, out / variant.name / f"seed-{seed}")
-        for variant, seed in plan.order()
+        Run(v.name, seed, v.recipe, data, plan.flip, out / v.name / f"seed-{seed}", modules[v.name])
+        for v, seed in plan.order()
     ]
     for run in runs:
         run.check()
     return runs
+
+
+def _used_modules(variant: Variant, plan: Plan) -> tuple[str, ...]:
+    """Return the imports of a variant without those of which only other variants name a class."""
+
+    def names_class(other: Variant, module: str) -> bool:
+        return f'"{module}.' in json.dumps(_without_imports(other.recipe))
+
+    return tuple(
+        module
+        for module in variant.recipe.get("imports", [])
+        if names_class(variant, module) or not any(names_class(other, module) for other in plan.variants)
+    )
+
+
+def _without_imports(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "imports"}
 
 
 def write_plan(plan: Plan, out: Path) -> None:
@@ -469,6 +490,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def to_json_values(value: Any) -> Any:
     """Return plain values as JSON would read them back: tuples become lists."""
     return json.loads(json.dumps(value))
+
+
+def compare_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return how the settings of two runs differ; of their code, only modules that both have are compared."""
+    codes = [one.get("code") for one in (before, after)]
+    old, new = (code if isinstance(code, dict) else {} for code in codes)  # runs of older releases have none
+    edited = [f"the code of {name} has changed" for name in old if new.get(name, old[name]) != old[name]]
+    first, second = ({key: value for key, value in one.items() if key != "code"} for one in (before, after))
+    return [*edited, *changed_settings(first, second)]
 
 
 def changed_settings(before: Any, after: Any, key: str = "") -> list[str]:

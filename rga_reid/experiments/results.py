@@ -104,7 +104,7 @@ def _check_seeds(folders: Iterable[Path]) -> None:
             continue
         settings = {key: value for key, value in ablation.read_settings(folder).items() if key != "seed"}
         other, expected = first.setdefault(str(settings.get("variant")), (folder, settings))
-        changes = ablation.changed_settings(expected, settings)
+        changes = ablation.compare_settings(expected, settings)
         if changes:
             raise InputError(
                 f"{folder}: cannot be another seed of {other}, because settings differ "

@@ -260,6 +260,75 @@ def test_synthetic_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref
         assert image.size == (32, 32)
 
 
+GATE = """
+from torch import nn
+
+
+class Gate(nn.Module):
+    def __init__(self, in_channels, size):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, in_channels, 1)
+
+    def forward(self, x):
+        return x * self.conv(x).sigmoid()
+"""
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a module that has a gate and a package from which no class is named."""
+    (tmp_path / "own_gate.py").write_text(GATE)
+    (tmp_path / "own_side").mkdir()
+    (tmp_path / "own_side" / "__init__.py").write_text("from own_side import effects\n")
+    (tmp_path / "own_side" / "effects.py").write_text("FACTOR = 2\n")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+def test_edited_modules_are_refused(
+    own_modules: Path, tiny_market: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the runs that use them; comments and formatting do not count."""
+
+    def make_runs(runs: list[Run], **_: object) -> Outcome:
+        for run in runs:
+            run.prepare()
+            (run.folder / "train").mkdir(exist_ok=True)
+            (run.folder / "train/last.ckpt").touch()
+        return Outcome((), ())
+
+    monkeypatch.setattr("rga_reid.experiments.ablation.make_runs", make_runs)
+    variants = [{"name": "plain"}, {"name": "gate", "overrides": {"model.attention": "own_gate.Gate"}}]
+    plan = write_plan(own_modules, variants=variants, imports=["own_gate"])
+    words = ["ablate", "--config", plan, "--data.root", str(tiny_market), "--out", "out"]
+    words += ["--import", "own_side"]
+    assert main(words) == 0
+    gate, effects = own_modules / "own_gate.py", own_modules / "own_side/effects.py"
+    gate.write_text(
+        "# sigmoid\n" + GATE.replace("(in_channels, in_channels, 1)", "(in_channels,\n  in_channels, 1)")
+    )
+    assert main(words) == 0
+    gate.write_text(GATE.replace("sigmoid", "tanh"))
+    error = refused(*words)
+    assert "out/gate/seed-0: " in error
+    assert "own_gate" in error
+    assert "delete this folder" in error
+    (own_modules / "out/gate/seed-0/train/last.ckpt").unlink()  # as if it had failed in its first epoch
+    assert main(words) == 0
+    effects.write_text("FACTOR = 3\n")
+    error = refused(*words)
+    assert "out/plain/seed-0: " in error
+    assert "own_side.effects" in error
+    for name in ("plain", "gate"):  # as an older release has written them
+        file = own_modules / "out" / name / "seed-0/run.json"
+        settings = json.loads(file.read_text())
+        del settings["code"]
+        file.write_text(json.dumps(settings))
+    assert main(words) == 0
+
+
 def test_locked_run(
     ablated: tuple[Path, int], tiny_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +471,11 @@ def test_seeds_have_the_same_settings(ablated: tuple[Path, int], tmp_path: Path,
             error = refused("report", *paths, *out, "--overwrite")
             assert "another seed" in error
             assert what in error
+    for seed, code in enumerate([{"own": "a", "own.x": "a"}, {"own": "b"}, {"own": "b"}, {}]):
+        copy_run(ablated, tmp_path / f"code/plain/seed-{seed}", seed=seed, code=code)
+    assert "code of own has changed" in refused("report", str(tmp_path / "code"), *out, "--overwrite")
+    shutil.rmtree(tmp_path / "code/plain/seed-0")
+    assert main(["report", str(tmp_path / "code"), *out, "--overwrite"]) == 0
 
 
 def test_imports_of_a_training_are_read(ablated: tuple[Path, int], tmp_path: Path) -> None:
