@@ -146,6 +146,20 @@ def import_class(path: str, what: str) -> Any:
         raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
 
 
+def find_place(error: BaseException) -> str:
+    """Return the last line of a traceback in code of the user, such as `` (my_attn.py, line 9)``; "" without one.
+
+    Code of this package, of installed packages and of the standard library is not the user's.
+    """
+    here, library = (str(Path(file).parent) + os.sep for file in (__file__, os.__file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        is_installed = {"site-packages", "dist-packages"} & set(file.parts)
+        if file.is_file() and not is_installed and not str(file).startswith((here, library)):
+            return f" ({file.name}, line {frame.lineno})"
+    return ""
+
+
 def _import_error(name: str, error: BaseException) -> InputError:
     """Return an error with the type, the message and the last line of what a module raised."""
     from rga_reid.inputs import truncate  # imports yaml, which --help does not need

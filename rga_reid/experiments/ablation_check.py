@@ -15,6 +15,7 @@ from rga_reid.devices import choose_device
 from rga_reid.errors import InputError
 from rga_reid.inputs import truncate
 from rga_reid.models import load_model, save_model
+from rga_reid.runtime import find_place
 from rga_reid.training import ReIDModule
 
 
@@ -27,7 +28,7 @@ def check_model(module: ReIDModule, device: str | None = None) -> None:
 
     Raises:
         InputError: a step of this failed, or an attention module changes the shape of its map. The message names it
-            and has the error that a module raised.
+            and has the error that a module raised, with its place in the user's code.
     """
     model, chosen = module.model, choose_device(device)
     step = "forward"
@@ -49,7 +50,7 @@ def check_model(module: ReIDModule, device: str | None = None) -> None:
             load_model(file)
     except Exception as error:  # a class of the user may raise anything
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{step}: {truncate(reason)}") from None
+        raise InputError(f"{step}: {truncate(reason)}{find_place(error)}") from None
 
 
 def _check_shape(stage: int, module: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
