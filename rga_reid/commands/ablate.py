@@ -222,6 +222,7 @@ def _measure(outcome: Outcome, out: Path) -> None:
 
 def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None:
     from rga_reid.commands.report import write_and_print
+    from rga_reid.experiments.ablation import recipe_names
     from rga_reid.experiments.results import add_measurements, read_conditions, read_run
     from rga_reid.reports.ablation_tables import AblationReport, load_published
 
@@ -238,6 +239,7 @@ def _report(options: Namespace, plan: Plan, outcome: Outcome, out: Path) -> None
         published=load_published(plan.published),
         conditions=read_conditions(out),
         planned_baseline=plan.baseline,
+        recipes=recipe_names(plan),
     )
     write_and_print(report, out, options)
 

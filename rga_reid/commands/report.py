@@ -58,7 +58,8 @@ def run(options: Namespace) -> None:
     evaluations = read_evaluations(options.places)
     paths = [Path(path) for path in options.places]
     names = {one.name for one in evaluations}
-    planned = read_plan_summary(paths[0]).get("baseline")
+    plans = [read_plan_summary(path) for path in paths]
+    planned = plans[0].get("baseline")
     failures, missing = list_unfinished_runs(paths)
     report = AblationReport(
         options.title,
@@ -69,6 +70,7 @@ def run(options: Namespace) -> None:
         published=published,
         conditions=read_conditions(paths[0]) if len(paths) == 1 else None,
         planned_baseline="" if options.baseline else planned or "",
+        recipes=[name for plan in plans for name in plan.get("recipes", [])],
     )
     write_and_print(report, Path(options.out), options)
 

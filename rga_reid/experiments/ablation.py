@@ -237,10 +237,21 @@ def _without_imports(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_plan(plan: Plan, out: Path) -> None:
-    """Write what a report needs: title, baseline, and the order of the variants."""
+    """Write what a report needs: title, baseline, and the order and recipes of the variants."""
     make_folder(out)
     names = [variant.name for variant in plan.variants]
-    write_json(out / PLAN, {"title": plan.title, "baseline": plan.baseline, "variants": names})
+    content = {
+        "title": plan.title,
+        "baseline": plan.baseline,
+        "variants": names,
+        "recipes": recipe_names(plan),
+    }
+    write_json(out / PLAN, content)
+
+
+def recipe_names(plan: Plan) -> list[str]:
+    """Return the recipes that a plan names, each once."""
+    return list(dict.fromkeys(variant.recipe_name for variant in plan.variants))
 
 
 def make_runs(

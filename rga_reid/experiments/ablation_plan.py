@@ -45,11 +45,13 @@ class Variant:
         name: letters, digits, ``_``, ``.`` and ``-``.
         recipe: complete options of ``train``, nested.
         seeds: random seeds, one run for each.
+        recipe_name: recipe that the plan names.
     """
 
     name: str
     recipe: Mapping[str, Any] = field(repr=False)
     seeds: tuple[int, ...]
+    recipe_name: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -163,7 +165,7 @@ def _parse_variant(item: Any, number: int, plan: Mapping[str, Any], path: Path) 
         for overrides in (plan.get("overrides"), item.get("overrides")):
             options = merge(options, _parse_overrides(overrides))
         check_sections(options)
-        return Variant(item["name"], add_imports(options, plan["imports"]), tuple(seeds))
+        return Variant(item["name"], add_imports(options, plan["imports"]), tuple(seeds), recipe)
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from rga_reid._deprecated import rename_options
 from rga_reid.errors import InputError, short_repr
 from rga_reid.evaluation.features import label_series
 from rga_reid.evaluation.metrics import RANKS
@@ -113,13 +114,17 @@ def _check_seeds(folders: Iterable[Path]) -> None:
 
 
 def read_plan_summary(path: Path) -> dict[str, Any]:
-    """Read title, baseline and order of variants from the folder of an ablation; empty if it is not one."""
+    """Read title, baseline, order of variants and recipes from the folder of an ablation; empty if it is not one."""
     file = path / ablation.PLAN
     if not file.is_file():
         return {}
     with _explain_damage(file):
-        plan = {key: read_json(file)[key] for key in ("title", "baseline", "variants")}
+        content = read_json(file)
+        plan = {key: content[key] for key in ("title", "baseline", "variants")}
         plan["variants"].index(plan["baseline"])
+        plan["recipes"] = [
+            str(name) for name in content.get("recipes", [])
+        ]  # older releases have not written them
     return plan
 
 
@@ -200,7 +205,8 @@ def read_run(folder: Path) -> Evaluation:
             curve=read_curve(folder / ablation.TRAIN),
             checkpoint=_checkpoint(folder / ablation.TRAIN),
             cameras=_read_cameras(folder / ablation.CAMERAS),
-            imports=_read_imports(folder / ablation.TRAIN),
+            **_read_settings(folder),
+            **_read_training_options(folder / ablation.TRAIN),
             **{key: _number(result.get(key)) for key in ("parameters", "macs", "training_seconds")},
         )
 
@@ -242,13 +248,29 @@ def _checkpoint(folder: Path) -> str | None:
     return str(file) if file.is_file() else None
 
 
-def _read_imports(folder: Path) -> list[str]:
-    """Return the modules of the user that a training imported; none if its settings are not there."""
+def _read_training_options(folder: Path) -> dict[str, Any]:
+    """Return ``imports`` and ``options`` of an ``Evaluation``; none if the settings of a training are not there."""
     file = folder / _CONFIG
     if not file.is_file():
-        return []
+        return {}
     with _explain_damage(file):
-        return check_imports(read_yaml(file, what="settings of train").get("imports"))
+        content = rename_options(read_yaml(file, what="settings of train"), warn=False)
+        sections = {name: content.get(name) or {} for name in ("model", "data", "trainer")}
+        sections["data"].pop("root", None)  # the same data set may be in another folder
+        options = {
+            f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()
+        }
+        return {"imports": check_imports(content.get("imports")), "options": options}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return ``dataset`` and ``drawn`` of an ``Evaluation`` of a run."""
+    if not (folder / ablation.SETTINGS).is_file():
+        return {}
+    with _explain_damage(folder / ablation.SETTINGS):
+        dataset = ablation.read_settings(folder)["dataset"]
+        name = Path(str(dataset["card"])).name.removesuffix(".yaml")
+        return {"dataset": name, "drawn": dataset.get("synthetic") is not None or name == "synthetic"}
 
 
 def _read_cameras(file: Path) -> pd.DataFrame | None:
@@ -287,7 +309,7 @@ def _read_training(folder: Path) -> Evaluation:
     checkpoint = folder / ablation.LAST
     if not checkpoint.is_file():
         return evaluation
-    evaluation = replace(evaluation, checkpoint=str(checkpoint), imports=_read_imports(folder))
+    evaluation = replace(evaluation, checkpoint=str(checkpoint), **_read_training_options(folder))
     parameters, macs = total_costs(load_model(checkpoint).backbone)
     with _explain_damage(checkpoint):
         seconds = _number(read_training_seconds(read_torch(checkpoint)))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rga_reid.reports.ablation_tables import AblationReport, cost_table, score_table
+from rga_reid.reports.ablation_tables import AblationReport, cost_table, fact_lines, score_table
 from rga_reid.reports.language import translate
 
 _BIBLIOGRAPHY = Path(__file__).with_name("published.bib")
@@ -34,7 +34,9 @@ def latex(report: AblationReport, figures: Mapping[str, str]) -> str:
         *(f"% {' '.join(note.split())}" for note in notes),
         "",
     ]
-    parts.append(_table(_escape(score_table(report)), "lrllrrrr", scores, "results"))
+    facts = fact_lines(report)
+    setup = [escape_tex(f"What was compared: {'; '.join(facts)}.")] if facts else []
+    parts.append(_table(_escape(score_table(report)), "lrllrrrr", scores, "results", setup))
     parts.append(_table(_escape(cost_table(report)), "lrrrrr", f"Cost of the variants ({title}).", "cost"))
     cited = [entry for entry in report.published if "cite" in entry]
     if cited:
@@ -85,8 +87,11 @@ def _escape(cells: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(map(escape_tex, line)) for line in cells]
 
 
-def _table(cells: Sequence[Sequence[str]], columns: str, caption: str, label: str) -> str:
+def _table(
+    cells: Sequence[Sequence[str]], columns: str, caption: str, label: str, notes: Sequence[str] = ()
+) -> str:
     head, *body = (" & ".join(line) + r" \\" for line in cells)
+    below = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *notes, r"\end{minipage}"]
     return "\n".join(
         [
             r"\begin{table}",
@@ -100,6 +105,7 @@ def _table(cells: Sequence[Sequence[str]], columns: str, caption: str, label: st
             *body,
             r"\bottomrule",
             r"\end{tabular}",
+            *(below if notes else []),
             r"\end{table}",
             "",
         ]

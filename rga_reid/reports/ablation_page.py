@@ -16,11 +16,13 @@ from rga_reid.files import atomic_file, make_folder
 from rga_reid.reports.ablation_latex import bibliography, latex
 from rga_reid.reports.ablation_stats import Evaluation, average_precisions, by_name, camera_matrix
 from rga_reid.reports.ablation_tables import (
+    CHANGES_HEAD,
     COST_HEAD,
     PUBLISHED_HEAD,
     SCORE_HEAD,
     AblationReport,
     Cell,
+    change_rows,
     cost_cells,
     csv_table,
     markdown,
@@ -127,6 +129,9 @@ def report_page(report: AblationReport, *, photos: bool = True, lang: str | None
         note="",
         score_head=SCORE_HEAD,
         scores=score_cells(report),
+        facts=report.facts,
+        changes_head=CHANGES_HEAD,
+        changes=[list(map(Cell, row)) for row in change_rows(report)],
         cost_head=COST_HEAD,
         costs=cost_cells(report),
         published_head=PUBLISHED_HEAD,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,9 @@ class Evaluation:
         cameras: see ``rank_between_cameras``.
         counts: numbers of queries and of gallery items.
         imports: modules of the user that the model of ``checkpoint`` needs.
+        dataset: name of the card of the data set that it was tested on.
+        drawn: whether that data set was drawn by code.
+        options: of the training, by names such as ``trainer.max_epochs``; empty if unknown.
     """
 
     name: str
@@ -60,6 +63,9 @@ class Evaluation:
     cameras: pd.DataFrame | None = field(default=None, repr=False)
     counts: tuple[float, float] | None = None
     imports: Sequence[str] = ()
+    dataset: str | None = None
+    drawn: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import yaml
 
 from rga_reid.errors import InputError, short_repr
 from rga_reid.inputs import truncate
+from rga_reid.reports.ablation_setup import list_changes, list_facts
 from rga_reid.reports.ablation_stats import (
     LEVEL,
     METRICS,
@@ -26,7 +27,7 @@ from rga_reid.reports.ablation_stats import (
     seed_spread,
     table_rows,
 )
-from rga_reid.reports.language import Text, translate
+from rga_reid.reports.language import Text, fill_text, translate
 
 _PUBLISHED = Path(__file__).with_name("published.yaml")
 
@@ -57,6 +58,7 @@ class AblationReport:
         published: entries of ``load_published``.
         conditions: how latency, memory and times were measured, a text of the section ``report``; None if unknown.
         planned_baseline: baseline of the plan, which may have no finished run yet.
+        recipes: names of the recipes of the variants, where they are known.
     """
 
     title: str
@@ -67,6 +69,7 @@ class AblationReport:
     published: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     conditions: Text | None = None
     planned_baseline: str = ""
+    recipes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         names = list(dict.fromkeys(one.name for one in self.evaluations))
@@ -111,6 +114,11 @@ class AblationReport:
             )
             for seeds in compared
         ]
+
+    @property
+    def facts(self) -> list[tuple[Text, Text | str]]:
+        """Names and values of what is known about data and training."""
+        return list_facts(self.evaluations, self.recipes)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -203,13 +211,27 @@ def cost_table(report: AblationReport) -> list[list[str]]:
     return [_english(COST_HEAD), *([cell.text for cell in row] for row in cost_cells(report))]
 
 
-def _english(texts: Sequence[Text]) -> list[str]:
-    return [translate("en", "report", one.key, **one.values) for one in texts]
+def fact_lines(report: AblationReport) -> list[str]:
+    """Return what is known about data and training in English, such as ``epochs: 3``."""
+    return [": ".join(_english(fact)) for fact in report.facts]
+
+
+def _english(texts: Sequence[Text | str]) -> list[str]:
+    return [fill_text("en", ["report"], one) for one in texts]
 
 
 def _named(what: str) -> Cell:
     key = _KEYS.get(what, "")
     return Cell(translate("en", "report", key) if key else "", key=key)
+
+
+#: headings of the table of the options that differ
+CHANGES_HEAD = (Text("col_variant"), Text("col_options"))
+
+
+def change_rows(report: AblationReport) -> list[list[str]]:
+    """Return the options of each variant that are not the same in all, with the columns of ``CHANGES_HEAD``."""
+    return [list(row) for row in list_changes(report.evaluations)]
 
 
 #: headings of the table of published results
@@ -261,6 +283,10 @@ def markdown(report: AblationReport, figures: Mapping[str, str]) -> str:
         _md_table(score_table(report)),
         "\n".join(f"- {_md(line)}" for line in _english(report.reading)),
     ]
+    if report.facts:
+        parts += ["## What was compared", "\n".join(f"- {_md(line)}" for line in fact_lines(report))]
+    if changes := change_rows(report):
+        parts.append(_md_table([_english(CHANGES_HEAD), *changes]))
     parts += ["## Cost", _md_table(cost_table(report))]
     parts += [_md(line) for line in _english([report.conditions] if report.conditions else [])]
     parts += [f"![{_md(caption)}]({file})" for caption, file in figures.items()]

@@ -158,9 +158,27 @@ def test_protocol_of_the_card(
     assert not (tmp_path / "drawn/plain").exists()
 
 
-def test_report_of_an_ablation(ablated: tuple[Path, int]) -> None:
+def test_report_of_an_ablation(ablated: tuple[Path, int], tiny_market: Path) -> None:
     folder, _ = ablated
-    assert "failed: broken seed 0" in read_page(folder / "out/report.html")
+    page = read_page(folder / "out/report.html")
+    assert "failed: broken seed 0" in page
+    table = read_table(tiny_market)
+    splits = table["split"][table["pid"].astype(str) != "-1"]  # without the junk image
+    queries, gallery = (int((splits == split).sum()) for split in ("query", "gallery"))
+    text = (folder / "out/report.md").read_text()
+    facts = f"""
+- data set: market1501
+- query images: {queries}
+- gallery images: {gallery}
+- recipe: recipe.yaml
+- backbone: resnet18
+- input size (height × width): 32×32
+- epochs: 2
+- seeds: 0
+"""
+    assert facts in text
+    assert main(["report", str(folder / "out"), "--out", str(folder / "again")]) == 0
+    assert facts in (folder / "again/report.md").read_text()
     table = json.loads((folder / "table.json").read_text())
     assert (table["baseline"], [row["name"] for row in table["variants"]]) == ("plain", ["plain"])
     run = read_run(folder / "out/plain/seed-0")

@@ -237,6 +237,64 @@ def test_the_thresholds_of_the_verdicts_are_given() -> None:
     assert "Threshold" not in markdown(alone, {})
 
 
+def test_what_was_compared() -> None:
+    """Known facts, and the options that are not the same in all variants."""
+    attention = {"none": None, "pam": "pam", "own": {"class_path": "own.Gate", "init_args": {"ratio": 4}}}
+    optimizer = {"class_path": "SGD", "init_args": {"lr": 0.1, "nesterov": True}}
+    runs = [
+        Evaluation(
+            name,
+            seed,
+            {"mAP": 0.5},
+            counts=(3368, 15913),
+            dataset="synthetic",
+            drawn=True,
+            options={
+                "model.backbone": "resnet_x",
+                "model.size": [64, 32],
+                "model.attention": choice,
+                "model.optimizer": {
+                    **optimizer,
+                    "init_args": {**optimizer["init_args"], "lr": 0.1 + (name == "own")},
+                },
+                "trainer.max_epochs": 3,
+            },
+        )
+        for name, choice in attention.items()
+        for seed in (7, 9)
+    ]
+    report = AblationReport("x", runs, "none", recipes=["demo"])
+    facts = {
+        "data set": "synthetic, drawn by code",
+        "query images": "3,368",
+        "gallery images": "15,913",
+        "recipe": "demo",
+        "backbone": "resnet_x",
+        "input size (height × width)": "64×32",
+        "epochs": "3",
+        "seeds": "7, 9",
+    }
+    changes = {
+        "none": "model.attention: null; model.optimizer.init_args.lr: 0.1",
+        "pam": "model.attention: pam; model.optimizer.init_args.lr: 0.1",
+        "own": "model.attention: own.Gate(ratio=4); model.optimizer.init_args.lr: 1.1",
+    }
+    text = markdown(report, {}).replace("\\_", "_")
+    page, chinese = (report_page(report, lang=lang).partition("<script")[0] for lang in ("en", "zh"))
+    for name, value in facts.items():
+        assert f"\n- {name}: {value}\n" in text
+        assert re.search(f">{re.escape(name)}</dt><dd[^>]*>{re.escape(value)}</dd>", page)
+        assert escape_tex(f"{name}: {value}") in latex(report, {})
+    for name, value in changes.items():
+        assert f"\n| {name} | {value} |\n" in text
+        assert f">{name}</th><td>{value}</td>" in page
+    for value in ("比较的内容", "synthetic（由代码绘制）", "骨干网络"):
+        assert value in chinese
+    bare = AblationReport("x", [Evaluation(name, None, {"mAP": 0.5}) for name in attention], "none")
+    for text in (markdown(bare, {}), report_page(bare).partition("<script")[0], latex(bare, {})):
+        assert "What was compared" not in text
+
+
 NAMES = {  #: of runs, as Markdown
     "http://evil.example/x": r"http\://evil.example/x",
     "see https://a.b": r"see https\://a.b",
