@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rga_reid.reports.ablation_tables import AblationReport, cost_table, fact_lines, score_table
-from rga_reid.reports.language import translate
+from rga_reid.reports.language import fill_text
 
 _BIBLIOGRAPHY = Path(__file__).with_name("published.bib")
 
@@ -21,9 +21,6 @@ def latex(report: AblationReport, figures: Mapping[str, str]) -> str:
         report: to be written.
         figures: file names by caption.
     """
-    notes = [translate("en", "report", one.key, **one.values) for one in report.reading]
-    if report.conditions:
-        notes.append(translate("en", "report", report.conditions.key, **report.conditions.values))
     title = escape_tex(report.title).rstrip(".")
     versus = escape_tex(report.baseline)
     scores = (
@@ -31,13 +28,19 @@ def latex(report: AblationReport, figures: Mapping[str, str]) -> str:
     )
     parts = [
         "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
-        *(f"% {' '.join(note.split())}" for note in notes),
         "",
     ]
-    facts = fact_lines(report)
-    setup = [escape_tex(f"What was compared: {'; '.join(facts)}.")] if facts else []
-    parts.append(_table(_escape(score_table(report)), "lrllrrrr", scores, "results", setup))
-    parts.append(_table(_escape(cost_table(report)), "lrrrrr", f"Cost of the variants ({title}).", "cost"))
+    facts = "; ".join(fact_lines(report))
+    notes = [f"{facts[0].upper()}{facts[1:]}."] if facts else []
+    notes += [fill_text("en", ["report"], one) for one in report.reading if one.key != "reading_metrics"]
+    head, *rows = _escape(score_table(report))
+    for row, line in zip(report.rows, rows, strict=True):
+        if row.verdict == "baseline":
+            line[2:4] = ["--", "--"]
+    parts.append(_table([head, *rows], "lrllrrrr", scores, "results", notes))
+    conditions = [fill_text("en", ["report"], report.conditions)] if report.conditions else []
+    caption = f"Cost of the variants ({title})."
+    parts.append(_table(_escape(cost_table(report)), "lrrrrr", caption, "cost", conditions))
     cited = [entry for entry in report.published if "cite" in entry]
     if cited:
         head = ["method", "mAP", "rank-1", "conditions"]
@@ -91,7 +94,8 @@ def _table(
     cells: Sequence[Sequence[str]], columns: str, caption: str, label: str, notes: Sequence[str] = ()
 ) -> str:
     head, *body = (" & ".join(line) + r" \\" for line in cells)
-    below = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *notes, r"\end{minipage}"]
+    below = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+    below += [*map(escape_tex, notes), r"\end{minipage}"]
     return "\n".join(
         [
             r"\begin{table}",
