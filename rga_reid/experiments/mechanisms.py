@@ -9,6 +9,7 @@ import torch
 
 from rga_reid.errors import InputError
 from rga_reid.experiments.ablation import LAST, TRAIN, TRAINED
+from rga_reid.experiments.results import read_plan_summary
 from rga_reid.models import EmbeddingModel, load_model
 from rga_reid.models.analysis import capture_gates, capture_stages
 from rga_reid.models.embedding import uint8_batch
@@ -19,14 +20,15 @@ MIN_USE = 0.01  #: change of the map, or spread of the gates, from which a modul
 
 
 def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
-    """Load the variants of an ablation, each with its first seed that was trained to the end.
+    """Load the variants of an ablation in the order of its plan, each with its first seed that was trained to the end.
 
     Args:
         folder: output folder of ``ablate``.
 
     Raises:
-        InputError: no such variant.
+        InputError: no such variant, or a damaged plan.
     """
+    planned = read_plan_summary(folder).get("variants", [])
     first: dict[str, Path] = {}
     runs = [file.parent for file in folder.glob(f"*/seed-*/{TRAINED}")]
     for run in sorted(runs, key=lambda run: int(run.name.removeprefix("seed-"))):
@@ -35,7 +37,9 @@ def load_variants(folder: Path) -> dict[str, EmbeddingModel]:
         raise InputError(
             f"--runs {folder}: expected the folder of an ablation with a trained variant, found none"
         )
-    return {variant: load_model(run / TRAIN / LAST) for variant, run in sorted(first.items())}
+    order = [name for name in planned if name in first]
+    order += sorted(first.keys() - set(order))
+    return {variant: load_model(first[variant] / TRAIN / LAST) for variant in order}
 
 
 def missing_for_view(model: EmbeddingModel, view: str) -> str:

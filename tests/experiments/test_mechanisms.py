@@ -72,6 +72,14 @@ def test_each_trained_variant_is_loaded_with_its_first_seed(tmp_path: Path) -> N
     torch.testing.assert_close(models["position"].state_dict(), expected.state_dict())
 
 
+def test_variants_are_in_the_order_of_the_plan(tmp_path: Path) -> None:
+    for variant in ("zeta", "alpha", "mid", "late", "new"):
+        write_run(tmp_path, variant, 0, None, trained=variant != "late")
+    plan = {"title": "x", "baseline": "zeta", "variants": ["zeta", "late", "mid"]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert list(load_variants(tmp_path)) == ["zeta", "mid", "alpha", "new"]
+
+
 @pytest.mark.parametrize(
     ("view", "shown", "left_out"),
     [
