@@ -139,9 +139,10 @@ def import_class(path: str, what: str) -> Any:
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module}.".startswith(f"{missing}."):
+            name = truncate(module)
             raise InputError(
                 f"{what}: found no module {truncate(missing)} among the installed packages; if it is a file in the "
-                f"current folder, add --import {truncate(module)}"
+                f"current folder, add --import {name} (in a recipe or plan: imports: [{name}])"
             ) from None
         raise InputError(f"{what}: cannot import it ({truncate(error)})") from None
 

@@ -196,6 +196,15 @@ def test_names_of_modules(place: Path, refused: Refused) -> None:
     assert {"own_package.inner", "own_helper"} <= {*sys.modules}
 
 
+def test_missing_import_of_a_plan(place: Path, tiny_market: Path, refused: Refused) -> None:
+    (place / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "imports": []}))
+    (place / "plan.yaml").write_text("recipe: recipe.yaml\nvariants: [{name: a}]\n")
+    words = ["ablate", "--config", "plan.yaml", "--data.root", str(tiny_market), "--out", "out"]
+    error = refused(*words)
+    assert "--import own_attn" in error
+    assert "imports: [own_attn]" in error
+
+
 def test_the_current_folder_is_searched_for_imports_only(place: Path) -> None:
     import_modules(["own_attn"])
     with pytest.raises(InputError, match="own_other"):
