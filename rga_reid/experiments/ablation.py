@@ -44,6 +44,7 @@ _EPOCH = re.compile(rb"epoch (\d+)/(\d+) ")
 _HEADING = re.compile(rb"^== (?:training|testing)\n", re.MULTILINE)
 _TESTING_SHARE = 0.05  # of the work of a run
 _MAX_ERROR, _MAX_SETTING = 500, 80  # characters shown
+_NOT_SET = object()
 # its time is saved in the checkpoint, so it survives a kill
 _TIMER = {"class_path": "pytorch_lightning.callbacks.Timer", "init_args": {"interval": "step"}}
 
@@ -513,10 +514,16 @@ def compare_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
 
 
 def changed_settings(before: Any, after: Any, key: str = "") -> list[str]:
-    """Return the settings that differ, each as ``key was A, is B``."""
+    """Return the settings that differ, each as ``key was A, is B``; null and a missing one are the same."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys([*before, *after])
-        inner = (changed_settings(before.get(k), after.get(k), f"{key}.{k}" if key else k) for k in keys)
+        inner = (
+            changed_settings(before.get(k, _NOT_SET), after.get(k, _NOT_SET), f"{key}.{k}" if key else k)
+            for k in keys
+        )
         return [line for lines in inner for line in lines]
-    name, was, now = (truncate(text, _MAX_SETTING) for text in (key, json.dumps(before), json.dumps(after)))
-    return [] if before == after else [f"{name} was {was}, is {now}"]
+    if before == after or all(one in (None, _NOT_SET) for one in (before, after)):
+        return []
+    shown = ("not set" if one is _NOT_SET else json.dumps(one) for one in (before, after))
+    name, was, now = (truncate(text, _MAX_SETTING) for text in (key, *shown))
+    return [f"{name} was {was}, is {now}"]

@@ -246,7 +246,7 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
     run.prepare()
     run.check()
     (changed,) = scripted.runs(tmp_path, "a:0", {"trainer": {"max_epochs": 9}})
-    with pytest.raises(InputError, match=r"recipe\.trainer\.max_epochs was null, is 9"):
+    with pytest.raises(InputError, match=r"recipe\.trainer\.max_epochs was not set, is 9"):
         changed.check()
     (run.folder / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json: .* delete .*seed-0"):
@@ -270,7 +270,8 @@ def test_name_of_the_checkpoint() -> None:
 
 def test_differences_name_the_keys() -> None:
     one, two = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
-    assert changed_settings(one, two) == ["a.c was [1], is [2]", "d was 2, is null", "e was null, is 3"]
+    assert changed_settings(one, two) == ["a.c was [1], is [2]", "d was 2, is not set", "e was not set, is 3"]
+    assert changed_settings({"a": None, "b": 1}, {"b": None}) == ["b was 1, is null"]  # a is the same
     assert changed_settings(one, one) == []
     (line,) = changed_settings({"k" * 9999: "a" * 9999}, {})
     assert len(line) < 200
