@@ -109,6 +109,7 @@ def fit(
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # images are decoded in memory
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # checked above
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen stages are
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # epochs log means
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between Lightning and torch
         runner = _build_trainer(
             folder, options, callbacks, validates=len(data.val_table) > 0, save_every=save_every

@@ -287,6 +287,11 @@ def test_integers_count_batches() -> None:
         assert repr(options.trainer.limit_train_batches) == text.replace("null", "None")
 
 
+def test_few_steps_are_no_reason_to_warn(small_run: Words, recwarn: pytest.WarningsRecorder) -> None:
+    assert main(small_run(trainer={"max_epochs": 1, "log_every_n_steps": 50})) == 0
+    assert not [one for one in recwarn if "log_every_n_steps" in str(one.message)]
+
+
 def test_length_in_steps(small_run: Words, tmp_path: Path) -> None:
     def rates(*words: str) -> np.ndarray:
         changes = {
