@@ -106,7 +106,8 @@ def parser() -> ArgumentParser:
         "--stage",
         type=int,
         metavar="N",
-        help="stage to show in figures of relations (default: the first with at most 512 positions)",
+        help="stage to show in figures of relations (default: the first with a matrix of at most 512 positions; "
+        "without one, as for channels, the last)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed of untrained weights")
     add_import_option(command)
