@@ -251,7 +251,8 @@ class _Display:
         from rich import progress as rich
         from rich.console import Console
 
-        self.terminal, self.started = sys.stderr.isatty(), time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.started, self.tested = time.monotonic(), 0.0  # start of the first training, and work before it
         self.bar = rich.Progress(
             rich.TextColumn("{task.description}"),
             rich.BarColumn(),
@@ -278,8 +279,11 @@ class _Display:
 
         active = ", ".join(progress.active) or "waiting"
         left = ""
-        if progress.work > 0 and progress.done < progress.total:
-            seconds = (time.monotonic() - self.started) * (progress.total - progress.done) / progress.work
+        if not progress.trains:
+            self.started, self.tested = time.monotonic(), progress.work
+        work = progress.work - self.tested
+        if work > 0 and progress.done < progress.total:
+            seconds = (time.monotonic() - self.started) * (progress.total - progress.done) / work
             left = f"about {format_seconds(seconds)} left"
         self.bar.update(
             self.task, description=active, completed=progress.done, total=progress.total, left=left

@@ -184,6 +184,7 @@ class Progress:
         active: names of active runs, with their steps.
         news: a line about a run that has ended, or "".
         started: a line about a run that starts, or "".
+        trains: whether this call has started a training; the tests of earlier trainings take far less time.
     """
 
     done: float
@@ -192,6 +193,7 @@ class Progress:
     active: tuple[str, ...] = ()
     news: str = ""
     started: str = ""
+    trains: bool = False
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ def make_runs(
     locked: list[Run] = []
     ended = 0
     saved = 0.0  # of ended runs, by earlier calls
+    trains = False
     active: dict[int, _Job] = {}
     try:
         while waiting or active:
@@ -287,10 +290,11 @@ def make_runs(
                     job = _Job(run, _environment(slot, jobs, devices), jobs)
                     if job.start():
                         active[slot] = job
+                        trains |= job.step == "training"
                         line = (
                             f"[{total - len(waiting)}/{total}] {run.name}: {job.step}, log {run.folder / LOG}"
                         )
-                        report(Progress(ended, ended - saved, total, started=line))
+                        report(Progress(ended, ended - saved, total, started=line, trains=trains))
                     else:
                         locked.append(run)
                         ended += 1
@@ -303,11 +307,11 @@ def make_runs(
                     failed = job.run.state == "failed"
                     reason = f": {job.run.failure_reason()}" if failed else ""
                     news = f"{job.run.name} {job.run.state}{reason}"
-                    report(Progress(ended, ended - saved, total, news=news))
+                    report(Progress(ended, ended - saved, total, news=news, trains=trains))
             done = ended + sum(job.done() for job in active.values())
             work = done - saved - sum(job.saved for job in active.values())
             names = tuple(f"{job.run.name} {job.step}" for job in active.values())
-            report(Progress(done, work, total, names))
+            report(Progress(done, work, total, names, trains=trains))
             time.sleep(_POLL_SECONDS if active else 0)
     finally:
         for job in active.values():  # after Ctrl-C: checkpoints are kept

@@ -30,7 +30,7 @@ from rga_reid.commands import main
 from rga_reid.data import read_table
 from rga_reid.evaluation import PROTOCOLS
 from rga_reid.experiments import ablation_worker
-from rga_reid.experiments.ablation import Outcome, Run, lock_run
+from rga_reid.experiments.ablation import Outcome, Progress, Run, lock_run
 from rga_reid.experiments.evaluate_model import evaluate_model
 from rga_reid.experiments.results import read_curve, read_evaluations, read_run
 from rga_reid.reports.ablation_stats import table_rows
@@ -384,6 +384,35 @@ def test_lines_about_checks_and_runs(
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["checking the models of b", "1 of 2 runs finished before"]
     assert err.splitlines() == [f"[1/1] {logs[1].replace('training', 'testing')}", "[1/1] b seed 0 finished"]
+
+
+def test_tests_of_earlier_trainings_do_not_predict_the_time_left(
+    tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+
+    def make_runs(runs: list[Run], *, report: Callable[[Progress], None], **_: object) -> Outcome:
+        report(Progress(0.95, 0, 3, ("a testing",)))
+        now[0] = 20
+        report(Progress(1, 0.05, 3, news="a finished"))
+        report(Progress(1, 0.05, 3, started="b starts", trains=True))
+        now[0] = 65
+        report(Progress(2, 1.05, 3, news="b finished", trains=True))
+        return Outcome((), ())
+
+    monkeypatch.setattr("rga_reid.experiments.ablation.make_runs", make_runs)
+    monkeypatch.setattr("rga_reid.commands.ablate.time", SimpleNamespace(monotonic=lambda: now[0]))
+    words = [
+        "--config",
+        write_plan(tmp_path),
+        "--data.root",
+        str(tiny_market),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["ablate", *words, "--only", "plain"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["[1/3] a finished", "b starts", "[2/3] b finished, about 45 s left"]
 
 
 def test_report_without_measurements(

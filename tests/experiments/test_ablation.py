@@ -151,6 +151,15 @@ def test_interrupted_session_continues(tmp_path: Path) -> None:
     assert seen[-1].done == 2
     assert seen[-1].work == pytest.approx(2 - earlier)
     assert min(progress.work for progress in seen) >= 0
+    assert all(progress.trains for progress in seen)
+
+    (tmp_path / "a/seed-0/result.json").unlink()
+    _, seen = scripted.session(tmp_path, "a:0,c:0")
+    assert [one.trains for one in seen] == sorted(one.trains for one in seen)
+    assert {one.trains for one in seen if one.news.startswith("a") or "a seed 0 testing" in one.active} == {
+        False
+    }
+    assert seen[-1].trains
 
 
 @pytest.mark.slow
