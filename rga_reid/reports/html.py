@@ -30,7 +30,13 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["symbols"] = symbols_to_html
+    environment.filters["breakable"] = break_after_underscores
     return environment
+
+
+def break_after_underscores(text: str) -> Markup:
+    """Escape a name and let it break after each underscore, rather than within a word."""
+    return escape(text).replace("_", Markup("_<wbr>"))
 
 
 def symbols_to_html(text: str) -> Markup:

@@ -280,7 +280,9 @@ def test_what_was_compared() -> None:
         "own": "model.attention: own.Gate(ratio=4); model.optimizer.init_args.lr: 1.1",
     }
     text = markdown(report, {}).replace("\\_", "_")
-    page, chinese = (report_page(report, lang=lang).partition("<script")[0] for lang in ("en", "zh"))
+    page, chinese = (
+        report_page(report, lang=lang).partition("<script")[0].replace("<wbr>", "") for lang in ("en", "zh")
+    )
     for name, value in facts.items():
         assert f"\n- {name}: {value}\n" in text
         assert re.search(f">{re.escape(name)}</dt><dd[^>]*>{re.escape(value)}</dd>", page)
@@ -404,6 +406,12 @@ def test_one_query_that_gains_is_one(report: AblationReport) -> None:
     assert "<b>+5.0</b>" in page
     assert ">Largest loss<" not in page
     assert "Each run was tested once, at its last epoch." in page
+
+
+def test_names_break_after_underscores() -> None:
+    runs = [Evaluation(name, None, {"mAP": 0.5}) for name in ("base", "gate_mean_<b>")]
+    page = report_page(AblationReport("x", runs, "base"))
+    assert page.count('<th scope="row">gate_<wbr>mean_<wbr>&lt;b&gt;</th>') == 2  # results and costs
 
 
 def test_reports_of_nothing_are_refused() -> None:
