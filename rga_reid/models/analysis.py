@@ -19,7 +19,7 @@ from rga_reid.models.backbone import Backbone, Size, count_parameters
 from rga_reid.models.build import AttentionChoice, build_model
 from rga_reid.models.embedding import EmbeddingModel, eval_mode, uint8_batch
 
-#: of the outputs of ``relations`` and ``forward``, relative to the largest value; above, one of them is wrong
+#: largest accepted difference of ``relations`` from ``forward``, as a share of the largest value of the output
 MAX_DIFFERENCE = 1e-2
 _TINY = torch.finfo(torch.float32).tiny
 

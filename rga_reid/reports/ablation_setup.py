@@ -1,4 +1,4 @@
-"""What an ablation report compares: the data, the training, and the options in which the variants differ."""
+"""Collect what an ablation report compares: data, training, and the options in which the variants differ."""
 
 from __future__ import annotations
 
