@@ -65,7 +65,7 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
 _PREVIEWED = 10  # rows, cameras
 _FILES_REMAIN = (
-    "image files are not deleted: `gallery add --skip-known` and `gallery watch` would add them again"
+    "image files are not deleted: `gallery add --skip-known` and `gallery watch` add again those that exist"
 )
 
 
@@ -404,7 +404,12 @@ def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> G
     pids = options.pid or ()
     if options.dry_run:
         found = gallery.find(pids=pids, paths=paths, where=options.where)
-        messages += [f"would remove {_count(len(found), 'image')}; nothing was removed", _FILES_REMAIN]
+        more = (
+            f", of which {_PREVIEWED} are shown (--json FILE writes all paths)"
+            if len(found) > _PREVIEWED
+            else ""
+        )
+        messages += [f"would remove {_count(len(found), 'image')}{more}; nothing was removed", _FILES_REMAIN]
         facts["paths"] = found["path"].tolist()
         print_labels(found.drop(columns=["id", "camid"]), rows=_PREVIEWED)
         return gallery

@@ -128,11 +128,13 @@ def summarize_labels(table: pd.DataFrame, rows: int = 3) -> Iterator[str]:
         rows: number of rows to show.
     """
     table = rename_camid(table)
+    junk = table["pid"].astype("string").eq("-1").fillna(False).astype(bool)
     counts = {
         "images": len(table),
-        "persons": table["pid"].nunique(),
+        "persons": table["pid"][~junk].nunique(),
         "cameras": table["camera"].nunique(),
         "images without a person": int(table["pid"].isna().sum()),
+        **({"junk images": int(junk.sum())} if junk.any() else {}),
     }
     yield ", ".join(f"{noun}: {count:,}" for noun, count in counts.items())
     times = table["time"].dropna() if "time" in table else table["path"][:0]

@@ -90,3 +90,9 @@ def test_a_summary_shows_counts_and_first_rows() -> None:
     assert lines[1:3] == ["  a/0001_c1.jpg: person 1, camera 1", "  a/0001_c2.jpg: person 1, camera 2"]
     assert lines[3] == "  a/x�.jpg: person unknown, camera unknown"
     assert len(lines) == 4
+    with_junk = table_from_files(["a/0001_c1.jpg", "a/-1_c1.jpg", "a/-1_c2.jpg"])
+    junk = "images: 3, persons: 1, cameras: 2, images without a person: 0, junk images: 2"
+    assert next(summarize_labels(with_junk)) == junk
+    assert next(summarize_labels(with_junk.assign(pid=["Anna", "-1", None]))) == (
+        "images: 3, persons: 1, cameras: 2, images without a person: 1, junk images: 1"
+    )

@@ -28,9 +28,10 @@ export function renderTimeline(open) {
   const label = t("timeline_label", { from: formatTime(times[0]), to: formatTime(times.at(-1)) });
   const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": label });
   for (const tick of ticks(start, end, (width - left) / TICK_WIDTH)) {
+    const atEnd = width - x(tick.time) < TICK_WIDTH / 2;
     chart.append(
       svg("line", { class: "tick", x1: x(tick.time), x2: x(tick.time), y1: TOP, y2: height - AXIS }),
-      svg("text", { x: x(tick.time), y: height - 7, "text-anchor": "middle" }, tick.text),
+      svg("text", { x: atEnd ? width : x(tick.time), y: height - 7, "text-anchor": atEnd ? "end" : "middle" }, tick.text),
     );
   }
   lanes.forEach((name, row) => {
