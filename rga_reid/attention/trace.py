@@ -28,7 +28,7 @@ class Step(NamedTuple):
     meaning: str  #: description in words
     formula: str  #: formula in terms of earlier symbols
     tensor: Tensor  #: value, of any shape
-    inputs: tuple[str, ...] = ()  #: earlier symbols that appear in the formula
+    inputs: tuple[str, ...] = ()  #: earlier symbols in the formula; c_i is c if there is no other c_i
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +52,11 @@ class Trace:
             symbol, meaning, formula, tensor: see ``Step``.
         """
         known = {step.symbol for step in self.flow}
-        inputs = tuple(dict.fromkeys(name for name in _NAMES.findall(formula) if name in known))
+        names = (
+            name if name in known else name.removesuffix("_i").removesuffix("_j")
+            for name in _NAMES.findall(formula)
+        )
+        inputs = tuple(dict.fromkeys(name for name in names if name in known))
         self.flow.append(Step(symbol, meaning, formula, tensor, inputs))
         return tensor
 

@@ -59,6 +59,7 @@ def evaluate_run(folder: Path, root: str, card: str, *, flip: bool) -> None:
             "variant": settings["variant"],
             "seed": settings["seed"],
             "metrics": result.to_dict(),
+            "trained_on": model.trained_on,
             "parameters": parameters,
             "macs": macs,
             "training_seconds": read_training_seconds(read_torch(checkpoint)),

@@ -205,6 +205,7 @@ def read_run(folder: Path) -> Evaluation:
             curve=read_curve(folder / ablation.TRAIN),
             checkpoint=_checkpoint(folder / ablation.TRAIN),
             cameras=_read_cameras(folder / ablation.CAMERAS),
+            trained_on=_two_numbers(result.get("trained_on") or {}, ("images", "identities")),
             **_read_settings(folder),
             **_read_training_options(folder / ablation.TRAIN),
             **{key: _number(result.get(key)) for key in ("parameters", "macs", "training_seconds")},
@@ -310,10 +311,14 @@ def _read_training(folder: Path) -> Evaluation:
     if not checkpoint.is_file():
         return evaluation
     evaluation = replace(evaluation, checkpoint=str(checkpoint), **_read_training_options(folder))
-    parameters, macs = total_costs(load_model(checkpoint).backbone)
+    model = load_model(checkpoint)
+    parameters, macs = total_costs(model.backbone)
     with _explain_damage(checkpoint):
         seconds = _number(read_training_seconds(read_torch(checkpoint)))
-    return replace(evaluation, parameters=parameters, macs=macs, training_seconds=seconds)
+        trained_on = _two_numbers(model.trained_on or {}, ("images", "identities"))
+    return replace(
+        evaluation, parameters=parameters, macs=macs, training_seconds=seconds, trained_on=trained_on
+    )
 
 
 def _read_metrics(file: Path) -> dict[str, Any]:
@@ -323,12 +328,17 @@ def _read_metrics(file: Path) -> dict[str, Any]:
 
 def _parse_metrics(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments of ``Evaluation`` from ``test --json`` or ``evaluate --json``: fractions and counts."""
-    counts = [_number(content.get(key)) for key in ("queries", "gallery")]
     return {
         "metrics": {key: _number(content[key], 1) for key in _METRICS if key == "mAP" or key in content},
         "cmc": tuple(_number(value, 1) for value in content.get("cmc", [])),
-        "counts": None if None in counts else tuple(counts),
+        "counts": _two_numbers(content, ("queries", "gallery")),
     }
+
+
+def _two_numbers(content: Mapping[str, Any], keys: tuple[str, str]) -> tuple[float, float] | None:
+    """Return the numbers of two keys; None if one of them is missing."""
+    first, second = (_number(content.get(key)) for key in keys)
+    return None if first is None or second is None else (first, second)
 
 
 def _number(value: Any, most: float = 1e18) -> Any:

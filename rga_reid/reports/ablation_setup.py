@@ -31,6 +31,10 @@ def list_facts(
     sizes = [one["model.size"] for one in options if one.get("model.size")]
     facts = {
         "fact_data": names,
+        "fact_trained": _join(
+            f"{images:,.0f} ({persons:,.0f})"
+            for images, persons in (one.trained_on for one in evaluations if one.trained_on is not None)
+        ),
         "fact_queries": _join(f"{queries:,.0f}" for queries, _ in counts),
         "fact_gallery": _join(f"{gallery:,.0f}" for _, gallery in counts),
         "fact_recipe": _join(recipes),

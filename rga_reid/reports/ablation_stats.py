@@ -41,6 +41,7 @@ class Evaluation:
         checkpoint: file of the tested model.
         cameras: see ``rank_between_cameras``.
         counts: numbers of queries and of gallery items.
+        trained_on: numbers of images and identities of the training.
         imports: modules of the user that the model of ``checkpoint`` needs.
         dataset: name of the card of the data set that it was tested on.
         drawn: whether that data set was drawn by code.
@@ -62,6 +63,7 @@ class Evaluation:
     checkpoint: str | None = None
     cameras: pd.DataFrame | None = field(default=None, repr=False)
     counts: tuple[float, float] | None = None
+    trained_on: tuple[float, float] | None = None
     imports: Sequence[str] = ()
     dataset: str | None = None
     drawn: bool = False

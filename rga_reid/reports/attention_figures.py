@@ -218,6 +218,8 @@ def _colour_norm(values: np.ndarray, low: float, high: float) -> Normalize:
 def _colour_range(values: np.ndarray, percentile: float = 100.0) -> tuple[float, float]:
     """Limits of the colour scale, symmetric about 0 if there are negative values."""
     low, top = float(values.min()), float(values.max())
+    if -1e-6 * abs(top) <= low < 0:  # rounding of a number that is at least 0, such as a square
+        low = 0.0
     high = float(np.percentile(values, percentile))
     if high - low <= 0.02 * (top - low):
         high = top

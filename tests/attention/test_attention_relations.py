@@ -90,6 +90,8 @@ def test_names_in_a_formula_are_whole_symbols() -> None:
         trace.step(symbol, "", "", torch.zeros(1))
     trace.step("z", "", "max(x'ᵀ a_s) · conv_x(a)", torch.zeros(1))
     assert trace.flow[-1].inputs == ("x'", "a_s")
+    trace.step("d", "", "|a_s_i - x_j|²", x)
+    assert trace.flow[-1].inputs == ("a_s", "x")
 
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if MATRICES[name][1]])

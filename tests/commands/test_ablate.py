@@ -166,8 +166,10 @@ def test_report_of_an_ablation(ablated: tuple[Path, int], tiny_market: Path) -> 
     splits = table["split"][table["pid"].astype(str) != "-1"]  # without the junk image
     queries, gallery = (int((splits == split).sum()) for split in ("query", "gallery"))
     text = (folder / "out/report.md").read_text()
+    training = table[table["split"] == "train"]
     facts = f"""
 - data set: market1501
+- training images (identities): {len(training)} ({training["pid"].nunique()})
 - query images: {queries}
 - gallery images: {gallery}
 - recipe: recipe.yaml

@@ -247,6 +247,7 @@ def test_what_was_compared() -> None:
             seed,
             {"mAP": 0.5},
             counts=(3368, 15913),
+            trained_on=(12936, 751),
             dataset="synthetic",
             drawn=True,
             options={
@@ -266,6 +267,7 @@ def test_what_was_compared() -> None:
     report = AblationReport("x", runs, "none", recipes=["demo"])
     facts = {
         "data set": "synthetic, drawn by code",
+        "training images (identities)": "12,936 (751)",
         "query images": "3,368",
         "gallery images": "15,913",
         "recipe": "demo",

@@ -202,6 +202,10 @@ def test_an_entry_is_computed_with_numbers(
         .translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
     )
     assert float(total) == pytest.approx(products[i, j], rel=THREE_DIGITS)
+    working = page.text(".calc").replace("−", "-").replace("(-", "-").replace(")", " ")
+    if found := re.search(r"exp\((-{0,2}[\d.]+) - (-?[\d.]+)\s+= ([\d.]+),", working):  # the digits suffice
+        negated, log, value = (float(text.replace("--", "")) for text in found.groups())
+        assert np.exp(negated - log) == pytest.approx(value, rel=2 * THREE_DIGITS)
     page.click(".calc button")
     page.wait("document.querySelector('.calc tr.now') !== null")
 

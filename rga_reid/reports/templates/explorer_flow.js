@@ -90,6 +90,10 @@ async function fillStep(box) {
     calc.className = "calc";
     holder.append(calc);
     await ready(m);
+  } else if (step.kind === "matrix") {
+    const none = document.createElement("small");
+    none.textContent = t("calc_none");
+    holder.append(none);
   }
 }
 /** The matrix whose entries, or whose products, a step has. */
@@ -103,7 +107,7 @@ function showSteps() {
     if (picture) {
       const node = cell(state.v, state.u, shape), [low, high] = range(values);
       mark(overPhoto(canvas, exhibit().photo, picture), ...middle(node, shape), shape, false);
-      words.textContent = t("step_map", { low: formatNumber(low), high: formatNumber(high), value: formatNumber(values[node]) });
+      words.textContent = t(box.step.shape[1] === 1 ? "step_map_one" : "step_map", { low: formatNumber(low), high: formatNumber(high), value: formatNumber(values[node]) });
     }
     if (m?.ready) showCalculation(box.querySelector(".calc"), m, box.step);
   }
@@ -130,10 +134,14 @@ function keptEntry(m) {
   const [p, q] = place(nodes, i) >= 0 && place(keys, wanted[1]) >= 0 ? wanted : [mainChannel(m), most(mainChannel(m))];
   return { wanted, left: [place(nodes, p), p], right: [place(keys, q), q] };
 }
-/** One entry from its two vectors, in double precision. */
+/** The entry that the box computes, with each product. */
 function calculate(m) {
-  const { form, lefts, rights, nodes, logsumexp } = m.calculation, features = lefts.shape[1];
   const { wanted, left: [left, i], right: [right, j] } = keptEntry(m), other = i !== wanted[0] || j !== wanted[1];
+  return { i, j, other, kept: m.calculation.nodes?.length, ...computeEntry(m, left, i, right, j) };
+}
+/** One entry from its two vectors, in double precision. */
+function computeEntry(m, left, i, right, j) {
+  const { form, lefts, rights, logsumexp } = m.calculation, features = lefts.shape[1];
   const terms = Array.from({ length: features }, (_, e) => {
     const a = lefts.values[left * features + e], b = rights.values[right * features + e];
     return [e, a, b, a * b];
@@ -142,10 +150,21 @@ function calculate(m) {
   const [, across] = m.grid, onCross = i % across === j % across || Math.floor(i / across) === Math.floor(j / across);
   const outside = m.name.startsWith("pass_") && !onCross; // in criss-cross attention only a row and a column count
   const value = { product: dot, mean: dot / m.size[1], softmax: outside ? 0 : Math.exp(dot - log), softmin: Math.exp(-dot - log) }[form];
-  return { i, j, terms, dot, log, value, outside, other, kept: nodes?.length };
+  return { terms, dot, log, value, outside };
+}
+/** An entry as exactly as the page can tell: computed if both vectors are kept, otherwise as stored in half precision. */
+function entryOf(m, i, j, stored) {
+  if (!m.calculation) return stored;
+  const { nodes, keys } = m.calculation, left = nodes ? nodes.indexOf(i) : i, right = keys ? keys.indexOf(j) : j;
+  return left < 0 || right < 0 ? stored : computeEntry(m, left, i, right, j).value;
+}
+/** How to write numbers so that their difference has three digits. */
+function showDifference(difference) {
+  const digits = difference ? Math.min(8, 2 - Math.floor(Math.log10(Math.abs(difference)))) : 0;
+  return digits > 2 ? (value) => value.toFixed(digits).replace("-", "−") : formatNumber;
 }
 /** A number that follows a minus sign. */
-const bracket = (value) => (value < 0 ? `(${formatNumber(value)})` : formatNumber(value));
+const bracket = (value, show = formatNumber) => (value < 0 ? `(${show(value)})` : show(value));
 function showCalculation(holder, m, step) {
   const { i, j, terms, dot, log, value, outside, other, kept } = calculate(m), { form, left, right } = m.calculation;
   if (holder.dataset.entry === `${i},${j},${other},${settings.lang}`) return;
@@ -156,7 +175,8 @@ function showCalculation(holder, m, step) {
   const entry = { i: where(i, m.grid), j: where(j, m.key_grid), count: kept };
   const parts = [line(`**${t("calc_title")}**`), line(t(other ? `calc_other_${m.kind}` : "calc_nodes", entry))];
   const table = document.createElement("tbody"), box = document.createElement("table");
-  headings(table, [t("calc_feature"), left, right, t("calc_product"), t("calc_total")]);
+  const ofPositions = m.kind === "channels" && terms.length === stage().grid[0] * stage().grid[1]; // of CAM
+  headings(table, [t(ofPositions ? "calc_position" : "calc_feature"), left, right, t("calc_product"), t("calc_total")]);
   // all products, or the largest ones in their order
   const largest = new Set([...terms].sort((p, q) => Math.abs(q[3]) - Math.abs(p[3])).slice(0, terms.length > MOST_TERMS ? MOST_TERMS - 1 : MOST_TERMS).map(([e]) => e));
   let total = 0, rest = 0;
@@ -164,7 +184,7 @@ function showCalculation(holder, m, step) {
     if (!largest.has(e)) { rest += product; continue; }
     total += product;
     const row = table.insertRow();
-    for (const text of [String(e), formatNumber(a), formatNumber(b), formatNumber(product), formatNumber(total)]) row.insertCell().textContent = text;
+    for (const text of [String(ofPositions ? e + 1 : e), formatNumber(a), formatNumber(b), formatNumber(product), formatNumber(total)]) row.insertCell().textContent = text;
   }
   if (terms.length > largest.size) {
     const row = table.insertRow(), name = row.insertCell();
@@ -179,7 +199,10 @@ function showCalculation(holder, m, step) {
   const isMatrix = step.symbol === m.symbol;
   if (isMatrix && outside) parts.push(line(t("calc_outside")));
   else if (isMatrix && form === "mean") parts.push(line(t("calc_mean", { n: m.size[1], value: formatNumber(value) })));
-  else if (isMatrix && form !== "product") parts.push(line(t(`calc_${form}`, { sum: formatNumber(dot), negated: bracket(dot), log: formatNumber(log), subtracted: bracket(log), value: formatNumber(value) })));
+  else if (isMatrix && form !== "product") {
+    const show = showDifference((form === "softmin" ? -dot : dot) - log);
+    parts.push(line(t(`calc_${form}`, { sum: show(dot), negated: bracket(dot, show), log: show(log), subtracted: bracket(log, show), value: formatNumber(value) })));
+  }
   parts.push(line(`**${t(other ? "calc_result_other" : "calc_result", { symbol: step.symbol, value: formatNumber(isMatrix ? value : dot) })}**`));
   holder.replaceChildren(...parts);
 }

@@ -175,11 +175,13 @@ function bar(id, low, high, colours, note = "") {
 }
 /** Exponent of the colour scale: 1/3 if a few values exceed the rest by far, as in a sharp softmax. */
 function powerOf(values, low, high) {
-  if (low < 0 || !(high > 0)) return 1;
+  if (isSigned(low, high) || !(high > 0)) return 1;
   let sum = 0;
   for (const value of values) sum += value;
   return sum / values.length < 0.05 * high ? 1 / 3 : 1;
 }
 const rootNote = (power) => (power === 1 ? "" : " ∛");
-const scaleOf = (low, high) => (low < 0 ? [-Math.max(-low, high), Math.max(-low, high), "diverging"] : [low, high, "sequential"]);
+/** Whether some values are negative by more than the rounding of a number that is at least 0, such as a square. */
+const isSigned = (low, high) => low < -1e-6 * Math.abs(high);
+const scaleOf = (low, high) => (isSigned(low, high) ? [-Math.max(-low, high), Math.max(-low, high), "diverging"] : [low < 0 ? 0 : low, high, "sequential"]);
 

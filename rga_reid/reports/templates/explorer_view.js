@@ -69,7 +69,7 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 function readPositions() {
   const m = matrix(), place = nearest(m, state.v, state.u), node = nodeAt(m, place), row = rowOf(m, place), column = columnOf(m, place);
   const otherKey = cell(state.ov, state.ou, m.key_grid), otherNode = cell(state.ov, state.ou, m.grid);
-  return { m, place, node, row, column, otherKey, otherNode, forward: row[otherKey], backward: column[otherNode], total: sum(row) };
+  return { m, place, node, row, column, otherKey, otherNode, forward: entryOf(m, node, otherKey, row[otherKey]), backward: entryOf(m, otherNode, cell(...middle(node, m.grid), m.key_grid), column[otherNode]), total: sum(row) };
 }
 function showPositions() {
   const { m, node, row, column, otherKey, otherNode, forward, backward, total } = readPositions();
@@ -125,7 +125,7 @@ function readChannels() {
   const m = matrix(), place = placeOfChannel(m, state.channel ?? mainChannel(m)), channel = nodeAt(m, place), row = rowOf(m, place), column = columnOf(m, place);
   const order = related(m, channel);
   const lowest = order.toReversed().sort((p, q) => row[p] - row[q] || p - q);
-  return { m, place, channel, row, column, order, lowest, forward: row[order[0]], backward: column[order[0]], total: sum(row) };
+  return { m, place, channel, row, column, order, lowest, forward: entryOf(m, channel, order[0], row[order[0]]), backward: entryOf(m, order[0], channel, column[order[0]]), total: sum(row) };
 }
 /** Whether the channels that a channel takes most from are those least similar to it. */
 const takesFromUnlike = (shown) => ["cam", "dual"].includes(shown.mechanism);
@@ -135,8 +135,9 @@ function showChannels() {
   $("channel-range").value = Math.max(0, all.indexOf(channel)); $("channel-number").value = channel; $("channel-number").max = m.size[0] - 1;
   set("channel-choices", m.whole ? "" : t("channel_choices", { list: all.join(t("comma")) }));
   overPhoto($("photo"), exhibit().photo, activation(m, channel));
-  thumbnails("most", m, order.slice(0, 4), row, column);
-  thumbnails("least", m, lowest.slice(0, 4), row, column);
+  const most = order.slice(0, 4).filter((k, n) => n === 0 || row[k] > row[lowest[0]]); // none is both
+  thumbnails("most", m, channel, most, row, column);
+  thumbnails("least", m, channel, lowest.slice(0, 4), row, column);
   for (const [id, [first]] of [["tied-most", order], ["tied-least", lowest]]) {
     const count = order.filter((k) => row[k] === row[first]).length;
     set(id, count > 1 ? t(id.replace("-", "_"), { count, value: formatNumber(row[first]) }) : "");
@@ -161,7 +162,7 @@ function activation(m, channel) {
   const [, h, w] = m.maps.shape;
   return paint(m.pixels, [h, w], 0, 255, data.colours.sequential, place * h * w);
 }
-function thumbnails(id, m, channels, row, column) {
+function thumbnails(id, m, chosen, channels, row, column) {
   const holder = $(id);
   while (holder.children.length < channels.length) {
     const figure = document.createElement("figure"), canvas = document.createElement("canvas");
@@ -178,7 +179,7 @@ function thumbnails(id, m, channels, row, column) {
     figure.dataset.channel = channel;
     overPhoto(figure.firstChild, exhibit().photo, activation(m, channel));
     describe(figure.firstChild, t("choose_channel", { n: channel }), "button");
-    figure.lastChild.textContent = t("related", { n: channel, row: formatNumber(row[channel]), column: formatNumber(column[channel]) });
+    figure.lastChild.textContent = t("related", { n: channel, row: formatNumber(entryOf(m, chosen, channel, row[channel])), column: formatNumber(entryOf(m, channel, chosen, column[channel])) });
   });
 }
 
