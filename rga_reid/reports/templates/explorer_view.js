@@ -140,7 +140,8 @@ function showChannels() {
   thumbnails("least", m, channel, lowest.slice(0, 4), row, column);
   for (const [id, [first]] of [["tied-most", order], ["tied-least", lowest]]) {
     const count = order.filter((k) => row[k] === row[first]).length;
-    set(id, count > 1 ? t(id.replace("-", "_"), { count, value: formatNumber(row[first]) }) : "");
+    const tiny = row[first] === 0 && m.calculation?.form.startsWith("soft"); // 0 as stored, but no softmax is 0
+    set(id, count > 1 ? t(tiny ? "tied_tiny" : id.replace("-", "_"), { count, value: formatNumber(row[first]) }) : "");
   }
   lines(m, ...middle(channel, m.grid));
   set("head-photo", t("photo_channel", { n: channel }));
