@@ -64,6 +64,7 @@ SETTINGS = {
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
 _PREVIEWED = 10  # rows, cameras
+_UPLOAD = "upload"  # column of the server, see rga_reid.serving.uploads
 _FILES_REMAIN = (
     "image files are not deleted: `gallery add --skip-known` and `gallery watch` add again those that exist"
 )
@@ -410,9 +411,13 @@ def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> G
             else ""
         )
         messages += [f"would remove {_count(len(found), 'image')}{more}; nothing was removed", _FILES_REMAIN]
+        messages += _uploads_remain(found)
         facts["paths"] = found["path"].tolist()
         print_labels(found.drop(columns=["id", "camid"]), rows=_PREVIEWED)
         return gallery
+    uploaded = []
+    if _UPLOAD in gallery.columns:
+        uploaded = _uploads_remain(gallery.find(pids=pids, paths=paths, where=options.where))
     done = gallery.remove(pids=pids, paths=paths, where=options.where)
     messages.append(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
     if done.rewritten:
@@ -420,8 +425,19 @@ def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> G
         messages.append(f"rewritten: {_count(done.segments, 'segment')} with {kept}")
     if done.indexes:
         messages.append(f"rebuilt: {_count(done.indexes, 'index', 'indexes')}")
-    messages.append(_FILES_REMAIN)
+    messages += [_FILES_REMAIN, *uploaded]
     return gallery
+
+
+def _uploads_remain(found: pd.DataFrame) -> list[str]:
+    """Return a message on pictures that clients of ``serve`` have uploaded; empty without these."""
+    names = sorted({name for name in found[_UPLOAD].dropna() if name}) if _UPLOAD in found else []
+    if not names:
+        return []
+    return [
+        f"{_count(len(names), 'picture')} uploaded to a server: only the server deletes these (DELETE /v1/images); "
+        f"otherwise delete them in its folder uploads: {_list_first(names)}"
+    ]
 
 
 def _label(messages: list[str], options: Namespace) -> Gallery:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors import safe_open
@@ -204,6 +205,18 @@ def test_dry_run_lists_the_files_that_remain(
     assert json.loads(facts.read_text())["paths"] == sorted(map(str, images.glob("*_c1s1_*")))
     assert len(Gallery.open(built)) == 10
     assert "files are not deleted" in capsys.readouterr().out
+
+
+def test_remove_names_uploaded_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = pd.DataFrame(
+        {"path": ["a.jpg", "b.jpg", "c"], "pid": [1, 1, 2], "upload": ["a.jpg", "b.jpg", ""]}
+    )
+    Gallery.build(np.eye(3, dtype=np.float32), table).save(tmp_path / "G")
+    for words in (["--pid", 1, "--dry-run"], ["--pid", 1]):
+        assert gallery("remove", tmp_path / "G", *words) == 0
+        assert re.search("2 pictures uploaded .*: a.jpg, b.jpg\n", capsys.readouterr().out)
+    assert gallery("remove", tmp_path / "G", "--pid", 2) == 0
+    assert "to a server" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
