@@ -75,7 +75,7 @@ function showTour() {
   if (!tour || !matrix()?.ready || matrix().kind !== "positions") return;
   const { m, node, forward, backward, total } = readPositions(), both = readsBoth(exhibit());
   const values = {
-    symbol: m.symbol, node: node + 1, h: m.grid[0], w: m.grid[1], n: m.size[0], keys: m.size[1], kh: m.key_grid[0], kw: m.key_grid[1], name: wordsOf(exhibit()).title,
+    symbol: m.symbol, node: node + 1, h: m.grid[0], w: m.grid[1], n: m.size[0], keys: m.size[1], kh: m.key_grid[0], kw: m.key_grid[1], name: wordsOf(exhibit()).title, stage: stage().stage,
     row: formatNumber(forward), column: formatNumber(backward), sum: formatNumber(total), asymmetry: formatNumber(m.asymmetry ?? 0),
   };
   const key = tour === 5 && !sumsToOne(exhibit()) ? "tour_5_plain" : tour === 6 && !both ? "tour_6_plain" : `tour_${tour}`;

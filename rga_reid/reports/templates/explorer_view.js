@@ -180,7 +180,8 @@ function thumbnails(id, m, chosen, channels, row, column) {
     figure.dataset.channel = channel;
     overPhoto(figure.firstChild, exhibit().photo, activation(m, channel));
     describe(figure.firstChild, t("choose_channel", { n: channel }), "button");
-    figure.lastChild.textContent = t("related", { n: channel, row: formatNumber(entryOf(m, chosen, channel, row[channel])), column: formatNumber(entryOf(m, channel, chosen, column[channel])) });
+    const shown = (value, stored) => (stored === 0 && value !== 0 ? "≈ 0" : formatNumber(value));
+    figure.lastChild.textContent = t("related", { n: channel, row: shown(entryOf(m, chosen, channel, row[channel]), row[channel]), column: shown(entryOf(m, channel, chosen, column[channel]), column[channel]) });
   });
 }
 
