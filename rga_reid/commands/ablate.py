@@ -282,7 +282,9 @@ class _Display:
         if not progress.trains:
             self.started, self.tested = time.monotonic(), progress.work
         work = progress.work - self.tested
-        if work > 0 and progress.done < progress.total:
+        if (
+            work >= 0.5 and progress.done < progress.total
+        ):  # of a run: of less, most was the start of programs
             seconds = (time.monotonic() - self.started) * (progress.total - progress.done) / work
             left = f"about {format_seconds(seconds)} left"
         self.bar.update(

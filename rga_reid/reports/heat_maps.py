@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -68,6 +69,17 @@ class HeatMap:
         return (0.0 if self.from_zero else float(self.values.min())), float(self.values.max())
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """``limits`` with three digits, or as many as show their difference with two."""
+        low, high = self.limits
+        size, difference = max(abs(low), abs(high)), high - low
+        digits = (
+            2 + math.floor(math.log10(size)) - math.floor(math.log10(difference)) if difference > 0 else 3
+        )
+        low_text, high_text = (f"{value:.{min(7, max(3, digits))}g}" for value in (low, high))
+        return low_text, high_text
+
+    @property
     def is_even(self) -> bool:
         """True if all values agree to three digits, those of the colour bar."""
         return f"{self.values.min():.3g}" == f"{self.values.max():.3g}"
@@ -75,10 +87,9 @@ class HeatMap:
     @property
     def scale(self) -> Text:
         """Description of the colours: ``0 to 0.31``, or ``0.5 everywhere: no colours``."""
-        low, high = self.limits
         if self.is_even:
-            return Text("map_even", {"value": f"{high:.3g}"})
-        return Text("map_range", {"low": f"{low:.3g}", "high": f"{high:.3g}"})
+            return Text("map_even", {"value": f"{self.limits[1]:.3g}"})
+        return Text("map_range", dict(zip(("low", "high"), self.ends, strict=True)))
 
 
 def english(text: Text | str) -> str:
@@ -204,7 +215,7 @@ def _draw(axes: Any, one: HeatMap) -> None:
         if one.is_even:  # without limits, rounding errors would fill the frame
             axes.set_ylim(one.limits[1] - 1, one.limits[1] + 1)
         else:
-            axes.set_yticks(one.limits, labels=[f"{limit:.3g}" for limit in one.limits])
+            axes.set_yticks(one.limits, labels=one.ends)
             axes.tick_params(labelsize=7)
         return
     height, width = one.pixels.shape[:2]
@@ -215,7 +226,7 @@ def _draw(axes: Any, one: HeatMap) -> None:
         shown = axes.imshow(levels, COLOURS["sequential"], vmin=low, vmax=high, alpha=OPACITY)
         place = axes.inset_axes((0.02, -0.06, 0.96, 0.03))
         bar = axes.figure.colorbar(shown, cax=place, orientation="horizontal")
-        bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
+        bar.set_ticks([low, high], labels=one.ends)
         bar.ax.tick_params(labelsize=7)
 
 
@@ -248,7 +259,7 @@ def _size(pixels: np.ndarray) -> str:
 
 
 def _card(one: HeatMap) -> dict[str, Any]:
-    low, high = one.limits
+    low, high = one.ends
     strip = one.values.ndim == 1
     return {
         "model": one.model,
@@ -258,8 +269,8 @@ def _card(one: HeatMap) -> dict[str, Any]:
         "uri": None
         if strip and one.is_even
         else jpeg_uri(_strip(one) if strip else _overlay(one), quality=90),
-        "low": f"{low:.3g}",
-        "high": f"{high:.3g}",
+        "low": low,
+        "high": high,
         "even": one.scale if one.is_even else None,
         "notes": list(one.notes),
     }

@@ -398,6 +398,8 @@ def test_tests_of_earlier_trainings_do_not_predict_the_time_left(
         now[0] = 20
         report(Progress(1, 0.05, 3, news="a finished"))
         report(Progress(1, 0.05, 3, started="b starts", trains=True))
+        now[0] = 40
+        report(Progress(1.1, 0.15, 3, started="b resumes its last epoch", trains=True))
         now[0] = 65
         report(Progress(2, 1.05, 3, news="b finished", trains=True))
         return Outcome((), ())
@@ -414,7 +416,8 @@ def test_tests_of_earlier_trainings_do_not_predict_the_time_left(
     ]
     assert main(["ablate", *words, "--only", "plain"]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["[1/3] a finished", "b starts", "[2/3] b finished, about 45 s left"]
+    resumed = "b resumes its last epoch"
+    assert lines == ["[1/3] a finished", "b starts", resumed, "[2/3] b finished, about 45 s left"]
 
 
 def test_report_without_measurements(

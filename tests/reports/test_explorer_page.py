@@ -254,6 +254,11 @@ def test_a_number_after_a_minus_sign_is_in_brackets(page: Page) -> None:
     assert page.run("return [bracket(-150), bracket(18.6), bracket(0)]") == ["(−150)", "18.6", "0"]
 
 
+def test_a_narrow_range_has_the_digits_of_its_width(page: Page) -> None:
+    assert page.run("return ends(0.99702, 1.00231)") == {"low": "0.99702", "high": "1.0023"}
+    assert page.run("return ends(-0.25, 0.125)") == {"low": "−0.250", "high": "0.125"}
+
+
 def test_coming_back_from_channels_shows_positions(page: Page) -> None:
     for number, channels in ((3, True), (1, False)):
         page.click(f"#exhibits label:nth-of-type({number}) input")

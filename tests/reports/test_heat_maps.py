@@ -55,6 +55,15 @@ def test_scales_begin_at_zero_or_at_the_lowest_value() -> None:
         assert (first[0] < 60) == (not from_zero)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [(0.25, 0.5, ("0.25", "0.5")), (0.99702, 1.00231, ("0.99702", "1.0023")), (-2, 1000, ("-2", "1e+03"))],
+)
+def test_a_narrow_range_has_the_digits_of_its_width(low: float, high: float, ends: tuple[str, str]) -> None:
+    shown = heat_map(np.array([low, high]), from_zero=False)
+    assert shown.scale.values == {"low": ends[0], "high": ends[1]}
+
+
 def test_even_maps_have_no_colours() -> None:
     page = heat_map_page([heat_map(np.zeros((4, 2))), heat_map(np.full(8, 0.5), what="channels")], "gates")
     assert {"0 everywhere: no colours", "0.5 everywhere: no colours"} <= set(element_texts(page, "li"))

@@ -268,6 +268,12 @@ function same() {
 }
 /** Whether two numbers are equal to three digits: colours between them would show rounding errors. */
 const even = (low, high) => formatNumber(low) === formatNumber(high);
+/** The ends of a range with three digits, or as many as show their difference with two. */
+function ends(low, high) {
+  const digits = 2 + Math.floor(Math.log10(Math.max(Math.abs(low), Math.abs(high)))) - Math.floor(Math.log10(high - low));
+  const write = (value) => (digits > 3 ? value.toPrecision(Math.min(7, digits)).replace("-", "−") : formatNumber(value));
+  return { low: write(low), high: write(high) };
+}
 async function applied() {
   const { photo } = state;
   const table = document.createElement("tbody"), numbersOf = [...new Set(data.exhibits.flatMap((e) => e.stages.map((s) => s.stage)))].sort();
@@ -294,7 +300,7 @@ async function applied() {
         attach(canvas, false);
         figure.append(canvas); place.append(figure);
         addSave(figure, name);
-        if (weight) say("weights_range", { low: formatNumber(low), high: formatNumber(high) });
+        if (weight) say("weights_range", ends(low, high));
         else say("change_range", { low: formatNumber(0), high: formatNumber(100 * high) });
       }
       if (channel && even(...range(channel))) say("every_channel", { value: formatNumber(channel[0]) });
@@ -305,7 +311,7 @@ async function applied() {
         strip.className = "strip"; strip.width = ordered.length; strip.height = 1;
         strip.getContext("2d").drawImage(paint(ordered, [1, ordered.length], low, high, data.colours.sequential), 0, 0);
         place.append(strip);
-        say("channels_range", { low: formatNumber(low), high: formatNumber(high) });
+        say("channels_range", ends(low, high));
       }
     }
   }
