@@ -45,8 +45,9 @@ class MyAttn(nn.Module):
         return Relations.of(self._explicit, x)
 
     def _explicit(self, x, trace):
-        a = trace.weight("channel", "a", "gate of each channel", "2 sigmoid(s)", DOUBLE * self.scale.sigmoid())
-        return trace.step("out", "output map", "a · x", a ** self.power * x)
+        a = DOUBLE * self.scale.sigmoid() ** self.power
+        a = trace.weight("channel", "a", "gate of each channel", "2 sigmoid(s)^p", a)
+        return trace.step("out", "output map", "a · x", a * x)
 """
 HELPER = "DOUBLE = 2.0\n"
 CLASS = "own_attn.MyAttn"

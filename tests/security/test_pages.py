@@ -59,7 +59,7 @@ class Elements(HTMLParser):
 
 def assert_harmless(page: str, shown: Sequence[str], scripts: int = 0) -> None:
     """Check that a page runs and loads nothing, and shows these names unchanged."""
-    found = Elements(page)
+    found = Elements(page.replace("<wbr>", ""))  # within names, where lines may break
     assert found.tags.count("script") == scripts
     assert not {"iframe", "object", "embed", "base", "form", "link"} & set(found.tags)
     assert not [name for name, _ in found.attributes if name.startswith("on")]
