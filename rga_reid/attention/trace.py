@@ -165,10 +165,8 @@ class Relations:
                 node, key = v * width + u, (v * h // height) * w + u * w // width
                 row = values[node].reshape(h, w).numpy()
                 column = values[:, key].reshape(height, width).numpy()
-                titles = [
-                    f"row {node + 1}",
-                    f"column {key + 1}",
-                ]  # positions count from 1, as in the explorer
+                # positions count from 1, as in the explorer
+                titles = [f"row {node + 1}", f"column {key + 1}"]
             low, high = min(row.min(), column.min()), max(row.max(), column.max())  # one scale for both
             titles = [f"{name}, {rows}×{keys}", *titles]
             for one, picture, title in zip(line, (values.numpy(), row, column), titles, strict=True):

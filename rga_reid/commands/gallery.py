@@ -64,7 +64,6 @@ SETTINGS = {
 _OUTPUTS: dict[str, tuple[str, ...]] = {"json": ()}
 _OLD = "time < now - 30d"
 _PREVIEWED = 10  # rows, cameras
-_UPLOAD = "upload"  # column of the server, see rga_reid.serving.uploads
 _FILES_REMAIN = (
     "image files are not deleted: `gallery add --skip-known` and `gallery watch` add again those that exist"
 )
@@ -397,6 +396,8 @@ def _unknown(gallery: Gallery, table: Any, options: Namespace) -> Any:
 def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> Gallery:
     if bool(options.pid or options.path) == (options.where is not None):
         raise InputError("gallery remove: expected --pid N, --path P, or --where FILTER alone")
+    from rga_reid.serving.uploads import COLUMN as UPLOAD_COLUMN
+
     gallery = _info(options)
     known = gallery.known_paths(options.path or ())
     # paths of a gallery built from images are absolute, paths on the command line may be relative
@@ -416,7 +417,7 @@ def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> G
         print_labels(found.drop(columns=["id", "camid"]), rows=_PREVIEWED)
         return gallery
     uploaded = []
-    if _UPLOAD in gallery.columns:
+    if UPLOAD_COLUMN in gallery.columns:
         uploaded = _uploads_remain(gallery.find(pids=pids, paths=paths, where=options.where))
     done = gallery.remove(pids=pids, paths=paths, where=options.where)
     messages.append(f"removed {_count(done.images, 'image')} ({time.monotonic() - started:.1f} s)")
@@ -431,7 +432,9 @@ def _remove(messages: list[str], facts: dict[str, Any], options: Namespace) -> G
 
 def _uploads_remain(found: pd.DataFrame) -> list[str]:
     """Return a message on pictures that clients of ``serve`` have uploaded; empty without these."""
-    names = sorted({name for name in found[_UPLOAD].dropna() if name}) if _UPLOAD in found else []
+    from rga_reid.serving.uploads import COLUMN as UPLOAD_COLUMN
+
+    names = sorted({name for name in found[UPLOAD_COLUMN].dropna() if name}) if UPLOAD_COLUMN in found else []
     if not names:
         return []
     return [

@@ -122,9 +122,8 @@ def read_plan_summary(path: Path) -> dict[str, Any]:
         content = read_json(file)
         plan = {key: content[key] for key in ("title", "baseline", "variants")}
         plan["variants"].index(plan["baseline"])
-        plan["recipes"] = [
-            str(name) for name in content.get("recipes", [])
-        ]  # older releases have not written them
+        # older releases have not written the recipes
+        plan["recipes"] = [str(name) for name in content.get("recipes", [])]
     return plan
 
 

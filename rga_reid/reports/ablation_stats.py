@@ -45,7 +45,7 @@ class Evaluation:
         imports: modules of the user that the model of ``checkpoint`` needs.
         dataset: name of the card of the data set that it was tested on.
         drawn: whether that data set was drawn by code.
-        options: of the training, by names such as ``trainer.max_epochs``; empty if unknown.
+        options: training options by name, such as ``trainer.max_epochs``; empty if unknown.
     """
 
     name: str

@@ -123,16 +123,18 @@ function keptNode(kept, v, u, grid) {
   });
   return [best, kept[best]];
 }
+/** Index of a node among those with kept vectors, which are all without a list; -1 if it is not among them. */
+const keptPlace = (kept, node) => (kept ? kept.indexOf(node) : node);
 /** The entry that the other pictures show, and the one of which both vectors are kept: the same if possible. */
 function keptEntry(m) {
-  const { nodes, keys } = m.calculation, place = (kept, node) => (kept ? kept.indexOf(node) : node);
+  const { nodes, keys } = m.calculation;
   if (m.kind === "positions") {
     const i = nodeAt(m, nearest(m, state.v, state.u)), j = cell(state.ov, state.ou, m.key_grid);
     return { wanted: [i, j], left: keptNode(nodes, ...middle(i, m.grid), m.grid), right: keptNode(keys, ...middle(j, m.key_grid), m.key_grid) };
   }
   const i = matrix() === m ? readChannels().channel : mainChannel(m), most = (n) => related(m, n)[0], wanted = [i, most(i)];
-  const [p, q] = place(nodes, i) >= 0 && place(keys, wanted[1]) >= 0 ? wanted : [mainChannel(m), most(mainChannel(m))];
-  return { wanted, left: [place(nodes, p), p], right: [place(keys, q), q] };
+  const [p, q] = keptPlace(nodes, i) >= 0 && keptPlace(keys, wanted[1]) >= 0 ? wanted : [mainChannel(m), most(mainChannel(m))];
+  return { wanted, left: [keptPlace(nodes, p), p], right: [keptPlace(keys, q), q] };
 }
 /** The entry that the box computes, with each product. */
 function calculate(m) {
@@ -155,7 +157,7 @@ function computeEntry(m, left, i, right, j) {
 /** An entry as exactly as the page can tell: computed if both vectors are kept, otherwise as stored in half precision. */
 function entryOf(m, i, j, stored) {
   if (!m.calculation) return stored;
-  const { nodes, keys } = m.calculation, left = nodes ? nodes.indexOf(i) : i, right = keys ? keys.indexOf(j) : j;
+  const { nodes, keys } = m.calculation, left = keptPlace(nodes, i), right = keptPlace(keys, j);
   return left < 0 || right < 0 ? stored : computeEntry(m, left, i, right, j).value;
 }
 /** How to write numbers so that their difference has three digits. */
